@@ -1,0 +1,107 @@
+"""From a causal LM to its last hidden states and its logits, in two separate steps and with public APIs only.
+
+Losses and replayed evaluation need logits of *some* positions: materialising `(B, T, V)` for all of them is what runs
+out of memory first. So the backbone runs once, and whoever needs logits calls the head on the positions it wants.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What an architecture does to `hidden @ W.T + b` before the softmax: a scale, then a soft cap.
+
+    Args:
+        scale (`float`): Multiplier of the raw logits (Cohere, Granite, Falcon-H1, ...).
+        softcap (`float`, *optional*): `softcap * tanh(logits / softcap)` after the scale (Gemma).
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> "LogitTransform":
+        """Reads the transform off a model config (the text part of a multimodal one)."""
+        config = config.get_text_config()
+        scale = 1.0
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+            if getattr(config, name, None) is not None:
+                scale = float(getattr(config, name))
+                break
+        else:
+            scaling = getattr(config, "logits_scaling", None)
+            if scaling is not None:  # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies
+                scale = float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+        return cls(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under a `PeftModel` (its LoRA layers stay active), or `model` itself."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+@dataclass(frozen=True)
+class LogitHead:
+    """A model's output head as a function of hidden states, restricted to the real vocabulary.
+
+    Args:
+        module (`torch.nn.Module`):
+            The output embeddings. Its `forward` is called, so quantised, LoRA and offloaded heads compute what they
+            should. `forward` and not `__call__`: ZeRO-3's hooks on the module would gather and release the weight at
+            every call, which deadlocks when ranks make different numbers of calls; gather around the calls instead.
+        transform (`LogitTransform`): Scale and soft cap.
+        vocab_size (`int`): Number of real ids; columns beyond it are padding and cut.
+    """
+
+    module: nn.Module
+    transform: LogitTransform
+    vocab_size: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, vocab_size: int) -> "LogitHead":
+        """The head of `model` (a `PeftModel` is looked through)."""
+        model = unwrap_peft(model)
+        return cls(model.get_output_embeddings(), LogitTransform.from_config(model.config), vocab_size)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of `hidden` `(..., H)` as float32 `(..., vocab_size)`."""
+        logits = self.module.forward(hidden.to(self.module.weight.device))
+        return self.transform(logits[..., : self.vocab_size].float())
+
+
+def run_backbone(model: Callable[..., object], backbone: nn.Module, **inputs) -> tuple[torch.Tensor, object]:
+    """Runs `model` and returns what its backbone hands to the head, `(B, T, H)`, and the model's own output.
+
+    The head itself sees one position only (`logits_to_keep=1`). Going through `model` and not through the backbone
+    keeps every wrapper in charge of its parameters (ZeRO-3, FSDP, accelerate's hooks).
+
+    Args:
+        model: The model to call, wrapped or not.
+        backbone (`torch.nn.Module`): `unwrapped_model.base_model`.
+        inputs: `input_ids`, `attention_mask`, `position_ids`, ... of the call.
+    """
+    captured = []
+    hook = backbone.register_forward_hook(lambda _module, _args, output: captured.append(output[0]))
+    try:
+        outputs = model(**{**inputs, "use_cache": False, "logits_to_keep": 1})
+    finally:
+        hook.remove()
+    return captured[-1], outputs
+
+
+def compute_last_hidden_states(model: Callable[..., object], backbone: nn.Module, **inputs) -> torch.Tensor:
+    """The hidden states of `run_backbone` alone, `(B, T, H)`."""
+    return run_backbone(model, backbone, **inputs)[0]

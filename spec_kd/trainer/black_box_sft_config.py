@@ -1,0 +1,10 @@
+from dataclasses import dataclass
+
+from spec_kd.trainer.draft_config import DraftConfig
+
+
+@dataclass
+class BlackBoxSFTConfig(DraftConfig):
+    r"""
+    Configuration of [`BlackBoxSFTTrainer`]: everything of [`~trl.SFTConfig`] and of [`DraftConfig`].
+    """

@@ -1,0 +1,35 @@
+from spec_kd.trainer.black_box_sft_config import BlackBoxSFTConfig
+from spec_kd.trainer.draft_trainer import DraftTrainer
+
+
+class BlackBoxSFTTrainer(DraftTrainer):
+    """
+    Supervised fine-tuning of a draft on what the target wrote: sequence-level distillation (Kim and Rush 2016,
+    arXiv 1606.07947), black-box because the target's probabilities are not needed.
+
+    The signature is that of [`~trl.SFTTrainer`]. The loss is on the completion alone; draft and target may have
+    different tokenizers, as long as the text is what the target writes.
+
+    Args:
+        model (`str` or `PreTrainedModel`): The draft.
+        args ([`BlackBoxSFTConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
+        train_dataset (`Dataset` or `IterableDataset`):
+            Target-written rows: `prompt` + `completion` (conversational or plain, with `tools` and
+            `chat_template_kwargs`), or `prompt_ids` + `completion_ids`, as `spec_kd.generate_responses` returns them.
+        sft_arguments: Every other argument of [`~trl.SFTTrainer`].
+
+    Example:
+
+    ```python
+    from spec_kd import BlackBoxSFTTrainer, generate_responses
+
+    dataset = generate_responses("my-org/target", prompts)
+    trainer = BlackBoxSFTTrainer(model="my-org/draft", train_dataset=dataset)
+    trainer.train()
+    ```
+    """
+
+    _name = "BlackBoxSFT"
+    _config_class = BlackBoxSFTConfig
+    _method = "black-box (sequence-level) distillation"
+    _tag_names = (*DraftTrainer._tag_names, "black-box-distillation")

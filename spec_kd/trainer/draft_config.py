@@ -1,0 +1,42 @@
+"""What the draft trainers' configurations share."""
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+
+@dataclass
+class DraftConfig(SFTConfig):
+    r"""
+    Options shared by the draft trainers, on top of [`~trl.SFTConfig`].
+
+    `bf16` defaults to `False` where there is no accelerator (TRL: `True`): most CPUs only emulate it.
+
+    Args:
+        merge_adapter (`bool`, *optional*, defaults to `False`):
+            Whether `save_model` and `push_to_hub` write LoRA weights merged into the draft, as servers want it.
+            Checkpoints written during training stay adapters, so that training can resume.
+        align_vocabulary (`bool`, *optional*, defaults to `False`):
+            Whether `save_model` and `push_to_hub` pad or cut the draft's vocabulary rows to the target's number, which
+            vLLM, SGLang and `generate` demand. The distribution over real ids does not change. Not for checkpoints.
+        target_vocab_size (`int`, *optional*):
+            Rows of the target's head. Read from the teacher where there is one; otherwise `align_vocabulary` needs it.
+    """
+
+    merge_adapter: bool = field(
+        default=False, metadata={"help": "Whether the final model is saved with its LoRA weights merged."}
+    )
+    align_vocabulary: bool = field(
+        default=False,
+        metadata={"help": "Whether the final model is saved with as many vocabulary rows as the target has."},
+    )
+    target_vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "Vocabulary rows of the target, for `align_vocabulary` where there is no teacher model."},
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+            self.bf16 = False
+        super().__post_init__()

@@ -1,0 +1,245 @@
+"""What every trainer of a draft shares: its data path, its checks, its card, and a save that can be served."""
+
+import copy
+import os
+import re
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
+
+from spec_kd._private import get_config_model_id, suspend_zero3_init
+from spec_kd.data.training_rows import check_training_columns, count_cut_rows, to_training_rows
+from spec_kd.hub import export_draft, extend_model_card
+from spec_kd.trainer.draft_config import DraftConfig
+
+logger = get_logger(__name__)
+
+
+class DraftTrainer(SFTTrainer):
+    """[`~trl.SFTTrainer`] for a draft model: not used itself, but by every trainer of this package.
+
+    It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, hands itself to the
+    callbacks that want a trainer (`bind`), and saves drafts that a server can load.
+    """
+
+    _tag_names = ("trl", "spec_kd", "speculative-decoding", "draft-model")
+    _config_class: type[DraftConfig] = DraftConfig
+    _method: str
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: TrainingArguments | None = None,
+        *,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **sft_arguments: Any,
+    ):
+        args = as_config(args, self._config_class, model)
+        processing_class = processing_class or find_tokenizer(model, args.model_init_kwargs)
+        check_output_dir(args.output_dir)
+        check_tokens(processing_class, args)
+        check_datasets(args, train_dataset, eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **sft_arguments,
+        )
+        self._check_export()
+        for callback in self.callback_handler.callbacks:
+            self._bind(callback)
+
+    def _check_export(self) -> None:
+        if not self.args.align_vocabulary:
+            return
+        if is_peft_model(self.model) and not self.args.merge_adapter:
+            raise ValueError(
+                "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "
+                "contain. Set `merge_adapter=True` as well."
+            )
+        if self._get_target_vocab_size() is None:
+            raise ValueError(
+                "`align_vocabulary=True` needs to know the rows of the target's head. Set `target_vocab_size` to "
+                "`target.config.vocab_size`."
+            )
+
+    def _bind(self, callback: TrainerCallback) -> None:
+        if hasattr(callback, "bind"):
+            callback.bind(self)
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """As `Trainer.add_callback`; a callback with a `bind` method is given this trainer."""
+        super().add_callback(callback)
+        self._bind(self.callback_handler.callbacks[-1])
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        dataset = to_training_rows(dataset)
+        if isinstance(dataset, Dataset) and args.max_length is not None:
+            # TRL truncates and drops in silence. So: prepare without a limit, count, and let TRL apply the limit.
+            unlimited = copy.copy(args)
+            unlimited.max_length, unlimited.shuffle_dataset = None, False
+            dataset = super()._prepare_dataset(
+                dataset, processing_class, unlimited, False, formatting_func, dataset_name
+            )
+            self._report_cut_rows(dataset, args.max_length, dataset_name)
+            formatting_func = None
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    @staticmethod
+    def _report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:
+        cut, lost = count_cut_rows(dataset, max_length)
+        if lost == len(dataset):
+            raise ValueError(
+                f"All {lost} completions of the {name} data set lie beyond `max_length={max_length}` or are empty: "
+                "nothing is left to learn from. Raise `max_length` above the prompt lengths."
+            )
+        if cut or lost:
+            logger.warning(
+                f"{name} data set: `max_length={max_length}` cuts {cut} of {len(dataset)} rows; {lost} rows have no "
+                "completion token within it and teach nothing. Raise `max_length` to keep them whole."
+            )
+
+    def _get_target_vocab_size(self) -> int | None:
+        """Rows of the target's head, where known."""
+        return self.args.target_vocab_size
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; outside of checkpoints, `merge_adapter` and `align_vocabulary` are carried out."""
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        super().save_model(output_dir, _internal_call)
+        if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(output_dir).name):
+            return  # resumed from: must stay what the optimizer knows
+        does_merge = self.args.merge_adapter and is_peft_model(self.model)
+        if not (does_merge or self.args.align_vocabulary):
+            return
+        if self.args.should_save:
+            is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            with suspend_zero3_init():
+                export_draft(
+                    output_dir if is_sharded else self.accelerator.unwrap_model(self.model),
+                    output_dir,
+                    processing_class=self.processing_class,
+                    target_vocab_size=self._get_target_vocab_size() if self.args.align_vocabulary else None,
+                )
+        self.accelerator.wait_for_everyone()
+
+    def _describe_training(self) -> dict[str, Any]:
+        """What the model card says of the method, besides its name."""
+        return {}
+
+    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
+        """TRL's model card, extended by the method, the acceptance before and after, and serving commands."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            extend_model_card(
+                Path(self.args.output_dir) / "README.md",
+                method=self._method,
+                dataset_name=dataset_name,
+                **find_acceptance_metrics(self.state.log_history),
+                **self._describe_training(),
+            )
+
+
+def as_config(args: TrainingArguments | None, config_class: type[DraftConfig], model: Any) -> DraftConfig:
+    """`args` as the trainer's own configuration: a default one for `None`, a copy for an `SFTConfig` and the like."""
+    if isinstance(args, config_class):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(output_dir=f"{name.split('/')[-1]}-{config_class.__name__.removesuffix('Config')}")
+    if not isinstance(args, TrainingArguments):
+        raise TypeError(f"`args` must be a `{config_class.__name__}` or another TrainingArguments, got {type(args)}.")
+    known = {field.name for field in fields(config_class) if field.init}
+    values = args.to_dict()
+    unknown = {name for name in values if name not in known}
+    if unknown:
+        raise ValueError(
+            f"`args` is a {type(args).__name__} with options that {config_class.__name__} does not have: "
+            f"{sorted(unknown)}. Use {config_class.__name__}."
+        )
+    # `to_dict` writes a placeholder for every `*_token`, `eos_token` among them
+    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}
+    return config_class(**values)
+
+
+def find_tokenizer(
+    model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None = None
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with a model (a path, a Hub id, or a model that knows where it came from), or `None`."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    if not name:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, **get_hub_options(init_kwargs))
+    except (OSError, ValueError):
+        return None
+
+
+def get_hub_options(init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """The part of a model's init arguments that also says which config and tokenizer belong to it."""
+    names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+    return {name: value for name, value in (init_kwargs or {}).items() if name in names}
+
+
+def check_tokens(processing_class: PreTrainedTokenizerBase | None, args: DraftConfig) -> None:
+    """Raises `ValueError` without a tokenizer or an EOS token (a missing pad token is replaced by EOS, as in TRL)."""
+    if processing_class is None:
+        raise ValueError("No tokenizer was found with the model. Pass the target's as `processing_class`.")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if args.eos_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            "The processing class has no `eos_token`, so the draft could not learn where a response ends (nor have "
+            "a default for a missing `pad_token`). Set `tokenizer.eos_token` to the target's."
+        )
+
+
+def check_datasets(args: DraftConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Raises `ValueError` for a missing or empty data set, or one without what the target wrote."""
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required: the target's responses to learn from.")
+    eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
+    for name, dataset in {"training": train_dataset, **eval_datasets}.items():
+        if dataset is not None:
+            check_training_columns(dataset, name, args.assistant_only_loss)
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Raises `ValueError` unless files can be written to `output_dir`; creates it."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir={output_dir!r}` cannot be written to ({error}). Pass a folder that can."
+        ) from error
+
+
+def find_acceptance_metrics(log_history: list[dict[str, float]]) -> dict[str, dict[str, float] | None]:
+    """The first and the last logged figures of `SpeculativeEvalCallback`, as `metrics_before` and `metrics`."""
+    logs = [
+        {key: value for key, value in log.items() if re.search(r"alpha_(greedy|t[\d.]+)|acceptance|block_eff", key)}
+        for log in log_history
+        if any(key.endswith("block_efficiency") for key in log)
+    ]
+    if not logs:
+        return {"metrics_before": None, "metrics": None}
+    return {"metrics_before": logs[0] if len(logs) > 1 else None, "metrics": logs[-1]}

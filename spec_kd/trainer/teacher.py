@@ -1,0 +1,97 @@
+"""The teacher of a white-box run: loaded as TRL loads one, frozen, and asked for hidden states only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from transformers import PreTrainedModel
+from trl.models import prepare_deepspeed, prepare_fsdp
+
+from spec_kd._private import create_model_from_path
+from spec_kd.heads import LogitHead, compute_last_hidden_states, unwrap_peft
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What a live teacher says about a batch: hidden states, and the head that turns some of them into logits.
+
+    Args:
+        hidden (`torch.Tensor`): `(B, T, H_teacher)`, no gradient.
+        head (`LogitHead`): The teacher's head.
+    """
+
+    hidden: torch.Tensor
+    head: LogitHead
+
+    def select(self, mask: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """Logits of the positions of the loss, chunk by chunk.
+
+        Args:
+            mask (`torch.Tensor`): bool `(B, T - 1)`, true where the *next* token belongs to the loss; N are true.
+
+        Returns:
+            A function from a slice of the N positions to logits `(n, vocab_size)`, on the device of `mask`.
+        """
+        selected = self.hidden[:, :-1][mask.to(self.hidden.device)]  # (N, H_teacher)
+
+        def compute_logits(chunk: slice) -> torch.Tensor:
+            with torch.no_grad():
+                return self.head(selected[chunk]).to(mask.device)
+
+        return compute_logits
+
+
+class LiveTeacher:
+    """A frozen target model in memory.
+
+    Args:
+        model (`PreTrainedModel`): Put in eval mode and frozen for good.
+        accelerator (`Accelerator`): Prepares it with the rules TRL has for teachers (ZeRO, FSDP, device, precision).
+        vocab_size (`int`): Number of real ids.
+    """
+
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, vocab_size: int):
+        model.eval().requires_grad_(False)
+        self._unwrapped = unwrap_peft(model)
+        self._head = LogitHead.of(model, vocab_size)
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.model = prepare_deepspeed(model, accelerator)
+        elif accelerator.distributed_type == DistributedType.FSDP:
+            self.model = prepare_fsdp(model, accelerator)
+        else:
+            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+
+    @torch.no_grad()
+    def compute_signal(self, inputs: dict[str, Any]) -> TeacherSignal:
+        """Runs the teacher over the draft's own inputs (ids, mask or position ids; labels are left out)."""
+        inputs = {key: value for key, value in inputs.items() if key not in ("labels", "output_router_logits")}
+        return TeacherSignal(compute_last_hidden_states(self.model, self._unwrapped.base_model, **inputs), self._head)
+
+
+def load_teacher(
+    teacher_model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None, is_distributed: bool, **defaults: Any
+) -> PreTrainedModel:
+    """The teacher as a model: a path or Hub id is loaded by TRL's own loader, a model is returned as it is.
+
+    Args:
+        teacher_model (`str` or `PreTrainedModel`): What the user passed.
+        init_kwargs (`dict`, *optional*): `teacher_model_init_kwargs`.
+        is_distributed (`bool`): Whether several processes train; `device_map` must then be `None`.
+        defaults: Arguments used unless `init_kwargs` has them.
+
+    Raises:
+        ValueError: If `init_kwargs` come with a model that is already there.
+    """
+    if not isinstance(teacher_model, str):
+        if init_kwargs:
+            raise ValueError(
+                f"`teacher_model_init_kwargs` {sorted(init_kwargs)} came with a `teacher_model` that is already a "
+                "model. Pass the teacher's path, or drop the arguments."
+            )
+        return teacher_model
+    kwargs = {**defaults, **(init_kwargs or {})}
+    if is_distributed:
+        kwargs["device_map"] = None
+    return create_model_from_path(teacher_model, **kwargs)

@@ -1,0 +1,25 @@
+"""Tiny models, tokenizers and data sets, made here: no test needs the network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from tiny import build_llama, build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def draft():
+    return build_llama(seed=0, hidden_size=32)
+
+
+@pytest.fixture
+def target():
+    return build_llama(seed=1, hidden_size=48, layers=3)

@@ -1,0 +1,74 @@
+"""One small white-box run, started by `test_distributed.py` in one process or several; writes losses and weights.
+
+Usage: distributed_run.py OUTPUT.pt BATCH_SIZE {none|zero}; every case of CASES runs, one after the other.
+"""
+
+import os
+import sys
+
+import torch
+from datasets import Dataset
+from tiny import build_llama, build_tokenizer
+from transformers import TrainerCallback
+
+from spec_kd.trainer import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
+
+CASES = ("even", "uneven", "masked")
+
+
+def build_rows(case: str) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(16):
+        length = 8 if case == "even" else int(torch.randint(3, 20, (1,), generator=generator))
+        ids = torch.randint(5, 261, (length,), generator=generator).tolist()
+        # The first four rows are the first batch of rank 0.
+        is_masked = case == "masked" and index < 4
+        rows.append(
+            {"input_ids": ids, "labels": [-100] * (length if is_masked else 2) + ([] if is_masked else ids[2:])}
+        )
+    return rows
+
+
+class CompareRanks(TrainerCallback):
+    """Fails the run when a rank's parameters differ from rank 0's: a gradient that was not synchronised."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if torch.distributed.is_initialized() and all(p.numel() for p in model.parameters()):
+            total = torch.stack([p.detach().double().sum() for p in model.parameters()])
+            others = [torch.zeros_like(total) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(others, total)
+            assert all(torch.equal(total, other) for other in others), "the ranks' weights differ"
+
+
+def train(output_dir: str, case: str, batch_size: int, sharding: str) -> dict:
+    is_sharded = sharding == "zero"
+    args = WhiteBoxDistillConfig(
+        output_dir=output_dir, per_device_train_batch_size=batch_size, max_steps=2, learning_rate=0.5,
+        optim="sgd", lr_scheduler_type="constant", max_length=None, train_sampling_strategy="sequential",
+        gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False,
+        use_cpu=not is_sharded, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, max_grad_norm=1e9,
+    )  # fmt: skip
+    trainer = WhiteBoxDistillTrainer(
+        model=build_llama(seed=0), teacher_model=build_llama(seed=1, hidden_size=48, layers=3), args=args,
+        train_dataset=Dataset.from_list(build_rows(case)), processing_class=build_tokenizer(),
+        callbacks=[CompareRanks()],
+    )  # fmt: skip
+    trainer.train()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return {
+        "losses": [log["loss"] for log in logs],
+        "alphas": [log["alpha_on_data"] for log in logs],
+        "weights": {name: value.detach().clone() for name, value in (weights or {}).items()},
+    }
+
+
+def main(output: str, batch_size: str, sharding: str) -> None:
+    results = {case: train(f"{output}.run", case, int(batch_size), sharding) for case in CASES}
+    if int(os.environ.get("RANK", 0)) == 0:
+        torch.save(results, output)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Two gloo processes on the CPU give the losses and weights of one process: DDP, ZeRO-2, ZeRO-3."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent / "distributed_run.py"
+
+
+def run(command: list[str], **environment: str) -> None:
+    paths = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "CI": "1",
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def single_process(tmp_path_factory):
+    output = tmp_path_factory.mktemp("single") / "single.pt"
+    run([sys.executable, str(SCRIPT), str(output), "8", "none"])
+    return torch.load(output)
+
+
+def assert_same(actual: dict, expected: dict) -> None:
+    assert actual.keys() == expected.keys() == {"even", "uneven", "masked"}
+    for case in expected:
+        assert actual[case]["losses"] == pytest.approx(expected[case]["losses"], rel=2e-5), case
+        assert actual[case]["alphas"] == pytest.approx(expected[case]["alphas"], rel=2e-5), case
+        weights = expected[case]["weights"]
+        assert actual[case]["weights"].keys() | {"lm_head.weight"} == weights.keys() | {"lm_head.weight"}  # tied
+        for name, value in actual[case]["weights"].items():
+            message = f"{case}, {name}: "
+            torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5, msg=lambda m, h=message: h + m)
+
+
+def test_ddp_equals_one_process(tmp_path, single_process):
+    output = tmp_path / "ddp.pt"
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    run([sys.executable, *launcher, "--rdzv_endpoint", "localhost:0", str(SCRIPT), str(output), "4", "none"])
+    assert_same(torch.load(output), single_process)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_equals_one_process(tmp_path, single_process, stage):
+    pytest.importorskip("deepspeed")
+    config = {
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,  # else parameters this small would never be sharded
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    config_file, output = tmp_path / "ds.json", tmp_path / "zero.pt"
+    config_file.write_text(json.dumps(config))
+    launcher = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config_file)]
+    launcher += ["--num_processes", "2", "--main_process_port", "0"]
+    run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "zero"], DS_ACCELERATOR="cpu")
+    assert_same(torch.load(output), single_process)
