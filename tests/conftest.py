@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads cost tiny models more than they give
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest

@@ -11,6 +11,7 @@ from datasets import Dataset
 from tiny import build_llama, build_tokenizer
 from transformers import TrainerCallback
 
+from spec_kd.evaluation import SpeculativeEvalCallback
 from spec_kd.trainer import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
 CASES = ("even", "uneven", "masked")
@@ -48,16 +49,22 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str) -> dict:
         optim="sgd", lr_scheduler_type="constant", max_length=None, train_sampling_strategy="sequential",
         gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False,
         use_cpu=not is_sharded, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, max_grad_norm=1e9,
+        eval_strategy="steps", eval_steps=2,
     )  # fmt: skip
     trainer = WhiteBoxDistillTrainer(
         model=build_llama(seed=0), teacher_model=build_llama(seed=1, hidden_size=48, layers=3), args=args,
         train_dataset=Dataset.from_list(build_rows(case)), processing_class=build_tokenizer(),
-        callbacks=[CompareRanks()],
+        eval_dataset=Dataset.from_list(build_rows("even")[:8]),
+        callbacks=[CompareRanks(), SpeculativeEvalCallback([[{"role": "user", "content": "a"}]] * 3, max_new_tokens=8)],
     )  # fmt: skip
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     logs = [log for log in trainer.state.log_history if "loss" in log]
+    evaluations = [log for log in trainer.state.log_history if "eval_block_efficiency" in log]
     return {
+        "evaluation_losses": [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log],
+        "block_efficiencies": [log["eval_block_efficiency"] for log in evaluations],
+        "alphas_t1": [log["eval_alpha_t1"] for log in evaluations],
         "losses": [log["loss"] for log in logs],
         "alphas": [log["alpha_on_data"] for log in logs],
         "weights": {name: value.detach().clone() for name, value in (weights or {}).items()},

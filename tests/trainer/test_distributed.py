@@ -36,8 +36,9 @@ def single_process(tmp_path_factory):
 def assert_same(actual: dict, expected: dict) -> None:
     assert actual.keys() == expected.keys() == {"even", "uneven", "masked"}
     for case in expected:
-        assert actual[case]["losses"] == pytest.approx(expected[case]["losses"], rel=2e-5), case
-        assert actual[case]["alphas"] == pytest.approx(expected[case]["alphas"], rel=2e-5), case
+        for name in ("losses", "alphas", "evaluation_losses", "block_efficiencies", "alphas_t1"):
+            assert len(expected[case][name]) == 2, name  # two steps; evaluations before training and after
+            assert actual[case][name] == pytest.approx(expected[case][name], rel=1e-4), (case, name)
         weights = expected[case]["weights"]
         assert actual[case]["weights"].keys() | {"lm_head.weight"} == weights.keys() | {"lm_head.weight"}  # tied
         for name, value in actual[case]["weights"].items():

@@ -1,0 +1,129 @@
+"""From a model in training to a folder that every engine loads as a draft."""
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import AutoPeftModelForCausalLM, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from spec_kd.heads import unwrap_peft
+from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
+
+ADAPTER_CONFIG = "adapter_config.json"
+# What an earlier save may have left: engines that load every weight file of a folder would load these too.
+WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*", ADAPTER_CONFIG)
+
+
+def export_draft(
+    draft: PreTrainedModel | PeftModel | str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    processing_class: ProcessingClass | None = None,
+    target_vocab_size: int | None = None,
+    merge_adapter: bool = True,
+) -> Path:
+    """Saves a draft in the form that servers take: one model, no adapter, as many vocabulary rows as the target.
+
+    The model given is left as it is: merging and aligning happen on a copy. Files are written to a folder beside
+    `output_dir` and moved in at the end; weights of an earlier save there are removed, other files stay.
+
+    Args:
+        draft (`PreTrainedModel`, `PeftModel` or path):
+            The trained draft. A folder with an `adapter_config.json` is loaded as an adapter on its base model.
+        output_dir (`str` or `os.PathLike`): Created if needed; may be the folder that `draft` was loaded from.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            Saved beside the weights; give the target's, since the draft will read the target's ids. Loaded from `draft`
+            if that is a path.
+        target_vocab_size (`int`, *optional*):
+            Rows of the target's head (`target.config.vocab_size`); the draft's are padded or cut to it, see
+            [`align_vocabulary`].
+        merge_adapter (`bool`): `False` saves a PEFT draft as an adapter.
+
+    Returns:
+        `Path`: `output_dir`.
+
+    Raises:
+        `ValueError`: Before anything is written: no processing class to align by, an adapter to be aligned but not
+            merged, a quantised base to be merged into, partitioned (ZeRO-3) weights, real ids beyond the target's rows.
+        `OSError`: `output_dir` cannot be created.
+    """
+    is_ours = isinstance(draft, str | os.PathLike)  # loaded here, so nobody minds if it changes
+    if is_ours:
+        draft, processing_class = _load(Path(draft), processing_class)
+    if any(hasattr(parameter, "ds_id") for parameter in draft.parameters()):
+        raise ValueError(
+            "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path."
+        )
+    is_adapter = is_peft_model(draft)
+    if target_vocab_size is not None and processing_class is None:
+        raise ValueError("`target_vocab_size` needs `processing_class`, to know which rows are in use.")
+    if is_adapter and merge_adapter and getattr(unwrap_peft(draft), "is_quantized", False):
+        raise ValueError(
+            "The adapter sits on a quantised base, and merging into that would round it. Save the adapter and export "
+            "it from its path, which loads the base in its own precision."
+        )
+    if is_adapter and not merge_adapter and target_vocab_size is not None:
+        raise ValueError("`target_vocab_size` needs `merge_adapter=True`: rows of an adapter's base cannot be aligned.")
+    output_dir = Path(output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.")
+    except OSError as error:
+        raise OSError(f"`output_dir={str(output_dir)!r}` cannot be written to ({error}).") from error
+    with staging as folder:
+        if is_adapter and merge_adapter:
+            draft = _merge(draft if is_ours else copy.deepcopy(draft))
+            is_ours = True
+        if target_vocab_size is not None:
+            draft = draft if is_ours else copy.deepcopy(draft)
+            align_vocabulary(draft, target_vocab_size, count_real_ids(processing_class))
+        draft.save_pretrained(folder)
+        if processing_class is not None:
+            processing_class.save_pretrained(folder)
+        _move_in(Path(folder), output_dir)
+    return output_dir
+
+
+def _load(path: Path, processing_class: ProcessingClass | None) -> tuple[PreTrainedModel | PeftModel, ProcessingClass]:
+    if not path.is_dir():
+        raise ValueError(f"`draft={str(path)!r}` is neither a model nor a folder.")
+    if processing_class is None:
+        processing_class = AutoTokenizer.from_pretrained(path)
+    if (path / ADAPTER_CONFIG).exists():
+        return AutoPeftModelForCausalLM.from_pretrained(path, dtype="auto"), processing_class
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto"), processing_class
+
+
+def _merge(draft: PeftModel) -> PreTrainedModel:
+    base = unwrap_peft(draft)
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    if isinstance(head, BaseTunerLayer) or isinstance(embedding, BaseTunerLayer):
+        # Merged into a tied matrix, an update of the head would reach the embedding too, and the other way round.
+        layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    merged = draft.merge_and_unload()
+    if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
+        # Loaded as tied, one of the two would be lost.
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
+    return merged
+
+
+def _move_in(source: Path, output_dir: Path) -> None:
+    for pattern in WEIGHT_PATTERNS:
+        for stale in output_dir.glob(pattern):
+            if not (source / stale.name).exists():
+                stale.unlink()
+    for file in source.iterdir():
+        # PEFT writes a README of its own; a model card that is there is worth more
+        if file.name == "README.md" and (output_dir / file.name).exists():
+            continue
+        if file.is_dir():
+            shutil.copytree(file, output_dir / file.name, dirs_exist_ok=True)
+        else:
+            os.replace(file, output_dir / file.name)
