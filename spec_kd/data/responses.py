@@ -86,7 +86,7 @@ def generate_responses(
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     target, processing_class = _load(target, processing_class)
-    eos_ids, pad_id = _find_special_ids(target, processing_class)
+    eos_ids, pad_id = find_special_ids(target, processing_class)
     prompt_ids = render_prompt_ids(rows, processing_class)
     _check_prompts_fit(prompt_ids, target, max_new_tokens)
 
@@ -219,7 +219,8 @@ def _load(
     return unwrap_peft(target), processing_class
 
 
-def _find_special_ids(target: PreTrainedModel, processing_class: ProcessingClass) -> tuple[list[int], int]:
+def find_special_ids(target: PreTrainedModel, processing_class: ProcessingClass) -> tuple[list[int], int]:
+    """EOS ids of the target (its generation config's and its tokenizer's) and a pad id; raises without any EOS."""
     tokenizer = get_tokenizer(processing_class)
     shipped = target.generation_config.eos_token_id
     eos_ids = set(shipped if isinstance(shipped, list) else [shipped]) | {tokenizer.eos_token_id}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
+from spec_kd.acceptance import compute_alpha
 from spec_kd.losses.divergences import Divergence, TokenDistributions
 
 # Elements of one `(chunk, V)` float32 buffer: 64 MiB. About six such buffers live at a time.
@@ -142,7 +143,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
             d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
             value[chunk] = settings.divergence.compute_value(d)
             entropy[chunk] = -(d.q * d.log_q).sum(-1)
-            alpha[chunk] = torch.minimum(d.p, d.q).sum(-1)
+            alpha[chunk] = compute_alpha(d.p, d.q)
             is_top1[chunk] = d.q.argmax(-1) == labels[chunk]
             if not (needs_hidden or needs_weight or needs_bias):
                 continue

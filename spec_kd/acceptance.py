@@ -1,0 +1,148 @@
+"""The definitions of speculative decoding's figures, as pure functions on tensors; nothing else defines them.
+
+p is the target's next-token distribution and q the draft's, both at the sampling temperature; gamma is the number of
+tokens drafted in a round. Accepted and emitted tokens follow the papers (Leviathan et al., arXiv 2211.17192).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+DRAFT_SAMPLINGS = ("stochastic", "greedy")
+
+
+def compute_alpha(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """sum_v min(p, q) = 1 - TV(p, q): the probability that one drafted token is accepted (arXiv 2211.17192, eq. 2).
+
+    Args:
+        p (`torch.Tensor`): Probabilities of the target, `(..., V)`.
+        q (`torch.Tensor`): Probabilities of the draft, `(..., V)`.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    return torch.minimum(p, q).sum(dim=-1)
+
+
+def compute_greedy_draft_alpha(log_p: torch.Tensor, draft_choice: torch.Tensor) -> torch.Tensor:
+    """p(argmax q): the probability that a greedily drafted token is accepted where the target samples.
+
+    Args:
+        log_p (`torch.Tensor`): Log-probabilities of the target, `(..., V)`.
+        draft_choice (`torch.Tensor`): The draft's most likely ids, int64 `(...)`.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`.
+    """
+    return log_p.gather(-1, draft_choice.unsqueeze(-1)).squeeze(-1).exp()
+
+
+def compute_token_acceptance(token_log_p: torch.Tensor, token_log_q: torch.Tensor) -> torch.Tensor:
+    """min(1, q(x) / p(x)) for x sampled from p: P(token x is accepted | drafting reaches it, the text is x).
+
+    Needs the log-probabilities of the text's own tokens only, any shape, and keeps it. Use float32 or better: float16
+    rounds by 0.004 at log p = -8.
+    """
+    return (token_log_q - token_log_p).clamp(max=0).exp()
+
+
+def match_tokens(draft_choice: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[argmax q = x] as float64: the acceptance of token x wherever the draft is greedy. int64 of any, equal shape."""
+    return (draft_choice == tokens).double()
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What speculative decoding spends on given texts, in expectation: one entry for each of P texts, all float64.
+
+    Args:
+        target_calls (`torch.Tensor`): Target forward passes `(P,)`.
+        accepted (`torch.Tensor`): Drafted tokens that were accepted, an accepted EOS included `(P,)`.
+        drafted (`torch.Tensor`): Drafted tokens, those behind the end of the text excluded `(P,)`.
+        drafting_rounds (`torch.Tensor`): Rounds that drafted at least one token `(P,)`.
+        accepted_by_position (`torch.Tensor`): Rounds in which drafted token k = 1..gamma was accepted `(P, gamma)`.
+        drafted_by_position (`torch.Tensor`): Rounds in which token k was drafted `(P, gamma)`.
+    """
+
+    target_calls: torch.Tensor
+    accepted: torch.Tensor
+    drafted: torch.Tensor
+    drafting_rounds: torch.Tensor
+    accepted_by_position: torch.Tensor
+    drafted_by_position: torch.Tensor
+
+
+def expect_rounds(
+    acceptance: torch.Tensor, gamma: int, max_new_tokens: int, lengths: torch.Tensor | None = None
+) -> Rounds:
+    """Exact expectation over all rounds of speculative decoding that could have written a text.
+
+    With u(i) the probability that a round starts at token i, u(0) = 1 and, for g = min(gamma, max_new_tokens - i - 1)
+    drafted tokens, u(i + k + 1) += u(i) * prod_{j<k} a_{i+j} * (1 - a_{i+k} if k < g else 1). Everything else is a sum
+    over rounds weighted by u. A round that reaches the text's last token (its EOS) by acceptance ends there without a
+    bonus token. Since a draft may stop at an EOS of its own, `drafted` is an upper bound for engines that let it.
+
+    Args:
+        acceptance (`torch.Tensor`):
+            a_i of one text `(N,)` or of several `(P, N)`, right padded with anything finite.
+        gamma (`int`): Tokens drafted in a round.
+        max_new_tokens (`int`): The limit that the text was written under; with one token left nothing is drafted.
+        lengths (`torch.Tensor`, *optional*): Tokens of each text, int64 `(P,)`; N by default.
+
+    Returns:
+        [`Rounds`] of P texts (P = 1 for a single one).
+
+    Raises:
+        `ValueError`: gamma < 1, a text that is empty or longer than `max_new_tokens`, an a_i outside [0, 1].
+    """
+    check_num_assistant_tokens(gamma)
+    a = acceptance.double().reshape(-1, acceptance.shape[-1])  # (P, N)
+    num_texts, longest = a.shape
+    lengths = torch.full((num_texts,), longest) if lengths is None else lengths.cpu()
+    if lengths.min() < 1:
+        raise ValueError("A text has no tokens: there is nothing to replay. Remove empty completions.")
+    if lengths.max() > max_new_tokens:
+        raise ValueError(
+            f"A text has {int(lengths.max())} tokens, more than `max_new_tokens={max_new_tokens}`. Pass the limit that "
+            "the text was written under."
+        )
+    lengths = lengths.to(a.device)
+    is_text = torch.arange(longest, device=a.device) < lengths[:, None]
+    if not (((a >= 0) & (a <= 1)) | ~is_text).all():
+        raise ValueError("An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.")
+    a = torch.nn.functional.pad(a.masked_fill(~is_text, 0.0), (0, gamma))  # (P, N + gamma)
+
+    starts = a.new_zeros(num_texts, longest + gamma + 1)  # u(i)
+    starts[:, 0] = 1
+    accepted, drafted = a.new_zeros(num_texts, gamma), a.new_zeros(num_texts, gamma)
+    calls, drafting_rounds = a.new_zeros(num_texts), a.new_zeros(num_texts)
+    for i in range(longest):
+        g = min(gamma, max_new_tokens - i - 1)
+        u = starts[:, i] * (i < lengths)  # (P,)
+        calls += u
+        reach = u[:, None] * a[:, i : i + g].cumprod(dim=-1)  # (P, g): token k is accepted; 0 behind the text
+        reach_before = torch.cat([u[:, None], reach], dim=-1)  # (P, g + 1)
+        starts[:, i + 1 : i + g + 1] += reach_before[:, :-1] - reach
+        starts[:, i + g + 1] += reach_before[:, -1]
+        if g > 0:
+            drafting_rounds += u
+            accepted[:, :g] += reach
+            drafted[:, :g] += u[:, None] * (torch.arange(g, device=a.device) < (lengths - i)[:, None])
+    return Rounds(calls, accepted.sum(dim=-1), drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
+
+
+def check_num_assistant_tokens(num_assistant_tokens: int) -> None:
+    """Raises `ValueError` unless at least one token is drafted in a round."""
+    if num_assistant_tokens < 1:
+        raise ValueError(
+            f"`num_assistant_tokens` (gamma) is {num_assistant_tokens}, but a round drafts at least one token. "
+            "Pass 1 or more; servers use 3 to 8."
+        )
+
+
+def check_sampling(temperature: float, draft_sampling: str = "stochastic") -> None:
+    """Raises `ValueError` for a negative temperature or an unknown `draft_sampling`."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"`temperature` is {temperature}, but must be 0.0 (greedy) or a positive number.")
+    if draft_sampling not in DRAFT_SAMPLINGS:
+        raise ValueError(f"`draft_sampling` is {draft_sampling!r}, but must be one of {', '.join(DRAFT_SAMPLINGS)}.")

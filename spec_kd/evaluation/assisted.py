@@ -1,0 +1,308 @@
+"""Real assisted generation, measured: `target.generate(assistant_model=draft)` with every round recorded."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation import BaseStreamer, TemperatureLogitsWarper
+
+from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.models import evaluation_mode, find_causal_lm, resolve_vocab_size
+from spec_kd.evaluation.statistics import Interval, bootstrap
+from spec_kd.vocabulary import count_rows
+
+
+class Round(NamedTuple):
+    """One target call: tokens drafted for it, how many of them were accepted, and how many tokens it emitted."""
+
+    drafted: int
+    accepted: int
+    emitted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssistedFigures(AcceptanceFigures):
+    """[`AcceptanceFigures`] of real assisted generation, with its text, its rounds and, where measured, its speed.
+
+    Args:
+        completion_ids (`list[list[int]]`): What was written to each prompt.
+        rounds (`list[list[Round]]`): Every target call of each prompt.
+        assisted_seconds (`np.ndarray`, *optional*): Wall-clock with the draft `(P,)`.
+        plain_seconds (`np.ndarray`, *optional*): Wall-clock of the same target without the draft `(P,)`.
+        plain_tokens (`np.ndarray`, *optional*): Tokens it wrote in that time `(P,)`; equals `tokens` where greedy.
+    """
+
+    completion_ids: list[list[int]]
+    rounds: list[list[Round]]
+    assisted_seconds: np.ndarray | None = None
+    plain_seconds: np.ndarray | None = None
+    plain_tokens: np.ndarray | None = None
+
+    @property
+    def speedup(self) -> Interval | None:
+        """Tokens per second with the draft over those without; `None` if no speed was measured."""
+        if self.assisted_seconds is None:
+            return None
+        return bootstrap(
+            lambda tokens, seconds, plain_tokens, plain_seconds: (tokens / seconds) / (plain_tokens / plain_seconds),
+            self.tokens,
+            self.assisted_seconds,
+            self.plain_tokens,
+            self.plain_seconds,
+        )
+
+    def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
+        """As [`AcceptanceFigures.to_metrics`], with tokens per second and the speed-up where they were measured."""
+        metrics = super().to_metrics(prefix, suffix)
+        if self.assisted_seconds is not None:
+            assisted = self.tokens.sum() / self.assisted_seconds.sum()
+            plain = self.plain_tokens.sum() / self.plain_seconds.sum()
+            metrics[f"{prefix}_tokens_per_second_assisted{suffix}"] = float(assisted)
+            metrics[f"{prefix}_tokens_per_second_plain{suffix}"] = float(plain)
+            metrics[f"{prefix}_speedup{suffix}"] = self.speedup.value
+        return metrics
+
+
+def generate_assisted(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    prompts_ids: Sequence[Sequence[int]],
+    *,
+    temperature: float = 0.0,
+    num_assistant_tokens: int = 5,
+    max_new_tokens: int,
+    eos_token_id: int | list[int] | None = None,
+    vocab_size: int | None = None,
+    seed: int = 0,
+    measure_speed: bool = False,
+) -> AssistedFigures:
+    """Lets the target write with the draft's help, prompt by prompt, and records every round.
+
+    Plain greedy or plain sampling: nothing of the generation configs that the models ship counts, except the target's
+    EOS. Everything touched (generation configs, modes, the draft's `config.vocab_size`, the random state) is restored.
+
+    Args:
+        target (`PreTrainedModel` or `PeftModel`): The target.
+        draft (`PreTrainedModel` or `PeftModel`): The draft.
+        prompts_ids (`list[list[int]]`): Ids of each prompt.
+        temperature (`float`): 0.0 for greedy.
+        num_assistant_tokens (`int`): Tokens drafted in a round.
+        max_new_tokens (`int`): Most tokens written to a prompt.
+        eos_token_id (`int` or `list[int]`, *optional*): Defaults to that of the target's generation config.
+        vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
+        seed (`int`): Of the sampling.
+        measure_speed (`bool`):
+            Whether to time the calls, and plain generation for the same prompts, after one warm-up of both. The
+            recorder's own cost counts as assisted time.
+
+    Raises:
+        `ValueError`: Before any generation, for an option out of its range, no prompts or an unusable one.
+    """
+    check_num_assistant_tokens(num_assistant_tokens)
+    check_sampling(temperature)
+    if max_new_tokens < 1:
+        raise ValueError(f"`max_new_tokens` is {max_new_tokens}, but must be at least 1.")
+    target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
+    if target is draft:
+        raise ValueError("`target` and `draft` are the same model object. Pass a copy to measure a model on itself.")
+    vocab_size = resolve_vocab_size(vocab_size, draft, target)
+    prompts_ids = [list(ids) for ids in prompts_ids]
+    _check_prompts(prompts_ids, vocab_size)
+    if eos_token_id is None:
+        eos_token_id = target.generation_config.eos_token_id
+
+    with _neutral_pair(target, draft, temperature, num_assistant_tokens, max_new_tokens, eos_token_id) as options:
+        options["logits_processor"] = _build_processors(target, draft, temperature, vocab_size)
+        recorder = _RoundRecorder()
+        hook = target.register_forward_pre_hook(recorder.record_call, with_kwargs=True)
+
+        def run_assisted(ids: torch.Tensor) -> torch.Tensor:
+            recorder.start()
+            return target.generate(ids, assistant_model=draft, streamer=recorder, **options)
+
+        try:
+            if measure_speed:
+                _time_generation(run_assisted, prompts_ids[0], target, seed)
+            completions, rounds, seconds = [], [], []
+            for i, prompt in enumerate(prompts_ids):
+                completion, elapsed = _time_generation(run_assisted, prompt, target, seed + i)
+                completions.append(completion)
+                rounds.append(recorder.rounds)
+                seconds.append(elapsed)
+        finally:
+            hook.remove()
+        speed = {}
+        if measure_speed:
+
+            def run_plain(ids: torch.Tensor) -> torch.Tensor:
+                return target.generate(ids, **options)
+
+            _time_generation(run_plain, prompts_ids[0], target, seed)
+            plain = [_time_generation(run_plain, prompt, target, seed + i) for i, prompt in enumerate(prompts_ids)]
+            speed = {
+                "assisted_seconds": np.array(seconds),
+                "plain_seconds": np.array([elapsed for _, elapsed in plain]),
+                "plain_tokens": np.array([len(completion) for completion, _ in plain]),
+            }
+
+    def count(value: Callable[[Round], int]) -> np.ndarray:
+        return np.array([sum(map(value, prompt_rounds)) for prompt_rounds in rounds])
+
+    return AssistedFigures(
+        tokens=count(lambda r: r.emitted),
+        target_calls=count(lambda r: 1),
+        accepted=count(lambda r: r.accepted),
+        drafted=count(lambda r: r.drafted),
+        drafting_rounds=count(lambda r: r.drafted > 0),
+        accepted_by_position=np.stack(
+            [count(lambda r, k=k: r.accepted >= k) for k in range(1, num_assistant_tokens + 1)], axis=1
+        ),
+        temperature=float(temperature),
+        num_assistant_tokens=num_assistant_tokens,
+        draft_sampling="stochastic",
+        method="assisted",
+        completion_ids=completions,
+        rounds=rounds,
+        **speed,
+    )
+
+
+def _check_prompts(prompts_ids: list[list[int]], vocab_size: int) -> None:
+    if not prompts_ids:
+        raise ValueError("There are no prompts. Pass the ids of at least one.")
+    for i, ids in enumerate(prompts_ids):
+        if not ids:
+            raise ValueError(f"Prompt {i} has no tokens: the target needs at least one to start from.")
+        if max(ids) >= vocab_size:
+            raise ValueError(
+                f"Prompt {i} contains id {max(ids)}, but draft and target share only ids below {vocab_size}. It is of "
+                "another tokenizer, or `vocab_size` is too small."
+            )
+
+
+@contextmanager
+def _neutral_pair(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    temperature: float,
+    num_assistant_tokens: int,
+    max_new_tokens: int,
+    eos_token_id: int | list[int] | None,
+) -> Iterator[dict[str, object]]:
+    """Both models set up for plain assisted generation; yields the options of `generate`, restores everything."""
+    # `generate` fills what it is not told from `model.generation_config`, so that is replaced, not only overridden.
+    # A temperature in the config would be applied to the draft twice (T squared), hence a logits processor; top_k is 50
+    # unless told. A pad id other than EOS makes the draft mask that id wherever it occurs in the text.
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    first_eos = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
+    shared = {
+        **(sampling if temperature > 0 else {"do_sample": False}),
+        "eos_token_id": eos_token_id,
+        "pad_token_id": first_eos,
+        "use_cache": True,
+    }
+    draft_config, target_config = draft.config.get_text_config(), target.config.get_text_config()
+    saved = (target.generation_config, draft.generation_config, draft_config.vocab_size)
+    with evaluation_mode(target, draft):
+        try:
+            target.generation_config = GenerationConfig(**shared)
+            # read from here and nowhere else; the default threshold 0.4 stops a draft when it is unsure
+            draft.generation_config = GenerationConfig(
+                **shared,
+                num_assistant_tokens=num_assistant_tokens,
+                num_assistant_tokens_schedule="constant",
+                assistant_confidence_threshold=0.0,
+            )
+            # `generate` refuses a pair with differently padded heads; `_FitVocabulary` makes their scores equal
+            draft_config.vocab_size = target_config.vocab_size
+            yield {"generation_config": GenerationConfig(**shared, max_new_tokens=max_new_tokens)}
+        finally:
+            target.generation_config, draft.generation_config, draft_config.vocab_size = saved
+
+
+def _build_processors(
+    target: PreTrainedModel, draft: PreTrainedModel, temperature: float, vocab_size: int
+) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    target_rows, draft_rows = (count_rows(model.get_output_embeddings()) for model in (target, draft))
+    if not vocab_size == target_rows == draft_rows:
+        processors.append(_FitVocabulary(vocab_size, target_rows))
+    if temperature not in (0, 1):
+        processors.append(TemperatureLogitsWarper(float(temperature)))
+    return processors
+
+
+class _FitVocabulary(LogitsProcessor):
+    """Scores of either model in the target's number of columns, -inf where there is no real id."""
+
+    def __init__(self, vocab_size: int, target_rows: int):
+        self.vocab_size = vocab_size
+        self.target_rows = target_rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        fitted = scores.new_full((len(scores), self.target_rows), -torch.inf)
+        fitted[:, : self.vocab_size] = scores[:, : self.vocab_size]
+        return fitted  # (B, target_rows)
+
+
+class _RoundRecorder(BaseStreamer):
+    """Pairs what goes into each target call (drafted tokens) with what comes out of it (emitted tokens)."""
+
+    def start(self) -> None:
+        self.rounds: list[Round] = []
+        self._prompt_length: int | None = None
+        self._candidates: list[int] = []
+
+    def record_call(self, _module: torch.nn.Module, _args: tuple, kwargs: dict[str, object]) -> None:
+        ids = kwargs["input_ids"][0].tolist()
+        # The first call reads the prompt as well, later ones the last emitted token.
+        self._candidates = ids[1:] if self.rounds else ids[self._prompt_length :]
+
+    def put(self, value: torch.Tensor) -> None:
+        tokens = value.flatten().tolist()
+        if self._prompt_length is None:
+            self._prompt_length = len(tokens)
+        else:
+            self.rounds.append(_build_round(self._candidates, tokens))
+
+    def end(self) -> None:
+        """Takes the tokens that were drafted for positions behind the end of the text out of the count."""
+        left = 0
+        for i, record in reversed(list(enumerate(self.rounds))):
+            left += record.emitted
+            self.rounds[i] = record._replace(drafted=min(record.drafted, left))
+
+
+def _build_round(candidates: list[int], emitted: list[int]) -> Round:
+    # transformers counts `emitted - 1`, which misses an accepted EOS (it ends the text without a bonus token). The
+    # common prefix counts it, and is exact: a rejected token has p < q, so its correction is never the same token.
+    matches = [drafted == token for drafted, token in zip(candidates, emitted, strict=False)]
+    accepted = matches.index(False) if False in matches else len(matches)
+    return Round(len(candidates), accepted, len(emitted))
+
+
+def _time_generation(
+    generate: Callable[[torch.Tensor], torch.Tensor], prompt: list[int], model: PreTrainedModel, seed: int
+) -> tuple[list[int], float]:
+    """The completion and its wall-clock seconds; the global random state stays as it was."""
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([prompt], device=device)  # (1, L)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        _synchronize(device)
+        start = time.perf_counter()
+        output = generate(ids)
+        _synchronize(device)
+        elapsed = time.perf_counter() - start
+    return output[0, len(prompt) :].tolist(), elapsed
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

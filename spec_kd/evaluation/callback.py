@@ -1,0 +1,256 @@
+"""Acceptance figures at every evaluation of any `Trainer`, before training included."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace as replace_fields
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.models import unwrap_model_for_generation
+
+from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.data.prompts import Prompts, prepare_prompts
+from spec_kd.data.responses import find_special_ids, generate_responses
+from spec_kd.evaluation.assisted import generate_assisted
+from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
+from spec_kd.evaluation.replay import replay
+from spec_kd.vocabulary import ProcessingClass, count_real_ids
+
+METHODS = ("replay", "assisted")
+
+
+class SpeculativeEvalCallback(TrainerCallback):
+    """
+    How well the model in training drafts for its target, at every evaluation and before the first step.
+
+    The target answers the prompts once per temperature; the text is reused. Logged: `eval_alpha_greedy`,
+    `eval_alpha_t1`, ... (each on text written at that setting) and, for the first temperature,
+    `eval_acceptance_rate`, `eval_block_efficiency` and `eval_acceptance_rate_pos_1`...; the same with a suffix
+    (`_t1`) for the others. Assisted also logs `eval_tokens_per_second_assisted`, `eval_tokens_per_second_plain` and
+    `eval_speedup`. All of them can be `metric_for_best_model` (with `greater_is_better=True`) and reach every tracker.
+
+    A run that continues from a checkpoint does not repeat the evaluation it was saved after. With several processes
+    each computes all figures, and those of process 0 count.
+
+    Args:
+        prompts (`list[str]`, `list` of conversations, or `Dataset`):
+            As [`~spec_kd.data.generate_responses`] takes them.
+        target (`PreTrainedModel`, *optional*):
+            The target; `teacher_model` of the bound trainer by default. Moved to the trainer's device if it is on the
+            CPU.
+        method (`str`):
+            `"replay"` is exact in expectation and fast; `"assisted"` runs `generate(assistant_model=draft)` and
+            measures its speed (alpha still comes from replay).
+        temperatures (`Sequence[float]`): Settings to measure, 0.0 for greedy.
+        num_assistant_tokens (`int`): Tokens drafted in a round.
+        max_new_tokens (`int`): Most tokens of an answer.
+        draft_sampling (`str`): `"stochastic"` or `"greedy"`, see [`replay`].
+        processing_class (*optional*): The target's; the bound trainer's by default.
+        batch_size (`int`): Prompts at a time.
+        vocab_size (`int`, *optional*): Number of real ids; those of `processing_class` by default.
+        seed (`int`): Of the sampling.
+        metric_key_prefix (`str`): Of every name.
+        trainer (`Trainer`, *optional*):
+            What to bind to. This package's trainers bind themselves; with another one, pass it or call [`bind`].
+            Unbound, the metrics reach `metric_for_best_model` but no tracker.
+
+    Attributes:
+        history (`list[tuple[int, dict[float, AcceptanceFigures]]]`): Step and figures by temperature.
+
+    Raises:
+        `ValueError`: For no prompts or an option out of its range, at once; when training begins, for a run that
+            never evaluates, a missing target or tokenizer, or models sharded by FSDP.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        target: PreTrainedModel | None = None,
+        *,
+        method: str = "replay",
+        temperatures: Sequence[float] = (0.0, 1.0),
+        num_assistant_tokens: int = 5,
+        max_new_tokens: int = 128,
+        draft_sampling: str = "stochastic",
+        processing_class: ProcessingClass | None = None,
+        batch_size: int = 8,
+        vocab_size: int | None = None,
+        seed: int = 0,
+        metric_key_prefix: str = "eval",
+        trainer: Trainer | None = None,
+    ):
+        prepare_prompts(prompts)
+        if method not in METHODS:
+            raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(METHODS)}.")
+        if not temperatures or len(set(temperatures)) < len(temperatures):
+            raise ValueError(f"`temperatures` is {temperatures!r}, but must hold one or more different numbers.")
+        for temperature in temperatures:
+            check_sampling(temperature, draft_sampling)
+        check_num_assistant_tokens(num_assistant_tokens)
+        if max_new_tokens < 2:
+            raise ValueError(f"`max_new_tokens` is {max_new_tokens}, but nothing is drafted below 2.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+        if method == "assisted" and draft_sampling != "stochastic":
+            raise ValueError(
+                f"`draft_sampling={draft_sampling!r}` does not exist in transformers' assisted generation: with "
+                "sampling it samples the draft too. Use `method='replay'`."
+            )
+        self.prompts = prompts
+        self.target = target
+        self.method = method
+        self.temperatures = tuple(float(temperature) for temperature in temperatures)
+        self.num_assistant_tokens = num_assistant_tokens
+        self.max_new_tokens = max_new_tokens
+        self.draft_sampling = draft_sampling
+        self.processing_class = processing_class
+        self.batch_size = batch_size
+        self.vocab_size = vocab_size
+        self.seed = seed
+        self.metric_key_prefix = metric_key_prefix
+        self.trainer = trainer
+        self.history: list[tuple[int, dict[float, AcceptanceFigures]]] = []
+        self._texts: dict[float, Dataset] = {}
+        self._users_eval_on_start: bool | None = None
+
+    def bind(self, trainer: Trainer) -> None:
+        """Makes `trainer` the one whose model is evaluated and whose trackers get the figures."""
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Checks the set-up, puts itself before callbacks that read metrics, and asks for an evaluation at step 0."""
+        if args.eval_strategy == "no" or (self.trainer is not None and self.trainer.eval_dataset is None):
+            raise ValueError(
+                f"SpeculativeEvalCallback runs at evaluations, but this run has none (eval_strategy="
+                f"{str(getattr(args.eval_strategy, 'value', args.eval_strategy))!r}"
+                f"{', no eval_dataset' if self.trainer is not None and self.trainer.eval_dataset is None else ''}). "
+                "Set `eval_strategy='steps'` or `'epoch'` in the training arguments and pass an `eval_dataset`."
+            )
+        self._find_target()
+        self._find_processing_class()
+        if self.trainer is not None:
+            if self.trainer.is_fsdp_enabled:
+                raise ValueError(
+                    "SpeculativeEvalCallback cannot read models sharded by FSDP. Train with DDP or DeepSpeed, or "
+                    "evaluate the saved draft with `spec_kd.evaluation.replay`."
+                )
+            handler = self.trainer.callback_handler
+            handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
+        # `Trainer` reads the argument right after this event. Early stopping counts every evaluation, so one that
+        # repeats the checkpoint's would end a resumed run sooner than an uninterrupted one.
+        if state.global_step == 0 and not args.eval_on_start:
+            self._users_eval_on_start, args.eval_on_start = args.eval_on_start, True
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Computes the figures, adds them to `metrics` and logs them."""
+        if self._users_eval_on_start is not None:
+            args.eval_on_start, self._users_eval_on_start = self._users_eval_on_start, None
+        if not self._is_first_dataset(metrics or {}):
+            return
+        with self._whole_models(args, model) as (draft, target):
+            figures = {temperature: self._measure(draft, target, temperature) for temperature in self.temperatures}
+        self.history.append((state.global_step, figures))
+        values = {}
+        for i, temperature in enumerate(self.temperatures):
+            suffix = f"_{name_temperature(temperature)}" if i else ""
+            values |= figures[temperature].to_metrics(self.metric_key_prefix, suffix)
+        values = broadcast_object_list([values])[0]
+        if metrics is not None:
+            metrics.update(values)
+        if self.trainer is not None:
+            self.trainer.log(dict(values))
+
+    def _is_first_dataset(self, metrics: dict[str, float]) -> bool:
+        """Whether this event is for the only, or the first of several, evaluation data sets."""
+        datasets = getattr(self.trainer, "eval_dataset", None)
+        if not isinstance(datasets, dict):
+            return True
+        of_datasets = {n: [k for k in metrics if k.startswith(f"eval_{n}_")] for n in datasets}
+        return bool(of_datasets[next(iter(datasets))]) or not any(of_datasets.values())
+
+    def _find_target(self) -> nn.Module:
+        target = self.target if self.target is not None else getattr(self.trainer, "teacher_model", None)
+        if target is None:
+            raise ValueError(
+                "SpeculativeEvalCallback has no target: pass `target=` (BlackBoxSFTTrainer and TRL's trainers know "
+                "none), or bind it to a trainer with a `teacher_model` by `trainer=` or `callback.bind(trainer)`."
+            )
+        return target
+
+    def _find_processing_class(self) -> ProcessingClass:
+        processing_class = self.processing_class or getattr(self.trainer, "processing_class", None)
+        if processing_class is None:
+            raise ValueError(
+                "SpeculativeEvalCallback has no tokenizer: pass the target's as `processing_class=`, or bind the "
+                "callback to a trainer that has one."
+            )
+        return processing_class
+
+    @contextmanager
+    def _whole_models(
+        self, args: TrainingArguments, model: nn.Module | None
+    ) -> Iterator[tuple[nn.Module, PreTrainedModel]]:
+        """Draft and target with all of their parameters, gathered where DeepSpeed shards them."""
+        target = self._find_target()
+        if target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
+            target.to(args.device)
+        if self.trainer is None:
+            yield model, target
+            return
+        accelerator = self.trainer.accelerator
+        if not self.trainer.is_deepspeed_enabled:
+            yield self.trainer.model, accelerator.unwrap_model(target)
+            return
+        options = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
+        with ExitStack() as stack:
+            yield tuple(
+                stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **options))
+                for wrapped in (self.trainer.model_wrapped, target)
+            )
+
+    def _measure(self, draft: nn.Module, target: PreTrainedModel, temperature: float) -> AcceptanceFigures:
+        processing_class = self._find_processing_class()
+        if temperature not in self._texts:
+            self._texts[temperature] = generate_responses(
+                target,
+                self.prompts,
+                processing_class=processing_class,
+                max_new_tokens=self.max_new_tokens,
+                temperature=temperature,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                show_progress=False,
+            )
+        texts = self._texts[temperature]
+        common = {
+            "temperature": temperature,
+            "num_assistant_tokens": self.num_assistant_tokens,
+            "max_new_tokens": self.max_new_tokens,
+            "vocab_size": self.vocab_size if self.vocab_size is not None else count_real_ids(processing_class),
+        }
+        replayed = replay(
+            draft, target, texts, draft_sampling=self.draft_sampling, batch_size=self.batch_size, **common
+        )
+        if self.method == "replay":
+            return replayed
+        assisted = generate_assisted(
+            target,
+            draft,
+            texts["prompt_ids"],
+            eos_token_id=find_special_ids(target, processing_class)[0],
+            seed=self.seed,
+            measure_speed=True,
+            **common,
+        )
+        return replace_fields(assisted, alpha_sum=replayed.alpha_sum, alpha_tokens=replayed.alpha_tokens)

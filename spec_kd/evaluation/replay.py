@@ -1,0 +1,251 @@
+"""Exact acceptance figures from one teacher-forced pass over text that the target wrote; nothing is generated."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from spec_kd.acceptance import (
+    check_num_assistant_tokens,
+    check_sampling,
+    compute_alpha,
+    compute_greedy_draft_alpha,
+    compute_token_acceptance,
+    expect_rounds,
+    match_tokens,
+)
+from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.models import evaluation_mode, find_causal_lm, resolve_vocab_size
+from spec_kd.heads import LogitHead, compute_last_hidden_states
+
+MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
+TextRows = Iterable[Mapping[str, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Acceptance at every position of P texts: all that replay needs, for any number of drafted tokens.
+
+    Args:
+        acceptance (`torch.Tensor`): a_i, float64 `(P, N)` on the CPU, right padded with zeros.
+        lengths (`torch.Tensor`): Tokens of each text, int64 `(P,)`.
+        alpha_sum (`torch.Tensor`): Sum of alpha over the positions of each text, float64 `(P,)`.
+        temperature (`float`): That the texts were written at.
+        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+    """
+
+    acceptance: torch.Tensor
+    lengths: torch.Tensor
+    alpha_sum: torch.Tensor
+    temperature: float
+    draft_sampling: str
+
+    def replay(self, num_assistant_tokens: int, max_new_tokens: int) -> AcceptanceFigures:
+        """Figures for one number of drafted tokens.
+
+        Args:
+            num_assistant_tokens (`int`): gamma.
+            max_new_tokens (`int`): The limit that the texts were written under.
+
+        Raises:
+            `ValueError`: gamma < 1, or a text longer than `max_new_tokens`.
+        """
+        rounds = expect_rounds(self.acceptance, num_assistant_tokens, max_new_tokens, self.lengths)
+        tokens = self.lengths.numpy()
+        return AcceptanceFigures(
+            tokens=tokens,
+            target_calls=rounds.target_calls.numpy(),
+            accepted=rounds.accepted.numpy(),
+            drafted=rounds.drafted.numpy(),
+            drafting_rounds=rounds.drafting_rounds.numpy(),
+            accepted_by_position=rounds.accepted_by_position.numpy(),
+            temperature=self.temperature,
+            num_assistant_tokens=num_assistant_tokens,
+            draft_sampling=self.draft_sampling,
+            method="replay",
+            alpha_sum=self.alpha_sum.numpy(),
+            alpha_tokens=tokens,
+        )
+
+
+def replay(
+    draft: PreTrainedModel,
+    target: PreTrainedModel | None,
+    texts: TextRows,
+    *,
+    temperature: float = 0.0,
+    num_assistant_tokens: int = 5,
+    max_new_tokens: int,
+    vocab_size: int | None = None,
+    draft_sampling: str = "stochastic",
+    batch_size: int = 8,
+) -> AcceptanceFigures:
+    """The figures that speculative decoding would have on texts the target wrote; see [`score_texts`].
+
+    Exact in expectation for float32 models (in bf16 a cached and a teacher-forced pass can differ in an argmax).
+
+    Args:
+        draft (`PreTrainedModel` or `PeftModel`): The draft.
+        target (`PreTrainedModel` or `PeftModel`): The target; not used, and may be `None`, for greedy text.
+        texts (`Dataset` or iterable of dicts):
+            `prompt_ids` and `completion_ids` (EOS included), written by the target at `temperature`.
+        temperature (`float`): Sampling temperature of the text, 0.0 for greedy.
+        num_assistant_tokens (`int`): Tokens drafted in a round.
+        max_new_tokens (`int`): The limit that the texts were written under.
+        vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
+        draft_sampling (`str`):
+            `"stochastic"` is the lossless rule of the papers and of transformers; `"greedy"` drafts the most likely
+            token at any temperature, as most servers do. Equal at temperature 0.
+        batch_size (`int`): Texts at a time.
+
+    Raises:
+        `ValueError`: Before any model runs, for an option out of its range or an unusable text (names its row).
+    """
+    check_num_assistant_tokens(num_assistant_tokens)
+    scores = score_texts(
+        draft,
+        target,
+        texts,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        vocab_size=vocab_size,
+        draft_sampling=draft_sampling,
+        batch_size=batch_size,
+    )
+    return scores.replay(num_assistant_tokens, max_new_tokens)
+
+
+def score_texts(
+    draft: PreTrainedModel,
+    target: PreTrainedModel | None,
+    texts: TextRows,
+    *,
+    temperature: float = 0.0,
+    max_new_tokens: int | None = None,
+    vocab_size: int | None = None,
+    draft_sampling: str = "stochastic",
+    batch_size: int = 8,
+) -> TextScores:
+    """Runs each model once over the texts and keeps the acceptance at every position of the completions.
+
+    Logits are formed for completion tokens only, a bounded number at a time. Train and eval modes are restored.
+    Arguments and errors are those of [`replay`]; without `max_new_tokens` the lengths are checked by
+    [`TextScores.replay`] only.
+    """
+    check_sampling(temperature, draft_sampling)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    if target is None and temperature > 0:
+        raise ValueError(f"Text sampled at temperature {temperature} needs the target's probabilities. Pass `target`.")
+    draft = find_causal_lm(draft, "draft")
+    target = None if target is None else find_causal_lm(target, "target")
+    vocab_size = resolve_vocab_size(vocab_size, draft, target)
+    texts = _read_texts(texts, max_new_tokens)
+    _check_ids(texts, vocab_size)
+
+    # Greedy text carries the target's choice in every token already.
+    models = [draft] if temperature == 0 else [draft, target]
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]) - len(texts[i][1]))
+    acceptance, alpha_sum = [None] * len(texts), torch.zeros(len(texts), dtype=torch.float64)
+    with evaluation_mode(*models):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = [texts[i] for i in rows]
+            scores = _score_batch(models, batch, temperature, vocab_size, draft_sampling)  # (2, N) of the batch
+            parts = scores.split([len(completion) for _, completion in batch], dim=-1)
+            for i, (a, alpha) in zip(rows, parts, strict=True):
+                acceptance[i], alpha_sum[i] = a, alpha.sum()
+    lengths = torch.tensor([len(completion) for _, completion in texts])
+    return TextScores(
+        pad_sequence(acceptance, batch_first=True), lengths, alpha_sum, float(temperature), draft_sampling
+    )
+
+
+def _read_texts(texts: TextRows, max_new_tokens: int | None) -> list[tuple[list[int], list[int]]]:
+    """Prompt and completion ids, checked."""
+    pairs = []
+    for i, row in enumerate(texts):
+        missing = [name for name in ("prompt_ids", "completion_ids") if name not in row]
+        if missing:
+            raise ValueError(
+                f"The texts have no {' and no '.join(missing)}, only {sorted(row)}. "
+                "`spec_kd.data.generate_responses` returns what is needed."
+            )
+        prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
+        for name, ids in (("prompt", prompt), ("completion", completion)):
+            if not ids:
+                raise ValueError(f"The {name} of row {i} has no tokens. Remove the row, or let the target answer it.")
+        if max_new_tokens is not None and len(completion) > max_new_tokens:
+            raise ValueError(
+                f"The completion of row {i} has {len(completion)} tokens, more than `max_new_tokens={max_new_tokens}`. "
+                "Pass the limit that the target wrote it under."
+            )
+        pairs.append((prompt, completion))
+    if not pairs:
+        raise ValueError("There are no texts to replay. Pass at least one that the target wrote.")
+    return pairs
+
+
+def _check_ids(texts: list[tuple[list[int], list[int]]], vocab_size: int) -> None:
+    highest = [max(max(prompt), max(completion)) for prompt, completion in texts]
+    row = int(np.argmax(highest))
+    if highest[row] >= vocab_size:
+        raise ValueError(
+            f"Row {row} contains id {highest[row]}, but draft and target share only ids below {vocab_size}. "
+            "The text is of another tokenizer, or `vocab_size` is too small."
+        )
+
+
+def _score_batch(
+    models: list[PreTrainedModel],
+    batch: list[tuple[list[int], list[int]]],
+    temperature: float,
+    vocab_size: int,
+    draft_sampling: str,
+) -> torch.Tensor:
+    """a_i and alpha of the batch's N completion tokens, text after text, float64 `(2, N)` on the CPU."""
+    ids = pad_sequence([torch.tensor(prompt + completion) for prompt, completion in batch], batch_first=True)  # (B, T)
+    positions = torch.arange(ids.shape[1])
+    starts = torch.tensor([len(prompt) for prompt, _ in batch])[:, None]
+    ends = starts + torch.tensor([len(completion) for _, completion in batch])[:, None]
+    mask = (positions < ends).long()
+    predicts_completion = (positions >= starts - 1) & (positions < ends - 1)  # (B, T)
+    tokens = ids.roll(-1, dims=1)[predicts_completion]  # (N,)
+
+    hidden, heads = [], []
+    for model in models:
+        device = model.get_input_embeddings().weight.device
+        states = compute_last_hidden_states(
+            model, model.base_model, input_ids=ids.to(device), attention_mask=mask.to(device)
+        )  # (B, T, H)
+        hidden.append(states[predicts_completion.to(states.device)])  # (N, H)
+        heads.append(LogitHead.of(model, vocab_size))
+
+    scores = []
+    chunk_size = max(1, MAX_LOGITS // vocab_size)
+    for start in range(0, len(tokens), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        logits = [head(states[chunk]) for head, states in zip(heads, hidden, strict=True)]  # (n, V) each
+        expected = tokens[chunk].to(logits[0].device)
+        scores.append(_score_tokens(logits, expected, temperature, draft_sampling).cpu())
+    return torch.cat(scores, dim=-1)
+
+
+def _score_tokens(
+    logits: list[torch.Tensor], tokens: torch.Tensor, temperature: float, draft_sampling: str
+) -> torch.Tensor:
+    """a_i and alpha from the logits of draft and (if sampled) target, `(n, V)` each, as float64 `(2, n)`."""
+    choice = logits[0].argmax(dim=-1)
+    if temperature == 0:
+        matches = match_tokens(choice, tokens)
+        return torch.stack([matches, matches])
+    log_p = (logits[1].to(logits[0].device) / temperature).log_softmax(dim=-1)
+    if draft_sampling == "greedy":
+        return torch.stack([match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice).double()])
+    log_q = (logits[0] / temperature).log_softmax(dim=-1)
+    token_log_p, token_log_q = (log.gather(-1, tokens[:, None]).squeeze(-1) for log in (log_p, log_q))
+    acceptance = compute_token_acceptance(token_log_p, token_log_q)
+    return torch.stack([acceptance.double(), compute_alpha(log_p.exp(), log_q.exp()).double()])
