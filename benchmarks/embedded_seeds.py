@@ -1,0 +1,107 @@
+"""The embedded default of examples/train_fc.py for several seeds and both methods, at equal steps.
+
+    python benchmarks/embedded_seeds.py --seeds 0 1 2
+
+Each seed draws its own conversations, weights and order: nothing is shared between seeds. Options that this script does
+not know go to train_fc.py. Writes embedded_seeds.{json,md,png} to `--results_dir`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import train_fc
+from function_calling_corpus import score_answers
+from machine import describe_machine
+from recipe import METHODS, plot_history, save_record
+from tiny_models import load_embedded_data
+from transformers import AutoTokenizer
+
+from spec_kd import generate_responses
+
+FIGURES = (("T=0", "alpha", "alpha_greedy"), ("T=1", "alpha", "alpha_t1"), ("T=0", "block_efficiency", "block eff."))
+
+
+def score_target(result, seed: int, num_prompts: int, max_new_tokens: int) -> dict[str, float]:
+    """How well the domain target answers requests for unseen tools."""
+    prompts = load_embedded_data(seed)["test_prompts"].select(range(num_prompts))
+    tokenizer: AutoTokenizer = result.trainer.processing_class
+    texts = generate_responses(
+        result.target,
+        prompts.select_columns(["prompt"]),
+        processing_class=tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+    )
+    answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts["completion_ids"]]
+    return score_answers(answers, list(prompts))
+
+
+def summarise(runs: list[dict]) -> dict[str, dict[str, dict]]:
+    """Mean, lowest and highest value over seeds, by label of the table and by figure."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for label, figures in run["figures"].items():
+            for temperature, name, title in FIGURES:
+                label_values = values.setdefault(f"{label} ({run['method']})", {})
+                label_values.setdefault(title, []).append(figures[temperature][name][0])
+    return {
+        label: {
+            title: {"mean": round(statistics.mean(v), 4), "low": min(v), "high": max(v)} for title, v in titles.items()
+        }
+        for label, titles in values.items()
+    }
+
+
+def format_summary(summary: dict[str, dict[str, dict]]) -> str:
+    """A Markdown table: mean over seeds and the range."""
+    titles = [title for *_, title in FIGURES]
+    lines = ["| mean over seeds [lowest, highest] | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for label, figures in summary.items():
+        cells = [f"{figures[t]['mean']:.3f} [{figures[t]['low']:.3f}, {figures[t]['high']:.3f}]" for t in titles]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--runs_dir", type=Path, default=Path("outputs/embedded_seeds"))
+    arguments, rest = parser.parse_known_args(argv)
+    runs, answers, histories = [], {}, {}
+    for seed in arguments.seeds:
+        for method in METHODS:
+            folder = arguments.runs_dir / f"{method}-{seed}"
+            result = train_fc.main(["--method", method, "--seed", str(seed), "--output_dir", str(folder), *rest])
+            runs.append(json.loads((folder / "acceptance.json").read_text(encoding="utf-8")))
+            if seed == arguments.seeds[0]:
+                histories[method] = result.history
+            if method == METHODS[0]:
+                answers[str(seed)] = score_target(result, seed, num_prompts=64, max_new_tokens=96)
+    summary = summarise(runs)
+    record = {
+        "what": "the embedded default of examples/train_fc.py; each seed has its own data, weights and order",
+        "machine": describe_machine(),
+        "seeds": arguments.seeds,
+        "options": rest,
+        "target_answers_on_unseen_tools": answers,
+        "mean_over_seeds": summary,
+        "runs": runs,
+    }
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    save_record(record, arguments.results_dir / "embedded_seeds.json")
+    table = format_summary(summary)
+    (arguments.results_dir / "embedded_seeds.md").write_text(table + "\n", encoding="utf-8")
+    title = f"Embedded default, seed {arguments.seeds[0]}: function calling with unseen tools"
+    plot_history(histories, arguments.results_dir / "embedded_seeds.png", title)
+    print(table)
+    return record
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
