@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
-from peft import PeftConfig
 from transformers import AutoTokenizer, PreTrainedModel
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from spec_kd import (
     AcceptanceFigures,
@@ -118,7 +117,7 @@ def run_recipe(
     target_path: str,
     train_prompts: Dataset,
     test_prompts: Dataset,
-    peft_config: PeftConfig | None = None,
+    model: ModelConfig | None = None,
 ) -> RecipeResult:
     """Answers, trains, measures and saves; see the module's first lines.
 
@@ -129,7 +128,7 @@ def run_recipe(
         target_path (`str`): Folder or Hub id of the target.
         train_prompts (`Dataset`): Rows with `prompt` (and `completion`, if the target does not answer anew).
         test_prompts (`Dataset`): Rows with `prompt`.
-        peft_config (`PeftConfig`, *optional*): Trains an adapter.
+        model (`ModelConfig`, *optional*): TRL's flags for LoRA and for a quantised base.
     """
     if arguments.num_train_prompts is not None:
         train_prompts = train_prompts.select(range(min(arguments.num_train_prompts, len(train_prompts))))
@@ -142,7 +141,8 @@ def run_recipe(
         trust_remote_code=training.trust_remote_code,
         dtype="auto",
     )
-    target.to(training.device)
+    if not hasattr(target, "hf_device_map"):
+        target.to(training.device)
     rows = train_prompts
     if arguments.generate_responses:
         # The first process works, the others read what it wrote.
@@ -173,7 +173,8 @@ def run_recipe(
         "train_dataset": rows.select(range(num_held_out, len(rows))),
         "eval_dataset": rows.select(range(num_held_out)),
         "processing_class": tokenizer,
-        "peft_config": peft_config,
+        "peft_config": None if model is None else get_peft_config(model),
+        "quantization_config": None if model is None else get_quantization_config(model),
         "callbacks": [callback],
     }
     if arguments.method == "white_box":
@@ -260,8 +261,3 @@ def use_all_cores() -> None:
     if not torch.accelerator.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         is_linux = hasattr(os, "sched_getaffinity")  # which also counts what a container may use
         torch.set_num_threads(len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1)
-
-
-def build_peft_config(model: ModelConfig) -> PeftConfig | None:
-    """TRL's LoRA flags as a PEFT configuration."""
-    return get_peft_config(model)

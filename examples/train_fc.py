@@ -19,7 +19,6 @@ from pathlib import Path
 from recipe import (
     RecipeArguments,
     RecipeResult,
-    build_peft_config,
     describe_figures,
     format_table,
     load_prompts,
@@ -86,7 +85,7 @@ def run_real(arguments: RecipeArguments, training: WhiteBoxDistillConfig, model)
         target_path=training.teacher_model_name_or_path,
         train_prompts=train_prompts,
         test_prompts=test_prompts,
-        peft_config=build_peft_config(model),
+        model=model,
     )
     if result.trainer.is_world_process_zero():
         report(result, {"before": result.before, "after": result.after}, arguments, training, {})

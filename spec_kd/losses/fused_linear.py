@@ -1,9 +1,9 @@
 """Draft head and divergence in one autograd function that never keeps anything of size tokens x vocabulary.
 
 Per chunk of tokens: teacher logits, draft logits, value and dD/dz, and at once the products that carry dD/dz back to
-the hidden states and the head. The backward pass only multiplies what the forward stored by the incoming scalar. That is
-four matrix products per token (draft forward, two gradients, teacher forward); recomputing the logits in the backward,
-as chunked losses usually do, takes six.
+the hidden states and the head. The backward pass only multiplies what the forward stored by the incoming scalar.
+That is four matrix products per token (draft forward, two gradients, teacher forward); recomputing the logits in the
+backward, as chunked losses usually do, takes six.
 """
 
 from collections.abc import Callable

@@ -45,6 +45,18 @@ class DistillOutput(ModelOutput):
     aux_loss: torch.Tensor | None = None
 
 
+def check_trainable_head(model: PreTrainedModel) -> None:
+    """Raises `ValueError` unless gradients can go through the head of `model`: a matrix of floating-point numbers."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_floating_point():
+        kind = "no weight" if weight is None else f"weights of dtype {weight.dtype}"
+        raise ValueError(
+            f"The draft's head ({type(head).__name__}) has {kind}, so the divergence cannot be trained through it. "
+            "Load the draft with its head in full precision (bitsandbytes does so by default)."
+        )
+
+
 def add_distillation_head(model: PreTrainedModel, divergence: Divergence, temperature: float, vocab_size: int) -> None:
     """Patches `model.forward` so that `model(..., fused_lm_head=True, teacher_signal=...)` returns a `DistillOutput`.
 

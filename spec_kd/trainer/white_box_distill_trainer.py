@@ -8,7 +8,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from spec_kd._private import get_config_model_id
 from spec_kd.heads import unwrap_peft
 from spec_kd.losses import build_divergence
-from spec_kd.trainer.distill_head import add_distillation_head
+from spec_kd.trainer.distill_head import add_distillation_head, check_trainable_head
 from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, find_tokenizer, get_hub_options
 from spec_kd.trainer.teacher import LiveTeacher, load_teacher
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
@@ -104,6 +104,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         self._check_vocabulary(model, teacher_model, args, processing_class, teacher_tokenizer, draft_tokenizer)
 
         super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
+        check_trainable_head(unwrap_peft(self.model))
         vocab_size = count_real_ids(self.processing_class)
         teacher = load_teacher(
             teacher_model,

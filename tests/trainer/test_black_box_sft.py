@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -46,6 +48,20 @@ def test_text_rows_give_the_same_training_rows_as_ids(draft, tokenizer, options)
     ]
     for column in ("input_ids", "labels"):
         assert prepared[0][column] == prepared[1][column]
+
+
+def test_plain_text_and_template_arguments(tokenizer, draft, options):
+    plain = Dataset.from_list([{"prompt": "Hi", "completion": " there"}] * 2)
+    row = make_trainer(draft, tokenizer, plain, options).train_dataset[0]
+    assert tokenizer.decode(row["input_ids"]) == "Hi there<|end|>"
+    assert tokenizer.decode([label for label in row["labels"] if label != -100]) == " there<|end|>"
+
+    templated = copy.deepcopy(tokenizer)
+    templated.chat_template = "{{ style }}:" + tokenizer.chat_template
+    messages = {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Yo"}]}
+    rows = Dataset.from_list([{**messages, "chat_template_kwargs": {"style": "brief"}}] * 2)
+    row = make_trainer(draft, templated, rows, options).train_dataset[0]
+    assert tokenizer.decode(row["input_ids"]) == "brief:<|user|>Hi<|end|><|assistant|>Yo<|end|>"
 
 
 def test_ids_win_over_text(draft, tokenizer, options):

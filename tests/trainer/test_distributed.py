@@ -22,7 +22,7 @@ def run(command: list[str], **environment: str) -> None:
         "HF_HUB_OFFLINE": "1",
         **environment,
     }
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
 

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import build_llama
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, MixtralConfig, MixtralForCausalLM
 from trl import SFTConfig
 
 from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
@@ -82,6 +82,41 @@ def test_soft_capped_teacher_and_draft_equal_dense_reference(tokenizer, rows, op
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
     gradient, other = draft.model.embed_tokens.weight.grad, reference.model.embed_tokens.weight.grad
     assert (gradient.double() - other).norm() / other.norm() < 1e-3
+
+
+def test_biased_head_and_mixture_of_experts_keep_their_terms(target, tokenizer, rows, options, reference_loss):
+    """A head with a bias, and a router whose auxiliary loss TRL adds with its own weight."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=261, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.5, output_router_logits=True,
+        initializer_range=0.2, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    draft = MixtralForCausalLM(config).eval()
+    draft.lm_head = torch.nn.Linear(32, 261, bias=True)
+    torch.nn.init.normal_(draft.lm_head.bias)
+    reference = copy.deepcopy(draft)  # the experts' kernel has no float64
+    trainer = make_trainer(draft, target, tokenizer, Dataset.from_list(rows[:4]), options)
+    inputs = first_batch(trainer)
+    loss = trainer.compute_loss(trainer.model, dict(inputs))
+    loss.backward()
+    ids = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    aux_loss = reference(**ids, output_router_logits=True).aux_loss
+    expected = reference_loss(reference, copy.deepcopy(target).double(), rows[:4]) + 0.5 * aux_loss
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-4, atol=1e-5)
+    for name in ("lm_head.weight", "lm_head.bias", "model.embed_tokens.weight"):
+        gradient, other = draft.get_parameter(name).grad.double(), reference.get_parameter(name).grad
+        assert (gradient - other).norm() / other.norm() < 1e-3, name
+
+
+def test_quantised_head_is_refused_before_the_teacher_is_loaded(tokenizer, dataset, options):
+    draft = build_llama(seed=0, tie=False)
+    draft.lm_head.weight = torch.nn.Parameter(torch.zeros(261, 32, dtype=torch.int8), requires_grad=False)
+    teacher = build_llama(seed=1)
+    with pytest.raises(ValueError, match=r"head \(Linear\) has weights of dtype torch.int8"):
+        make_trainer(draft, teacher, tokenizer, dataset, options)
+    assert any(p.requires_grad for p in teacher.parameters())  # not touched yet
 
 
 def test_accumulation_1x8_equals_8x1(target, tokenizer, dataset, options):
