@@ -49,15 +49,17 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str) -> dict:
         optim="sgd", lr_scheduler_type="constant", max_length=None, train_sampling_strategy="sequential",
         gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False,
         use_cpu=not is_sharded, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, max_grad_norm=1e9,
-        eval_strategy="steps", eval_steps=2,
+        eval_strategy="steps", eval_steps=2, align_vocabulary=True,
     )  # fmt: skip
+    teacher = build_llama(seed=1, vocab_size=288, hidden_size=48, layers=3)
     trainer = WhiteBoxDistillTrainer(
-        model=build_llama(seed=0), teacher_model=build_llama(seed=1, hidden_size=48, layers=3), args=args,
+        model=build_llama(seed=0), teacher_model=teacher, args=args,
         train_dataset=Dataset.from_list(build_rows(case)), processing_class=build_tokenizer(),
         eval_dataset=Dataset.from_list(build_rows("even")[:8]),
         callbacks=[CompareRanks(), SpeculativeEvalCallback([[{"role": "user", "content": "a"}]] * 3, max_new_tokens=8)],
     )  # fmt: skip
     trainer.train()
+    trainer.save_model()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     logs = [log for log in trainer.state.log_history if "loss" in log]
     evaluations = [log for log in trainer.state.log_history if "eval_block_efficiency" in log]

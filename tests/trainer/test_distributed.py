@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 
@@ -46,11 +47,20 @@ def assert_same(actual: dict, expected: dict) -> None:
             torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5, msg=lambda m, h=message: h + m)
 
 
+def assert_saved_aligned(output: Path, weights: dict[str, torch.Tensor]) -> None:
+    """What `save_model` wrote is one draft with the target's rows, and the trained weights of the real ids."""
+    draft = AutoModelForCausalLM.from_pretrained(f"{output}.run")
+    assert draft.config.vocab_size == 288
+    rows = draft.get_input_embeddings().weight[:261]
+    torch.testing.assert_close(rows, weights["model.embed_tokens.weight"], rtol=1e-4, atol=1e-5)
+
+
 def test_ddp_equals_one_process(tmp_path, single_process):
     output = tmp_path / "ddp.pt"
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     run([sys.executable, *launcher, "--rdzv_endpoint", "localhost:0", str(SCRIPT), str(output), "4", "none"])
     assert_same(torch.load(output), single_process)
+    assert_saved_aligned(output, single_process["masked"]["weights"])  # the last case's
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -75,3 +85,4 @@ def test_zero_equals_one_process(tmp_path, single_process, stage):
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
     run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "zero"], DS_ACCELERATOR="cpu")
     assert_same(torch.load(output), single_process)
+    assert_saved_aligned(output, single_process["masked"]["weights"])  # the last case's
