@@ -3,7 +3,8 @@
     python benchmarks/embedded_seeds.py --seeds 0 1 2
 
 Each seed draws its own conversations, weights and order: nothing is shared between seeds. Options that this script does
-not know go to train_fc.py. Writes embedded_seeds.{json,md,png} to `--results_dir`.
+not know go to train_fc.py. A killed benchmark continues at the run it was in. Writes embedded_seeds.{json,md,png} to
+`--results_dir`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import train_fc
 from function_calling_corpus import score_answers
 from machine import describe_machine
-from recipe import METHODS, plot_history, save_record
+from recipe import METHODS, plot_histories, save_record
 from tiny_models import load_embedded_data
 from transformers import AutoTokenizer
 
@@ -67,29 +68,31 @@ def format_summary(summary: dict[str, dict[str, dict]]) -> str:
     return "\n".join(lines)
 
 
+def run(seed: int, method: str, runs_dir: Path, options: list[str]) -> dict:
+    """The record of one run; one that is complete in `runs_dir` is not repeated."""
+    folder = runs_dir / f"{method}-{seed}"
+    path = folder / "record.json"
+    if not path.exists():
+        result = train_fc.main(["--method", method, "--seed", str(seed), "--output_dir", str(folder), *options])
+        record = json.loads((folder / "acceptance.json").read_text(encoding="utf-8"))
+        record["target_answers_on_unseen_tools"] = score_target(result, seed, num_prompts=64, max_new_tokens=96)
+        save_record(record, path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def main(argv: list[str]) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--runs_dir", type=Path, default=Path("outputs/embedded_seeds"))
     arguments, rest = parser.parse_known_args(argv)
-    runs, answers, histories = [], {}, {}
-    for seed in arguments.seeds:
-        for method in METHODS:
-            folder = arguments.runs_dir / f"{method}-{seed}"
-            result = train_fc.main(["--method", method, "--seed", str(seed), "--output_dir", str(folder), *rest])
-            runs.append(json.loads((folder / "acceptance.json").read_text(encoding="utf-8")))
-            if seed == arguments.seeds[0]:
-                histories[method] = result.history
-            if method == METHODS[0]:
-                answers[str(seed)] = score_target(result, seed, num_prompts=64, max_new_tokens=96)
+    runs = [run(seed, method, arguments.runs_dir, rest) for seed in arguments.seeds for method in METHODS]
     summary = summarise(runs)
     record = {
         "what": "the embedded default of examples/train_fc.py; each seed has its own data, weights and order",
         "machine": describe_machine(),
         "seeds": arguments.seeds,
         "options": rest,
-        "target_answers_on_unseen_tools": answers,
         "mean_over_seeds": summary,
         "runs": runs,
     }
@@ -98,7 +101,8 @@ def main(argv: list[str]) -> dict:
     table = format_summary(summary)
     (arguments.results_dir / "embedded_seeds.md").write_text(table + "\n", encoding="utf-8")
     title = f"Embedded default, seed {arguments.seeds[0]}: function calling with unseen tools"
-    plot_history(histories, arguments.results_dir / "embedded_seeds.png", title)
+    histories = {run["method"]: run["history"] for run in runs if run["seed"] == arguments.seeds[0]}
+    plot_histories(histories, arguments.results_dir / "embedded_seeds.png", title)
     print(table)
     return record
 

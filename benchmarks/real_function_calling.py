@@ -16,42 +16,32 @@ from build_models import BuildArguments, build_from_folder
 from datasets import Dataset
 from machine import describe_machine
 from recipe import (
+    METHODS,
     RecipeArguments,
     RecipeResult,
     describe_figures,
+    describe_history,
     format_table,
-    plot_history,
+    plot_histories,
     run_recipe,
     save_record,
     use_all_cores,
 )
 from tiny_models import BuiltModels
-from train_fc import compare_on_general_prompts
+from train_fc import EMBEDDED_DEFAULTS, compare_on_general_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
 from spec_kd import WhiteBoxDistillConfig, generate_responses
 
 DEFAULTS = {
+    **EMBEDDED_DEFAULTS,
     "output_dir": "outputs/real_function_calling",
-    "max_steps": 200,
     "per_device_train_batch_size": 8,
-    "learning_rate": 2e-3,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 20,
-    "max_length": None,
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "report_to": "none",
-    "eval_strategy": "steps",
-    "eval_steps": 50,
-    "save_strategy": "no",
-    "logging_steps": 10,
     "max_new_tokens": 128,
     "num_train_prompts": 600,
     "num_eval_prompts": 128,
 }
-METHODS = ("white_box", "black_box")
 
 
 @dataclass
@@ -126,6 +116,7 @@ def main(argv: list[str]) -> dict:
         "num_assistant_tokens": recipe.num_assistant_tokens,
         "seconds": seconds,
         "models": models.records,
+        "histories": {method: describe_history(result.history) for method, result in results.items()},
         "figures": {label: {f"T={t:g}": describe_figures(f) for t, f in fs.items()} for label, fs in table.items()},
     }
     folder = Path(record_arguments.results_dir)
@@ -133,8 +124,7 @@ def main(argv: list[str]) -> dict:
     name = f"real_{build.domain}"
     save_record(record, folder / f"{name}.json")
     (folder / f"{name}.md").write_text(format_table(table) + "\n", encoding="utf-8")
-    histories = {method: result.history for method, result in results.items()}
-    plot_history(histories, folder / f"{name}.png", f"Acceptance on real {build.domain} prompts")
+    plot_histories(record["histories"], folder / f"{name}.png", f"Acceptance on real {build.domain} prompts")
     print(format_table(table))
     return record
 

@@ -34,8 +34,9 @@ class Budget:
     Args:
         max_steps (`int`): Optimiser steps at most.
         until_flat (`bool`):
-            `True`: the learning rate is divided by 3 whenever the held-out loss stops falling (by `FLAT_SHARE`,
-            twice in a row), and training ends when it has stopped at the third rate too. `False`: exactly `max_steps` with a linear decay.
+            `True`: the learning rate is cut to a third whenever the held-out loss stops falling (by `FLAT_SHARE`, twice
+            in a row), and training ends when it has stopped at the third rate too. `False`: exactly `max_steps` with a
+            linear decay.
         tokens_per_step (`int`): Tokens of a batch, padding included.
         learning_rate (`float`): Peak of AdamW's learning rate.
         prompt_weight (`float`): Weight of a prompt token's loss; a completion token's is 1.

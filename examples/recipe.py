@@ -223,10 +223,15 @@ def format_table(rows: dict[str, dict[float, AcceptanceFigures]]) -> str:
     return "\n".join(lines)
 
 
-def plot_history(
-    histories: dict[str, list[tuple[int, dict[float, AcceptanceFigures]]]], path: Path, title: str
-) -> None:
-    """Acceptance over training steps with 95 % bands, one line for each label: alpha and block efficiency."""
+def describe_history(history: History) -> list[dict[str, Any]]:
+    """Step and figures of every evaluation, as JSON."""
+    return [
+        {"step": step, **{f"T={t:g}": describe_figures(f) for t, f in figures.items()}} for step, figures in history
+    ]
+
+
+def plot_histories(histories: dict[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+    """Greedy acceptance over training steps with 95 % bands, one line for each label, from `describe_history`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -238,8 +243,8 @@ def plot_history(
         (axes[1], "block_efficiency", "tokens per target pass (greedy)"),
     ):
         for label, history in histories.items():
-            steps = [step for step, _ in history]
-            value, low, high = zip(*(getattr(figures[0.0], name) for _, figures in history), strict=True)
+            steps = [entry["step"] for entry in history]
+            value, low, high = zip(*(entry["T=0"][name] for entry in history), strict=True)
             axis.plot(steps, value, marker="o", markersize=3, label=label)
             axis.fill_between(steps, low, high, alpha=0.2)
         axis.set(xlabel="training step", ylabel=ylabel)

@@ -40,7 +40,7 @@ SOURCES = ("tiny_models.py", "pretraining.py")
 
 
 GENERAL_TARGET = Budget(max_steps=800, tokens_per_step=512, learning_rate=1.5e-3, eval_steps=200)
-DOMAIN_TARGET = Budget(max_steps=1200, tokens_per_step=512, learning_rate=1.5e-3, eval_steps=200)
+DOMAIN_TARGET = Budget(max_steps=1000, tokens_per_step=512, learning_rate=1.5e-3, eval_steps=200)
 GENERAL_DRAFT = Budget(max_steps=4000, until_flat=True, tokens_per_step=512, learning_rate=2e-3, eval_steps=150)
 
 
@@ -256,7 +256,7 @@ def save_tokenizer(recipe: BuildRecipe, corpus: Corpus, folder: Path) -> None:
 
 def make_embedded_corpus(seed: int = 0) -> Corpus:
     """The bundled conversations, drawn with `seed`."""
-    general_train, general_test = general_corpus.generate_conversations(12_000, 300, seed)
+    general_train, general_test = general_corpus.generate_conversations(4_000, 300, seed)
     return Corpus(
         function_calling_corpus.generate_conversations("train", 8_000, seed),
         function_calling_corpus.generate_conversations("test", 300, seed),

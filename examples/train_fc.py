@@ -20,10 +20,11 @@ from recipe import (
     RecipeArguments,
     RecipeResult,
     describe_figures,
+    describe_history,
     format_table,
     load_prompts,
     parse_arguments,
-    plot_history,
+    plot_histories,
     run_recipe,
     save_record,
     use_all_cores,
@@ -36,7 +37,7 @@ from spec_kd import AcceptanceFigures, WhiteBoxDistillConfig, generate_responses
 # Of the run without models; each can be changed on the command line.
 EMBEDDED_DEFAULTS = {
     "output_dir": "outputs/train_fc",
-    "max_steps": 200,
+    "max_steps": 150,
     "per_device_train_batch_size": 16,
     "learning_rate": 2e-3,
     "lr_scheduler_type": "cosine",
@@ -161,7 +162,8 @@ def report(
     folder = Path(training.output_dir)
     table = format_table(rows)
     (folder / "acceptance.md").write_text(table + "\n", encoding="utf-8")
-    plot_history({arguments.method: result.history}, folder / "acceptance.png", "Acceptance over training")
+    history = describe_history(result.history)
+    plot_histories({arguments.method: history}, folder / "acceptance.png", "Acceptance over training")
     record = {
         "method": arguments.method,
         "divergence": training.divergence if arguments.method == "white_box" else None,
@@ -171,6 +173,7 @@ def report(
         "figures": {
             label: {f"T={t:g}": describe_figures(f) for t, f in figures.items()} for label, figures in rows.items()
         },
+        "history": history,
         **extra,
     }
     save_record(record, folder / "acceptance.json")
