@@ -40,6 +40,8 @@ DEFAULTS = {
     "per_device_train_batch_size": 8,
     "max_new_tokens": 128,
     "num_train_prompts": 600,
+    "response_temperature": 0.0,
+    "max_steps": 200,
     "num_eval_prompts": 128,
 }
 

@@ -40,7 +40,9 @@ class RecipeArguments(ScriptArguments):
         generate_responses (`bool`):
             Whether the target answers the training prompts first. `False` takes the data set's completions as they are,
             which is right only if the target wrote them.
-        response_temperature (`float`): Sampling temperature of those answers, 0 for greedy.
+        response_temperature (`float`):
+            Sampling temperature of those answers, 0 for greedy. Sampled text shows the draft more of what the target
+            may write; a server that samples needs that.
         max_new_tokens (`int`): Longest answer, in training and in evaluation.
         generation_batch_size (`int`): Prompts that the target answers at a time.
         num_train_prompts (`int`, *optional*): Take only so many training prompts.
@@ -53,7 +55,7 @@ class RecipeArguments(ScriptArguments):
         default=True, metadata={"help": "Whether the target answers the training prompts first."}
     )
     response_temperature: float = field(
-        default=0.0, metadata={"help": "Sampling temperature of the target's answers, 0 for greedy."}
+        default=1.0, metadata={"help": "Sampling temperature of the target's answers, 0 for greedy."}
     )
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer of the target, in tokens."})
     generation_batch_size: int = field(default=16, metadata={"help": "Prompts the target answers at a time."})
