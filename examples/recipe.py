@@ -241,7 +241,7 @@ def plot_histories(histories: dict[str, list[dict[str, Any]]], path: Path, title
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name, ylabel in (
-        (axes[0], "alpha", "alpha_greedy: expected acceptance of a drafted token"),
+        (axes[0], "alpha", "alpha_greedy"),
         (axes[1], "block_efficiency", "tokens per target pass (greedy)"),
     ):
         for label, history in histories.items():
