@@ -12,6 +12,8 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from spec_kd.projection import project
+
 
 @dataclass(frozen=True)
 class LogitTransform:
@@ -76,9 +78,19 @@ class LogitHead:
         model = unwrap_peft(model)
         return cls(model.get_output_embeddings(), LogitTransform.from_config(model.config), vocab_size)
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of `hidden` `(..., H)` as float32 `(..., vocab_size)`."""
-        logits = self.module.forward(hidden.to(self.module.weight.device))
+    def __call__(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of `hidden` `(..., H)` as float32 `(..., vocab_size)`.
+
+        `out`, a buffer `(..., rows)` of the head's dtype, spares an allocation where the head is a plain matrix; the
+        result is then valid until the buffer's next use.
+        """
+        weight = self.module.weight
+        hidden = hidden.to(weight.device)
+        is_plain = type(self.module) is nn.Linear and hidden.dtype == weight.dtype
+        if is_plain and not torch.is_autocast_enabled(hidden.device.type):
+            logits = project(hidden, weight, self.module.bias, out)
+        else:
+            logits = self.module.forward(hidden)
         return self.transform(logits[..., : self.vocab_size].float())
 
 

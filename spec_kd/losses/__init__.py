@@ -1,15 +1,36 @@
-from spec_kd.losses.divergences import DIVERGENCES, Divergence, ForwardKL, JensenShannon, ReverseKL, build_divergence
+from spec_kd.losses.divergences import (
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    LKHybrid,
+    NegLogAcceptance,
+    ReverseKL,
+    TokenDistributions,
+    TotalVariation,
+    TVDPlusPlus,
+)
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.reference import dense_divergence
+from spec_kd.losses.registry import DIVERGENCES, build_divergence, register_divergence
+from spec_kd.losses.sparse import SPARSE_METHODS, SparseMethod, SparseTargets
 
 __all__ = [
     "DIVERGENCES",
+    "SPARSE_METHODS",
     "Divergence",
     "DivergenceOutput",
     "ForwardKL",
     "JensenShannon",
+    "LKHybrid",
+    "NegLogAcceptance",
     "ReverseKL",
+    "SparseMethod",
+    "SparseTargets",
+    "TVDPlusPlus",
+    "TokenDistributions",
+    "TotalVariation",
     "build_divergence",
     "dense_divergence",
     "fused_linear_divergence",
+    "register_divergence",
 ]

@@ -1,22 +1,24 @@
 """Per-token divergences between the target's distribution p and the draft's q, each with its gradient in closed form.
 
 A divergence is one small class; `fused_linear.py` turns any of them into a memory-light loss, and `reference.py` holds
-the same values written plainly for autograd, against which these are tested.
+the same values written plainly for autograd, against which these are tested. `registry.py` finds them by name.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 
+from spec_kd.acceptance import compute_alpha
+
 
 @dataclass(frozen=True)
 class TokenDistributions:
-    """Both distributions over a chunk of tokens, each once as probabilities and once as logarithms.
+    """Both distributions over a few tokens, each once as probabilities and once as logarithms.
 
     All four are float32 of shape `(N, V)` and belong to whoever computes the divergence: it may overwrite none of
-    them, since they also feed the metrics.
+    them, since they also feed the metrics. V is the vocabulary, or the ids of a coarsened teacher and one bucket for
+    all others (`losses/sparse.py`).
     """
 
     p: torch.Tensor
@@ -26,9 +28,15 @@ class TokenDistributions:
 
 
 class Divergence(ABC):
-    """A divergence D(p, q) per token, p the target's distribution and q = softmax(z) the draft's."""
+    """A divergence D(p, q) per token, p the target's distribution and q = softmax(z) the draft's.
+
+    Write `name`, `compute_value` and `compute_gradient`, register the class with `@register_divergence`, and every
+    trainer knows it by name. Two more say whether a *sparse* teacher can serve it; the defaults refuse.
+    """
 
     name: str
+    is_coarsenable: bool = False
+    """Whether D over a few ids and one bucket for the rest still means something (for an f-divergence: a bound)."""
 
     @abstractmethod
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
@@ -43,11 +51,28 @@ class Divergence(ABC):
             value (`torch.Tensor`): What `compute_value(d)` returned, `(N,)`; several gradients contain it.
         """
 
+    def compute_sampled(
+        self, log_p: torch.Tensor | None, log_q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """For D = E_{v~p} f(p_v, q_v) with f of bounded variance: f and df/dlog q_v at sampled ids, `(N, K)` each.
+
+        Their means over draws from p are unbiased estimates of D and, with dlog q_v/dz, of its gradient.
+
+        Args:
+            log_p (`torch.Tensor`, *optional*): log p at the ids, `None` where the teacher kept counts only.
+            log_q (`torch.Tensor`): log q at the ids.
+
+        Returns:
+            The pair, or `None` if there is no such form (the default).
+        """
+        return None
+
 
 class ForwardKL(Divergence):
     """KL(p‖q) = sum_v p (log p - log q), gradient q - p (Hinton et al. 2015, arXiv 1503.02531)."""
 
     name = "forward_kl"
+    is_coarsenable = True
 
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return (d.log_p - d.log_q).mul_(d.p).sum(-1)
@@ -55,11 +80,16 @@ class ForwardKL(Divergence):
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         return d.q - d.p
 
+    def compute_sampled(self, log_p, log_q):
+        # Without log p the value is the cross-entropy, larger by the entropy of p, and the gradient is the same.
+        return (-log_q if log_p is None else log_p - log_q), torch.full_like(log_q, -1.0)
+
 
 class ReverseKL(Divergence):
     """KL(q‖p) = sum_v q (log q - log p), gradient q (r - E_q r) with r = log q - log p (MiniLLM, arXiv 2306.08543)."""
 
     name = "reverse_kl"
+    is_coarsenable = True
 
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return (d.log_q - d.log_p).mul_(d.q).sum(-1)
@@ -80,6 +110,7 @@ class JensenShannon(Divergence):
     """
 
     name = "jsd"
+    is_coarsenable = True
 
     def __init__(self, beta: float = 0.5):
         if not 0.0 < beta < 1.0:
@@ -106,40 +137,101 @@ class JensenShannon(Divergence):
         return ratio.sub_(mean).mul_(d.q).mul_(1.0 - self.beta)
 
 
-DIVERGENCES: dict[str, type[Divergence]] = {cls.name: cls for cls in (ForwardKL, ReverseKL, JensenShannon)}
+class TotalVariation(Divergence):
+    """TVD = 1 - sum_v min(p, q) = 1 - alpha: the share of drafted tokens that is rejected (arXiv 2310.08461).
+
+    The gradient is q (E_q r - r) with r = 1[p > q].
+    """
+
+    name = "tvd"
+    is_coarsenable = True
+
+    def compute_value(self, d: TokenDistributions) -> torch.Tensor:
+        return (d.p - d.q).clamp_(min=0.0).sum(-1)  # equal to 1 - alpha, without its cancellation near 1
+
+    def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
+        is_short = (d.p > d.q).to(d.q.dtype)  # r: the draft gives the token less than the target does
+        mean = (is_short * d.q).sum(-1, keepdim=True)
+        return is_short.neg_().add_(mean).mul_(d.q)
+
+    def compute_sampled(self, log_p, log_q):
+        if log_p is None:
+            return None
+        acceptance = (log_q - log_p).clamp(max=0.0).exp()  # 1 - E_p min(1, q / p)
+        return 1.0 - acceptance, torch.where(log_q < log_p, -acceptance, torch.zeros_like(acceptance))
 
 
-def resolve_divergence_name(divergence: str | None, beta: float | None) -> str:
-    """The divergence that `divergence` and TRL's `beta` ask for together.
+class TVDPlusPlus(TotalVariation):
+    """TVD++ (arXiv 2403.00858): the TVD as a policy gradient whose rewards r = 1[p > q] are normalised.
+
+    The value is the TVD, the gradient dTVD/dz / sigma with sigma^2 = Var_q r over the vocabulary of one position. The
+    paper takes the moments over a batch, which is one number and nearly nothing under Adam; per position they weigh
+    the tokens anew, and splitting a batch changes nothing. sigma is at least `SIGMA_MIN`: as it goes to 0 (q = p, or a
+    one-hot p that q misses) so does dTVD/dz, in proportion to sigma^2.
+    """
+
+    name = "tvd_plus_plus"
+    SIGMA_MIN = 1e-3
+
+    def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
+        is_short = (d.p > d.q).to(d.q.dtype)
+        mean = (is_short * d.q).sum(-1, keepdim=True)
+        rest = ((1.0 - is_short) * d.q).sum(-1, keepdim=True)  # not 1 - mean, which rounds to 0 where mean is near 1
+        sigma = (mean * rest).sqrt_().clamp_(min=self.SIGMA_MIN)
+        return is_short.neg_().add_(mean).mul_(d.q).div_(sigma)
+
+    def compute_sampled(self, log_p, log_q):
+        return None  # 1 / sigma of an estimate is not an estimate of 1 / sigma
+
+
+class NegLogAcceptance(Divergence):
+    """-log alpha with alpha = sum_v min(p, q) (LK losses, arXiv 2602.23881): dTVD/dz / alpha.
+
+    Where draft and target share nothing the TVD is flat, and this is what still pulls. So alpha lives in logarithms:
+    log alpha = logsumexp_v min(log p, log q) is exact where alpha itself underflows.
+    """
+
+    name = "neg_log_acceptance"
+    is_coarsenable = True
+
+    def compute_value(self, d: TokenDistributions) -> torch.Tensor:
+        return -torch.logsumexp(torch.minimum(d.log_p, d.log_q), dim=-1)
+
+    def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
+        # r min(p, q) / alpha: the accepted mass that lies where the draft gives less than the target
+        share = torch.minimum(d.log_p, d.log_q).add_(value[:, None]).exp_()
+        share.mul_(d.log_p > d.log_q)
+        mean = share.sum(-1, keepdim=True)
+        return (d.q * mean).sub_(share)
+
+
+class LKHybrid(Divergence):
+    """w KL(p‖q) + (1 - w) TVD with w = exp(-eta alpha), alpha held constant (LK losses, arXiv 2602.23881).
+
+    Far from the target it is the KL, which pulls everywhere; near it the TVD, which is what acceptance rewards.
 
     Args:
-        divergence (`str`, *optional*): A name of `DIVERGENCES`; `None` leaves the choice to `beta`.
-        beta (`float`, *optional*): TRL's knob: 0 = forward KL, 1 = reverse KL, between = JSD with that weight.
-
-    Returns:
-        `str`: The name; `"forward_kl"` when neither is given.
-
-    Raises:
-        ValueError: If the name is unknown, `beta` lies outside [0, 1], or the two disagree.
+        eta (`float`, *optional*, defaults to `3.0`): How fast the weight moves from the KL to the TVD; positive.
     """
-    if divergence is not None and divergence not in DIVERGENCES:
-        raise ValueError(f"Unknown `divergence` {divergence!r}. Choose one of: {', '.join(sorted(DIVERGENCES))}.")
-    if beta is None:
-        return divergence or ForwardKL.name
-    if not (math.isfinite(beta) and 0.0 <= beta <= 1.0):
-        raise ValueError(f"`beta` must lie in [0, 1], got {beta}: 0 is forward KL, 1 reverse KL, between them JSD.")
-    asked = {0.0: ForwardKL.name, 1.0: ReverseKL.name}.get(beta, JensenShannon.name)
-    if divergence is not None and divergence != asked:
-        raise ValueError(
-            f"`divergence={divergence!r}` and `beta={beta}` disagree: in TRL's convention beta={beta} means "
-            f"{asked!r}. Set only `divergence`, or only `beta`."
-        )
-    return asked
 
+    name = "lk_hybrid"
+    is_coarsenable = True
 
-def build_divergence(divergence: str | None = None, beta: float | None = None) -> Divergence:
-    """The divergence object for a name and/or TRL's `beta`; raises as `resolve_divergence_name`."""
-    name = resolve_divergence_name(divergence, beta)
-    if name == JensenShannon.name:
-        return JensenShannon() if beta is None else JensenShannon(beta)
-    return DIVERGENCES[name]()
+    def __init__(self, eta: float = 3.0):
+        if not 0.0 < eta < float("inf"):
+            raise ValueError(
+                f"`eta` of 'lk_hybrid' must be a positive number, got {eta}. Use divergence='forward_kl' for eta = 0."
+            )
+        self.eta = eta
+        self._kl, self._tvd = ForwardKL(), TotalVariation()
+
+    def _mix(self, kl: torch.Tensor, tvd: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        weight = torch.exp(-self.eta * alpha)
+        return kl.mul_(weight).add_(tvd.mul_(1.0 - weight))
+
+    def compute_value(self, d: TokenDistributions) -> torch.Tensor:
+        return self._mix(self._kl.compute_value(d), self._tvd.compute_value(d), compute_alpha(d.p, d.q))
+
+    def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
+        alpha = compute_alpha(d.p, d.q)[:, None]
+        return self._mix(self._kl.compute_gradient(d, value), self._tvd.compute_gradient(d, value), alpha)

@@ -10,6 +10,8 @@ def dense_divergence(
     *,
     temperature: float = 1.0,
     beta: float = 0.5,
+    eta: float = 3.0,
+    sigma_min: float = 1e-3,
 ) -> torch.Tensor:
     """Divergence per token from full logits, differentiable by autograd.
 
@@ -18,16 +20,22 @@ def dense_divergence(
     Args:
         draft_logits (`torch.Tensor`): `(..., V)`.
         teacher_logits (`torch.Tensor`): `(..., V)`.
-        divergence (`str`): `"forward_kl"`, `"reverse_kl"` or `"jsd"`.
+        divergence (`str`): One of the seven names that come with the package.
         temperature (`float`, *optional*, defaults to `1.0`):
             Both logits are divided by it. No T^2 factor is applied to the value.
         beta (`float`, *optional*, defaults to `0.5`): Weight of the JSD.
+        eta (`float`, *optional*, defaults to `3.0`): Of `lk_hybrid`.
+        sigma_min (`float`, *optional*, defaults to `1e-3`): Of `tvd_plus_plus`.
 
     Returns:
-        `torch.Tensor`: `(...)`, in nats.
+        `torch.Tensor`: `(...)`, in nats (the two TVDs: a probability).
+
+    Raises:
+        ValueError: For an unknown name.
     """
     log_q = torch.log_softmax(draft_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
+    p, q = log_p.exp(), log_q.exp()
 
     def kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
         return (log_a.exp() * (log_a - log_b)).sum(-1)
@@ -40,4 +48,25 @@ def dense_divergence(
         weights = torch.tensor([beta, 1.0 - beta], dtype=log_p.dtype, device=log_p.device).log()
         log_m = torch.logaddexp(log_p + weights[0], log_q + weights[1])
         return beta * kl(log_p, log_m) + (1.0 - beta) * kl(log_q, log_m)
-    raise ValueError(f"Unknown divergence {divergence!r}. Choose one of: forward_kl, jsd, reverse_kl.")
+    if divergence == "tvd":
+        return (p - q).clamp(min=0.0).sum(-1)
+    if divergence == "neg_log_acceptance":
+        return -torch.logsumexp(torch.minimum(log_p, log_q), dim=-1)
+    if divergence == "lk_hybrid":
+        tvd = (p - q).clamp(min=0.0).sum(-1)
+        weight = torch.exp(-eta * (1.0 - tvd.detach()))
+        return weight * kl(log_p, log_q) + (1.0 - weight) * tvd
+    if divergence == "tvd_plus_plus":
+        # The policy gradient E_q[-reward grad log q] with rewards r = 1[p > q] made to mean 0 and deviation 1 under q.
+        with torch.no_grad():
+            r = (p > q).to(q.dtype)
+            mean = (q * r).sum(-1, keepdim=True)
+            sigma = (q * (r - mean).square()).sum(-1, keepdim=True).sqrt().clamp(min=sigma_min)
+            reward = (r - mean) / sigma
+            value = (p - q).clamp(min=0.0).sum(-1)
+        surrogate = -(q.detach() * reward * log_q).sum(-1)
+        return value + surrogate - surrogate.detach()  # the value is the TVD, the gradient the surrogate's
+    raise ValueError(
+        f"Unknown divergence {divergence!r}. Choose one of: forward_kl, jsd, lk_hybrid, neg_log_acceptance, "
+        "reverse_kl, tvd, tvd_plus_plus."
+    )

@@ -32,13 +32,20 @@ class TeacherSignal:
             mask (`torch.Tensor`): bool `(B, T - 1)`, true where the *next* token belongs to the loss; N are true.
 
         Returns:
-            A function from a slice of the N positions to logits `(n, vocab_size)`, on the device of `mask`.
+            A function from a slice of the N positions to logits `(n, vocab_size)`, on the device of `mask`. A result
+            may share its memory with the next one.
         """
         selected = self.hidden[:, :-1][mask.to(self.hidden.device)]  # (N, H_teacher)
+        weight = self.head.module.weight
+        buffer = None
 
         def compute_logits(chunk: slice) -> torch.Tensor:
+            nonlocal buffer
+            rows = chunk.stop - chunk.start
+            if buffer is None or len(buffer) < rows:
+                buffer = selected.new_empty(rows, weight.shape[0])
             with torch.no_grad():
-                return self.head(selected[chunk]).to(mask.device)
+                return self.head(selected[chunk], out=buffer[:rows]).to(mask.device)
 
         return compute_logits
 

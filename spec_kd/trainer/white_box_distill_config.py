@@ -1,7 +1,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from spec_kd.losses.divergences import JensenShannon, resolve_divergence_name
+from spec_kd.losses.divergences import JensenShannon
+from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.trainer.draft_config import DraftConfig
 
 

@@ -303,7 +303,7 @@ def test_models_and_tokenizers_by_path(tmp_path, draft, target, tokenizer, datas
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"divergence": "kl"}, "forward_kl, jsd, reverse_kl"),
+        ({"divergence": "kl"}, "forward_kl, jsd, lk_hybrid"),
         ({"temperature": 0.0}, "positive"),
         ({"divergence": "jsd", "beta": 1.0}, "disagree"),
         ({"loss_type": "dft"}, "belongs to SFT"),
