@@ -1,0 +1,125 @@
+"""Who runs the target: one small protocol, behind which stand transformers, vLLM and OpenAI-compatible servers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class UnsupportedByEngineError(ValueError):
+    """An engine was asked for something it cannot give; the message names what can."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How completions are written.
+
+    Args:
+        max_new_tokens (`int`): Most tokens of a completion, the EOS included.
+        temperature (`float`, *optional*, defaults to `0.0`): 0.0 means greedy; otherwise the plain softmax at it.
+        seed (`int`, *optional*, defaults to `0`): Of the whole job; an engine derives from it what it needs per request.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SignalRequest:
+    """What to keep of the target's distribution at every completion token.
+
+    Args:
+        method (`str`, *optional*, defaults to `"token_only"`):
+            A name of `spec_kd.losses.SPARSE_METHODS`. `"token_only"` is the log-probability of the token itself.
+        num_draws (`int`, *optional*): Of the two sampled methods: draws from p per token.
+        top_k (`int`, *optional*): Of `"top_k_tail"`: most likely ids per token.
+    """
+
+    method: str = "token_only"
+    num_draws: int | None = None
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenSlots:
+    """What was kept of p at each of T tokens, by the method of the request; lists of T arrays with K_t entries each.
+
+    Args:
+        ids (`list[numpy.ndarray]`): int32, distinct within a token.
+        log_p (`list[numpy.ndarray]`, *optional*): float32, log p of the ids; absent for `"sampled_counts"`.
+        counts (`list[numpy.ndarray]`, *optional*): int32, draws per id; of the sampled methods only.
+    """
+
+    ids: list[np.ndarray]
+    log_p: list[np.ndarray] | None = None
+    counts: list[np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer of the target.
+
+    Args:
+        ids (`list[int]`): What it wrote, the EOS included if it wrote one, nothing behind it.
+        finish_reason (`str`): `"stop"` or `"length"`.
+        token_logprobs (`list[float]`, *optional*): log p of each id; `None` where the engine cannot say.
+        slots (`TokenSlots`, *optional*): Where more than `"token_only"` was asked for.
+    """
+
+    ids: list[int]
+    finish_reason: str
+    token_logprobs: list[float] | None = None
+    slots: TokenSlots | None = None
+
+
+class Engine(Protocol):
+    """Runs the target on token ids. The chat template is rendered by the caller: both sides mean the same tokens.
+
+    Attributes:
+        name (`str`): As in a data set's provenance.
+        is_reproducible (`bool`): Whether the same call gives the same answer, also when sampling.
+        logprobs_are (`str`):
+            `"processed"`: log-probabilities of the distribution that was sampled from, temperature included; `"raw"`:
+            of the model before any temperature (what most servers return). Equal at temperature 1; for greedy text,
+            which has no distribution of its own, engines return raw ones and say so.
+    """
+
+    name: str
+    is_reproducible: bool
+    logprobs_are: str
+
+    def describe(self) -> dict[str, object]:
+        """What answers depend on besides the options, as JSON values: model, revision, versions. No secrets."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        signal: SignalRequest | None = None,
+        seed: str = "",
+    ) -> list[Completion]:
+        """Answers prompts, given as ids, in their order.
+
+        Args:
+            prompts (`Sequence[list[int]]`): A batch.
+            options (`SamplingOptions`): For all of them.
+            signal (`SignalRequest`, *optional*): What to keep of p; `None` keeps nothing.
+            seed (`str`): Distinguishes this batch from the job's others.
+
+        Raises:
+            UnsupportedByEngineError: Before any generation, for a signal the engine cannot give.
+        """
+        ...
+
+    def score(
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
+    ) -> list[Completion]:
+        """The log-probabilities (and slots) of completions that exist already, raw, in their order.
+
+        Raises:
+            UnsupportedByEngineError: If the engine cannot score given text, or not by this method.
+        """
+        ...
