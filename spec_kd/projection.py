@@ -2,9 +2,9 @@
 
 import torch
 
-# Rows of the head per product on a CPU. With few tokens its matrix library spends its time repacking the long, transposed
-# head; taken in blocks that stay in the cache, as the left factor, it does not. Measured on 2 cores, 128 tokens x 3,584 ->
-# 151,936: 1.2 s as hidden @ weight.T, 0.8 s in blocks of 2,048 to 4,096 rows (`benchmarks/losses.py` has the whole).
+# Rows of the head per product on a CPU. With few tokens its matrix library spends its time repacking the long,
+# transposed head; taken in blocks that stay in the cache, as the left factor, it does not. Measured on 2 cores, 128
+# tokens x 3,584 -> 151,936: 1.2 s as hidden @ weight.T, 0.8 s in blocks of 2,048 to 4,096 rows.
 BLOCK_ROWS = 4096
 
 

@@ -40,23 +40,41 @@ def check_training_columns(dataset: Dataset | IterableDataset, name: str, assist
     )
 
 
-def to_training_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def to_training_rows(
+    dataset: Dataset | IterableDataset, token_columns: dict[str, Any] | None = None
+) -> Dataset | IterableDataset:
     """Turns `prompt_ids` + `completion_ids` into `input_ids` + `labels`, the loss on the completion alone.
 
     Where a row has both text and ids, the ids count: they are what the target saw and wrote, and text tokenised again
     need not give them back. A data set without them, or already prepared, is returned as it is.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): Any of `ACCEPTED_COLUMNS`.
+        token_columns (`dict`, *optional*):
+            Columns with an entry per completion token to keep, and what to put before them at the prompt's tokens.
+
+    Raises:
+        ValueError: While mapping: a token column whose length is not the completion's.
     """
     columns = dataset.column_names or list(next(iter(dataset)))
     if "input_ids" in columns or not {"prompt_ids", "completion_ids"} <= set(columns):
         return dataset
 
-    def join(row: dict[str, Any]) -> dict[str, list[int]]:
+    def join(row: dict[str, Any], index: int) -> dict[str, list[Any]]:
         prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
-        return {"input_ids": prompt + completion, "labels": [IGNORED_LABEL] * len(prompt) + completion}
+        joined = {"input_ids": prompt + completion, "labels": [IGNORED_LABEL] * len(prompt) + completion}
+        for name, empty in (token_columns or {}).items():
+            if len(row[name]) != len(completion):
+                raise ValueError(
+                    f"Row {index} has {len(completion)} completion tokens but {len(row[name])} entries in `{name}`, "
+                    "which must have one per token. Make the column from these completions."
+                )
+            joined[name] = [empty] * len(prompt) + list(row[name])
+        return joined
 
     if isinstance(dataset, Dataset):
-        return dataset.map(join, remove_columns=columns, desc="Joining prompt and completion ids")
-    return dataset.map(join, remove_columns=columns)
+        return dataset.map(join, with_indices=True, remove_columns=columns, desc="Joining prompt and completion ids")
+    return dataset.map(join, with_indices=True, remove_columns=columns)
 
 
 def count_cut_rows(dataset: Dataset, max_length: int) -> tuple[int, int]:

@@ -12,11 +12,14 @@ from spec_kd.losses.divergences import (
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.reference import dense_divergence
 from spec_kd.losses.registry import DIVERGENCES, build_divergence, register_divergence
+from spec_kd.losses.selected import TokenLoss, selected_linear_divergence
+from spec_kd.losses.selection import TOKEN_SELECTIONS, TokenSelection, build_selection
 from spec_kd.losses.sparse import SPARSE_METHODS, SparseMethod, SparseTargets
 
 __all__ = [
     "DIVERGENCES",
     "SPARSE_METHODS",
+    "TOKEN_SELECTIONS",
     "Divergence",
     "DivergenceOutput",
     "ForwardKL",
@@ -28,9 +31,13 @@ __all__ = [
     "SparseTargets",
     "TVDPlusPlus",
     "TokenDistributions",
+    "TokenLoss",
+    "TokenSelection",
     "TotalVariation",
     "build_divergence",
+    "build_selection",
     "dense_divergence",
     "fused_linear_divergence",
     "register_divergence",
+    "selected_linear_divergence",
 ]

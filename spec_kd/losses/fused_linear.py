@@ -115,9 +115,7 @@ def fused_linear_divergence(
     if not weight.is_floating_point():
         raise TypeError(f"The draft's head has dtype {weight.dtype}: a quantised head cannot be trained through.")
     device = hidden.device.type
-    if chunk_tokens is None:
-        elements = CHUNK_ELEMENTS if device == "cpu" else GPU_CHUNK_ELEMENTS
-        chunk_tokens = max(1, min(MAX_CHUNK_TOKENS, elements // vocab_size))
+    chunk_tokens = choose_chunk_tokens(hidden.shape[0], vocab_size, device, chunk_tokens)
     is_autocast = torch.is_autocast_enabled(device)
     # Inside `forward` gradient mode is always off and `needs_input_grad` ignores it: ask here.
     needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
@@ -128,6 +126,15 @@ def fused_linear_divergence(
         compute_dtype=torch.get_autocast_dtype(device) if is_autocast else hidden.dtype,
     )
     return DivergenceOutput(*_FusedLinearDivergence.apply(hidden, weight, bias, teacher, labels, settings))
+
+
+def choose_chunk_tokens(num_tokens: int, vocab_size: int, device_type: str, limit: int | None = None) -> int:
+    """Tokens of a chunk: at most `limit` or what fits, and even, since a small last chunk would be a slow product."""
+    if limit is None:
+        elements = CHUNK_ELEMENTS if device_type == "cpu" else GPU_CHUNK_ELEMENTS
+        limit = max(1, min(MAX_CHUNK_TOKENS, elements // vocab_size))
+    num_chunks = max(1, -(-num_tokens // limit))
+    return max(1, -(-num_tokens // num_chunks))
 
 
 class _FusedLinearDivergence(torch.autograd.Function):
@@ -145,12 +152,10 @@ class _FusedLinearDivergence(torch.autograd.Function):
 
         head = weight[:vocab_size].to(settings.compute_dtype)
         head_bias = None if bias is None else bias[:vocab_size].float()
-        num_chunks = -(-num_tokens // settings.chunk_tokens)
-        chunk_tokens = -(-num_tokens // max(1, num_chunks))  # even ones: a small last chunk would be a slow product
         # One buffer for all chunks: fresh memory costs a CPU more than the passes over it
-        buffer = head.new_empty(chunk_tokens, vocab_size)
-        for start in range(0, num_tokens, chunk_tokens or 1):
-            chunk = slice(start, min(start + chunk_tokens, num_tokens))
+        buffer = head.new_empty(settings.chunk_tokens, vocab_size)
+        for start in range(0, num_tokens, settings.chunk_tokens):
+            chunk = slice(start, min(start + settings.chunk_tokens, num_tokens))
             raw = buffer[: chunk.stop - start]  # (n, V)
             project(hidden[chunk].to(settings.compute_dtype), head, out=raw)
             target = _ask_teacher(teacher, chunk, raw.shape)

@@ -1,9 +1,9 @@
 """Teachers that kept a few ids per token instead of the whole distribution, and what each may be used for.
 
-A *sampled* teacher holds ids drawn from p: means over them estimate a divergence that is an expectation under p, and its
-gradient, without bias. A *coarsened* teacher holds the most likely ids exactly and the rest as one bucket: any
-divergence can be taken over these K + 1 outcomes, which for an f-divergence is a lower bound of the true one and for its
-gradient a bias. What is neither is refused by name. Neither needs a matrix product with a teacher's head.
+A *sampled* teacher holds ids drawn from p: means over them estimate a divergence that is an expectation under p, and
+its gradient, without bias. A *coarsened* teacher holds the most likely ids exactly and the rest as one bucket: any
+divergence can be taken over these K + 1 outcomes, which for an f-divergence is a lower bound of the true one and for
+its gradient a bias. What is neither is refused by name. Neither needs a matrix product with a teacher's head.
 """
 
 from collections.abc import Iterator
@@ -164,7 +164,9 @@ def _compute_coarsened(
 
     log_q = torch.cat([z_head, log_tail], dim=-1) - log_normaliser  # (N, K + 1)
     log_p_head = targets.log_p.masked_fill(~is_used, LOG_ZERO)
-    p_tail = (1.0 - log_p_head.exp().sum(-1, keepdim=True)).clamp_(min=torch.finfo(z.dtype).tiny)
+    p_tail = 1.0 - log_p_head.exp().sum(-1, keepdim=True)
+    # Where no other id exists the rest of a rounded sum must not weigh against a log q of `LOG_ZERO`
+    p_tail = p_tail.masked_fill_(log_tail < LOG_ZERO / 2, 0.0).clamp_(min=torch.finfo(z.dtype).tiny)
     log_p = torch.cat([log_p_head, p_tail.log()], dim=-1)
     d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
     value = divergence.compute_value(d)

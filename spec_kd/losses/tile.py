@@ -1,8 +1,9 @@
 """From the raw logits of a few tokens to their loss, metrics and gradient: everything elementwise, in one place.
 
-The same function runs on two kinds of tiles. On a CPU a tile is a few tokens, small enough that its dozen passes stay in
-the cache (memory bandwidth is what a naive loss spends its time on). On a GPU it is a whole chunk, and `torch.compile`
-fuses the passes into a few Triton kernels; no divergence is written twice, and registered ones are fused as well.
+The same function runs on two kinds of tiles. On a CPU a tile is a few tokens, small enough that its dozen passes stay
+in the cache (memory bandwidth is what a naive loss spends its time on). On a GPU it is a whole chunk, and
+`torch.compile` fuses the passes into a few Triton kernels; no divergence is written twice, and registered ones are
+fused as well.
 """
 
 import functools

@@ -7,7 +7,7 @@ and `SFTTrainer.compute_loss` only reads named fields of what comes back; we pat
 
 import functools
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -16,13 +16,15 @@ from transformers.utils import ModelOutput
 
 from spec_kd._private import gather_head_parameters
 from spec_kd.heads import LogitTransform, run_backbone
-from spec_kd.losses import Divergence, fused_linear_divergence
-from spec_kd.trainer.teacher import TeacherSignal
+from spec_kd.losses import TokenLoss, fused_linear_divergence, selected_linear_divergence
+from spec_kd.losses.selected import TokenTargets
+from spec_kd.losses.selection import TokenSelection
+from spec_kd.trainer.teacher import DistillSignal, TeacherSignal
 
 
 @dataclass
 class DistillOutput(ModelOutput):
-    """Output of a draft called with `fused_lm_head=True` and a `teacher_signal`.
+    """Output of a draft called with `fused_lm_head=True` and a `distill_signal`.
 
     `SFTTrainer.compute_loss` minimises `-log_probs.sum() / num_tokens`, whatever `log_probs` is. Here it holds minus
     the summed divergence, so that gradient accumulation, token averaging across processes and the auxiliary loss of
@@ -34,6 +36,7 @@ class DistillOutput(ModelOutput):
         entropy (`torch.Tensor`): Entropy of the draft per token of the loss, `(N,)`.
         is_top1 (`torch.Tensor`): Whether the written token is the draft's most likely one, bool `(N,)`.
         alpha (`torch.Tensor`): sum_v min(p, q) per token of the loss, `(N,)`.
+        is_kept (`torch.Tensor`): Whether the token selection kept it, bool `(N,)`.
         aux_loss (`torch.Tensor`, *optional*): Load-balancing loss of a mixture of experts.
     """
 
@@ -42,38 +45,44 @@ class DistillOutput(ModelOutput):
     entropy: torch.Tensor | None = None
     is_top1: torch.Tensor | None = None
     alpha: torch.Tensor | None = None
+    is_kept: torch.Tensor | None = None
     aux_loss: torch.Tensor | None = None
 
 
-def check_trainable_head(model: PreTrainedModel) -> None:
-    """Raises `ValueError` unless gradients can go through the head of `model`: a matrix of floating-point numbers."""
+def check_plain_head(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless the head of `model` is a matrix of floating-point numbers, and nothing besides it."""
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
+    if hasattr(head, "lora_A"):
+        raise ValueError(
+            f"The head of the {role} has a LoRA adapter, which the fused loss would pass by. Merge it "
+            "(`model.merge_and_unload()`), or leave `lm_head` out of `target_modules`; `modules_to_save` is supported."
+        )
     if weight is None or not weight.is_floating_point():
         kind = "no weight" if weight is None else f"weights of dtype {weight.dtype}"
         raise ValueError(
-            f"The draft's head ({type(head).__name__}) has {kind}, so the divergence cannot be trained through it. "
-            "Load the draft with its head in full precision (bitsandbytes does so by default)."
+            f"The {role}'s head ({type(head).__name__}) has {kind}, so the divergence cannot be computed through it. "
+            f"Load the {role} with its head in full precision (bitsandbytes does so by default)."
         )
 
 
-def add_distillation_head(model: PreTrainedModel, divergence: Divergence, temperature: float, vocab_size: int) -> None:
-    """Patches `model.forward` so that `model(..., fused_lm_head=True, teacher_signal=...)` returns a `DistillOutput`.
+def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: int) -> None:
+    """Patches `model.forward` so that `model(..., fused_lm_head=True, distill_signal=...)` returns a `DistillOutput`.
 
-    Without a `teacher_signal` the forward is the one it was, so generation and TRL's fused head are unchanged.
+    Without a `distill_signal` the forward is the one it was, so generation and TRL's fused head are unchanged. The
+    token selection takes part in training only: an evaluation is over all tokens, and so comparable between them.
 
     Args:
         model (`PreTrainedModel`): Draft, without its PEFT wrapper.
-        divergence (`Divergence`): What to minimise.
-        temperature (`float`): Loss temperature.
+        loss (`TokenLoss`): What to minimise.
         vocab_size (`int`): Number of real ids.
     """
     previous_forward = model.forward
     transform = LogitTransform.from_config(model.config)
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against this signature
-    def forward(self, *args, teacher_signal: TeacherSignal | None = None, **kwargs):
-        if teacher_signal is None:
+    def forward(self, *args, distill_signal: DistillSignal | None = None, **kwargs):
+        if distill_signal is None:
             return previous_forward(*args, **kwargs)
         kwargs.pop("fused_lm_head", None)
         labels = kwargs.pop("labels")[:, 1:]
@@ -83,19 +92,20 @@ def add_distillation_head(model: PreTrainedModel, divergence: Divergence, temper
         if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
         mask = labels != -100  # (B, T - 1)
-        hidden = hidden[:, :-1][mask]  # (N, H)
-        with (
-            gather_head_parameters(weight, bias),
-            gather_head_parameters(*teacher_signal.head.module.parameters()),
-        ):
-            result = fused_linear_divergence(
-                hidden.to(weight.device),
+        hidden, mask_there = hidden[:, :-1][mask].to(weight.device), mask.to(weight.device)  # (N, H)
+        tokens = labels[mask].to(weight.device)  # (N,)
+        used_loss = loss if self.training else replace(loss, selection=None)
+        with gather_head_parameters(weight, bias), gather_head_parameters(*_head_parameters(distill_signal)):
+            targets = distill_signal.teacher.select(mask_there)
+            result, is_kept = selected_linear_divergence(
+                hidden,
                 weight,
-                teacher_signal.select(mask.to(weight.device)),
-                labels[mask].to(weight.device),
-                divergence=divergence,
+                targets,
+                tokens,
+                used_loss,
+                sequence=_number_sequences(labels, kwargs.get("position_ids"))[mask].to(weight.device),
+                reference=_compute_reference(distill_signal.reference, mask_there, targets, tokens, used_loss),
                 bias=bias,
-                temperature=temperature,
                 logit_scale=transform.scale,
                 softcap=transform.softcap,
                 vocab_size=vocab_size,
@@ -106,7 +116,50 @@ def add_distillation_head(model: PreTrainedModel, divergence: Divergence, temper
             entropy=result.entropy,
             is_top1=result.is_top1,
             alpha=result.alpha,
+            is_kept=is_kept,
             aux_loss=getattr(outputs, "aux_loss", None),
         )
 
     model.forward = types.MethodType(forward, model)
+
+
+def _head_parameters(signal: DistillSignal) -> list[torch.Tensor]:
+    models = [part for part in (signal.teacher, signal.reference) if isinstance(part, TeacherSignal)]
+    return [parameter for part in models for parameter in part.head.module.parameters()]
+
+
+def _number_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+    """Which sequence each position predicts for, `(B, T - 1)`: a row, or what starts at position 0 in a packed one."""
+    if position_ids is None:
+        return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+    is_start = position_ids == 0  # (B, T)
+    return is_start.flatten().cumsum(0).view_as(position_ids)[:, 1:].to(labels.device)
+
+
+@torch.no_grad()
+def _compute_reference(
+    reference: TeacherSignal | torch.Tensor | None,
+    mask: torch.Tensor,
+    targets: TokenTargets,
+    tokens: torch.Tensor,
+    loss: TokenLoss,
+) -> torch.Tensor | None:
+    """KL(p‖q_ref) per token of the loss, `(N,)`, from a live reference draft or from its column."""
+    selection: TokenSelection | None = loss.selection
+    if selection is None or not selection.needs_reference:
+        return None
+    if isinstance(reference, torch.Tensor):
+        return reference[:, 1:].to(mask.device)[mask]
+    head = reference.head
+    return fused_linear_divergence(
+        reference.hidden[:, :-1].to(mask.device)[mask],
+        head.module.weight.to(mask.device),
+        targets,
+        tokens,
+        divergence=selection.score,
+        bias=None if head.module.bias is None else head.module.bias.to(mask.device),
+        temperature=loss.temperature,
+        logit_scale=head.transform.scale,
+        softcap=head.transform.softcap,
+        vocab_size=head.vocab_size,
+    ).divergence

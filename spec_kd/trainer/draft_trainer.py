@@ -22,6 +22,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
+from spec_kd.data.token_columns import (
+    TOKEN_COLUMNS,
+    TokenColumnCollator,
+    check_token_columns,
+    cut_and_pack,
+    find_token_columns,
+)
 from spec_kd.data.training_rows import check_training_columns, count_cut_rows, to_training_rows
 from spec_kd.hub import export_draft, extend_model_card
 from spec_kd.trainer.draft_config import DraftConfig
@@ -63,6 +70,8 @@ class DraftTrainer(SFTTrainer):
             processing_class=processing_class,
             **sft_arguments,
         )
+        if self._used_token_columns:
+            self.data_collator = TokenColumnCollator(self.data_collator)
         self._check_export()
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
@@ -90,18 +99,41 @@ class DraftTrainer(SFTTrainer):
         super().add_callback(callback)
         self._bind(self.callback_handler.callbacks[-1])
 
+    @property
+    def _used_token_columns(self) -> tuple[str, ...]:
+        """Columns with an entry per token that this trainer's loss reads, where the training set has them."""
+        return ()
+
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        dataset = to_training_rows(dataset)
-        if isinstance(dataset, Dataset) and args.max_length is not None:
+        columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
+        check_token_columns(dataset, columns, dataset_name)
+        dataset = to_training_rows(dataset, {name: TOKEN_COLUMNS[name] for name in columns})
+        is_limited = isinstance(dataset, Dataset) and args.max_length is not None
+        if is_limited and not columns:
             # TRL truncates and drops in silence. So: prepare without a limit, count, and let TRL apply the limit.
             unlimited = copy.copy(args)
             unlimited.max_length, unlimited.shuffle_dataset = None, False
             dataset = super()._prepare_dataset(
                 dataset, processing_class, unlimited, False, formatting_func, dataset_name
             )
-            self._report_cut_rows(dataset, args.max_length, dataset_name)
             formatting_func = None
-        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if is_limited:
+            self._report_cut_rows(dataset, args.max_length, dataset_name)
+        if not columns:
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        return cut_and_pack(
+            dataset,
+            columns,
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+            packing_strategy=args.packing_strategy if packing else None,
+            shuffle_seed=args.seed if args.shuffle_dataset else None,
+            name=dataset_name,
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in self._used_token_columns if name not in self._signature_columns]
 
     @staticmethod
     def _report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:

@@ -1,6 +1,5 @@
 """The teacher of a white-box run: loaded as TRL loads one, frozen, and asked for hidden states only."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,47 +10,67 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 
 from spec_kd._private import create_model_from_path
 from spec_kd.heads import LogitHead, compute_last_hidden_states, unwrap_peft
+from spec_kd.vocabulary import count_rows
+
+
+class LiveTargets:
+    """Logits of N tokens of the loss, chunk by chunk, from hidden states and a head.
+
+    Args:
+        hidden (`torch.Tensor`): Of the teacher, `(N, H_teacher)`.
+        head (`LogitHead`): The teacher's.
+        device (`torch.device`): Where the logits are wanted.
+    """
+
+    def __init__(self, hidden: torch.Tensor, head: LogitHead, device: torch.device):
+        self.hidden, self.head, self.device = hidden, head, device
+        self._buffer = None
+
+    def __getitem__(self, mask: torch.Tensor) -> "LiveTargets":
+        return LiveTargets(self.hidden[mask.to(self.hidden.device)], self.head, self.device)
+
+    @torch.no_grad()
+    def __call__(self, chunk: slice) -> torch.Tensor:
+        """Logits `(n, vocab_size)` of a slice of the N tokens; they may share their memory with the next ones."""
+        rows = chunk.stop - chunk.start
+        if self._buffer is None or len(self._buffer) < rows:
+            self._buffer = self.hidden.new_empty(rows, count_rows(self.head.module))
+        return self.head(self.hidden[chunk], out=self._buffer[:rows]).to(self.device)
 
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """What a live teacher says about a batch: hidden states, and the head that turns some of them into logits.
+    """What a live model says about a batch: hidden states, and the head that turns some of them into logits.
 
     Args:
         hidden (`torch.Tensor`): `(B, T, H_teacher)`, no gradient.
-        head (`LogitHead`): The teacher's head.
+        head (`LogitHead`): The model's head.
     """
 
     hidden: torch.Tensor
     head: LogitHead
 
-    def select(self, mask: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-        """Logits of the positions of the loss, chunk by chunk.
+    def select(self, mask: torch.Tensor) -> LiveTargets:
+        """The positions of the loss: `mask` is bool `(B, T - 1)`, true where the *next* token belongs to it."""
+        return LiveTargets(self.hidden[:, :-1][mask.to(self.hidden.device)], self.head, mask.device)
 
-        Args:
-            mask (`torch.Tensor`): bool `(B, T - 1)`, true where the *next* token belongs to the loss; N are true.
 
-        Returns:
-            A function from a slice of the N positions to logits `(n, vocab_size)`, on the device of `mask`. A result
-            may share its memory with the next one.
-        """
-        selected = self.hidden[:, :-1][mask.to(self.hidden.device)]  # (N, H_teacher)
-        weight = self.head.module.weight
-        buffer = None
+@dataclass(frozen=True)
+class DistillSignal:
+    """All that the loss of a batch needs besides the draft.
 
-        def compute_logits(chunk: slice) -> torch.Tensor:
-            nonlocal buffer
-            rows = chunk.stop - chunk.start
-            if buffer is None or len(buffer) < rows:
-                buffer = selected.new_empty(rows, weight.shape[0])
-            with torch.no_grad():
-                return self.head(selected[chunk], out=buffer[:rows]).to(mask.device)
+    Args:
+        teacher (`TeacherSignal`): Of the target.
+        reference (`TeacherSignal` or `torch.Tensor`, *optional*):
+            Of a reference draft, or what it once scored: KL(p‖q_ref) per token, `(B, T)`.
+    """
 
-        return compute_logits
+    teacher: TeacherSignal
+    reference: TeacherSignal | torch.Tensor | None = None
 
 
 class LiveTeacher:
-    """A frozen target model in memory.
+    """A frozen model in memory: the target, or a reference draft.
 
     Args:
         model (`PreTrainedModel`): Put in eval mode and frozen for good.

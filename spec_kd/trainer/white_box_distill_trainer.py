@@ -1,16 +1,17 @@
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from peft import PromptLearningConfig
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from spec_kd._private import get_config_model_id
+from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.heads import unwrap_peft
-from spec_kd.losses import build_divergence
-from spec_kd.trainer.distill_head import add_distillation_head, check_trainable_head
+from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
 from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, find_tokenizer, get_hub_options
-from spec_kd.trainer.teacher import LiveTeacher, load_teacher
+from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
 from spec_kd.vocabulary import (
     VocabularyMismatchError,
@@ -29,7 +30,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
 
     It is [`~trl.SFTTrainer`] with another loss: the signature, the data formats, packing, PEFT, checkpointing and
     logging are TRL's. Logged besides TRL's metrics: `alpha_on_data`, the mean of sum_v min(p, q) over the tokens of the
-    loss at the loss temperature.
+    loss at the loss temperature, and with a token selection `token_share_kept`.
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
@@ -38,6 +39,9 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Defaults to the *target's* tokenizer where it can be found: that is what the draft reads when it serves.
         teacher_model (`str` or `PreTrainedModel`): The target. It is frozen and put in eval mode.
+        ref_model (`str` or `PreTrainedModel`, *optional*):
+            Reference draft of `token_selection="adaspec"`: one distilled before. Not needed where the data set has its
+            scores in a `reference_forward_kl` column.
         teacher_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The target's tokenizer, where `teacher_model` is a model that does not know where it was loaded from.
         sft_arguments: Every other argument of [`~trl.SFTTrainer`].
@@ -73,6 +77,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         *,
         processing_class: PreTrainedTokenizerBase | None = None,
         teacher_model: str | PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | None = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         compute_loss_func: Any = None,
         peft_config: Any = None,
@@ -87,6 +92,9 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             )
         if teacher_model is model and not isinstance(model, str):
             raise ValueError("`teacher_model` and `model` are the same object: the teacher would be trained.")
+        self.token_loss = args.build_loss()
+        ref_model = ref_model if ref_model is not None else args.ref_model_name_or_path
+        self._check_reference(ref_model, sft_arguments.get("train_dataset"))
         if compute_loss_func is not None:
             raise ValueError(
                 f"`compute_loss_func` would replace the loss; choose a `divergence` ({args.divergence!r})."
@@ -101,26 +109,55 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         self._teacher_vocab_size = (
             _find_config(teacher_model, args.teacher_model_init_kwargs).get_text_config().vocab_size
         )
-        self._check_vocabulary(model, teacher_model, args, processing_class, teacher_tokenizer, draft_tokenizer)
+        self._check_vocabulary(
+            model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
+        )
 
         super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
-        check_trainable_head(unwrap_peft(self.model))
+        check_plain_head(unwrap_peft(self.model), "draft")
         vocab_size = count_real_ids(self.processing_class)
-        teacher = load_teacher(
-            teacher_model,
-            args.teacher_model_init_kwargs,
-            is_distributed=args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"),
-            trust_remote_code=args.trust_remote_code,
+        self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size)
+        self._teacher_name = get_config_model_id(self._teacher.model.config)
+        self.teacher_model = self._teacher.model
+        self._reference = None
+        if ref_model is not None:
+            self._reference = self._load_frozen(ref_model, args.ref_model_init_kwargs, vocab_size)
+            check_plain_head(unwrap_peft(self._reference.model), "reference")
+        add_distillation_head(unwrap_peft(self.model), self.token_loss, vocab_size)
+
+    def _load_frozen(self, model: str | PreTrainedModel, init_kwargs: dict | None, vocab_size: int) -> LiveTeacher:
+        model = load_teacher(
+            model,
+            init_kwargs,
+            is_distributed=self.args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"),
+            trust_remote_code=self.args.trust_remote_code,
             dtype="auto",
         )
-        self._teacher_name = get_config_model_id(teacher.config)
-        self._teacher = LiveTeacher(teacher, self.accelerator, vocab_size)
-        self.teacher_model = self._teacher.model
-        self.divergence = build_divergence(args.divergence, args.beta if args.divergence == "jsd" else None)
-        add_distillation_head(unwrap_peft(self.model), self.divergence, args.temperature, vocab_size)
+        return LiveTeacher(model, self.accelerator, vocab_size)
+
+    def _check_reference(self, ref_model: str | PreTrainedModel | None, train_dataset: Any) -> None:
+        selection = self.token_loss.selection
+        needs_reference = selection is not None and selection.needs_reference
+        if ref_model is not None and not needs_reference:
+            raise ValueError(
+                "A `ref_model` is only read by `token_selection='adaspec'`. Set that, or drop the reference."
+            )
+        self._reads_reference_column = needs_reference and ref_model is None
+        is_missing = train_dataset is not None and REFERENCE_COLUMN not in find_token_columns(train_dataset)
+        if self._reads_reference_column and is_missing:
+            raise ValueError(
+                f"`token_selection={selection.name!r}` compares the draft with a reference draft. Pass `ref_model`, or "
+                f"a data set with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`)."
+            )
+
+    @property
+    def _used_token_columns(self) -> tuple[str, ...]:
+        return (REFERENCE_COLUMN,) if self._reads_reference_column else ()
 
     @staticmethod
-    def _check_vocabulary(model, teacher_model, args, processing_class, teacher_tokenizer, draft_tokenizer) -> None:
+    def _check_vocabulary(
+        model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
+    ) -> None:
         if processing_class is None:
             raise ValueError(
                 "Neither the draft nor the teacher comes with a tokenizer. Pass the target's as `processing_class`."
@@ -135,7 +172,10 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         for role, named, init_kwargs in (
             ("draft", model, args.model_init_kwargs),
             ("teacher", teacher_model, args.teacher_model_init_kwargs),
+            ("reference", ref_model, args.ref_model_init_kwargs),
         ):
+            if named is None:
+                continue
             rows = _find_config(named, init_kwargs).get_text_config().vocab_size
             if rows < real_ids:
                 raise VocabularyMismatchError(
@@ -150,31 +190,51 @@ class WhiteBoxDistillTrainer(DraftTrainer):
     def _describe_training(self) -> dict[str, Any]:
         return {
             "target_name": self._teacher_name,
-            "divergence": self.args.divergence,
+            "divergence": self._describe_loss(),
             "temperature": self.args.temperature,
         }
 
+    def _describe_loss(self) -> str:
+        args, options = self.args, dict(self.args.divergence_kwargs or {})
+        if args.beta is not None:
+            options["beta"] = args.beta
+        described = args.divergence
+        if options:
+            described += f" ({', '.join(f'{name}={value}' for name, value in options.items())})"
+        if args.ce_weight:
+            described += f", cross-entropy weight {args.ce_weight}"
+        if self.token_loss.selection is not None:
+            described += f", tokens: {args.token_selection}"
+        return described
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        signal = self._teacher.compute_signal(inputs)
-        alpha = []
+        inputs = dict(inputs)
+        reference = inputs.pop(REFERENCE_COLUMN, None)
+        if self._reference is not None and self.model.training:
+            reference = self._reference.compute_signal(inputs)
+        signal = DistillSignal(self._teacher.compute_signal(inputs), reference)
+        measured = []
 
         def forward(**kwargs):
             if not kwargs.get("fused_lm_head"):
                 return model(**kwargs)
-            outputs = model(**kwargs, teacher_signal=signal)
-            alpha.append(outputs.alpha)
-            return outputs
+            measured.append(model(**kwargs, distill_signal=signal))
+            return measured[0]
 
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        alpha_sum, count = (
+        self._log_token_mean("alpha_on_data", measured[0].alpha)
+        if self.token_loss.selection is not None and self.model.training:
+            self._log_token_mean("token_share_kept", measured[0].is_kept.float())
+        return loss
+
+    def _log_token_mean(self, name: str, values: torch.Tensor) -> None:
+        """Mean over the tokens of all processes; a step without any is left out."""
+        total, count = (
             self.accelerator.gather_for_metrics(value).sum()
-            for value in (alpha[0].sum(), alpha[0].new_tensor(alpha[0].numel()))
+            for value in (values.sum(), values.new_tensor(values.numel()))
         )
         if count > 0:
-            self._metrics["train" if self.model.training else "eval"]["alpha_on_data"].append(
-                (alpha_sum / count).item()
-            )
-        return loss
+            self._metrics["train" if self.model.training else "eval"][name].append((total / count).item())
 
 
 def _active_peft_config(model: Any) -> Any:

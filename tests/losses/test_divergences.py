@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from spec_kd.losses import DIVERGENCES, build_divergence, dense_divergence
+from spec_kd.losses import DIVERGENCES, Divergence, build_divergence, dense_divergence, register_divergence
 from spec_kd.losses.divergences import TokenDistributions
 from spec_kd.losses.registry import resolve_divergence_name
 
@@ -91,3 +91,61 @@ def test_trl_beta_is_understood(divergence, beta, expected):
 def test_wrong_choices_are_refused(divergence, beta, message):
     with pytest.raises(ValueError, match=message):
         resolve_divergence_name(divergence, beta)
+
+
+def test_options_reach_the_divergence_or_are_refused():
+    assert build_divergence("lk_hybrid", eta=1.5).eta == 1.5
+    assert build_divergence(beta=0.2).beta == 0.2
+    with pytest.raises(ValueError, match=r"'tvd' has no option 'eta'; it has none"):
+        build_divergence("tvd", eta=1.0)
+    with pytest.raises(ValueError, match=r"no option 'alpha'; it has: eta"):
+        build_divergence("lk_hybrid", alpha=1.0)
+    for eta in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="eta"):
+            build_divergence("lk_hybrid", eta=eta)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr("spec_kd.losses.registry.DIVERGENCES", dict(DIVERGENCES))
+
+
+def test_an_outside_divergence_is_known_by_name_and_refused_when_it_clashes(registry):
+    @register_divergence
+    class SquaredError(Divergence):
+        name = "squared_error"
+
+        def __init__(self, weight: float = 1.0):
+            self.weight = weight
+
+        def compute_value(self, d):
+            return self.weight * (d.p - d.q).square().sum(-1)
+
+        def compute_gradient(self, d, value):
+            slope = 2 * self.weight * (d.q - d.p)
+            return d.q * (slope - (d.q * slope).sum(-1, keepdim=True))
+
+    divergence = build_divergence("squared_error", weight=2.0)
+    assert isinstance(divergence, SquaredError) and divergence.weight == 2.0
+    register_divergence(SquaredError)  # twice, as when a cell is run again
+    with pytest.raises(ValueError, match=r"'tvd' belongs to .*TotalVariation already"):
+        register_divergence(type("Other", (SquaredError,), {"name": "tvd"}))
+    with pytest.raises(TypeError, match="no `name`"):
+        register_divergence(type("Nameless", (SquaredError,), {"name": None}))
+    with pytest.raises(TypeError, match="not a divergence"):
+        register_divergence(dict)
+    with pytest.raises(TypeError, match="not a divergence"):
+        register_divergence(Divergence)
+
+
+def test_tvd_plus_plus_reweighs_the_tvd_by_its_deviation():
+    """Equal to dTVD/sigma where sigma is above its floor; at q = p, where the rewards vanish, exactly zero."""
+    log_p, log_q = (torch.tensor([[a, 1 - a]]).double().log() for a in (0.9, 0.2))
+    d = make_distributions(log_p, log_q)
+    tvd, plus = (build_divergence(name) for name in ("tvd", "tvd_plus_plus"))
+    sigma = math.sqrt(0.2 * 0.8)
+    value = tvd.compute_value(d)
+    assert value.item() == pytest.approx(0.7)
+    torch.testing.assert_close(plus.compute_gradient(d, value), tvd.compute_gradient(d, value) / sigma)
+    d = make_distributions(log_p, log_p)
+    assert not plus.compute_gradient(d, value).any()

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spec_kd.losses import DIVERGENCES, build_divergence, dense_divergence, fused_linear, fused_linear_divergence
+from spec_kd.losses import (
+    DIVERGENCES,
+    build_divergence,
+    dense_divergence,
+    fused_linear,
+    fused_linear_divergence,
+    tile,
+)
 
 
 def make_case(seed=0, tokens=23, hidden=12, rows=40, vocab=37, bias=True, dtype=torch.float32):
@@ -21,21 +28,23 @@ def make_case(seed=0, tokens=23, hidden=12, rows=40, vocab=37, bias=True, dtype=
     }
 
 
-def run_fused(case, name="forward_kl", beta=None, **options):
+def run_fused(case, name="forward_kl", beta=None, eta=None, **options):
     return fused_linear_divergence(
         case["hidden"],
         case["weight"],
         lambda chunk: case["teacher"][chunk],
         case["labels"],
-        divergence=build_divergence(name, beta),
+        divergence=build_divergence(name, beta, **({} if eta is None else {"eta": eta})),
         bias=case["bias"],
         vocab_size=case["vocab_size"],
         **options,
     )
 
 
-def run_dense(case, name="forward_kl", beta=0.5, temperature=1.0, logit_scale=1.0, softcap=None):
-    """Value and gradients in float64 by autograd from full logits."""
+def run_dense(
+    case, name="forward_kl", beta=0.5, eta=3.0, temperature=1.0, logit_scale=1.0, softcap=None, ce_weight=0.0
+):
+    """Value and gradients in float64 by autograd from full logits; only padding ids may be missing in `case`."""
     inputs = {
         k: case[k].detach().double().requires_grad_() for k in ("hidden", "weight", "bias") if case[k] is not None
     }
@@ -44,8 +53,10 @@ def run_dense(case, name="forward_kl", beta=0.5, temperature=1.0, logit_scale=1.
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits[:, : case["vocab_size"]]
-    per_token = dense_divergence(logits, case["teacher"].double(), name, temperature=temperature, beta=beta)
-    gradients = torch.autograd.grad(per_token.sum(), list(inputs.values()))
+    per_token = dense_divergence(logits, case["teacher"].double(), name, temperature=temperature, beta=beta, eta=eta)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, case["labels"], reduction="sum")
+    total = (1 - ce_weight) * per_token.sum() + ce_weight * cross_entropy
+    gradients = torch.autograd.grad(total, list(inputs.values()))
     return per_token.detach(), dict(zip(inputs, gradients, strict=True)), logits.detach()
 
 
@@ -53,7 +64,7 @@ def relative_error(actual, expected):
     return ((actual.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     name=st.sampled_from(sorted(DIVERGENCES)),
@@ -65,14 +76,25 @@ def relative_error(actual, expected):
     temperature=st.sampled_from([0.5, 1.0, 2.0]),
     logit_scale=st.sampled_from([1.0, 0.25]),
     softcap=st.sampled_from([None, 5.0]),
+    ce_weight=st.sampled_from([0.0, 0.3]),
+    beta=st.sampled_from([0.1, 0.5, 0.8]),
+    eta=st.sampled_from([1.0, 3.0]),
     bias=st.booleans(),
+    tile_elements=st.sampled_from([1, 97, 2**19]),
 )
 def test_equals_dense_reference(
-    seed, name, tokens, hidden, vocab, padding, chunk_tokens, temperature, logit_scale, softcap, bias
-):
+    seed, name, tokens, hidden, vocab, padding, chunk_tokens, temperature, logit_scale, softcap, ce_weight, beta, eta,
+    bias, tile_elements,
+):  # fmt: skip
     case = make_case(seed, tokens, hidden, vocab + padding, vocab, bias)
-    options = {"temperature": temperature, "logit_scale": logit_scale, "softcap": softcap}
-    output = run_fused(case, name, chunk_tokens=chunk_tokens, **options)
+    options = {"temperature": temperature, "logit_scale": logit_scale, "softcap": softcap, "ce_weight": ce_weight}
+    if name == "jsd":
+        options["beta"] = beta
+    if name == "lk_hybrid":
+        options["eta"] = eta
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile, "TILE_ELEMENTS", tile_elements)
+        output = run_fused(case, name, chunk_tokens=chunk_tokens, **options)
     output.loss.backward()
     value, gradients, logits = run_dense(case, name, **options)
     torch.testing.assert_close(output.divergence.double(), value, rtol=1e-4, atol=2e-5)
@@ -99,7 +121,7 @@ def test_padding_rows_take_no_part():
 
 
 def test_teacher_is_asked_for_small_chunks_only(monkeypatch):
-    monkeypatch.setattr(fused_linear, "CHUNK_ELEMENTS", 37 * 4)
+    monkeypatch.setattr(fused_linear, "CHUNK_ELEMENTS", 37 * 5)
     case, sizes = make_case(), []
 
     def teacher(chunk):
@@ -109,7 +131,7 @@ def test_teacher_is_asked_for_small_chunks_only(monkeypatch):
     fused_linear_divergence(
         case["hidden"], case["weight"], teacher, case["labels"], divergence=build_divergence(), vocab_size=37
     )
-    assert sizes == [4, 4, 4, 4, 4, 3]
+    assert sizes == [5, 5, 5, 5, 3]  # 23 tokens in 5 even chunks
 
 
 def test_incoming_gradient_scales_and_retain_graph_repeats():
@@ -122,6 +144,17 @@ def test_incoming_gradient_scales_and_retain_graph_repeats():
     torch.testing.assert_close(scaled, once * (65536 / 7))
 
 
+def test_backward_without_retained_graph_makes_no_copy_of_the_head():
+    """The stored gradient itself becomes `.grad`: a copy would be a second float32 head."""
+    case = make_case(bias=False)
+    loss = run_fused(case).loss
+    stored = loss.grad_fn.saved_tensors[1].data_ptr()
+    (loss / 7).backward()
+    assert case["weight"].grad.data_ptr() == stored
+    _, gradients, _ = run_dense(case)
+    assert relative_error(case["weight"].grad * 7, gradients["weight"]) < 1e-4
+
+
 def test_second_order_is_refused():
     case = make_case()
     (gradient,) = torch.autograd.grad(run_fused(case).loss, case["hidden"], create_graph=True)
@@ -131,9 +164,11 @@ def test_second_order_is_refused():
 
 def test_no_gradient_is_formed_that_nobody_needs(monkeypatch):
     calls = []
-    original = fused_linear._accumulate_products
+    original = fused_linear._accumulate_gradients
     monkeypatch.setattr(
-        fused_linear, "_accumulate_products", lambda *a: calls.append((a[6] is None, a[7] is None)) or original(*a)
+        fused_linear,
+        "_accumulate_gradients",
+        lambda *a: calls.append([gradient is None for gradient in a[-1]]) or original(*a),
     )
     with torch.no_grad():
         assert not run_fused(make_case()).loss.requires_grad
@@ -141,7 +176,7 @@ def test_no_gradient_is_formed_that_nobody_needs(monkeypatch):
     case = make_case(bias=False)
     case["weight"].requires_grad_(False)  # frozen head, as under LoRA
     run_fused(case).loss.backward()
-    assert calls == [(False, True)] and case["weight"].grad is None
+    assert calls == [[False, True, True]] and case["weight"].grad is None
     _, gradients, _ = run_dense(case)
     assert relative_error(case["hidden"].grad, gradients["hidden"]) < 1e-4
 
@@ -213,6 +248,8 @@ def test_float16_gradients_below_its_smallest_number_survive():
     [
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"temperature": -1.0}, ValueError, "temperature"),
+        ({"ce_weight": 1.0}, ValueError, "BlackBoxSFTTrainer"),
+        ({"ce_weight": -0.1}, ValueError, "ce_weight"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):
@@ -233,3 +270,59 @@ def test_bad_tensors_are_refused():
     case["teacher"] = torch.zeros(23, 36)
     with pytest.raises(ValueError, match="Teacher logits"):
         run_fused(case)
+
+
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+def test_extreme_logits_give_finite_values_and_gradients(name):
+    """Logits of +-1e4, one-hot teachers on and off the draft's choice, identical distributions: float32 in and out."""
+    hidden = torch.tensor([[1e2], [-1e2], [0.0], [1e2]]).requires_grad_()
+    weight = torch.tensor([[1e2], [-1e2], [0.0], [1.0], [50.0]]).requires_grad_()
+    teacher = torch.full((4, 5), -1e4)
+    teacher[0, 0] = teacher[1, 0] = teacher[2, 3] = 1e4
+    teacher[3] = (hidden[3] @ weight.T).detach()  # identical
+    labels = torch.zeros(4, dtype=torch.long)
+    output = fused_linear_divergence(
+        hidden, weight, lambda chunk: teacher[chunk], labels, divergence=build_divergence(name), ce_weight=0.1
+    )
+    output.loss.backward()
+    for tensor in (output.loss, output.divergence, output.alpha, output.entropy, hidden.grad, weight.grad):
+        assert torch.isfinite(tensor).all()
+    assert output.divergence[3].item() == pytest.approx(0.0, abs=1e-6)
+    assert output.alpha[3].item() == pytest.approx(1.0, abs=1e-6)
+    if name == "neg_log_acceptance":  # exact where alpha underflows, and the gradient still pulls
+        reference = dense_divergence((hidden.double() @ weight.double().T).detach(), teacher.double(), name)
+        torch.testing.assert_close(output.divergence.double(), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_neg_log_acceptance_pulls_where_the_tvd_is_flat():
+    hidden = torch.tensor([[30.0]])
+    weight = torch.tensor([[10.0], [-10.0], [0.0]])
+    teacher = torch.tensor([[-300.0, 300.0, 100.0]])
+    gradients = {}
+    for name in ("tvd", "neg_log_acceptance"):
+        leaf = weight.clone().requires_grad_()
+        output = fused_linear_divergence(
+            hidden, leaf, lambda chunk: teacher[chunk], torch.tensor([1]), divergence=build_divergence(name)
+        )
+        output.loss.backward()
+        gradients[name] = leaf.grad.abs().max().item()
+        assert output.alpha.item() == 0.0
+    assert gradients["tvd"] == 0.0
+    assert gradients["neg_log_acceptance"] == pytest.approx(30.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+def test_a_step_along_the_gradient_raises_acceptance(name):
+    """Every divergence is here to make drafts be accepted: 150 steps must do so."""
+    torch.manual_seed(0)
+    case = make_case(seed=3, tokens=32, hidden=16, rows=24, vocab=24, bias=False)
+    case["teacher"] = case["teacher"].clone()
+    optimizer = torch.optim.Adam([case["weight"], case["hidden"]], lr=0.05)
+    alphas = []
+    for _ in range(150):
+        output = run_fused(case, name)
+        alphas.append(output.alpha.mean().item())
+        optimizer.zero_grad()
+        (output.loss / 32).backward()
+        optimizer.step()
+    assert alphas[-1] > 0.5 > 0.25 > alphas[0]

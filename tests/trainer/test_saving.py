@@ -79,7 +79,7 @@ def test_model_card_names_method_and_acceptance(tokenizer, rows, options):
         trainer.log({"eval_alpha_greedy": value, "eval_block_efficiency": 2 * value, "eval_loss": 1.0})
     trainer.create_model_card(model_name="my-draft", dataset_name="my-data")
     card = ModelCard.load(Path(options["output_dir"]) / "README.md")
-    assert "white-box distillation" in card.text and "`jsd`" in card.text
+    assert "white-box distillation" in card.text and "`jsd (beta=0.5)`" in card.text
     assert "| `alpha_greedy` | 0.25 | 0.5 |" in card.text
     assert {"spec_kd", "speculative-decoding", "white-box-distillation"} <= set(card.data.tags)
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}

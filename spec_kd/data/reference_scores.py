@@ -1,0 +1,91 @@
+"""What a reference draft once scored, kept as a column: AdaSPEC without the reference in memory."""
+
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from spec_kd.data.token_columns import REFERENCE_COLUMN
+from spec_kd.heads import LogitHead, compute_last_hidden_states
+from spec_kd.losses import ForwardKL, fused_linear_divergence
+
+
+@torch.no_grad()
+def add_reference_scores(
+    dataset: Dataset,
+    ref_model: PreTrainedModel,
+    teacher_model: PreTrainedModel,
+    *,
+    vocab_size: int,
+    temperature: float = 1.0,
+    batch_size: int = 8,
+    show_progress: bool = True,
+) -> Dataset:
+    """Adds the column `reference_forward_kl`: KL(p‖q_ref) at every completion token, for `token_selection="adaspec"`.
+
+    Args:
+        dataset (`Dataset`): Responses with `prompt_ids` and `completion_ids`.
+        ref_model (`PreTrainedModel`): A draft that was distilled before; its head a plain matrix.
+        teacher_model (`PreTrainedModel`): The target.
+        vocab_size (`int`): Number of real ids (`spec_kd.vocabulary.count_real_ids(tokenizer)`).
+        temperature (`float`, *optional*, defaults to `1.0`): The loss temperature of the run to come.
+        batch_size (`int`, *optional*, defaults to `8`): Rows at a time.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `Dataset`: The rows with the column, float32, one entry per completion token.
+
+    Raises:
+        ValueError: If the data set has no ids, or the column already.
+    """
+    if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
+        raise ValueError(
+            f"The data set has the columns {dataset.column_names}; scores belong to ids. Make it with "
+            "`spec_kd.generate_responses`, which keeps `prompt_ids` and `completion_ids`."
+        )
+    if REFERENCE_COLUMN in dataset.column_names:
+        raise ValueError(f"The data set has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
+    models = (ref_model.eval(), teacher_model.eval())
+    lengths = [len(p) + len(c) for p, c in zip(dataset["prompt_ids"], dataset["completion_ids"], strict=True)]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    scores: list[list[float]] = [[]] * len(order)
+    with tqdm(total=len(order), desc="Reference scores", disable=not show_progress) as progress:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = [dataset[i] for i in rows]
+            values = _score(models, batch, vocab_size, temperature).cpu()
+            for i, part in zip(rows, values.split([len(row["completion_ids"]) for row in batch]), strict=True):
+                scores[i] = part.tolist()
+            progress.update(len(rows))
+    features = Features({REFERENCE_COLUMN: List(Value("float32"))})
+    return concatenate_datasets([dataset, Dataset.from_dict({REFERENCE_COLUMN: scores}, features=features)], axis=1)
+
+
+def _score(models: tuple, batch: list[dict], vocab_size: int, temperature: float) -> torch.Tensor:
+    """KL(p‖q_ref) of the batch's N completion tokens, row after row, float32 `(N,)`."""
+    ids = pad_sequence([torch.tensor(row["prompt_ids"] + row["completion_ids"]) for row in batch], batch_first=True)
+    positions = torch.arange(ids.shape[1])
+    starts = torch.tensor([len(row["prompt_ids"]) for row in batch])[:, None]
+    ends = starts + torch.tensor([len(row["completion_ids"]) for row in batch])[:, None]
+    predicts = (positions >= starts - 1) & (positions < ends - 1)  # (B, T)
+    hidden = []
+    for model in models:
+        device = model.get_input_embeddings().weight.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": (positions < ends).long().to(device)}
+        states = compute_last_hidden_states(model, model.base_model, **inputs)  # (B, T, H)
+        hidden.append(states[predicts.to(device)])  # (N, H)
+    reference, head = LogitHead.of(models[0], vocab_size), LogitHead.of(models[1], vocab_size)
+    device = reference.module.weight.device
+    return fused_linear_divergence(
+        hidden[0].to(device),
+        reference.module.weight,
+        lambda chunk: head(hidden[1][chunk]).to(device),
+        ids.roll(-1, dims=1)[predicts].to(device),
+        divergence=ForwardKL(),
+        bias=reference.module.bias,
+        temperature=temperature,
+        logit_scale=reference.transform.scale,
+        softcap=reference.transform.softcap,
+        vocab_size=vocab_size,
+    ).divergence

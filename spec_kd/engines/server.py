@@ -1,0 +1,228 @@
+"""The target behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, TensorRT-LLM, `transformers serve`."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, UnsupportedByEngineError
+from spec_kd.engines.server_answers import AnswerReader
+from spec_kd.engines.server_client import CompletionsClient, ServerRequestError, hide_userinfo
+from spec_kd.engines.server_logprobs import UnmappedTokens, UnmappedTokensError, read_positions
+from spec_kd.losses.sparse import SPARSE_METHODS
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+
+# Not OpenAI's. The first two ask for ids; the others undo what servers take from a model's generation config (vLLM,
+# SGLang) or do by default (llama.cpp: top-k 40, min-p 0.05).
+EXTENSIONS = {
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+OWN_FIELDS = {"model", "prompt", "max_tokens", "temperature", "top_p", "logprobs", "echo", "seed", "n", "stream", "stop"}
+PROBE_LENGTH = 16
+PROBE_TOLERANCE = 0.25  # nats; the noise of 16-bit models is a tenth of that, a shift by one token is several nats
+
+
+class ServerEngine:
+    """The target behind an OpenAI-compatible server, asked through `/v1/completions` with prompts of token ids.
+
+    **Ids.** They come from the server where it returns them (vLLM from 0.10.2, recent SGLang, llama.cpp), else from the
+    token strings of its log-probabilities, each of which must be exactly one id of the tokenizer: those that are not
+    raise an [`UnmappedTokensError`] with their number, examples, and the completions that are whole. They are never
+    found by tokenising the text again, except with `is_text_only`.
+
+    **Which log-probabilities.** vLLM, llama.cpp and TensorRT-LLM return *raw* ones, of the model before any temperature:
+    for text sampled at a temperature other than 1 these are not those of the distribution it was drawn from, and serve
+    no exact replay. vLLM started with `--logprobs-mode processed_logprobs`, and SGLang unless it was started with
+    `SGLANG_RETURN_ORIGINAL_LOGPROB=1`, return *processed* ones: say so with `logprobs_are="processed"`. The two cannot
+    be told apart from here.
+
+    **EOS.** A completion that the server stopped ends with its EOS. vLLM, SGLang and llama.cpp return it with its
+    log-probability. A server that drops it (TensorRT-LLM) can give no signal, since the EOS is a token that a draft
+    must predict and its log-probability is not there: a signal is refused. Without a signal the EOS is appended: the id
+    that the server names as `stop_reason` or `matched_stop`, else the tokenizer's.
+
+    **Servers that check fields.** The request has fields that are not OpenAI's (`EXTENSIONS` in this file and
+    `stop_token_ids`), which servers mostly ignore if they do not know them. For those that do not, take fields out with
+    `None`: `extra_body={"return_token_ids": None, "return_tokens_as_token_ids": None, "top_k": 0}` for TensorRT-LLM.
+
+    **Text only.** With `is_text_only=True`, for `transformers serve` and its like, prompts are sent as text (which must
+    give the same ids when tokenised again) and the ids of a completion are *its text, tokenised again*: not always what
+    the target wrote, so good for black-box training only, and any signal is refused. `describe` says so.
+
+    Args:
+        model (`str`): Name under which the server has the target.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's processing class.
+        base_url (`str`): Such as `"http://localhost:8000/v1"`.
+        max_concurrency (`int`, *optional*, defaults to `16`): Requests under way at a time.
+        max_retries (`int`, *optional*, defaults to `6`):
+            Further attempts at a request that failed for a reason that may pass: connection errors, timeouts, statuses
+            408, 409, 429 (waiting as `Retry-After` says) and 5xx, broken JSON.
+        requests_per_minute (`float`, *optional*): Limit, evenly spaced; retries count.
+        timeout (`float`, *optional*, defaults to `120.0`): Seconds for a whole answer.
+        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable with the API key, the only place where it is read from. Not needed for local servers.
+        logprobs_are (`str`, *optional*, defaults to `"raw"`): `"raw"` or `"processed"`, as the server was started.
+        extra_body (`dict`, *optional*): Fields to add to every request, or with `None` to take out. No secrets.
+        eos_token_ids (`list[int]`, *optional*):
+            Ids that end a completion; the tokenizer's EOS by default. Targets with several in their generation config
+            need them all here.
+        is_text_only (`bool`, *optional*, defaults to `False`): Whether the server speaks text only.
+        backoff (`float`, *optional*, defaults to `1.0`): Longest pause before the first retry in seconds, then doubled.
+
+    Raises:
+        `ImportError`: The `openai` package is missing.
+        `ValueError`: An option out of its range, or no EOS id.
+    """
+
+    name = "server"
+    is_reproducible = False
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: ProcessingClass,
+        base_url: str,
+        *,
+        max_concurrency: int = 16,
+        max_retries: int = 6,
+        requests_per_minute: float | None = None,
+        timeout: float = 120.0,
+        api_key_env: str = "OPENAI_API_KEY",
+        logprobs_are: str = "raw",
+        extra_body: Mapping[str, Any] | None = None,
+        eos_token_ids: Sequence[int] | None = None,
+        is_text_only: bool = False,
+        backoff: float = 1.0,
+    ):
+        if logprobs_are not in ("raw", "processed"):
+            raise ValueError(f'`logprobs_are` must be "raw" or "processed", got {logprobs_are!r}.')
+        if taken := OWN_FIELDS & set(extra_body or {}):
+            raise ValueError(f"`extra_body` cannot have {', '.join(sorted(taken))}: the engine sets them itself.")
+        self._model = model
+        self._tokenizer = get_tokenizer(tokenizer)
+        self.logprobs_are = logprobs_are
+        self.is_text_only = is_text_only
+        self._reader = AnswerReader(self._tokenizer, eos_token_ids, is_text_only)
+        self.eos_token_ids = self._reader.eos_token_ids
+        own = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+        if not is_text_only:
+            own |= EXTENSIONS | {"stop_token_ids": self.eos_token_ids}
+        self._fields = {**own, **(extra_body or {})}
+        self._base_url = hide_userinfo(base_url)
+        self._client = CompletionsClient(
+            base_url,
+            max_concurrency=max_concurrency,
+            max_retries=max_retries,
+            requests_per_minute=requests_per_minute,
+            timeout=timeout,
+            api_key_env=api_key_env,
+            backoff=backoff,
+        )
+        self._is_scoring_verified = False
+
+    def __repr__(self) -> str:
+        return f"ServerEngine({self._model!r}, base_url={self._base_url!r}, logprobs_are={self.logprobs_are!r})"
+
+    def describe(self) -> dict[str, object]:
+        """Model, address, fields of the requests, where ids come from; as JSON values. The server's version is not known.
+
+        `completion_ids` is `"of the server"` or `"text tokenised again"`.
+        """
+        return {
+            "engine": self.name,
+            "model": self._model,
+            "base_url": self._base_url,
+            "logprobs_are": self.logprobs_are,
+            "completion_ids": "text tokenised again" if self.is_text_only else "of the server",
+            "eos_token_ids": self.eos_token_ids,
+            "request_fields": {name: value for name, value in self._fields.items() if value is not None},
+            "openai_version": importlib.metadata.version("openai"),
+        }
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        signal: SignalRequest | None = None,
+        seed: str = "",
+    ) -> list[Completion]:
+        """Answers prompts, given as ids, in their order, `max_concurrency` at a time. Works in a notebook too.
+
+        Each request of a sampled batch gets a seed of its own, which a server may ignore.
+
+        Args:
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            options (`SamplingOptions`): For all of them.
+            signal (`SignalRequest`, *optional*):
+                `"token_only"`, or `"top_k_tail"` with a `top_k` that the server allows (vLLM: `--max-logprobs`, 20 by
+                default). Slots hold exactly `top_k` ids, most likely first; log p is -inf where the server wrote its
+                stand-in for it (-9999).
+            seed (`str`): Distinguishes this batch from the job's others.
+
+        Raises:
+            `UnsupportedByEngineError`: Before any request, for a method that servers do not give; after the first
+                answers, where they lack ids, log-probabilities, or that of the EOS.
+            `UnmappedTokensError`: After the batch: tokens without an exact id. Holds the completions that are whole.
+            `ServerRequestError`: A request failed for good, or its answer makes no sense; the others are cancelled.
+            `ValueError`: Before any request: an empty prompt, or one that is not the ids of any text (`is_text_only`).
+        """
+        top_k = self._check_signal(signal)
+        if options.max_new_tokens < 1 or options.temperature < 0:
+            raise ValueError(f"`max_new_tokens` must be at least 1 and `temperature` at least 0, got {options}.")
+        bodies = []
+        for index, ids in enumerate(prompts):
+            body = self._build_body(index, ids, options.max_new_tokens, options.temperature, top_k)
+            if options.temperature > 0:
+                body["seed"] = _derive_seed(options.seed, seed, index)
+            bodies.append(body)
+        return self._post_all(
+            bodies, lambda answer: self._reader.read_completion(answer, signal, options.max_new_tokens)
+        )
+
+    def score(
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
+    ) -> list[Completion]:
+        """The raw log-probabilities (and slots) of completions that exist already, in their order.
+
+        Prompt and completion are sent together and echoed, with one more token generated, for which there must be room.
+        vLLM and SGLang can do it. Before the first batch a short sampled text is scored and compared with what its
+        generation said, because some servers' echo is wrong without a sign (llama-cpp-python's is shifted by one).
+
+        Args:
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            completions (`Sequence[list[int]]`): Ids of each completion, at least one.
+            signal (`SignalRequest`): As of `generate`.
+            seed (`str`): Not used: nothing is drawn.
+
+        Returns:
+            `list[Completion]` with the ids given; `finish_reason` is `"stop"` where the last one is an EOS.
+
+        Raises:
+            `UnsupportedByEngineError`: The method is none that servers give, or this one cannot score given text.
+            `UnmappedTokensError`, `ServerRequestError`: As of `generate`.
+            `ValueError`: Before any request: not one completion for each prompt, or empty ones.
+        """
+        top_k = self._check_signal(signal)
+        if len(prompts) != len(completions):
+            raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
+        for index, ids in enumerate(completions):
+            if not len(ids):
+                raise ValueError(f"Completion {index} is empty, so there is nothing to score: leave it out.")
+        bodies = [
+            self._build_body(index, ids, 1, 1.0, top_k) | {"prompt": [*ids, *completions[index]], "echo": True}
+            for index, ids in enumerate(prompts)
+        ]
+        if bodies and not self._is_scoring_verified:
+            self._verify_scoring(min(prompts, key=len))
+            self._is_scoring_verified = True
+        starts = {tuple(body["prompt"]): len(ids) for body, ids in zip(bodies, prompts, strict=True)}
+        return starts and []
+
+    def _check_signal(self, signal: SignalRequest | None) -> int:
+        raise NotImplementedError

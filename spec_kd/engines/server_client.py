@@ -1,0 +1,283 @@
+"""Requests to an OpenAI-compatible server: how many at a time, how often, and what is tried again.
+
+The API key is read from the environment for as long as a batch lasts and kept nowhere. Errors of the `openai` client
+hold the request with its headers, so they never leave this file: what failed is said in errors of our own, which are
+raised outside of the `except` blocks, so that no traceback leads back to them either.
+"""
+
+import asyncio
+import email.utils
+import itertools
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+MAX_BACKOFF = 60.0  # seconds
+MAX_RETRY_AFTER = 300.0  # seconds; a server that wants more is not worth waiting for unattended
+RETRIED_STATUS_CODES = (408, 409, 429)
+MESSAGE_LENGTH = 1000
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+class ServerRequestError(RuntimeError):
+    """A request that the server refused, did not answer through all retries, or answered with something unusable.
+
+    Attributes:
+        index (`int`, *optional*): Of the prompt in the batch.
+        status_code (`int`, *optional*): HTTP status; `None` where there was no answer, or one with status 200.
+    """
+
+    def __init__(self, message: str, index: int | None = None, status_code: int | None = None):
+        super().__init__(message)
+        self.index = index
+        self.status_code = status_code
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    is_transient: bool
+    status_code: int | None = None
+    retry_after: float | None = None
+
+
+class CompletionsClient:
+    """Posts to `/v1/completions`, many requests at a time.
+
+    Connection errors, timeouts, statuses 408, 409, 429 and 5xx, and answers that are no JSON object with `choices` are
+    tried again after a pause drawn uniformly from 0 to min(60 s, `backoff` x 2^attempt), or after what the server's
+    `Retry-After` says if that is longer (more than 300 s is refused). Any other status fails at once. A request keeps
+    its place among the `max_concurrency` while it waits, so that a server in trouble gets fewer requests.
+
+    Args:
+        base_url (`str`): With the `/v1`. A user name and password in it are sent but never shown.
+        max_concurrency (`int`): Requests under way at a time, in a batch.
+        max_retries (`int`): Further attempts after the first.
+        requests_per_minute (`float`, *optional*): Attempts started a minute, evenly spaced, over all batches.
+        timeout (`float`): Seconds from sending a request to having the whole answer.
+        api_key_env (`str`): Environment variable with the API key. If it is not set, "EMPTY" is sent.
+        backoff (`float`): Longest pause before the first further attempt, in seconds.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        max_concurrency: int,
+        max_retries: int,
+        requests_per_minute: float | None,
+        timeout: float,
+        api_key_env: str,
+        backoff: float,
+    ):
+        import_openai()
+        if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).hostname:
+            raise ValueError(
+                f"`base_url={hide_userinfo(base_url)!r}` is no address of a server: it looks like "
+                "http://localhost:8000/v1."
+            )
+        for name, value, is_valid in (
+            ("max_concurrency", max_concurrency, max_concurrency >= 1),
+            ("max_retries", max_retries, max_retries >= 0),
+            ("requests_per_minute", requests_per_minute, requests_per_minute is None or requests_per_minute > 0),
+            ("timeout", timeout, timeout > 0),
+            ("backoff", backoff, backoff >= 0),
+        ):
+            if not is_valid:
+                raise ValueError(f"`{name}={value}` is too low.")
+        self._base_url = base_url
+        self._max_concurrency = max_concurrency
+        self._max_retries = max_retries
+        self._interval = 0.0 if requests_per_minute is None else 60.0 / requests_per_minute
+        self._next_start = 0.0
+        self._timeout = timeout
+        self._api_key_env = api_key_env
+        self._backoff = backoff
+        self._random = random.Random()  # not the global one, whose state belongs to the experiment
+
+    def post_all(self, bodies: Sequence[dict[str, Any]], read: Callable[[int, dict[str, Any]], Result]) -> list[Result]:
+        """Posts all bodies and returns what `read(index, answer)` makes of the answers, in order.
+
+        The first failure, of a request or of `read`, cancels what is still under way and is raised. Works inside of a
+        running event loop too (Jupyter), which it blocks.
+
+        Raises:
+            `ServerRequestError`: Names the index of the body that failed.
+            `ValueError`: The API key cannot be sent.
+        """
+        return _run_to_end(self._post_all(bodies, read)) if bodies else []
+
+    async def _post_all(
+        self, bodies: Sequence[dict[str, Any]], read: Callable[[int, dict[str, Any]], Result]
+    ) -> list[Result]:
+        openai = import_openai()
+        places = asyncio.Semaphore(self._max_concurrency)
+
+        async def post(index: int, body: dict[str, Any]) -> Result:
+            async with places:
+                return read(index, await self._post(client, index, body))
+
+        failures: BaseExceptionGroup | None = None
+        async with openai.AsyncOpenAI(
+            api_key=_read_key(self._api_key_env), base_url=self._base_url, timeout=self._timeout, max_retries=0
+        ) as client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(post(index, body)) for index, body in enumerate(bodies)]
+            except BaseExceptionGroup as raised:
+                failures = raised
+        if failures is not None:
+            raise failures.exceptions[0]
+        return [task.result() for task in tasks]
+
+    async def _post(self, client: Any, index: int, body: dict[str, Any]) -> dict[str, Any]:
+        for attempt in itertools.count():
+            await self._wait_for_turn()
+            answer, failure = await self._attempt(client, body)
+            if failure is None:
+                return answer
+            if not failure.is_transient:
+                raise ServerRequestError(f"Prompt {index}: {failure.reason}", index, failure.status_code)
+            if attempt == self._max_retries:
+                raise ServerRequestError(
+                    f"Prompt {index}: no usable answer in {attempt + 1} attempts; the last: {failure.reason}",
+                    index,
+                    failure.status_code,
+                )
+            pause = self._random.uniform(0.0, min(MAX_BACKOFF, self._backoff * 2**attempt))
+            if failure.retry_after is not None:
+                if failure.retry_after > MAX_RETRY_AFTER:
+                    raise ServerRequestError(
+                        f"Prompt {index}: the server wants to be left alone for {failure.retry_after:.0f} s, more than "
+                        f"the {MAX_RETRY_AFTER:.0f} s that are waited: {failure.reason}",
+                        index,
+                        failure.status_code,
+                    )
+                pause = max(pause, failure.retry_after)
+            logger.warning(
+                "Prompt %d: %s; attempt %d of %d in %.1f s",
+                index,
+                failure.reason,
+                attempt + 2,
+                self._max_retries + 1,
+                pause,
+            )
+            await asyncio.sleep(pause)
+
+    async def _wait_for_turn(self) -> None:
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + self._interval
+        await asyncio.sleep(start - now)
+
+    async def _attempt(self, client: Any, body: dict[str, Any]) -> tuple[dict[str, Any], _Failure | None]:
+        openai = import_openai()
+        fields = {name: value for name, value in body.items() if name not in ("model", "prompt")}
+        try:
+            async with asyncio.timeout(self._timeout):  # the client's own timeout is per read
+                response = await client.completions.with_raw_response.create(
+                    model=body["model"], prompt=body["prompt"], extra_body=fields
+                )
+        except (TimeoutError, openai.APITimeoutError):
+            return {}, _Failure(f"no whole answer within {self._timeout:g} s", is_transient=True)
+        except openai.APIStatusError as error:
+            return {}, self._describe_status(error.response)
+        except openai.APIConnectionError as error:
+            kind = type(error.__cause__).__name__ if error.__cause__ is not None else "connection error"
+            return {}, _Failure(f"the connection to {hide_userinfo(self._base_url)} failed ({kind})", is_transient=True)
+        try:
+            answer = json.loads(response.http_response.content)
+        except ValueError:  # of JSON, or of the characters in it
+            return {}, _Failure("the answer is not JSON", is_transient=True)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            return {}, _Failure(f"the answer has no `choices`: {self._shorten(json.dumps(answer))}", is_transient=True)
+        return answer, None
+
+    def _describe_status(self, response: Any) -> _Failure:
+        code = response.status_code
+        return _Failure(
+            f"the server answered with HTTP status {code}: {self._shorten(response.text)}",
+            is_transient=code in RETRIED_STATUS_CODES or code >= 500,
+            status_code=code,
+            retry_after=_read_retry_after(response.headers),
+        )
+
+    def _shorten(self, text: str) -> str:
+        """What a server says, without the key, which some repeat."""
+        text = text.replace(_read_key(self._api_key_env), "[API key]") if os.environ.get(self._api_key_env) else text
+        return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]}... ({len(text)} characters)"
+
+
+def import_openai() -> ModuleType:
+    """The `openai` package, of the extra `server`."""
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError(
+            f"`ServerEngine` needs the `openai` package, which cannot be imported ({error}): "
+            "pip install spec_kd[server]"
+        ) from error
+    return openai
+
+
+def hide_userinfo(url: str) -> str:
+    """The URL without user name, password, query and fragment."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _read_key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        # The HTTP library would refuse the header with its value in the message.
+        raise ValueError(
+            f"The environment variable {variable} holds characters that an API key cannot have, such as line breaks or "
+            "quotation marks of a word processor: set it again."
+        )
+    return key or "EMPTY"
+
+
+def _read_retry_after(headers: Any) -> float | None:
+    """Seconds, from `Retry-After` in either of its forms."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        date = email.utils.parsedate_tz(value)
+        return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """`asyncio.run`, on a thread of its own where a loop is running already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    started: Future = Future()
+
+    async def start() -> Result:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await coroutine
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(asyncio.run, start())
+        try:
+            return running.result()
+        except BaseException:
+            if not running.done():  # interrupted from outside: the thread would go on to the end of the batch
+                loop, task = started.result()
+                loop.call_soon_threadsafe(task.cancel)
+            raise

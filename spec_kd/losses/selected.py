@@ -1,0 +1,75 @@
+"""The fused loss over the tokens that a selection keeps: a pass that scores all of them, then the loss of some."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from spec_kd.losses.divergences import Divergence
+from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
+from spec_kd.losses.selection import TokenScores, TokenSelection
+from spec_kd.losses.sparse import SparseTargets
+
+
+class TokenTargets(Protocol):
+    """What a teacher says of N tokens: callable as `fused_linear_divergence` wants it, and divisible by a mask."""
+
+    def __call__(self, chunk: slice) -> torch.Tensor | SparseTargets: ...
+
+    def __getitem__(self, mask: torch.Tensor) -> "TokenTargets": ...
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """What a white-box run minimises.
+
+    Args:
+        divergence (`Divergence`): D.
+        temperature (`float`, *optional*, defaults to `1.0`): Loss temperature.
+        ce_weight (`float`, *optional*, defaults to `0.0`): Weight of the cross-entropy on the written token.
+        selection (`TokenSelection`, *optional*): Which tokens; all by default.
+    """
+
+    divergence: Divergence
+    temperature: float = 1.0
+    ce_weight: float = 0.0
+    selection: TokenSelection | None = None
+
+
+def selected_linear_divergence(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: TokenTargets,
+    labels: torch.Tensor,
+    loss: TokenLoss,
+    *,
+    sequence: torch.Tensor,
+    reference: torch.Tensor | None = None,
+    **head: Any,
+) -> tuple[DivergenceOutput, torch.Tensor]:
+    """[`fused_linear_divergence`] over the tokens that `loss.selection` keeps.
+
+    Without a selection that is one call. With one, all tokens are scored without gradients first (two products each,
+    against four of the loss), and the metrics are of all tokens; `loss` is summed over those kept and `divergence` 0 at
+    the others.
+
+    Args:
+        hidden, weight, targets, labels: As for `fused_linear_divergence`.
+        loss (`TokenLoss`): What to compute.
+        sequence (`torch.Tensor`): Which sequence a token belongs to, int64 `(N,)`.
+        reference (`torch.Tensor`, *optional*): KL(p‖q_ref) per token `(N,)`, for selections that compare with it.
+        head: `bias`, `logit_scale`, `softcap` and `vocab_size` of the draft's head.
+
+    Returns:
+        The output, and whether each token was kept, bool `(N,)`.
+    """
+    options = {**head, "temperature": loss.temperature}
+    final = {**options, "divergence": loss.divergence, "ce_weight": loss.ce_weight}
+    if loss.selection is None:
+        return fused_linear_divergence(hidden, weight, targets, labels, **final), torch.ones_like(labels).bool()
+    with torch.no_grad():
+        scores = fused_linear_divergence(hidden, weight, targets, labels, divergence=loss.selection.score, **options)
+        kept = loss.selection.select(TokenScores(scores.divergence, scores.is_top1, sequence, reference))
+    output = fused_linear_divergence(hidden[kept], weight, targets[kept], labels[kept], **final)
+    divergence = torch.zeros_like(scores.divergence).masked_scatter_(kept, output.divergence)
+    return replace(scores, loss=output.loss, divergence=divergence), kept
