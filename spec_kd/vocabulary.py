@@ -5,6 +5,8 @@ of something (Qwen2.5-0.5B has 151,936 rows, the 7B 152,064, both for the same 1
 are left out on both sides everywhere in this package.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,6 +46,14 @@ def count_real_ids(processing_class: ProcessingClass) -> int:
     Not `len(tokenizer)` (which misses holes between ids) and not `config.vocab_size` (which counts padding).
     """
     return max(get_tokenizer(processing_class).get_vocab().values()) + 1
+
+
+def fingerprint_tokenizer(processing_class: ProcessingClass) -> str:
+    """A short hash over all tokens with their ids and the encoding of the probe texts: equal ids for equal text."""
+    tokenizer = get_tokenizer(processing_class)
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBE_TEXTS]
+    content = json.dumps([list(_get_ids(tokenizer).items()), encoded])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def check_same_tokenizer(draft_processing_class: ProcessingClass, target_processing_class: ProcessingClass) -> None:

@@ -1,34 +1,33 @@
-"""The target answers: what it writes to a set of prompts, with the exact ids of both."""
+"""The target answers: what it writes to a set of prompts, with the exact ids and, where asked, its probabilities."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import accelerate
-import pyarrow as pa
 import torch
 import transformers
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from tqdm.auto import tqdm
-from transformers import AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
-from spec_kd._private import create_model_from_path, get_config_model_id
 from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
+from spec_kd.data.sharded_runs import plan_batches, run_plan
 from spec_kd.data.shards import ShardStore
-from spec_kd.heads import unwrap_peft
-from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
+from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest
+from spec_kd.engines.slots import complete_request
+from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer, get_tokenizer
 
-SHARD_SCHEMA = pa.schema({"row": pa.int64(), "completion_ids": pa.list_(pa.int32()), "finish_reason": pa.string()})
+TEACHER_COLUMNS = ("teacher_token_logprobs", "teacher_signal", "teacher_info")
 
 
 def generate_responses(
-    target: PreTrainedModel | str,
+    target: PreTrainedModel | str | Engine,
     prompts: Prompts,
     *,
     processing_class: ProcessingClass | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
+    teacher_signal: str | SignalRequest | None = None,
     batch_size: int = 8,
     seed: int = 0,
     output_dir: str | None = None,
@@ -41,23 +40,31 @@ def generate_responses(
     top-k, penalties, forced tokens) does not count, except for its EOS ids, which end a response together with the
     tokenizer's. Ids beyond the tokenizer's vocabulary (padded rows of the head) are never written.
 
-    With `output_dir` a killed run continues after its last whole shard and ends with the data set of an uninterrupted
-    one: batches are planned up front (longest prompts first, so that running out of memory shows at once) and each has
-    its own seed. The finished set lies in `output_dir/responses.parquet`; the same call again only reads it.
-    Several processes may share an `output_dir`, but each does all the work: put the call under
-    `accelerator.main_process_first()`.
+    With a `teacher_signal` the same pass keeps what white-box distillation needs of the target's distribution, and a
+    draft can be trained and evaluated without the target from then on. The text does not depend on it.
+
+    With `output_dir` a killed run continues after its last whole shard; with the transformers engine it ends with the
+    data set of an uninterrupted one: batches are planned up front (longest prompts first, so that running out of memory
+    shows at once) and each has its own seed. The finished set lies in `output_dir/responses.parquet`; the same call
+    again only reads it. Under `accelerate launch` the processes share the shards of an `output_dir` between them;
+    without one each does all the work.
 
     Args:
-        target (`PreTrainedModel` or `str`):
-            The model, or a path or Hub id to load it from (in its own dtype). Modes are restored afterwards.
+        target (`PreTrainedModel`, `str` or `Engine`):
+            The model, or a path or Hub id to load it from (in its own dtype); modes are restored afterwards. Or an
+            engine that runs it elsewhere ([`ServerEngine`], [`VLLMEngine`]).
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
             A data set has `prompt` (text or messages, with `tools` as list or JSON text, and `chat_template_kwargs`
-            where wanted) or `prompt_ids`. Its other columns are kept; `completion`, `completion_ids` and
-            `finish_reason` are replaced.
+            where wanted) or `prompt_ids`. Its other columns are kept; `completion`, `completion_ids`, `finish_reason`
+            and the teacher's columns are replaced.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. Loaded from where the target came from by default.
         max_new_tokens (`int`): Most tokens of a response, the EOS included.
         temperature (`float`): 0.0 means greedy.
+        teacher_signal (`str` or `SignalRequest`, *optional*):
+            What to keep of the distribution at every token: `"token_only"`, `"sampled_counts"`, `"sampled_logprobs"`
+            or `"top_k_tail"` (what each may be used for: `spec_kd.losses.SPARSE_METHODS`), or a request with numbers
+            of its own.
         batch_size (`int`): Prompts at a time.
         seed (`int`): Of the sampling. The same seed, prompts, batch size and target give the same set.
         output_dir (`str`, *optional*): Where to keep shards and the finished set.
@@ -67,12 +74,14 @@ def generate_responses(
     Returns:
         `Dataset` in the order of the prompts, with `prompt`, `completion` (messages if the prompt is a conversation,
         else text; decoded without special tokens, for people), `prompt_ids`, `completion_ids` (lists of int32; the EOS
-        included if the target wrote it, nothing behind it) and `finish_reason` (`"stop"` or `"length"`).
+        included if the target wrote it, nothing behind it) and `finish_reason` (`"stop"` or `"length"`); with a signal
+        `teacher_token_logprobs` (list of float32), `teacher_signal` (bytes, where there is more than the token's own
+        log-probability) and `teacher_info` (JSON, see [`TeacherInfo`]).
 
     Raises:
         `ValueError`: Before any generation: no prompts, missing columns, an option out of its range, no EOS id, a
             prompt that leaves no room for `max_new_tokens` in the target's context, ids that the target does not
-            have, or an `output_dir` with the responses of other settings.
+            have, a signal that the engine cannot give, or an `output_dir` with the responses of other settings.
         `OSError`: `output_dir` cannot be written to.
     """
     for name, value, least in (
@@ -83,206 +92,182 @@ def generate_responses(
     ):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    signal = _read_signal(teacher_signal)
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
-    target, processing_class = _load(target, processing_class)
-    eos_ids, pad_id = find_special_ids(target, processing_class)
+    engine, processing_class = as_engine(target, processing_class)
     prompt_ids = render_prompt_ids(rows, processing_class)
-    _check_prompts_fit(prompt_ids, target, max_new_tokens)
-
-    plan = _plan(prompt_ids, batch_size, shard_size)
+    options = SamplingOptions(max_new_tokens, float(temperature), seed)
+    engine.check(prompt_ids, options, signal)
+    info = None
+    if signal is not None:
+        info = describe_teacher(engine, processing_class, signal, options.temperature, max_new_tokens)
     if store is not None:
-        fingerprint = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": float(temperature),
-            "batch_size": batch_size,
-            "seed": seed,
-            "shard_size": shard_size,
-            "eos_token_ids": eos_ids,
-            "real_vocab_size": count_real_ids(processing_class),
-            "prompts": hashlib.sha256(repr(prompt_ids).encode()).hexdigest(),
-            "target": _hash_model(target),
-        }
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        store.open_run(fingerprint, {"target_name": get_config_model_id(target.config), **versions})
+        _open_run(
+            store, engine, processing_class, prompt_ids, signal,
+            max_new_tokens=max_new_tokens, temperature=options.temperature, batch_size=batch_size, seed=seed,
+            shard_size=shard_size,
+        )  # fmt: skip
 
-    sampler = _Sampler(target, max_new_tokens, temperature, eos_ids, pad_id, count_real_ids(processing_class))
-    responses = {}
-    with tqdm(total=len(prompt_ids), desc="Target responses", disable=not show_progress) as progress, sampler:
-        for shard, batches in enumerate(plan):
-            table = store.read(shard) if store is not None else None
-            if table is not None:
-                progress.update(len(table))
-            else:
-                written = []
-                for index, batch in batches:
-                    written += zip(
-                        batch, sampler.answer([prompt_ids[i] for i in batch], f"{seed}:{index}"), strict=True
-                    )
-                    progress.update(len(batch))
-                columns = [[i for i, _ in written], [ids for _, (ids, _) in written], [why for _, (_, why) in written]]
-                table = pa.table(columns, schema=SHARD_SCHEMA)
-                if store is not None:
-                    store.write(shard, table)
-            for row in table.to_pylist():
-                responses[row["row"]] = (row["completion_ids"], row["finish_reason"])
-    dataset = _assemble(dataset, prompt_ids, [responses[i] for i in range(len(prompt_ids))], processing_class)
+    def answer(batch: list[int], index: int):
+        return engine.generate([prompt_ids[i] for i in batch], options, signal, f"{seed}:{index}")
+
+    plan = plan_batches([len(ids) for ids in prompt_ids], batch_size, shard_size)
+    responses = run_plan(plan, answer, store, info, "Target responses", show_progress)
+    dataset = _assemble(dataset, prompt_ids, responses, processing_class)
+    if info is not None:
+        dataset = _add_teacher_columns(dataset, responses, info)
     if store is not None:
         store.finish(dataset)
     return dataset
 
 
-class _RealIdsOnly(LogitsProcessor):
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
+def score_completions(
+    target: PreTrainedModel | str | Engine,
+    dataset: Dataset,
+    *,
+    processing_class: ProcessingClass | None = None,
+    teacher_signal: str | SignalRequest = "sampled_logprobs",
+    sampling_temperature: float | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    output_dir: str | None = None,
+    shard_size: int = 512,
+    show_progress: bool = True,
+) -> Dataset:
+    """Adds the teacher signal to completions that exist already, such as logs of what the target served.
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores[:, self.vocab_size :] = -torch.inf  # (B, V)
-        return scores
+    One teacher-forced pass over `prompt_ids` + `completion_ids`; log-probabilities are those of the plain softmax.
+    Resumable as [`generate_responses`], whose other arguments and errors it has.
 
+    Args:
+        dataset (`Dataset`): With `prompt_ids` and `completion_ids`; teacher columns it has are replaced.
+        teacher_signal (`str` or `SignalRequest`, *optional*, defaults to `"sampled_logprobs"`): What to keep.
+        sampling_temperature (`float`, *optional*):
+            At which the text was sampled, 0.0 for greedy. Where it is not known, what rests on it (exact replay, the
+            written token as a draw from p) is refused later.
+        max_new_tokens (`int`, *optional*): The limit that the text was written under, for replay.
 
-@dataclass
-class _Sampler:
-    """The target with a neutral generation config, for as long as the context lasts."""
-
-    target: PreTrainedModel
-    max_new_tokens: int
-    temperature: float
-    eos_ids: list[int]
-    pad_id: int
-    vocab_size: int
-
-    def __enter__(self) -> "_Sampler":
-        # What `generate` is not told it takes from `model.generation_config`, so that is replaced, not only overridden.
-        self._modes = [(module, module.training) for module in self.target.modules()]
-        self._shipped_config = self.target.generation_config
-        sampling = {"do_sample": True, "temperature": float(self.temperature), "top_k": 0, "top_p": 1.0}
-        self.target.generation_config = GenerationConfig(
-            **(sampling if self.temperature > 0 else {"do_sample": False}),
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.eos_ids,
-            pad_token_id=self.pad_id,
-            use_cache=True,
+    Returns:
+        `Dataset`: The rows with the teacher's columns.
+    """
+    if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
+        raise ValueError(
+            f"The data set has the columns {dataset.column_names}; log-probabilities belong to ids, which are "
+            "`prompt_ids` and `completion_ids`. Tokenize what the target saw and wrote, with its own tokenizer."
         )
-        self.target.eval()
-        return self
+    prompt_ids, completion_ids = dataset["prompt_ids"][:], dataset["completion_ids"][:]
+    for name, column in (("prompt_ids", prompt_ids), ("completion_ids", completion_ids)):
+        empty = [i for i, ids in enumerate(column) if not ids]
+        if empty:
+            raise ValueError(f"`{name}` of row {empty[0]} is empty ({len(empty)} rows in all). Remove such rows.")
+    signal = _read_signal(teacher_signal)
+    store = ShardStore(output_dir) if output_dir is not None else None
+    engine, processing_class = as_engine(target, processing_class)
+    whole = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    engine.check(whole, SamplingOptions(max_new_tokens=0), signal)
+    info = describe_teacher(engine, processing_class, signal, sampling_temperature, max_new_tokens, is_scored=True)
+    if store is not None:
+        _open_run(
+            store, engine, processing_class, whole, signal,
+            prompt_lengths=[len(ids) for ids in prompt_ids], sampling_temperature=sampling_temperature,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, shard_size=shard_size,
+        )  # fmt: skip
 
-    def __exit__(self, *_exception: object) -> None:
-        self.target.generation_config = self._shipped_config
-        for module, is_training in self._modes:
-            module.training = is_training
+    def answer(batch: list[int], index: int):
+        texts = [[column[i] for i in batch] for column in (prompt_ids, completion_ids)]
+        return engine.score(*texts, signal, f"{seed}:{index}")
 
-    def answer(self, prompts: list[list[int]], seed: str) -> list[tuple[list[int], str]]:
-        """Completion ids and finish reason of every prompt of a batch."""
-        length = max(map(len, prompts))
-        padded = [[self.pad_id] * (length - len(ids)) + ids for ids in prompts]
-        mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
-        device = self.target.get_input_embeddings().weight.device
-        with _seeded(seed, device):
-            output = self.target.generate(
-                input_ids=torch.tensor(padded, device=device),  # (B, L)
-                attention_mask=torch.tensor(mask, device=device),
-                generation_config=self.target.generation_config,
-                logits_processor=LogitsProcessorList([_RealIdsOnly(self.vocab_size)]),
-            )
-        return [self._cut_after_eos(ids) for ids in output[:, length:].tolist()]
-
-    def _cut_after_eos(self, ids: list[int]) -> tuple[list[int], str]:
-        end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
-        return (ids, "length") if end is None else (ids[: end + 1], "stop")
-
-
-@contextmanager
-def _seeded(seed: str, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
-        yield
+    plan = plan_batches([len(ids) for ids in whole], batch_size, shard_size)
+    scored = run_plan(plan, answer, store, info, "Teacher scores", show_progress)
+    dataset = dataset.remove_columns([name for name in TEACHER_COLUMNS if name in dataset.column_names])
+    dataset = _add_teacher_columns(dataset, scored, info)
+    if store is not None:
+        store.finish(dataset)
+    return dataset
 
 
-def _load(
-    target: PreTrainedModel | str, processing_class: ProcessingClass | None
-) -> tuple[PreTrainedModel, ProcessingClass]:
-    name = target if isinstance(target, str) else get_config_model_id(target.config)
+def as_engine(
+    target: PreTrainedModel | str | Engine, processing_class: ProcessingClass | None
+) -> tuple[Engine, ProcessingClass]:
+    """The engine that runs a target, and the target's processing class."""
+    if isinstance(target, str | torch.nn.Module):
+        target = TransformersEngine(target, processing_class)
+    processing_class = processing_class or getattr(target, "processing_class", None)
     if processing_class is None:
-        if not name:
-            raise ValueError(
-                "The target was not loaded from anywhere, so its tokenizer is unknown: give `processing_class`."
-            )
-        processing_class = AutoTokenizer.from_pretrained(name)
-    if isinstance(target, str):
-        state = accelerate.PartialState()
-        # "auto" spreads a target over all cards, which only one process can do
-        placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
-        target = create_model_from_path(target, dtype="auto", **placement)
-    elif getattr(getattr(target, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError("A target with a prompt-learning adapter is not supported: its virtual tokens have no ids.")
-    return unwrap_peft(target), processing_class
+        raise ValueError(f"The engine {target.name!r} does not say which tokenizer it has: give `processing_class`.")
+    return target, processing_class
 
 
-def find_special_ids(target: PreTrainedModel, processing_class: ProcessingClass) -> tuple[list[int], int]:
-    """EOS ids of the target (its generation config's and its tokenizer's) and a pad id; raises without any EOS."""
-    tokenizer = get_tokenizer(processing_class)
-    shipped = target.generation_config.eos_token_id
-    eos_ids = set(shipped if isinstance(shipped, list) else [shipped]) | {tokenizer.eos_token_id}
-    eos_ids = sorted(eos_ids - {None})
-    if not eos_ids:
-        raise ValueError(
-            "Neither the target's generation config nor its tokenizer has an EOS token, so no response would ever end: "
-            "set `processing_class.eos_token`."
-        )
-    return eos_ids, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+def describe_teacher(
+    engine: Engine,
+    processing_class: ProcessingClass,
+    signal: SignalRequest,
+    sampling_temperature: float | None,
+    max_new_tokens: int | None,
+    is_scored: bool = False,
+) -> TeacherInfo:
+    """What the teacher columns are of. Scored and greedy text has the log-probabilities of the plain softmax."""
+    is_processed = engine.logprobs_are == "processed" and not is_scored and bool(sampling_temperature)
+    identity = engine.describe()
+    return TeacherInfo(
+        target_name=getattr(engine, "target_name", None),
+        target=str(identity.get("target", identity)),
+        tokenizer=fingerprint_tokenizer(processing_class),
+        vocab_size=count_real_ids(processing_class),
+        engine=engine.name,
+        method=signal.method,
+        num_draws=signal.num_draws,
+        top_k=signal.top_k,
+        sampling_temperature=sampling_temperature,
+        max_new_tokens=max_new_tokens,
+        logprobs_are="processed" if is_processed else "raw",
+        logprobs_temperature=float(sampling_temperature) if is_processed else 1.0,
+    )
 
 
-def _check_prompts_fit(prompt_ids: list[list[int]], target: PreTrainedModel, max_new_tokens: int) -> None:
-    limit = getattr(target.config.get_text_config(), "max_position_embeddings", None)
-    too_long = [i for i, ids in enumerate(prompt_ids) if limit is not None and len(ids) + max_new_tokens > limit]
-    if too_long:
-        longest = max(too_long, key=lambda i: len(prompt_ids[i]))
-        raise ValueError(
-            f"{len(too_long)} of {len(prompt_ids)} prompts leave no room for `max_new_tokens={max_new_tokens}` in the "
-            f"target's {limit} positions; the longest is row {longest} with {len(prompt_ids[longest])} tokens. Remove "
-            "them or lower `max_new_tokens`."
-        )
-    rows, highest = count_rows(target.get_input_embeddings()), max(map(max, prompt_ids))
-    if highest >= rows:
-        raise ValueError(f"The prompts contain id {highest}, but the target has {rows}: they are of another tokenizer.")
+def _read_signal(signal: str | SignalRequest | None) -> SignalRequest | None:
+    if signal is None:
+        return None
+    return complete_request(SignalRequest(signal) if isinstance(signal, str) else signal)
 
 
-def _plan(prompt_ids: list[list[int]], batch_size: int, shard_size: int) -> list[list[tuple[int, list[int]]]]:
-    """Shards of numbered batches of row numbers, longest prompts first."""
-    order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    per_shard = max(1, shard_size // batch_size)
-    return [list(enumerate(batches))[i : i + per_shard] for i in range(0, len(batches), per_shard)]
+def _open_run(store, engine, processing_class, ids: list[list[int]], signal: SignalRequest | None, **settings) -> None:
+    fingerprint = {
+        **settings,
+        "signal": None if signal is None else vars(signal),
+        "engine": engine.name,
+        "prompts": hashlib.sha256(repr(ids).encode()).hexdigest(),
+        "tokenizer": fingerprint_tokenizer(processing_class),
+        **engine.describe(),
+    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    store.open_run(fingerprint, {"target_name": getattr(engine, "target_name", None), **versions})
 
 
-def _hash_model(model: PreTrainedModel) -> str:
-    """Hash over the architecture and up to 64 evenly spaced values of every weight."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.numel() and not weight.is_meta:
-            flat = weight.detach().flatten()
-            values = flat[:: max(1, len(flat) // 64)][:64].cpu().contiguous()
-            digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _add_teacher_columns(dataset: Dataset, responses: Sequence[dict], info: TeacherInfo) -> Dataset:
+    columns = {"teacher_token_logprobs": List(Value("float32"))}
+    if responses[0]["teacher_signal"] is not None:
+        columns["teacher_signal"] = Value("binary")
+    content = {name: [row[name] for row in responses] for name in columns}
+    content["teacher_info"] = [info.to_json()] * len(responses)
+    features = Features({**columns, "teacher_info": Value("string")})
+    return concatenate_datasets([dataset, Dataset.from_dict(content, features=features)], axis=1)
 
 
 def _assemble(
-    dataset: Dataset,
-    prompt_ids: list[list[int]],
-    responses: list[tuple[list[int], str]],
-    processing_class: ProcessingClass,
+    dataset: Dataset, prompt_ids: list[list[int]], responses: list[dict], processing_class: ProcessingClass
 ) -> Dataset:
     tokenizer = get_tokenizer(processing_class)
-    completion_ids = [ids for ids, _ in responses]
+    completion_ids = [row["completion_ids"] for row in responses]
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     text, ids = Value("string"), List(Value("int32"))
     columns = {
         "completion": (texts, text),
         "prompt_ids": (prompt_ids, ids),
         "completion_ids": (completion_ids, ids),
-        "finish_reason": ([why for _, why in responses], text),
+        "finish_reason": ([row["finish_reason"] for row in responses], text),
     }
     if "prompt" not in dataset.column_names:
         decoded = tokenizer.batch_decode(prompt_ids, clean_up_tokenization_spaces=False)
@@ -294,5 +279,6 @@ def _assemble(
         {name: values for name, (values, _) in columns.items()},
         features=Features({name: feature for name, (_, feature) in columns.items()}),
     )
-    kept = dataset.select_columns([name for name in dataset.column_names if name not in columns])
+    replaced = {*columns, *TEACHER_COLUMNS}
+    kept = dataset.select_columns([name for name in dataset.column_names if name not in replaced])
     return concatenate_datasets([kept, written], axis=1) if kept.column_names else written

@@ -4,26 +4,61 @@ In a data set of responses they have one entry per completion token. In training
 the entry at t speaks of token t, and is empty where the target did not write it.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from trl import pack_dataset
 
-from spec_kd.data.training_rows import IGNORED_LABEL
+from spec_kd.data.teacher_signal import SLOT, TeacherInfo, split_tokens, unpack_slots
 
 REFERENCE_COLUMN = "reference_forward_kl"
 """KL(p‖q_ref) in nats of a reference draft, for AdaSPEC."""
+LOGPROB_COLUMN = "teacher_token_logprobs"
+"""log p of the written token."""
+SLOT_COLUMN = "teacher_slots"
+"""The slots of a sparse teacher, unpacked from `teacher_signal`: bytes of `SLOT` records."""
 
-TOKEN_COLUMNS: dict[str, Any] = {REFERENCE_COLUMN: float("nan")}
+TOKEN_COLUMNS: dict[str, Any] = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SLOT_COLUMN: b""}
 """Names, and what stands at a token that the target did not write."""
+
+SLOT_TENSORS = {"id": "teacher_slot_ids", "log_p": "teacher_slot_log_p", "weight": "teacher_slot_weights"}
+"""What `teacher_slots` becomes in a batch, each `(B, T, K)`; unused slots have id 0, weight 0 and log p -inf."""
 
 
 def find_token_columns(dataset: Dataset | IterableDataset) -> list[str]:
-    """The token columns that a data set has."""
-    names = dataset.column_names or list(next(iter(dataset)))
+    """The token columns that a data set has, packed ones among them."""
+    names = list(dataset.column_names or next(iter(dataset)))
+    if "teacher_signal" in names:
+        names.append(SLOT_COLUMN)
     return [name for name in TOKEN_COLUMNS if name in names]
+
+
+def read_token_column(row: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """A row's entries of a token column, one per completion token.
+
+    Raises:
+        ValueError: If there is not exactly one entry per token of the completion; `where` names the row.
+    """
+    length = len(row["completion_ids"])
+    if name == SLOT_COLUMN:
+        try:
+            return split_tokens(*unpack_slots(row["teacher_signal"], length, _read_info(row["teacher_info"])))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if len(row[name]) != length:
+        raise ValueError(
+            f"{where} has {length} completion tokens but {len(row[name])} entries in `{name}`, which must have one per "
+            "token. Make the column from these completions."
+        )
+    return list(row[name])
+
+
+@functools.lru_cache(maxsize=16)
+def _read_info(text: str) -> TeacherInfo:
+    return TeacherInfo.from_json(text)
 
 
 def check_token_columns(dataset: Dataset | IterableDataset, columns: list[str], name: str) -> None:
@@ -35,47 +70,6 @@ def check_token_columns(dataset: Dataset | IterableDataset, columns: list[str], 
             "instead of ids: tokenised again it need not fall into the same tokens. Keep its `prompt_ids` and "
             "`completion_ids`."
         )
-
-
-def cut_and_pack(
-    dataset: Dataset | IterableDataset,
-    columns: list[str],
-    *,
-    max_length: int | None,
-    truncation_mode: str,
-    packing_strategy: str | None,
-    shuffle_seed: int | None,
-    name: str,
-) -> Dataset | IterableDataset:
-    """What `SFTTrainer` does to `input_ids` and `labels`, done to the token columns as well.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): With `input_ids`, `labels` and `columns`, equally long in each row.
-        columns (`list[str]`): Token columns to keep; other columns are dropped.
-        max_length (`int`, *optional*): Tokens of a row at most. Rows left without a label are dropped, as TRL does.
-        truncation_mode (`str`): `"keep_start"` or `"keep_end"`.
-        packing_strategy (`str`, *optional*): As in `trl.pack_dataset`; `None` packs nothing.
-        shuffle_seed (`int`, *optional*): Rows are shuffled before they are packed, as TRL does.
-        name (`str`): For the progress bars.
-
-    Raises:
-        ValueError: If rows are to be packed without a `max_length`.
-    """
-    dataset = dataset.select_columns(["input_ids", "labels", *columns])
-    describe = (lambda what: {"desc": f"{what} {name} dataset"}) if isinstance(dataset, Dataset) else lambda what: {}
-    if packing_strategy is not None:
-        if max_length is None:
-            raise ValueError("`packing=True` fills rows up to `max_length`, which is None. Set it.")
-        if shuffle_seed is not None:
-            dataset = dataset.shuffle(seed=shuffle_seed)
-        return pack_dataset(dataset, max_length, packing_strategy, describe("Packing"))
-    if max_length is not None:
-        kept = slice(None, max_length) if truncation_mode == "keep_start" else slice(-max_length, None)
-        dataset = dataset.map(lambda row: {key: row[key][kept] for key in row}, **describe("Truncating"))
-        dataset = dataset.filter(
-            lambda row: any(label != IGNORED_LABEL for label in row["labels"]), **describe("Dropping empty rows of")
-        )
-    return dataset if shuffle_seed is None else dataset.shuffle(seed=shuffle_seed)
 
 
 class TokenColumnCollator:
@@ -91,16 +85,29 @@ class TokenColumnCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         values = {name: [row[name] for row in examples] for name in TOKEN_COLUMNS if name in examples[0]}
         batch = self.collator([{k: v for k, v in row.items() if k not in values} for row in examples])
+        shape = batch["input_ids"].shape
         for name, rows in values.items():
-            batch[name] = self._align(rows, batch["input_ids"].shape)
+            if shape[0] == 1:  # one row after the other, where they were strung together
+                rows = [[entry for row in rows for entry in row]]
+            batch |= _align_slots(rows, shape) if name == SLOT_COLUMN else {name: _align(rows, shape)}
         return batch
 
-    @staticmethod
-    def _align(rows: list[list[float]], shape: torch.Size) -> torch.Tensor:
-        """float32 `(B, T)`, NaN behind the rows; one row after the other where the batch is a single one."""
-        if shape[0] == 1:
-            rows = [[value for row in rows for value in row]]
-        aligned = torch.full(shape, float("nan"))
-        for target, row in zip(aligned, rows, strict=True):
-            target[: len(row)] = torch.tensor(row, dtype=torch.float32)
-        return aligned
+
+def _align(rows: list[list[float]], shape: torch.Size) -> torch.Tensor:
+    """float32 `(B, T)`, NaN behind the rows."""
+    aligned = torch.full(shape, float("nan"))
+    for target, row in zip(aligned, rows, strict=True):
+        target[: len(row)] = torch.tensor(row, dtype=torch.float32)
+    return aligned
+
+
+def _align_slots(rows: list[list[bytes]], shape: torch.Size) -> dict[str, torch.Tensor]:
+    counts = [np.fromiter(map(len, row), np.int64, len(row)) // SLOT.itemsize for row in rows]
+    width = max(1, max(int(count.max(initial=0)) for count in counts))
+    aligned = np.zeros((*shape, width), SLOT)  # (B, T, K)
+    aligned["log_p"] = -np.inf
+    for target, row, count in zip(aligned, rows, counts, strict=True):
+        token = np.repeat(np.arange(len(row)), count)
+        slot = np.arange(len(token)) - np.repeat(np.cumsum(count) - count, count)
+        target[token, slot] = np.frombuffer(b"".join(row), SLOT)
+    return {name: torch.from_numpy(np.ascontiguousarray(aligned[field])) for field, name in SLOT_TENSORS.items()}

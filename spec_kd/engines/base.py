@@ -18,7 +18,7 @@ class SamplingOptions:
     Args:
         max_new_tokens (`int`): Most tokens of a completion, the EOS included.
         temperature (`float`, *optional*, defaults to `0.0`): 0.0 means greedy; otherwise the plain softmax at it.
-        seed (`int`, *optional*, defaults to `0`): Of the whole job; an engine derives from it what it needs per request.
+        seed (`int`, *optional*, defaults to `0`): Of the job; an engine derives from it what it needs per request.
     """
 
     max_new_tokens: int

@@ -1,31 +1,22 @@
 """The target behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, TensorRT-LLM, `transformers serve`."""
 
-import hashlib
-import importlib.metadata
-import json
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, UnsupportedByEngineError
 from spec_kd.engines.server_answers import AnswerReader
 from spec_kd.engines.server_client import CompletionsClient, ServerRequestError, hide_userinfo
-from spec_kd.engines.server_logprobs import UnmappedTokens, UnmappedTokensError, read_positions
-from spec_kd.losses.sparse import SPARSE_METHODS
+from spec_kd.engines.server_logprobs import MalformedAnswerError, UnmappedTokens, UnmappedTokensError
+from spec_kd.engines.server_requests import RequestBuilder, derive_seed
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
-# Not OpenAI's. The first two ask for ids; the others undo what servers take from a model's generation config (vLLM,
-# SGLang) or do by default (llama.cpp: top-k 40, min-p 0.05).
-EXTENSIONS = {
-    "return_token_ids": True,
-    "return_tokens_as_token_ids": True,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
-OWN_FIELDS = {"model", "prompt", "max_tokens", "temperature", "top_p", "logprobs", "echo", "seed", "n", "stream", "stop"}
+SCORERS = "vLLM, SGLang or the transformers engine"
+REFUSALS = (400, 404, 422, 500, 501)  # llama.cpp says 500 to what it does not support
+NUM_PROBES = 4
 PROBE_LENGTH = 16
-PROBE_TOLERANCE = 0.25  # nats; the noise of 16-bit models is a tenth of that, a shift by one token is several nats
+PROBE_TOLERANCE = 0.1  # nats, of the median; the noise of 16-bit models is less, a shift by one token several nats
 
 
 class ServerEngine:
@@ -36,9 +27,9 @@ class ServerEngine:
     raise an [`UnmappedTokensError`] with their number, examples, and the completions that are whole. They are never
     found by tokenising the text again, except with `is_text_only`.
 
-    **Which log-probabilities.** vLLM, llama.cpp and TensorRT-LLM return *raw* ones, of the model before any temperature:
-    for text sampled at a temperature other than 1 these are not those of the distribution it was drawn from, and serve
-    no exact replay. vLLM started with `--logprobs-mode processed_logprobs`, and SGLang unless it was started with
+    **Which log-probabilities.** vLLM and llama.cpp return *raw* ones, of the model before any temperature: for text
+    sampled at a temperature other than 1 these are not those of the distribution it was drawn from, and serve no exact
+    replay. vLLM started with `--logprobs-mode processed_logprobs`, and SGLang unless it was started with
     `SGLANG_RETURN_ORIGINAL_LOGPROB=1`, return *processed* ones: say so with `logprobs_are="processed"`. The two cannot
     be told apart from here.
 
@@ -47,8 +38,8 @@ class ServerEngine:
     must predict and its log-probability is not there: a signal is refused. Without a signal the EOS is appended: the id
     that the server names as `stop_reason` or `matched_stop`, else the tokenizer's.
 
-    **Servers that check fields.** The request has fields that are not OpenAI's (`EXTENSIONS` in this file and
-    `stop_token_ids`), which servers mostly ignore if they do not know them. For those that do not, take fields out with
+    **Servers that check fields.** The request has fields that are not OpenAI's (`request_fields` in
+    `describe`), which servers mostly ignore if they do not know them. For those that do not, take fields out with
     `None`: `extra_body={"return_token_ids": None, "return_tokens_as_token_ids": None, "top_k": 0}` for TensorRT-LLM.
 
     **Text only.** With `is_text_only=True`, for `transformers serve` and its like, prompts are sent as text (which must
@@ -102,18 +93,14 @@ class ServerEngine:
     ):
         if logprobs_are not in ("raw", "processed"):
             raise ValueError(f'`logprobs_are` must be "raw" or "processed", got {logprobs_are!r}.')
-        if taken := OWN_FIELDS & set(extra_body or {}):
-            raise ValueError(f"`extra_body` cannot have {', '.join(sorted(taken))}: the engine sets them itself.")
-        self._model = model
+        self.target_name = model
+        self.processing_class = tokenizer
         self._tokenizer = get_tokenizer(tokenizer)
         self.logprobs_are = logprobs_are
         self.is_text_only = is_text_only
         self._reader = AnswerReader(self._tokenizer, eos_token_ids, is_text_only)
         self.eos_token_ids = self._reader.eos_token_ids
-        own = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
-        if not is_text_only:
-            own |= EXTENSIONS | {"stop_token_ids": self.eos_token_ids}
-        self._fields = {**own, **(extra_body or {})}
+        self._requests = RequestBuilder(model, self._tokenizer, self.eos_token_ids, is_text_only, extra_body)
         self._base_url = hide_userinfo(base_url)
         self._client = CompletionsClient(
             base_url,
@@ -127,23 +114,34 @@ class ServerEngine:
         self._is_scoring_verified = False
 
     def __repr__(self) -> str:
-        return f"ServerEngine({self._model!r}, base_url={self._base_url!r}, logprobs_are={self.logprobs_are!r})"
+        return f"ServerEngine({self.target_name!r}, base_url={self._base_url!r}, logprobs_are={self.logprobs_are!r})"
 
     def describe(self) -> dict[str, object]:
-        """Model, address, fields of the requests, where ids come from; as JSON values. The server's version is not known.
+        """Model, fields of the requests and where ids come from, as JSON values.
 
-        `completion_ids` is `"of the server"` or `"text tokenised again"`.
+        Without the address, which may be another one when a job is resumed; what the server is, it does not say.
         """
         return {
             "engine": self.name,
-            "model": self._model,
-            "base_url": self._base_url,
+            "model": self.target_name,
             "logprobs_are": self.logprobs_are,
             "completion_ids": "text tokenised again" if self.is_text_only else "of the server",
             "eos_token_ids": self.eos_token_ids,
-            "request_fields": {name: value for name, value in self._fields.items() if value is not None},
-            "openai_version": importlib.metadata.version("openai"),
+            "request_fields": self._requests.constant_fields,
         }
+
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+        """Checks what can be known without the server, as `generate` and `score` do first.
+
+        Raises:
+            `UnsupportedByEngineError`: A method that servers do not give.
+            `ValueError`: An empty prompt, one with ids that the tokenizer does not have, or one that is not the ids of
+                any text (`is_text_only`); an option out of its range.
+        """
+        self._requests.count_logprobs(signal)
+        if options.temperature < 0:
+            raise ValueError(f"`temperature` must be at least 0, got {options.temperature}.")
+        self._requests.check_prompts(prompts)
 
     def generate(
         self,
@@ -170,20 +168,23 @@ class ServerEngine:
                 answers, where they lack ids, log-probabilities, or that of the EOS.
             `UnmappedTokensError`: After the batch: tokens without an exact id. Holds the completions that are whole.
             `ServerRequestError`: A request failed for good, or its answer makes no sense; the others are cancelled.
-            `ValueError`: Before any request: an empty prompt, or one that is not the ids of any text (`is_text_only`).
+            `ValueError`: Before any request, as of `check`.
         """
-        top_k = self._check_signal(signal)
-        if options.max_new_tokens < 1 or options.temperature < 0:
-            raise ValueError(f"`max_new_tokens` must be at least 1 and `temperature` at least 0, got {options}.")
-        bodies = []
-        for index, ids in enumerate(prompts):
-            body = self._build_body(index, ids, options.max_new_tokens, options.temperature, top_k)
-            if options.temperature > 0:
-                body["seed"] = _derive_seed(options.seed, seed, index)
-            bodies.append(body)
-        return self._post_all(
-            bodies, lambda answer: self._reader.read_completion(answer, signal, options.max_new_tokens)
-        )
+        self.check(prompts, options, signal)
+        if options.max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, got {options.max_new_tokens}.")
+        bodies = [
+            self._requests.build(
+                index,
+                ids,
+                options.max_new_tokens,
+                options.temperature,
+                self._requests.count_logprobs(signal),
+                derive_seed(options.seed, seed, index) if options.temperature > 0 else None,
+            )
+            for index, ids in enumerate(prompts)
+        ]
+        return self._collect(bodies, lambda _, a: self._reader.read_completion(a, signal, options.max_new_tokens))
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
@@ -191,8 +192,8 @@ class ServerEngine:
         """The raw log-probabilities (and slots) of completions that exist already, in their order.
 
         Prompt and completion are sent together and echoed, with one more token generated, for which there must be room.
-        vLLM and SGLang can do it. Before the first batch a short sampled text is scored and compared with what its
-        generation said, because some servers' echo is wrong without a sign (llama-cpp-python's is shifted by one).
+        vLLM and SGLang can do it. Before the first batch a few short sampled texts are scored and compared with what
+        their generation said: some servers' echo is wrong without a sign (llama-cpp-python's is shifted by one).
 
         Args:
             prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
@@ -208,21 +209,82 @@ class ServerEngine:
             `UnmappedTokensError`, `ServerRequestError`: As of `generate`.
             `ValueError`: Before any request: not one completion for each prompt, or empty ones.
         """
-        top_k = self._check_signal(signal)
         if len(prompts) != len(completions):
             raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
-        for index, ids in enumerate(completions):
-            if not len(ids):
-                raise ValueError(f"Completion {index} is empty, so there is nothing to score: leave it out.")
-        bodies = [
-            self._build_body(index, ids, 1, 1.0, top_k) | {"prompt": [*ids, *completions[index]], "echo": True}
-            for index, ids in enumerate(prompts)
-        ]
+        texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            if not 0 < len(prompt) < len(text):
+                raise ValueError(f"Row {index} has an empty prompt or completion, so nothing to score: leave it out.")
+        self.check(texts, SamplingOptions(max_new_tokens=1), signal)
+        bodies = [self._requests.build_echo(text, self._requests.count_logprobs(signal)) for text in texts]
         if bodies and not self._is_scoring_verified:
-            self._verify_scoring(min(prompts, key=len))
+            self._verify_scoring(sorted(prompts, key=len)[:NUM_PROBES])
             self._is_scoring_verified = True
-        starts = {tuple(body["prompt"]): len(ids) for body, ids in zip(bodies, prompts, strict=True)}
-        return starts and []
+        return self._collect(bodies, lambda i, a: self._reader.read_scored(a, texts[i], len(prompts[i]), signal))
 
-    def _check_signal(self, signal: SignalRequest | None) -> int:
-        raise NotImplementedError
+    def _collect(
+        self, bodies: list[dict[str, Any]], read: Callable[[int, dict[str, Any]], Completion]
+    ) -> list[Completion]:
+        unmapped = []
+
+        def read_one(index: int, answer: dict[str, Any]) -> Completion | None:
+            try:
+                return read(index, answer)
+            except UnmappedTokens as error:
+                unmapped.extend(error.names)
+                return None
+            except MalformedAnswerError as error:
+                raise ServerRequestError(f"Prompt {index}: the answer cannot be used: {error}.", index) from error
+
+        completions = self._post_all(bodies, read_one)
+        if unmapped:
+            raise UnmappedTokensError(len(unmapped), unmapped, completions)
+        return completions
+
+    def _post_all(self, bodies: list[dict[str, Any]], read: Callable[[int, dict[str, Any]], Any]) -> list[Any]:
+        try:
+            return self._client.post_all(bodies, read)
+        except ServerRequestError as error:
+            if error.status_code not in (400, 422):
+                raise
+            hint = (
+                f"{error}\nSent beside the OpenAI API: {', '.join(self._requests.constant_fields)}. If the server "
+                "does not know one of these, take it out with `extra_body={name: None}`; if it takes no token ids as "
+                "prompt, it needs `is_text_only=True`."
+            )
+            raise ServerRequestError(hint, error.index, error.status_code) from None
+
+    def _verify_scoring(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuses a server whose echoed log-probabilities are not those that it gave when it wrote the same text."""
+        bodies = [self._requests.build(i, ids, PROBE_LENGTH, 1.0, seed=i) for i, ids in enumerate(prompts)]
+        texts, starts, written = [], [], []
+        for prompt, answer in zip(prompts, self._post_all(bodies, lambda _, answer: answer), strict=True):
+            ids, positions = self._reader.read_ids(answer["choices"][0])
+            known = list(itertools.takewhile(lambda pair: None not in pair, zip(ids, positions or (), strict=False)))
+            if known and all(position.log_p is not None for _, position in known):
+                texts.append([*prompt, *(id for id, _ in known)])
+                starts.append(len(prompt))
+                written += [position.log_p for _, position in known]
+        if not texts:
+            raise UnsupportedByEngineError(
+                f"The server gives no log-probabilities of exact ids. To score, use {SCORERS}."
+            )
+        refusal = ""
+        try:
+            scored = self._collect(
+                [self._requests.build_echo(text) for text in texts],
+                lambda i, answer: self._reader.read_scored(answer, texts[i], starts[i], SignalRequest()),
+            )
+        except ServerRequestError as error:
+            if error.status_code not in REFUSALS:
+                raise
+            refusal = str(error)
+        if refusal:
+            raise UnsupportedByEngineError(f"The server cannot score given text (use {SCORERS}). {refusal}")
+        echoed = itertools.chain.from_iterable(completion.token_logprobs for completion in scored)
+        gap = median(abs(a - b) for a, b in zip(echoed, written, strict=True))
+        if gap > PROBE_TOLERANCE:
+            raise UnsupportedByEngineError(
+                f"The server's echo of a text gives its tokens other log-probabilities than writing it did (median "
+                f"difference {gap:.2f} nats), as if shifted by one token. To score, use {SCORERS}."
+            )

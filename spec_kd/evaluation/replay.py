@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from spec_kd.acceptance import (
 )
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.models import evaluation_mode, find_causal_lm, resolve_vocab_size
+from spec_kd.evaluation.stored_texts import check_stored_logprobs
 from spec_kd.heads import LogitHead, compute_last_hidden_states
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
@@ -89,7 +91,10 @@ def replay(
 
     Args:
         draft (`PreTrainedModel` or `PeftModel`): The draft.
-        target (`PreTrainedModel` or `PeftModel`): The target; not used, and may be `None`, for greedy text.
+        target (`PreTrainedModel` or `PeftModel`, *optional*):
+            The target. Not used for greedy text, and not needed for sampled text that comes with its
+            `teacher_token_logprobs`: everything but alpha is then the same, and alpha an unbiased estimate, the mean of
+            min(1, q/p) over the tokens written.
         texts (`Dataset` or iterable of dicts):
             `prompt_ids` and `completion_ids` (EOS included), written by the target at `temperature`.
         temperature (`float`): Sampling temperature of the text, 0.0 for greedy.
@@ -139,7 +144,8 @@ def score_texts(
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
     if target is None and temperature > 0:
-        raise ValueError(f"Text sampled at temperature {temperature} needs the target's probabilities. Pass `target`.")
+        texts = list(texts)
+        check_stored_logprobs(texts, temperature)
     draft = find_causal_lm(draft, "draft")
     target = None if target is None else find_causal_lm(target, "target")
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
@@ -147,26 +153,32 @@ def score_texts(
     _check_ids(texts, vocab_size)
 
     # Greedy text carries the target's choice in every token already.
-    models = [draft] if temperature == 0 else [draft, target]
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]) - len(texts[i][1]))
+    models = [draft] if target is None or temperature == 0 else [draft, target]
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].prompt) - len(texts[i].completion))
     acceptance, alpha_sum = [None] * len(texts), torch.zeros(len(texts), dtype=torch.float64)
     with evaluation_mode(*models):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [texts[i] for i in rows]
             scores = _score_batch(models, batch, temperature, vocab_size, draft_sampling)  # (2, N) of the batch
-            parts = scores.split([len(completion) for _, completion in batch], dim=-1)
+            parts = scores.split([len(text.completion) for text in batch], dim=-1)
             for i, (a, alpha) in zip(rows, parts, strict=True):
                 acceptance[i], alpha_sum[i] = a, alpha.sum()
-    lengths = torch.tensor([len(completion) for _, completion in texts])
+    lengths = torch.tensor([len(text.completion) for text in texts])
     return TextScores(
         pad_sequence(acceptance, batch_first=True), lengths, alpha_sum, float(temperature), draft_sampling
     )
 
 
-def _read_texts(texts: TextRows, max_new_tokens: int | None) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion ids, checked."""
-    pairs = []
+class _Text(NamedTuple):
+    prompt: list[int]
+    completion: list[int]
+    logprobs: list[float] | None
+
+
+def _read_texts(texts: TextRows, max_new_tokens: int | None) -> list[_Text]:
+    """Prompt and completion ids, checked, and the target's log-probabilities where they are stored."""
+    read = []
     for i, row in enumerate(texts):
         missing = [name for name in ("prompt_ids", "completion_ids") if name not in row]
         if missing:
@@ -183,14 +195,14 @@ def _read_texts(texts: TextRows, max_new_tokens: int | None) -> list[tuple[list[
                 f"The completion of row {i} has {len(completion)} tokens, more than `max_new_tokens={max_new_tokens}`. "
                 "Pass the limit that the target wrote it under."
             )
-        pairs.append((prompt, completion))
-    if not pairs:
+        read.append(_Text(prompt, completion, row.get("teacher_token_logprobs")))
+    if not read:
         raise ValueError("There are no texts to replay. Pass at least one that the target wrote.")
-    return pairs
+    return read
 
 
-def _check_ids(texts: list[tuple[list[int], list[int]]], vocab_size: int) -> None:
-    highest = [max(max(prompt), max(completion)) for prompt, completion in texts]
+def _check_ids(texts: list[_Text], vocab_size: int) -> None:
+    highest = [max(max(text.prompt), max(text.completion)) for text in texts]
     row = int(np.argmax(highest))
     if highest[row] >= vocab_size:
         raise ValueError(
@@ -201,16 +213,16 @@ def _check_ids(texts: list[tuple[list[int], list[int]]], vocab_size: int) -> Non
 
 def _score_batch(
     models: list[PreTrainedModel],
-    batch: list[tuple[list[int], list[int]]],
+    batch: list[_Text],
     temperature: float,
     vocab_size: int,
     draft_sampling: str,
 ) -> torch.Tensor:
     """a_i and alpha of the batch's N completion tokens, text after text, float64 `(2, N)` on the CPU."""
-    ids = pad_sequence([torch.tensor(prompt + completion) for prompt, completion in batch], batch_first=True)  # (B, T)
+    ids = pad_sequence([torch.tensor(t.prompt + t.completion) for t in batch], batch_first=True)  # (B, T)
     positions = torch.arange(ids.shape[1])
-    starts = torch.tensor([len(prompt) for prompt, _ in batch])[:, None]
-    ends = starts + torch.tensor([len(completion) for _, completion in batch])[:, None]
+    starts = torch.tensor([len(text.prompt) for text in batch])[:, None]
+    ends = starts + torch.tensor([len(text.completion) for text in batch])[:, None]
     mask = (positions < ends).long()
     predicts_completion = (positions >= starts - 1) & (positions < ends - 1)  # (B, T)
     tokens = ids.roll(-1, dims=1)[predicts_completion]  # (N,)
@@ -230,18 +242,34 @@ def _score_batch(
         chunk = slice(start, start + chunk_size)
         logits = [head(states[chunk]) for head, states in zip(heads, hidden, strict=True)]  # (n, V) each
         expected = tokens[chunk].to(logits[0].device)
-        scores.append(_score_tokens(logits, expected, temperature, draft_sampling).cpu())
+        stored = None
+        if len(models) == 1 and temperature > 0:
+            stored = torch.tensor([value for text in batch for value in text.logprobs][chunk], device=expected.device)
+        scores.append(_score_tokens(logits, expected, temperature, draft_sampling, stored).cpu())
     return torch.cat(scores, dim=-1)
 
 
 def _score_tokens(
-    logits: list[torch.Tensor], tokens: torch.Tensor, temperature: float, draft_sampling: str
+    logits: list[torch.Tensor],
+    tokens: torch.Tensor,
+    temperature: float,
+    draft_sampling: str,
+    token_log_p: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """a_i and alpha from the logits of draft and (if sampled) target, `(n, V)` each, as float64 `(2, n)`."""
+    """a_i and alpha from the logits of draft and (if sampled) target, `(n, V)` each, as float64 `(2, n)`.
+
+    From the stored log-probabilities of the tokens instead of the target's logits, alpha at a position is a_i itself:
+    its mean over text drawn from p is alpha.
+    """
     choice = logits[0].argmax(dim=-1)
     if temperature == 0:
         matches = match_tokens(choice, tokens)
         return torch.stack([matches, matches])
+    if token_log_p is not None:
+        token_log_q = (logits[0] / temperature).log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
+        is_greedy = draft_sampling == "greedy"
+        a = match_tokens(choice, tokens) if is_greedy else compute_token_acceptance(token_log_p, token_log_q).double()
+        return torch.stack([a, a])
     log_p = (logits[1].to(logits[0].device) / temperature).log_softmax(dim=-1)
     if draft_sampling == "greedy":
         return torch.stack([match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice).double()])

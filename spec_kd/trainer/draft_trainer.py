@@ -22,14 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
-from spec_kd.data.token_columns import (
-    TOKEN_COLUMNS,
-    TokenColumnCollator,
-    check_token_columns,
-    cut_and_pack,
-    find_token_columns,
-)
-from spec_kd.data.training_rows import check_training_columns, count_cut_rows, to_training_rows
+from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
+from spec_kd.data.training_rows import check_training_columns, count_cut_rows, cut_and_pack, to_training_rows
 from spec_kd.hub import export_draft, extend_model_card
 from spec_kd.trainer.draft_config import DraftConfig
 
@@ -107,7 +101,7 @@ class DraftTrainer(SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
-        dataset = to_training_rows(dataset, {name: TOKEN_COLUMNS[name] for name in columns})
+        dataset = to_training_rows(dataset, columns)
         is_limited = isinstance(dataset, Dataset) and args.max_length is not None
         if is_limited and not columns:
             # TRL truncates and drops in silence. So: prepare without a limit, count, and let TRL apply the limit.

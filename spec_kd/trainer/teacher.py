@@ -60,12 +60,12 @@ class DistillSignal:
     """All that the loss of a batch needs besides the draft.
 
     Args:
-        teacher (`TeacherSignal`): Of the target.
+        teacher (`TeacherSignal` or `CachedSignal`): Of the target: anything with `select`.
         reference (`TeacherSignal` or `torch.Tensor`, *optional*):
             Of a reference draft, or what it once scored: KL(p‖q_ref) per token, `(B, T)`.
     """
 
-    teacher: TeacherSignal
+    teacher: Any
     reference: TeacherSignal | torch.Tensor | None = None
 
 

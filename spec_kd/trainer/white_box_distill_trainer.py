@@ -9,6 +9,13 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.heads import unwrap_peft
+from spec_kd.trainer.cached_teacher import (
+    CachedSignal,
+    CachedTeacher,
+    check_cached_teacher,
+    check_evaluation_signal,
+    read_teacher_info,
+)
 from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
 from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, find_tokenizer, get_hub_options
 from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
@@ -38,7 +45,9 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         train_dataset (`Dataset` or `IterableDataset`): As for [`BlackBoxSFTTrainer`].
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Defaults to the *target's* tokenizer where it can be found: that is what the draft reads when it serves.
-        teacher_model (`str` or `PreTrainedModel`): The target. It is frozen and put in eval mode.
+        teacher_model (`str` or `PreTrainedModel`, *optional*):
+            The target. It is frozen and put in eval mode. Not needed for a data set with the target's signal
+            (`generate_responses(..., teacher_signal=...)` or `score_completions`): the loss then reads its columns.
         ref_model (`str` or `PreTrainedModel`, *optional*):
             Reference draft of `token_selection="adaspec"`: one distilled before. Not needed where the data set has its
             scores in a `reference_forward_kl` column.
@@ -85,16 +94,19 @@ class WhiteBoxDistillTrainer(DraftTrainer):
     ):
         args = as_config(args, self._config_class, model)
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        if teacher_model is None:
+        train_dataset = sft_arguments.get("train_dataset")
+        cached_info = read_teacher_info(train_dataset) if teacher_model is None else None
+        if teacher_model is None and cached_info is None:
             raise ValueError(
-                "`teacher_model` is required: the target as a model, a path or a Hub id. Without access to the "
-                "target's probabilities, use BlackBoxSFTTrainer."
+                "`teacher_model` is required: the target as a model, a path or a Hub id; or a data set with its signal "
+                "(`generate_responses(..., teacher_signal=...)`). Without access to the target's probabilities, use "
+                "BlackBoxSFTTrainer."
             )
         if teacher_model is model and not isinstance(model, str):
             raise ValueError("`teacher_model` and `model` are the same object: the teacher would be trained.")
         self.token_loss = args.build_loss()
         ref_model = ref_model if ref_model is not None else args.ref_model_name_or_path
-        self._check_reference(ref_model, sft_arguments.get("train_dataset"))
+        self._check_reference(ref_model, train_dataset)
         if compute_loss_func is not None:
             raise ValueError(
                 f"`compute_loss_func` would replace the loss; choose a `divergence` ({args.divergence!r})."
@@ -103,22 +115,32 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             raise ValueError(
                 "Prompt-learning adapters cannot be merged into a draft, so no server could use it. Use LoRA."
             )
-        teacher_tokenizer = teacher_processing_class or find_tokenizer(teacher_model, args.teacher_model_init_kwargs)
+        teacher_tokenizer = teacher_processing_class
+        if teacher_tokenizer is None and teacher_model is not None:
+            teacher_tokenizer = find_tokenizer(teacher_model, args.teacher_model_init_kwargs)
         draft_tokenizer = find_tokenizer(model, args.model_init_kwargs)
         processing_class = processing_class or teacher_tokenizer or draft_tokenizer
-        self._teacher_vocab_size = (
-            _find_config(teacher_model, args.teacher_model_init_kwargs).get_text_config().vocab_size
-        )
         self._check_vocabulary(
             model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
         )
+        self._teacher: LiveTeacher | CachedTeacher | None = None
+        self._teacher_vocab_size = None
+        if cached_info is not None:
+            check_cached_teacher(cached_info, self.token_loss, processing_class)
+            check_evaluation_signal(sft_arguments.get("eval_dataset"), cached_info)
+            self._teacher, self._teacher_name = CachedTeacher(cached_info), cached_info.target_name
+        else:
+            config = _find_config(teacher_model, args.teacher_model_init_kwargs)
+            self._teacher_vocab_size = config.get_text_config().vocab_size
 
         super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
         check_plain_head(unwrap_peft(self.model), "draft")
         vocab_size = count_real_ids(self.processing_class)
-        self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size)
-        self._teacher_name = get_config_model_id(self._teacher.model.config)
-        self.teacher_model = self._teacher.model
+        self.teacher_model = None
+        if self._teacher is None:
+            self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size)
+            self._teacher_name = get_config_model_id(self._teacher.model.config)
+            self.teacher_model = self._teacher.model
         self._reference = None
         if ref_model is not None:
             self._reference = self._load_frozen(ref_model, args.ref_model_init_kwargs, vocab_size)
@@ -152,7 +174,8 @@ class WhiteBoxDistillTrainer(DraftTrainer):
 
     @property
     def _used_token_columns(self) -> tuple[str, ...]:
-        return (REFERENCE_COLUMN,) if self._reads_reference_column else ()
+        cached = self._teacher.columns if isinstance(self._teacher, CachedTeacher) else ()
+        return (*cached, REFERENCE_COLUMN) if self._reads_reference_column else cached
 
     @staticmethod
     def _check_vocabulary(
@@ -172,7 +195,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
         for role, named, init_kwargs in (
             ("draft", model, args.model_init_kwargs),
             ("teacher", teacher_model, args.teacher_model_init_kwargs),
-            ("reference", ref_model, args.ref_model_init_kwargs),
+            ("reference draft", ref_model, args.ref_model_init_kwargs),
         ):
             if named is None:
                 continue
@@ -185,7 +208,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
                 )
 
     def _get_target_vocab_size(self) -> int | None:
-        return self._teacher_vocab_size
+        return self._teacher_vocab_size or self.args.target_vocab_size
 
     def _describe_training(self) -> dict[str, Any]:
         return {
@@ -205,14 +228,18 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             described += f", cross-entropy weight {args.ce_weight}"
         if self.token_loss.selection is not None:
             described += f", tokens: {args.token_selection}"
+        if isinstance(self._teacher, CachedTeacher):
+            info = self._teacher.info
+            described += f", {info.sparse_method.describe_service(self.token_loss.divergence)} from {info.method}"
         return described
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         reference = inputs.pop(REFERENCE_COLUMN, None)
+        teacher_signal = self._teacher.compute_signal(inputs)  # first: it takes its columns out of the inputs
         if self._reference is not None and self.model.training:
             reference = self._reference.compute_signal(inputs)
-        signal = DistillSignal(self._teacher.compute_signal(inputs), reference)
+        signal = DistillSignal(teacher_signal, reference)
         measured = []
 
         def forward(**kwargs):
@@ -222,10 +249,21 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             return measured[0]
 
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        self._log_token_mean("alpha_on_data", measured[0].alpha)
+        self._log_alpha(measured[0].alpha)
+        if isinstance(teacher_signal, CachedSignal):
+            tail_mass = teacher_signal.compute_tail_mass(inputs["labels"])
+            if tail_mass is not None:
+                self._log_token_mean("teacher_tail_mass", tail_mass)
         if self.token_loss.selection is not None and self.model.training:
             self._log_token_mean("token_share_kept", measured[0].is_kept.float())
         return loss
+
+    def _log_alpha(self, alpha: torch.Tensor) -> None:
+        """Under a name that says what it is: a coarsened teacher gives an upper bound, counts alone give nothing."""
+        is_cached = isinstance(self._teacher, CachedTeacher)
+        kind = self._teacher.info.sparse_method.alpha if is_cached else "exact"
+        if kind is not None:
+            self._log_token_mean("alpha_upper_bound_on_data" if kind == "upper bound" else "alpha_on_data", alpha)
 
     def _log_token_mean(self, name: str, values: torch.Tensor) -> None:
         """Mean over the tokens of all processes; a step without any is left out."""

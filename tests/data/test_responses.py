@@ -12,7 +12,7 @@ from tiny import build_llama, build_tokenizer
 from transformers import GenerationConfig
 
 from spec_kd.data import generate_responses
-from spec_kd.data import responses as responses_module
+from spec_kd.engines.transformers import TransformersEngine
 
 TEXTS = ["a", "hello there", "f(x) = 2x", "ünïcödé 🙂", "the quick brown fox", "b", "1 + 1 =", "once upon a time"]
 
@@ -245,15 +245,15 @@ def test_target_from_a_path(generate, target, tokenizer, tmp_path):
 def test_an_interrupted_run_ends_with_the_same_data_set(generate, target, tmp_path, monkeypatch):
     options = {"temperature": 1.0, "batch_size": 2, "shard_size": 2}
     expected = generate(**options)
-    answer, calls = responses_module._Sampler.answer, []
+    answer, calls = TransformersEngine.generate, []
 
-    def fail_in_third_batch(self, prompts, seed):
+    def fail_in_third_batch(self, prompts, options, signal, seed):
         calls.append(seed)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return answer(self, prompts, seed)
+        return answer(self, prompts, options, signal, seed)
 
-    monkeypatch.setattr(responses_module._Sampler, "answer", fail_in_third_batch)
+    monkeypatch.setattr(TransformersEngine, "generate", fail_in_third_batch)
     with pytest.raises(KeyboardInterrupt):
         generate(output_dir=tmp_path, **options)
     assert not (tmp_path / "responses.parquet").exists()

@@ -172,7 +172,7 @@ def test_an_outside_divergence_is_trained_by_name(target, tokenizer, dataset, op
     ("overrides", "message"),
     [
         ({"token_selection": "best"}, "adaspec, rejected, target_entropy"),
-        ({"token_selection": "rejected", "token_selection_fraction": 0.5}, "no\nmeaning|has no meaning"),
+        ({"token_selection": "rejected", "token_selection_fraction": 0.5}, "has no meaning"),
         ({"ce_weight": 1.0}, "BlackBoxSFTTrainer"),
         ({"divergence": "lk_hybrid", "divergence_kwargs": {"beta": 1}}, "Set `beta`"),
         ({"divergence": "tvd", "divergence_kwargs": '{"eta": 2}'}, "no option 'eta'"),
@@ -189,7 +189,7 @@ def test_a_reference_that_is_missing_useless_or_unfit_is_refused(target, tokeniz
         make_trainer(target, tokenizer, dataset, options, token_selection="adaspec")
     with pytest.raises(ValueError, match="only read by"):
         make_trainer(target, tokenizer, dataset, options, ref_model=build_llama(seed=7))
-    with pytest.raises(ValueError, match="reference's head has 200 rows"):
+    with pytest.raises(ValueError, match="reference draft's head has 200 rows"):
         small = build_llama(seed=7, vocab_size=200)
         make_trainer(target, tokenizer, dataset, options, token_selection="adaspec", ref_model=small)
     short = dataset.add_column("reference_forward_kl", [[0.0]] * len(dataset))

@@ -1,0 +1,130 @@
+"""From whole distributions to the few numbers per token that a sparse teacher keeps."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from spec_kd.engines.base import SignalRequest, TokenSlots
+from spec_kd.losses import SPARSE_METHODS
+
+DEFAULT_DRAWS = 50  # of RS-KD (arXiv 2503.16870): about 12 distinct ids a token on natural text
+DEFAULT_TOP_K = 16
+
+
+def complete_request(signal: SignalRequest) -> SignalRequest:
+    """The request with its defaults filled in.
+
+    Raises:
+        ValueError: For an unknown method, a number out of its range, or one that the method has no use for.
+    """
+    if signal.method not in SPARSE_METHODS:
+        raise ValueError(f"Unknown method {signal.method!r}. Choose one of: {', '.join(SPARSE_METHODS)}.")
+    draws, top_k = signal.num_draws, signal.top_k
+    is_drawn = signal.method in ("sampled_counts", "sampled_logprobs")
+    for name, value, is_used in (("num_draws", draws, is_drawn), ("top_k", top_k, signal.method == "top_k_tail")):
+        if value is not None and not is_used:
+            raise ValueError(f"The method {signal.method!r} has no use for `{name}={value}`. Leave it out.")
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    return replace(
+        signal,
+        num_draws=(draws or DEFAULT_DRAWS) if is_drawn else None,
+        top_k=(top_k or DEFAULT_TOP_K) if signal.method == "top_k_tail" else None,
+    )
+
+
+def check_signal(signal: SignalRequest, vocab_size: int) -> None:
+    """Raises `ValueError` unless the request can be met with this vocabulary."""
+    top_k = complete_request(signal).top_k
+    if top_k is not None and top_k > vocab_size:
+        raise ValueError(f"`top_k={top_k}` is more than the {vocab_size} ids there are. Lower it.")
+
+
+class SlotRecorder(LogitsProcessor):
+    """Reads the distribution at every step of `generate` and keeps what the method asks for; it changes nothing.
+
+    The token of a step is known at the next one only, so one step's log-probabilities `(B, V)` are held at a time.
+
+    Args:
+        signal (`SignalRequest`): What to keep.
+        vocab_size (`int`): Number of real ids.
+        seed (`int`): Of the draws. They have a generator of their own, so that the text does not depend on them.
+    """
+
+    def __init__(self, signal: SignalRequest, vocab_size: int, seed: int):
+        self.signal, self.vocab_size, self.seed = complete_request(signal), vocab_size, seed
+        self._generator: torch.Generator | None = None
+        self._log_p: torch.Tensor | None = None
+        self._kept: list[tuple[torch.Tensor, ...]] = []
+        self._logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._log_p is not None:
+            self._record_tokens(input_ids[:, -1])
+        self._log_p = scores[:, : self.vocab_size].float().log_softmax(-1)  # (B, V)
+        self._kept.append(self._keep(self._log_p))
+        return scores
+
+    def close(self, last_tokens: torch.Tensor) -> None:
+        """Takes the tokens of the last step, int64 `(B,)`, and brings everything to the CPU."""
+        self._record_tokens(last_tokens)
+        self._log_p = None
+        self._all_logprobs = torch.stack(self._logprobs, dim=1).cpu().numpy()  # (B, T)
+        self._all_kept = [torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*self._kept, strict=True)]
+
+    def read(self, row: int, length: int) -> tuple[list[float], TokenSlots | None]:
+        """Log-probabilities of the first `length` tokens of a row, and their slots."""
+        kept = [part[row, :length] for part in self._all_kept]
+        return self._all_logprobs[row, :length].tolist(), self._to_slots(kept, length)
+
+    def reduce(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[np.ndarray, TokenSlots | None]:
+        """The same for text that exists: logits `(n, vocab_size)` and the tokens they are to predict, `(n,)`."""
+        log_p = logits.log_softmax(-1)
+        logprobs = log_p.gather(-1, tokens[:, None]).squeeze(-1).cpu().numpy()
+        return logprobs, self._to_slots([part.cpu().numpy() for part in self._keep(log_p)], len(tokens))
+
+    def _record_tokens(self, tokens: torch.Tensor) -> None:
+        self._logprobs.append(self._log_p.gather(-1, tokens[:, None].to(self._log_p.device)).squeeze(-1))
+
+    def _keep(self, log_p: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`()`, `(ids,)` of the draws sorted, with their log p where asked, or `(ids, log p)` of the top k."""
+        if self.signal.method == "token_only":
+            return ()
+        if self.signal.method == "top_k_tail":
+            values, ids = log_p.topk(self.signal.top_k)
+            return ids.int(), values
+        if self._generator is None:
+            self._generator = torch.Generator(log_p.device).manual_seed(self.seed)
+        drawn = torch.multinomial(log_p.exp(), self.signal.num_draws, replacement=True, generator=self._generator)
+        drawn = drawn.sort(-1).values  # (B, draws)
+        return (drawn.int(), log_p.gather(-1, drawn)) if self.signal.method == "sampled_logprobs" else (drawn.int(),)
+
+    def _to_slots(self, kept: list[np.ndarray], length: int) -> TokenSlots | None:
+        if not kept:
+            return None
+        ids, log_p = kept[0], kept[1] if len(kept) > 1 else None  # (T, K)
+        if self.signal.method == "top_k_tail":
+            return TokenSlots(list(ids), list(log_p))
+        is_first = np.ones(ids.shape, dtype=bool)
+        is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        starts = np.flatnonzero(is_first)  # row after row, and the draws of every row are sorted
+        counts = np.diff(starts, append=ids.size).astype(np.int32)
+        cuts = np.cumsum(is_first.sum(-1))[:-1]
+        return TokenSlots(
+            np.split(ids.reshape(-1)[starts], cuts),
+            None if log_p is None else np.split(log_p.reshape(-1)[starts], cuts),
+            np.split(counts, cuts),
+        )
+
+
+def stack_slots(parts: list[TokenSlots | None]) -> TokenSlots | None:
+    """Slots of consecutive pieces of one text as one."""
+    if not parts or parts[0] is None:
+        return None
+    return TokenSlots(
+        [ids for part in parts for ids in part.ids],
+        None if parts[0].log_p is None else [values for part in parts for values in part.log_p],
+        None if parts[0].counts is None else [counts for part in parts for counts in part.counts],
+    )

@@ -1,0 +1,257 @@
+"""The target in this process, through transformers: its own generation scores give the log-probabilities.
+
+What is kept of the distribution is reduced step by step as it appears. Keeping the scores of a batch would be tokens x
+vocabulary: 20 GB at 64 x 512 x 152k.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import accelerate
+import numpy as np
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+)
+
+from spec_kd._private import create_model_from_path, get_config_model_id
+from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest
+from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
+from spec_kd.heads import LogitHead, compute_last_hidden_states, unwrap_peft
+from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
+
+MAX_SCORED_LOGITS = 2**24
+
+
+class TransformersEngine:
+    """A target as a transformers model.
+
+    Greedy, or sampled from the plain softmax at a temperature: the target's own `generation_config` (its sampling,
+    top-k, penalties, forced tokens) does not count, except for its EOS ids, which end a completion together with the
+    tokenizer's. Ids beyond the tokenizer's vocabulary (padded rows of the head) are never written.
+
+    Log-probabilities are those of the distribution that was sampled from; of greedy text the plain softmax's.
+
+    Args:
+        target (`PreTrainedModel` or `str`): The model, or a path or Hub id to load it from (in its own dtype).
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The target's. Loaded from where the target came from by default.
+
+    Raises:
+        ValueError: If no tokenizer is found, there is no EOS id, or the target has a prompt-learning adapter.
+    """
+
+    name = "transformers"
+    is_reproducible = True
+    logprobs_are = "processed"
+
+    def __init__(self, target: PreTrainedModel | str, processing_class: ProcessingClass | None = None):
+        self.target, self.processing_class = _load(target, processing_class)
+        self.eos_ids, self.pad_id = find_special_ids(self.target, self.processing_class)
+        self.vocab_size = count_real_ids(self.processing_class)
+
+    def describe(self) -> dict[str, object]:
+        """Weights (as a hash), vocabulary and EOS ids of the target."""
+        return {
+            "eos_token_ids": self.eos_ids,
+            "real_vocab_size": self.vocab_size,
+            "target": hash_model(self.target),
+        }
+
+    @property
+    def target_name(self) -> str | None:
+        """Where the target was loaded from, if anywhere."""
+        return get_config_model_id(self.target.config) or None
+
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+        """Raises `ValueError` for prompts that do not fit the target, or a signal it cannot give."""
+        check_prompts_fit(prompts, self.target, options.max_new_tokens)
+        if signal is not None:
+            check_signal(signal, self.vocab_size)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        signal: SignalRequest | None = None,
+        seed: str = "",
+    ) -> list[Completion]:
+        """As [`Engine.generate`]; the text does not depend on what is kept of the distribution."""
+        length = max(map(len, prompts))
+        padded = [[self.pad_id] * (length - len(ids)) + ids for ids in prompts]
+        mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+        device = self.target.get_input_embeddings().weight.device
+        processors = LogitsProcessorList([_RealIdsOnly(self.vocab_size)])
+        if options.temperature > 0:
+            processors.append(TemperatureLogitsWarper(float(options.temperature)))
+        recorder = None
+        if signal is not None:
+            recorder = SlotRecorder(signal, self.vocab_size, _seed(f"{seed}:signal"))
+            processors.append(recorder)
+        with neutral(self.target, options, self.eos_ids, self.pad_id), _seeded(seed, device):
+            output = self.target.generate(
+                input_ids=torch.tensor(padded, device=device),  # (B, L)
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=self.target.generation_config,
+                logits_processor=processors,
+            )
+        written = output[:, length:]  # (B, T)
+        answers = [self._cut_after_eos(ids) for ids in written.tolist()]
+        if recorder is None:
+            return [Completion(ids, reason) for ids, reason in answers]
+        recorder.close(written[:, -1])
+        return [Completion(ids, reason, *recorder.read(row, len(ids))) for row, (ids, reason) in enumerate(answers)]
+
+    @torch.no_grad()
+    def score(
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
+    ) -> list[Completion]:
+        """As [`Engine.score`]: one teacher-forced pass, the head on the completion tokens alone."""
+        check_signal(signal, self.vocab_size)
+        rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        device = self.target.get_input_embeddings().weight.device
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], device=device)  # (B, T)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        modes = [(module, module.training) for module in self.target.modules()]
+        try:
+            self.target.eval()
+            hidden = compute_last_hidden_states(
+                self.target, self.target.base_model, input_ids=ids, attention_mask=mask
+            )  # (B, T, H)
+        finally:
+            for module, is_training in modes:
+                module.training = is_training
+        head = LogitHead.of(self.target, self.vocab_size)
+        recorder = SlotRecorder(signal, self.vocab_size, _seed(f"{seed}:signal"))
+        chunk = max(1, MAX_SCORED_LOGITS // self.vocab_size)
+        scored = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            states = hidden[i, len(prompt) - 1 : len(prompt) + len(completion) - 1]  # (n, H)
+            tokens = ids[i, len(prompt) : len(prompt) + len(completion)]
+            parts = [
+                recorder.reduce(head(states[start : start + chunk]), tokens[start : start + chunk])
+                for start in range(0, len(completion), chunk)
+            ]
+            reason = "stop" if completion[-1] in self.eos_ids else "length"
+            logprobs = np.concatenate([logprobs for logprobs, _ in parts]).tolist()
+            scored.append(Completion(list(completion), reason, logprobs, stack_slots([s for _, s in parts])))
+        return scored
+
+    def _cut_after_eos(self, ids: list[int]) -> tuple[list[int], str]:
+        end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
+        return (ids, "length") if end is None else (ids[: end + 1], "stop")
+
+
+class _RealIdsOnly(LogitsProcessor):
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, self.vocab_size :] = -torch.inf  # (B, V)
+        return scores
+
+
+@contextmanager
+def neutral(target: PreTrainedModel, options: SamplingOptions, eos_ids: list[int], pad_id: int) -> Iterator[None]:
+    """The target in eval mode with a neutral generation config; both are restored.
+
+    What `generate` is not told it takes from `model.generation_config`, so that is replaced, not only overridden. The
+    temperature is a processor of ours: in the config it would be applied after those that read the distribution.
+    """
+    modes = [(module, module.training) for module in target.modules()]
+    shipped = target.generation_config
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    target.generation_config = GenerationConfig(
+        **(sampling if options.temperature > 0 else {"do_sample": False}),
+        max_new_tokens=options.max_new_tokens,
+        eos_token_id=eos_ids,
+        pad_token_id=pad_id,
+        use_cache=True,
+    )
+    target.eval()
+    try:
+        yield
+    finally:
+        target.generation_config = shipped
+        for module, is_training in modes:
+            module.training = is_training
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@contextmanager
+def _seeded(seed: str, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_seed(seed))
+        yield
+
+
+def _load(
+    target: PreTrainedModel | str, processing_class: ProcessingClass | None
+) -> tuple[PreTrainedModel, ProcessingClass]:
+    name = target if isinstance(target, str) else get_config_model_id(target.config)
+    if processing_class is None:
+        if not name:
+            raise ValueError(
+                "The target was not loaded from anywhere, so its tokenizer is unknown: give `processing_class`."
+            )
+        processing_class = AutoTokenizer.from_pretrained(name)
+    if isinstance(target, str):
+        state = accelerate.PartialState()
+        # "auto" spreads a target over all cards, which only one process can do
+        placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
+        target = create_model_from_path(target, dtype="auto", **placement)
+    elif getattr(getattr(target, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError("A target with a prompt-learning adapter is not supported: its virtual tokens have no ids.")
+    return unwrap_peft(target), processing_class
+
+
+def find_special_ids(target: PreTrainedModel, processing_class: ProcessingClass) -> tuple[list[int], int]:
+    """EOS ids of the target (its generation config's and its tokenizer's) and a pad id; raises without any EOS."""
+    tokenizer = get_tokenizer(processing_class)
+    shipped = target.generation_config.eos_token_id
+    eos_ids = set(shipped if isinstance(shipped, list) else [shipped]) | {tokenizer.eos_token_id}
+    eos_ids = sorted(eos_ids - {None})
+    if not eos_ids:
+        raise ValueError(
+            "Neither the target's generation config nor its tokenizer has an EOS token, so no response would ever end: "
+            "set `processing_class.eos_token`."
+        )
+    return eos_ids, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+
+
+def check_prompts_fit(prompt_ids: Sequence[list[int]], target: PreTrainedModel, max_new_tokens: int) -> None:
+    """Raises `ValueError` for prompts that leave no room for an answer, or have ids that the target does not."""
+    limit = getattr(target.config.get_text_config(), "max_position_embeddings", None)
+    too_long = [i for i, ids in enumerate(prompt_ids) if limit is not None and len(ids) + max_new_tokens > limit]
+    if too_long:
+        longest = max(too_long, key=lambda i: len(prompt_ids[i]))
+        raise ValueError(
+            f"{len(too_long)} of {len(prompt_ids)} prompts leave no room for `max_new_tokens={max_new_tokens}` in the "
+            f"target's {limit} positions; the longest is row {longest} with {len(prompt_ids[longest])} tokens. Remove "
+            "them or lower `max_new_tokens`."
+        )
+    rows, highest = count_rows(target.get_input_embeddings()), max(map(max, prompt_ids))
+    if highest >= rows:
+        raise ValueError(f"The prompts contain id {highest}, but the target has {rows}: they are of another tokenizer.")
+
+
+def hash_model(model: PreTrainedModel) -> str:
+    """Hash over the architecture and up to 64 evenly spaced values of every weight."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if weight.numel() and not weight.is_meta:
+            flat = weight.detach().flatten()
+            values = flat[:: max(1, len(flat) // 64)][:64].cpu().contiguous()
+            digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""The teacher of a white-box run as columns of the data set: what it thought when it wrote, and no model."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.data.token_columns import LOGPROB_COLUMN, SLOT_COLUMN, SLOT_TENSORS
+from spec_kd.losses import SparseTargets, TokenLoss
+from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
+
+# What two parts of one training set may not differ in: the loss would mean two things.
+SHARED_FACTS = ("tokenizer", "vocab_size", "method", "num_draws", "top_k", "logprobs_are", "logprobs_temperature")
+
+
+@dataclass(frozen=True)
+class CachedSignal:
+    """The teacher's columns of a batch.
+
+    Args:
+        info (`TeacherInfo`): What they are of.
+        columns (`dict[str, torch.Tensor]`): `teacher_token_logprobs` `(B, T)` or the tensors of `SLOT_TENSORS`.
+        input_ids (`torch.Tensor`): int64 `(B, T)`.
+    """
+
+    info: TeacherInfo
+    columns: dict[str, torch.Tensor]
+    input_ids: torch.Tensor
+
+    def compute_tail_mass(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Of a coarsened teacher: the probability outside of its ids at every token of the loss, `(N,)`."""
+        if self.info.sparse_method.is_sampled:
+            return None
+        return 1.0 - self.columns[SLOT_TENSORS["log_p"]][labels != -100].exp().sum(-1)
+
+    def select(self, mask: torch.Tensor) -> SparseTargets:
+        """The positions of the loss: `mask` is bool `(B, T - 1)`, true where the *next* token belongs to it."""
+        columns = {name: tensor[:, 1:].to(mask.device)[mask] for name, tensor in self.columns.items()}
+        method = self.info.sparse_method
+        if method.name == "token_only":
+            ids = self.input_ids[:, 1:].to(mask.device)[mask][:, None]  # (N, 1)
+            log_p = columns[LOGPROB_COLUMN][:, None]
+            return SparseTargets(method, ids, log_p, torch.ones_like(log_p))
+        ids = columns[SLOT_TENSORS["id"]].long()  # (N, K)
+        log_p, weights = columns[SLOT_TENSORS["log_p"]], columns[SLOT_TENSORS["weight"]]
+        if not method.is_sampled:
+            return SparseTargets(method, ids, log_p)
+        log_p = log_p.masked_fill(weights == 0, 0.0) if method.has_log_p else None
+        return SparseTargets(method, ids, log_p, weights)
+
+
+class CachedTeacher:
+    """Reads the teacher's columns from batches.
+
+    Args:
+        info (`TeacherInfo`): Of the training set.
+    """
+
+    def __init__(self, info: TeacherInfo):
+        self.info = info
+        self.columns = (LOGPROB_COLUMN,) if info.method == "token_only" else (SLOT_COLUMN,)
+
+    def compute_signal(self, inputs: dict[str, Any]) -> CachedSignal:
+        """Takes the columns out of `inputs`."""
+        names = (LOGPROB_COLUMN,) if self.info.method == "token_only" else tuple(SLOT_TENSORS.values())
+        return CachedSignal(self.info, {name: inputs.pop(name) for name in names}, inputs["input_ids"])
+
+
+def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo | None:
+    """What the teacher columns of a data set are of, or `None` if it has none.
+
+    Raises:
+        ValueError: If parts of it were made in ways that one loss cannot mean together. (A stream is known by its first
+            row.)
+    """
+    if dataset is None or "teacher_info" not in (dataset.column_names or next(iter(dataset))):
+        return None
+    texts: Iterable[str] = dataset.unique("teacher_info") if isinstance(dataset, Dataset) else [_first(dataset)]
+    infos = [TeacherInfo.from_json(text) for text in texts]
+    for info in infos[1:]:
+        different = [name for name in SHARED_FACTS if getattr(info, name) != getattr(infos[0], name)]
+        if different:
+            listed = "; ".join(f"{name}: {getattr(infos[0], name)} and {getattr(info, name)}" for name in different)
+            raise ValueError(f"The data set mixes teacher signals of two kinds ({listed}). Train on one of them.")
+    return infos[0]
+
+
+def _first(dataset: IterableDataset) -> str:
+    return next(iter(dataset))["teacher_info"]
+
+
+def check_evaluation_signal(eval_dataset: Any, info: TeacherInfo) -> None:
+    """Raises `ValueError` unless every evaluation set has a signal of the training set's kind."""
+    datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
+    for name, dataset in datasets.items():
+        found = read_teacher_info(dataset)
+        if dataset is not None and (found is None or found.sparse_method != info.sparse_method):
+            what = "no teacher signal" if found is None else f"a teacher signal of {found.method!r}"
+            raise ValueError(
+                f"The {name} data set has {what}, the training set one of {info.method!r}. Make both the same way, or "
+                "leave `eval_dataset` out and measure acceptance with `SpeculativeEvalCallback`."
+            )
+
+
+def check_cached_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: PreTrainedTokenizerBase) -> None:
+    """Raises before any work if the columns cannot serve the loss.
+
+    Raises:
+        VocabularyMismatchError: If the data set was made with another tokenizer.
+        ValueError: If the method does not serve the divergence or the token selection, or the log-probabilities are of
+            a distribution at another temperature.
+    """
+    ids, fingerprint = count_real_ids(processing_class), fingerprint_tokenizer(processing_class)
+    if info.vocab_size != ids or info.tokenizer != fingerprint:
+        raise VocabularyMismatchError(
+            f"The teacher signal was made with another tokenizer ({info.vocab_size} ids, hash {info.tokenizer}) "
+            f"than the draft's ({ids} ids, {fingerprint}): its ids mean other tokens. Pass the target's tokenizer as "
+            "`processing_class` with a draft of its family, or train on the text with BlackBoxSFTTrainer."
+        )
+    if loss.temperature != info.logprobs_temperature:
+        raise ValueError(
+            f"The teacher's log-probabilities are of its distribution at temperature {info.logprobs_temperature}, and "
+            f"`temperature={loss.temperature}` would need the whole distribution. Set `temperature="
+            f"{info.logprobs_temperature}`, or use a live `teacher_model`."
+        )
+    if info.method == "token_only" and info.sampling_temperature != info.logprobs_temperature:
+        known = info.sampling_temperature is not None
+        text = f"of temperature {info.sampling_temperature}" if known else "of unknown sampling"
+        raise ValueError(
+            f"The only signal is the log-probability of the written token ({info.logprobs_are}, at temperature "
+            f"{info.logprobs_temperature}), but the text is {text}: the token is then no draw from that distribution, "
+            "and the loss would be biased. Needed are processed log-probabilities, or a signal such as "
+            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which learns the text alone."
+        )
+    info.sparse_method.check_serves(loss.divergence)
+    if loss.selection is not None:
+        info.sparse_method.check_serves(loss.selection.score)
