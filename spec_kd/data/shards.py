@@ -121,6 +121,13 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"`{path}` could not be written ({error.strerror}); finished shards are kept. Make room and repeat the "
+            "call to go on from there",
+        ) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -44,7 +44,8 @@ class ServerEngine:
 
     **Text only.** With `is_text_only=True`, for `transformers serve` and its like, prompts are sent as text (which must
     give the same ids when tokenised again) and the ids of a completion are *its text, tokenised again*: not always what
-    the target wrote, so good for black-box training only, and any signal is refused. `describe` says so.
+    the target wrote, so good for black-box training only, and any signal is refused. `describe` says so. Half a
+    character at the limit is left off; a text with one anywhere else raises an [`UnmappedTokensError`].
 
     Args:
         model (`str`): Name under which the server has the target.

@@ -132,6 +132,10 @@ class AnswerReader:
         return self._names.find_ids(token_ids, {}), positions
 
     def _read_text(self, text: str, reason: str) -> Completion:
+        if reason == "length":
+            text = text.rstrip(REPLACEMENT)  # the limit fell inside a character
+        if REPLACEMENT in text:
+            raise UnmappedTokens([REPLACEMENT] * text.count(REPLACEMENT))
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if reason == "stop" and (not ids or ids[-1] not in self.eos_token_ids):
             ids = [*ids, self._appended_eos_id]

@@ -105,7 +105,8 @@ class VLLMEngine:
 
         Raises:
             `UnsupportedByEngineError`: A method that vLLM does not give, or a `top_k` it was not made for.
-            `ValueError`: A prompt that is empty or leaves no room, or a temperature that vLLM would change or refuse.
+            `ValueError`: A prompt that is empty or leaves no room, or a temperature that vLLM would change.
+            `vllm.exceptions.VLLMValidationError`: What vLLM refuses itself, such as a temperature above 2.
         """
         self._count_logprobs(signal)
         temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
@@ -157,8 +158,7 @@ class VLLMEngine:
             )
             for index in range(len(prompts))
         ]
-        outputs = self._run(prompts, params)
-        return [self._read_completion(out, params[i], i) for i, out in enumerate(outputs)]
+        return [self._read_completion(out, params[i], i) for i, out in enumerate(self._run(prompts, params))]
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
@@ -177,7 +177,7 @@ class VLLMEngine:
             `list[Completion]` with the ids given; `finish_reason` is `"stop"` where the last one is an EOS.
 
         Raises:
-            `UnsupportedByEngineError`, `ValueError`: Before any work, as of `check`; not one completion for each prompt.
+            `UnsupportedByEngineError`, `ValueError`: Before any work, as of `check`, or for rows that do not match.
             `RuntimeError`: vLLM returned something else than it was asked for.
         """
         if len(prompts) != len(completions):
@@ -192,7 +192,6 @@ class VLLMEngine:
         scored = []
         for number, output in enumerate(self._run(texts, [params] * len(texts))):
             ids = list(completions[number])
-            # Position 0, of which vLLM says None, is the prompt's.
             positions = output.prompt_logprobs and output.prompt_logprobs[len(prompts[number]) :]
             finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
             scored.append(Completion(ids, finish_reason, *_read_positions(positions, ids, top_k, number)))
@@ -210,8 +209,7 @@ class VLLMEngine:
         if signal.top_k is None or signal.top_k < 1:
             raise ValueError(f"The method 'top_k_tail' needs a `top_k` of at least 1, got {signal.top_k}.")
         limit = self._config.get_vocab_size()  # what `max_logprobs=-1` means
-        if self._config.max_logprobs != -1:
-            limit = min(limit, self._config.max_logprobs)
+        limit = limit if self._config.max_logprobs == -1 else min(limit, self._config.max_logprobs)
         if signal.top_k > limit:
             raise UnsupportedByEngineError(
                 f"`top_k={signal.top_k}` is above the {limit} ids per token that this vLLM returns: make it with "
@@ -298,5 +296,4 @@ def _find_eos_ids(llm: Any) -> set[int]:
 
 def _derive_seed(job_seed: int, batch_seed: str, index: int) -> int:
     """56 bits, so that it is never -1, which vLLM takes for no seed, and fits the 64 of its generators."""
-    digest = hashlib.sha256(f"{job_seed}:{batch_seed}:{index}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+    return int.from_bytes(hashlib.sha256(f"{job_seed}:{batch_seed}:{index}".encode()).digest()[:7], "big")

@@ -116,6 +116,24 @@ def test_names_of_tokens():
     assert find(words, ["bytes:\\xc3"]) == [5] and words.means("Hello", 2) and words.means("Hello", 3)
 
 
+def test_parts_of_characters_in_text_alone(serve, prompts, tokenizer):
+    def write(text, reason):
+        def edit(answer):
+            answer["choices"][0] |= {"text": text, "finish_reason": reason}
+            return answer
+
+        return serve("text", engine_options={"is_text_only": True}, edit=edit)[1].generate(prompts[:2], GREEDY)
+
+    ab = tokenizer("ab")["input_ids"]
+    assert [(c.ids, c.finish_reason) for c in write("ab\ufffd\ufffd", "length")] == [(ab, "length")] * 2
+    assert [(c.ids, c.finish_reason) for c in write("ab", "stop")] == [([*ab, 1], "stop")] * 2
+    assert [c.ids for c in write("", "stop")] == [[1], [1]]
+    for text, reason, count in (("a\ufffdb", "length", 2), ("ab\ufffd\ufffd", "stop", 4), ("", "length", 2)):
+        with pytest.raises(UnmappedTokensError) as raised:
+            write(text, reason)
+        assert raised.value.count == count and raised.value.completions == [None, None]
+
+
 @pytest.mark.parametrize("dialect", ["vllm", "strings"])
 def test_a_dropped_eos_is_appended_or_the_signal_refused(serve, writer, prompts, dialect):
     _, engine = serve(dialect, drops_eos=True)

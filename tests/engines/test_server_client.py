@@ -136,7 +136,7 @@ def test_an_interrupt_in_a_notebook_cell_ends_the_batch(serve, prompts):
         engine.generate(prompts * 20, SamplingOptions(1))
 
     loop = asyncio.new_event_loop()  # `asyncio.run` would catch the signal, which IPython does not
-    interrupt = threading.Timer(0.7, signal.raise_signal, [signal.SIGINT])
+    interrupt = threading.Timer(0.7, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     interrupt.start()
     begin = time.monotonic()
     try:
