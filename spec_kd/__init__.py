@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "spec_kd.data": ("generate_responses",),
+    "spec_kd.data": ("add_reference_scores", "generate_responses", "score_completions"),
+    "spec_kd.engines": ("ServerEngine", "SignalRequest", "TransformersEngine", "VLLMEngine"),
     "spec_kd.evaluation": ("AcceptanceFigures", "SpeculativeEvalCallback", "generate_assisted", "replay"),
     "spec_kd.hub": ("export_draft", "serving_commands"),
-    "spec_kd.losses": ("fused_linear_divergence",),
+    "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
     "spec_kd.trainer": (
         "BlackBoxSFTConfig",
         "BlackBoxSFTTrainer",
@@ -24,10 +25,11 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 if TYPE_CHECKING:
-    from spec_kd.data import generate_responses
+    from spec_kd.data import add_reference_scores, generate_responses, score_completions
+    from spec_kd.engines import ServerEngine, SignalRequest, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import AcceptanceFigures, SpeculativeEvalCallback, generate_assisted, replay
     from spec_kd.hub import export_draft, serving_commands
-    from spec_kd.losses import fused_linear_divergence
+    from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
     from spec_kd.trainer import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
     from spec_kd.vocabulary import VocabularyMismatchError, align_vocabulary
 
@@ -35,16 +37,24 @@ __all__ = [
     "AcceptanceFigures",
     "BlackBoxSFTConfig",
     "BlackBoxSFTTrainer",
+    "Divergence",
+    "ServerEngine",
+    "SignalRequest",
     "SpeculativeEvalCallback",
+    "TransformersEngine",
+    "VLLMEngine",
     "VocabularyMismatchError",
     "WhiteBoxDistillConfig",
     "WhiteBoxDistillTrainer",
+    "add_reference_scores",
     "align_vocabulary",
     "export_draft",
     "fused_linear_divergence",
     "generate_assisted",
     "generate_responses",
+    "register_divergence",
     "replay",
+    "score_completions",
     "serving_commands",
 ]
 

@@ -40,7 +40,8 @@ class LogitTransform:
             scaling = getattr(config, "logits_scaling", None)
             if scaling is not None:  # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies
                 scale = float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
-        return cls(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+        softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "softcap", None)
+        return cls(scale=scale, softcap=softcap)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         if self.scale != 1.0:
@@ -117,3 +118,42 @@ def run_backbone(model: Callable[..., object], backbone: nn.Module, **inputs) ->
 def compute_last_hidden_states(model: Callable[..., object], backbone: nn.Module, **inputs) -> torch.Tensor:
     """The hidden states of `run_backbone` alone, `(B, T, H)`."""
     return run_backbone(model, backbone, **inputs)[0]
+
+
+@torch.no_grad()
+def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
+    """Runs four tokens and compares the model's own logits with those made from hidden states and head.
+
+    Architectures scale, cap or shift their logits in ways of their own. One that `LogitTransform` does not know would
+    train towards another distribution than the one that is served, without a word: here it is refused by name.
+    Models whose parameters are not all there (ZeRO-3, FSDP's meta tensors) are taken on trust.
+
+    Args:
+        model (`PreTrainedModel`): Not wrapped, other than by PEFT.
+        role (`str`): What it is called in the error.
+
+    Raises:
+        ValueError: If the two differ by more than rounding.
+    """
+    model = unwrap_peft(model)
+    if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    rows = model.get_output_embeddings().weight.shape[0]
+    ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None] % rows  # (1, 4)
+    try:
+        model.eval()
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = compute_last_hidden_states(model, model.base_model, input_ids=ids)
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+    logits = LogitHead.of(model, rows)(hidden).to(expected.device)
+    tolerance = 1e-3 if expected.dtype == hidden.dtype == torch.float32 else 0.05
+    if not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6):
+        raise ValueError(
+            f"{type(model).__name__} ({role}) makes its logits in a way that is not known here: they differ by up to "
+            f"{(logits - expected).abs().max().item():.3g} from head and hidden states with "
+            f"{LogitTransform.from_config(model.config)}. Training would aim at another distribution than the one it "
+            "serves. Please report the architecture; BlackBoxSFTTrainer does not need this."
+        )

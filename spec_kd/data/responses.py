@@ -1,6 +1,7 @@
 """The target answers: what it writes to a set of prompts, with the exact ids and, where asked, its probabilities."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,7 @@ def generate_responses(
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     teacher_signal: str | SignalRequest | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     output_dir: str | None = None,
     shard_size: int = 512,
@@ -65,7 +66,9 @@ def generate_responses(
             What to keep of the distribution at every token: `"token_only"`, `"sampled_counts"`, `"sampled_logprobs"`
             or `"top_k_tail"` (what each may be used for: `spec_kd.losses.SPARSE_METHODS`), or a request with numbers
             of its own.
-        batch_size (`int`): Prompts at a time.
+        batch_size (`int`, *optional*):
+            Prompts handed to the engine at a time: 8 by default for transformers; a whole shard for engines that batch
+            and queue on their own.
         seed (`int`): Of the sampling. The same seed, prompts, batch size and target give the same set.
         output_dir (`str`, *optional*): Where to keep shards and the finished set.
         shard_size (`int`): Responses in a shard, rounded to whole batches.
@@ -86,7 +89,7 @@ def generate_responses(
     """
     for name, value, least in (
         ("max_new_tokens", max_new_tokens, 1),
-        ("batch_size", batch_size, 1),
+        ("batch_size", 1 if batch_size is None else batch_size, 1),
         ("shard_size", shard_size, 1),
         ("temperature", temperature, 0),
     ):
@@ -96,6 +99,7 @@ def generate_responses(
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
+    batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
     prompt_ids = render_prompt_ids(rows, processing_class)
     options = SamplingOptions(max_new_tokens, float(temperature), seed)
     engine.check(prompt_ids, options, signal)
@@ -114,6 +118,7 @@ def generate_responses(
 
     plan = plan_batches([len(ids) for ids in prompt_ids], batch_size, shard_size)
     responses = run_plan(plan, answer, store, info, "Target responses", show_progress)
+    _check_written_ids(responses, count_real_ids(processing_class))
     dataset = _assemble(dataset, prompt_ids, responses, processing_class)
     if info is not None:
         dataset = _add_teacher_columns(dataset, responses, info)
@@ -130,7 +135,7 @@ def score_completions(
     teacher_signal: str | SignalRequest = "sampled_logprobs",
     sampling_temperature: float | None = None,
     max_new_tokens: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
     output_dir: str | None = None,
     shard_size: int = 512,
@@ -165,6 +170,7 @@ def score_completions(
     signal = _read_signal(teacher_signal)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
+    batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
     whole = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     engine.check(whole, SamplingOptions(max_new_tokens=0), signal)
     info = describe_teacher(engine, processing_class, signal, sampling_temperature, max_new_tokens, is_scored=True)
@@ -213,7 +219,7 @@ def describe_teacher(
     identity = engine.describe()
     return TeacherInfo(
         target_name=getattr(engine, "target_name", None),
-        target=str(identity.get("target", identity)),
+        target=str(identity.get("target") or json.dumps(identity, sort_keys=True)),
         tokenizer=fingerprint_tokenizer(processing_class),
         vocab_size=count_real_ids(processing_class),
         engine=engine.name,
@@ -244,6 +250,17 @@ def _open_run(store, engine, processing_class, ids: list[list[int]], signal: Sig
     }
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     store.open_run(fingerprint, {"target_name": getattr(engine, "target_name", None), **versions})
+
+
+def _check_written_ids(responses: Sequence[dict], vocab_size: int) -> None:
+    """An engine that does not mask the padded rows of a head can write ids that no tokenizer knows."""
+    beyond = [row["row"] for row in responses if max(row["completion_ids"], default=0) >= vocab_size]
+    if beyond:
+        raise ValueError(
+            f"{len(beyond)} responses (the first is row {beyond[0]}) contain ids from {vocab_size} on, which the "
+            "tokenizer does not have: padded rows of the target's head. Remove these prompts, or use the transformers "
+            "engine, which never writes such ids."
+        )
 
 
 def _add_teacher_columns(dataset: Dataset, responses: Sequence[dict], info: TeacherInfo) -> Dataset:

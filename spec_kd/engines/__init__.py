@@ -1,0 +1,49 @@
+"""Who runs the target. Imported when first used: each engine brings a library of its own."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from spec_kd.engines.base import (
+    Completion,
+    Engine,
+    SamplingOptions,
+    SignalRequest,
+    TokenSlots,
+    UnsupportedByEngineError,
+)
+
+_HOME = {
+    "ServerEngine": "spec_kd.engines.server",
+    "ServerRequestError": "spec_kd.engines.server_client",
+    "TransformersEngine": "spec_kd.engines.transformers",
+    "UnmappedTokensError": "spec_kd.engines.server_logprobs",
+    "VLLMEngine": "spec_kd.engines.vllm",
+}
+
+if TYPE_CHECKING:
+    from spec_kd.engines.server import ServerEngine
+    from spec_kd.engines.server_client import ServerRequestError
+    from spec_kd.engines.server_logprobs import UnmappedTokensError
+    from spec_kd.engines.transformers import TransformersEngine
+    from spec_kd.engines.vllm import VLLMEngine
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "SamplingOptions",
+    "ServerEngine",
+    "ServerRequestError",
+    "SignalRequest",
+    "TokenSlots",
+    "TransformersEngine",
+    "UnmappedTokensError",
+    "UnsupportedByEngineError",
+    "VLLMEngine",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value

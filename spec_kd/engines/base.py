@@ -90,6 +90,15 @@ class Engine(Protocol):
     is_reproducible: bool
     logprobs_are: str
 
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+        """Raises before the expensive work: prompts that do not fit, options or a signal that cannot be met.
+
+        Raises:
+            ValueError: For prompts or options.
+            UnsupportedByEngineError: For a signal.
+        """
+        ...
+
     def describe(self) -> dict[str, object]:
         """What answers depend on besides the options, as JSON values: model, revision, versions. No secrets."""
         ...

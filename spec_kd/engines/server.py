@@ -38,9 +38,9 @@ class ServerEngine:
     must predict and its log-probability is not there: a signal is refused. Without a signal the EOS is appended: the id
     that the server names as `stop_reason` or `matched_stop`, else the tokenizer's.
 
-    **Servers that check fields.** The request has fields that are not OpenAI's (`request_fields` in
-    `describe`), which servers mostly ignore if they do not know them. For those that do not, take fields out with
-    `None`: `extra_body={"return_token_ids": None, "return_tokens_as_token_ids": None, "top_k": 0}` for TensorRT-LLM.
+    **Servers that check fields.** The request has fields that are not OpenAI's (`request_fields` in `describe`), which
+    servers mostly ignore if they do not know them. For those that do not, take fields out with `None`:
+    `extra_body={"return_token_ids": None, "return_tokens_as_token_ids": None, "top_k": 0}` for TensorRT-LLM.
 
     **Text only.** With `is_text_only=True`, for `transformers serve` and its like, prompts are sent as text (which must
     give the same ids when tokenised again) and the ids of a completion are *its text, tokenised again*: not always what

@@ -63,7 +63,7 @@ class AnswerReader:
                 f"{signal.method!r}: use one that returns them (vLLM, SGLang, llama.cpp) or the transformers engine."
             )
         ids = self._check_count(found, reason, (answer.get("usage") or {}).get("completion_tokens"), positions)
-        if "token_ids" not in choice:
+        if choice.get("token_ids") is None:
             self._check_text(ids, choice.get("text"))
         ids, finish_reason = self._find_end(ids, reason, choice, signal, max_new_tokens)
         if signal is None:

@@ -245,17 +245,20 @@ def read_slots(
 
     Raises:
         `MalformedAnswerError`: Fewer than `top_k` at some position, or the same id twice.
-        `UnmappedTokens`: Some are not exactly one id.
+        `UnmappedTokens`: Some are not exactly one id, or are fewer only where names are not ids.
     """
     ids, log_p, unmapped = [], [], []
+    most = max(len(position.top or []) for position in positions)
     for number, position in enumerate(positions):
         # The token itself may come in addition to the most likely ones.
         head = sorted(position.top or [], key=lambda entry: -entry[1] if entry[1] is not None else math.inf)[:top_k]
+        if most >= top_k > len(head) and not all(names.is_exact(name) for name, _ in head):
+            unmapped.append(f"({len(head)} names for {top_k} tokens)")  # those that share a name are listed once
+            continue
         if len(head) < top_k or any(value is None for _, value in head):
             raise MalformedAnswerError(
-                f"it has the {len(position.top or [])} most likely tokens at token {number}, and {top_k} were asked "
-                "for. Lower `top_k` to what the server allows (vLLM: --max-logprobs, 20 by default; OpenAI: 5). A "
-                "server that names tokens by their text also loses those that share one"
+                f"it has the {len(head)} most likely tokens at token {number}, and {top_k} were asked for. Lower "
+                "`top_k` to what the server allows (vLLM: --max-logprobs, 20 by default; OpenAI: 5)"
             )
         found = names.find_ids([name for name, _ in head], spelling)
         unmapped += [str(name) for (name, _), id in zip(head, found, strict=True) if id is None]

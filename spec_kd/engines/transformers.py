@@ -50,6 +50,7 @@ class TransformersEngine:
     name = "transformers"
     is_reproducible = True
     logprobs_are = "processed"
+    default_batch_size = 8
 
     def __init__(self, target: PreTrainedModel | str, processing_class: ProcessingClass | None = None):
         self.target, self.processing_class = _load(target, processing_class)

@@ -67,6 +67,12 @@ class CachedTeacher:
     def compute_signal(self, inputs: dict[str, Any]) -> CachedSignal:
         """Takes the columns out of `inputs`."""
         names = (LOGPROB_COLUMN,) if self.info.method == "token_only" else tuple(SLOT_TENSORS.values())
+        if not set(names) <= inputs.keys():
+            raise ValueError(
+                f"A batch comes without the teacher's signal ({self.info.method!r}), which this trainer learns from. "
+                "Give `evaluate` a data set made as the training set was: `generate_responses(..., "
+                "teacher_signal=...)`."
+            )
         return CachedSignal(self.info, {name: inputs.pop(name) for name in names}, inputs["input_ids"])
 
 

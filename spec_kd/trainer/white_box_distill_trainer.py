@@ -8,7 +8,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
-from spec_kd.heads import unwrap_peft
+from spec_kd.heads import check_logits_are_known, unwrap_peft
 from spec_kd.trainer.cached_teacher import (
     CachedSignal,
     CachedTeacher,
@@ -135,19 +135,22 @@ class WhiteBoxDistillTrainer(DraftTrainer):
 
         super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
         check_plain_head(unwrap_peft(self.model), "draft")
+        check_logits_are_known(self.model, "draft")
         vocab_size = count_real_ids(self.processing_class)
         self.teacher_model = None
         if self._teacher is None:
-            self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size)
+            self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size, "teacher")
             self._teacher_name = get_config_model_id(self._teacher.model.config)
             self.teacher_model = self._teacher.model
         self._reference = None
         if ref_model is not None:
-            self._reference = self._load_frozen(ref_model, args.ref_model_init_kwargs, vocab_size)
+            self._reference = self._load_frozen(ref_model, args.ref_model_init_kwargs, vocab_size, "reference")
             check_plain_head(unwrap_peft(self._reference.model), "reference")
         add_distillation_head(unwrap_peft(self.model), self.token_loss, vocab_size)
 
-    def _load_frozen(self, model: str | PreTrainedModel, init_kwargs: dict | None, vocab_size: int) -> LiveTeacher:
+    def _load_frozen(
+        self, model: str | PreTrainedModel, init_kwargs: dict | None, vocab_size: int, role: str
+    ) -> LiveTeacher:
         model = load_teacher(
             model,
             init_kwargs,
@@ -155,6 +158,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             trust_remote_code=self.args.trust_remote_code,
             dtype="auto",
         )
+        check_logits_are_known(model, role)
         return LiveTeacher(model, self.accelerator, vocab_size)
 
     def _check_reference(self, ref_model: str | PreTrainedModel | None, train_dataset: Any) -> None:

@@ -135,7 +135,7 @@ def test_scoring_resumes_and_equals_generation(target, tmp_path, monkeypatch):
         assert mine["teacher_token_logprobs"] == pytest.approx(theirs["teacher_token_logprobs"], abs=1e-4)
     monkeypatch.setattr("spec_kd.engines.transformers.TransformersEngine.score", lambda *_: pytest.fail("it scored"))
     assert score_completions(target, responses, **options).to_list() == scored.to_list()
-    with pytest.raises(ValueError, match="sampling_temperature: 1.0 in the folder, None now"):
+    with pytest.raises(ValueError, match=r"sampling_temperature: 1.0 in the folder, None now"):
         score_completions(target, responses, **{**options, "sampling_temperature": None})
 
 

@@ -112,7 +112,7 @@ class LocalServer:
         with self._model_lock, torch.no_grad():
             ids, log_p, reason = self._write(prompt, body)
         asked = body.get("logprobs")
-        choice = {"index": 0, "text": self._decode(ids), "finish_reason": reason, "logprobs": None}
+        choice = {"index": 0, "text": self._decode(ids), "finish_reason": reason, "logprobs": None, "token_ids": None}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
         if self.traits.get("drops_eos") and reason == "stop":
             ids, log_p = ids[:-1], log_p[:-1]

@@ -59,6 +59,15 @@ def test_retry_after_is_honoured(serve, prompts):
         assert server_client._read_retry_after(headers) is None
 
 
+def test_pauses_are_drawn_from_a_range_that_doubles_up_to_a_minute(serve, prompts, monkeypatch):
+    server, engine = serve(engine_options={"backoff": 10.0, "max_retries": 5})
+    ranges = []
+    monkeypatch.setattr(engine._client._random, "uniform", lambda *ends: ranges.append(ends) or 0.0)
+    server.faults.extend(["500"] * 5)
+    assert len(engine.generate(prompts[:1], SamplingOptions(1))) == 1
+    assert ranges == [(0.0, 10.0), (0.0, 20.0), (0.0, 40.0), (0.0, 60.0), (0.0, 60.0)]
+
+
 def test_the_number_of_requests_under_way_is_bounded(serve, prompts):
     server, engine = serve(delay=0.05, engine_options={"max_concurrency": 3})
     engine.generate(prompts * 2, SamplingOptions(1))

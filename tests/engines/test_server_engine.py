@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from local_server import GREEDY, TOKEN_ONLY, TOP_5, build_engine, generate_alone
+from tiny import build_tokenizer
 
 from spec_kd.engines.base import SamplingOptions, SignalRequest, UnsupportedByEngineError
 from spec_kd.engines.server_client import ServerRequestError
+from spec_kd.engines.server_logprobs import UnmappedTokensError
 
 
 def compute_log_p(model, prompt, completion, temperature=1.0):
@@ -54,14 +56,16 @@ def test_greedy_answers_and_their_signal_are_the_models_own(serve, writer, promp
 def test_sampled_answers_have_seeds_of_their_own_and_raw_logprobs(serve, writer, prompts):
     server, engine = serve()
     options = SamplingOptions(max_new_tokens=12, temperature=1.7, seed=3)
-    one, again = engine.generate(prompts * 2, options, TOKEN_ONLY), engine.generate(prompts * 2, options, TOKEN_ONLY)
-    assert one == again  # this server honours seeds; `is_reproducible` does not count on it
+    one, again = engine.generate(prompts * 2, options, TOP_5), engine.generate(prompts * 2, options, TOP_5)
+    assert [c.ids for c in one] == [
+        c.ids for c in again
+    ]  # this server honours seeds; `is_reproducible` does not count on it
     assert engine.is_reproducible is False and engine.logprobs_are == "raw" and engine.name == "server"
     assert [c.ids for c in one[: len(prompts)]] != [c.ids for c in one[len(prompts) :]]
     other = engine.generate(prompts * 2, options, seed="another batch")
     assert [c.ids for c in other] != [c.ids for c in one]
     for prompt, completion in zip(prompts * 2, one, strict=True):
-        check_signal(writer, prompt, completion, TOKEN_ONLY)  # of the model at temperature 1, not at 1.7
+        check_signal(writer, prompt, completion, TOP_5)  # of the model at temperature 1, not at 1.7
     seeds = [r["seed"] for r in server.requests[: len(prompts) * 2]]
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)
     sent = server.requests[0]
@@ -167,13 +171,34 @@ def test_methods_that_servers_do_not_give_are_refused_before_any_request(serve, 
     assert engine.generate([], GREEDY, TOP_5) == [] and not server.requests
 
 
-def test_fewer_logprobs_than_asked_are_an_error(serve, prompts):
-    _, engine = serve(most_logprobs=3)
-    with pytest.raises(
-        ServerRequestError, match=r"the 3 most likely tokens at token .* and 5 were asked.*--max-logprobs"
-    ):
+@pytest.mark.parametrize("dialect", ["vllm", "strings"])
+def test_fewer_logprobs_than_asked_are_an_error(serve, prompts, dialect):
+    _, engine = serve(dialect, most_logprobs=3)
+    with pytest.raises(ServerRequestError, match=r"the 3 most likely tokens at token .* 5 were asked .*--max-logprobs"):
         engine.generate(prompts, GREEDY, TOP_5)
     assert len(engine.generate(prompts, GREEDY, SignalRequest("top_k_tail", top_k=3))) == len(prompts)
+
+
+def test_most_likely_tokens_that_share_a_name_are_counted(serve, prompts):
+    def merge(dialect, text):
+        def edit(answer):
+            choice = answer["choices"][0]
+            if choice["text"] == text:  # the least likely of the first token is named as another
+                top = choice["logprobs"]["top_logprobs"][0]
+                del top[min(top, key=top.get)]
+            return answer
+
+        return serve(dialect, edit=edit)[1]
+
+    whole = serve("strings")[1].generate(prompts, GREEDY, TOP_5)
+    text = build_tokenizer().decode(whole[0].ids, skip_special_tokens=True)
+    with pytest.raises(
+        UnmappedTokensError, match=r"1 tokens, in 1 of 6 completions.*\(4 names for 5 tokens\)"
+    ) as raised:
+        merge("strings", text).generate(prompts, GREEDY, TOP_5)
+    assert [c and c.ids for c in raised.value.completions] == [None, *(c.ids for c in whole[1:])]
+    with pytest.raises(ServerRequestError, match="the 4 most likely tokens at token 0"):
+        merge("vllm", text).generate(prompts, GREEDY, TOP_5)
 
 
 def test_a_log_p_of_zero_probability_is_minus_infinity(serve, prompts):

@@ -1,0 +1,76 @@
+"""What each architecture does to its logits, against the model's own forward."""
+
+import pytest
+import torch
+import transformers
+from tiny import build_llama
+
+from spec_kd.heads import LogitHead, LogitTransform, check_logits_are_known, compute_last_hidden_states
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.3,
+}  # fmt: skip
+ARCHITECTURES = [
+    ("Llama", {}, LogitTransform()),
+    ("Qwen2", {}, LogitTransform()),
+    ("Qwen3", {}, LogitTransform()),
+    ("Gemma2", {"final_logit_softcapping": 1.5}, LogitTransform(softcap=1.5)),
+    ("VaultGemma", {"final_logit_softcapping": 1.5}, LogitTransform(softcap=1.5)),
+    ("Cohere", {"logit_scale": 0.25}, LogitTransform(scale=0.25)),
+    ("Cohere2", {"logit_scale": 0.25, "sliding_window_pattern": 2}, LogitTransform(scale=0.25)),
+    ("Granite", {"logits_scaling": 4.0}, LogitTransform(scale=0.25)),
+    ("GraniteMoe", {"logits_scaling": 4.0, "num_local_experts": 4}, LogitTransform(scale=0.25)),
+    ("HyperCLOVAX", {"logits_scaling": 4.0}, LogitTransform(scale=4.0)),
+    ("NanoChat", {"final_logit_softcapping": 1.5}, LogitTransform(softcap=1.5)),
+]
+
+
+def build(name, options):
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
+    torch.manual_seed(0)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize(("name", "options", "transform"), ARCHITECTURES)
+def test_head_and_hidden_states_give_the_models_own_logits(name, options, transform):
+    model = build(name, options)
+    assert LogitTransform.from_config(model.config) == transform
+    ids = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.float()
+        hidden = compute_last_hidden_states(model, model.base_model, input_ids=ids)
+        logits = LogitHead.of(model, 64)(hidden)
+    assert expected.abs().max() > 0.1  # else a scale could not be seen
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    model.train()
+    check_logits_are_known(model, "draft")
+    assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unknown_way_to_logits_is_refused_by_name(dtype):
+    model = build_llama(seed=0).to(dtype)
+    check_logits_are_known(model, "teacher")
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = 1.3 * output.logits
+        return output
+
+    model.forward = scaled
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM \(teacher\) makes its logits in a way"):
+        check_logits_are_known(model, "teacher")
+
+
+def test_a_buffer_is_used_where_the_head_is_a_plain_matrix():
+    model = build_llama(seed=0)
+    head = LogitHead.of(model, 261)
+    hidden = torch.randn(3, model.config.hidden_size)
+    buffer = torch.empty(3, 261)
+    with torch.no_grad():
+        logits = head(hidden, out=buffer)
+    assert logits.data_ptr() == buffer.data_ptr()
+    torch.testing.assert_close(logits, hidden @ model.lm_head.weight.T, rtol=1e-5, atol=1e-5)
