@@ -5,7 +5,7 @@ the same values written plainly for autograd, against which these are tested. `r
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,12 +19,15 @@ class TokenDistributions:
     All four are float32 of shape `(N, V)` and belong to whoever computes the divergence: it may overwrite none of
     them, since they also feed the metrics. V is the vocabulary, or the ids of a coarsened teacher and one bucket for
     all others (`losses/sparse.py`).
+
+    `shared` is for what `compute_value` wants to leave for `compute_gradient`.
     """
 
     p: torch.Tensor
     log_p: torch.Tensor
     q: torch.Tensor
     log_q: torch.Tensor
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Divergence(ABC):
@@ -128,13 +131,14 @@ class JensenShannon(Divergence):
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         log_m = self._log_mixture(d)
         from_target = (d.log_p - log_m).mul_(d.p).sum(-1)
-        from_draft = (d.log_q - log_m).mul_(d.q).sum(-1)
+        ratio = torch.sub(d.log_q, log_m, out=log_m)
+        from_draft = (ratio * d.q).sum(-1)
+        d.shared.update(ratio=ratio, mean=from_draft)
         return self.beta * from_target + (1.0 - self.beta) * from_draft
 
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
-        ratio = d.log_q - self._log_mixture(d)
-        mean = (ratio * d.q).sum(-1, keepdim=True)
-        return ratio.sub_(mean).mul_(d.q).mul_(1.0 - self.beta)
+        ratio, mean = d.shared["ratio"], d.shared["mean"]
+        return ratio.sub(mean[:, None]).mul_(d.q).mul_(1.0 - self.beta)
 
 
 class TotalVariation(Divergence):
