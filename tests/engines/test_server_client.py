@@ -144,6 +144,8 @@ def test_an_interrupt_in_a_notebook_cell_ends_the_batch(serve, prompts):
     async def cell():
         engine.generate(prompts * 20, SamplingOptions(1))
 
+    # A background job of a shell starts with the signal ignored
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     loop = asyncio.new_event_loop()  # `asyncio.run` would catch the signal, which IPython does not
     interrupt = threading.Timer(0.7, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     interrupt.start()
@@ -153,6 +155,7 @@ def test_an_interrupt_in_a_notebook_cell_ends_the_batch(serve, prompts):
             loop.run_until_complete(cell())
     finally:
         interrupt.cancel()
+        signal.signal(signal.SIGINT, previous)
         loop.close()
     assert time.monotonic() - begin < 5 and 1 <= len(server.requests) < 20
 

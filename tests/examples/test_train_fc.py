@@ -85,7 +85,7 @@ def test_yaml_with_lora_flags(folder, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(options))
     result = train_fc.main(["--config", str(config), "--divergence", "jsd", "--beta", "0.3"])
-    assert result.trainer.divergence.beta == 0.3
+    assert result.trainer.token_loss.divergence.beta == 0.3
     assert {type(m).__name__ for m in result.trainer.model.modules()} >= {"LoraModel"}
     assert not (tmp_path / "run" / "adapter_config.json").exists()  # merged
     assert not (tmp_path / "run" / "responses").exists()
