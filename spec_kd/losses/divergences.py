@@ -50,7 +50,7 @@ class Divergence(ABC):
         """dD/dz per token, a new float32 tensor `(N, V)`.
 
         Args:
-            d (`TokenDistributions`): Both distributions.
+            d (`TokenDistributions`): Both distributions, the very object that `compute_value` was called with.
             value (`torch.Tensor`): What `compute_value(d)` returned, `(N,)`; several gradients contain it.
         """
 
