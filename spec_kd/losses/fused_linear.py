@@ -19,8 +19,8 @@ from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_t
 from spec_kd.projection import accumulate_product, project, project_back
 
 # Elements of one `(chunk, V)` buffer; two live at a time, draft logits (overwritten by their gradient) and teacher's.
-# 80 MiB of float32 on a CPU for few tokens, and more for many, up to 192 MiB: larger products are faster, and the memory
-# stays small beside what is saved. On a GPU more at once, where many small products would leave it idle.
+# 80 MiB of float32 on a CPU for few tokens, and more for many, up to 192 MiB: larger products are faster, and the
+# memory stays small beside what is saved. On a GPU more at once, where many small products would leave it idle.
 CHUNK_ELEMENTS = 20 * 2**20
 MAX_CHUNK_ELEMENTS = 48 * 2**20
 CHUNKS_WANTED = 8
@@ -100,7 +100,7 @@ def fused_linear_divergence(
         logit_scale (`float`, *optional*, defaults to `1.0`): Multiplier of the draft's raw logits.
         softcap (`float`, *optional*): Soft cap of the draft's logits, after the scale.
         vocab_size (`int`, *optional*): Number of real ids; rows of `weight` beyond it are padding and take no part.
-        chunk_tokens (`int`, *optional*): Tokens per chunk at most; the default keeps one buffer at 80 to 192 MiB on a CPU.
+        chunk_tokens (`int`, *optional*): Tokens per chunk at most; by default one buffer has 80 to 192 MiB on a CPU.
 
     Returns:
         `DivergenceOutput`
