@@ -4,7 +4,8 @@ Losses and replayed evaluation need logits of *some* positions: materialising `(
 out of memory first. So the backbone runs once, and whoever needs logits calls the head on the positions it wants.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,20 @@ class LogitTransform:
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under a `PeftModel` (its LoRA layers stay active), or `model` itself."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every submodule's own mode is restored, whatever happens."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,6 @@ def compute_last_hidden_states(model: Callable[..., object], backbone: nn.Module
     return run_backbone(model, backbone, **inputs)[0]
 
 
-@torch.no_grad()
 def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
     """Runs four tokens and compares the model's own logits with those made from hidden states and head.
 
@@ -138,17 +152,12 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
     model = unwrap_peft(model)
     if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
         return
-    modes = [(module, module.training) for module in model.modules()]
     rows = model.get_output_embeddings().weight.shape[0]
     ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None] % rows  # (1, 4)
-    try:
-        model.eval()
+    with evaluation_mode(model):
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = compute_last_hidden_states(model, model.base_model, input_ids=ids)
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
-    logits = LogitHead.of(model, rows)(hidden).to(expected.device)
+        logits = LogitHead.of(model, rows)(hidden).to(expected.device)
     tolerance = 1e-3 if expected.dtype == hidden.dtype == torch.float32 else 0.05
     if not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6):
         raise ValueError(

@@ -7,11 +7,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd.data.token_columns import REFERENCE_COLUMN
-from spec_kd.heads import LogitHead, compute_last_hidden_states
+from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 from spec_kd.losses import ForwardKL, fused_linear_divergence
 
 
-@torch.no_grad()
 def add_reference_scores(
     dataset: Dataset,
     ref_model: PreTrainedModel,
@@ -46,11 +45,12 @@ def add_reference_scores(
         )
     if REFERENCE_COLUMN in dataset.column_names:
         raise ValueError(f"The data set has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
-    models = (ref_model.eval(), teacher_model.eval())
+    models = (ref_model, teacher_model)
     lengths = [len(p) + len(c) for p, c in zip(dataset["prompt_ids"], dataset["completion_ids"], strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     scores: list[list[float]] = [[]] * len(order)
-    with tqdm(total=len(order), desc="Reference scores", disable=not show_progress) as progress:
+    progress = tqdm(total=len(order), desc="Reference scores", disable=not show_progress)
+    with progress, evaluation_mode(*models):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [dataset[i] for i in rows]

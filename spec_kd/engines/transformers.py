@@ -23,7 +23,7 @@ from transformers import (
 from spec_kd._private import create_model_from_path, get_config_model_id
 from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
-from spec_kd.heads import LogitHead, compute_last_hidden_states, unwrap_peft
+from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, unwrap_peft
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
 
 MAX_SCORED_LOGITS = 2**24
@@ -120,15 +120,10 @@ class TransformersEngine:
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], device=device)  # (B, T)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        modes = [(module, module.training) for module in self.target.modules()]
-        try:
-            self.target.eval()
+        with evaluation_mode(self.target):
             hidden = compute_last_hidden_states(
                 self.target, self.target.base_model, input_ids=ids, attention_mask=mask
             )  # (B, T, H)
-        finally:
-            for module, is_training in modes:
-                module.training = is_training
         head = LogitHead.of(self.target, self.vocab_size)
         recorder = SlotRecorder(signal, self.vocab_size, _seed(f"{seed}:signal"))
         chunk = max(1, MAX_SCORED_LOGITS // self.vocab_size)
@@ -166,7 +161,6 @@ def neutral(target: PreTrainedModel, options: SamplingOptions, eos_ids: list[int
     What `generate` is not told it takes from `model.generation_config`, so that is replaced, not only overridden. The
     temperature is a processor of ours: in the config it would be applied after those that read the distribution.
     """
-    modes = [(module, module.training) for module in target.modules()]
     shipped = target.generation_config
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     target.generation_config = GenerationConfig(
@@ -176,13 +170,11 @@ def neutral(target: PreTrainedModel, options: SamplingOptions, eos_ids: list[int
         pad_token_id=pad_id,
         use_cache=True,
     )
-    target.eval()
     try:
-        yield
+        with evaluation_mode(target):
+            yield
     finally:
         target.generation_config = shipped
-        for module, is_training in modes:
-            module.training = is_training
 
 
 def _seed(text: str) -> int:

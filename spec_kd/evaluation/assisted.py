@@ -13,8 +13,9 @@ from transformers.generation import BaseStreamer, TemperatureLogitsWarper
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.evaluation.figures import AcceptanceFigures
-from spec_kd.evaluation.models import evaluation_mode, find_causal_lm, resolve_vocab_size
+from spec_kd.evaluation.models import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.statistics import Interval, bootstrap
+from spec_kd.heads import evaluation_mode
 from spec_kd.vocabulary import count_rows
 
 

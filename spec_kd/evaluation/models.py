@@ -1,9 +1,5 @@
 """What replay and assisted generation do with the two models before they use them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -28,17 +24,3 @@ def resolve_vocab_size(vocab_size: int | None, draft: PreTrainedModel, target: P
     for role, model in models.items():
         check_head_covers(model, vocab_size, role)
     return vocab_size
-
-
-@contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every submodule's own mode is restored, whatever happens."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training

@@ -19,9 +19,9 @@ from spec_kd.acceptance import (
     match_tokens,
 )
 from spec_kd.evaluation.figures import AcceptanceFigures
-from spec_kd.evaluation.models import evaluation_mode, find_causal_lm, resolve_vocab_size
+from spec_kd.evaluation.models import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.stored_texts import check_stored_logprobs
-from spec_kd.heads import LogitHead, compute_last_hidden_states
+from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 TextRows = Iterable[Mapping[str, Sequence[int]]]

@@ -6,7 +6,6 @@ divergence can be taken over these K + 1 outcomes, which for an f-divergence is 
 its gradient a bias. What is neither is refused by name. Neither needs a matrix product with a teacher's head.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -101,10 +100,6 @@ class SparseTargets:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """The tensors that there are."""
-        yield from (t for t in (self.ids, self.log_p, self.weights) if t is not None)
 
 
 @dataclass(frozen=True)
