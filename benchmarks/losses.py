@@ -4,9 +4,9 @@
     python benchmarks/losses.py --tokens 512 --vocab 32768 --hidden 64:128 --repeats 1     # a look, seconds
 
 Every cell (tokens, vocabulary, hidden sizes) runs in a process of its own, where the methods take turns. Time is the
-median of the repeats after one round that does not count, which cells of tens of seconds a call do without; memory the peak of the resident set over its state before the call, head gradient included. A measurement
-during which other processes computed is made again. A cell is written as soon as it is done, and cells that are there
-are not run again.
+median of the repeats after one round that does not count, which cells of tens of seconds a call do without; memory the
+peak of the resident set over its state before the call, head gradient included. A measurement during which other
+processes computed is made again. A cell is written as soon as it is done, and cells that are there are not run again.
 """
 
 import argparse
