@@ -42,10 +42,36 @@ def check_signal(signal: SignalRequest, vocab_size: int) -> None:
         raise ValueError(f"`top_k={top_k}` is more than the {vocab_size} ids there are. Lower it.")
 
 
+class _Distribution:
+    """softmax of logits, float32 `(B, V)`, asked for at a few ids: what generation waits for, so in few passes."""
+
+    def __init__(self, logits: torch.Tensor):
+        self.logits = logits
+        self.log_normaliser = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+
+    def log_p(self, ids: torch.Tensor) -> torch.Tensor:
+        """log p at ids `(B, K)`."""
+        ids = ids.to(self.logits.device)
+        return self.logits.gather(-1, ids) - self.log_normaliser
+
+    def draw(self, num_draws: int, generator: torch.Generator) -> torch.Tensor:
+        """Ids drawn with replacement, sorted within a row, int64 `(B, num_draws)`.
+
+        In float64: the running sum of `torch.multinomial` is float32, which loses what is below 3e-8 near its end, and
+        a vocabulary of 150,000 can have half a percent of its mass there.
+        """
+        mass = self.logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
+        total = mass[:, -1:]
+        shape = (len(mass), num_draws)
+        points = torch.rand(shape, generator=generator, device=mass.device, dtype=torch.float64) * total
+        points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))  # rounded up it would hit no id
+        return torch.searchsorted(mass, points.sort(-1).values, right=True)
+
+
 class SlotRecorder(LogitsProcessor):
     """Reads the distribution at every step of `generate` and keeps what the method asks for; it changes nothing.
 
-    The token of a step is known at the next one only, so one step's log-probabilities `(B, V)` are held at a time.
+    The token of a step is known at the next one only, so one step's logits `(B, V)` are held at a time.
 
     Args:
         signal (`SignalRequest`): What to keep.
@@ -56,21 +82,21 @@ class SlotRecorder(LogitsProcessor):
     def __init__(self, signal: SignalRequest, vocab_size: int, seed: int):
         self.signal, self.vocab_size, self.seed = complete_request(signal), vocab_size, seed
         self._generator: torch.Generator | None = None
-        self._log_p: torch.Tensor | None = None
+        self._step: _Distribution | None = None
         self._kept: list[tuple[torch.Tensor, ...]] = []
         self._logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self._log_p is not None:
+        if self._step is not None:
             self._record_tokens(input_ids[:, -1])
-        self._log_p = scores[:, : self.vocab_size].float().log_softmax(-1)  # (B, V)
-        self._kept.append(self._keep(self._log_p))
+        self._step = _Distribution(scores[:, : self.vocab_size].float())  # (B, V)
+        self._kept.append(self._keep(self._step))
         return scores
 
     def close(self, last_tokens: torch.Tensor) -> None:
         """Takes the tokens of the last step, int64 `(B,)`, and brings everything to the CPU."""
         self._record_tokens(last_tokens)
-        self._log_p = None
+        self._step = None
         self._all_logprobs = torch.stack(self._logprobs, dim=1).cpu().numpy()  # (B, T)
         self._all_kept = [torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*self._kept, strict=True)]
 
@@ -81,25 +107,26 @@ class SlotRecorder(LogitsProcessor):
 
     def reduce(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[np.ndarray, TokenSlots | None]:
         """The same for text that exists: logits `(n, vocab_size)` and the tokens they are to predict, `(n,)`."""
-        log_p = logits.log_softmax(-1)
-        logprobs = log_p.gather(-1, tokens[:, None]).squeeze(-1).cpu().numpy()
-        return logprobs, self._to_slots([part.cpu().numpy() for part in self._keep(log_p)], len(tokens))
+        distribution = _Distribution(logits)
+        kept = [part.cpu().numpy() for part in self._keep(distribution)]
+        logprobs = distribution.log_p(tokens[:, None]).squeeze(-1).cpu().numpy()
+        return logprobs, self._to_slots(kept, len(tokens))
 
     def _record_tokens(self, tokens: torch.Tensor) -> None:
-        self._logprobs.append(self._log_p.gather(-1, tokens[:, None].to(self._log_p.device)).squeeze(-1))
+        self._logprobs.append(self._step.log_p(tokens[:, None]).squeeze(-1))
 
-    def _keep(self, log_p: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _keep(self, distribution: "_Distribution") -> tuple[torch.Tensor, ...]:
         """`()`, `(ids,)` of the draws sorted, with their log p where asked, or `(ids, log p)` of the top k."""
         if self.signal.method == "token_only":
             return ()
         if self.signal.method == "top_k_tail":
-            values, ids = log_p.topk(self.signal.top_k)
-            return ids.int(), values
+            ids = distribution.logits.topk(self.signal.top_k).indices
+            return ids.int(), distribution.log_p(ids)
         if self._generator is None:
-            self._generator = torch.Generator(log_p.device).manual_seed(self.seed)
-        drawn = torch.multinomial(log_p.exp(), self.signal.num_draws, replacement=True, generator=self._generator)
-        drawn = drawn.sort(-1).values  # (B, draws)
-        return (drawn.int(), log_p.gather(-1, drawn)) if self.signal.method == "sampled_logprobs" else (drawn.int(),)
+            self._generator = torch.Generator(distribution.logits.device).manual_seed(self.seed)
+        drawn = distribution.draw(self.signal.num_draws, self._generator)  # (B, draws)
+        has_log_p = self.signal.method == "sampled_logprobs"
+        return (drawn.int(), distribution.log_p(drawn)) if has_log_p else (drawn.int(),)
 
     def _to_slots(self, kept: list[np.ndarray], length: int) -> TokenSlots | None:
         if not kept:
