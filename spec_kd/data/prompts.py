@@ -1,7 +1,7 @@
 """Prompts in the forms people have them, rendered to the ids that the target will see."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datasets import Dataset
 
@@ -45,8 +45,8 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[dict[str, objec
     return dataset, rows
 
 
-def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: ProcessingClass) -> list[list[int]]:
-    """Ids of every prompt as the target sees them.
+def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: ProcessingClass) -> Iterator[list[int]]:
+    """Ids of every prompt as the target sees them, one prompt at a time.
 
     Conversations go through the chat template with `add_generation_prompt=True`, `tools` and `chat_template_kwargs`;
     texts through the tokenizer with its special tokens, as `SFTTrainer` does; `prompt_ids` alone are taken as they are.
@@ -55,7 +55,6 @@ def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: Proce
         `ValueError`: Names the row: an empty prompt, a conversation that the assistant has already answered, ids that
             do not belong to the text beside them, a conversation without a chat template.
     """
-    rendered = []
     for i, row in enumerate(rows):
         given = row.get("prompt_ids")
         ids = list(given or []) if "prompt" not in row else _render(row, i, processing_class)
@@ -67,8 +66,7 @@ def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: Proce
                 "of its `prompt`. Drop the column that you do not mean: `prompt_ids` to render the prompts anew, "
                 "`prompt` to use the ids as they are."
             )
-        rendered.append(ids)
-    return rendered
+        yield ids
 
 
 def _render(row: dict[str, object], index: int, processing_class: ProcessingClass) -> list[int]:

@@ -2,23 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 import transformers
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset
 from transformers import PreTrainedModel
 
+from spec_kd.data.assembly import add_responses, add_signal
+from spec_kd.data.id_lists import IdLists
 from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.data.sharded_runs import plan_batches, run_plan
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.data.unmapped import answer_batch, check_on_unmapped, report_dropped
 from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest
 from spec_kd.engines.slots import complete_request
 from spec_kd.engines.transformers import TransformersEngine
-from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer, get_tokenizer
-
-TEACHER_COLUMNS = ("teacher_token_logprobs", "teacher_signal", "teacher_info")
+from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
 
 
 def generate_responses(
@@ -31,6 +32,7 @@ def generate_responses(
     teacher_signal: str | SignalRequest | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    on_unmapped: str = "raise",
     output_dir: str | None = None,
     shard_size: int = 512,
     show_progress: bool = True,
@@ -47,8 +49,12 @@ def generate_responses(
     With `output_dir` a killed run continues after its last whole shard; with the transformers engine it ends with the
     data set of an uninterrupted one: batches are planned up front (longest prompts first, so that running out of memory
     shows at once) and each has its own seed. The finished set lies in `output_dir/responses.parquet`; the same call
-    again only reads it. Under `accelerate launch` the processes share the shards of an `output_dir` between them;
-    without one each does all the work.
+    again asks the target nothing. Under `accelerate launch` the processes share the shards of an `output_dir` between
+    them; without one each does all the work.
+
+    With `output_dir` the responses need not fit into memory: of them one shard is held while it is made, and 1024 rows
+    while the finished set is written, which is returned memory-mapped (from a copy in `output_dir/.arrow`). Prompts
+    take about 200 bytes each. Without `output_dir` everything is in memory.
 
     Args:
         target (`PreTrainedModel`, `str` or `Engine`):
@@ -70,6 +76,13 @@ def generate_responses(
             Prompts handed to the engine at a time: 8 by default for transformers; a whole shard for engines that batch
             and queue on their own.
         seed (`int`): Of the sampling. The same seed, prompts, batch size and target give the same set.
+        on_unmapped (`str`):
+            What to do about answers of a server of which the exact ids are not known, because it names tokens in a way
+            that is not exactly one id (or, from vLLM, ids of padded rows of the head). `"raise"` stops the job, with
+            the finished shards kept. `"drop"` goes on and leaves these rows out: the set then has fewer rows than
+            there are prompts, and a warning at the end says how many, why, and which (the first 20). Shards remember
+            them, so that a resumed run has the same rows. A folder begun with `"raise"` can be continued with
+            `"drop"`.
         output_dir (`str`, *optional*): Where to keep shards and the finished set.
         shard_size (`int`): Responses in a shard, rounded to whole batches.
         show_progress (`bool`): Whether to show a progress bar.
@@ -84,7 +97,9 @@ def generate_responses(
     Raises:
         `ValueError`: Before any generation: no prompts, missing columns, an option out of its range, no EOS id, a
             prompt that leaves no room for `max_new_tokens` in the target's context, ids that the target does not
-            have, a signal that the engine cannot give, or an `output_dir` with the responses of other settings.
+            have, a signal that the engine cannot give, or an `output_dir` with the responses of other settings. After
+            it: `on_unmapped="drop"` leaves no row.
+        `UnmappedTokensError`: With `on_unmapped="raise"`, after the batch concerned.
         `OSError`: `output_dir` cannot be written to.
     """
     for name, value, least in (
@@ -95,12 +110,13 @@ def generate_responses(
     ):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    check_on_unmapped(on_unmapped)
     signal = _read_signal(teacher_signal)
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    prompt_ids = render_prompt_ids(rows, processing_class)
+    prompt_ids = IdLists(render_prompt_ids(rows, processing_class), store and store.folder)
     options = SamplingOptions(max_new_tokens, float(temperature), seed)
     engine.check(prompt_ids, options, signal)
     info = None
@@ -112,19 +128,20 @@ def generate_responses(
             max_new_tokens=max_new_tokens, temperature=options.temperature, batch_size=batch_size, seed=seed,
             shard_size=shard_size,
         )  # fmt: skip
+    vocab_size = count_real_ids(processing_class)
 
     def answer(batch: list[int], index: int):
-        return engine.generate([prompt_ids[i] for i in batch], options, signal, f"{seed}:{index}")
+        texts = [prompt_ids[i] for i in batch]
+        return answer_batch(
+            lambda: engine.generate(texts, options, signal, f"{seed}:{index}"), batch, vocab_size, on_unmapped
+        )
 
-    plan = plan_batches([len(ids) for ids in prompt_ids], batch_size, shard_size)
-    responses = run_plan(plan, answer, store, info, "Target responses", show_progress)
-    _check_written_ids(responses, count_real_ids(processing_class))
-    dataset = _assemble(dataset, prompt_ids, responses, processing_class)
-    if info is not None:
-        dataset = _add_teacher_columns(dataset, responses, info)
-    if store is not None:
-        store.finish(dataset)
-    return dataset
+    plan = plan_batches(prompt_ids.lengths.tolist(), batch_size, shard_size)
+    answers = run_plan(
+        plan, answer, store, info, "Target responses", on_unmapped=on_unmapped, show_progress=show_progress
+    )
+    report_dropped(answers.unmapped, answers.num_rows)
+    return add_responses(dataset, prompt_ids, answers, processing_class, info, store)
 
 
 def score_completions(
@@ -137,6 +154,7 @@ def score_completions(
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    on_unmapped: str = "raise",
     output_dir: str | None = None,
     shard_size: int = 512,
     show_progress: bool = True,
@@ -144,7 +162,7 @@ def score_completions(
     """Adds the teacher signal to completions that exist already, such as logs of what the target served.
 
     One teacher-forced pass over `prompt_ids` + `completion_ids`; log-probabilities are those of the plain softmax.
-    Resumable as [`generate_responses`], whose other arguments and errors it has.
+    Resumable, and as frugal with memory, as [`generate_responses`], whose other arguments and errors it has.
 
     Args:
         dataset (`Dataset`): With `prompt_ids` and `completion_ids`; teacher columns it has are replaced.
@@ -162,36 +180,49 @@ def score_completions(
             f"The data set has the columns {dataset.column_names}; log-probabilities belong to ids, which are "
             "`prompt_ids` and `completion_ids`. Tokenize what the target saw and wrote, with its own tokenizer."
         )
-    prompt_ids, completion_ids = dataset["prompt_ids"][:], dataset["completion_ids"][:]
-    for name, column in (("prompt_ids", prompt_ids), ("completion_ids", completion_ids)):
-        empty = [i for i, ids in enumerate(column) if not ids]
-        if empty:
-            raise ValueError(f"`{name}` of row {empty[0]} is empty ({len(empty)} rows in all). Remove such rows.")
+    if len(dataset) == 0:
+        raise ValueError("`dataset` is empty: there is nothing for the target to score.")
+    check_on_unmapped(on_unmapped)
     signal = _read_signal(teacher_signal)
     store = ShardStore(output_dir) if output_dir is not None else None
+    starts: list[int] = []
+    texts = IdLists(_join_ids(dataset, starts), store and store.folder)
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    whole = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    engine.check(whole, SamplingOptions(max_new_tokens=0), signal)
+    engine.check(texts, SamplingOptions(max_new_tokens=0), signal)
     info = describe_teacher(engine, processing_class, signal, sampling_temperature, max_new_tokens, is_scored=True)
     if store is not None:
         _open_run(
-            store, engine, processing_class, whole, signal,
-            prompt_lengths=[len(ids) for ids in prompt_ids], sampling_temperature=sampling_temperature,
-            max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, shard_size=shard_size,
+            store, engine, processing_class, texts, signal,
+            prompt_lengths=_hash(starts), sampling_temperature=sampling_temperature, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, seed=seed, shard_size=shard_size,
         )  # fmt: skip
+    vocab_size = count_real_ids(processing_class)
 
     def answer(batch: list[int], index: int):
-        texts = [[column[i] for i in batch] for column in (prompt_ids, completion_ids)]
-        return engine.score(*texts, signal, f"{seed}:{index}")
+        prompts = [texts[i][: starts[i]] for i in batch]
+        completions = [texts[i][starts[i] :] for i in batch]
+        return answer_batch(
+            lambda: engine.score(prompts, completions, signal, f"{seed}:{index}"), batch, vocab_size, on_unmapped
+        )
 
-    plan = plan_batches([len(ids) for ids in whole], batch_size, shard_size)
-    scored = run_plan(plan, answer, store, info, "Teacher scores", show_progress)
-    dataset = dataset.remove_columns([name for name in TEACHER_COLUMNS if name in dataset.column_names])
-    dataset = _add_teacher_columns(dataset, scored, info)
-    if store is not None:
-        store.finish(dataset)
-    return dataset
+    plan = plan_batches(texts.lengths.tolist(), batch_size, shard_size)
+    answers = run_plan(
+        plan, answer, store, info, "Teacher scores", on_unmapped=on_unmapped, show_progress=show_progress
+    )
+    report_dropped(answers.unmapped, answers.num_rows)
+    return add_signal(dataset, answers, info, store)
+
+
+def _join_ids(dataset: Dataset, starts: list[int]) -> Iterator[list[int]]:
+    """Every prompt with its completion; appends to `starts` where the completion begins."""
+    names = ("prompt_ids", "completion_ids")
+    for index, row in enumerate(dataset.select_columns(list(names)).with_format(None)):
+        for name in names:
+            if not row[name]:
+                raise ValueError(f"`{name}` of row {index} is empty, so there is nothing to score. Remove such rows.")
+        starts.append(len(row["prompt_ids"]))
+        yield row["prompt_ids"] + row["completion_ids"]
 
 
 def as_engine(
@@ -239,12 +270,12 @@ def _read_signal(signal: str | SignalRequest | None) -> SignalRequest | None:
     return complete_request(SignalRequest(signal) if isinstance(signal, str) else signal)
 
 
-def _open_run(store, engine, processing_class, ids: list[list[int]], signal: SignalRequest | None, **settings) -> None:
+def _open_run(store, engine, processing_class, ids: IdLists, signal: SignalRequest | None, **settings) -> None:
     fingerprint = {
         **settings,
         "signal": None if signal is None else vars(signal),
         "engine": engine.name,
-        "prompts": hashlib.sha256(repr(ids).encode()).hexdigest(),
+        "prompts": _hash(ids),
         "tokenizer": fingerprint_tokenizer(processing_class),
         **engine.describe(),
     }
@@ -252,50 +283,10 @@ def _open_run(store, engine, processing_class, ids: list[list[int]], signal: Sig
     store.open_run(fingerprint, {"target_name": getattr(engine, "target_name", None), **versions})
 
 
-def _check_written_ids(responses: Sequence[dict], vocab_size: int) -> None:
-    """An engine that does not mask the padded rows of a head can write ids that no tokenizer knows."""
-    beyond = [row["row"] for row in responses if max(row["completion_ids"], default=0) >= vocab_size]
-    if beyond:
-        raise ValueError(
-            f"{len(beyond)} responses (the first is row {beyond[0]}) contain ids from {vocab_size} on, which the "
-            "tokenizer does not have: padded rows of the target's head. Remove these prompts, or use the transformers "
-            "engine, which never writes such ids."
-        )
-
-
-def _add_teacher_columns(dataset: Dataset, responses: Sequence[dict], info: TeacherInfo) -> Dataset:
-    columns = {"teacher_token_logprobs": List(Value("float32"))}
-    if responses[0]["teacher_signal"] is not None:
-        columns["teacher_signal"] = Value("binary")
-    content = {name: [row[name] for row in responses] for name in columns}
-    content["teacher_info"] = [info.to_json()] * len(responses)
-    features = Features({**columns, "teacher_info": Value("string")})
-    return concatenate_datasets([dataset, Dataset.from_dict(content, features=features)], axis=1)
-
-
-def _assemble(
-    dataset: Dataset, prompt_ids: list[list[int]], responses: list[dict], processing_class: ProcessingClass
-) -> Dataset:
-    tokenizer = get_tokenizer(processing_class)
-    completion_ids = [row["completion_ids"] for row in responses]
-    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text, ids = Value("string"), List(Value("int32"))
-    columns = {
-        "completion": (texts, text),
-        "prompt_ids": (prompt_ids, ids),
-        "completion_ids": (completion_ids, ids),
-        "finish_reason": ([row["finish_reason"] for row in responses], text),
-    }
-    if "prompt" not in dataset.column_names:
-        decoded = tokenizer.batch_decode(prompt_ids, clean_up_tokenization_spaces=False)
-        columns = {"prompt": (decoded, text), **columns}
-    elif not isinstance(dataset[0]["prompt"], str):
-        messages = [[{"role": "assistant", "content": content}] for content in texts]
-        columns["completion"] = (messages, List({"role": text, "content": text}))
-    written = Dataset.from_dict(
-        {name: values for name, (values, _) in columns.items()},
-        features=Features({name: feature for name, (_, feature) in columns.items()}),
-    )
-    replaced = {*columns, *TEACHER_COLUMNS}
-    kept = dataset.select_columns([name for name in dataset.column_names if name not in replaced])
-    return concatenate_datasets([kept, written], axis=1) if kept.column_names else written
+def _hash(values: Iterable) -> str:
+    """Of the list with these values, which need not exist."""
+    digest = hashlib.sha256(b"[")
+    for index, value in enumerate(values):
+        digest.update(f"{', ' if index else ''}{value!r}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -1,18 +1,24 @@
 """Work that survives a kill: results in shards on disk, each whole or not there, under a manifest of what made them."""
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` sees the finished data set and nothing else
+MAPPED_FOLDER = ".arrow"
 MANIFEST = "manifest.json"
 FINISHED = "responses.parquet"
+MAPPED = "responses.arrow"
 
 
 class ShardStore:
@@ -20,7 +26,11 @@ class ShardStore:
 
     Every file is written beside its place and moved there (`os.replace`), with its SHA-256 in a second file written
     last. A file without its matching sum counts as absent, whether the process was killed, the disk was full or
-    somebody cut it. Two processes that write the same run write the same bytes.
+    somebody cut it. Two processes that write the same shard write the same bytes.
+
+    Nothing has to fit into memory: shards are Arrow files without compression, which can be memory-mapped, and the
+    finished data set has a copy of that kind in `output_dir/.arrow`. That folder, where `datasets` also keeps what is
+    mapped from the set, may be deleted; the next call with the settings of the run makes it anew.
 
     Args:
         output_dir (`str` or `Path`): Created if needed.
@@ -32,8 +42,10 @@ class ShardStore:
     def __init__(self, output_dir: str | Path):
         self.output_dir = Path(output_dir)
         self.folder = self.output_dir / WORK_FOLDER
+        self._mapped = self.output_dir / MAPPED_FOLDER / MAPPED
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder, self._mapped.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"x")
         except OSError as error:
@@ -57,8 +69,9 @@ class ShardStore:
                 raise ValueError(
                     f"`{self.output_dir}` has a {FINISHED} that no run of this kind started. Choose another folder."
                 )
-            content = json.dumps({"fingerprint": fingerprint, "about": about}, indent=2, ensure_ascii=False)
-            _replace(path, content.encode())
+            with _replacing(path) as file:
+                manifest = {"fingerprint": fingerprint, "about": about}
+                file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode())
             return
         found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
         if found != fingerprint:
@@ -70,64 +83,96 @@ class ShardStore:
             )
 
     def read(self, shard: int) -> pa.Table | None:
-        """The shard, or `None` where it is absent or damaged."""
-        return _read_checked(self._path(shard))
+        """The shard, memory-mapped, or `None` where it is absent or damaged."""
+        path = self._path(shard)
+        if not _is_intact(path, _sum_path(path)):
+            return None
+        with pa.memory_map(str(path)) as file:  # closed, the table still has its mapping, and no file is left open
+            return pa.ipc.open_file(file).read_all()
 
     def write(self, shard: int, table: pa.Table) -> None:
         """Writes the shard; it is there as a whole or not at all."""
-        _write_checked(self._path(shard), table)
+        path = self._path(shard)
+        with _replacing(path, _sum_path(path)) as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
 
-    def finish(self, dataset: Dataset) -> None:
-        """Writes the finished data set, unless the same one is there and whole."""
-        table = dataset.with_format("arrow")[:].replace_schema_metadata(dataset.features.arrow_schema.metadata)
-        _write_checked(self.output_dir / FINISHED, table, self.folder)
+    def finish(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+        """Writes the finished data set, in both forms, unless the same one is there and whole.
+
+        Args:
+            tables (`Iterable[pa.Table]`): One after the other; each becomes a row group.
+            schema (`pa.Schema`): Of all of them, with the features of the data set as metadata.
+        """
+        finished, mapped = self.output_dir / FINISHED, self._mapped
+        with (
+            _replacing(finished, _sum_path(finished, self.folder)) as parquet_file,
+            _replacing(mapped, _sum_path(mapped)) as mapped_file,
+            pq.ParquetWriter(parquet_file, schema) as parquet_writer,
+            pa.ipc.new_stream(mapped_file, schema) as mapped_writer,
+        ):
+            for table in tables:
+                parquet_writer.write_table(table)
+                mapped_writer.write_table(table)
+
+    def open_finished(self) -> Dataset:
+        """The finished data set, memory-mapped."""
+        return Dataset.from_file(str(self._mapped))
 
     def _path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.parquet"
+        return self.folder / f"{shard:05d}.arrow"
 
 
 def _sum_path(path: Path, folder: Path | None = None) -> Path:
     return (folder or path.parent) / f"{path.name}.sha256"
 
 
-def _is_intact(path: Path, folder: Path | None = None) -> bool:
+def _is_intact(path: Path, sum_path: Path) -> bool:
     try:
-        return _sum_path(path, folder).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return sum_path.read_text() == hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return False
 
 
-def _read_checked(path: Path) -> pa.Table | None:
-    return pq.read_table(pa.BufferReader(path.read_bytes())) if _is_intact(path) else None
+class _FullDiskError(OSError):
+    pass
 
 
-def _write_checked(path: Path, table: pa.Table, folder: Path | None = None) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    content = sink.getvalue().to_pybytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if _is_intact(path, folder) and _sum_path(path, folder).read_text() == digest:
-        return
-    _sum_path(path, folder).unlink(missing_ok=True)
-    _replace(path, content)
-    _replace(_sum_path(path, folder), digest.encode())
+@contextmanager
+def _replacing(path: Path, sum_path: Path | None = None) -> Iterator[BinaryIO]:
+    """A file that takes its place when the block ends, and is not there if it fails.
 
-
-def _replace(path: Path, content: bytes) -> None:
+    Args:
+        path (`Path`): Its place.
+        sum_path (`Path`, *optional*): Of its sum. A file that has it already, and is whole, is not replaced.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    digest = None
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+            if sum_path is not None:
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest is not None and _is_intact(path, sum_path) and sum_path.read_text() == digest:
+            return
+        if sum_path is not None:
+            sum_path.unlink(missing_ok=True)
         os.replace(temporary, path)
+    except _FullDiskError:  # of a file that was written in the block
+        raise
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise OSError(
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise _FullDiskError(
             error.errno,
             f"`{path}` could not be written ({error.strerror}); finished shards are kept. Make room and repeat the "
             "call to go on from there",
         ) from error
-    except BaseException:
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
+    if digest is not None:
+        with _replacing(sum_path) as file:
+            file.write(digest.encode())

@@ -1,5 +1,6 @@
 """Who runs the target: one small protocol, behind which stand transformers, vLLM and OpenAI-compatible servers."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -120,6 +121,7 @@ class Engine(Protocol):
 
         Raises:
             UnsupportedByEngineError: Before any generation, for a signal the engine cannot give.
+            UnmappedTokensError: After the batch, for completions of which the engine does not know the exact ids.
         """
         ...
 
@@ -132,3 +134,22 @@ class Engine(Protocol):
             UnsupportedByEngineError: If the engine cannot score given text, or not by this method.
         """
         ...
+
+
+def derive_seed(text: str, bits: int) -> int:
+    """The first `bits` bits of the text's SHA-256: the same on every machine, whatever else was drawn before."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big") >> (256 - bits)
+
+
+def join_texts(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[list[int]]:
+    """Each prompt with its completion, as `score` needs them.
+
+    Raises:
+        ValueError: If there is not one completion for each prompt, or one of either is empty.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if not len(prompt) or not len(completion):
+            raise ValueError(f"Row {index} has an empty prompt or completion, so nothing to score: leave it out.")
+    return [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]

@@ -1,22 +1,17 @@
 """The target behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, TensorRT-LLM, `transformers serve`."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, UnsupportedByEngineError
+from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, derive_seed, join_texts
 from spec_kd.engines.server_answers import AnswerReader
 from spec_kd.engines.server_client import CompletionsClient, ServerRequestError, hide_userinfo
 from spec_kd.engines.server_logprobs import MalformedAnswerError, UnmappedTokens, UnmappedTokensError
-from spec_kd.engines.server_requests import RequestBuilder, derive_seed
+from spec_kd.engines.server_requests import RequestBuilder
+from spec_kd.engines.server_scoring import verify_scoring
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
-SCORERS = "vLLM, SGLang or the transformers engine"
-REFUSALS = (400, 404, 422, 500, 501)  # llama.cpp says 500 to what it does not support
-NUM_PROBES = 4
-PROBE_LENGTH = 16
-PROBE_TOLERANCE = 0.1  # nats, of the median; the noise of 16-bit models is less, a shift by one token several nats
+SEED_BITS = 31  # llama.cpp takes 32 without a sign
 
 
 class ServerEngine:
@@ -24,8 +19,9 @@ class ServerEngine:
 
     **Ids.** They come from the server where it returns them (vLLM from 0.10.2, recent SGLang, llama.cpp), else from the
     token strings of its log-probabilities, each of which must be exactly one id of the tokenizer: those that are not
-    raise an [`UnmappedTokensError`] with their number, examples, and the completions that are whole. They are never
-    found by tokenising the text again, except with `is_text_only`.
+    raise an [`UnmappedTokensError`] with their number, examples, and the completions that are whole, or are left out by
+    `generate_responses(..., on_unmapped="drop")`. They are never found by tokenising the text again, except with
+    `is_text_only`.
 
     **Which log-probabilities.** vLLM and llama.cpp return *raw* ones, of the model before any temperature: for text
     sampled at a temperature other than 1 these are not those of the distribution it was drawn from, and serve no exact
@@ -181,7 +177,7 @@ class ServerEngine:
                 options.max_new_tokens,
                 options.temperature,
                 self._requests.count_logprobs(signal),
-                derive_seed(options.seed, seed, index) if options.temperature > 0 else None,
+                derive_seed(f"{options.seed}:{seed}:{index}", SEED_BITS) if options.temperature > 0 else None,
             )
             for index, ids in enumerate(prompts)
         ]
@@ -210,41 +206,41 @@ class ServerEngine:
             `UnmappedTokensError`, `ServerRequestError`: As of `generate`.
             `ValueError`: Before any request: not one completion for each prompt, or empty ones.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
-        texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            if not 0 < len(prompt) < len(text):
-                raise ValueError(f"Row {index} has an empty prompt or completion, so nothing to score: leave it out.")
+        texts = join_texts(prompts, completions)
         self.check(texts, SamplingOptions(max_new_tokens=1), signal)
         bodies = [self._requests.build_echo(text, self._requests.count_logprobs(signal)) for text in texts]
         if bodies and not self._is_scoring_verified:
-            self._verify_scoring(sorted(prompts, key=len)[:NUM_PROBES])
+            verify_scoring(prompts, self._requests, self._reader, self._post_all, self._collect)
             self._is_scoring_verified = True
         return self._collect(bodies, lambda i, a: self._reader.read_scored(a, texts[i], len(prompts[i]), signal))
 
     def _collect(
         self, bodies: list[dict[str, Any]], read: Callable[[int, dict[str, Any]], Completion]
     ) -> list[Completion]:
-        unmapped = []
+        names: list[list[str]] = [[] for _ in bodies]
 
         def read_one(index: int, answer: dict[str, Any]) -> Completion | None:
             try:
                 return read(index, answer)
             except UnmappedTokens as error:
-                unmapped.extend(error.names)
+                names[index] = error.names
                 return None
             except MalformedAnswerError as error:
                 raise ServerRequestError(f"Prompt {index}: the answer cannot be used: {error}.", index) from error
 
         completions = self._post_all(bodies, read_one)
-        if unmapped:
-            raise UnmappedTokensError(len(unmapped), unmapped, completions)
+        if any(names):
+            raise UnmappedTokensError(names, completions)
         return completions
 
-    def _post_all(self, bodies: list[dict[str, Any]], read: Callable[[int, dict[str, Any]], Any]) -> list[Any]:
+    def _post_all(
+        self,
+        bodies: list[dict[str, Any]],
+        read: Callable[[int, dict[str, Any]], Any],
+        fails_at_once: Collection[int] = (),
+    ) -> list[Any]:
         try:
-            return self._client.post_all(bodies, read)
+            return self._client.post_all(bodies, read, fails_at_once)
         except ServerRequestError as error:
             if error.status_code not in (400, 422):
                 raise
@@ -254,38 +250,3 @@ class ServerEngine:
                 "prompt, it needs `is_text_only=True`."
             )
             raise ServerRequestError(hint, error.index, error.status_code) from None
-
-    def _verify_scoring(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Refuses a server whose echoed log-probabilities are not those that it gave when it wrote the same text."""
-        bodies = [self._requests.build(i, ids, PROBE_LENGTH, 1.0, seed=i) for i, ids in enumerate(prompts)]
-        texts, starts, written = [], [], []
-        for prompt, answer in zip(prompts, self._post_all(bodies, lambda _, answer: answer), strict=True):
-            ids, positions = self._reader.read_ids(answer["choices"][0])
-            known = list(itertools.takewhile(lambda pair: None not in pair, zip(ids, positions or (), strict=False)))
-            if known and all(position.log_p is not None for _, position in known):
-                texts.append([*prompt, *(id for id, _ in known)])
-                starts.append(len(prompt))
-                written += [position.log_p for _, position in known]
-        if not texts:
-            raise UnsupportedByEngineError(
-                f"The server gives no log-probabilities of exact ids. To score, use {SCORERS}."
-            )
-        refusal = ""
-        try:
-            scored = self._collect(
-                [self._requests.build_echo(text) for text in texts],
-                lambda i, answer: self._reader.read_scored(answer, texts[i], starts[i], SignalRequest()),
-            )
-        except ServerRequestError as error:
-            if error.status_code not in REFUSALS:
-                raise
-            refusal = str(error)
-        if refusal:
-            raise UnsupportedByEngineError(f"The server cannot score given text (use {SCORERS}). {refusal}")
-        echoed = itertools.chain.from_iterable(completion.token_logprobs for completion in scored)
-        gap = median(abs(a - b) for a, b in zip(echoed, written, strict=True))
-        if gap > PROBE_TOLERANCE:
-            raise UnsupportedByEngineError(
-                f"The server's echo of a text gives its tokens other log-probabilities than writing it did (median "
-                f"difference {gap:.2f} nats), as if shifted by one token. To score, use {SCORERS}."
-            )

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
@@ -105,27 +105,40 @@ class CompletionsClient:
         self._backoff = backoff
         self._random = random.Random()  # not the global one, whose state belongs to the experiment
 
-    def post_all(self, bodies: Sequence[dict[str, Any]], read: Callable[[int, dict[str, Any]], Result]) -> list[Result]:
+    def post_all(
+        self,
+        bodies: Sequence[dict[str, Any]],
+        read: Callable[[int, dict[str, Any]], Result],
+        fails_at_once: Collection[int] = (),
+    ) -> list[Result]:
         """Posts all bodies and returns what `read(index, answer)` makes of the answers, in order.
 
         The first failure, of a request or of `read`, cancels what is still under way and is raised. Works inside of a
         running event loop too (Jupyter), which it blocks.
 
+        Args:
+            bodies (`Sequence[dict]`): JSON objects.
+            read (`Callable`): From the index of a body and its answer to what is kept of it.
+            fails_at_once (`Collection[int]`, *optional*): HTTP statuses that are not tried again in this call.
+
         Raises:
             `ServerRequestError`: Names the index of the body that failed.
             `ValueError`: The API key cannot be sent.
         """
-        return _run_to_end(self._post_all(bodies, read)) if bodies else []
+        return _run_to_end(self._post_all(bodies, read, fails_at_once)) if bodies else []
 
     async def _post_all(
-        self, bodies: Sequence[dict[str, Any]], read: Callable[[int, dict[str, Any]], Result]
+        self,
+        bodies: Sequence[dict[str, Any]],
+        read: Callable[[int, dict[str, Any]], Result],
+        fails_at_once: Collection[int],
     ) -> list[Result]:
         openai = import_openai()
         places = asyncio.Semaphore(self._max_concurrency)
 
         async def post(index: int, body: dict[str, Any]) -> Result:
             async with places:
-                return read(index, await self._post(client, index, body))
+                return read(index, await self._post(client, index, body, fails_at_once))
 
         failures: BaseExceptionGroup | None = None
         async with openai.AsyncOpenAI(
@@ -140,13 +153,15 @@ class CompletionsClient:
             raise failures.exceptions[0]
         return [task.result() for task in tasks]
 
-    async def _post(self, client: Any, index: int, body: dict[str, Any]) -> dict[str, Any]:
+    async def _post(
+        self, client: Any, index: int, body: dict[str, Any], fails_at_once: Collection[int]
+    ) -> dict[str, Any]:
         for attempt in itertools.count():
             await self._wait_for_turn()
             answer, failure = await self._attempt(client, body)
             if failure is None:
                 return answer
-            if not failure.is_transient:
+            if not failure.is_transient or failure.status_code in fails_at_once:
                 raise ServerRequestError(f"Prompt {index}: {failure.reason}", index, failure.status_code)
             if attempt == self._max_retries:
                 raise ServerRequestError(

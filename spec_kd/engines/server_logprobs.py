@@ -10,6 +10,7 @@ Log-probabilities belong to ids, but the OpenAI completions API speaks of tokens
 A string counts as an id only if it is exactly one id's; there is no guessing, and no tokenising again.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,22 +37,34 @@ Token = int | str
 class UnmappedTokensError(ValueError):
     """The server named tokens in a way that is not exactly one id, so some completions have no exact ids.
 
-    Attributes:
-        count (`int`): Tokens concerned, in all completions together.
-        examples (`list[str]`): A few of them, as the server wrote them.
+    Args:
+        names (`Sequence[list[str]]`): Such tokens of each completion of the batch, as the server wrote them; empty for
+            a completion that is whole.
         completions (`list[Completion | None]`): The batch, `None` where the ids are not known.
+
+    Attributes:
+        names, completions: As above.
+        count (`int`): Tokens concerned, in all completions together.
+        examples (`list[str]`): A few of them.
     """
 
-    def __init__(self, count: int, names: Sequence[str], completions: list[Completion | None]):
-        self.count = count
-        self.examples = list(dict.fromkeys(names))[:NUM_EXAMPLES]
+    def __init__(self, names: Sequence[list[str]], completions: list[Completion | None]):
+        self.names = list(names)
         self.completions = completions
+        self.count = sum(map(len, names))
+        self.examples = list_examples(names)
         super().__init__(
-            f"{count} tokens, in {sum(c is None for c in completions)} of {len(completions)} completions, are not "
+            f"{self.count} tokens, in {sum(c is None for c in completions)} of {len(completions)} completions, are not "
             f"exactly one id of the tokenizer, such as {', '.join(map(repr, self.examples))}. Use a server that "
             "returns ids (vLLM from 0.10.2 and recent SGLang do, llama.cpp except for tokens that end inside a "
-            "character), or go on with the rows in `error.completions` that are not None."
+            'character), or go on without these rows: `on_unmapped="drop"` of `generate_responses`, or those in '
+            "`error.completions` that are not None."
         )
+
+
+def list_examples(names: Iterable[Sequence[str]]) -> list[str]:
+    """A few different ones of the names of each completion's tokens."""
+    return list(itertools.islice(dict.fromkeys(itertools.chain.from_iterable(names)), NUM_EXAMPLES))
 
 
 @dataclass(frozen=True)

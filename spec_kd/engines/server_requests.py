@@ -1,6 +1,5 @@
 """What is asked of a completion server: what it can be asked for, the fields of a request, prompts as ids or text."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,9 +148,3 @@ class RequestBuilder:
         if self._tokenizer.pad_token_id is not None:
             config["pad_token_id"] = self._tokenizer.pad_token_id
         return json.dumps(config)
-
-
-def derive_seed(job_seed: int, batch_seed: str, index: int) -> int:
-    """31 bits: llama.cpp takes 32 without a sign."""
-    digest = hashlib.sha256(f"{job_seed}:{batch_seed}:{index}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

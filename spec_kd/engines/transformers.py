@@ -21,12 +21,13 @@ from transformers import (
 )
 
 from spec_kd._private import create_model_from_path, get_config_model_id
-from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest
+from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, derive_seed, join_texts
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, unwrap_peft
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
 
 MAX_SCORED_LOGITS = 2**24
+SEED_BITS = 56  # of a torch generator's 64
 
 
 class TransformersEngine:
@@ -93,7 +94,7 @@ class TransformersEngine:
             processors.append(TemperatureLogitsWarper(float(options.temperature)))
         recorder = None
         if signal is not None:
-            recorder = SlotRecorder(signal, self.vocab_size, _seed(f"{seed}:signal"))
+            recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
             processors.append(recorder)
         with neutral(self.target, options, self.eos_ids, self.pad_id), _seeded(seed, device):
             output = self.target.generate(
@@ -115,7 +116,7 @@ class TransformersEngine:
     ) -> list[Completion]:
         """As [`Engine.score`]: one teacher-forced pass, the head on the completion tokens alone."""
         check_signal(signal, self.vocab_size)
-        rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        rows = join_texts(prompts, completions)
         device = self.target.get_input_embeddings().weight.device
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], device=device)  # (B, T)
@@ -125,7 +126,7 @@ class TransformersEngine:
                 self.target, self.target.base_model, input_ids=ids, attention_mask=mask
             )  # (B, T, H)
         head = LogitHead.of(self.target, self.vocab_size)
-        recorder = SlotRecorder(signal, self.vocab_size, _seed(f"{seed}:signal"))
+        recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
         chunk = max(1, MAX_SCORED_LOGITS // self.vocab_size)
         scored = []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -177,14 +178,10 @@ def neutral(target: PreTrainedModel, options: SamplingOptions, eos_ids: list[int
         target.generation_config = shipped
 
 
-def _seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
 @contextmanager
 def _seeded(seed: str, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_seed(seed))
+        torch.manual_seed(derive_seed(seed, SEED_BITS))
         yield
 
 

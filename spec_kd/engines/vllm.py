@@ -5,7 +5,6 @@ engine agrees with transformers, and the tests replay what was recorded there. I
 runner V2, in bfloat16, quantised, on several devices or with a real target: vLLM's own wheels need CUDA.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -13,9 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, TokenSlots, UnsupportedByEngineError
+from spec_kd.engines.base import (
+    Completion,
+    SamplingOptions,
+    SignalRequest,
+    TokenSlots,
+    UnsupportedByEngineError,
+    derive_seed,
+    join_texts,
+)
 
 LOGPROBS_ARE = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
+SEED_BITS = 56  # never -1, which vLLM takes for no seed, and within the 64 bits of its generators
 
 
 class VLLMEngine:
@@ -150,7 +158,7 @@ class VLLMEngine:
                 temperature=options.temperature,
                 top_p=1.0,
                 top_k=0,  # of all ids
-                seed=_derive_seed(options.seed, seed, index) if options.temperature > 0 else None,
+                seed=derive_seed(f"{options.seed}:{seed}:{index}", SEED_BITS) if options.temperature > 0 else None,
                 ignore_eos=True,  # those vLLM knows of: the ids below are all there are
                 stop_token_ids=self.eos_token_ids,
                 logprobs=None if signal is None else top_k,  # 0 is the written token alone
@@ -180,12 +188,7 @@ class VLLMEngine:
             `UnsupportedByEngineError`, `ValueError`: Before any work, as of `check`, or for rows that do not match.
             `RuntimeError`: vLLM returned something else than it was asked for.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
-        texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            if not 0 < len(prompt) < len(text):
-                raise ValueError(f"Row {number} has an empty prompt or completion, so nothing to score: leave it out.")
+        texts = join_texts(prompts, completions)
         self.check(texts, SamplingOptions(max_new_tokens=0), signal)
         top_k = self._count_logprobs(signal)
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
@@ -292,8 +295,3 @@ def _find_eos_ids(llm: Any) -> set[int]:
     if not config.skip_tokenizer_init:
         eos_ids.add(llm.get_tokenizer().eos_token_id)
     return eos_ids - {None}
-
-
-def _derive_seed(job_seed: int, batch_seed: str, index: int) -> int:
-    """56 bits, so that it is never -1, which vLLM takes for no seed, and fits the 64 of its generators."""
-    return int.from_bytes(hashlib.sha256(f"{job_seed}:{batch_seed}:{index}".encode()).digest()[:7], "big")

@@ -269,7 +269,7 @@ def test_an_interrupted_run_ends_with_the_same_data_set(generate, target, tmp_pa
 
 def test_damaged_shards_are_done_again(generate, tmp_path):
     expected = generate(output_dir=tmp_path, batch_size=2, shard_size=2).to_list()
-    shards = sorted((tmp_path / ".shards").glob("*.parquet"))
+    shards = sorted((tmp_path / ".shards").glob("*.arrow"))
     assert len(shards) == 4
     shards[0].write_bytes(shards[0].read_bytes()[:-20])
     shards[1].write_bytes(shards[1].read_bytes().replace(b"length", b"LENGTH"))
@@ -329,9 +329,9 @@ def test_a_killed_process_leaves_a_run_that_resumes(generate, tmp_path):
     )
     assert killed.returncode == -signal.SIGKILL
     assert sorted(p.name for p in (tmp_path / ".shards").glob("0*")) == [
-        "00000.parquet",
-        "00000.parquet.sha256",
-        "00001.parquet",
+        "00000.arrow",
+        "00000.arrow.sha256",
+        "00001.arrow",
     ]
     options = {"temperature": 1.0, "shard_size": 3}
     assert generate(output_dir=tmp_path, **options).to_list() == generate(**options).to_list()

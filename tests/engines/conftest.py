@@ -1,6 +1,8 @@
+import copy
+
 import pytest
 import torch
-from local_server import TEXTS, LocalServer, build_engine
+from local_server import TEXTS, LocalServer, build_engine, generate_alone
 from tiny import build_llama, build_tokenizer
 
 
@@ -35,3 +37,14 @@ def serve(writer, tokenizer):
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def half_writer(writer, prompts, tokenizer):
+    """A target that writes half a character to some prompts, and which these are."""
+    model = copy.deepcopy(writer)
+    half = tokenizer("é")["input_ids"][0]
+    first = generate_alone(writer, prompts[2])[0]
+    with torch.no_grad():  # half a character where there was a whole one
+        model.lm_head.weight[half] = model.lm_head.weight[first] * 1.01
+    return model, [half in generate_alone(model, prompt) for prompt in prompts]

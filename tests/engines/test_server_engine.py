@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 
 import numpy as np
@@ -68,6 +69,7 @@ def test_sampled_answers_have_seeds_of_their_own_and_raw_logprobs(serve, writer,
         check_signal(writer, prompt, completion, TOP_5)  # of the model at temperature 1, not at 1.7
     seeds = [r["seed"] for r in server.requests[: len(prompts) * 2]]
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)
+    assert int(hashlib.sha256(b"3::0").hexdigest()[:8], 16) >> 1 in seeds
     sent = server.requests[0]
     assert sent["temperature"] == 1.7 and sent["top_p"] == 1.0 and sent["top_k"] == -1 and sent["min_p"] == 0.0
 
@@ -106,6 +108,58 @@ def test_servers_that_cannot_score_are_refused(serve, writer, prompts, dialect, 
     _, engine = serve(dialect, model=sharp, engine_options={"max_retries": 1}, **traits)
     with pytest.raises(UnsupportedByEngineError, match=message):
         engine.score(prompts, [[70, 71]] * 6, TOKEN_ONLY)
+
+
+def count_echoes(server):
+    return sum(bool(request.get("echo")) for request in server.requests)
+
+
+def test_a_refused_echo_is_told_without_waiting(serve, prompts, monkeypatch):
+    server, engine = serve("llama.cpp")  # status 500
+    monkeypatch.setattr(engine._client._random, "uniform", lambda *_: pytest.fail("it waits to try again"))
+    with pytest.raises(UnsupportedByEngineError, match=r"refuses `echo`\): use vLLM, SGLang or the transformers"):
+        engine.score(prompts, [[70, 71]] * 6, TOKEN_ONLY)
+    assert count_echoes(server) == 3
+
+    server, engine = serve("llama.cpp")
+    answer = server._answer
+    monkeypatch.setattr(server, "_answer", lambda body: (400, {"error": {}}) if body.get("echo") else answer(body))
+    with pytest.raises(UnsupportedByEngineError, match=r"refuses `echo`.*status 400"):
+        engine.score(prompts, [[70, 71]] * 6, TOKEN_ONLY)
+    assert count_echoes(server) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "num_echoes"),
+    [({4: 1}, 2), ({4: 1, 5: 1}, 3), ({4: 3}, 2)],
+    ids=["once", "twice", "with and without echo"],
+)
+def test_trouble_that_passes_is_no_refusal(serve, writer, prompts, faults, num_echoes):
+    """Faults begin after so many answers: four short texts are written, then the first is echoed."""
+    server, engine = serve()
+    answered = []
+
+    def fail_next(answer):
+        answered.append(answer)
+        server.faults.extend(["500"] * faults.get(len(answered), 0))
+        return answer
+
+    server.traits["edit"] = fail_next
+    for prompt, completion in zip(prompts, engine.score(prompts, [[70, 71]] * 6, TOKEN_ONLY), strict=True):
+        check_signal(writer, prompt, completion, TOKEN_ONLY)
+    assert not server.faults and count_echoes(server) == num_echoes + 4 + 6  # then all short texts, and the rows
+
+
+def test_trouble_that_stays_is_no_refusal_either(serve, prompts):
+    server, engine = serve(engine_options={"max_retries": 2})
+
+    def fail_from_now_on(answer):
+        server.faults.extend(["500"] * 20)
+        return answer
+
+    server.traits["edit"] = fail_from_now_on
+    with pytest.raises(ServerRequestError, match=r"no usable answer in 3 attempts.*out of memory"):
+        engine.score(prompts[:1], [[70, 71]], TOKEN_ONLY)
 
 
 def strip_echo(answer):

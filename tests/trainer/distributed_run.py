@@ -1,20 +1,21 @@
 """One small white-box run, started by `test_distributed.py` in one process or several; writes losses and weights.
 
-Usage: distributed_run.py OUTPUT.pt BATCH_SIZE {none|zero}; every case of CASES runs, one after the other.
+Usage: distributed_run.py OUTPUT.pt BATCH_SIZE {none|zero} RESPONSES; every case of CASES runs, one after the other. The
+folder RESPONSES has data sets `train` and `held_out` with a teacher signal, for the case "cached".
 """
 
 import os
 import sys
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from tiny import build_llama, build_tokenizer
 from transformers import TrainerCallback
 
 from spec_kd.evaluation import SpeculativeEvalCallback
 from spec_kd.trainer import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
-CASES = ("even", "uneven", "masked")
+CASES = ("even", "uneven", "masked", "cached")
 
 
 def build_rows(case: str) -> list[dict]:
@@ -42,7 +43,20 @@ class CompareRanks(TrainerCallback):
             assert all(torch.equal(total, other) for other in others), "the ranks' weights differ"
 
 
-def train(output_dir: str, case: str, batch_size: int, sharding: str) -> dict:
+def choose_data(case: str, responses: str) -> dict:
+    """Data sets, the callback, and a teacher unless the data sets have its signal."""
+    if case == "cached":
+        train, held_out = (load_from_disk(os.path.join(responses, name)) for name in ("train", "held_out"))
+        return {"train_dataset": train, "eval_dataset": held_out, "callback": SpeculativeEvalCallback(held_out)}
+    return {
+        "train_dataset": Dataset.from_list(build_rows(case)),
+        "eval_dataset": Dataset.from_list(build_rows("even")[:8]),
+        "callback": SpeculativeEvalCallback([[{"role": "user", "content": "a"}]] * 3, max_new_tokens=8),
+        "teacher_model": build_llama(seed=1, vocab_size=288, hidden_size=48, layers=3),
+    }
+
+
+def train(output_dir: str, case: str, batch_size: int, sharding: str, responses: str) -> dict:
     is_sharded = sharding == "zero"
     args = WhiteBoxDistillConfig(
         output_dir=output_dir, per_device_train_batch_size=batch_size, max_steps=2, learning_rate=0.5,
@@ -50,13 +64,12 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str) -> dict:
         gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False,
         use_cpu=not is_sharded, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, max_grad_norm=1e9,
         eval_strategy="steps", eval_steps=2, align_vocabulary=True,
+        target_vocab_size=288 if case == "cached" else None,  # else read from the teacher
     )  # fmt: skip
-    teacher = build_llama(seed=1, vocab_size=288, hidden_size=48, layers=3)
+    data = choose_data(case, responses)
     trainer = WhiteBoxDistillTrainer(
-        model=build_llama(seed=0), teacher_model=teacher, args=args,
-        train_dataset=Dataset.from_list(build_rows(case)), processing_class=build_tokenizer(),
-        eval_dataset=Dataset.from_list(build_rows("even")[:8]),
-        callbacks=[CompareRanks(), SpeculativeEvalCallback([[{"role": "user", "content": "a"}]] * 3, max_new_tokens=8)],
+        model=build_llama(seed=0), args=args, processing_class=build_tokenizer(),
+        callbacks=[CompareRanks(), data.pop("callback")], **data,
     )  # fmt: skip
     trainer.train()
     trainer.save_model()
@@ -73,8 +86,8 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str) -> dict:
     }
 
 
-def main(output: str, batch_size: str, sharding: str) -> None:
-    results = {case: train(f"{output}.run", case, int(batch_size), sharding) for case in CASES}
+def main(output: str, batch_size: str, sharding: str, responses: str) -> None:
+    results = {case: train(f"{output}.run", case, int(batch_size), sharding, responses) for case in CASES}
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save(results, output)
 

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import concatenate_datasets
+from tiny import build_llama, build_tokenizer
 from transformers import AutoModelForCausalLM
+
+from spec_kd.data import generate_responses
+from spec_kd.engines import SignalRequest
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 
@@ -28,14 +33,37 @@ def run(command: list[str], **environment: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def single_process(tmp_path_factory):
+def responses(tmp_path_factory):
+    """Training and evaluation sets with the signal of a teacher that is not there later.
+
+    The first batch of rank 0 has longer completions than that of rank 1; those held out are equally long, since
+    evaluation is a mean over batches.
+    """
+    folder = tmp_path_factory.mktemp("responses")
+    teacher = build_llama(seed=1, vocab_size=288, hidden_size=48, layers=3)
+    long, short = (
+        generate_responses(
+            teacher, [f"{i} and so on" for i in range(16)], processing_class=build_tokenizer(), max_new_tokens=length,
+            temperature=1.0, teacher_signal=SignalRequest("sampled_logprobs", num_draws=16), show_progress=False,
+        )
+        for length in (12, 5)
+    )  # fmt: skip
+    rows = [dataset.select(range(i, i + 4)) for i, dataset in ((0, long), (4, short), (8, long), (12, short))]
+    concatenate_datasets(rows).save_to_disk(folder / "train")
+    full = long.filter(lambda row: row["finish_reason"] == "length")
+    full.select(range(8)).save_to_disk(folder / "held_out")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single_process(tmp_path_factory, responses):
     output = tmp_path_factory.mktemp("single") / "single.pt"
-    run([sys.executable, str(SCRIPT), str(output), "8", "none"])
+    run([sys.executable, str(SCRIPT), str(output), "8", "none", str(responses)])
     return torch.load(output)
 
 
 def assert_same(actual: dict, expected: dict) -> None:
-    assert actual.keys() == expected.keys() == {"even", "uneven", "masked"}
+    assert actual.keys() == expected.keys() == {"even", "uneven", "masked", "cached"}
     for case in expected:
         for name in ("losses", "alphas", "evaluation_losses", "block_efficiencies", "alphas_t1"):
             assert len(expected[case][name]) == 2, name  # two steps; evaluations before training and after
@@ -55,16 +83,17 @@ def assert_saved_aligned(output: Path, weights: dict[str, torch.Tensor]) -> None
     torch.testing.assert_close(rows, weights["model.embed_tokens.weight"], rtol=1e-4, atol=1e-5)
 
 
-def test_ddp_equals_one_process(tmp_path, single_process):
+def test_ddp_equals_one_process(tmp_path, single_process, responses):
     output = tmp_path / "ddp.pt"
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    run([sys.executable, *launcher, "--rdzv_endpoint", "localhost:0", str(SCRIPT), str(output), "4", "none"])
+    launcher += ["--rdzv_endpoint", "localhost:0"]
+    run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "none", str(responses)])
     assert_same(torch.load(output), single_process)
-    assert_saved_aligned(output, single_process["masked"]["weights"])  # the last case's
+    assert_saved_aligned(output, single_process["cached"]["weights"])  # the last case's
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_one_process(tmp_path, single_process, stage):
+def test_zero_equals_one_process(tmp_path, single_process, responses, stage):
     pytest.importorskip("deepspeed")
     config = {
         "zero_optimization": {
@@ -83,6 +112,6 @@ def test_zero_equals_one_process(tmp_path, single_process, stage):
     config_file.write_text(json.dumps(config))
     launcher = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config_file)]
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "zero"], DS_ACCELERATOR="cpu")
+    run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "zero", str(responses)], DS_ACCELERATOR="cpu")
     assert_same(torch.load(output), single_process)
-    assert_saved_aligned(output, single_process["masked"]["weights"])  # the last case's
+    assert_saved_aligned(output, single_process["cached"]["weights"])  # the last case's

@@ -1,0 +1,149 @@
+"""From the answers of a run to its data set, a slice of rows at a time, so that nothing has to fit into memory."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import accelerate
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+
+from spec_kd.data.id_lists import IdLists
+from spec_kd.data.sharded_runs import Answers
+from spec_kd.data.shards import ShardStore
+from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+
+ROWS_AT_A_TIME = 1024
+TEACHER_FEATURES = {
+    "teacher_token_logprobs": List(Value("float32")),
+    "teacher_signal": Value("binary"),
+    "teacher_info": Value("string"),
+}
+
+Columns = Mapping[str, Any]
+"""By name, lists of values or Arrow arrays."""
+
+
+def add_columns(
+    dataset: Dataset,
+    features: Features,
+    build: Callable[[Sequence[int], pa.Table], Columns],
+    answers: Answers,
+    store: ShardStore | None,
+) -> Dataset:
+    """The rows of a data set that have a completion, in order, with columns made of the answers.
+
+    Args:
+        dataset (`Dataset`): A row for each answer; may have no columns.
+        features (`Features`): Of the new columns.
+        build (`Callable`): From some row numbers and their answers to the new columns.
+        answers (`Answers`): Of all rows.
+        store (`ShardStore`, *optional*): Where the result is to lie.
+
+    Returns:
+        `Dataset`: In memory; with a store memory-mapped, and `ROWS_AT_A_TIME` rows are in memory while it is written.
+    """
+    schema = Features({**dataset.features, **features}).arrow_schema
+    kept = dataset.with_format("arrow")
+    rows = [row for row in range(answers.num_rows) if row not in answers.unmapped]
+
+    def build_parts() -> Iterator[pa.Table]:
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            part = rows[start : start + ROWS_AT_A_TIME]
+            columns = dict(build(part, answers.read(part)))
+            if dataset.column_names:
+                table = kept[part]
+                columns |= {name: table[name] for name in table.column_names}
+            arrays = [_to_arrow(columns[field.name], field.type) for field in schema]
+            yield pa.Table.from_arrays(arrays, schema=schema).combine_chunks()
+
+    if store is None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as writer:
+            for part in build_parts():
+                writer.write_table(part)
+        return Dataset.from_buffer(sink.getvalue())
+    state = accelerate.PartialState()
+    if state.is_main_process:
+        store.finish(build_parts(), schema)
+    state.wait_for_everyone()
+    return store.open_finished()
+
+
+def add_responses(
+    dataset: Dataset,
+    prompt_ids: IdLists,
+    answers: Answers,
+    processing_class: ProcessingClass,
+    info: TeacherInfo | None,
+    store: ShardStore | None,
+) -> Dataset:
+    """The prompts with what the target wrote; columns of the same names and a teacher's columns are replaced.
+
+    Args:
+        dataset (`Dataset`): The prompts as they came.
+        prompt_ids (`IdLists`): The same, rendered.
+        answers (`Answers`): Of the target.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        info (`TeacherInfo`, *optional*): What the teacher's columns are of, where there is a signal.
+        store (`ShardStore`, *optional*): As of [`add_columns`].
+    """
+    tokenizer = get_tokenizer(processing_class)
+    has_prompt = "prompt" in dataset.column_names
+    is_chat = has_prompt and not isinstance(dataset[0]["prompt"], str)
+    text, ids = Value("string"), List(Value("int32"))
+    features = Features(
+        {
+            **({} if has_prompt else {"prompt": text}),
+            "completion": List({"role": text, "content": text}) if is_chat else text,
+            "prompt_ids": ids,
+            "completion_ids": ids,
+            "finish_reason": text,
+            **_list_teacher_features(info),
+        }
+    )
+
+    def build(rows: Sequence[int], answered: pa.Table) -> Columns:
+        prompts = [prompt_ids[row] for row in rows]
+        texts = tokenizer.batch_decode(
+            answered["completion_ids"].to_pylist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        columns = {
+            "completion": [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts,
+            "prompt_ids": prompts,
+            "completion_ids": answered["completion_ids"],
+            "finish_reason": answered["finish_reason"],
+            **_build_teacher_columns(answered, info),
+        }
+        if not has_prompt:
+            columns["prompt"] = tokenizer.batch_decode(prompts, clean_up_tokenization_spaces=False)
+        return columns
+
+    replaced = {*features, *TEACHER_FEATURES}
+    kept = dataset.select_columns([name for name in dataset.column_names if name not in replaced])
+    return add_columns(kept, features, build, answers, store)
+
+
+def add_signal(dataset: Dataset, answers: Answers, info: TeacherInfo, store: ShardStore | None) -> Dataset:
+    """The rows with the teacher's columns, in place of any that they had."""
+    kept = dataset.remove_columns([name for name in TEACHER_FEATURES if name in dataset.column_names])
+    features = Features(_list_teacher_features(info))
+    return add_columns(kept, features, lambda _, answered: _build_teacher_columns(answered, info), answers, store)
+
+
+def _list_teacher_features(info: TeacherInfo | None) -> dict[str, Any]:
+    if info is None:
+        return {}
+    is_absent = info.method == "token_only"  # which has nothing beside the log-probabilities
+    return {name: feature for name, feature in TEACHER_FEATURES.items() if not (name == "teacher_signal" and is_absent)}
+
+
+def _build_teacher_columns(answered: pa.Table, info: TeacherInfo | None) -> dict[str, Any]:
+    if info is None:
+        return {}
+    recorded = [name for name in _list_teacher_features(info) if name in answered.column_names]
+    return {name: answered[name] for name in recorded} | {"teacher_info": [info.to_json()] * len(answered)}
+
+
+def _to_arrow(values: Any, type: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, type=type)
