@@ -1,0 +1,106 @@
+"""Which drafted tokens the target takes, and what it writes behind them (Leviathan et al., arXiv 2211.17192, alg. 1).
+
+Batched: B rows are offered G drafted tokens each, may use the first `limits` of them, and accept unequal numbers.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Verdict(NamedTuple):
+    """Number of drafted tokens accepted and the target's own token behind them, both int64 `(B,)`."""
+
+    accepted: torch.Tensor
+    next_tokens: torch.Tensor
+
+
+def verify_greedily(logits: torch.Tensor, drafted: torch.Tensor, limits: torch.Tensor) -> Verdict:
+    """Accepts drafted tokens as long as they are the target's most likely ones.
+
+    Args:
+        logits (`torch.Tensor`): Of the target at the G drafted positions and the one behind, `(B, G + 1, V)`.
+        drafted (`torch.Tensor`): Drafted ids, int64 `(B, G)`.
+        limits (`torch.Tensor`): Drafted tokens that a row may use, int64 `(B,)`.
+    """
+    choice = logits.argmax(dim=-1)  # (B, G + 1)
+    accepted = _count_leading(drafted == choice[:, :-1], limits)
+    return Verdict(accepted, choice.gather(1, accepted[:, None]).squeeze(1))
+
+
+def verify_sampled(
+    p: torch.Tensor,
+    q: torch.Tensor | None,
+    drafted: torch.Tensor,
+    limits: torch.Tensor,
+    generator: torch.Generator,
+) -> Verdict:
+    """Accepts with probability min(1, p / q) and corrects the first token that fails: text distributed as p alone.
+
+    Args:
+        p (`torch.Tensor`): Target's probabilities at the G drafted positions and the one behind, `(B, G + 1, V)`.
+        q (`torch.Tensor`, *optional*):
+            Probabilities that the drafted tokens were sampled from, `(B, G, V)`. `None` if they were chosen without
+            chance (the draft's most likely ones): q is then 1 at the drafted token.
+        drafted (`torch.Tensor`): Drafted ids, int64 `(B, G)`.
+        limits (`torch.Tensor`): Drafted tokens that a row may use, int64 `(B,)`.
+        generator (`torch.Generator`): On the device of the tensors.
+    """
+    uniforms = torch.rand(drafted.shape, generator=generator, device=p.device)
+    accepted = count_accepted(p, q, drafted, limits, uniforms)
+    return Verdict(accepted, sample(weigh_next_tokens(p, q, drafted, limits, accepted), generator))
+
+
+def count_accepted(
+    p: torch.Tensor, q: torch.Tensor | None, drafted: torch.Tensor, limits: torch.Tensor, uniforms: torch.Tensor
+) -> torch.Tensor:
+    """Drafted tokens accepted before the first failure, int64 `(B,)`.
+
+    Args:
+        uniforms (`torch.Tensor`): A draw from [0, 1) for each drafted token, `(B, G)`.
+
+    The other arguments are those of [`verify_sampled`].
+    """
+    ids = drafted[..., None]  # (B, G, 1)
+    token_p = p[:, :-1].gather(-1, ids).squeeze(-1)
+    token_q = 1.0 if q is None else q.gather(-1, ids).squeeze(-1)
+    return _count_leading(uniforms * token_q < token_p, limits)
+
+
+def weigh_next_tokens(
+    p: torch.Tensor, q: torch.Tensor | None, drafted: torch.Tensor, limits: torch.Tensor, accepted: torch.Tensor
+) -> torch.Tensor:
+    """What the token behind the accepted ones is drawn from: max(p - q, 0) after a rejection, else p.
+
+    Args:
+        accepted (`torch.Tensor`): Drafted tokens accepted, int64 `(B,)`.
+
+    The other arguments are those of [`verify_sampled`].
+
+    Returns:
+        `torch.Tensor`: Weights `(B, V)`, which need not sum to one.
+    """
+    p = p[torch.arange(len(p), device=p.device), accepted]  # (B, V)
+    rejected = (accepted < limits).nonzero().squeeze(1)  # (R,)
+    where = (rejected, accepted[rejected])
+    weights = p.clone()
+    if q is None:
+        weights[rejected, drafted[where]] = 0
+    else:
+        weights[rejected] = (p[rejected] - q[where]).clamp(min=0)
+    # p and q equal up to rounding: a rejection is then all but impossible, but would leave nothing to draw from
+    return torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, p)
+
+
+def sample(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One id for each row of weights `(B, V)`, int64 `(B,)`."""
+    # `torch.multinomial` draws a number for every id; on a CPU that takes longer than the head of a small model
+    cumulated = weights.double().cumsum(dim=-1)
+    draws = torch.rand(len(weights), 1, generator=generator, dtype=torch.double, device=weights.device)
+    ids = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True).squeeze(1)
+    return ids.clamp(max=weights.shape[1] - 1)  # a product that was rounded up to the sum
+
+
+def _count_leading(is_accepted: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    may_be_used = torch.arange(is_accepted.shape[1], device=limits.device) < limits[:, None]
+    return (is_accepted & may_be_used).long().cumprod(dim=1).sum(dim=1)

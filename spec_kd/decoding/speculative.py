@@ -1,0 +1,184 @@
+"""Speculative decoding of whole batches; transformers' assisted generation takes one sequence at a time.
+
+A plain loop over forward passes. `generate(custom_generate=...)` prepares only one of the two models, with a cache
+that drops what windowed layers have passed and processors for one position a call, and reads the shipped generation
+config, which must not count here.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.decoding.acceptance_sampling import sample, verify_greedily, verify_sampled
+from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
+from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
+from spec_kd.decoding.rounds import SpeculativeText, TextInProgress, leave_out_drafts_behind_end
+from spec_kd.heads import evaluation_mode
+
+
+def generate_speculatively(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    prompts_ids: Sequence[Sequence[int]],
+    *,
+    temperature: float = 0.0,
+    num_assistant_tokens: int = 5,
+    max_new_tokens: int,
+    eos_token_id: int | list[int] | None = None,
+    vocab_size: int | None = None,
+    draft_sampling: str = "stochastic",
+    batch_size: int = 16,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> SpeculativeText:
+    """Lets the target write with the draft's help, many prompts at a time, and records every round.
+
+    Lossless (Leviathan et al., arXiv 2211.17192): greedy text is the target's own, sampled text is distributed as the
+    target's. Exact for float32 models; in bf16 a pass over several tokens and one over a single token can differ in an
+    argmax. Plain greedy or plain sampling: nothing of the generation configs that the models ship counts, except the
+    target's EOS. Modes and the global random state are left as they were.
+
+    Args:
+        target (`PreTrainedModel` or `PeftModel`): The target.
+        draft (`PreTrainedModel` or `PeftModel`): The draft.
+        prompts_ids (`list[list[int]]`): Ids of each prompt.
+        temperature (`float`): 0.0 for greedy.
+        num_assistant_tokens (`int`): Tokens drafted in a round (gamma).
+        max_new_tokens (`int`): Most tokens written to a prompt.
+        eos_token_id (`int` or `list[int]`, *optional*):
+            Defaults to that of the target's generation config; an empty list for none.
+        vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
+        draft_sampling (`str`):
+            `"stochastic"` is the rule of the paper and of transformers; `"greedy"` drafts the most likely token at any
+            temperature, as most servers do. Equal at temperature 0.
+        batch_size (`int`): Prompts at a time, of similar lengths; those that are complete make no more work.
+        seed (`int`): Of the sampling. Which text is drawn depends on `batch_size` as well.
+        show_progress (`bool`): Whether to show a progress bar over the prompts.
+
+    Raises:
+        `ValueError`:
+            Before any generation, for an option out of its range, no prompts, an unusable or too long one, or a model
+            with a recurrent state.
+        `VocabularyMismatchError`: If a head has fewer than `vocab_size` rows.
+    """
+    check_num_assistant_tokens(num_assistant_tokens)
+    check_sampling(temperature, draft_sampling)
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+    target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
+    vocab_size = resolve_vocab_size(vocab_size, draft, target)
+    prompts_ids = [list(ids) for ids in prompts_ids]
+    check_prompts(prompts_ids, vocab_size)
+    for role, model in (("target", target), ("draft", draft)):
+        check_reversible(model, role)
+        check_positions(model, role, prompts_ids, max_new_tokens)
+    if eos_token_id is None:
+        eos_token_id = target.generation_config.eos_token_id
+    eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+
+    device = target.get_input_embeddings().weight.device
+    options = _Options(
+        temperature=temperature,
+        num_assistant_tokens=num_assistant_tokens,
+        eos_ids=torch.tensor(sorted(eos_ids), dtype=torch.long, device=device),
+        vocab_size=vocab_size,
+        draft_sampling=draft_sampling,
+        generator=torch.Generator(device).manual_seed(seed),
+    )
+    texts = [TextInProgress(max_new_tokens, eos_ids) for _ in prompts_ids]
+    order = sorted(range(len(texts)), key=lambda i: -len(prompts_ids[i]))
+    progress = tqdm(total=len(texts), desc="Speculative decoding", disable=not show_progress)
+    start = time.perf_counter()
+    with progress, evaluation_mode(target, draft):
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            _write_batch(target, draft, [prompts_ids[i] for i in rows], [texts[i] for i in rows], options)
+            progress.update(len(rows))
+    return SpeculativeText(
+        completion_ids=[text.ids for text in texts],
+        rounds=[leave_out_drafts_behind_end(text.rounds) for text in texts],
+        rejected_positions=[text.rejected_positions for text in texts],
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    temperature: float
+    num_assistant_tokens: int
+    eos_ids: torch.Tensor
+    vocab_size: int
+    draft_sampling: str
+    generator: torch.Generator
+
+
+def _write_batch(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    prompts: list[list[int]],
+    texts: list[TextInProgress],
+    options: _Options,
+) -> None:
+    """Completes `texts`, one for each prompt."""
+    device = options.generator.device
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, L)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    target, draft = (RaggedModel(model, padding, options.vocab_size, device) for model in (target, draft))
+    target_ids = draft_ids = ids  # what each model has not read yet, after the first round the last one and two tokens
+    while True:
+        num_left = torch.tensor([text.num_left for text in texts], device=device)
+        num_drafted = min(options.num_assistant_tokens, max(text.num_left for text in texts) - 1)
+        drafted, q = _propose(draft, draft_ids, num_drafted, options)  # (B, G), (B, G, V)
+        limits = _count_usable(drafted, num_left, options.eos_ids)
+        logits = target.read(torch.cat([target_ids, drafted], dim=1), num_drafted + 1)  # (B, G + 1, V)
+        if options.temperature == 0:
+            accepted, next_tokens = verify_greedily(logits, drafted, limits)
+        else:
+            p = (logits / options.temperature).softmax(dim=-1)
+            accepted, next_tokens = verify_sampled(p, q, drafted, limits, options.generator)
+
+        records = zip(drafted.tolist(), limits.tolist(), accepted.tolist(), next_tokens.tolist(), strict=True)
+        for text, (offered, limit, count, token) in zip(texts, records, strict=True):
+            text.add_round(offered[:limit], count, token)
+        rows = [i for i, text in enumerate(texts) if not text.is_complete]
+        if not rows:
+            return
+        # The draft has not read the last drafted token, if all were accepted. Reading the last two tokens again in
+        # any case keeps the rows in step and costs it no pass of its own. So both models take back the same number.
+        candidates = torch.cat([target_ids[:, -1:], drafted], dim=1)  # (B, G + 1)
+        draft_ids = torch.cat([candidates.gather(1, accepted[:, None]), next_tokens[:, None]], dim=1)[rows]  # (B, 2)
+        target_ids = draft_ids[:, 1:]
+        for model in (target, draft):
+            model.take_back(num_drafted - accepted, rows)
+        texts = [texts[i] for i in rows]
+
+
+def _propose(
+    draft: RaggedModel, ids: torch.Tensor, num_drafted: int, options: _Options
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Drafted ids `(B, G)`, and the probabilities they were sampled from `(B, G, V)`, `None` if they were not."""
+    is_sampled = options.temperature > 0 and options.draft_sampling == "stochastic"
+    drafted, q = [ids[:, :0]], []
+    for _ in range(num_drafted):
+        logits = draft.read(ids)[:, 0]  # (B, V)
+        if is_sampled:
+            q.append((logits / options.temperature).softmax(dim=-1))
+            ids = sample(q[-1], options.generator)[:, None]
+        else:
+            ids = logits.argmax(dim=-1, keepdim=True)
+        drafted.append(ids)
+    return torch.cat(drafted, dim=1), torch.stack(q, dim=1) if q else None
+
+
+def _count_usable(drafted: torch.Tensor, num_left: torch.Tensor, eos_ids: torch.Tensor) -> torch.Tensor:
+    """Drafted tokens that a row may use `(B,)`: none behind a drafted EOS, and room for the target's own token."""
+    is_eos = torch.isin(drafted, eos_ids).long()
+    num_up_to_eos = (is_eos.cumsum(dim=1) == is_eos).sum(dim=1)
+    return torch.minimum(num_up_to_eos, num_left - 1)

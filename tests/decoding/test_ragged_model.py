@@ -1,0 +1,126 @@
+"""Every row must see what it would see alone, without padding and without a cache."""
+
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM, Qwen3NextConfig
+
+from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
+
+VOCAB_SIZE = 90  # of 97 rows
+
+
+def read_unevenly(model, compare, num_steps=8, seed=0):
+    """Reads, takes back and drops rows at random; `compare(text, logits)` for every row at every step."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, *shape):
+        return torch.randint(low, high, shape, generator=generator)
+
+    lengths = [1, 7, 3, 5, 7, 2]
+    texts = [draw(2, VOCAB_SIZE, length).tolist() for length in lengths]
+    ids = torch.tensor([[0] * (7 - len(text)) + text for text in texts])
+    ragged = RaggedModel(model, 7 - torch.tensor(lengths), VOCAB_SIZE, torch.device("cpu"))
+    widths = []
+
+    def record(_module, _args, kwargs):
+        if "attention_mask" in kwargs:  # not the reference, which may be the same model
+            widths.append(kwargs["attention_mask"].shape[1])
+
+    hook = model.register_forward_pre_hook(record, with_kwargs=True)
+    with torch.no_grad():
+        logits = ragged.read(ids)
+        for step in range(num_steps):
+            assert widths[-1] == max(map(len, texts))  # no gaps, at any time
+            for text, row in zip(texts, logits, strict=True):
+                compare(text, row)
+            rows = [i for i in range(len(texts)) if not (step in (2, 4) and i == 1)]
+            counts = torch.stack([draw(0, min(len(text), 4), 1)[0] for text in texts])
+            if step == 0:
+                counts[0] = len(texts[0])  # a row that forgets everything
+            ragged.take_back(counts, rows)
+            num_new = (1, 5, 2)[step % 3]
+            new = draw(2, VOCAB_SIZE, len(rows), num_new)
+            texts = [texts[i][: len(texts[i]) - counts[i]] + more for i, more in zip(rows, new.tolist(), strict=True)]
+            logits = ragged.read(new, num_logits=num_new)
+            assert logits.shape == (len(rows), num_new, VOCAB_SIZE)
+    hook.remove()
+    assert len(texts) == 4 and max(map(len, texts)) > 9  # beyond the windows
+
+
+def measure_errors(model, reference, tools):
+    """Greatest difference of any logit from those of each text alone."""
+    errors = []
+
+    def compare(text, logits):
+        expected = tools.compute_logits(reference, text)[-len(logits) :, :VOCAB_SIZE]
+        errors.append((logits - expected).abs().max().item())
+
+    read_unevenly(model, compare)
+    return max(errors)
+
+
+def test_logits_equal_those_of_each_text_alone(tools, architecture):
+    model = tools.build_model(architecture)
+    assert measure_errors(model, model, tools) < 1e-4
+
+
+def test_eager_attention(tools):
+    model = tools.build_model("gemma2")
+    model.set_attn_implementation("eager")
+    assert measure_errors(model, model, tools) < 1e-4
+
+
+@pytest.mark.parametrize("left_out", ["position_ids", "attention_mask", None])
+def test_the_comparison_can_tell(tools, left_out):
+    model, reference = tools.build_model("mistral"), tools.build_model("mistral")
+    if left_out is None:
+        model.config.sliding_window -= 1  # a gap or a padding slot that counts
+    else:
+        forward = model.forward
+        model.forward = lambda **kwargs: forward(**{**kwargs, left_out: None})
+    assert measure_errors(model, reference, tools) > 0.01
+
+
+def test_rows_that_all_forget_everything(tools):
+    model = tools.build_model("llama")
+    ragged = RaggedModel(model, torch.zeros(3, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))
+    ids = torch.tensor([[5], [6], [7]])
+    with torch.no_grad():
+        ragged.read(ids)
+        ragged.take_back(torch.ones(3, dtype=torch.long), [0, 2])
+        logits = ragged.read(torch.tensor([[8, 9], [10, 11]]))
+    for row, text in zip(logits, ([8, 9], [10, 11]), strict=True):
+        torch.testing.assert_close(row[0], tools.compute_logits(model, text)[-1, :VOCAB_SIZE], atol=1e-4, rtol=0)
+
+
+def test_half_precision_gives_float32_logits(tools):
+    model = tools.build_model("llama").bfloat16()
+    ragged = RaggedModel(model, torch.zeros(1, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))
+    with torch.no_grad():
+        assert ragged.read(torch.tensor([[5, 6]])).dtype == torch.float32
+
+
+def test_states_that_nothing_can_be_taken_out_of_are_refused(tools, architecture):
+    check_reversible(tools.build_model(architecture), "target")
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=2))
+    with pytest.raises(ValueError, match=r"target \(MambaForCausalLM\) keeps LinearAttentionLayer"):
+        check_reversible(mamba, "target")
+    mamba.config = Qwen3NextConfig(num_hidden_layers=4)
+    with pytest.raises(ValueError, match="LinearAttentionLayer"):
+        check_reversible(mamba, "draft")
+
+
+def test_a_model_that_leaves_its_cache_alone_is_refused(tools):
+    model = tools.build_model("llama")
+    forward = model.forward
+    model.forward = lambda past_key_values, **kwargs: forward(**kwargs)
+    ragged = RaggedModel(model, torch.zeros(1, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))
+    with torch.no_grad(), pytest.raises(ValueError, match="LlamaForCausalLM does not keep its keys and values"):
+        ragged.read(torch.tensor([[5, 6]]))
+
+
+def test_positions(tools):
+    model = tools.build_model("gpt2")  # 34 positions
+    check_positions(model, "draft", [[5], [5] * 11], 24)
+    with pytest.raises(ValueError, match=r"Prompt 1 has 12 tokens.*`max_new_tokens=24` in the draft's 34 positions"):
+        check_positions(model, "draft", [[5], [5] * 12], 24)
