@@ -30,7 +30,8 @@ MAX_DISTURBED = 50
 FIELDS = ["tokens", "vocab", "hidden", "loss", "method", "repeats", "seconds", "peak_mib"]  # fmt: skip
 
 # (tokens, vocabulary, draft hidden : teacher hidden, methods, repeats; negative: without a round that does not count):
-# all methods where the claims are made, then how it scales. Dense losses keep some ten tensors of tokens x vocabulary, which 2,048 tokens do not leave room for.
+# all methods where the claims are made, then how it scales. Dense losses keep some ten tensors of tokens x vocabulary,
+# which 2,048 tokens do not leave room for.
 ALL, NO_DENSE, SCALING, OURS = "all", "no_dense", "scaling", "ours"
 CELLS = [
     (512, 151936, "256:384", ALL, 3),

@@ -11,7 +11,18 @@ __version__ = "0.1.0"
 _ROOMS = {
     "spec_kd.data": ("add_reference_scores", "generate_responses", "score_completions"),
     "spec_kd.engines": ("ServerEngine", "SignalRequest", "TransformersEngine", "VLLMEngine"),
-    "spec_kd.evaluation": ("AcceptanceFigures", "SpeculativeEvalCallback", "generate_assisted", "replay"),
+    "spec_kd.decoding": ("generate_speculatively",),
+    "spec_kd.evaluation": (
+        "AcceptanceFigures",
+        "EvaluationReport",
+        "ServingCosts",
+        "SpeculativeEvalCallback",
+        "check_gates",
+        "evaluate_draft",
+        "generate_assisted",
+        "replay",
+        "save_report",
+    ),
     "spec_kd.hub": ("export_draft", "serving_commands"),
     "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
     "spec_kd.trainer": (
@@ -26,8 +37,19 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 if TYPE_CHECKING:
     from spec_kd.data import add_reference_scores, generate_responses, score_completions
+    from spec_kd.decoding import generate_speculatively
     from spec_kd.engines import ServerEngine, SignalRequest, TransformersEngine, VLLMEngine
-    from spec_kd.evaluation import AcceptanceFigures, SpeculativeEvalCallback, generate_assisted, replay
+    from spec_kd.evaluation import (
+        AcceptanceFigures,
+        EvaluationReport,
+        ServingCosts,
+        SpeculativeEvalCallback,
+        check_gates,
+        evaluate_draft,
+        generate_assisted,
+        replay,
+        save_report,
+    )
     from spec_kd.hub import export_draft, serving_commands
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
     from spec_kd.trainer import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
@@ -38,7 +60,9 @@ __all__ = [
     "BlackBoxSFTConfig",
     "BlackBoxSFTTrainer",
     "Divergence",
+    "EvaluationReport",
     "ServerEngine",
+    "ServingCosts",
     "SignalRequest",
     "SpeculativeEvalCallback",
     "TransformersEngine",
@@ -48,12 +72,16 @@ __all__ = [
     "WhiteBoxDistillTrainer",
     "add_reference_scores",
     "align_vocabulary",
+    "check_gates",
+    "evaluate_draft",
     "export_draft",
     "fused_linear_divergence",
     "generate_assisted",
     "generate_responses",
+    "generate_speculatively",
     "register_divergence",
     "replay",
+    "save_report",
     "score_completions",
     "serving_commands",
 ]

@@ -46,6 +46,25 @@ def compute_token_acceptance(token_log_p: torch.Tensor, token_log_q: torch.Tenso
     return (token_log_q - token_log_p).clamp(max=0).exp()
 
 
+def bound_alpha(log_p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bounds of sum_v min(p, q) where p is known at K ids only: what they share, and at most what the rest could add.
+
+    sum_K min(p, q) <= alpha <= sum_K min(p, q) + min(1 - sum_K p, 1 - sum_K q).
+
+    Args:
+        log_p (`torch.Tensor`): Log-probabilities of the target at K different ids, `(..., K)`; -inf in unused slots.
+        log_q (`torch.Tensor`): Log-probabilities of the draft at the same ids, `(..., K)`.
+
+    Returns:
+        Lower and upper bound, `(...)` each.
+    """
+    p = log_p.exp()
+    q = log_q.exp().masked_fill(p == 0, 0.0)
+    low = torch.minimum(p, q).sum(dim=-1)
+    rest = torch.minimum(1.0 - p.sum(dim=-1), 1.0 - q.sum(dim=-1)).clamp(min=0.0)
+    return low, (low + rest).clamp(max=1.0)
+
+
 def match_tokens(draft_choice: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """[argmax q = x] as float64: the acceptance of token x wherever the draft is greedy. int64 of any, equal shape."""
     return (draft_choice == tokens).double()
@@ -146,3 +165,26 @@ def check_sampling(temperature: float, draft_sampling: str = "stochastic") -> No
         raise ValueError(f"`temperature` is {temperature}, but must be 0.0 (greedy) or a positive number.")
     if draft_sampling not in DRAFT_SAMPLINGS:
         raise ValueError(f"`draft_sampling` is {draft_sampling!r}, but must be one of {', '.join(DRAFT_SAMPLINGS)}.")
+
+
+def expect_block_efficiency(alpha: float, gamma: int) -> float:
+    """(1 - alpha^(gamma + 1)) / (1 - alpha): tokens per target pass if every drafted token is accepted with the same
+    probability, independently (arXiv 2211.17192, eq. 1). Texts are not so; `expect_rounds` is exact for them."""
+    return float(sum(alpha**k for k in range(gamma + 1)))
+
+
+def predict_speedup(
+    block_efficiency: float, gamma: int, cost_ratio: float, verify_cost: float, round_overhead: float = 0.0
+) -> float:
+    """block_efficiency / (gamma c + v(gamma) + overhead): tokens per unit of time, over those of plain decoding.
+
+    Theorem 3.8 of arXiv 2211.17192 with a verification that need not be free. All costs are in steps of the target.
+
+    Args:
+        block_efficiency (`float`): Tokens per target pass at this gamma.
+        gamma (`int`): Tokens drafted in a round.
+        cost_ratio (`float`): c, a draft step over a target step.
+        verify_cost (`float`): v(gamma), a target pass over gamma + 1 tokens over one over one token.
+        round_overhead (`float`): What else a round costs in this engine.
+    """
+    return block_efficiency / (gamma * cost_ratio + verify_cost + round_overhead)

@@ -2,19 +2,33 @@
 
 from spec_kd.evaluation.assisted import AssistedFigures, generate_assisted
 from spec_kd.evaluation.callback import SpeculativeEvalCallback
+from spec_kd.evaluation.cost import ServingCosts, measure_assisted_costs, measure_costs
+from spec_kd.evaluation.evaluate import evaluate_draft
 from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.gates import check_gates
 from spec_kd.evaluation.replay import TextScores, replay, score_texts
+from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
+from spec_kd.evaluation.serving_engines import SERVING_ENGINES
 from spec_kd.evaluation.statistics import Interval, bootstrap, bootstrap_ratio
 
 __all__ = [
+    "SERVING_ENGINES",
     "AcceptanceFigures",
     "AssistedFigures",
+    "EvaluationReport",
     "Interval",
+    "ServingCosts",
     "SpeculativeEvalCallback",
     "TextScores",
     "bootstrap",
     "bootstrap_ratio",
+    "check_gates",
+    "evaluate_draft",
     "generate_assisted",
+    "load_report",
+    "measure_assisted_costs",
+    "measure_costs",
     "replay",
+    "save_report",
     "score_texts",
 ]

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +11,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import BaseStreamer, TemperatureLogitsWarper
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.decoding import Round
+from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
+from spec_kd.decoding.rounds import leave_out_drafts_behind_end
+from spec_kd.evaluation.clock import synchronize
 from spec_kd.evaluation.figures import AcceptanceFigures
-from spec_kd.evaluation.models import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.heads import evaluation_mode
 from spec_kd.vocabulary import count_rows
-
-
-class Round(NamedTuple):
-    """One target call: tokens drafted for it, how many of them were accepted, and how many tokens it emitted."""
-
-    drafted: int
-    accepted: int
-    emitted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +29,18 @@ class AssistedFigures(AcceptanceFigures):
         completion_ids (`list[list[int]]`): What was written to each prompt.
         rounds (`list[list[Round]]`): Every target call of each prompt.
         assisted_seconds (`np.ndarray`, *optional*): Wall-clock with the draft `(P,)`.
+        assisted_first_seconds (`np.ndarray`, *optional*): Of that, until the first round was over `(P,)`.
         plain_seconds (`np.ndarray`, *optional*): Wall-clock of the same target without the draft `(P,)`.
+        plain_first_seconds (`np.ndarray`, *optional*): Of that, until the first token was there `(P,)`.
         plain_tokens (`np.ndarray`, *optional*): Tokens it wrote in that time `(P,)`; equals `tokens` where greedy.
     """
 
     completion_ids: list[list[int]]
     rounds: list[list[Round]]
     assisted_seconds: np.ndarray | None = None
+    assisted_first_seconds: np.ndarray | None = None
     plain_seconds: np.ndarray | None = None
+    plain_first_seconds: np.ndarray | None = None
     plain_tokens: np.ndarray | None = None
 
     @property
@@ -114,7 +112,7 @@ def generate_assisted(
         raise ValueError("`target` and `draft` are the same model object. Pass a copy to measure a model on itself.")
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
     prompts_ids = [list(ids) for ids in prompts_ids]
-    _check_prompts(prompts_ids, vocab_size)
+    check_prompts(prompts_ids, vocab_size)
     if eos_token_id is None:
         eos_token_id = target.generation_config.eos_token_id
 
@@ -130,25 +128,32 @@ def generate_assisted(
         try:
             if measure_speed:
                 _time_generation(run_assisted, prompts_ids[0], target, seed)
-            completions, rounds, seconds = [], [], []
+            completions, rounds, timings = [], [], []
             for i, prompt in enumerate(prompts_ids):
-                completion, elapsed = _time_generation(run_assisted, prompt, target, seed + i)
+                completion, timing = _time_generation(run_assisted, prompt, target, seed + i, recorder)
                 completions.append(completion)
                 rounds.append(recorder.rounds)
-                seconds.append(elapsed)
+                timings.append(timing)
         finally:
             hook.remove()
         speed = {}
         if measure_speed:
+            watch = _FirstTokenWatch()
 
             def run_plain(ids: torch.Tensor) -> torch.Tensor:
-                return target.generate(ids, **options)
+                watch.start()
+                return target.generate(ids, streamer=watch, **options)
 
             _time_generation(run_plain, prompts_ids[0], target, seed)
-            plain = [_time_generation(run_plain, prompt, target, seed + i) for i, prompt in enumerate(prompts_ids)]
+            plain = [
+                _time_generation(run_plain, prompt, target, seed + i, watch) for i, prompt in enumerate(prompts_ids)
+            ]
+            seconds, plain_seconds = (np.array(pairs) for pairs in (timings, [timing for _, timing in plain]))  # (P, 2)
             speed = {
-                "assisted_seconds": np.array(seconds),
-                "plain_seconds": np.array([elapsed for _, elapsed in plain]),
+                "assisted_seconds": seconds[:, 0],
+                "assisted_first_seconds": seconds[:, 1],
+                "plain_seconds": plain_seconds[:, 0],
+                "plain_first_seconds": plain_seconds[:, 1],
                 "plain_tokens": np.array([len(completion) for completion, _ in plain]),
             }
 
@@ -172,19 +177,6 @@ def generate_assisted(
         rounds=rounds,
         **speed,
     )
-
-
-def _check_prompts(prompts_ids: list[list[int]], vocab_size: int) -> None:
-    if not prompts_ids:
-        raise ValueError("There are no prompts. Pass the ids of at least one.")
-    for i, ids in enumerate(prompts_ids):
-        if not ids:
-            raise ValueError(f"Prompt {i} has no tokens: the target needs at least one to start from.")
-        if max(ids) >= vocab_size:
-            raise ValueError(
-                f"Prompt {i} contains id {max(ids)}, but draft and target share only ids below {vocab_size}. It is of "
-                "another tokenizer, or `vocab_size` is too small."
-            )
 
 
 @contextmanager
@@ -252,10 +244,27 @@ class _FitVocabulary(LogitsProcessor):
         return fitted  # (B, target_rows)
 
 
-class _RoundRecorder(BaseStreamer):
+class _FirstTokenWatch(BaseStreamer):
+    """Notes when the first new tokens were there; `generate` hands over the prompt first."""
+
+    def start(self) -> None:
+        self.first_at: float | None = None
+        self._has_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._has_prompt and self.first_at is None:
+            self.first_at = time.perf_counter()
+        self._has_prompt = True
+
+    def end(self) -> None:
+        pass
+
+
+class _RoundRecorder(_FirstTokenWatch):
     """Pairs what goes into each target call (drafted tokens) with what comes out of it (emitted tokens)."""
 
     def start(self) -> None:
+        super().start()
         self.rounds: list[Round] = []
         self._prompt_length: int | None = None
         self._candidates: list[int] = []
@@ -266,6 +275,7 @@ class _RoundRecorder(BaseStreamer):
         self._candidates = ids[1:] if self.rounds else ids[self._prompt_length :]
 
     def put(self, value: torch.Tensor) -> None:
+        super().put(value)
         tokens = value.flatten().tolist()
         if self._prompt_length is None:
             self._prompt_length = len(tokens)
@@ -274,10 +284,7 @@ class _RoundRecorder(BaseStreamer):
 
     def end(self) -> None:
         """Takes the tokens that were drafted for positions behind the end of the text out of the count."""
-        left = 0
-        for i, record in reversed(list(enumerate(self.rounds))):
-            left += record.emitted
-            self.rounds[i] = record._replace(drafted=min(record.drafted, left))
+        self.rounds = leave_out_drafts_behind_end(self.rounds)
 
 
 def _build_round(candidates: list[int], emitted: list[int]) -> Round:
@@ -289,21 +296,21 @@ def _build_round(candidates: list[int], emitted: list[int]) -> Round:
 
 
 def _time_generation(
-    generate: Callable[[torch.Tensor], torch.Tensor], prompt: list[int], model: PreTrainedModel, seed: int
-) -> tuple[list[int], float]:
-    """The completion and its wall-clock seconds; the global random state stays as it was."""
+    generate: Callable[[torch.Tensor], torch.Tensor],
+    prompt: list[int],
+    model: PreTrainedModel,
+    seed: int,
+    watch: _FirstTokenWatch | None = None,
+) -> tuple[list[int], tuple[float, float]]:
+    """The completion, and seconds in all and until the watch saw a token; the global random state stays as it was."""
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([prompt], device=device)  # (1, L)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         output = generate(ids)
-        _synchronize(device)
+        synchronize(device)
         elapsed = time.perf_counter() - start
-    return output[0, len(prompt) :].tolist(), elapsed
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    first = float("nan") if watch is None else watch.first_at - start
+    return output[0, len(prompt) :].tolist(), (elapsed, first)

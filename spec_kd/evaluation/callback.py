@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as replace_fields
+from importlib.util import find_spec
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -19,6 +20,7 @@ from spec_kd.evaluation.assisted import generate_assisted
 from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
 from spec_kd.evaluation.replay import replay
 from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
+from spec_kd.evaluation.trackers import log_picture, plot_acceptance
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 METHODS = ("replay", "assisted")
@@ -35,6 +37,7 @@ class SpeculativeEvalCallback(TrainerCallback):
     `eval_acceptance_rate`, `eval_block_efficiency` and `eval_acceptance_rate_pos_1`...; the same with a suffix
     (`_t1`) for the others. Assisted also logs `eval_tokens_per_second_assisted`, `eval_tokens_per_second_plain` and
     `eval_speedup`. All of them can be `metric_for_best_model` (with `greater_is_better=True`) and reach every tracker.
+    TensorBoard, W&B and Trackio also get a picture of the acceptance by position, where matplotlib is installed.
 
     A run that continues from a checkpoint does not repeat the evaluation it was saved after. With several processes
     each computes all figures, and those of process 0 count.
@@ -181,6 +184,10 @@ class SpeculativeEvalCallback(TrainerCallback):
             metrics.update(values)
         if self.trainer is not None:
             self.trainer.log(dict(values))
+            # a picture is for trackers that show one, and not worth a dependency
+            if self.trainer.args.report_to and find_spec("matplotlib") is not None:
+                picture = plot_acceptance(figures)
+                log_picture(self.trainer, f"{self.metric_key_prefix}/acceptance", picture, state.global_step)
 
     def _is_first_dataset(self, metrics: dict[str, float]) -> bool:
         """Whether this event is for the only, or the first of several, evaluation data sets."""

@@ -2,25 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import (
-    check_num_assistant_tokens,
-    check_sampling,
-    compute_alpha,
-    compute_greedy_draft_alpha,
-    compute_token_acceptance,
-    expect_rounds,
-    match_tokens,
-)
+from spec_kd.acceptance import check_num_assistant_tokens, check_sampling, expect_rounds
+from spec_kd.decoding.inputs import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.figures import AcceptanceFigures
-from spec_kd.evaluation.models import find_causal_lm, resolve_vocab_size
-from spec_kd.evaluation.stored_texts import check_stored_logprobs
+from spec_kd.evaluation.stored_texts import check_stored_logprobs, read_stored_slots
+from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
@@ -32,18 +25,39 @@ class TextScores:
     """Acceptance at every position of P texts: all that replay needs, for any number of drafted tokens.
 
     Args:
-        acceptance (`torch.Tensor`): a_i, float64 `(P, N)` on the CPU, right padded with zeros.
+        values (`dict[str, torch.Tensor]`):
+            What is known of every position by the names of `token_scores.SCORES`, float64 `(P, N)` on the CPU, right
+            padded with zeros: `"acceptance"` (a_i), `"alpha"`, and where there is something to say of them
+            `"alpha_low"` and `"alpha_high"` (bounds from a stored top-k) and `"target_entropy"` (nats).
         lengths (`torch.Tensor`): Tokens of each text, int64 `(P,)`.
-        alpha_sum (`torch.Tensor`): Sum of alpha over the positions of each text, float64 `(P,)`.
         temperature (`float`): That the texts were written at.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        has_exact_alpha (`bool`): Whether alpha is exact at each position, not an estimate from a few ids.
     """
 
-    acceptance: torch.Tensor
+    values: dict[str, torch.Tensor]
     lengths: torch.Tensor
-    alpha_sum: torch.Tensor
     temperature: float
     draft_sampling: str
+    has_exact_alpha: bool
+
+    @property
+    def acceptance(self) -> torch.Tensor:
+        """a_i, float64 `(P, N)`."""
+        return self.values["acceptance"]
+
+    @property
+    def alpha_sum(self) -> torch.Tensor:
+        """Sum of alpha over the positions of each text, float64 `(P,)`."""
+        return self.values["alpha"].sum(-1)
+
+    @property
+    def alpha_bounds(self) -> tuple[float, float] | None:
+        """Bounds of the mean alpha of these positions, where the texts come with a top-k of the target."""
+        if "alpha_low" not in self.values:
+            return None
+        low, high = (self.values[name].sum() / self.lengths.sum() for name in ("alpha_low", "alpha_high"))
+        return float(low), float(high)
 
     def replay(self, num_assistant_tokens: int, max_new_tokens: int) -> AcceptanceFigures:
         """Figures for one number of drafted tokens.
@@ -133,12 +147,13 @@ def score_texts(
     vocab_size: int | None = None,
     draft_sampling: str = "stochastic",
     batch_size: int = 8,
+    measures_entropy: bool = False,
 ) -> TextScores:
     """Runs each model once over the texts and keeps the acceptance at every position of the completions.
 
     Logits are formed for completion tokens only, a bounded number at a time. Train and eval modes are restored.
     Arguments and errors are those of [`replay`]; without `max_new_tokens` the lengths are checked by
-    [`TextScores.replay`] only.
+    [`TextScores.replay`] only. With `measures_entropy` the target, if there is one, reads greedy text too.
     """
     check_sampling(temperature, draft_sampling)
     if batch_size < 1:
@@ -153,27 +168,31 @@ def score_texts(
     _check_ids(texts, vocab_size)
 
     # Greedy text carries the target's choice in every token already.
-    models = [draft] if target is None or temperature == 0 else [draft, target]
+    needs_target = target is not None and (temperature > 0 or measures_entropy)
+    models = [draft, target] if needs_target else [draft]
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].prompt) - len(texts[i].completion))
-    acceptance, alpha_sum = [None] * len(texts), torch.zeros(len(texts), dtype=torch.float64)
+    parts: list[torch.Tensor | None] = [None] * len(texts)
     with evaluation_mode(*models):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [texts[i] for i in rows]
-            scores = _score_batch(models, batch, temperature, vocab_size, draft_sampling)  # (2, N) of the batch
-            parts = scores.split([len(text.completion) for text in batch], dim=-1)
-            for i, (a, alpha) in zip(rows, parts, strict=True):
-                acceptance[i], alpha_sum[i] = a, alpha.sum()
-    lengths = torch.tensor([len(text.completion) for text in texts])
+            scores = _score_batch(models, batch, temperature, vocab_size, draft_sampling)  # (S, N) of the batch
+            for i, part in zip(rows, scores.split([len(text.completion) for text in batch], dim=-1), strict=True):
+                parts[i] = part.T  # (N, S)
+    padded = pad_sequence(parts, batch_first=True)  # (P, N, S)
     return TextScores(
-        pad_sequence(acceptance, batch_first=True), lengths, alpha_sum, float(temperature), draft_sampling
+        values={name: padded[..., i] for i, name in enumerate(SCORES) if not padded[..., i].isnan().any()},
+        lengths=torch.tensor([len(text.completion) for text in texts]),
+        temperature=float(temperature),
+        draft_sampling=draft_sampling,
+        has_exact_alpha=temperature == 0 or target is not None,
     )
 
 
 class _Text(NamedTuple):
     prompt: list[int]
     completion: list[int]
-    logprobs: list[float] | None
+    row: Mapping[str, Any]
 
 
 def _read_texts(texts: TextRows, max_new_tokens: int | None) -> list[_Text]:
@@ -195,7 +214,7 @@ def _read_texts(texts: TextRows, max_new_tokens: int | None) -> list[_Text]:
                 f"The completion of row {i} has {len(completion)} tokens, more than `max_new_tokens={max_new_tokens}`. "
                 "Pass the limit that the target wrote it under."
             )
-        read.append(_Text(prompt, completion, row.get("teacher_token_logprobs")))
+        read.append(_Text(prompt, completion, row))
     if not read:
         raise ValueError("There are no texts to replay. Pass at least one that the target wrote.")
     return read
@@ -218,7 +237,7 @@ def _score_batch(
     vocab_size: int,
     draft_sampling: str,
 ) -> torch.Tensor:
-    """a_i and alpha of the batch's N completion tokens, text after text, float64 `(2, N)` on the CPU."""
+    """The scores of the batch's N completion tokens, text after text, float64 `(S, N)` on the CPU."""
     ids = pad_sequence([torch.tensor(t.prompt + t.completion) for t in batch], batch_first=True)  # (B, T)
     positions = torch.arange(ids.shape[1])
     starts = torch.tensor([len(text.prompt) for text in batch])[:, None]
@@ -236,44 +255,22 @@ def _score_batch(
         hidden.append(states[predicts_completion.to(states.device)])  # (N, H)
         heads.append(LogitHead.of(model, vocab_size))
 
+    stored = None
+    if len(models) == 1 and temperature > 0:
+        log_p = torch.tensor([value for text in batch for value in text.row["teacher_token_logprobs"]])
+        stored = log_p, read_stored_slots([text.row for text in batch])
     scores = []
     chunk_size = max(1, MAX_LOGITS // vocab_size)
     for start in range(0, len(tokens), chunk_size):
         chunk = slice(start, start + chunk_size)
         logits = [head(states[chunk]) for head, states in zip(heads, hidden, strict=True)]  # (n, V) each
         expected = tokens[chunk].to(logits[0].device)
-        stored = None
-        if len(models) == 1 and temperature > 0:
-            stored = torch.tensor([value for text in batch for value in text.logprobs][chunk], device=expected.device)
-        scores.append(_score_tokens(logits, expected, temperature, draft_sampling, stored).cpu())
+        if stored is None:
+            target_logits = logits[1] if len(models) > 1 else None
+            part = score_from_target(logits[0], target_logits, expected, temperature, draft_sampling)
+        else:
+            log_p, slots = stored[0][chunk].to(expected.device), stored[1]
+            slots = None if slots is None else slots[chunk].to(expected.device)
+            part = score_from_stored(logits[0], log_p, expected, temperature, draft_sampling, slots)
+        scores.append(part.cpu())
     return torch.cat(scores, dim=-1)
-
-
-def _score_tokens(
-    logits: list[torch.Tensor],
-    tokens: torch.Tensor,
-    temperature: float,
-    draft_sampling: str,
-    token_log_p: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """a_i and alpha from the logits of draft and (if sampled) target, `(n, V)` each, as float64 `(2, n)`.
-
-    From the stored log-probabilities of the tokens instead of the target's logits, alpha at a position is a_i itself:
-    its mean over text drawn from p is alpha.
-    """
-    choice = logits[0].argmax(dim=-1)
-    if temperature == 0:
-        matches = match_tokens(choice, tokens)
-        return torch.stack([matches, matches])
-    if token_log_p is not None:
-        token_log_q = (logits[0] / temperature).log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
-        is_greedy = draft_sampling == "greedy"
-        a = match_tokens(choice, tokens) if is_greedy else compute_token_acceptance(token_log_p, token_log_q).double()
-        return torch.stack([a, a])
-    log_p = (logits[1].to(logits[0].device) / temperature).log_softmax(dim=-1)
-    if draft_sampling == "greedy":
-        return torch.stack([match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice).double()])
-    log_q = (logits[0] / temperature).log_softmax(dim=-1)
-    token_log_p, token_log_q = (log.gather(-1, tokens[:, None]).squeeze(-1) for log in (log_p, log_q))
-    acceptance = compute_token_acceptance(token_log_p, token_log_q)
-    return torch.stack([acceptance.double(), compute_alpha(log_p.exp(), log_q.exp()).double()])

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 
-from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.data.teacher_signal import SLOT, TeacherInfo, unpack_slots
+from spec_kd.losses import SparseTargets
 
 
 def check_stored_logprobs(texts: Sequence[Mapping[str, Any]], temperature: float) -> None:
@@ -28,6 +31,32 @@ def check_stored_logprobs(texts: Sequence[Mapping[str, Any]], temperature: float
                 f"Row {i} has {len(row['completion_ids'])} completion tokens but "
                 f"{len(row['teacher_token_logprobs'])} log-probabilities: it was changed after they were made."
             )
+
+
+def read_stored_slots(texts: Sequence[Mapping[str, Any]]) -> SparseTargets | None:
+    """What was kept of the target's distribution with its log-probabilities, for the tokens of all texts in a row.
+
+    Returns:
+        `SparseTargets` of N tokens; `None` where a text has no log-probabilities but the tokens' own, or the texts were
+        made by different methods.
+    """
+    infos = [TeacherInfo.from_json(row["teacher_info"]) for row in texts]
+    method = infos[0].sparse_method
+    has_signal = all(row.get("teacher_signal") is not None for row in texts)
+    if not (has_signal and method.has_log_p and all(info.sparse_method == method for info in infos)):
+        return None
+    unpacked = [
+        unpack_slots(row["teacher_signal"], len(row["completion_ids"]), info)
+        for row, info in zip(texts, infos, strict=True)
+    ]
+    slots, counts = (np.concatenate(parts) for parts in zip(*unpacked, strict=True))
+    padded = np.zeros((len(counts), counts.max()), SLOT)  # (N, K)
+    padded["log_p"] = -np.inf
+    padded[np.arange(counts.max()) < counts[:, None]] = slots
+    ids, log_p, weights = (torch.from_numpy(np.ascontiguousarray(padded[name])) for name in ("id", "log_p", "weight"))
+    if not method.is_sampled:
+        return SparseTargets(method, ids.long(), log_p)
+    return SparseTargets(method, ids.long(), log_p.masked_fill(weights == 0, 0.0), weights)
 
 
 def split_by_temperature(texts: Any) -> dict[float, Dataset]:

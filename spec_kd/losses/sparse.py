@@ -94,6 +94,12 @@ class SparseTargets:
         weights = None if self.weights is None else self.weights[tokens]
         return SparseTargets(self.method, self.ids[tokens], log_p, weights)
 
+    def to(self, device: torch.device) -> "SparseTargets":
+        """The same on another device."""
+        log_p = None if self.log_p is None else self.log_p.to(device)
+        weights = None if self.weights is None else self.weights.to(device)
+        return SparseTargets(self.method, self.ids.to(device), log_p, weights)
+
     def __call__(self, chunk: slice) -> "SparseTargets":
         """The slice, so that targets can be handed to `fused_linear_divergence` as they are."""
         return self[chunk]

@@ -223,6 +223,7 @@ def test_trackers_get_every_figure(build, pair, tmp_path):
     for name, value in ((n, v) for n, v in find_logs(trainer)[0].items() if n.startswith("eval_")):
         first = events.Scalars(f"eval/{name.removeprefix('eval_')}")[0]
         assert (first.step, first.value) == (0, pytest.approx(value))
+    assert [picture.step for picture in events.Images("eval/acceptance")] == [0, 1]
 
 
 def test_unbound_it_still_fills_the_metrics(pair, tokenizer, dataset, options):

@@ -116,7 +116,7 @@ def test_modes_are_restored_also_after_an_error(pair, prompts, tools, monkeypatc
         assert not draft.training and not torch.is_grad_enabled()
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(replay_module, "_score_tokens", fail)
+    monkeypatch.setattr(replay_module, "score_from_target", fail)
     with pytest.raises(RuntimeError, match="inside"):
         replay(draft, target, rows, temperature=1.0, max_new_tokens=4)
     assert tools.snapshot(draft, target) == before and torch.is_grad_enabled()

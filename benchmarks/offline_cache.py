@@ -1,0 +1,328 @@
+"""The cached teacher against a live one: bytes on disk, alpha after training, speed of training and of generation.
+
+    python benchmarks/offline_cache.py --data_dir DATA --work_dir outputs/offline_cache
+
+DATA is described in build_models.py. The target answers the same prompts once for every signal (the text does not
+depend on it); a draft is trained from each at equal steps, and from the live target, and by plain fine-tuning. Every
+part is kept in `work_dir` when it is done; the same command continues. Writes offline_cache.{json,md,png} to
+`results_dir`. About 50 minutes on two cores.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import build_models  # first: it makes examples/ importable
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from machine import describe_machine
+from offline_cache_report import write_report
+from recipe import save_record, use_all_cores
+from tiny_models import BuiltModels
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import TrlParser
+
+from spec_kd import (
+    BlackBoxSFTConfig,
+    BlackBoxSFTTrainer,
+    WhiteBoxDistillConfig,
+    WhiteBoxDistillTrainer,
+    generate_responses,
+)
+from spec_kd.data.teacher_signal import TeacherInfo, unpack_slots
+from spec_kd.evaluation import TextScores, bootstrap, score_texts
+
+SIGNALS = ("token_only", "sampled_counts", "sampled_logprobs", "top_k_tail")
+LIVE, PLAIN = "live teacher", "plain fine-tuning"
+TEMPERATURES = (0.0, 1.0)
+
+
+@dataclass
+class CacheArguments:
+    r"""
+    Args:
+        work_dir (`str`): Where answers and results of the parts are kept.
+        results_dir (`str`): Where the record is written.
+        num_train_prompts (`int`): Prompts that the target answers for training.
+        num_test_prompts (`int`): Prompts that alpha is measured on.
+        max_new_tokens (`int`): Longest answer.
+        steps (`int`): Optimiser steps of every draft.
+        timing_rounds (`int`): How often generation with and without each signal takes turns.
+    """
+
+    work_dir: str = field(default="outputs/offline_cache", metadata={"help": "Where the parts are kept."})
+    results_dir: str = field(
+        default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
+    )
+    num_train_prompts: int = field(default=400, metadata={"help": "Prompts answered for training."})
+    num_test_prompts: int = field(default=192, metadata={"help": "Prompts that alpha is measured on."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
+    steps: int = field(default=200, metadata={"help": "Optimiser steps of every draft."})
+    timing_rounds: int = field(default=3, metadata={"help": "Rounds of the generation timing."})
+
+
+BUILD_DEFAULTS = {"vocab_size": 32768, "general_steps": 400, "domain_steps": 600, "draft_steps": 800}
+
+
+class StepTimer(TrainerCallback):
+    """Seconds of every optimiser step, from its first forward to the end of its update."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **_):
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+class Benchmark:
+    """The parts, each kept as JSON in `work_dir` once it is done."""
+
+    def __init__(self, arguments: CacheArguments, models: BuiltModels, corpus: Any):
+        self.arguments, self.models = arguments, models
+        self.folder = Path(arguments.work_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.target = AutoModelForCausalLM.from_pretrained(models.domain_target).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(models.domain_target)
+        room = self.target.config.max_position_embeddings - arguments.max_new_tokens
+        fits = [self._fitting(rows, room) for rows in (corpus.domain_train, corpus.domain_test)]
+        self.train_prompts = Dataset.from_list(fits[0][: arguments.num_train_prompts])
+        self.test_prompts = Dataset.from_list(fits[1][: arguments.num_test_prompts])
+
+    def _fitting(self, rows: list[dict], room: int) -> list[dict]:
+        prompts = [{"prompt": row["prompt"]} for row in rows]
+        encode = self.tokenizer.apply_chat_template
+        return [p for p in prompts if len(encode(p["prompt"], add_generation_prompt=True, return_dict=False)) <= room]
+
+    def part(self, name: str, compute) -> Any:
+        """The result of a part, computed unless it is there."""
+        path = self.folder / f"{name.replace(' ', '_')}.json"
+        if not path.exists():
+            result = compute()
+            path.with_suffix(".partial").write_text(json.dumps(result))
+            os.replace(path.with_suffix(".partial"), path)
+        return json.loads(path.read_text())
+
+    def answer(self, prompts: Dataset, signal: str | None, temperature: float, folder: str) -> Dataset:
+        """The target's answers, from disk where they are there."""
+        return generate_responses(
+            self.target,
+            prompts,
+            processing_class=self.tokenizer,
+            max_new_tokens=self.arguments.max_new_tokens,
+            temperature=temperature,
+            teacher_signal=signal,
+            batch_size=32,
+            output_dir=str(self.folder / folder),
+        )
+
+    def measure_size(self, signal: str) -> dict:
+        """Bytes on disk per completion token of all that a signal adds, as Parquet keeps it."""
+        rows = self.answer(self.train_prompts, signal, 1.0, f"answers/{signal}")
+        path = self.folder / "answers" / signal / "responses.parquet"
+        tokens = sum(map(len, rows["completion_ids"]))
+        sizes = sum_column_bytes(path)
+        columns = {name: size for name, size in sizes.items() if name.startswith("teacher_")}
+        distinct = None
+        if "teacher_signal" in rows.column_names:
+            info = TeacherInfo.from_json(rows["teacher_info"][0])
+            counts = [
+                unpack_slots(content, len(ids), info)[1]
+                for content, ids in zip(rows["teacher_signal"], rows["completion_ids"], strict=True)
+            ]
+            distinct = float(np.concatenate(counts).mean())
+        return {
+            "tokens": tokens,
+            "bytes_per_token": sum(columns.values()) / tokens,
+            "by_column": {name: size / tokens for name, size in columns.items()},
+            "ids_per_token": distinct,
+        }
+
+    def time_generation(self) -> dict[str, list[float]]:
+        """Seconds for the same 32 prompts with no signal and with each, taking turns; the first round is left out."""
+        prompts = self.train_prompts.select(range(32))
+        seconds: dict[str, list[float]] = {name: [] for name in ("no signal", *SIGNALS)}
+        for number in range(self.arguments.timing_rounds + 1):
+            for name, measured in seconds.items():
+                started = time.perf_counter()
+                generate_responses(
+                    self.target,
+                    prompts,
+                    processing_class=self.tokenizer,
+                    max_new_tokens=self.arguments.max_new_tokens,
+                    temperature=1.0,
+                    teacher_signal=None if name == "no signal" else name,
+                    batch_size=32,
+                    show_progress=False,
+                )
+                if number:
+                    measured.append(time.perf_counter() - started)
+        return seconds
+
+    def train(self, method: str) -> dict:
+        """Trains the generic draft by one method; alpha per test prompt, and seconds per step."""
+        signal = method if method in SIGNALS else "token_only"
+        rows = self.answer(self.train_prompts, signal, 1.0, f"answers/{signal}")
+        if method not in SIGNALS:
+            rows = rows.select_columns(["prompt", "completion", "prompt_ids", "completion_ids"])
+        timer = StepTimer()
+        options = {
+            "output_dir": str(self.folder / "runs" / method.replace(" ", "_")),
+            "max_steps": self.arguments.steps,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1.5e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 20,
+            "max_length": None,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 50,
+            "seed": 0,
+        }
+        common = {
+            "model": AutoModelForCausalLM.from_pretrained(self.models.generic_draft),
+            "train_dataset": rows,
+            "processing_class": self.tokenizer,
+            "callbacks": [timer],
+        }
+        if method == PLAIN:
+            trainer = BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), **common)
+        else:
+            teacher = {"teacher_model": self.target} if method == LIVE else {}
+            trainer = WhiteBoxDistillTrainer(args=WhiteBoxDistillConfig(**options), **teacher, **common)
+        trainer.train()
+        return {
+            "seconds_per_step": statistics.median(timer.seconds[10:]),
+            "loss": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+            **self.measure_alpha(trainer.model, all_ways=method == LIVE),
+        }
+
+    def measure_alpha(self, draft, all_ways: bool = False) -> dict:
+        """Sums of alpha per test prompt at each temperature; for one draft also from the stored texts alone."""
+        result: dict[str, Any] = {}
+        for temperature in TEMPERATURES:
+            texts = self.answer(self.test_prompts, "token_only", temperature, f"test/t{temperature:g}")
+            scores = score_texts(draft, self.target, texts, temperature=temperature, batch_size=16)
+            result[f"T={temperature:g}"] = {
+                "alpha_sum": scores.alpha_sum.tolist(),
+                "tokens": scores.lengths.tolist(),
+                "block_efficiency": self._efficiency(scores),
+            }
+            if all_ways:
+                alone = score_texts(draft, None, texts, temperature=temperature, batch_size=16)
+                result[f"T={temperature:g}"]["without_target"] = {
+                    "alpha_sum": alone.alpha_sum.tolist(),
+                    "block_efficiency": self._efficiency(alone),
+                    "largest_difference_of_acceptance": float((alone.acceptance - scores.acceptance).abs().max()),
+                }
+        return result
+
+    def _efficiency(self, scores: TextScores) -> list[float]:
+        return list(scores.replay(5, self.arguments.max_new_tokens).block_efficiency)
+
+
+def sum_column_bytes(path: Path) -> dict[str, int]:
+    """Compressed bytes of every top-level column of a Parquet file."""
+    metadata, sizes = pq.ParquetFile(path).metadata, {}
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            name = column.path_in_schema.split(".")[0]
+            sizes[name] = sizes.get(name, 0) + column.total_compressed_size
+    return sizes
+
+
+def compare(results: dict[str, dict], temperature: float) -> dict[str, list[float]]:
+    """alpha of each method minus the live teacher's, paired over prompts, with its 95 % interval."""
+    live = results[LIVE][f"T={temperature:g}"]
+    differences = {}
+    for method, result in results.items():
+        own = result[f"T={temperature:g}"]
+        columns = (np.array(own["alpha_sum"]), np.array(live["alpha_sum"]), np.array(own["tokens"]))
+        differences[method] = list(bootstrap(lambda a, b, tokens: (a - b) / tokens, *columns))
+    return differences
+
+
+def describe_alpha(results: dict[str, dict], temperature: float) -> dict[str, list[float]]:
+    """alpha of each method with its 95 % interval."""
+    described = {}
+    for method, result in results.items():
+        own = result[f"T={temperature:g}"]
+        described[method] = list(
+            bootstrap(lambda a, tokens: a / tokens, np.array(own["alpha_sum"]), np.array(own["tokens"]))
+        )
+    return described
+
+
+def main(argv: list[str]) -> None:
+    parser = TrlParser((CacheArguments, build_models.BuildArguments))
+    parser.set_defaults_with_config(**BUILD_DEFAULTS)
+    arguments, build = parser.parse_args_and_config(argv)
+    use_all_cores()
+    models, corpus = build_models.build_from_folder(build)
+    benchmark = Benchmark(arguments, models, corpus)
+    sizes = {signal: benchmark.part(f"size {signal}", lambda s=signal: benchmark.measure_size(s)) for signal in SIGNALS}
+    generation = benchmark.part("generation", benchmark.time_generation)
+    before = benchmark.part(
+        "before", lambda: benchmark.measure_alpha(AutoModelForCausalLM.from_pretrained(models.generic_draft))
+    )
+    results = {
+        method: benchmark.part(f"train {method}", lambda m=method: benchmark.train(m))
+        for method in (LIVE, PLAIN, *SIGNALS)
+    }
+    record = {
+        "what": f"{build.domain} conversations of `data_dir`, target answers sampled at temperature 1",
+        "command": "python benchmarks/offline_cache.py --data_dir DATA",
+        "machine": describe_machine(),
+        "vocab_size": len(benchmark.tokenizer),
+        "parameters": {
+            "target": benchmark.target.num_parameters(),
+            "draft": models.records["generic_draft"]["num_parameters"],
+        },
+        "train_prompts": len(benchmark.train_prompts),
+        "test_prompts": len(benchmark.test_prompts),
+        "steps": arguments.steps,
+        "models": models.records,
+        "sizes": sizes,
+        "generation_seconds": generation,
+        "alpha": {f"T={t:g}": describe_alpha({"generic draft": before, **results}, t) for t in TEMPERATURES},
+        "alpha_minus_live": {f"T={t:g}": compare(results, t) for t in TEMPERATURES},
+        "block_efficiency": {
+            f"T={t:g}": {m: r[f"T={t:g}"]["block_efficiency"] for m, r in {"generic draft": before, **results}.items()}
+            for t in TEMPERATURES
+        },
+        "without_target": {f"T={t:g}": describe_without_target(results[LIVE][f"T={t:g}"]) for t in TEMPERATURES},
+        "seconds_per_step": {method: result["seconds_per_step"] for method, result in results.items()},
+    }
+    folder = Path(arguments.results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_record(record, folder / "offline_cache.json")
+    write_report(folder / "offline_cache.json")
+
+
+def describe_without_target(result: dict) -> dict:
+    """Replay from the stored text alone beside replay with the target in memory, of one draft."""
+    alone, tokens = result["without_target"], sum(result["tokens"])
+    return {
+        "block_efficiency": result["block_efficiency"],
+        "block_efficiency_without_target": alone["block_efficiency"],
+        "largest_difference_of_acceptance": alone["largest_difference_of_acceptance"],
+        "alpha": sum(result["alpha_sum"]) / tokens,
+        "alpha_without_target": sum(alone["alpha_sum"]) / tokens,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("highest")
+    main(sys.argv[1:])

@@ -1,0 +1,47 @@
+"""Two drafts on the same prompts: the difference, with the interval that pairing allows."""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.report.content import Comparison
+from spec_kd.evaluation.statistics import Interval, bootstrap
+
+
+def compare_alpha(figures: AcceptanceFigures, baseline: AcceptanceFigures) -> Interval:
+    """alpha minus the baseline's, by drawing the prompts of both together."""
+    return bootstrap(
+        lambda a, n, b, m: a / n - b / m,
+        figures.alpha_sum,
+        figures.alpha_tokens,
+        baseline.alpha_sum,
+        baseline.alpha_tokens,
+    )
+
+
+def compare_block_efficiency(figures: AcceptanceFigures, baseline: AcceptanceFigures) -> Interval:
+    """Tokens per target pass minus the baseline's, by drawing the prompts of both together."""
+    return bootstrap(
+        lambda a, n, b, m: a / n - b / m,
+        figures.tokens,
+        figures.target_calls,
+        baseline.tokens,
+        baseline.target_calls,
+    )
+
+
+def compare_drafts(figures: Mapping[str, AcceptanceFigures], setting: str) -> list[Comparison]:
+    """Every pair of drafts, the later one minus the earlier one.
+
+    Args:
+        figures (`Mapping[str, AcceptanceFigures]`): By name of the draft, on the same prompts at the same gamma.
+        setting (`str`): Name of the setting.
+    """
+    comparisons = []
+    for baseline, draft in combinations(figures, 2):
+        for metric, compare in (("alpha", compare_alpha), ("block_efficiency", compare_block_efficiency)):
+            difference = compare(figures[draft], figures[baseline])
+            comparisons.append(
+                Comparison(setting=setting, metric=metric, draft=draft, baseline=baseline, difference=difference)
+            )
+    return comparisons

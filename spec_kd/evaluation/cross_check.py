@@ -1,0 +1,70 @@
+"""Replay and the predicted speed-up beside what really happens in assisted generation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from spec_kd.evaluation.assisted import generate_assisted
+from spec_kd.evaluation.cost import measure_assisted_costs
+from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.report.content import AssistedReport
+from spec_kd.evaluation.statistics import bootstrap_ratio
+
+MAX_TIMED_PROMPTS = 4
+
+
+def cross_check(
+    draft: PreTrainedModel,
+    target: PreTrainedModel,
+    prompts_ids: Sequence[Sequence[int]],
+    replayed: AcceptanceFigures,
+    *,
+    num_prompts: int,
+    max_new_tokens: int,
+    vocab_size: int,
+    eos_token_id: int | list[int],
+    seed: int = 0,
+) -> AssistedReport:
+    """Runs real assisted generation on the first prompts and sets it beside their replay.
+
+    Up to four prompts behind them serve to time the rounds, so that a predicted speed-up is not fitted to the run it
+    is compared with. Where there are none, nothing is predicted.
+
+    Args:
+        draft, target: The models.
+        prompts_ids (`Sequence[Sequence[int]]`): Prompts of the replay, in its order.
+        replayed (`AcceptanceFigures`): Replay of the target's texts to them, at the gamma and temperature to check.
+        num_prompts (`int`): How many to run.
+        max_new_tokens, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
+    """
+    chosen = list(prompts_ids[:num_prompts])
+    common = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": replayed.temperature,
+        "vocab_size": vocab_size,
+        "eos_token_id": eos_token_id,
+        "seed": seed,
+    }
+    gamma = replayed.num_assistant_tokens
+    measured = generate_assisted(target, draft, chosen, num_assistant_tokens=gamma, measure_speed=True, **common)
+    rows = slice(0, len(chosen))
+    predicted = None
+    timed = list(prompts_ids[len(chosen) : len(chosen) + MAX_TIMED_PROMPTS])
+    if timed:
+        gammas = sorted({max(1, gamma // 2), gamma, 2 * gamma})
+        costs = measure_assisted_costs(draft, target, timed, gammas=gammas, **common)
+        predicted = costs.predict_speedup(
+            np.array([len(ids) for ids in chosen]), replayed.tokens[rows], replayed.target_calls[rows], gamma
+        )
+    return AssistedReport(
+        prompts=len(chosen),
+        num_assistant_tokens=gamma,
+        block_efficiency=measured.block_efficiency,
+        acceptance_rate=measured.acceptance_rate,
+        speedup=measured.speedup,
+        tokens_per_second=float(measured.tokens.sum() / measured.assisted_seconds.sum()),
+        plain_tokens_per_second=float(measured.plain_tokens.sum() / measured.plain_seconds.sum()),
+        replayed_block_efficiency=bootstrap_ratio(replayed.tokens[rows], replayed.target_calls[rows]),
+        predicted_speedup=None if predicted is None else float(predicted),
+    )

@@ -1,0 +1,302 @@
+"""What will this draft do in my server? Every figure there is, of one draft or several, in one call."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from spec_kd._private import get_config_model_id
+from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.data.prompts import Prompts, prepare_prompts
+from spec_kd.data.responses import as_engine, generate_responses
+from spec_kd.engines.base import Engine
+from spec_kd.engines.transformers import TransformersEngine, find_special_ids
+from spec_kd.evaluation.comparison import compare_drafts
+from spec_kd.evaluation.cost import ServingCosts, measure_costs
+from spec_kd.evaluation.cross_check import cross_check
+from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
+from spec_kd.evaluation.provenance import describe_model, describe_surroundings, describe_texts
+from spec_kd.evaluation.replay import score_texts
+from spec_kd.evaluation.report.content import CostReport, DraftReport, EvaluationReport
+from spec_kd.evaluation.serving_engines import find_serving_engine
+from spec_kd.evaluation.setting_report import TextDescription, describe_setting
+from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
+from spec_kd.vocabulary import ProcessingClass, count_real_ids
+
+DEFAULT_TEMPERATURES = (0.0, 1.0)
+DEFAULT_MAX_NEW_TOKENS = 256
+MEASURE = "measure"
+
+Draft = PreTrainedModel | str
+Costs = Sequence[ServingCosts] | str | None
+
+
+@dataclass(frozen=True)
+class _Setting:
+    temperature: float
+    draft_sampling: str
+    name: str
+
+
+def evaluate_draft(
+    drafts: Draft | Mapping[str, Draft],
+    target: PreTrainedModel | str | Engine | None,
+    prompts: Prompts,
+    *,
+    engine: str = "transformers",
+    draft_samplings: Sequence[str] | None = None,
+    temperatures: Sequence[float] | None = None,
+    num_assistant_tokens: int = 5,
+    gammas: Sequence[int] = tuple(range(1, 17)),
+    max_new_tokens: int | None = None,
+    group_by: str | Sequence[str] = (),
+    costs: Costs = MEASURE,
+    batch_sizes: Sequence[int] = (1,),
+    num_assisted_prompts: int = 0,
+    num_shown_prompts: int = 5,
+    shows_prompt_text: bool = True,
+    processing_class: ProcessingClass | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    output_dir: str | None = None,
+    show_progress: bool = True,
+) -> EvaluationReport:
+    """Measures drafts for a target: acceptance by replay, costs, the speed-up that follows, and where a draft fails.
+
+    The target writes its texts once per temperature (or they are there already); each draft then reads them in one
+    pass, which gives every figure for every gamma. Nothing is sampled from a draft, so two drafts differ by what they
+    are and not by luck, and their differences come with paired intervals.
+
+    Args:
+        drafts (`PreTrainedModel`, `str`, or `Mapping` of names to them):
+            One draft, or several to compare; paths are loaded one at a time. The first of several is the baseline.
+        target (`PreTrainedModel`, `str`, `Engine` or `None`):
+            `None` where `prompts` is a distilled set, whose texts and log-probabilities then say all there is.
+        prompts (`list[str]`, `list` of conversations, or `Dataset`):
+            As [`~spec_kd.data.generate_responses`] takes them, or what it returned with a `teacher_signal`.
+        engine (`str`):
+            Where the draft will serve, which decides how it is sampled: `"transformers"`, `"vllm"`, `"sglang"`,
+            `"llama.cpp"` or `"tensorrt-llm"`.
+        draft_samplings (`Sequence[str]`, *optional*):
+            Instead of the engine's rule: `"stochastic"`, `"greedy"` or both.
+        temperatures (`Sequence[float]`, *optional*): 0.0 and 1.0 by default, or those of a distilled set.
+        num_assistant_tokens (`int`): gamma of the headline figures.
+        gammas (`Sequence[int]`): Numbers of drafted tokens to report.
+        max_new_tokens (`int`, *optional*): Longest text; 256 by default, or the limit of a distilled set.
+        group_by (`str` or `Sequence[str]`, *optional*): Columns of the prompts to break the figures down by.
+        costs (`Sequence[ServingCosts]`, `"measure"` or `None`):
+            What a round costs: a table of your own engine, measured on this machine (if there is a target here), or
+            nothing, and then no speed-up is predicted.
+        batch_sizes (`Sequence[int]`): Batch sizes that costs are measured at.
+        num_assisted_prompts (`int`):
+            Prompts on which real assisted generation is run as a cross-check, with its speed; up to four others serve
+            to time its rounds. Slow, so 0 by default.
+        num_shown_prompts (`int`): How many of the worst prompts to show token by token.
+        shows_prompt_text (`bool`): Whether their prompts are shown too, or only what the target wrote.
+        processing_class (*optional*): The target's; found with the target by default.
+        batch_size (`int`): Texts at a time.
+        seed (`int`): Of the target's sampling.
+        output_dir (`str`, *optional*): Where the target's texts are kept, so that a killed run resumes.
+        show_progress (`bool`): Whether to show progress bars.
+
+    Returns:
+        [`EvaluationReport`](spec_kd.evaluation.report.EvaluationReport); `save_report` writes it as HTML, Markdown,
+        JSON and PNG.
+
+    Raises:
+        ValueError: Before any model runs, for an option out of its range or options that do not fit each other.
+    """
+    rule = find_serving_engine(engine)
+    samplings = tuple(draft_samplings) if draft_samplings is not None else (rule.draft_sampling,)
+    gammas = sorted({*gammas, num_assistant_tokens})
+    group_by = (group_by,) if isinstance(group_by, str) else tuple(group_by)
+    dataset, _ = prepare_prompts(prompts)
+    stored = split_by_temperature(prompts) if target is None else {}
+    temperatures = tuple(temperatures if temperatures is not None else tuple(stored) or DEFAULT_TEMPERATURES)
+    _check_options(dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts)
+    named = _name_drafts(drafts)
+    if max_new_tokens is None:
+        max_new_tokens = find_max_new_tokens(stored) or DEFAULT_MAX_NEW_TOKENS
+
+    if target is not None:
+        target, processing_class = as_engine(target, processing_class)
+    elif processing_class is None:
+        raise ValueError("Without a target its tokenizer is unknown: give `processing_class`.")
+    target_model = target.target if isinstance(target, TransformersEngine) else None
+    texts = stored
+    if target is not None:
+        texts = {
+            temperature: generate_responses(
+                target,
+                prompts,
+                processing_class=processing_class,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                # an engine elsewhere cannot read the texts again, so it leaves what replay needs
+                teacher_signal=None if target_model is not None else "token_only",
+                batch_size=batch_size if target_model is not None else None,
+                seed=seed,
+                output_dir=None
+                if output_dir is None
+                else str(Path(output_dir) / f"texts_{name_temperature(temperature)}"),
+                show_progress=show_progress,
+            )
+            for temperature in temperatures
+        }
+    texts = {temperature: texts[temperature] for temperature in temperatures}
+    described = {t: TextDescription.of(rows, processing_class, group_by) for t, rows in texts.items()}
+    settings = _list_settings(temperatures, samplings)
+
+    vocab_size = count_real_ids(processing_class)
+    reports, provenances = [], {}
+    figures: dict[str, dict[str, AcceptanceFigures]] = {setting.name: {} for setting in settings}
+    for name, draft in named.items():
+        model = AutoModelForCausalLM.from_pretrained(draft, dtype="auto") if isinstance(draft, str) else draft
+        if isinstance(draft, str) and target_model is not None:
+            model.to(target_model.get_input_embeddings().weight.device)
+        provenances[name] = describe_model(model)
+        known_costs = _find_costs(costs, model, target_model, batch_sizes, gammas)
+        described_settings = []
+        for setting in settings:
+            scores = score_texts(
+                model,
+                target_model,
+                texts[setting.temperature],
+                temperature=setting.temperature,
+                max_new_tokens=max_new_tokens,
+                vocab_size=vocab_size,
+                draft_sampling=setting.draft_sampling,
+                batch_size=batch_size,
+                measures_entropy=True,
+            )
+            by_gamma = {gamma: scores.replay(gamma, max_new_tokens) for gamma in gammas}
+            headline = figures[setting.name][name] = by_gamma[num_assistant_tokens]
+            check = None
+            if num_assisted_prompts and setting.draft_sampling == "stochastic":
+                check = cross_check(
+                    model,
+                    target_model,
+                    texts[setting.temperature]["prompt_ids"],
+                    headline,
+                    num_prompts=num_assisted_prompts,
+                    max_new_tokens=max_new_tokens,
+                    vocab_size=vocab_size,
+                    eos_token_id=find_special_ids(target_model, processing_class)[0],
+                    seed=seed,
+                )
+            described_settings.append(
+                describe_setting(
+                    setting.name,
+                    scores,
+                    by_gamma,
+                    num_assistant_tokens=num_assistant_tokens,
+                    costs=known_costs,
+                    text=described[setting.temperature],
+                    num_shown_prompts=num_shown_prompts,
+                    shows_prompt_text=shows_prompt_text,
+                    assisted=check,
+                )
+            )
+        reports.append(
+            DraftReport(name=name, settings=described_settings, costs=[_describe_costs(c, gammas) for c in known_costs])
+        )
+    return EvaluationReport(
+        drafts=reports,
+        comparisons=[c for setting, of_draft in figures.items() for c in compare_drafts(of_draft, setting)],
+        num_assistant_tokens=num_assistant_tokens,
+        engine=engine if draft_samplings is None else f"draft sampling {', '.join(samplings)}",
+        engine_rule=f"{rule.rule} ({rule.source})" if draft_samplings is None else "chosen by the caller",
+        provenance={
+            "target": _describe_target(target, target_model, texts),
+            "drafts": provenances,
+            "texts": describe_texts(texts),
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            **describe_surroundings(),
+        },
+    )
+
+
+def _check_options(
+    dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts
+) -> None:
+    for gamma in gammas:
+        check_num_assistant_tokens(gamma)
+    if not temperatures or len(set(temperatures)) < len(temperatures):
+        raise ValueError(f"`temperatures` is {temperatures!r}, but must hold one or more different numbers.")
+    if not samplings:
+        raise ValueError("`draft_samplings` is empty: give 'stochastic', 'greedy' or both.")
+    for temperature in temperatures:
+        for sampling in samplings:
+            check_sampling(temperature, sampling)
+    missing = [name for name in group_by if name not in dataset.column_names]
+    if missing:
+        raise ValueError(f"`group_by` names {missing}, but the prompts have the columns {dataset.column_names}.")
+    if target is None and set(temperatures) - set(stored):
+        raise ValueError(
+            f"Without a target the prompts must be its answers with a `teacher_signal`, at the temperatures "
+            f"{temperatures}; found are answers at {tuple(stored) or 'none'}. Pass `target`, or make them with "
+            "`generate_responses(..., teacher_signal=...)`."
+        )
+    if num_assisted_prompts and not isinstance(target, str | nn.Module | TransformersEngine):
+        raise ValueError("`num_assisted_prompts` needs the target as a transformers model. Set it to 0, or pass one.")
+    if num_assisted_prompts and "stochastic" not in samplings:
+        raise ValueError(
+            "`num_assisted_prompts` runs transformers' assisted generation, which samples the draft: it has nothing to "
+            "say on greedy drafts. Set it to 0, or add 'stochastic' to `draft_samplings`."
+        )
+    if isinstance(costs, str) and costs != MEASURE:
+        raise ValueError(f"`costs` is {costs!r}, but must be 'measure', a list of `ServingCosts`, or None.")
+
+
+def _name_drafts(drafts: Draft | Mapping[str, Draft]) -> dict[str, Draft]:
+    if isinstance(drafts, Mapping):
+        if not drafts:
+            raise ValueError("`drafts` is empty: name at least one draft.")
+        return dict(drafts)
+    name = drafts if isinstance(drafts, str) else get_config_model_id(drafts.config)
+    return {Path(name).name if name else "draft": drafts}
+
+
+def _list_settings(temperatures: Sequence[float], samplings: Sequence[str]) -> list[_Setting]:
+    settings = []
+    for temperature in temperatures:
+        # at temperature 0 the two rules are one
+        for sampling in samplings if temperature > 0 else ("stochastic",):
+            suffix = "_greedy_draft" if sampling == "greedy" else ""
+            settings.append(_Setting(temperature, sampling, name_temperature(temperature) + suffix))
+    return settings
+
+
+def _find_costs(
+    costs: Costs, draft: PreTrainedModel, target: PreTrainedModel | None, batch_sizes, gammas
+) -> list[ServingCosts]:
+    if costs is None or (costs == MEASURE and target is None):
+        return []
+    if costs != MEASURE:
+        return list(costs)
+    chosen = sorted({1, *(g for g in (2, 4, 8) if g < max(gammas)), max(gammas)})
+    return measure_costs(draft, target, batch_sizes=batch_sizes, gammas=chosen)
+
+
+def _describe_costs(costs: ServingCosts, gammas: Sequence[int]) -> CostReport:
+    return CostReport(
+        batch_size=costs.batch_size,
+        cost_ratio=costs.cost_ratio,
+        verify_cost={str(gamma): costs.verify(gamma) for gamma in gammas if gamma <= costs.max_gamma},
+        round_overhead=costs.round_overhead,
+        target_step_seconds=costs.target_step_seconds,
+        source=costs.source,
+    )
+
+
+def _describe_target(target: Engine | None, model: PreTrainedModel | None, texts: dict[float, Dataset]) -> Any:
+    if model is not None:
+        return describe_model(model)
+    if target is not None:
+        return {"engine": target.name, **target.describe()}
+    return {"from the distilled set": sorted({text for rows in texts.values() for text in rows.unique("teacher_info")})}

@@ -1,0 +1,142 @@
+"""Thresholds on a report, for a script that must fail where a draft is not good enough."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spec_kd.evaluation.report.content import DraftReport, EvaluationReport, SettingReport
+from spec_kd.evaluation.statistics import Interval
+
+FAILED_EXIT_STATUS = 3  # of a command whose gates did not all pass; 1 and 2 mean errors and wrong arguments
+METRICS: dict[str, Callable[[SettingReport, int], Interval | None]] = {
+    "alpha": lambda setting, gamma: setting.alpha,
+    "block_efficiency": lambda setting, gamma: setting.at_gamma(gamma).block_efficiency,
+    "acceptance_rate": lambda setting, gamma: setting.at_gamma(gamma).acceptance_rate,
+    "predicted_speedup": lambda setting, gamma: (
+        best.predicted_speedup["1"] if (best := setting.at_best_gamma()) is not None else None
+    ),
+    "speedup": lambda setting, gamma: setting.assisted.speedup if setting.assisted is not None else None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """`name` must be at least `threshold`."""
+
+    name: str
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """One gate, checked.
+
+    Args:
+        name (`str`): The figure's, as the gate gave it.
+        threshold (`float`): Lowest value that passes.
+        value (`Interval`): What the report says.
+        has_passed (`bool`): Whether the point estimate reaches the threshold.
+        is_sure (`bool`): Whether the lower bound of the interval reaches it too.
+    """
+
+    name: str
+    threshold: float
+    value: Interval
+    has_passed: bool
+    is_sure: bool
+
+
+def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
+    """Reads `NAME=THRESHOLD`, such as `"block_efficiency=2.5"` or `"alpha_t1=0.6"`.
+
+    | name | figure |
+    |---|---|
+    | `alpha_SETTING` | expected acceptance of one drafted token |
+    | `block_efficiency[_SETTING]` | tokens per target pass, at the report's gamma |
+    | `acceptance_rate[_SETTING]` | accepted over drafted tokens, at the report's gamma |
+    | `predicted_speedup[_SETTING]` | by the costs, at the best gamma, batch size 1 |
+    | `speedup[_SETTING]` | measured in assisted generation |
+
+    SETTING is the name of a setting: `greedy`, `t1`, ...; the report's first one where it is left out, which alpha
+    does not allow.
+
+    Args:
+        text (`str`): The gate.
+        settings (`Sequence[str]`, *optional*): Names of the settings that will be there; any by default.
+
+    Raises:
+        `ValueError`: For other text, a name that no report can have, or a threshold that is no finite number.
+    """
+    name, equals, threshold = (part.strip() for part in text.rpartition("="))
+    if not equals or not name:
+        raise ValueError(f"The gate {text!r} is not of the form NAME=THRESHOLD, such as 'block_efficiency=2.5'.")
+    metric = next((metric for metric in METRICS if name == metric or name.startswith(f"{metric}_")), None)
+    setting = name.removeprefix(f"{metric}_")
+    if metric is None:
+        raise ValueError(f"The gate {text!r} names no figure: {name!r} does not begin with {' or '.join(METRICS)}.")
+    if name == "alpha":
+        raise ValueError(f"The gate {text!r} names no setting, which alpha needs: alpha_greedy, alpha_t1, ...")
+    if settings is not None and name != metric and setting not in settings:
+        raise ValueError(f"The gate {text!r} names the setting {setting!r}, but there are {', '.join(settings)}.")
+    try:
+        number = float(threshold)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"The gate {text!r} has the threshold {threshold!r}, which is no finite number.")
+    return Gate(name=name, threshold=number)
+
+
+def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | None = None) -> list[GateResult]:
+    """Holds the figures of a draft against thresholds; see [`parse_gate`] for their form.
+
+    Args:
+        report (`EvaluationReport`): What was found.
+        gates (`Sequence[str]`): `NAME=THRESHOLD` each.
+        draft (`str`, *optional*): Name of the draft; the one the report is about by default.
+
+    Raises:
+        `ValueError`: For an unknown draft, a gate that cannot be read, or a figure that the report does not have; the
+            message lists what there is.
+    """
+    values = collect_figures(report, _find_draft(report, draft))
+    parsed = [parse_gate(gate) for gate in gates]
+    unknown = [gate.name for gate in parsed if gate.name not in values]
+    if unknown:
+        raise ValueError(
+            f"The report has no {' and no '.join(unknown)} to hold against a gate; it has {', '.join(values)}. "
+            "A predicted speed-up needs costs at batch size 1, a measured one needs assisted generation."
+        )
+    return [
+        GateResult(
+            name=gate.name,
+            threshold=gate.threshold,
+            value=values[gate.name],
+            has_passed=values[gate.name].value >= gate.threshold,  # False for NaN, as below
+            is_sure=values[gate.name].low >= gate.threshold,
+        )
+        for gate in parsed
+    ]
+
+
+def collect_figures(report: EvaluationReport, draft: DraftReport) -> dict[str, Interval]:
+    """Every figure that a gate can name, by its name; those of the first setting also without a setting."""
+    named: dict[str, Interval] = {}
+    for setting in draft.settings:
+        for metric, find in METRICS.items():
+            value = find(setting, report.num_assistant_tokens)
+            if value is None:
+                continue
+            if setting is draft.settings[0] and metric != "alpha":
+                named[metric] = value
+            named[f"{metric}_{setting.name}"] = value
+    return named
+
+
+def _find_draft(report: EvaluationReport, name: str | None) -> DraftReport:
+    if name is None:
+        return report.draft
+    for draft in report.drafts:
+        if draft.name == name:
+            return draft
+    raise ValueError(f"The report has no draft {name!r}; it has {', '.join(draft.name for draft in report.drafts)}.")

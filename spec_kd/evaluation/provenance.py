@@ -1,0 +1,74 @@
+"""What a report says about where its figures come from."""
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from spec_kd._private import get_config_model_id
+from spec_kd.engines.transformers import hash_model
+from spec_kd.heads import unwrap_peft
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+
+
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """Name, size, dtype and a hash of the weights."""
+    model = unwrap_peft(model)
+    return {
+        "name": get_config_model_id(model.config) or "(in memory)",
+        "architecture": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": hash_model(model)[:16],
+    }
+
+
+def describe_texts(texts: dict[float, Dataset]) -> dict[str, Any]:
+    """How many prompts and tokens there are at each temperature."""
+    return {
+        f"temperature {temperature:g}": {
+            "prompts": len(rows),
+            "completion_tokens": sum(map(len, rows["completion_ids"])),
+        }
+        for temperature, rows in texts.items()
+    }
+
+
+def describe_surroundings() -> dict[str, Any]:
+    """Machine, versions, command and time (UTC)."""
+    import spec_kd
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return {
+        "machine": {
+            "processor": _find_processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": None if accelerator is None else str(accelerator),
+        },
+        "versions": {
+            "spec_kd": spec_kd.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _find_processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,278 @@
+"""What an evaluation found, as plain data: what every rendering reads, and what `report.json` holds.
+
+Nothing here is computed; `evaluation/evaluate.py` fills it. Intervals are 95 % bootstrap intervals over prompts.
+"""
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from spec_kd.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class GammaReport:
+    """Figures at one number of drafted tokens a round.
+
+    Args:
+        num_assistant_tokens (`int`): gamma.
+        block_efficiency (`Interval`): Tokens per target pass.
+        acceptance_rate (`Interval`): Accepted over drafted tokens.
+        predicted_speedup (`dict[str, Interval]`):
+            By batch size (as text), where costs are known: block_efficiency / (gamma c + v(gamma) + overhead).
+    """
+
+    num_assistant_tokens: int
+    block_efficiency: Interval
+    acceptance_rate: Interval
+    predicted_speedup: dict[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakdownRow:
+    """One part of the tokens or of the prompts.
+
+    Args:
+        label (`str`): What the part is.
+        prompts (`int`): Prompts with tokens in it.
+        tokens (`int`): Completion tokens in it.
+        alpha (`Interval`): Expected acceptance of a drafted token there.
+        block_efficiency (`Interval`, *optional*): Of parts that are whole prompts.
+    """
+
+    label: str
+    prompts: int
+    tokens: int
+    alpha: Interval
+    block_efficiency: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """alpha by a property of the tokens or of the prompts, such as `"position"` or `"token class"`."""
+
+    title: str
+    rows: list[BreakdownRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownPrompt:
+    """One prompt and its completion, token by token.
+
+    Args:
+        row (`int`): Number of the prompt.
+        prompt (`str`): Its text, special tokens included.
+        tokens (`list[str]`): Text of each completion token.
+        acceptance (`list[float]`): P(the token is accepted | drafting reaches it), one per token; 0 or 1 where greedy.
+        block_efficiency (`float`): Of this prompt alone, at the report's gamma.
+    """
+
+    row: int
+    prompt: str
+    tokens: list[str]
+    acceptance: list[float]
+    block_efficiency: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssistedReport:
+    """The same draft in real assisted generation (`target.generate(assistant_model=draft)`), batch size 1.
+
+    Args:
+        prompts (`int`): How many prompts were run.
+        num_assistant_tokens (`int`): gamma.
+        block_efficiency (`Interval`): Measured.
+        acceptance_rate (`Interval`): Measured.
+        speedup (`Interval`): Measured tokens per second over those of plain generation.
+        tokens_per_second (`float`): With the draft.
+        plain_tokens_per_second (`float`): Without it.
+        replayed_block_efficiency (`Interval`): What replay says of the same prompts.
+        predicted_speedup (`float`, *optional*): What the costs say of the same prompts.
+    """
+
+    prompts: int
+    num_assistant_tokens: int
+    block_efficiency: Interval
+    acceptance_rate: Interval
+    speedup: Interval
+    tokens_per_second: float
+    plain_tokens_per_second: float
+    replayed_block_efficiency: Interval
+    predicted_speedup: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingReport:
+    """One draft at one way of sampling.
+
+    Args:
+        name (`str`): `"greedy"`, `"t1"`, `"t0.7"`, ...; `"t1_greedy_draft"` where only the draft is greedy.
+        temperature (`float`): Of the text, 0.0 for greedy.
+        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        prompts (`int`), tokens (`int`): What it was measured on.
+        alpha (`Interval`): Expected acceptance of one drafted token.
+        alpha_kind (`str`): `"exact"`, or `"estimate"` from the log-probabilities of the written tokens alone.
+        alpha_bounds (`tuple[float, float]`, *optional*): Bounds of alpha from a stored top-k.
+        acceptance_rate_per_position (`list[Interval]`): Of drafted token k = 1..gamma at the report's gamma.
+        by_gamma (`list[GammaReport]`): For every number of drafted tokens.
+        best_gamma (`dict[str, int]`): By batch size (as text): the gamma with the highest predicted speed-up.
+        break_even_alpha (`dict[str, float]`):
+            By batch size: acceptance below which even the best gamma is no faster than plain decoding.
+        breakdowns (`list[Breakdown]`): Where the draft fails.
+        worst (`list[ShownPrompt]`): Prompts with the lowest block efficiency, worst first.
+        assisted (`AssistedReport`, *optional*): The cross-check.
+    """
+
+    name: str
+    temperature: float
+    draft_sampling: str
+    prompts: int
+    tokens: int
+    alpha: Interval
+    alpha_kind: str
+    by_gamma: list[GammaReport]
+    acceptance_rate_per_position: list[Interval]
+    alpha_bounds: tuple[float, float] | None = None
+    best_gamma: dict[str, int] = field(default_factory=dict)
+    break_even_alpha: dict[str, float] = field(default_factory=dict)
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    worst: list[ShownPrompt] = field(default_factory=list)
+    assisted: AssistedReport | None = None
+
+    def at_gamma(self, num_assistant_tokens: int) -> GammaReport:
+        """The figures at one gamma; raises `KeyError` for one that was not asked for."""
+        for report in self.by_gamma:
+            if report.num_assistant_tokens == num_assistant_tokens:
+                return report
+        raise KeyError(num_assistant_tokens)
+
+    def at_best_gamma(self, batch_size: str = "1") -> GammaReport | None:
+        """The figures at the gamma with the highest predicted speed-up; `None` where no costs are known."""
+        return self.at_gamma(self.best_gamma[batch_size]) if batch_size in self.best_gamma else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostReport:
+    """What a round costs at one batch size, in steps of the target (one token in a pass).
+
+    Args:
+        batch_size (`int`): Sequences at a time.
+        cost_ratio (`float`): c, a draft step over a target step.
+        verify_cost (`dict[str, float]`): v(gamma) by gamma (as text): a target pass over gamma + 1 tokens over one.
+        round_overhead (`float`): What else a round costs.
+        target_step_seconds (`float`, *optional*): A target step, where it was measured in seconds.
+        source (`str`): Where the numbers come from.
+    """
+
+    batch_size: int
+    cost_ratio: float
+    verify_cost: dict[str, float]
+    round_overhead: float
+    source: str
+    target_step_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftReport:
+    """Everything about one draft: its settings in the report's order, and its costs by batch size, where known."""
+
+    name: str
+    settings: list[SettingReport]
+    costs: list[CostReport] = field(default_factory=list)
+
+    def setting(self, name: str) -> SettingReport:
+        """The setting of that name; raises `KeyError`."""
+        for report in self.settings:
+            if report.name == name:
+                return report
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A difference between two drafts on the same prompts, with its paired interval.
+
+    Args:
+        setting (`str`): Name of the setting.
+        metric (`str`): `"alpha"` or `"block_efficiency"` (at the report's gamma).
+        draft (`str`), baseline (`str`): Names; the difference is draft minus baseline.
+        difference (`Interval`): Paired 95 % interval.
+    """
+
+    setting: str
+    metric: str
+    draft: str
+    baseline: str
+    difference: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """What `evaluate_draft` returns.
+
+    Args:
+        drafts (`list[DraftReport]`): In the order given; with several, the first is the baseline (before training).
+        comparisons (`list[Comparison]`): Every pair of drafts, by setting and metric.
+        num_assistant_tokens (`int`): gamma of the headline figures.
+        engine (`str`): Preset whose draft sampling was used.
+        engine_rule (`str`): That rule in words, with its source.
+        provenance (`dict[str, Any]`): Models, revisions, data, versions, machine, command, time; JSON values.
+    """
+
+    drafts: list[DraftReport]
+    comparisons: list[Comparison]
+    num_assistant_tokens: int
+    engine: str
+    engine_rule: str
+    provenance: dict[str, Any]
+
+    @property
+    def draft(self) -> DraftReport:
+        """The last draft: the one the report is about."""
+        return self.drafts[-1]
+
+    def to_json(self) -> str:
+        """Strict JSON (no NaN: an undefined bound is null)."""
+        return json.dumps(_to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "EvaluationReport":
+        """What `to_json` wrote; raises `ValueError` for anything else."""
+        try:
+            return _from_plain(cls, json.loads(text))
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This is no evaluation report of this version ({error!r}). Evaluate anew.") from error
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return {name: _to_plain(part) for name, part in value._asdict().items()}
+    if is_dataclass(value):
+        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_plain(kind: Any, value: Any) -> Any:
+    """The inverse of `_to_plain`, led by the type hints."""
+    if kind is Interval:
+        return Interval(*(float("nan") if value[name] is None else value[name] for name in Interval._fields))
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _from_plain(hints[name], part) for name, part in value.items()})
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is list:
+        return [_from_plain(args[0], part) for part in value]
+    if origin is dict:
+        return {key: _from_plain(args[1], part) for key, part in value.items()}
+    if origin is tuple:
+        return tuple(value)
+    if origin is types.UnionType:
+        return None if value is None else _from_plain(args[0], value)
+    return float("nan") if kind is float and value is None else value

@@ -1,0 +1,92 @@
+"""The report as Markdown, as GitHub renders it: the tables of the page, without its charts."""
+
+import re
+from html import escape as escape_html
+
+from spec_kd.evaluation.report import tables, words
+from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
+
+SHOWN_CHARACTERS = 600  # of a prompt; the page has all of it
+SPECIAL = re.compile(r"[\\`*_~|$]|\](?=[(\[])")
+
+
+def render_markdown(report: EvaluationReport) -> str:
+    """The report as text; every name and text in it is escaped, and prompts stand in code blocks.
+
+    Args:
+        report (`EvaluationReport`): What to show. Sections without figures are left out.
+    """
+    names = tables.list_settings(report)
+    parts = [f"# Speculative decoding with {escape(report.draft.name)}", escape(words.build_headline(report))]
+    parts += ["In brackets: 95 % bootstrap intervals over prompts."]
+    parts += _render_section("Figures", tables.tabulate_figures(report), tables.tabulate_comparisons(report))
+    parts.append("## How many tokens to draft")
+    for name in names:
+        numbers = (tables.tabulate_gammas(report, name), tables.tabulate_positions(report, name))
+        parts += _fold(name, [render_table(table) for table in numbers if table.rows])
+    parts += _render_section("Costs", tables.tabulate_costs(report), tables.tabulate_speedups(report))
+    parts += _render_section("Cross-check", tables.tabulate_assisted(report))
+    breakdowns = [
+        part
+        for name in names
+        if (collected := tables.collect_breakdowns(report, name))
+        for part in _fold(name, [render_table(tables.tabulate_breakdown(report, *item)) for item in collected.items()])
+    ]
+    parts += ["## Where the draft fails", *breakdowns] if breakdowns else []
+    parts += _render_worst(report, names)
+    parts += _render_section("Provenance", tables.tabulate_provenance(report))
+    parts += ["## Terms", "\n".join(f"- **{term}**: {meaning}" for term, meaning in words.GLOSSARY.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that means itself anywhere in a line or a table cell; line breaks become spaces."""
+    return escape_html(SPECIAL.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
+
+
+def render_table(table: tables.Table) -> str:
+    """A table with its title in bold above it."""
+    lines = [table.header, *table.rows]
+    cells = ["| " + " | ".join(map(escape, line)) + " |" for line in lines]
+    return "\n".join([f"**{escape(table.title)}**", "", cells[0], "|---" * len(table.header) + "|", *cells[1:]])
+
+
+def _render_section(title: str, *shown: tables.Table) -> list[str]:
+    rendered = [render_table(table) for table in shown if table.rows]
+    return [f"## {title}", *rendered] if rendered else []
+
+
+def _fold(summary: str, parts: list[str]) -> list[str]:
+    summary = escape_html(" ".join(summary.split()))
+    return [f"<details><summary>{summary}</summary>", *parts, "</details>"]
+
+
+def _render_worst(report: EvaluationReport, names: list[str]) -> list[str]:
+    parts = []
+    for name in names:
+        for _, draft, setting in reversed(tables.find_setting(report, name)):
+            if setting.worst:
+                shown = [part for prompt in setting.worst for part in _render_prompt(prompt)]
+                parts += _fold(f"{name}, {draft.name}", shown)
+    intro = "In ⟦brackets⟧: tokens that are more likely rejected than accepted."
+    return ["## Worst prompts", intro, *parts] if parts else []
+
+
+def _render_prompt(shown: ShownPrompt) -> list[str]:
+    prompt, left_out = shown.prompt[-SHOWN_CHARACTERS:], max(0, len(shown.prompt) - SHOWN_CHARACTERS)
+    note = f" (its first {left_out:,} characters are left out here)" if left_out else ""
+    completion = "".join(
+        f"⟦{text}⟧" if acceptance < 0.5 else text
+        for text, acceptance in zip(shown.tokens, shown.acceptance, strict=True)
+    ).replace("⟧⟦", "")
+    return [
+        f"**Prompt {shown.row}**: {words.format_number(shown.block_efficiency)} tokens per target pass{note}",
+        _fence(prompt),
+        _fence(completion),
+    ]
+
+
+def _fence(text: str) -> str:
+    """A code block that no run of backticks in the text can end."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}text\n{text}\n{ticks}"

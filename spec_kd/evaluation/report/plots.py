@@ -1,0 +1,185 @@
+"""The report as one picture, drawn by matplotlib on a figure of its own: no backend or global state is touched."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spec_kd.evaluation.report.content import Breakdown, EvaluationReport, SettingReport
+from spec_kd.evaluation.report.tables import find_setting, list_batch_sizes, list_settings
+from spec_kd.evaluation.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_BARS = 12
+SMALLEST_SHARE = 0.01  # of the tokens: smaller parts of a breakdown do not decide which one is shown
+# tried in this order, each for the characters that those before it do not have
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS")
+LINE_STYLES = ("-", "--", ":", "-.")
+Panel = Callable[["Axes", str], None]
+
+
+def plot_report(report: EvaluationReport) -> "Figure":
+    """Block efficiency and predicted speed-up over gamma, acceptance by position, and the worst breakdown.
+
+    A row of panels for each setting, one colour for each draft; panels without figures are left out.
+
+    Args:
+        report (`EvaluationReport`): What to show.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+    """
+    names = list_settings(report)
+    panels: list[Panel] = [lambda axis, name: _plot_block_efficiency(axis, report, name)]
+    if any(list_batch_sizes(report, name) for name in names):
+        panels.append(lambda axis, name: _plot_speedup(axis, report, name))
+    panels.append(lambda axis, name: _plot_positions(axis, report, name))
+    if any(setting.breakdowns for setting in report.draft.settings):
+        panels.append(lambda axis, name: _plot_worst_breakdown(axis, report, name))
+    figure = new_figure(4.4 * len(panels), 3.6 * len(names))
+    grid = figure.subplots(len(names), len(panels), squeeze=False)
+    for name, row in zip(names, grid, strict=True):
+        for panel, axis in zip(panels, row, strict=True):
+            panel(axis, name)
+    _add_legend(figure, report)
+    _set_fonts(figure)
+    return figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, size in inches; raises `ImportError` if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Pictures need matplotlib, which cannot be imported. Install it with `pip install spec_kd[report]`."
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_intervals(
+    axis: "Axes",
+    x_values: Sequence[int],
+    intervals: Sequence[Interval],
+    color: str,
+    linestyle: str = "-",
+    label: str = "",
+) -> None:
+    """A line over whole numbers with its intervals as a band and as bars; bounds that are NaN are left out."""
+    value, low, high = np.array(intervals, dtype=float).reshape(-1, 3).T
+    axis.plot(x_values, value, linestyle, marker="o", markersize=3, color=color, label=label)
+    axis.fill_between(x_values, low, high, alpha=0.15, color=color, linewidth=0)
+    axis.vlines(x_values, low, high, color=color, alpha=0.5, linewidth=1)
+
+
+def finish_axis(axis: "Axes", title: str, x_label: str, y_label: str, bottom: float, top: float | None = None) -> None:
+    """Titles, limits, whole numbers at the x axis and a grid."""
+    axis.set(title=escape(title), xlabel=x_label, ylabel=y_label)
+    axis.set_ylim(bottom, top)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+
+
+def escape(text: str) -> str:
+    """Text that matplotlib neither reads as a formula nor, for a leading underscore, leaves out of a legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _add_legend(figure: "Figure", report: EvaluationReport) -> None:
+    """Names the drafts once, below all panels, where long names have room."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_get_color(index), marker="o", label=escape(draft.name))
+        for index, draft in enumerate(report.drafts)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", frameon=False)
+
+
+def _set_fonts(figure: "Figure") -> None:
+    """Lets names in other scripts appear, where a font for them is installed."""
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
+
+    installed = set(get_font_names())
+    families = [name for name in FONTS if name in installed]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
+
+
+def _get_color(index: int) -> str:
+    return f"C{index % 10}"
+
+
+def _plot_block_efficiency(axis: "Axes", report: EvaluationReport, name: str) -> None:
+    for index, _, setting in find_setting(report, name):
+        gammas = [at_gamma.num_assistant_tokens for at_gamma in setting.by_gamma]
+        values = [at_gamma.block_efficiency for at_gamma in setting.by_gamma]
+        draw_intervals(axis, gammas, values, _get_color(index))
+    finish_axis(axis, f"block efficiency, {name}", "gamma", "tokens per target pass", bottom=1)
+
+
+def _plot_speedup(axis: "Axes", report: EvaluationReport, name: str) -> None:
+    batch_sizes = list_batch_sizes(report, name)
+    for number, batch_size in enumerate(batch_sizes):
+        linestyle = LINE_STYLES[number % len(LINE_STYLES)]
+        axis.plot([], [], linestyle, color="0.4", label=f"batch {batch_size}")
+        for index, _, setting in find_setting(report, name):
+            known = [at_gamma for at_gamma in setting.by_gamma if batch_size in at_gamma.predicted_speedup]
+            gammas = [at_gamma.num_assistant_tokens for at_gamma in known]
+            values = [at_gamma.predicted_speedup[batch_size] for at_gamma in known]
+            draw_intervals(axis, gammas, values, _get_color(index), linestyle)
+            if (best := setting.at_best_gamma(batch_size)) is not None:
+                marked = best.predicted_speedup[batch_size].value
+                axis.plot(best.num_assistant_tokens, marked, "o", color=_get_color(index), mfc="none", markersize=10)
+    axis.axhline(1, color="0.4", linewidth=1, linestyle=(0, (2, 2)))
+    finish_axis(axis, f"predicted speed-up, {name}", "gamma", "times plain decoding", bottom=0)
+    if batch_sizes:
+        axis.legend(frameon=False, fontsize="small")
+
+
+def _plot_positions(axis: "Axes", report: EvaluationReport, name: str) -> None:
+    for index, _, setting in find_setting(report, name):
+        rates = setting.acceptance_rate_per_position
+        draw_intervals(axis, range(1, len(rates) + 1), rates, _get_color(index))
+    finish_axis(axis, f"acceptance by position, {name}", "drafted token", "share of rounds", bottom=0, top=1)
+
+
+def _plot_worst_breakdown(axis: "Axes", report: EvaluationReport, name: str) -> None:
+    found = [(i, d, s) for i, d, s in find_setting(report, name) if d is report.draft and s.breakdowns]
+    if not found:
+        axis.set_axis_off()
+        return
+    ((index, _, setting),) = found
+    breakdown = find_worst_breakdown(setting)
+    _plot_bars(axis, breakdown, _get_color(index))
+    axis.set_title(escape(f"alpha by {breakdown.title}, {name}"))
+
+
+def find_worst_breakdown(setting: SettingReport) -> Breakdown:
+    """The breakdown that holds the part with the lowest alpha, of the parts with 1 % of the tokens or more."""
+
+    def find_lowest(breakdown: Breakdown) -> float:
+        large = [row for row in breakdown.rows if row.tokens >= SMALLEST_SHARE * setting.tokens]
+        return min((row.alpha.value for row in large if math.isfinite(row.alpha.value)), default=math.inf)
+
+    return min(setting.breakdowns, key=find_lowest)
+
+
+def _plot_bars(axis: "Axes", breakdown: Breakdown, color: str) -> None:
+    rows = breakdown.rows
+    note = ""
+    if len(rows) > MOST_BARS:
+        kept = sorted(rows, key=lambda row: row.alpha.value)[:MOST_BARS]
+        rows, note = [row for row in rows if row in kept], f", the worst {MOST_BARS} of {len(rows)}"
+    places = range(len(rows))
+    axis.barh(places, [row.alpha.value for row in rows], color=color, alpha=0.5)
+    axis.hlines(places, [row.alpha.low for row in rows], [row.alpha.high for row in rows], color="0.2")
+    axis.set_yticks(places, [escape(f"{row.label} ({row.tokens:,})") for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel=f"alpha (tokens in brackets){note}")
+    axis.grid(axis="x", alpha=0.3)

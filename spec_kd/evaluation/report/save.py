@@ -1,0 +1,68 @@
+"""A report on disk: its data, and every rendering of them."""
+
+import logging
+import os
+from pathlib import Path
+
+from spec_kd.evaluation.report.content import EvaluationReport
+from spec_kd.evaluation.report.html import render_html
+from spec_kd.evaluation.report.markdown import render_markdown
+from spec_kd.evaluation.report.plots import plot_report
+
+logger = logging.getLogger(__name__)
+
+PICTURE_DPI = 130
+
+
+def save_report(report: EvaluationReport, output_dir: str | os.PathLike) -> dict[str, Path]:
+    """Writes `report.json`, `report.md`, `report.html` and, with matplotlib, `report.png`, over those that are there.
+
+    Saving what [`load_report`] read writes the same files again.
+
+    Args:
+        report (`EvaluationReport`): What was found.
+        output_dir (`str` or `os.PathLike`): Folder for the files; made where there is none.
+
+    Returns:
+        `dict[str, Path]`: The files by `"json"`, `"md"`, `"html"` and `"png"`, the last only where it was written.
+
+    Raises:
+        `ValueError`: If the report holds a value that JSON has no place for.
+    """
+    folder = Path(output_dir)
+    data = report.to_json()
+    # What is shown is what was saved: tuples are lists, numbers without a value are gone.
+    report = EvaluationReport.from_json(data)
+    texts = {"json": data, "md": render_markdown(report), "html": render_html(report)}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {kind: folder / f"report.{kind}" for kind in texts}
+    for kind, text in texts.items():
+        paths[kind].write_text(text, encoding="utf-8", newline="\n")
+    picture = folder / "report.png"
+    picture.unlink(missing_ok=True)  # an older report's picture beside these figures would mislead
+    try:
+        figure = plot_report(report)
+    except ImportError as error:
+        logger.warning(f"`{picture}` is not written. {error}")
+        return paths
+    figure.savefig(picture, dpi=PICTURE_DPI)
+    return {**paths, "png": picture}
+
+
+def load_report(path: str | os.PathLike) -> EvaluationReport:
+    """Reads a `report.json`, given itself or its folder.
+
+    Args:
+        path (`str` or `os.PathLike`): What [`save_report`] wrote.
+
+    Raises:
+        `FileNotFoundError`: Where there is none.
+        `ValueError`: For a file that is no report of this version.
+    """
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no report at `{path}`. Pass a `report.json` of `save_report`, or its folder."
+        )
+    return EvaluationReport.from_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,270 @@
+"""The tables of a report, as plain text: what the page and the Markdown both show."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spec_kd.evaluation.report.content import (
+    BreakdownRow,
+    CostReport,
+    DraftReport,
+    EvaluationReport,
+    SettingReport,
+)
+from spec_kd.evaluation.report.words import (
+    DASH,
+    RATE_DIGITS,
+    format_interval,
+    format_number,
+    is_apart_from_zero,
+)
+
+METRIC_NAMES = {"alpha": "alpha", "block_efficiency": "block efficiency"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells as text, not escaped for anything.
+
+    Args:
+        title (`str`): What it shows.
+        header (`list[str]`): A name for each column.
+        rows (`list[list[str]]`): One cell for each column; no rows where there is nothing to show.
+        labels (`int`): How many of the first columns name the row.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    labels: int = 1
+
+
+def list_settings(report: EvaluationReport) -> list[str]:
+    """Names of all settings, in the order of the draft that the report is about."""
+    return list(dict.fromkeys(setting.name for draft in reversed(report.drafts) for setting in draft.settings))
+
+
+def find_setting(report: EvaluationReport, name: str) -> list[tuple[int, DraftReport, SettingReport]]:
+    """Number, draft and setting of every draft that was measured at it."""
+    return [
+        (index, draft, setting)
+        for index, draft in enumerate(report.drafts)
+        for setting in draft.settings
+        if setting.name == name
+    ]
+
+
+def list_batch_sizes(report: EvaluationReport, name: str) -> list[str]:
+    """Batch sizes (as text) with a predicted speed-up at a setting."""
+    found = find_setting(report, name)
+    return list(dict.fromkeys(b for *_, setting in found for g in setting.by_gamma for b in g.predicted_speedup))
+
+
+def tabulate_figures(report: EvaluationReport) -> Table:
+    """alpha, acceptance rate and block efficiency at the report's gamma: settings by drafts."""
+    gamma = report.num_assistant_tokens
+    rows, kinds = [], []
+    for name in list_settings(report):
+        for _, draft, setting in find_setting(report, name):
+            at_gamma = setting.at_gamma(gamma)
+            rows.append(
+                [
+                    name,
+                    draft.name,
+                    format_interval(setting.alpha, RATE_DIGITS),
+                    format_interval(at_gamma.acceptance_rate, RATE_DIGITS),
+                    format_interval(at_gamma.block_efficiency),
+                    f"{setting.prompts:,}",
+                    f"{setting.tokens:,}",
+                ]
+            )
+            kinds.append(_describe_alpha(setting))
+    header = ["setting", "draft", "alpha", "acceptance rate", "block efficiency", "prompts", "tokens"]
+    if set(kinds) != {"exact"}:
+        header.append("alpha is")
+        rows = [[*row, kind] for row, kind in zip(rows, kinds, strict=True)]
+    return Table(title=f"Figures at gamma {gamma}", header=header, rows=rows, labels=2)
+
+
+def _describe_alpha(setting: SettingReport) -> str:
+    if setting.alpha_bounds is None:
+        return setting.alpha_kind
+    low, high = (format_number(bound, RATE_DIGITS) for bound in setting.alpha_bounds)
+    return f"{setting.alpha_kind}, bounded by {low} and {high}"
+
+
+def tabulate_comparisons(report: EvaluationReport) -> Table:
+    """Paired differences between drafts, and whether they are apart from 0."""
+    words = {True: "yes", False: "no", None: DASH}
+    rows = [
+        [
+            c.setting,
+            METRIC_NAMES.get(c.metric, c.metric),
+            f"{c.draft} minus {c.baseline}",
+            format_interval(c.difference, RATE_DIGITS, "+"),
+            words[is_apart_from_zero(c.difference)],
+        ]
+        for c in report.comparisons
+    ]
+    header = ["setting", "figure", "drafts", "difference", "interval excludes 0"]
+    return Table(title="Paired differences on the same prompts", header=header, rows=rows, labels=3)
+
+
+def tabulate_positions(report: EvaluationReport, name: str) -> Table:
+    """Acceptance of drafted token k at one setting: positions by drafts."""
+    found = find_setting(report, name)
+    longest = max(len(setting.acceptance_rate_per_position) for *_, setting in found)
+    rows = [[str(k + 1)] for k in range(longest)]
+    for *_, setting in found:
+        rates = setting.acceptance_rate_per_position
+        for k, row in enumerate(rows):
+            row.append(format_interval(rates[k] if k < len(rates) else None, RATE_DIGITS))
+    header = ["drafted token", *(draft.name for _, draft, _ in found)]
+    return Table(title=f"Acceptance by position, {name}", header=header, rows=rows)
+
+
+def tabulate_gammas(report: EvaluationReport, name: str) -> Table:
+    """Every figure over gamma at one setting."""
+    batch_sizes = list_batch_sizes(report, name)
+    header = ["gamma", "draft", "block efficiency", "acceptance rate"]
+    header += [f"predicted speed-up, batch {batch_size}" for batch_size in batch_sizes]
+    found = find_setting(report, name)
+    rows = [
+        [
+            str(at_gamma.num_assistant_tokens),
+            draft.name,
+            format_interval(at_gamma.block_efficiency),
+            format_interval(at_gamma.acceptance_rate, RATE_DIGITS),
+            *(format_interval(at_gamma.predicted_speedup.get(batch_size)) for batch_size in batch_sizes),
+        ]
+        for _, draft, setting in found
+        for at_gamma in setting.by_gamma
+    ]
+    return Table(title=f"Figures over gamma, {name}", header=header, rows=rows, labels=2)
+
+
+def tabulate_costs(report: EvaluationReport) -> Table:
+    """What a round costs, at each batch size."""
+    gamma = report.num_assistant_tokens
+    rows = [
+        [
+            draft.name,
+            str(cost.batch_size),
+            format_number(cost.cost_ratio, RATE_DIGITS),
+            format_number(cost.verify_cost.get(str(gamma)), RATE_DIGITS),
+            format_number(cost.round_overhead, RATE_DIGITS),
+            format_number(None if cost.target_step_seconds is None else 1000 * cost.target_step_seconds),
+            _describe_break_even(draft, cost),
+            cost.source,
+        ]
+        for draft in report.drafts
+        for cost in draft.costs
+    ]
+    header = ["draft", "batch size", "cost ratio", f"verify cost at gamma {gamma}", "round overhead", "target step, ms"]
+    return Table(title="Costs of a round", header=[*header, "break-even alpha", "source"], rows=rows, labels=2)
+
+
+def _describe_break_even(draft: DraftReport, cost: CostReport) -> str:
+    by_setting = {
+        s.name: format_number(s.break_even_alpha.get(str(cost.batch_size)), RATE_DIGITS) for s in draft.settings
+    }
+    different = set(by_setting.values())
+    return different.pop() if len(different) == 1 else ", ".join(f"{n}: {alpha}" for n, alpha in by_setting.items())
+
+
+def tabulate_speedups(report: EvaluationReport) -> Table:
+    """The best gamma of every setting, draft and batch size, and the speed-up that the costs predict there."""
+    gamma = report.num_assistant_tokens
+    rows = []
+    for name in list_settings(report):
+        for _, draft, setting in find_setting(report, name):
+            for batch_size, best_gamma in setting.best_gamma.items():
+                best, usual = (
+                    at_gamma.predicted_speedup.get(batch_size)
+                    for at_gamma in (setting.at_best_gamma(batch_size), setting.at_gamma(gamma))
+                )
+                labels = [name, draft.name, batch_size]
+                rows.append([*labels, str(best_gamma), format_interval(best), format_interval(usual)])
+    header = ["setting", "draft", "batch size", "best gamma", "predicted speed-up there", f"at gamma {gamma}"]
+    return Table(title="Predicted speed-up", header=header, rows=rows, labels=3)
+
+
+def tabulate_assisted(report: EvaluationReport) -> Table:
+    """Real assisted generation beside what replay and the costs say of the same prompts."""
+    rows = []
+    for name in list_settings(report):
+        for _, draft, setting in find_setting(report, name):
+            if (assisted := setting.assisted) is not None:
+                rows.append(
+                    [
+                        name,
+                        draft.name,
+                        str(assisted.num_assistant_tokens),
+                        format_interval(assisted.block_efficiency),
+                        format_interval(assisted.replayed_block_efficiency),
+                        format_interval(assisted.speedup),
+                        format_number(assisted.predicted_speedup),
+                        format_interval(assisted.acceptance_rate, RATE_DIGITS),
+                        f"{assisted.tokens_per_second:,.1f}",
+                        f"{assisted.plain_tokens_per_second:,.1f}",
+                        f"{assisted.prompts:,}",
+                    ]
+                )
+    figures = ["block efficiency", "the same, replayed", "speed-up", "the same, predicted", "acceptance rate"]
+    header = ["setting", "draft", "gamma", *figures, "tokens/s", "tokens/s without draft", "prompts"]
+    return Table(title="Measured in assisted generation, batch size 1", header=header, rows=rows, labels=2)
+
+
+Breakdowns = dict[str, dict[str, list[tuple[int, BreakdownRow]]]]
+
+
+def collect_breakdowns(report: EvaluationReport, name: str) -> Breakdowns:
+    """By title and label, the rows of all drafts with their numbers; the last draft's order of titles and labels."""
+    collected: Breakdowns = {}
+    for index, _, setting in reversed(find_setting(report, name)):
+        for breakdown in setting.breakdowns:
+            rows = collected.setdefault(breakdown.title, {})
+            for row in breakdown.rows:
+                rows.setdefault(row.label, []).insert(0, (index, row))
+    return collected
+
+
+def tabulate_breakdown(report: EvaluationReport, title: str, rows: dict[str, list[tuple[int, BreakdownRow]]]) -> Table:
+    """One breakdown of [`collect_breakdowns`]; block efficiency only where it has any."""
+    flat = [(label, index, row) for label, group in rows.items() for index, row in group]
+    has_block_efficiency = any(row.block_efficiency is not None for *_, row in flat)
+    cells = [
+        [
+            label,
+            report.drafts[index].name,
+            format_interval(row.alpha, RATE_DIGITS),
+            *([format_interval(row.block_efficiency)] if has_block_efficiency else []),
+            f"{row.tokens:,}",
+            f"{row.prompts:,}",
+        ]
+        for label, index, row in flat
+    ]
+    header = [title, "draft", "alpha", *(["block efficiency"] if has_block_efficiency else []), "tokens", "prompts"]
+    return Table(title=f"alpha by {title}", header=header, rows=cells, labels=2)
+
+
+def tabulate_provenance(report: EvaluationReport) -> Table:
+    """What was evaluated, how and where; nested values under dotted names."""
+    rows = [
+        ["engine", report.engine],
+        ["rule of acceptance", report.engine_rule],
+        ["gamma", str(report.num_assistant_tokens)],
+        *([name, text] for name, text in _flatten(report.provenance)),
+    ]
+    return Table(title="What was evaluated, how and where", header=["what", "value"], rows=rows)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield prefix + key, value
+        else:
+            yield prefix + key, DASH if value is None else json.dumps(value, ensure_ascii=False)

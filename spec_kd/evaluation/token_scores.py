@@ -1,0 +1,102 @@
+"""What a position of a text says of a draft: from logits to acceptance, alpha, its bounds, the target's entropy."""
+
+import torch
+
+from spec_kd.acceptance import (
+    bound_alpha,
+    compute_alpha,
+    compute_greedy_draft_alpha,
+    compute_token_acceptance,
+    match_tokens,
+)
+from spec_kd.losses import SparseTargets
+
+SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
+"""Rows of what the functions return, float64; NaN where there is no word on it."""
+
+
+def score_from_target(
+    draft_logits: torch.Tensor,
+    target_logits: torch.Tensor | None,
+    tokens: torch.Tensor,
+    temperature: float,
+    draft_sampling: str,
+) -> torch.Tensor:
+    """Scores of tokens that the target wrote, from the logits of both models.
+
+    Args:
+        draft_logits (`torch.Tensor`): `(n, V)`.
+        target_logits (`torch.Tensor`, *optional*): `(n, V)`; of greedy text needed for the entropy alone.
+        tokens (`torch.Tensor`): int64 `(n,)`.
+        temperature (`float`): Of the text, 0.0 for greedy; the entropy of greedy text is that of the plain softmax.
+        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+
+    Returns:
+        `torch.Tensor`: `(5, n)`, see `SCORES`.
+    """
+    choice = draft_logits.argmax(dim=-1)
+    log_p = entropy = None
+    if target_logits is not None:
+        log_p = (target_logits.to(draft_logits.device) / (temperature or 1.0)).log_softmax(dim=-1)
+        entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+    if temperature == 0:
+        matches = match_tokens(choice, tokens)
+        return _stack(matches, matches, entropy=entropy)
+    if draft_sampling == "greedy":
+        return _stack(match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice), entropy=entropy)
+    log_q = (draft_logits / temperature).log_softmax(dim=-1)
+    acceptance = compute_token_acceptance(_at(log_p, tokens), _at(log_q, tokens))
+    return _stack(acceptance, compute_alpha(log_p.exp(), log_q.exp()), entropy=entropy)
+
+
+def score_from_stored(
+    draft_logits: torch.Tensor,
+    token_log_p: torch.Tensor,
+    tokens: torch.Tensor,
+    temperature: float,
+    draft_sampling: str,
+    slots: SparseTargets | None = None,
+) -> torch.Tensor:
+    """Scores of tokens sampled at a temperature > 0, from what the target left of its distribution at it.
+
+    alpha at a position is a_i itself, whose mean over text drawn from p is alpha (with draws kept, their mean, which
+    varies less); a stored top-k bounds it.
+
+    Args:
+        draft_logits (`torch.Tensor`): `(n, V)`.
+        token_log_p (`torch.Tensor`): log p of the tokens, `(n,)`.
+        tokens (`torch.Tensor`): int64 `(n,)`.
+        temperature (`float`): Of the text and of the log-probabilities.
+        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        slots (`SparseTargets`, *optional*): What else was kept, with log p.
+
+    Returns:
+        `torch.Tensor`: `(5, n)`, see `SCORES`.
+    """
+    if draft_sampling == "greedy":
+        matches = match_tokens(draft_logits.argmax(dim=-1), tokens)
+        return _stack(matches, matches)
+    log_q = (draft_logits / temperature).log_softmax(dim=-1)
+    acceptance = compute_token_acceptance(token_log_p, _at(log_q, tokens))
+    if slots is None:
+        return _stack(acceptance, acceptance)
+    log_q_slots = log_q.gather(-1, slots.ids)  # (n, K)
+    if slots.method.is_sampled:
+        return _stack(acceptance, (compute_token_acceptance(slots.log_p, log_q_slots) * slots.weights).sum(-1))
+    return _stack(acceptance, acceptance, *bound_alpha(slots.log_p, log_q_slots))
+
+
+def _at(log: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return log.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _stack(
+    acceptance: torch.Tensor,
+    alpha: torch.Tensor,
+    low: torch.Tensor | None = None,
+    high: torch.Tensor | None = None,
+    entropy: torch.Tensor | None = None,
+) -> torch.Tensor:
+    unknown = torch.full_like(acceptance, float("nan"), dtype=torch.float64)
+    rows = (acceptance, alpha, low, high, entropy)
+    return torch.stack([unknown if row is None else row.double() for row in rows])

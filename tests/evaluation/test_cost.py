@@ -1,0 +1,149 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from spec_kd.acceptance import expect_block_efficiency, predict_speedup
+from spec_kd.evaluation import ServingCosts, measure_assisted_costs, measure_costs
+from spec_kd.evaluation import cost as cost_module
+from spec_kd.evaluation.assisted import AssistedFigures
+from spec_kd.evaluation.cost import AssistedCosts
+
+
+def test_speedup_is_tokens_over_the_cost_of_a_round():
+    assert predict_speedup(3.0, 4, cost_ratio=0.1, verify_cost=1.2, round_overhead=0.4) == pytest.approx(3 / 2)
+    costs = ServingCosts(cost_ratio=0.1, verify_cost={1: 1.1, 5: 1.5}, round_overhead=0.2)
+    assert costs.verify(3) == pytest.approx(1.3)
+    assert costs.predict_speedup(2.6, 3) == pytest.approx(2.6 / (0.3 + 1.3 + 0.2))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 0.9, 1.0])
+def test_independent_acceptance_gives_the_geometric_sum(alpha):
+    """Leviathan et al., eq. 1, in its closed form and by simulation of its limit."""
+    for gamma in (1, 5):
+        closed = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+        assert expect_block_efficiency(alpha, gamma) == pytest.approx(closed)
+
+
+def test_break_even_is_where_the_best_gamma_gains_nothing():
+    costs = ServingCosts(cost_ratio=0.2, verify_cost={8: 1.0})
+    alpha = costs.find_break_even_alpha()
+    # with free verification gamma = 1 breaks even first, at 1 + alpha = 1 + c
+    assert alpha == pytest.approx(0.2, abs=1e-3)
+    assert costs.predict_speedup(expect_block_efficiency(alpha + 1e-3, 1), 1) > 1
+    assert math.isnan(ServingCosts(cost_ratio=2.0, verify_cost={8: 1.0}).find_break_even_alpha())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"verify_cost": {}}, "positive cost"),
+        ({"verify_cost": {0: 1.0}}, "positive cost"),
+        ({"verify_cost": {1: -1.0}}, "positive cost"),
+        ({"verify_cost": {1: 1.0}, "cost_ratio": -0.1}, "`cost_ratio=-0.1`"),
+        ({"verify_cost": {1: 1.0}, "batch_size": 0}, "`batch_size=0`"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ServingCosts(**{"cost_ratio": 0.1, **options})
+
+
+def test_a_gamma_beyond_the_table_is_refused():
+    with pytest.raises(ValueError, match="only up to 4"):
+        ServingCosts(cost_ratio=0.1, verify_cost={4: 1.0}).verify(5)
+
+
+def test_passes_are_timed_behind_the_same_context(pair, monkeypatch):
+    """A clock that counts what a model reads: costs must be those of the pass alone, and the cache as it was."""
+    draft, target = pair
+    clock = [0.0]
+    monkeypatch.setattr(cost_module.time, "perf_counter", lambda: clock[0])
+    lengths = []
+    for name, model, price in (("draft", draft, 1.0), ("target", target, 4.0)):
+
+        def tick(_module, _args, kwargs, output, price=price, name=name):
+            tokens = output.logits.shape[1]
+            clock[0] += price * (1 + 0.1 * (tokens - 1)) * output.logits.shape[0]
+            if kwargs.get("past_key_values") is not None:
+                lengths.append((name, kwargs["past_key_values"].get_seq_length()))
+
+        model.register_forward_hook(tick, with_kwargs=True)
+    one, three = measure_costs(draft, target, batch_sizes=(1, 3), gammas=(1, 4), context_length=16, repeats=2)
+    assert one.cost_ratio == pytest.approx(0.25) and one.target_step_seconds == pytest.approx(4.0)
+    assert one.verify_cost == {1: pytest.approx(1.1), 4: pytest.approx(1.4)}
+    assert three.batch_size == 3 and three.target_step_seconds == pytest.approx(12.0)
+    assert {length for _, length in lengths} == {17, 18, 21}  # behind 16 tokens each time
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gammas": ()}, "`gammas`"),
+        ({"batch_sizes": (0,)}, "`batch_sizes`"),
+        ({"context_length": 510}, "do not fit the draft's 512"),
+    ],
+)
+def test_bad_options_are_refused(pair, options, message):
+    with pytest.raises(ValueError, match=message):
+        measure_costs(*pair, **options)
+
+
+def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, prompts=3):
+    """Figures of a run in an engine whose every cost is known."""
+    tokens, calls = np.full(prompts, 41), np.full(prompts, 11)
+    round_seconds = step * (gamma * draft_step + verify + overhead)
+    return AssistedFigures(
+        tokens=tokens, target_calls=calls, accepted=calls * gamma, drafted=calls * gamma, drafting_rounds=calls,
+        accepted_by_position=np.ones((prompts, gamma)), temperature=0.0, num_assistant_tokens=gamma,
+        draft_sampling="stochastic", method="assisted", completion_ids=[[1] * 41] * prompts, rounds=[[]] * prompts,
+        assisted_seconds=1.5 * prefill + calls * round_seconds, assisted_first_seconds=1.5 * prefill + 1 * round_seconds
+        + np.zeros(prompts),
+        plain_seconds=prefill + tokens * step, plain_first_seconds=prefill + step + np.zeros(prompts),
+        plain_tokens=tokens,
+    )  # fmt: skip
+
+
+def test_costs_of_an_engine_are_found_again(pair, monkeypatch):
+    step, draft_step, overhead, prefill = 0.02, 0.3, 0.5, 0.08
+
+    def run(*_, num_assistant_tokens, **__):
+        return make_timed_run(num_assistant_tokens, step, draft_step, overhead, 1.0, prefill)
+
+    monkeypatch.setattr(cost_module, "generate_assisted", run)
+    free = ServingCosts(cost_ratio=0.1, verify_cost={1: 1.0, 4: 1.0, 8: 1.0}, target_step_seconds=step)
+    monkeypatch.setattr(cost_module, "measure_costs", lambda *_, **__: [free])
+    found = measure_assisted_costs(*pair, [[5] * 8] * 3, gammas=(1, 4, 8), max_new_tokens=41)
+    assert found.costs.cost_ratio == pytest.approx(draft_step)
+    assert found.costs.round_overhead == pytest.approx(overhead)
+    assert found.costs.target_step_seconds == pytest.approx(step)
+    assert found.plain_prefill == pytest.approx(prefill / 8) and found.assisted_prefill == pytest.approx(
+        1.5 * prefill / 8
+    )
+    # whole requests, prompts included
+    expected = (prefill + 41 * step) / (1.5 * prefill + 11 * step * (4 * draft_step + 1.0 + overhead))
+    predicted = found.predict_speedup(np.array([8]), np.array([41]), np.array([11]), 4)
+    assert predicted == pytest.approx(expected)
+
+
+def test_an_engine_is_really_timed(pair, prompts):
+    draft, target = pair
+    found = measure_assisted_costs(draft, target, prompts[:2], gammas=(1, 3), max_new_tokens=12, eos_token_id=1)
+    assert isinstance(found, AssistedCosts) and found.costs.target_step_seconds > 0
+    assert found.costs.cost_ratio >= 0 and found.costs.round_overhead >= 0
+    assert [figures.num_assistant_tokens for figures in found.figures] == [1, 3]
+    assert all((f.plain_first_seconds < f.plain_seconds).all() for f in found.figures)
+
+
+def test_one_gamma_cannot_tell_a_step_from_the_overhead(pair, prompts):
+    with pytest.raises(ValueError, match="two or more"):
+        measure_assisted_costs(*pair, prompts, gammas=(3,), max_new_tokens=8)
+
+
+def test_texts_of_one_round_cannot_be_timed(target, prompts):
+    import copy
+
+    with pytest.raises(ValueError, match="within one round"):
+        measure_assisted_costs(copy.deepcopy(target), target, prompts[:1], gammas=(2, 3), max_new_tokens=2)
+    assert torch.is_grad_enabled()

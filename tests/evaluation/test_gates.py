@@ -1,0 +1,103 @@
+import dataclasses
+
+import pytest
+from example_report import AFTER, BEFORE, NAN, build_report, build_small_report
+
+from spec_kd.evaluation.gates import FAILED_EXIT_STATUS, Gate, check_gates, parse_gate
+from spec_kd.evaluation.statistics import Interval
+
+
+@pytest.fixture(scope="module")
+def report():
+    return build_report()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("block_efficiency=2.5", Gate(name="block_efficiency", threshold=2.5)),
+        (" alpha_t0.7 = .6 ", Gate(name="alpha_t0.7", threshold=0.6)),
+        ("predicted_speedup_t1_greedy_draft=1", Gate(name="predicted_speedup_t1_greedy_draft", threshold=1.0)),
+        ("speedup=1e0", Gate(name="speedup", threshold=1.0)),
+    ],
+)
+def test_parsing(text, expected):
+    assert parse_gate(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("block_efficiency", "not of the form NAME=THRESHOLD"),
+        ("=2", "not of the form NAME=THRESHOLD"),
+        ("perplexity=2", "'perplexity' does not begin with alpha or block_efficiency or"),
+        ("alphabet=2", "names no figure"),
+        ("alpha=0.5", "names no setting, which alpha needs"),
+        ("alpha_t1=high", "threshold 'high', which is no finite number"),
+        ("alpha_t1=nan", "no finite number"),
+        ("alpha_t1=", "no finite number"),
+        ("alpha_t1>=0.5", "no setting|no figure|names the setting 't1>'"),
+        ("alpha_t2=0.5", "names the setting 't2', but there are greedy, t1"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_gate(text, settings=["greedy", "t1"])
+
+
+def test_figures_are_held_against_thresholds(report):
+    setting = report.draft.setting("t1")
+    best = setting.at_gamma(setting.best_gamma["1"])
+    expected = {
+        "alpha_t1": setting.alpha,
+        "alpha_greedy": report.draft.setting("greedy").alpha,
+        "block_efficiency": setting.at_gamma(5).block_efficiency,
+        "block_efficiency_t1": setting.at_gamma(5).block_efficiency,
+        "block_efficiency_greedy": report.draft.setting("greedy").at_gamma(5).block_efficiency,
+        "acceptance_rate": setting.at_gamma(5).acceptance_rate,
+        "predicted_speedup": best.predicted_speedup["1"],
+        "speedup_t1": setting.assisted.speedup,
+    }
+    results = check_gates(report, [f"{name}={value.value - 1e-6}" for name, value in expected.items()])
+    assert {result.name: result.value for result in results} == expected
+    assert all(result.has_passed and not result.is_sure for result in results)
+    results = check_gates(report, [f"{name}={value.value + 1e-6}" for name, value in expected.items()])
+    assert not any(result.has_passed or result.is_sure for result in results)
+    results = check_gates(report, [f"{name}={value.low - 1e-6}" for name, value in expected.items()])
+    assert all(result.has_passed and result.is_sure for result in results)
+
+
+def test_the_threshold_itself_passes(report):
+    (result,) = check_gates(report, [f"alpha_t1={report.draft.setting('t1').alpha.value!r}"])
+    assert result.has_passed
+
+
+def test_another_draft(report):
+    (result,) = check_gates(report, ["alpha_t1=0.5"], draft=BEFORE)
+    assert result.value == report.drafts[0].setting("t1").alpha and not result.has_passed
+    with pytest.raises(ValueError, match="no draft 'other'; it has org/draft-generic, outputs/draft_"):
+        check_gates(report, ["alpha_t1=0.5"], draft="other")
+    assert check_gates(report, ["alpha_t1=0.5"], draft=AFTER) == check_gates(report, ["alpha_t1=0.5"])
+
+
+def test_figures_that_are_not_there_are_refused_with_what_is(report):
+    with pytest.raises(
+        ValueError, match=r"no alpha_t2 and no speedup_greedy .* it has alpha_t1, block_efficiency, .*alpha_greedy"
+    ):
+        check_gates(report, ["alpha_t2=0.5", "alpha_t1=0.5", "speedup_greedy=1"])
+    with pytest.raises(ValueError, match="needs costs at batch size 1"):
+        check_gates(build_small_report(), ["predicted_speedup=1"])
+
+
+def test_undefined_figures_do_not_pass():
+    report = build_small_report()
+    (result,) = check_gates(report, ["block_efficiency=1.5"])
+    assert result.has_passed and not result.is_sure
+    setting = dataclasses.replace(report.draft.settings[0], alpha=Interval(NAN, NAN, NAN))
+    report = dataclasses.replace(report, drafts=[dataclasses.replace(report.draft, settings=[setting])])
+    (result,) = check_gates(report, ["alpha_t0.7_greedy_draft=0"])
+    assert not result.has_passed and not result.is_sure
+
+
+def test_the_exit_status_is_not_that_of_an_error():
+    assert FAILED_EXIT_STATUS not in (0, 1, 2)
