@@ -16,6 +16,7 @@ from spec_kd.data.sharded_runs import plan_batches, run_plan
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.unmapped import answer_batch, check_on_unmapped, report_dropped
+from spec_kd.decoding.warpers import check_truncation
 from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest
 from spec_kd.engines.slots import complete_request
 from spec_kd.engines.transformers import TransformersEngine
@@ -29,6 +30,8 @@ def generate_responses(
     processing_class: ProcessingClass | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     teacher_signal: str | SignalRequest | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -68,6 +71,9 @@ def generate_responses(
             The target's. Loaded from where the target came from by default.
         max_new_tokens (`int`): Most tokens of a response, the EOS included.
         temperature (`float`): 0.0 means greedy.
+        top_k (`int`), top_p (`float`):
+            Sample from the most likely ids only, so many or of so much mass; 0 and 1.0 for all. With the transformers
+            engine, and for text alone: a `teacher_signal` is of the whole distribution.
         teacher_signal (`str` or `SignalRequest`, *optional*):
             What to keep of the distribution at every token: `"token_only"`, `"sampled_counts"`, `"sampled_logprobs"`
             or `"top_k_tail"` (what each may be used for: `spec_kd.losses.SPARSE_METHODS`), or a request with numbers
@@ -111,13 +117,20 @@ def generate_responses(
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     check_on_unmapped(on_unmapped)
+    check_truncation(top_k, top_p)
     signal = _read_signal(teacher_signal)
+    options = SamplingOptions(max_new_tokens, float(temperature), seed, top_k, float(top_p))
+    if options.is_truncated and signal is not None:
+        raise ValueError(
+            f"`teacher_signal={signal.method!r}` is of the whole distribution, and text sampled with `top_k={top_k}` "
+            f"and `top_p={top_p}` is not drawn from it. Leave one of them out, or add the signal afterwards with "
+            "`score_completions`."
+        )
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
     prompt_ids = IdLists(render_prompt_ids(rows, processing_class), store and store.folder)
-    options = SamplingOptions(max_new_tokens, float(temperature), seed)
     engine.check(prompt_ids, options, signal)
     info = None
     if signal is not None:
@@ -126,7 +139,7 @@ def generate_responses(
         _open_run(
             store, engine, processing_class, prompt_ids, signal,
             max_new_tokens=max_new_tokens, temperature=options.temperature, batch_size=batch_size, seed=seed,
-            shard_size=shard_size,
+            shard_size=shard_size, **({"top_k": top_k, "top_p": top_p} if options.is_truncated else {}),
         )  # fmt: skip
     vocab_size = count_real_ids(processing_class)
 

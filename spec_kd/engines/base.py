@@ -18,13 +18,22 @@ class SamplingOptions:
 
     Args:
         max_new_tokens (`int`): Most tokens of a completion, the EOS included.
-        temperature (`float`, *optional*, defaults to `0.0`): 0.0 means greedy; otherwise the plain softmax at it.
+        temperature (`float`, *optional*, defaults to `0.0`): 0.0 means greedy; otherwise the softmax at it.
         seed (`int`, *optional*, defaults to `0`): Of the job; an engine derives from it what it needs per request.
+        top_k (`int`, *optional*, defaults to `0`): Most likely ids to sample from; 0 for all.
+        top_p (`float`, *optional*, defaults to `1.0`): Mass of the most likely ids to sample from.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it samples from a part of the softmax."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,15 @@ class Engine(Protocol):
             UnsupportedByEngineError: If the engine cannot score given text, or not by this method.
         """
         ...
+
+
+def check_untruncated(options: SamplingOptions, engine: str) -> None:
+    """Raises `UnsupportedByEngineError` for top-k and top-p, which only the transformers engine has."""
+    if options.is_truncated:
+        raise UnsupportedByEngineError(
+            f"The engine {engine!r} samples from the plain softmax here, not with `top_k={options.top_k}` and "
+            f"`top_p={options.top_p}`. Leave them out, or use the transformers engine."
+        )
 
 
 def derive_seed(text: str, bits: int) -> int:

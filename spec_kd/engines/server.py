@@ -3,7 +3,14 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, derive_seed, join_texts
+from spec_kd.engines.base import (
+    Completion,
+    SamplingOptions,
+    SignalRequest,
+    check_untruncated,
+    derive_seed,
+    join_texts,
+)
 from spec_kd.engines.server_answers import AnswerReader
 from spec_kd.engines.server_client import CompletionsClient, ServerRequestError, hide_userinfo
 from spec_kd.engines.server_logprobs import MalformedAnswerError, UnmappedTokens, UnmappedTokensError
@@ -131,11 +138,12 @@ class ServerEngine:
         """Checks what can be known without the server, as `generate` and `score` do first.
 
         Raises:
-            `UnsupportedByEngineError`: A method that servers do not give.
+            `UnsupportedByEngineError`: A method that servers do not give, top-k or top-p.
             `ValueError`: An empty prompt, one with ids that the tokenizer does not have, or one that is not the ids of
                 any text (`is_text_only`); an option out of its range.
         """
         self._requests.count_logprobs(signal)
+        check_untruncated(options, self.name)
         if options.temperature < 0:
             raise ValueError(f"`temperature` must be at least 0, got {options.temperature}.")
         self._requests.check_prompts(prompts)

@@ -5,7 +5,7 @@ vocabulary: 20 GB at 64 x 512 x 152k.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import accelerate
@@ -17,10 +17,10 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    TemperatureLogitsWarper,
 )
 
 from spec_kd._private import create_model_from_path, get_config_model_id
+from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, derive_seed, join_texts
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, unwrap_peft
@@ -33,9 +33,10 @@ SEED_BITS = 56  # of a torch generator's 64
 class TransformersEngine:
     """A target as a transformers model.
 
-    Greedy, or sampled from the plain softmax at a temperature: the target's own `generation_config` (its sampling,
-    top-k, penalties, forced tokens) does not count, except for its EOS ids, which end a completion together with the
-    tokenizer's. Ids beyond the tokenizer's vocabulary (padded rows of the head) are never written.
+    Greedy, or sampled from the softmax at a temperature, by top-k and top-p where asked: the target's own
+    `generation_config` (its sampling, penalties, forced tokens) does not count, except for its EOS ids, which end a
+    completion together with the tokenizer's. Ids beyond the tokenizer's vocabulary (padded rows of the head) are never
+    written.
 
     Log-probabilities are those of the distribution that was sampled from; of greedy text the plain softmax's.
 
@@ -89,14 +90,13 @@ class TransformersEngine:
         padded = [[self.pad_id] * (length - len(ids)) + ids for ids in prompts]
         mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
         device = self.target.get_input_embeddings().weight.device
-        processors = LogitsProcessorList([_RealIdsOnly(self.vocab_size)])
-        if options.temperature > 0:
-            processors.append(TemperatureLogitsWarper(float(options.temperature)))
+        processors = LogitsProcessorList([RealIdsOnly(self.vocab_size)])
+        processors += build_warpers(options.temperature, options.top_k, options.top_p)
         recorder = None
         if signal is not None:
             recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
             processors.append(recorder)
-        with neutral(self.target, options, self.eos_ids, self.pad_id), _seeded(seed, device):
+        with neutral(self.target, options, self.eos_ids, self.pad_id), seeded(seed, device):
             output = self.target.generate(
                 input_ids=torch.tensor(padded, device=device),  # (B, L)
                 attention_mask=torch.tensor(mask, device=device),
@@ -104,7 +104,7 @@ class TransformersEngine:
                 logits_processor=processors,
             )
         written = output[:, length:]  # (B, T)
-        answers = [self._cut_after_eos(ids) for ids in written.tolist()]
+        answers = [cut_after_eos(ids, self.eos_ids) for ids in written.tolist()]
         if recorder is None:
             return [Completion(ids, reason) for ids, reason in answers]
         recorder.close(written[:, -1])
@@ -141,12 +141,16 @@ class TransformersEngine:
             scored.append(Completion(list(completion), reason, logprobs, stack_slots([s for _, s in parts])))
         return scored
 
-    def _cut_after_eos(self, ids: list[int]) -> tuple[list[int], str]:
-        end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
-        return (ids, "length") if end is None else (ids[: end + 1], "stop")
+
+def cut_after_eos(ids: list[int], eos_ids: Collection[int]) -> tuple[list[int], str]:
+    """What was written up to its first EOS, and the finish reason: `"stop"`, or `"length"` without an EOS."""
+    end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
+    return (ids, "length") if end is None else (ids[: end + 1], "stop")
 
 
-class _RealIdsOnly(LogitsProcessor):
+class RealIdsOnly(LogitsProcessor):
+    """Rules out the padded rows of a head: no tokenizer knows these ids."""
+
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
 
@@ -179,7 +183,8 @@ def neutral(target: PreTrainedModel, options: SamplingOptions, eos_ids: list[int
 
 
 @contextmanager
-def _seeded(seed: str, device: torch.device) -> Iterator[None]:
+def seeded(seed: str, device: torch.device) -> Iterator[None]:
+    """The global random state set by a text inside, and as it was behind."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, SEED_BITS))
         yield

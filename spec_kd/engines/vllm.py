@@ -18,6 +18,7 @@ from spec_kd.engines.base import (
     SignalRequest,
     TokenSlots,
     UnsupportedByEngineError,
+    check_untruncated,
     derive_seed,
     join_texts,
 )
@@ -112,11 +113,13 @@ class VLLMEngine:
         """Checks what `generate` and `score` do first; a text to be scored is a prompt with `max_new_tokens=0` here.
 
         Raises:
-            `UnsupportedByEngineError`: A method that vLLM does not give, or a `top_k` it was not made for.
+            `UnsupportedByEngineError`: A method that vLLM does not give, a `top_k` it was not made for, or
+                sampling from a part of the softmax.
             `ValueError`: A prompt that is empty or leaves no room, or a temperature that vLLM would change.
             `vllm.exceptions.VLLMValidationError`: What vLLM refuses itself, such as a temperature above 2.
         """
         self._count_logprobs(signal)
+        check_untruncated(options, self.name)
         temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
         if temperature != options.temperature:
             raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}: take that or 0.")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.generation import BaseStreamer, TemperatureLogitsWarper
+from transformers.generation import BaseStreamer
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.decoding import Round
 from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
 from spec_kd.decoding.rounds import leave_out_drafts_behind_end
+from spec_kd.decoding.warpers import build_warpers, check_truncation
 from spec_kd.evaluation.clock import synchronize
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.statistics import Interval, bootstrap
@@ -74,6 +75,8 @@ def generate_assisted(
     prompts_ids: Sequence[Sequence[int]],
     *,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     num_assistant_tokens: int = 5,
     max_new_tokens: int,
     eos_token_id: int | list[int] | None = None,
@@ -91,6 +94,7 @@ def generate_assisted(
         draft (`PreTrainedModel` or `PeftModel`): The draft.
         prompts_ids (`list[list[int]]`): Ids of each prompt.
         temperature (`float`): 0.0 for greedy.
+        top_k (`int`), top_p (`float`): Of the sampling of both models; 0 and 1.0 for none.
         num_assistant_tokens (`int`): Tokens drafted in a round.
         max_new_tokens (`int`): Most tokens written to a prompt.
         eos_token_id (`int` or `list[int]`, *optional*): Defaults to that of the target's generation config.
@@ -105,6 +109,7 @@ def generate_assisted(
     """
     check_num_assistant_tokens(num_assistant_tokens)
     check_sampling(temperature)
+    check_truncation(top_k, top_p)
     if max_new_tokens < 1:
         raise ValueError(f"`max_new_tokens` is {max_new_tokens}, but must be at least 1.")
     target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
@@ -117,7 +122,8 @@ def generate_assisted(
         eos_token_id = target.generation_config.eos_token_id
 
     with _neutral_pair(target, draft, temperature, num_assistant_tokens, max_new_tokens, eos_token_id) as options:
-        options["logits_processor"] = _build_processors(target, draft, temperature, vocab_size)
+        options["logits_processor"] = _fit_vocabularies(target, draft, vocab_size)
+        options["logits_processor"] += build_warpers(temperature, top_k, top_p)
         recorder = _RoundRecorder()
         hook = target.register_forward_pre_hook(recorder.record_call, with_kwargs=True)
 
@@ -219,16 +225,10 @@ def _neutral_pair(
             target.generation_config, draft.generation_config, draft_config.vocab_size = saved
 
 
-def _build_processors(
-    target: PreTrainedModel, draft: PreTrainedModel, temperature: float, vocab_size: int
-) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
+def _fit_vocabularies(target: PreTrainedModel, draft: PreTrainedModel, vocab_size: int) -> LogitsProcessorList:
     target_rows, draft_rows = (count_rows(model.get_output_embeddings()) for model in (target, draft))
-    if not vocab_size == target_rows == draft_rows:
-        processors.append(_FitVocabulary(vocab_size, target_rows))
-    if temperature not in (0, 1):
-        processors.append(TemperatureLogitsWarper(float(temperature)))
-    return processors
+    is_needed = not vocab_size == target_rows == draft_rows
+    return LogitsProcessorList([_FitVocabulary(vocab_size, target_rows)] if is_needed else [])
 
 
 class _FitVocabulary(LogitsProcessor):

@@ -218,24 +218,28 @@ def measure_assisted_costs(
     target: PreTrainedModel,
     prompts_ids: Sequence[Sequence[int]],
     *,
-    gammas: Sequence[int] = (1, 5, 12),
+    gammas: Sequence[int] = (2, 5, 12),
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     vocab_size: int | None = None,
     eos_token_id: int | list[int] | None = None,
     seed: int = 0,
 ) -> AssistedCosts:
     """Times rounds of `target.generate(assistant_model=draft)` on a few prompts, at several gammas.
 
-    A round's time does not depend on how much of it is accepted, so a handful of prompts tells it. Verification is
-    timed as bare passes; what is left of a round, fitted over the gammas, is a draft step (with what `generate` adds to
-    one) and an overhead per round.
+    A round's time does not depend on how much of it is accepted, so a handful of prompts tells it. At these gammas the
+    costs add up to what was measured; between them they are interpolated. Of a round, bare passes tell what
+    verification costs, and a line through the rest tells a draft step (with what `generate` adds to one) from an
+    overhead per round; what is off that line counts as verification. A single drafted token is cheaper than the line
+    says, so it tells little of others.
 
     Args:
         draft, target: The models.
         prompts_ids (`Sequence[Sequence[int]]`): Prompts to time on: others than those a prediction is compared on.
         gammas (`Sequence[int]`): Two or more numbers of drafted tokens; the range in which predictions hold.
-        max_new_tokens, temperature, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
+        max_new_tokens, temperature, top_k, top_p, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
 
     Raises:
         ValueError: For fewer than two gammas, texts too short to time, and as [`generate_assisted`].
@@ -247,7 +251,8 @@ def measure_assisted_costs(
     figures = [
         generate_assisted(
             target, draft, prompts_ids, num_assistant_tokens=gamma, max_new_tokens=max_new_tokens,
-            temperature=temperature, vocab_size=vocab_size, eos_token_id=eos_token_id, seed=seed, measure_speed=True,
+            temperature=temperature, top_k=top_k, top_p=top_p, vocab_size=vocab_size, eos_token_id=eos_token_id,
+            seed=seed, measure_speed=True,
         )
         for gamma in gammas
     ]  # fmt: skip
@@ -271,10 +276,12 @@ def measure_assisted_costs(
     slope, intercept = np.polyfit(np.array(gammas, dtype=float), rest, 1)
     if intercept < 0:  # no overhead: all of the rest is draft steps
         slope, intercept = float((rest / np.array(gammas)).mean()), 0.0
+    slope = max(0.0, float(slope))
+    verify = {g: float(total - slope * g - intercept) for g, total in zip(gammas, round_steps, strict=True)}
     prompt_tokens = sum(map(len, prompts_ids)) * len(figures)
     return AssistedCosts(
         costs=ServingCosts(
-            cost_ratio=max(0.0, float(slope)),
+            cost_ratio=slope,
             verify_cost=verify,
             round_overhead=float(intercept),
             target_step_seconds=float(step),

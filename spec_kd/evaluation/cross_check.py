@@ -21,6 +21,8 @@ def cross_check(
     replayed: AcceptanceFigures,
     *,
     num_prompts: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
     max_new_tokens: int,
     vocab_size: int,
     eos_token_id: int | list[int],
@@ -36,12 +38,14 @@ def cross_check(
         prompts_ids (`Sequence[Sequence[int]]`): Prompts of the replay, in its order.
         replayed (`AcceptanceFigures`): Replay of the target's texts to them, at the gamma and temperature to check.
         num_prompts (`int`): How many to run.
-        max_new_tokens, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
+        top_k, top_p, max_new_tokens, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
     """
     chosen = list(prompts_ids[:num_prompts])
     common = {
         "max_new_tokens": max_new_tokens,
         "temperature": replayed.temperature,
+        "top_k": top_k,
+        "top_p": top_p,
         "vocab_size": vocab_size,
         "eos_token_id": eos_token_id,
         "seed": seed,

@@ -7,12 +7,14 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.data.prompts import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, generate_responses
+from spec_kd.decoding.warpers import check_truncation
 from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine, find_special_ids
 from spec_kd.evaluation.comparison import compare_drafts
@@ -50,6 +52,8 @@ def evaluate_draft(
     engine: str = "transformers",
     draft_samplings: Sequence[str] | None = None,
     temperatures: Sequence[float] | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
     num_assistant_tokens: int = 5,
     gammas: Sequence[int] = tuple(range(1, 17)),
     max_new_tokens: int | None = None,
@@ -84,6 +88,9 @@ def evaluate_draft(
         draft_samplings (`Sequence[str]`, *optional*):
             Instead of the engine's rule: `"stochastic"`, `"greedy"` or both.
         temperatures (`Sequence[float]`, *optional*): 0.0 and 1.0 by default, or those of a distilled set.
+        top_k (`int`), top_p (`float`):
+            Of the deployment's sampling, applied to both models at every temperature above 0; 0 and 1.0 for none.
+            Penalties for repetition depend on the text before and are not covered.
         num_assistant_tokens (`int`): gamma of the headline figures.
         gammas (`Sequence[int]`): Numbers of drafted tokens to report.
         max_new_tokens (`int`, *optional*): Longest text; 256 by default, or the limit of a distilled set.
@@ -94,7 +101,8 @@ def evaluate_draft(
         batch_sizes (`Sequence[int]`): Batch sizes that costs are measured at.
         num_assisted_prompts (`int`):
             Prompts on which real assisted generation is run as a cross-check, with its speed; up to four others serve
-            to time its rounds. Slow, so 0 by default.
+            to time its rounds. It samples the draft as transformers does, so greedy drafts at a temperature above 0 go
+            unchecked. Slow, so 0 by default.
         num_shown_prompts (`int`): How many of the worst prompts to show token by token.
         shows_prompt_text (`bool`): Whether their prompts are shown too, or only what the target wrote.
         processing_class (*optional*): The target's; found with the target by default.
@@ -117,7 +125,9 @@ def evaluate_draft(
     dataset, _ = prepare_prompts(prompts)
     stored = split_by_temperature(prompts) if target is None else {}
     temperatures = tuple(temperatures if temperatures is not None else tuple(stored) or DEFAULT_TEMPERATURES)
-    _check_options(dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts)
+    _check_options(
+        dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts, top_k, top_p
+    )
     named = _name_drafts(drafts)
     if max_new_tokens is None:
         max_new_tokens = find_max_new_tokens(stored) or DEFAULT_MAX_NEW_TOKENS
@@ -129,31 +139,18 @@ def evaluate_draft(
     target_model = target.target if isinstance(target, TransformersEngine) else None
     texts = stored
     if target is not None:
-        texts = {
-            temperature: generate_responses(
-                target,
-                prompts,
-                processing_class=processing_class,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                # an engine elsewhere cannot read the texts again, so it leaves what replay needs
-                teacher_signal=None if target_model is not None else "token_only",
-                batch_size=batch_size if target_model is not None else None,
-                seed=seed,
-                output_dir=None
-                if output_dir is None
-                else str(Path(output_dir) / f"texts_{name_temperature(temperature)}"),
-                show_progress=show_progress,
-            )
-            for temperature in temperatures
-        }
+        texts = _write_texts(
+            target, prompts, temperatures, output_dir, processing_class=processing_class, max_new_tokens=max_new_tokens,
+            top_k=top_k, top_p=top_p, batch_size=batch_size, seed=seed, show_progress=show_progress,
+        )  # fmt: skip
     texts = {temperature: texts[temperature] for temperature in temperatures}
     described = {t: TextDescription.of(rows, processing_class, group_by) for t, rows in texts.items()}
-    settings = _list_settings(temperatures, samplings)
+    settings = _list_settings(temperatures, samplings, top_k, top_p)
 
     vocab_size = count_real_ids(processing_class)
     reports, provenances = [], {}
     figures: dict[str, dict[str, AcceptanceFigures]] = {setting.name: {} for setting in settings}
+    progress = tqdm(total=len(named) * len(settings), desc="Drafts by settings", disable=not show_progress)
     for name, draft in named.items():
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="auto") if isinstance(draft, str) else draft
         if isinstance(draft, str) and target_model is not None:
@@ -170,6 +167,8 @@ def evaluate_draft(
                 max_new_tokens=max_new_tokens,
                 vocab_size=vocab_size,
                 draft_sampling=setting.draft_sampling,
+                top_k=top_k,
+                top_p=top_p,
                 batch_size=batch_size,
                 measures_entropy=True,
             )
@@ -183,6 +182,8 @@ def evaluate_draft(
                     texts[setting.temperature]["prompt_ids"],
                     headline,
                     num_prompts=num_assisted_prompts,
+                    top_k=top_k,
+                    top_p=top_p,
                     max_new_tokens=max_new_tokens,
                     vocab_size=vocab_size,
                     eos_token_id=find_special_ids(target_model, processing_class)[0],
@@ -201,9 +202,11 @@ def evaluate_draft(
                     assisted=check,
                 )
             )
+            progress.update()
         reports.append(
             DraftReport(name=name, settings=described_settings, costs=[_describe_costs(c, gammas) for c in known_costs])
         )
+    progress.close()
     return EvaluationReport(
         drafts=reports,
         comparisons=[c for setting, of_draft in figures.items() for c in compare_drafts(of_draft, setting)],
@@ -221,13 +224,50 @@ def evaluate_draft(
     )
 
 
+def _write_texts(
+    target: Engine,
+    prompts: Prompts,
+    temperatures: Sequence[float],
+    output_dir: str | None,
+    *,
+    top_k: int,
+    top_p: float,
+    batch_size: int,
+    **options: Any,
+) -> dict[float, Dataset]:
+    """The target's texts at each temperature, each in a folder of its own."""
+    is_here = isinstance(target, TransformersEngine)
+    texts = {}
+    for temperature in temperatures:
+        folder = None
+        if output_dir is not None:
+            folder = str(Path(output_dir) / f"texts_{_name_sampling(temperature, top_k, top_p)}")
+        texts[temperature] = generate_responses(
+            target,
+            prompts,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            # an engine elsewhere cannot read the texts again, so it leaves what replay needs
+            teacher_signal=None if is_here else "token_only",
+            batch_size=batch_size if is_here else None,
+            output_dir=folder,
+            **options,
+        )
+    return texts
+
+
 def _check_options(
-    dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts
+    dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts, top_k, top_p
 ) -> None:
+    is_here = isinstance(target, str | nn.Module | TransformersEngine)
     for gamma in gammas:
         check_num_assistant_tokens(gamma)
     if not temperatures or len(set(temperatures)) < len(temperatures):
         raise ValueError(f"`temperatures` is {temperatures!r}, but must hold one or more different numbers.")
+    check_truncation(top_k, top_p)
+    if (top_k or top_p < 1) and not is_here:
+        raise ValueError("`top_k` and `top_p` need the target as a transformers model. Leave them out, or pass one.")
     if not samplings:
         raise ValueError("`draft_samplings` is empty: give 'stochastic', 'greedy' or both.")
     for temperature in temperatures:
@@ -242,12 +282,13 @@ def _check_options(
             f"{temperatures}; found are answers at {tuple(stored) or 'none'}. Pass `target`, or make them with "
             "`generate_responses(..., teacher_signal=...)`."
         )
-    if num_assisted_prompts and not isinstance(target, str | nn.Module | TransformersEngine):
+    if num_assisted_prompts and not is_here:
         raise ValueError("`num_assisted_prompts` needs the target as a transformers model. Set it to 0, or pass one.")
-    if num_assisted_prompts and "stochastic" not in samplings:
+    if num_assisted_prompts and "stochastic" not in samplings and 0.0 not in temperatures:
         raise ValueError(
-            "`num_assisted_prompts` runs transformers' assisted generation, which samples the draft: it has nothing to "
-            "say on greedy drafts. Set it to 0, or add 'stochastic' to `draft_samplings`."
+            "`num_assisted_prompts` runs transformers' assisted generation, which samples the draft where the target "
+            "samples: it has nothing to say on greedy drafts. Set it to 0, or add 0.0 to `temperatures` or "
+            "'stochastic' to `draft_samplings`."
         )
     if isinstance(costs, str) and costs != MEASURE:
         raise ValueError(f"`costs` is {costs!r}, but must be 'measure', a list of `ServingCosts`, or None.")
@@ -262,14 +303,20 @@ def _name_drafts(drafts: Draft | Mapping[str, Draft]) -> dict[str, Draft]:
     return {Path(name).name if name else "draft": drafts}
 
 
-def _list_settings(temperatures: Sequence[float], samplings: Sequence[str]) -> list[_Setting]:
+def _list_settings(temperatures: Sequence[float], samplings: Sequence[str], top_k: int, top_p: float) -> list[_Setting]:
     settings = []
     for temperature in temperatures:
         # at temperature 0 the two rules are one
         for sampling in samplings if temperature > 0 else ("stochastic",):
             suffix = "_greedy_draft" if sampling == "greedy" else ""
-            settings.append(_Setting(temperature, sampling, name_temperature(temperature) + suffix))
+            settings.append(_Setting(temperature, sampling, _name_sampling(temperature, top_k, top_p) + suffix))
     return settings
+
+
+def _name_sampling(temperature: float, top_k: int, top_p: float) -> str:
+    """`"greedy"`, `"t0.7"`, `"t0.7_k20_p0.9"`."""
+    truncation = (f"_k{top_k}" if top_k else "") + (f"_p{top_p:g}" if top_p < 1 else "")
+    return name_temperature(temperature) + (truncation if temperature > 0 else "")
 
 
 def _find_costs(

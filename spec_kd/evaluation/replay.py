@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling, expect_rounds
 from spec_kd.decoding.inputs import find_causal_lm, resolve_vocab_size
+from spec_kd.decoding.warpers import check_truncation
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.stored_texts import check_stored_logprobs, read_stored_slots
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
@@ -97,6 +98,8 @@ def replay(
     max_new_tokens: int,
     vocab_size: int | None = None,
     draft_sampling: str = "stochastic",
+    top_k: int = 0,
+    top_p: float = 1.0,
     batch_size: int = 8,
 ) -> AcceptanceFigures:
     """The figures that speculative decoding would have on texts the target wrote; see [`score_texts`].
@@ -118,6 +121,8 @@ def replay(
         draft_sampling (`str`):
             `"stochastic"` is the lossless rule of the papers and of transformers; `"greedy"` drafts the most likely
             token at any temperature, as most servers do. Equal at temperature 0.
+        top_k (`int`), top_p (`float`):
+            Of the sampling of the text and of a stochastic draft; 0 and 1.0 for none. Needs the target.
         batch_size (`int`): Texts at a time.
 
     Raises:
@@ -132,6 +137,8 @@ def replay(
         max_new_tokens=max_new_tokens,
         vocab_size=vocab_size,
         draft_sampling=draft_sampling,
+        top_k=top_k,
+        top_p=top_p,
         batch_size=batch_size,
     )
     return scores.replay(num_assistant_tokens, max_new_tokens)
@@ -146,6 +153,8 @@ def score_texts(
     max_new_tokens: int | None = None,
     vocab_size: int | None = None,
     draft_sampling: str = "stochastic",
+    top_k: int = 0,
+    top_p: float = 1.0,
     batch_size: int = 8,
     measures_entropy: bool = False,
 ) -> TextScores:
@@ -156,8 +165,14 @@ def score_texts(
     [`TextScores.replay`] only. With `measures_entropy` the target, if there is one, reads greedy text too.
     """
     check_sampling(temperature, draft_sampling)
+    check_truncation(top_k, top_p)
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    if target is None and temperature > 0 and (top_k > 0 or top_p < 1):
+        raise ValueError(
+            f"`top_k={top_k}` and `top_p={top_p}` cut the target's distribution, which stored log-probabilities do not "
+            "say enough of. Pass `target`, or leave them out."
+        )
     if target is None and temperature > 0:
         texts = list(texts)
         check_stored_logprobs(texts, temperature)
@@ -176,7 +191,7 @@ def score_texts(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [texts[i] for i in rows]
-            scores = _score_batch(models, batch, temperature, vocab_size, draft_sampling)  # (S, N) of the batch
+            scores = _score_batch(models, batch, vocab_size, temperature, draft_sampling, top_k, top_p)  # (S, N)
             for i, part in zip(rows, scores.split([len(text.completion) for text in batch], dim=-1), strict=True):
                 parts[i] = part.T  # (N, S)
     padded = pad_sequence(parts, batch_first=True)  # (P, N, S)
@@ -233,9 +248,11 @@ def _check_ids(texts: list[_Text], vocab_size: int) -> None:
 def _score_batch(
     models: list[PreTrainedModel],
     batch: list[_Text],
-    temperature: float,
     vocab_size: int,
+    temperature: float,
     draft_sampling: str,
+    top_k: int,
+    top_p: float,
 ) -> torch.Tensor:
     """The scores of the batch's N completion tokens, text after text, float64 `(S, N)` on the CPU."""
     ids = pad_sequence([torch.tensor(t.prompt + t.completion) for t in batch], batch_first=True)  # (B, T)
@@ -267,7 +284,7 @@ def _score_batch(
         expected = tokens[chunk].to(logits[0].device)
         if stored is None:
             target_logits = logits[1] if len(models) > 1 else None
-            part = score_from_target(logits[0], target_logits, expected, temperature, draft_sampling)
+            part = score_from_target(logits[0], target_logits, expected, temperature, draft_sampling, top_k, top_p)
         else:
             log_p, slots = stored[0][chunk].to(expected.device), stored[1]
             slots = None if slots is None else slots[chunk].to(expected.device)

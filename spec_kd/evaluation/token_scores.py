@@ -9,6 +9,7 @@ from spec_kd.acceptance import (
     compute_token_acceptance,
     match_tokens,
 )
+from spec_kd.decoding.warpers import build_warpers
 from spec_kd.losses import SparseTargets
 
 SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
@@ -21,6 +22,8 @@ def score_from_target(
     tokens: torch.Tensor,
     temperature: float,
     draft_sampling: str,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> torch.Tensor:
     """Scores of tokens that the target wrote, from the logits of both models.
 
@@ -30,21 +33,23 @@ def score_from_target(
         tokens (`torch.Tensor`): int64 `(n,)`.
         temperature (`float`): Of the text, 0.0 for greedy; the entropy of greedy text is that of the plain softmax.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        top_k (`int`), top_p (`float`): Of the sampling of both models.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.
     """
+    warp = build_warpers(temperature, top_k, top_p)
     choice = draft_logits.argmax(dim=-1)
     log_p = entropy = None
     if target_logits is not None:
-        log_p = (target_logits.to(draft_logits.device) / (temperature or 1.0)).log_softmax(dim=-1)
+        log_p = warp(None, target_logits.to(draft_logits.device)).log_softmax(dim=-1)
         entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
     if temperature == 0:
         matches = match_tokens(choice, tokens)
         return _stack(matches, matches, entropy=entropy)
     if draft_sampling == "greedy":
         return _stack(match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice), entropy=entropy)
-    log_q = (draft_logits / temperature).log_softmax(dim=-1)
+    log_q = warp(None, draft_logits).log_softmax(dim=-1)
     acceptance = compute_token_acceptance(_at(log_p, tokens), _at(log_q, tokens))
     return _stack(acceptance, compute_alpha(log_p.exp(), log_q.exp()), entropy=entropy)
 

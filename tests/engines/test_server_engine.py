@@ -54,6 +54,15 @@ def test_greedy_answers_and_their_signal_are_the_models_own(serve, writer, promp
     assert all(r["temperature"] == 0 and r["top_p"] == 1 and "seed" not in r for r in server.requests)
 
 
+def test_sampling_from_a_part_of_the_softmax_is_refused(serve, prompts):
+    server, engine = serve()
+    for options in (SamplingOptions(4, 1.0, top_k=5), SamplingOptions(4, 1.0, top_p=0.9)):
+        with pytest.raises(UnsupportedByEngineError, match="use the transformers engine"):
+            engine.generate(prompts, options)
+    assert not server.requests
+    assert len(engine.generate(prompts[:1], SamplingOptions(4, 0.0, top_k=5))) == 1  # greedy text is the same
+
+
 def test_sampled_answers_have_seeds_of_their_own_and_raw_logprobs(serve, writer, prompts):
     server, engine = serve()
     options = SamplingOptions(max_new_tokens=12, temperature=1.7, seed=3)

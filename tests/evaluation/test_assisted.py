@@ -60,6 +60,24 @@ def test_sampled_replay_agrees_within_its_interval(target, tools, temperature, w
     assert abs(compare(replay(draft, target, rows, **{**options, "temperature": wrong_temperature}))) > 3.5
 
 
+def test_truncated_sampling_agrees_with_its_replay(target, tools):
+    """top-k and top-p of the deployment, on both sides; without them replay would be far off."""
+    draft = tools.add_noise(target, scale=0.03)
+    prompts = torch.randint(5, 261, (60, 4), generator=torch.Generator().manual_seed(5)).tolist()
+    options = {"temperature": 1.0, "top_k": 12, "top_p": 0.8, "num_assistant_tokens": 4, "max_new_tokens": 16}
+    figures = generate_assisted(target, draft, prompts, seed=3, **options)
+    rows = as_rows(prompts, figures)
+
+    def compare(replayed):
+        difference = figures.target_calls - replayed.target_calls
+        return difference.mean() / (difference.std(ddof=1) / np.sqrt(len(difference)))
+
+    replayed = replay(draft, target, rows, **options)
+    assert abs(compare(replayed)) < 2.5
+    assert figures.block_efficiency.low <= replayed.block_efficiency.value <= figures.block_efficiency.high
+    assert abs(compare(replay(draft, target, rows, **{**options, "top_k": 0, "top_p": 1.0}))) > 3.5
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_a_draft_equal_to_its_target_has_everything_accepted_eos_included(target, prompts, tools, temperature):
     # The draft's warpers applied twice, dropout, a masked pad id or a leaked penalty would each break this.

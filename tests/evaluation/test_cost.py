@@ -127,6 +127,21 @@ def test_costs_of_an_engine_are_found_again(pair, monkeypatch):
     assert predicted == pytest.approx(expected)
 
 
+def test_costs_add_up_to_the_rounds_measured(pair, monkeypatch):
+    """Rounds whose time is no line over gamma are predicted as they were, not as the line through them."""
+    prices = {1: 2.5, 4: 4.2, 8: 6.1}
+
+    def run(*_, num_assistant_tokens, **__):
+        return make_timed_run(num_assistant_tokens, 0.02, 0.0, 0.0, prices[num_assistant_tokens], 0.08)
+
+    monkeypatch.setattr(cost_module, "generate_assisted", run)
+    bare = ServingCosts(cost_ratio=0.1, verify_cost={1: 1.1, 4: 1.3, 8: 1.2}, target_step_seconds=0.01)
+    monkeypatch.setattr(cost_module, "measure_costs", lambda *_, **__: [bare])
+    costs = measure_assisted_costs(*pair, [[5] * 8] * 3, gammas=(1, 4, 8), max_new_tokens=41).costs
+    for gamma, price in prices.items():
+        assert costs.predict_speedup(1.0, gamma) == pytest.approx(1 / price)
+
+
 def test_an_engine_is_really_timed(pair, prompts):
     draft, target = pair
     found = measure_assisted_costs(draft, target, prompts[:2], gammas=(1, 3), max_new_tokens=12, eos_token_id=1)

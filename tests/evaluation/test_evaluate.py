@@ -111,6 +111,30 @@ def test_engines_decide_how_the_draft_is_sampled(pair, questions, options):
     assert both.draft.settings[2].alpha == vllm.draft.settings[0].alpha
 
 
+def test_truncated_sampling_is_named_and_applied_to_both(pair, tokenizer, questions, options, tmp_path):
+    draft, target = pair
+    cut = {"temperatures": (0.0, 0.7), "top_k": 20, "top_p": 0.9}
+    report = evaluate_draft(draft, target, questions, output_dir=str(tmp_path), **cut, **options)
+    assert [setting.name for setting in report.draft.settings] == ["greedy", "t0.7_k20_p0.9"]
+    texts = generate_responses(
+        target, questions, processing_class=tokenizer, max_new_tokens=16, temperature=0.7, top_k=20, top_p=0.9,
+        show_progress=False,
+    )  # fmt: skip
+    expected = replay(
+        draft, target, texts, temperature=0.7, top_k=20, top_p=0.9, num_assistant_tokens=3, max_new_tokens=16,
+        vocab_size=261,
+    )  # fmt: skip
+    assert report.draft.settings[1].alpha == pytest.approx(expected.alpha)
+    again = evaluate_draft(copy.deepcopy(target), target, questions, output_dir=str(tmp_path), **cut, **options)
+    assert again.draft.settings[1].alpha.value == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="need the target as a transformers model"):
+        evaluate_draft(draft, None, texts, **cut, **options)
+    with pytest.raises(ValueError, match="is of the whole distribution"):
+        generate_responses(
+            target, questions, processing_class=tokenizer, temperature=1.0, top_k=5, teacher_signal="token_only"
+        )
+
+
 def test_a_distilled_set_takes_the_place_of_the_target(pair, tokenizer, questions, options):
     draft, target = pair
     stored = {
@@ -141,6 +165,8 @@ def test_assisted_generation_checks_replay(pair, questions, options):
     assert check.prompts == 3 and check.num_assistant_tokens == 3
     assert check.block_efficiency.value == pytest.approx(check.replayed_block_efficiency.value, abs=1e-9)
     assert check.speedup.value > 0 and check.predicted_speedup > 0
+    vllm = evaluate_draft(*pair, questions, engine="vllm", num_assisted_prompts=1, **options).draft
+    assert vllm.setting("greedy").assisted is not None and vllm.setting("t1_greedy_draft").assisted is None
     alone = evaluate_draft(*pair, questions.select(range(3)), num_assisted_prompts=3, temperatures=(0.0,), **options)
     assert alone.draft.setting("greedy").assisted.predicted_speedup is None  # no prompt left to time rounds on
 
@@ -184,7 +210,7 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
         ({"draft_samplings": ("best",)}, "`draft_sampling` is 'best'"),
         ({"group_by": "topic"}, "names \\['topic'\\]"),
         ({"costs": "guess"}, "`costs` is 'guess'"),
-        ({"draft_samplings": ("greedy",), "num_assisted_prompts": 1}, "nothing to say on greedy drafts"),
+        ({"engine": "vllm", "temperatures": (1.0,), "num_assisted_prompts": 1}, "nothing to say on greedy drafts"),
     ],
 )
 def test_bad_options_are_refused_before_any_model_runs(pair, questions, options, changed, message, monkeypatch):
