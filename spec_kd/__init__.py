@@ -28,6 +28,8 @@ _ROOMS = {
     "spec_kd.trainer": (
         "BlackBoxSFTConfig",
         "BlackBoxSFTTrainer",
+        "OnlineGKDConfig",
+        "OnlineGKDTrainer",
         "WhiteBoxDistillConfig",
         "WhiteBoxDistillTrainer",
     ),
@@ -52,7 +54,14 @@ if TYPE_CHECKING:
     )
     from spec_kd.hub import export_draft, serving_commands
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
-    from spec_kd.trainer import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
+    from spec_kd.trainer import (
+        BlackBoxSFTConfig,
+        BlackBoxSFTTrainer,
+        OnlineGKDConfig,
+        OnlineGKDTrainer,
+        WhiteBoxDistillConfig,
+        WhiteBoxDistillTrainer,
+    )
     from spec_kd.vocabulary import VocabularyMismatchError, align_vocabulary
 
 __all__ = [
@@ -61,6 +70,8 @@ __all__ = [
     "BlackBoxSFTTrainer",
     "Divergence",
     "EvaluationReport",
+    "OnlineGKDConfig",
+    "OnlineGKDTrainer",
     "ServerEngine",
     "ServingCosts",
     "SignalRequest",

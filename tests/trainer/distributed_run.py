@@ -13,9 +13,10 @@ from tiny import build_llama, build_tokenizer
 from transformers import TrainerCallback
 
 from spec_kd.evaluation import SpeculativeEvalCallback
-from spec_kd.trainer import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
+from spec_kd.trainer import OnlineGKDConfig, OnlineGKDTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
-CASES = ("even", "uneven", "masked", "cached")
+CASES = ("even", "uneven", "masked", "online", "cached")
+ON_POLICY = {"lmbda": 1.0, "generation_temperature": 0.0, "max_new_tokens": 8}  # the same text in any layout
 
 
 def build_rows(case: str) -> list[dict]:
@@ -58,16 +59,21 @@ def choose_data(case: str, responses: str) -> dict:
 
 def train(output_dir: str, case: str, batch_size: int, sharding: str, responses: str) -> dict:
     is_sharded = sharding == "zero"
-    args = WhiteBoxDistillConfig(
+    is_online = case == "online"
+    config_class, trainer_class = (
+        (OnlineGKDConfig, OnlineGKDTrainer) if is_online else (WhiteBoxDistillConfig, WhiteBoxDistillTrainer)
+    )
+    args = config_class(
         output_dir=output_dir, per_device_train_batch_size=batch_size, max_steps=2, learning_rate=0.5,
         optim="sgd", lr_scheduler_type="constant", max_length=None, train_sampling_strategy="sequential",
         gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False,
         use_cpu=not is_sharded, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, max_grad_norm=1e9,
         eval_strategy="steps", eval_steps=2, align_vocabulary=True,
         target_vocab_size=288 if case == "cached" else None,  # else read from the teacher
+        **(ON_POLICY if is_online else {}),
     )  # fmt: skip
     data = choose_data(case, responses)
-    trainer = WhiteBoxDistillTrainer(
+    trainer = trainer_class(
         model=build_llama(seed=0), args=args, processing_class=build_tokenizer(),
         callbacks=[CompareRanks(), data.pop("callback")], **data,
     )  # fmt: skip

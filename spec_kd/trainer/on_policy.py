@@ -1,0 +1,257 @@
+"""Where the completions of online distillation come from: prompts in, text of the draft, the target or both out."""
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset, IterableDataset
+from torch.utils.data import RandomSampler, Sampler
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from spec_kd.data.prompts import drop_none, prepare_prompts, render_prompt_ids
+from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
+from spec_kd.decoding.ragged_model import RaggedModel
+from spec_kd.decoding.warpers import build_warpers
+from spec_kd.engines.base import Completion, SamplingOptions, derive_seed
+from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral, seeded
+from spec_kd.heads import evaluation_mode
+from spec_kd.vocabulary import ProcessingClass, count_real_ids
+
+SOURCES = ("draft", "target", "mixed")
+
+
+@dataclass(frozen=True)
+class CompletionSource:
+    """Who writes completions, and how; the writers themselves change from call to call.
+
+    Nothing of the generation configs that the models ship counts, except for their EOS ids, which end a completion
+    together with the tokenizer's. Ids beyond the tokenizer's vocabulary are never written.
+
+    Args:
+        options (`SamplingOptions`): Temperature, top-k, top-p, length.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Of the vocabulary and an EOS.
+        sample_from (`str`): One of `SOURCES`.
+        mix (`float`): Probability that a token is the draft's, with `"mixed"`.
+        batch_size (`int`, *optional*): Prompts at a time, of similar lengths; all at once by default.
+    """
+
+    options: SamplingOptions
+    processing_class: ProcessingClass
+    sample_from: str = "draft"
+    mix: float = 0.5
+    batch_size: int | None = None
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """The models that are needed: `"draft"`, `"target"` or both."""
+        return ("draft", "target") if self.sample_from == "mixed" else (self.sample_from,)
+
+    def write(self, models: dict[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
+        """One completion for each prompt, in the order of the prompts.
+
+        Modes, generation configs and the global random state are left as they were, and no gradient is recorded.
+
+        Args:
+            models (`dict[str, PreTrainedModel]`): Those of `writers`, not wrapped.
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one of each.
+            seed (`str`): All that is random follows from it and from the batches.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        size = self.batch_size or len(prompts) or 1
+        written = {}
+        for first in range(0, len(order), size):
+            rows = order[first : first + size]
+            completions = self._write_batch(models, [prompts[i] for i in rows], f"{seed}:{first}")
+            written |= dict(zip(rows, completions, strict=True))
+        return [written[i] for i in range(len(prompts))]
+
+    def _write_batch(self, models: dict[str, PreTrainedModel], prompts: list[list[int]], seed: str) -> list[Completion]:
+        writers = [models[name] for name in self.writers]
+        special = [find_special_ids(writer, self.processing_class) for writer in writers]
+        eos_ids, pad_id = sorted({eos for ids, _ in special for eos in ids}), special[0][1]
+        device = writers[0].get_input_embeddings().weight.device
+        longest = max(map(len, prompts))
+        padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # (B,)
+        ids = torch.tensor([[pad_id] * (longest - len(ids)) + ids for ids in prompts], device=device)  # (B, L)
+        mask = (torch.arange(longest, device=device) >= padding[:, None]).long()  # (B, L)
+
+        vocab_size = count_real_ids(self.processing_class)
+        processors = LogitsProcessorList([RealIdsOnly(vocab_size)])
+        if len(writers) == 2:
+            generator = torch.Generator(device).manual_seed(derive_seed(f"{seed}:mix", SEED_BITS))
+            processors.append(_MixedScores(RaggedModel(writers[1], padding, vocab_size, device), self.mix, generator))
+        processors += build_warpers(self.options.temperature, self.options.top_k, self.options.top_p)
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(*writers))
+            stack.enter_context(neutral(writers[0], self.options, eos_ids, pad_id))
+            stack.enter_context(seeded(seed, device))
+            output = writers[0].generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=writers[0].generation_config,
+                logits_processor=processors,
+                synced_gpus=False,  # parameters are whole here, and a process without prompts would be waited for
+            )
+        return [Completion(*cut_after_eos(row, eos_ids)) for row in output[:, longest:].tolist()]
+
+
+class _MixedScores(LogitsProcessor):
+    """Replaces the scores of one model by another's in random rows, so that every token has one of two authors."""
+
+    def __init__(self, other: RaggedModel, mix: float, generator: torch.Generator):
+        self._other, self._mix, self._generator = other, mix, generator
+        self._has_read_prompts = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        other = self._other.read(input_ids[:, -1:] if self._has_read_prompts else input_ids)[:, 0]  # (B, real ids)
+        self._has_read_prompts = True
+        draws = torch.rand(len(scores), 1, generator=self._generator, device=scores.device)
+        scores[:, : other.shape[1]] = torch.where(draws < self._mix, scores[:, : other.shape[1]], other)  # (B, V)
+        return scores
+
+
+def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
+    """Whether each of `count` examples is generated anew: true with probability `lmbda`, the same for the same seed."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, SEED_BITS))
+    return (torch.rand(count, generator=generator) < lmbda).tolist()
+
+
+def read_rows(batch: dict[str, torch.Tensor]) -> list[dict[str, list[int]]]:
+    """The rows that a right-padded batch was made of.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`): `input_ids`, `labels` and `attention_mask`, int64 `(B, T)`.
+    """
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    columns = {name: batch[name].tolist() for name in ("input_ids", "labels")}
+    return [{name: rows[i][:length] for name, rows in columns.items()} for i, length in enumerate(lengths)]
+
+
+def find_prompt(row: dict[str, list[int]], where: str) -> list[int]:
+    """Ids of a row before its completion.
+
+    Args:
+        row (`dict[str, list[int]]`): `input_ids` and `labels`, -100 on the prompt.
+        where (`str`): Names the row in the error.
+
+    Raises:
+        ValueError: If the labels are not a prompt without labels and a completion with them.
+    """
+    labels = row["labels"]
+    start = next((i for i, label in enumerate(labels) if label != IGNORED_LABEL), len(labels))
+    if start == 0 or start == len(labels):
+        raise ValueError(
+            f"{where} has {'no prompt' if start == 0 else 'no completion'}: a completion is generated in place of the "
+            "labelled tokens at its end, behind at least one other. Remove it, or set `lmbda=0`."
+        )
+    if IGNORED_LABEL in labels[start:]:
+        raise ValueError(
+            f"{where} has tokens without a label behind its first completion token (token {start}), so it is not a "
+            "prompt and one completion. Make a row of each completion, or set `lmbda=0`."
+        )
+    return list(row["input_ids"][:start])
+
+
+def join_row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
+    """A training row, with the loss on the completion alone."""
+    return {"input_ids": prompt + completion, "labels": [IGNORED_LABEL] * len(prompt) + completion}
+
+
+def check_room(
+    rows: Iterable[dict[str, list[int]]], models: dict[str, PreTrainedModel], max_new_tokens: int, name: str
+) -> None:
+    """Raises `ValueError` unless every row is a prompt and a completion, with room behind the prompt.
+
+    Args:
+        rows (`Iterable`): With `input_ids` and `labels`.
+        models (`dict[str, PreTrainedModel]`): All that will read the text, by their roles.
+        max_new_tokens (`int`): Most tokens to be generated.
+        name (`str`): Of the rows, for the error.
+    """
+    longest, row_of_longest = 0, 0
+    for i, row in enumerate(rows):
+        length = len(find_prompt(row, f"Row {i} of {name}"))
+        if length > longest:
+            longest, row_of_longest = length, i
+    for role, model in models.items():
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest + max_new_tokens > limit:
+            raise ValueError(
+                f"The prompt of row {row_of_longest} of {name} has {longest} tokens, which leaves no room for "
+                f"`max_new_tokens={max_new_tokens}` in the {role}'s {limit} positions. Remove prompts that are as "
+                "long, or lower `max_new_tokens`."
+            )
+
+
+def is_prompts_only(dataset: Dataset | IterableDataset) -> bool:
+    """Whether the rows have prompts and nothing that says what the target wrote."""
+    columns = set(next(iter(dataset), {}))
+    has_completions = any(set(accepted) <= columns for accepted in ACCEPTED_COLUMNS)
+    return bool({"prompt", "prompt_ids"} & columns) and not has_completions
+
+
+def add_placeholders(
+    dataset: Dataset | IterableDataset, processing_class: ProcessingClass
+) -> Dataset | IterableDataset:
+    """Prompts as `prompt_ids` with a `completion_ids` of one token, which is replaced before anything reads it.
+
+    Raises:
+        ValueError: As [`~spec_kd.data.prompts.render_prompt_ids`]; of an `IterableDataset` when the row is reached.
+    """
+
+    def as_row(ids: list[int]) -> dict[str, list[int]]:
+        return {"prompt_ids": ids, "completion_ids": ids[-1:]}
+
+    if isinstance(dataset, Dataset):
+        _, rows = prepare_prompts(dataset)
+        return Dataset.from_list([as_row(ids) for ids in render_prompt_ids(rows, processing_class)])
+    columns = dataset.column_names or list(next(iter(dataset)))
+    return dataset.map(
+        lambda row: as_row(next(render_prompt_ids([drop_none(row)], processing_class))), remove_columns=columns
+    )
+
+
+class RepeatedWindows(Sampler[int]):
+    """Another sampler's indices, each window of them several times in a row; the last ones, if fewer, once.
+
+    Args:
+        sampler (`Sampler`): Of the indices. A random one is seeded by the epoch, so that all processes agree.
+        window (`int`): Number of examples of an optimizer step, over all processes.
+        repeats (`int`): How often each window comes.
+        seed (`int`): Of a random sampler.
+    """
+
+    def __init__(self, sampler: Sampler[int] | Sized, window: int, repeats: int, seed: int):
+        if isinstance(sampler, RandomSampler):
+            sampler = SeedableRandomSampler(sampler.data_source, data_seed=seed)
+        self.sampler, self.window, self.repeats = sampler, window, repeats
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the epoch."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        windows, rest = divmod(len(self.sampler), self.window)
+        return windows * self.window * self.repeats + rest
+
+    def __iter__(self) -> Iterator[int]:
+        indices: list[int] = []
+        for index in self.sampler:
+            indices.append(index)
+            if len(indices) == self.window:
+                yield from indices * self.repeats
+                indices = []
+        yield from indices
+
+
+def is_same_window(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """Whether two lists of batches hold the same examples."""
+    return len(one) == len(other) and all(
+        torch.equal(a[name], b[name].to(a[name].device))
+        for a, b in zip(one, other, strict=True)
+        for name in ("input_ids", "labels")
+    )

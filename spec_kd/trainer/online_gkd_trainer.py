@@ -1,0 +1,329 @@
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from trl.models import unwrap_model_for_generation
+
+from spec_kd.decoding.ragged_model import check_reversible
+from spec_kd.engines.base import Completion, SamplingOptions
+from spec_kd.heads import unwrap_peft
+from spec_kd.trainer.draft_trainer import as_config, find_tokenizer
+from spec_kd.trainer.on_policy import (
+    CompletionSource,
+    RepeatedWindows,
+    add_placeholders,
+    check_room,
+    draw_rows,
+    find_prompt,
+    is_prompts_only,
+    is_same_window,
+    join_row,
+    read_rows,
+)
+from spec_kd.trainer.online_gkd_config import OnlineGKDConfig
+from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
+from spec_kd.vocabulary import get_tokenizer
+
+
+class OnlineGKDTrainer(WhiteBoxDistillTrainer):
+    """
+    Online distillation: the draft learns from the target on text that is generated while it trains (GKD, Agarwal et
+    al., arXiv 2306.13649).
+
+    It is [`WhiteBoxDistillTrainer`] with another source of completions. For all examples of an optimizer step on a
+    process at once, it is drawn whose completion is generated anew; the rest keep that of the data set. What is drawn
+    and sampled follows from the seed, the step and the process. Evaluation is on the data set's completions.
+
+    Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (of the examples),
+    `generated_tokens_per_second`, `generation_time_share` (of a step's wall-clock), `completions/mean_length` (tokens)
+    and `completions/clipped_ratio` (share without an EOS within `max_new_tokens`) of what was generated. Mind that
+    `alpha_on_data` is over the text trained on, so here mostly the draft's own.
+
+    Args:
+        model (`str` or `PreTrainedModel`): The draft.
+        args ([`OnlineGKDConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
+        train_dataset (`Dataset` or `IterableDataset`):
+            As for [`WhiteBoxDistillTrainer`], a prompt and one completion per row; with `lmbda=1` a `prompt` (and
+            `tools`, `chat_template_kwargs`) or `prompt_ids` is enough.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): As for [`WhiteBoxDistillTrainer`].
+        teacher_model (`str` or `PreTrainedModel`, *optional*): The target, unless the configuration names it.
+        ref_model (`str` or `PreTrainedModel`, *optional*): As for [`WhiteBoxDistillTrainer`].
+        arguments: Every other argument of [`WhiteBoxDistillTrainer`].
+
+    Raises:
+        ValueError: Without a live teacher, for prompts that leave no room for `max_new_tokens`, a data set without
+            completions unless `lmbda=1`, and as [`WhiteBoxDistillTrainer`].
+
+    Example:
+
+    ```python
+    from spec_kd import OnlineGKDConfig, OnlineGKDTrainer
+
+    trainer = OnlineGKDTrainer(
+        model="my-org/draft",
+        teacher_model="my-org/target",
+        args=OnlineGKDConfig(lmbda=1.0, max_new_tokens=256),
+        train_dataset=prompts,
+    )
+    trainer.train()
+    ```
+    """
+
+    _name = "OnlineGKD"
+    _config_class = OnlineGKDConfig
+    _method = "online (on-policy) distillation"
+    _tag_names = (*WhiteBoxDistillTrainer._tag_names, "on-policy")
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: TrainingArguments | None = None,
+        *,
+        train_dataset: Dataset | IterableDataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_model: str | PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | None = None,
+        **arguments: Any,
+    ):
+        args = as_config(args, self._config_class, model)
+        teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+        _check_live_models(args, teacher_model, ref_model)
+        if train_dataset is not None and is_prompts_only(train_dataset):
+            if args.lmbda < 1:
+                raise ValueError(
+                    f"The training data set has prompts only, but `lmbda={args.lmbda}` takes completions from it as "
+                    "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
+                )
+            processing_class = (
+                processing_class
+                or arguments.get("teacher_processing_class")
+                or find_tokenizer(teacher_model, args.teacher_model_init_kwargs)
+                or find_tokenizer(model, args.model_init_kwargs)
+            )
+            if processing_class is not None:  # else the base class says what is missing
+                train_dataset = add_placeholders(train_dataset, processing_class)
+        if args.num_iterations > 1 and isinstance(train_dataset, IterableDataset):
+            raise ValueError(
+                f"`num_iterations={args.num_iterations}` repeats the examples of an optimizer step, which needs a "
+                "`Dataset` with a length. Set it to 1 for an `IterableDataset`."
+            )
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            teacher_model=teacher_model,
+            ref_model=ref_model,
+            **arguments,
+        )
+        self._source = CompletionSource(
+            options=SamplingOptions(
+                max_new_tokens=args.max_new_tokens,
+                temperature=args.generation_temperature,
+                top_k=args.top_k,
+                top_p=args.top_p,
+            ),
+            processing_class=self.processing_class,
+            sample_from=args.sample_from,
+            mix=args.mix,
+            batch_size=args.generation_batch_size,
+        )
+        self._window: _Window | None = None
+        self._step_start = self._generation_seconds = 0.0
+        if args.lmbda > 0:
+            self._check_generation()
+            self.add_callback(_WindowCallback(self))
+
+    def _check_generation(self) -> None:
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                f"`lmbda={self.args.lmbda}` generates with the models, which FSDP shards. Train with DDP or DeepSpeed."
+            )
+        if self.args.sample_from == "mixed":
+            check_reversible(unwrap_peft(self._readers["target"]), "target")
+        if isinstance(self.train_dataset, Dataset):
+            rows = self.train_dataset.select_columns(["input_ids", "labels"])
+            check_room(rows, self._readers, self.args.max_new_tokens, "the training data set")
+
+    @property
+    def _readers(self) -> dict[str, PreTrainedModel]:
+        """All models that read generated text, as far as their configs go."""
+        models = {"draft": self.model, "target": self._teacher.model}
+        if self._reference is not None:
+            models["reference"] = self._reference.model
+        return {role: self.accelerator.unwrap_model(model) for role, model in models.items()}
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.args.num_iterations == 1:
+            return sampler
+        window = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RepeatedWindows(sampler, window, self.args.num_iterations, seed)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a checkpoint has the completions that are yet to be used again (`num_iterations`)."""
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        self._window = None
+        if checkpoint and (path := self._find_window_file(Path(checkpoint))).exists():
+            self._window = _Window(**torch.load(path, map_location="cpu", weights_only=True))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """As `Trainer.get_batch_samples`, with generated completions; loss tokens are counted on those."""
+        if self.args.lmbda == 0:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(islice(epoch_iterator, num_batches))
+        self._step_start, self._generation_seconds = time.perf_counter(), 0.0
+        window = self._window
+        if window is not None and window.uses < self.args.num_iterations and is_same_window(batches, window.source):
+            window.uses += 1
+        elif batches:
+            self._window = self._generate_window(batches, device)
+        generated = self._window.batches if batches else batches
+        return super().get_batch_samples(iter(generated), num_batches, device)
+
+    def _generate_window(self, batches: list[dict[str, Any]], device: torch.device) -> "_Window":
+        start = time.perf_counter()
+        rows = [read_rows(batch) for batch in batches]
+        seed = f"{self.args.seed}:{self.state.global_step}:{self.args.process_index}"
+        is_drawn = draw_rows(sum(map(len, rows)), self.args.lmbda, f"{seed}:draw")
+        drawn = [row for row, is_one in zip((row for batch in rows for row in batch), is_drawn, strict=True) if is_one]
+        if not isinstance(self.train_dataset, Dataset):
+            check_room(drawn, self._readers, self.args.max_new_tokens, f"step {self.state.global_step}")
+        prompts = [find_prompt(row, f"Row {i} of step {self.state.global_step}") for i, row in enumerate(drawn)]
+        # entered without prompts too: under ZeRO-3 all processes gather the parameters together
+        with self._whole_models() as models:
+            completions = self._source.write(models, prompts, seed)
+        texts = [[prompt, completion.ids] for prompt, completion in zip(prompts, completions, strict=True)]
+        flags, generated, rebuilt = iter(is_drawn), iter(texts), []
+        for batch, batch_rows in zip(batches, rows, strict=True):
+            are_drawn = list(islice(flags, len(batch_rows)))
+            if any(are_drawn):
+                new_rows = [
+                    join_row(*next(generated)) if is_one else row
+                    for is_one, row in zip(are_drawn, batch_rows, strict=True)
+                ]
+                batch = self.data_collator(new_rows)
+            rebuilt.append(batch)
+        self._generation_seconds = time.perf_counter() - start
+        self._log_generation(completions, len(is_drawn), device)
+        return _Window(source=batches, batches=rebuilt, texts=texts)
+
+    @contextmanager
+    def _whole_models(self) -> Iterator[dict[str, PreTrainedModel]]:
+        """The models that write, unwrapped and with all their parameters, without gradient checkpointing."""
+        wrapped = {"draft": self.model_wrapped, "target": self._teacher.model}
+        options = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
+        with ExitStack() as stack:
+            yield {
+                name: unwrap_peft(
+                    stack.enter_context(unwrap_model_for_generation(wrapped[name], self.accelerator, **options))
+                )
+                for name in self._source.writers
+            }
+
+    def _log_generation(self, completions: list[Completion], num_rows: int, device: torch.device) -> None:
+        num_tokens = sum(len(completion.ids) for completion in completions)
+        num_clipped = sum(completion.finish_reason == "length" for completion in completions)
+        counts = torch.tensor([[num_tokens, num_clipped, len(completions), num_rows]], device=device)
+        seconds = torch.tensor([self._generation_seconds], device=device)
+        tokens, clipped, generated, rows = self.accelerator.gather(counts).sum(dim=0).tolist()
+        seconds = self.accelerator.gather(seconds).max().item()
+        self._log_value("on_policy_share", generated / rows)
+        if generated:
+            self._log_value("generated_tokens_per_second", tokens / seconds)
+            self._log_value("completions/mean_length", tokens / generated)
+            self._log_value("completions/clipped_ratio", clipped / generated)
+
+    def _log_value(self, name: str, value: float) -> None:
+        self._metrics["train"][name].append(value)
+
+    def _find_window_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"on_policy_window_{self.args.process_index}.pt"
+
+    def _save_window(self) -> None:
+        """Into the checkpoint just written, if its completions are to be used again."""
+        if self._window is None or self._window.uses >= self.args.num_iterations:
+            return
+        checkpoint = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        torch.save(vars(self._window), self._find_window_file(checkpoint))
+
+    def _log_step_time(self) -> None:
+        elapsed = time.perf_counter() - self._step_start
+        self._log_value("generation_time_share", self._generation_seconds / elapsed)
+
+    def _write_texts(self) -> None:
+        if self._window is None:
+            return
+        tokenizer = get_tokenizer(self.processing_class)
+        path = Path(self.args.output_dir, "completions", f"step-{self.state.global_step}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for prompt, completion in self._window.texts:
+                text = {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion)}
+                file.write(json.dumps(text, ensure_ascii=False) + "\n")
+
+
+@dataclass
+class _Window:
+    """The batches of an optimizer step on this process, as they came and with generated completions."""
+
+    source: list[dict[str, torch.Tensor]]
+    batches: list[dict[str, torch.Tensor]]
+    texts: list[list[list[int]]]
+    uses: int = 1
+
+
+class _WindowCallback(TrainerCallback):
+    """Calls the trainer where it has no method of its own to override."""
+
+    def __init__(self, trainer: OnlineGKDTrainer):
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer._log_step_time()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.log_completions and state.is_world_process_zero and "loss" in kwargs["logs"]:
+            self._trainer._write_texts()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer._save_window()
+
+
+def _check_live_models(args: OnlineGKDConfig, teacher_model: Any, ref_model: Any) -> None:
+    if teacher_model is None:
+        raise ValueError(
+            "OnlineGKDTrainer needs a live `teacher_model`: a signal cached in the data set is of the text there, not "
+            "of what is generated. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer."
+        )
+    selection = args.build_loss().selection
+    has_reference = ref_model is not None or args.ref_model_name_or_path is not None
+    if args.lmbda > 0 and selection is not None and selection.needs_reference and not has_reference:
+        raise ValueError(
+            f"`token_selection={args.token_selection!r}` needs a live `ref_model` with `lmbda={args.lmbda}`: scores in "
+            "a `reference_forward_kl` column are of the text there, not of what is generated. Pass `ref_model`, or "
+            "set `lmbda=0`."
+        )
