@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from itertools import combinations
 
+import numpy as np
+
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.report.content import Comparison
 from spec_kd.evaluation.statistics import Interval, bootstrap
@@ -10,24 +12,17 @@ from spec_kd.evaluation.statistics import Interval, bootstrap
 
 def compare_alpha(figures: AcceptanceFigures, baseline: AcceptanceFigures) -> Interval:
     """alpha minus the baseline's, by drawing the prompts of both together."""
-    return bootstrap(
-        lambda a, n, b, m: a / n - b / m,
-        figures.alpha_sum,
-        figures.alpha_tokens,
-        baseline.alpha_sum,
-        baseline.alpha_tokens,
-    )
+    return _compare((figures.alpha_sum, figures.alpha_tokens), (baseline.alpha_sum, baseline.alpha_tokens))
 
 
 def compare_block_efficiency(figures: AcceptanceFigures, baseline: AcceptanceFigures) -> Interval:
     """Tokens per target pass minus the baseline's, by drawing the prompts of both together."""
-    return bootstrap(
-        lambda a, n, b, m: a / n - b / m,
-        figures.tokens,
-        figures.target_calls,
-        baseline.tokens,
-        baseline.target_calls,
-    )
+    return _compare((figures.tokens, figures.target_calls), (baseline.tokens, baseline.target_calls))
+
+
+def _compare(ratio: tuple[np.ndarray, np.ndarray], baseline: tuple[np.ndarray, np.ndarray]) -> Interval:
+    """The difference of two ratios of sums over the same prompts."""
+    return bootstrap(lambda a, n, b, m: a / n - b / m, *ratio, *baseline)
 
 
 def compare_drafts(figures: Mapping[str, AcceptanceFigures], setting: str) -> list[Comparison]:

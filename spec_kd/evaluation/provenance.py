@@ -50,7 +50,7 @@ def describe_surroundings() -> dict[str, Any]:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         "machine": {
-            "processor": _find_processor(),
+            "processor": find_processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "accelerator": None if accelerator is None else str(accelerator),
@@ -65,7 +65,8 @@ def describe_surroundings() -> dict[str, Any]:
     }
 
 
-def _find_processor() -> str:
+def find_processor() -> str:
+    """The processor's name where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
