@@ -39,7 +39,7 @@ SERVING_ENGINES: dict[str, ServingEngine] = {
             "sglang",
             "greedy",
             "the draft proposes its most likely token, which is accepted with the target's probability for it",
-            "sgl-project/sglang issue 10308 (topk = 1, the default of a standalone draft)",
+            "sgl-project/sglang issue 10308, for topk = 1",
         ),
         ServingEngine(
             "llama.cpp",

@@ -137,7 +137,7 @@ def compute_sparse(
 
 
 def _softmax(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(z) `(N, V)` and log sum exp z `(N, 1)`: with one exponential per entry, a third of the passes of both."""
+    """softmax(z) `(N, V)` and log sum exp z `(N, 1)`: with one exponential per entry instead of two."""
     probabilities = torch.softmax(z, dim=-1)
     return probabilities, z.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
 
