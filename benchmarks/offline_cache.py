@@ -5,7 +5,7 @@
 DATA is described in build_models.py. The target answers the same prompts once for every signal (the text does not
 depend on it); a draft is trained from some at equal steps, and from the live target; plain fine-tuning is timed. Every
 part is kept in `work_dir` when it is done; the same command continues. Writes offline_cache.{json,md,png} to
-`results_dir`. About 40 minutes on two cores.
+`results_dir`. About an hour on two cores.
 """
 
 import json
@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ SIGNALS = {
 }
 TIMED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "sampled_logprobs", "top_k_tail")
 TRAINED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "top_k_tail")
-PLAIN_STEPS = 20  # of TRL's own loss, for its speed alone: a step takes seven times as long here
 LIVE, PLAIN = "live teacher", "plain fine-tuning"
+LIVE_ANSWERS = "sampled_logprobs, 25 draws"  # whose texts the live teacher's draft and plain fine-tuning learn from
+TIMED_STEPS = 20
 TEMPERATURES = (0.0, 1.0)
 
 
@@ -63,7 +65,8 @@ class CacheArguments:
     Args:
         work_dir (`str`): Where answers and results of the parts are kept.
         results_dir (`str`): Where the record is written.
-        num_train_prompts (`int`): Prompts that the target answers for training.
+        num_train_prompts (`int`): Prompts that the target answers for training, each seen once in the default steps.
+        num_size_prompts (`int`): Prompts whose answers are measured on disk, and trained from where speed is timed.
         num_test_prompts (`int`): Prompts that alpha is measured on.
         max_new_tokens (`int`): Longest answer.
         steps (`int`): Optimiser steps of every draft.
@@ -74,7 +77,8 @@ class CacheArguments:
     results_dir: str = field(
         default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
     )
-    num_train_prompts: int = field(default=400, metadata={"help": "Prompts answered for training."})
+    num_train_prompts: int = field(default=1600, metadata={"help": "Prompts answered for training."})
+    num_size_prompts: int = field(default=400, metadata={"help": "Prompts whose answers are measured on disk."})
     num_test_prompts: int = field(default=192, metadata={"help": "Prompts that alpha is measured on."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
     steps: int = field(default=200, metadata={"help": "Optimiser steps of every draft."})
@@ -109,6 +113,7 @@ class Benchmark:
         room = self.target.config.max_position_embeddings - arguments.max_new_tokens
         fits = [self._fitting(rows, room) for rows in (corpus.domain_train, corpus.domain_test)]
         self.train_prompts = Dataset.from_list(fits[0][: arguments.num_train_prompts])
+        self.size_prompts = self.train_prompts.select(range(arguments.num_size_prompts))
         self.test_prompts = Dataset.from_list(fits[1][: arguments.num_test_prompts])
 
     def _fitting(self, rows: list[dict], room: int) -> list[dict]:
@@ -140,8 +145,8 @@ class Benchmark:
 
     def measure_size(self, signal: str) -> dict:
         """Bytes on disk per completion token of all that a signal adds, as Parquet keeps it."""
-        rows = self.answer(self.train_prompts, signal, 1.0, f"answers/{name_folder(signal)}")
-        path = self.folder / "answers" / name_folder(signal) / "responses.parquet"
+        rows = self.answer(self.size_prompts, signal, 1.0, f"sizes/{name_folder(signal)}")
+        path = self.folder / "sizes" / name_folder(signal) / "responses.parquet"
         tokens = sum(map(len, rows["completion_ids"]))
         sizes = sum_column_bytes(path)
         columns = {name: size for name, size in sizes.items() if name.startswith("teacher_")}
@@ -182,19 +187,36 @@ class Benchmark:
         return seconds
 
     def train(self, method: str) -> dict:
-        """Trains the generic draft by one method; alpha per test prompt, and seconds per step."""
-        signal = method if method in SIGNALS else "token_only"
+        """Trains the generic draft by one method; its loss, and alpha per test prompt."""
+        signal = method if method in SIGNALS else LIVE_ANSWERS
         rows = self.answer(self.train_prompts, signal, 1.0, f"answers/{name_folder(signal)}")
+        trainer = self.make_trainer(method, rows, self.arguments.steps)
+        trainer.train()
+        loss = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        return {"loss": loss, **self.measure_alpha(trainer.model, method == LIVE)}
+
+    def time_training(self) -> dict[str, float]:
+        """Median seconds of an optimiser step of each method, on the answers whose size was measured."""
+        seconds = {}
+        for method in (LIVE, PLAIN, *TRAINED):
+            signal = method if method in SIGNALS else LIVE_ANSWERS
+            rows = self.answer(self.size_prompts, signal, 1.0, f"sizes/{name_folder(signal)}")
+            timer = StepTimer()
+            self.make_trainer(method, rows, TIMED_STEPS, callbacks=[timer]).train()
+            seconds[method] = statistics.median(timer.seconds[5:])
+        return seconds
+
+    def make_trainer(self, method: str, rows: Dataset, steps: int, callbacks: Sequence[TrainerCallback] = ()) -> Any:
+        """The trainer of a method over the generic draft."""
         if method not in SIGNALS:
             rows = rows.select_columns(["prompt", "completion", "prompt_ids", "completion_ids"])
-        timer = StepTimer()
         options = {
             "output_dir": str(self.folder / "runs" / name_folder(method)),
-            "max_steps": PLAIN_STEPS if method == PLAIN else self.arguments.steps,
+            "max_steps": steps,
             "per_device_train_batch_size": 8,
             "learning_rate": 1.5e-3,
             "lr_scheduler_type": "cosine",
-            "warmup_steps": 20,
+            "warmup_steps": min(20, steps // 2),
             "max_length": None,
             "gradient_checkpointing": False,
             "bf16": False,
@@ -207,19 +229,12 @@ class Benchmark:
             "model": AutoModelForCausalLM.from_pretrained(self.models.generic_draft),
             "train_dataset": rows,
             "processing_class": self.tokenizer,
-            "callbacks": [timer],
+            "callbacks": list(callbacks),
         }
         if method == PLAIN:
-            trainer = BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), **common)
-        else:
-            teacher = {"teacher_model": self.target} if method == LIVE else {}
-            trainer = WhiteBoxDistillTrainer(args=WhiteBoxDistillConfig(**options), **teacher, **common)
-        trainer.train()
-        result = {
-            "seconds_per_step": statistics.median(timer.seconds[5:]),
-            "loss": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-        }
-        return result if method == PLAIN else {**result, **self.measure_alpha(trainer.model, method == LIVE)}
+            return BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), **common)
+        teacher = {"teacher_model": self.target} if method == LIVE else {}
+        return WhiteBoxDistillTrainer(args=WhiteBoxDistillConfig(**options), **teacher, **common)
 
     def measure_alpha(self, draft, all_ways: bool = False) -> dict:
         """Sums of alpha per test prompt at each temperature; for one draft also from the stored texts alone."""
@@ -297,10 +312,9 @@ def main(argv: list[str]) -> None:
     )
     results = {
         method: benchmark.part(f"train {method}", lambda m=method: benchmark.train(m))
-        for method in (LIVE, PLAIN, *TRAINED)
+        for method in (LIVE, *TRAINED)
     }
-    speeds = {method: result["seconds_per_step"] for method, result in results.items()}
-    results.pop(PLAIN)
+    speeds = benchmark.part("training speed", benchmark.time_training)
     record = {
         "what": f"{build.domain} conversations of `data_dir`, target answers sampled at temperature 1",
         "command": "python benchmarks/offline_cache.py --data_dir DATA",
