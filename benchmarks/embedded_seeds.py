@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import train_fc
+from domain_example import load_embedded_data
 from function_calling_corpus import score_answers
 from machine import describe_machine
 from recipe import METHODS, plot_histories, save_record
-from tiny_models import load_embedded_data
 from transformers import AutoTokenizer
 
 from spec_kd import generate_responses
@@ -29,7 +29,7 @@ FIGURES = (("T=0", "alpha", "alpha_greedy"), ("T=1", "alpha", "alpha_t1"), ("T=0
 
 def score_target(result, seed: int, num_prompts: int, max_new_tokens: int) -> dict[str, float]:
     """How well the domain target answers requests for unseen tools."""
-    prompts = load_embedded_data(seed)["test_prompts"].select(range(num_prompts))
+    prompts = load_embedded_data(train_fc.DOMAIN, seed)["test_prompts"].select(range(num_prompts))
     tokenizer: AutoTokenizer = result.trainer.processing_class
     texts = generate_responses(
         result.target,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from build_models import BuildArguments, build_from_folder
 from datasets import Dataset
+from domain_example import EMBEDDED_DEFAULTS, compare_on_general_prompts
 from machine import describe_machine
 from recipe import (
     METHODS,
@@ -28,7 +29,6 @@ from recipe import (
     use_all_cores,
 )
 from tiny_models import BuiltModels
-from train_fc import EMBEDDED_DEFAULTS, compare_on_general_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 

@@ -1,6 +1,6 @@
 """The recipe that every domain's example runs: target responses -> distillation -> acceptance before and after.
 
-Nothing here is specific to a domain or a model size; `train_fc.py` adds the embedded models of its default run.
+Nothing here is specific to a domain or a model size; `domain_example.py` adds the embedded models of a run without any.
 """
 
 import json

@@ -13,16 +13,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-import function_calling_corpus
-import general_corpus
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset
 from pretraining import Budget, EncodedRow, encode_rows, train_language_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -252,30 +249,3 @@ def build_models(recipe: BuildRecipe, corpus: Corpus, cache_dir: Path | None = N
 def save_tokenizer(recipe: BuildRecipe, corpus: Corpus, folder: Path) -> None:
     """Trains the tokenizer on the training rows of both corpora."""
     build_tokenizer(corpus.domain_train + corpus.general_train, recipe.vocab_size).save_pretrained(folder)
-
-
-def make_embedded_corpus(seed: int = 0) -> Corpus:
-    """The bundled conversations, drawn with `seed`."""
-    general_train, general_test = general_corpus.generate_conversations(4_000, 300, seed)
-    return Corpus(
-        function_calling_corpus.generate_conversations("train", 8_000, seed),
-        function_calling_corpus.generate_conversations("test", 300, seed),
-        general_train,
-        general_test,
-    )
-
-
-def build_embedded_models(seed: int = 0) -> BuiltModels:
-    """The models of the embedded run."""
-    return build_models(replace(BuildRecipe(), seed=seed), make_embedded_corpus(seed))
-
-
-def load_embedded_data(seed: int = 0) -> dict[str, Dataset]:
-    """The rows of the embedded run: `train_prompts`, `test_prompts` (unseen tools) and `general_prompts` (held out)."""
-    corpus = make_embedded_corpus(seed)
-    parts = {
-        "train_prompts": corpus.domain_train,
-        "test_prompts": corpus.domain_test,
-        "general_prompts": corpus.general_test,
-    }
-    return {name: Dataset.from_list(rows) for name, rows in parts.items()}

@@ -1,7 +1,9 @@
-"""One model over a batch of texts that grow unevenly: its cache takes tokens back row by row."""
+"""One model over a batch of texts that grow unevenly: its cache takes tokens back row by row, and rows in."""
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from spec_kd.decoding.growing_layer import GrowingLayer
 
 # What keeps one key and one value a token, so that a token can be taken back by leaving it out. A recurrent state has
 # already mixed it with the others.
@@ -11,10 +13,10 @@ REVERSIBLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 class RaggedModel:
     """A model and what it has read of each of B rows.
 
-    The cache looks at all times as if every row had been left-padded and read in one piece: tokens end in the last
-    slot and have no gaps, so a plain 2D mask describes them. A row that takes tokens back is moved to the right.
-    Masking such tokens where they are would spare the move, but attention windows count slots, and the gaps would come
-    to take several times the memory and the time of the text.
+    Tokens that are read come to lie behind the longest text, in the same slots of every row. Once it is known which of
+    them stay ([`take_back`]), those are moved up to their own text, so that the cache is never wider than the longest
+    text and what was just read; a mask leaves the slots between out. Attention windows count slots, so a model that has
+    them gets its texts moved to the right instead, without a gap, which costs a copy of the cache at every call.
 
     Args:
         model (`PreTrainedModel`): In eval mode; see [`check_reversible`].
@@ -25,12 +27,20 @@ class RaggedModel:
 
     def __init__(self, model: PreTrainedModel, padding: torch.Tensor, vocab_size: int, device: torch.device):
         self._model = model
-        self._padding = padding.to(model.get_input_embeddings().weight.device)
         self._vocab_size = vocab_size
         self._device = device
         self._last_position = _find_last_position(model)
-        # Without the config, which would let windowed layers drop what a row that takes tokens back still needs.
-        self._cache = DynamicCache()
+        self._is_gapless = _counts_slots(model)
+        # Without the windows, whose layers would drop what a row that takes tokens back still needs.
+        self._cache = Cache(layer_class_to_replicate=GrowingLayer)
+        padding = padding.to(model.get_input_embeddings().weight.device)
+        self._settle(padding, lengths=torch.zeros_like(padding), width=0)
+
+    def _settle(self, padding: torch.Tensor, lengths: torch.Tensor, width: int) -> None:
+        self._padding = padding  # (B,), in front of what is read next
+        self._lengths = lengths  # (B,), tokens that stay
+        self._width = width  # slots these take up
+        self._first = width - lengths if self._is_gapless else torch.zeros_like(lengths)  # (B,), slot they start in
 
     def read(self, ids: torch.Tensor, num_logits: int = 1) -> torch.Tensor:
         """Reads the next tokens of every row and returns the logits at the last `num_logits` of them.
@@ -45,13 +55,15 @@ class RaggedModel:
         Raises:
             `ValueError`: If the model does not write to the cache it is given.
         """
-        num_new, padding = ids.shape[1], self._padding[:, None]
+        num_new = ids.shape[1]
+        padding, lengths, first = (x[:, None] for x in (self._padding, self._lengths, self._first))  # (B, 1)
         slots = torch.arange(self._cache.get_seq_length() + num_new, device=padding.device)  # (S,)
+        is_settled = (slots >= first) & (slots < first + lengths)  # (B, S)
         output = self._model(
             input_ids=ids.to(padding.device),
-            attention_mask=(slots >= padding).long(),  # (B, S)
+            attention_mask=(is_settled | (slots >= self._width + padding)).long(),
             # a row close to its limit also reads drafted tokens that it cannot use
-            position_ids=(slots[-num_new:] - padding).clamp(0, self._last_position),  # (B, F)
+            position_ids=(lengths + slots[-num_new:] - self._width - padding).clamp(0, self._last_position),  # (B, F)
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=num_logits,
@@ -68,25 +80,48 @@ class RaggedModel:
 
         Args:
             counts (`torch.Tensor`): Tokens that each row forgets, int64 `(B,)`.
-            rows (`list[int]`): The rows to go on with, ascending, at least one.
+            rows (`list[int]`): The rows to go on with, at least one, the i-th of them not below i.
         """
-        padding, counts = self._padding[rows], counts[rows].to(self._padding.device)
-        lengths = self._cache.get_seq_length() - padding - counts
-        width = int(lengths.max())
-        self._padding = width - lengths
-        # What lands in the padding is masked, but must be finite: any slot will do.
-        source = torch.arange(width, device=padding.device) + (padding - self._padding)[:, None]  # (B, S)
-        source = source.clamp(min=0)
-        for layer in self._cache.layers:
-            if layer.keys is not None:
-                layer.keys, layer.values = (_select(states, rows, source) for states in (layer.keys, layer.values))
+        padding, lengths, first = self._padding[rows], self._lengths[rows], self._first[rows]
+        num_slots, read_from = self._cache.get_seq_length(), self._width + padding
+        kept = lengths + num_slots - read_from - counts[rows].to(padding.device)  # (R,)
+        width = int(kept.max())
+        self._settle(torch.zeros_like(kept), kept, width)
+        if self._is_gapless:
+            # What lands in front of a text is masked, but must be finite: any slot will do.
+            tokens = torch.arange(width, device=kept.device) - self._first[:, None]  # (R, K)
+        else:
+            num_moved = max(0, int((kept - lengths).max()))
+            tokens = lengths[:, None] + torch.arange(num_moved, device=kept.device)
+        lengths, first, read_from = lengths[:, None], first[:, None], read_from[:, None]
+        source = torch.where(tokens < lengths, first + tokens, read_from + tokens - lengths).clamp(0, num_slots - 1)
+        for layer in self._layers:
+            layer.keep_rows(rows)
+            layer.move(source, self._first[:, None] + tokens)
+            layer.resize(len(rows), width)
+
+    def append(self, other: "RaggedModel") -> None:
+        """Takes over the rows of another one of the same model, behind its own; both must have taken back."""
+        width = max(self._width, other._width)
+        slots = torch.arange(self._width, device=self._padding.device).expand(len(self._lengths), -1)  # (B, S)
+        shift, first = (width - side._width if self._is_gapless else 0 for side in (self, other))
+        for layer, others in zip(self._layers, other._layers, strict=True):
+            layer.resize(len(slots), width)
+            if shift:
+                layer.move(slots, slots + shift)
+            layer.append(others, first)
+        self._settle(torch.cat([self._padding, other._padding]), torch.cat([self._lengths, other._lengths]), width)
+
+    @property
+    def _layers(self) -> list[GrowingLayer]:
+        return [layer for layer in self._cache.layers if layer.is_initialized]
 
 
-def _select(states: torch.Tensor, rows: list[int], source: torch.Tensor) -> torch.Tensor:
-    """Of keys or values `(B, H, S, D)` some rows, with slot `source[r, w]` of the r-th in slot w, `(R, H, W, D)`."""
-    index = torch.tensor(rows, device=states.device)[:, None], source.to(states.device)
-    # several times faster than gathering along the slots, which looks up an index for every single number
-    return states.transpose(1, 2)[index].transpose(1, 2)
+def _counts_slots(model: PreTrainedModel) -> bool:
+    """Whether the distance of two tokens is that of their slots anywhere in the model."""
+    config = model.config.get_text_config()
+    # GPT-Neo's windows are not known to the cache
+    return any(DynamicCache(config=config).is_sliding) or getattr(config, "window_size", None) is not None
 
 
 def check_reversible(model: PreTrainedModel, role: str) -> None:

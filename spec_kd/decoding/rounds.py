@@ -40,11 +40,13 @@ class TextInProgress:
     """One completion while it is written, with its rounds and rejected positions so far.
 
     Args:
+        index (`int`): Number of its prompt.
         max_new_tokens (`int`): Most tokens it may have.
         eos_ids (`set[int]`): Ids that end it.
     """
 
-    def __init__(self, max_new_tokens: int, eos_ids: Collection[int]):
+    def __init__(self, index: int, max_new_tokens: int, eos_ids: Collection[int]):
+        self.index = index
         self.ids: list[int] = []
         self.rejected_positions: list[int] = []
         self.rounds: list[Round] = []

@@ -6,7 +6,7 @@ config, which must not count here.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab
 from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
 from spec_kd.decoding.rounds import SpeculativeText, TextInProgress, leave_out_drafts_behind_end
 from spec_kd.heads import evaluation_mode
+
+
+Observer = Callable[[Sequence[TextInProgress], torch.Tensor], None]
 
 
 def generate_speculatively(
@@ -35,6 +38,7 @@ def generate_speculatively(
     batch_size: int = 16,
     seed: int = 0,
     show_progress: bool = False,
+    observe: Observer | None = None,
 ) -> SpeculativeText:
     """Lets the target write with the draft's help, many prompts at a time, and records every round.
 
@@ -56,9 +60,13 @@ def generate_speculatively(
         draft_sampling (`str`):
             `"stochastic"` is the rule of the paper and of transformers; `"greedy"` drafts the most likely token at any
             temperature, as most servers do. Equal at temperature 0.
-        batch_size (`int`): Prompts at a time, of similar lengths; those that are complete make no more work.
+        batch_size (`int`): Prompts at a time, longest first; where a quarter are complete, others take their place.
         seed (`int`): Of the sampling. Which text is drawn depends on `batch_size` as well.
         show_progress (`bool`): Whether to show a progress bar over the prompts.
+        observe (`Callable`, *optional*):
+            Called after every target pass with the texts it served and its logits, float32 `(B, G + 1, vocab_size)`:
+            the first `text.rounds[-1].emitted` of a row are what the text's latest tokens came from. `text.index` is
+            the number of its prompt.
 
     Raises:
         `ValueError`:
@@ -90,16 +98,28 @@ def generate_speculatively(
         vocab_size=vocab_size,
         draft_sampling=draft_sampling,
         generator=torch.Generator(device).manual_seed(seed),
+        observe=observe,
     )
-    texts = [TextInProgress(max_new_tokens, eos_ids) for _ in prompts_ids]
-    order = sorted(range(len(texts)), key=lambda i: -len(prompts_ids[i]))
+    texts = [TextInProgress(i, max_new_tokens, eos_ids) for i in range(len(prompts_ids))]
+    waiting = sorted(texts, key=lambda text: -len(prompts_ids[text.index]))
+    batch: _Batch | None = None
     progress = tqdm(total=len(texts), desc="Speculative decoding", disable=not show_progress)
     start = time.perf_counter()
     with progress, evaluation_mode(target, draft):
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            _write_batch(target, draft, [prompts_ids[i] for i in rows], [texts[i] for i in rows], options)
-            progress.update(len(rows))
+        while waiting or batch.texts:
+            num_free = batch_size - (len(batch.texts) if batch else 0)
+            # a few at once, because the first round of new texts is one of their own
+            if waiting and num_free * 4 >= batch_size:
+                new, waiting = waiting[:num_free], waiting[num_free:]
+                joining = _Batch(target, draft, [prompts_ids[text.index] for text in new], new, options)
+                joining.write_round()
+                if num_free == batch_size:
+                    batch = joining
+                elif joining.texts:
+                    batch.append(joining)
+            else:
+                batch.write_round()
+            progress.update(len(texts) - len(waiting) - len(batch.texts) - progress.n)
     return SpeculativeText(
         completion_ids=[text.ids for text in texts],
         rounds=[leave_out_drafts_behind_end(text.rounds) for text in texts],
@@ -116,28 +136,47 @@ class _Options:
     vocab_size: int
     draft_sampling: str
     generator: torch.Generator
+    observe: Observer | None
 
 
-def _write_batch(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    prompts: list[list[int]],
-    texts: list[TextInProgress],
-    options: _Options,
-) -> None:
-    """Completes `texts`, one for each prompt."""
-    device = options.generator.device
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, L)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    target, draft = (RaggedModel(model, padding, options.vocab_size, device) for model in (target, draft))
-    target_ids = draft_ids = ids  # what each model has not read yet, after the first round the last one and two tokens
-    while True:
-        num_left = torch.tensor([text.num_left for text in texts], device=device)
-        num_drafted = min(options.num_assistant_tokens, max(text.num_left for text in texts) - 1)
-        drafted, q = _propose(draft, draft_ids, num_drafted, options)  # (B, G), (B, G, V)
+class _Batch:
+    """Texts that are written together, and what both models have read of them.
+
+    Args:
+        target (`PreTrainedModel`), draft (`PreTrainedModel`): The models.
+        prompts (`list[list[int]]`): Their prompts.
+        texts (`list[TextInProgress]`): Those that are not complete, one for each row.
+        options (`_Options`): How they are written.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel,
+        prompts: list[list[int]],
+        texts: list[TextInProgress],
+        options: _Options,
+    ):
+        device = options.generator.device
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, L)
+        padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+        self.texts = texts
+        self._options = options
+        self._target, self._draft = (
+            RaggedModel(model, padding, options.vocab_size, device) for model in (target, draft)
+        )
+        # What each model has not read yet, after the first round the last one and two tokens
+        self._target_ids = self._draft_ids = ids
+
+    def write_round(self) -> None:
+        """One call of the target; texts that are complete leave the batch."""
+        options = self._options
+        num_left = torch.tensor([text.num_left for text in self.texts], device=options.generator.device)
+        num_drafted = min(options.num_assistant_tokens, max(text.num_left for text in self.texts) - 1)
+        drafted, q = _propose(self._draft, self._draft_ids, num_drafted, options)  # (B, G), (B, G, V)
         limits = _count_usable(drafted, num_left, options.eos_ids)
-        logits = target.read(torch.cat([target_ids, drafted], dim=1), num_drafted + 1)  # (B, G + 1, V)
+        logits = self._target.read(torch.cat([self._target_ids, drafted], dim=1), num_drafted + 1)  # (B, G + 1, V)
         if options.temperature == 0:
             accepted, next_tokens = verify_greedily(logits, drafted, limits)
         else:
@@ -145,19 +184,36 @@ def _write_batch(
             accepted, next_tokens = verify_sampled(p, q, drafted, limits, options.generator)
 
         records = zip(drafted.tolist(), limits.tolist(), accepted.tolist(), next_tokens.tolist(), strict=True)
-        for text, (offered, limit, count, token) in zip(texts, records, strict=True):
+        for text, (offered, limit, count, token) in zip(self.texts, records, strict=True):
             text.add_round(offered[:limit], count, token)
-        rows = [i for i, text in enumerate(texts) if not text.is_complete]
+        if options.observe is not None:
+            options.observe(self.texts, logits)
+        rows = _fill_gaps([not text.is_complete for text in self.texts])
+        self.texts = [self.texts[i] for i in rows]
         if not rows:
             return
         # The draft has not read the last drafted token, if all were accepted. Reading the last two tokens again in
         # any case keeps the rows in step and costs it no pass of its own. So both models take back the same number.
-        candidates = torch.cat([target_ids[:, -1:], drafted], dim=1)  # (B, G + 1)
-        draft_ids = torch.cat([candidates.gather(1, accepted[:, None]), next_tokens[:, None]], dim=1)[rows]  # (B, 2)
-        target_ids = draft_ids[:, 1:]
-        for model in (target, draft):
+        candidates = torch.cat([self._target_ids[:, -1:], drafted], dim=1)  # (B, G + 1)
+        self._draft_ids = torch.cat([candidates.gather(1, accepted[:, None]), next_tokens[:, None]], dim=1)[rows]
+        self._target_ids = self._draft_ids[:, 1:]  # (B, 1)
+        for model in (self._target, self._draft):
             model.take_back(num_drafted - accepted, rows)
-        texts = [texts[i] for i in rows]
+
+    def append(self, other: "_Batch") -> None:
+        """Takes over the texts of another batch; both have written a round."""
+        self.texts = self.texts + other.texts
+        self._draft_ids = torch.cat([self._draft_ids, other._draft_ids])
+        self._target_ids = torch.cat([self._target_ids, other._target_ids])
+        self._target.append(other._target)
+        self._draft.append(other._draft)
+
+
+def _fill_gaps(is_kept: Sequence[bool]) -> list[int]:
+    """The rows to keep, with the last ones in the place of those that leave."""
+    count = sum(is_kept)
+    last = [i for i in range(count, len(is_kept)) if is_kept[i]]
+    return [i if is_kept[i] else last.pop() for i in range(count)]
 
 
 def _propose(

@@ -66,6 +66,11 @@ class TokenSlots:
     log_p: list[np.ndarray] | None = None
     counts: list[np.ndarray] | None = None
 
+    def cut(self, part: slice) -> "TokenSlots":
+        """Those of some of the tokens."""
+        log_p = None if self.log_p is None else self.log_p[part]
+        return TokenSlots(self.ids[part], log_p, None if self.counts is None else self.counts[part])
+
 
 @dataclass(frozen=True)
 class Completion:

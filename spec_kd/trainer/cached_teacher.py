@@ -62,18 +62,19 @@ class CachedTeacher:
 
     def __init__(self, info: TeacherInfo):
         self.info = info
-        self.columns = (LOGPROB_COLUMN,) if info.method == "token_only" else (SLOT_COLUMN,)
+        is_token_only = info.method == "token_only"
+        self.columns = (LOGPROB_COLUMN,) if is_token_only else (SLOT_COLUMN,)
+        self.tensor_names = (LOGPROB_COLUMN,) if is_token_only else tuple(SLOT_TENSORS.values())
 
     def compute_signal(self, inputs: dict[str, Any]) -> CachedSignal:
         """Takes the columns out of `inputs`."""
-        names = (LOGPROB_COLUMN,) if self.info.method == "token_only" else tuple(SLOT_TENSORS.values())
-        if not set(names) <= inputs.keys():
+        if not set(self.tensor_names) <= inputs.keys():
             raise ValueError(
                 f"A batch comes without the teacher's signal ({self.info.method!r}), which this trainer learns from. "
                 "Give `evaluate` a data set made as the training set was: `generate_responses(..., "
                 "teacher_signal=...)`."
             )
-        return CachedSignal(self.info, {name: inputs.pop(name) for name in names}, inputs["input_ids"])
+        return CachedSignal(self.info, {name: inputs.pop(name) for name in self.tensor_names}, inputs["input_ids"])
 
 
 def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo | None:

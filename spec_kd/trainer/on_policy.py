@@ -68,6 +68,10 @@ class CompletionSource:
             written |= dict(zip(rows, completions, strict=True))
         return [written[i] for i in range(len(prompts))]
 
+    def make_row(self, prompt: list[int], completion: Completion) -> dict[str, list[int]]:
+        """A training row, with the loss on the completion alone."""
+        return join_row(prompt, completion.ids)
+
     def _write_batch(self, models: dict[str, PreTrainedModel], prompts: list[list[int]], seed: str) -> list[Completion]:
         writers = [models[name] for name in self.writers]
         special = [find_special_ids(writer, self.processing_class) for writer in writers]

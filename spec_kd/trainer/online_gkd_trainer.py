@@ -20,9 +20,11 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.models import unwrap_model_for_generation
 
+from spec_kd.data.token_columns import TokenColumnCollator
 from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion, SamplingOptions
 from spec_kd.heads import unwrap_peft
+from spec_kd.trainer.cached_teacher import check_cached_teacher
 from spec_kd.trainer.draft_trainer import as_config, find_tokenizer
 from spec_kd.trainer.on_policy import (
     CompletionSource,
@@ -33,34 +35,44 @@ from spec_kd.trainer.on_policy import (
     find_prompt,
     is_prompts_only,
     is_same_window,
-    join_row,
     read_rows,
 )
 from spec_kd.trainer.online_gkd_config import OnlineGKDConfig
+from spec_kd.trainer.streaming import RequestServer, ServedCompletion, ServedTeacher, describe_served_signal
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import get_tokenizer
 
 
 class OnlineGKDTrainer(WhiteBoxDistillTrainer):
     """
-    Online distillation: the draft learns from the target on text that is generated while it trains (GKD, Agarwal et
-    al., arXiv 2306.13649).
+    Online distillation: the draft learns from the target on text that is generated while it trains. It is
+    [`WhiteBoxDistillTrainer`] with another source of completions.
 
-    It is [`WhiteBoxDistillTrainer`] with another source of completions. For all examples of an optimizer step on a
-    process at once, it is drawn whose completion is generated anew; the rest keep that of the data set. What is drawn
-    and sampled follows from the seed, the step and the process. Evaluation is on the data set's completions.
+    `mode="on_policy"` (GKD, Agarwal et al., arXiv 2306.13649): for all examples of an optimizer step on a process at
+    once, it is drawn whose completion is generated anew; the rest keep that of the data set.
+
+    `mode="streaming"` (Online Speculative Decoding, Liu et al., arXiv 2310.07177): the data set is a stream of
+    requests, taken in its order. They are served by speculative decoding with the draft as it is, `update_interval` of
+    them on every process; then the draft learns from what serving showed: the target's distribution, reduced to the
+    `served_signal` pass by pass, where it rejected a drafted token. The target makes no pass besides those of serving.
+    Resuming skips the requests that were served; a stream that cannot be read again wants `ignore_data_skip=True`.
+
+    What is drawn and sampled follows from the seed, the step and the process. Evaluation is on the data set's
+    completions.
 
     Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (of the examples),
     `generated_tokens_per_second`, `generation_time_share` (of a step's wall-clock), `completions/mean_length` (tokens)
-    and `completions/clipped_ratio` (share without an EOS within `max_new_tokens`) of what was generated. Mind that
-    `alpha_on_data` is over the text trained on, so here mostly the draft's own.
+    and `completions/clipped_ratio` (share without an EOS within `max_new_tokens`) of what was generated; when streaming
+    also `stream/acceptance_rate`, `stream/block_efficiency` (tokens per target pass) and `stream/rejected_share` (of
+    the tokens) of the requests as they were served. Mind that `alpha_on_data` is over the tokens of the loss: mostly
+    the draft's own text on policy, the rejected ones when streaming.
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
         args ([`OnlineGKDConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
         train_dataset (`Dataset` or `IterableDataset`):
-            As for [`WhiteBoxDistillTrainer`], a prompt and one completion per row; with `lmbda=1` a `prompt` (and
-            `tools`, `chat_template_kwargs`) or `prompt_ids` is enough.
+            As for [`WhiteBoxDistillTrainer`], a prompt and one completion per row; with `lmbda=1`, and when streaming, a
+            `prompt` (and `tools`, `chat_template_kwargs`) or `prompt_ids` is enough.
         processing_class (`PreTrainedTokenizerBase`, *optional*): As for [`WhiteBoxDistillTrainer`].
         teacher_model (`str` or `PreTrainedModel`, *optional*): The target, unless the configuration names it.
         ref_model (`str` or `PreTrainedModel`, *optional*): As for [`WhiteBoxDistillTrainer`].
@@ -102,6 +114,9 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         **arguments: Any,
     ):
         args = as_config(args, self._config_class, model)
+        if args.mode == "streaming":
+            self._method = "online (streaming) distillation"
+            self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
         _check_live_models(args, teacher_model, ref_model)
         if train_dataset is not None and is_prompts_only(train_dataset):
@@ -132,31 +147,52 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             ref_model=ref_model,
             **arguments,
         )
-        self._source = CompletionSource(
-            options=SamplingOptions(
-                max_new_tokens=args.max_new_tokens,
-                temperature=args.generation_temperature,
-                top_k=args.top_k,
-                top_p=args.top_p,
-            ),
-            processing_class=self.processing_class,
-            sample_from=args.sample_from,
-            mix=args.mix,
-            batch_size=args.generation_batch_size,
-        )
+        self._source = self._build_source()
         self._window: _Window | None = None
         self._step_start = self._generation_seconds = 0.0
         if args.lmbda > 0:
             self._check_generation()
             self.add_callback(_WindowCallback(self))
 
+    def _build_source(self) -> CompletionSource | RequestServer:
+        args = self.args
+        options = SamplingOptions(
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.generation_temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+        )
+        common = {
+            "options": options,
+            "processing_class": self.processing_class,
+            "batch_size": args.generation_batch_size,
+        }
+        if args.mode == "on_policy":
+            return CompletionSource(sample_from=args.sample_from, mix=args.mix, **common)
+        target = self._readers["target"]
+        info = describe_served_signal(
+            target, self.processing_class, options, args.build_signal_request(), self.token_loss.temperature
+        )
+        check_cached_teacher(info, self.token_loss, self.processing_class)
+        self._teacher = ServedTeacher(info, self._teacher)
+        return RequestServer(
+            info=info,
+            num_assistant_tokens=args.num_assistant_tokens,
+            draft_sampling=args.draft_sampling,
+            trained_positions=args.trained_positions,
+            **common,
+        )
+
     def _check_generation(self) -> None:
         if self.is_fsdp_enabled:
             raise ValueError(
                 f"`lmbda={self.args.lmbda}` generates with the models, which FSDP shards. Train with DDP or DeepSpeed."
             )
-        if self.args.sample_from == "mixed":
+        is_streaming = self.args.mode == "streaming"
+        if is_streaming or self.args.sample_from == "mixed":
             check_reversible(unwrap_peft(self._readers["target"]), "target")
+        if is_streaming:
+            check_reversible(unwrap_peft(self._readers["draft"]), "draft")
         if isinstance(self.train_dataset, Dataset):
             rows = self.train_dataset.select_columns(["input_ids", "labels"])
             check_room(rows, self._readers, self.args.max_new_tokens, "the training data set")
@@ -201,7 +237,10 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         elif batches:
             self._window = self._generate_window(batches, device)
         generated = self._window.batches if batches else batches
-        return super().get_batch_samples(iter(generated), num_batches, device)
+        samples, num_tokens = super().get_batch_samples(iter(generated), num_batches, device)
+        if isinstance(num_tokens, torch.Tensor):
+            num_tokens = num_tokens.clamp(min=1)  # a window in which nothing was rejected has nothing to teach
+        return samples, num_tokens
 
     def _generate_window(self, batches: list[dict[str, Any]], device: torch.device) -> "_Window":
         start = time.perf_counter()
@@ -215,19 +254,23 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         # entered without prompts too: under ZeRO-3 all processes gather the parameters together
         with self._whole_models() as models:
             completions = self._source.write(models, prompts, seed)
-        texts = [[prompt, completion.ids] for prompt, completion in zip(prompts, completions, strict=True)]
-        flags, generated, rebuilt = iter(is_drawn), iter(texts), []
+        written = list(zip(prompts, completions, strict=True))
+        collate = self.data_collator
+        if self.args.mode == "streaming":
+            collate = TokenColumnCollator(collate)
+        flags, generated, rebuilt = iter(is_drawn), iter(written), []
         for batch, batch_rows in zip(batches, rows, strict=True):
             are_drawn = list(islice(flags, len(batch_rows)))
             if any(are_drawn):
                 new_rows = [
-                    join_row(*next(generated)) if is_one else row
+                    self._source.make_row(*next(generated)) if is_one else row
                     for is_one, row in zip(are_drawn, batch_rows, strict=True)
                 ]
-                batch = self.data_collator(new_rows)
+                batch = collate(new_rows)
             rebuilt.append(batch)
         self._generation_seconds = time.perf_counter() - start
         self._log_generation(completions, len(is_drawn), device)
+        texts = [[prompt, completion.ids] for prompt, completion in written]
         return _Window(source=batches, batches=rebuilt, texts=texts)
 
     @contextmanager
@@ -244,17 +287,30 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             }
 
     def _log_generation(self, completions: list[Completion], num_rows: int, device: torch.device) -> None:
-        num_tokens = sum(len(completion.ids) for completion in completions)
-        num_clipped = sum(completion.finish_reason == "length" for completion in completions)
-        counts = torch.tensor([[num_tokens, num_clipped, len(completions), num_rows]], device=device)
-        seconds = torch.tensor([self._generation_seconds], device=device)
-        tokens, clipped, generated, rows = self.accelerator.gather(counts).sum(dim=0).tolist()
-        seconds = self.accelerator.gather(seconds).max().item()
-        self._log_value("on_policy_share", generated / rows)
-        if generated:
-            self._log_value("generated_tokens_per_second", tokens / seconds)
-            self._log_value("completions/mean_length", tokens / generated)
-            self._log_value("completions/clipped_ratio", clipped / generated)
+        served = [completion for completion in completions if isinstance(completion, ServedCompletion)]
+        rounds = [record for completion in served for record in completion.rounds]
+        own = {
+            "tokens": sum(len(completion.ids) for completion in completions),
+            "clipped": sum(completion.finish_reason == "length" for completion in completions),
+            "completions": len(completions),
+            "rows": num_rows,
+            "rounds": len(rounds),
+            "drafted": sum(record.drafted for record in rounds),
+            "accepted": sum(record.accepted for record in rounds),
+            "rejected": sum(len(completion.rejected_positions) for completion in served),
+        }
+        counts = self.accelerator.gather(torch.tensor([list(own.values())], device=device)).sum(dim=0).tolist()
+        total = dict(zip(own, counts, strict=True))
+        seconds = self.accelerator.gather(torch.tensor([self._generation_seconds], device=device)).max().item()
+        self._log_value("on_policy_share", total["completions"] / total["rows"])
+        if total["completions"]:
+            self._log_value("generated_tokens_per_second", total["tokens"] / seconds)
+            self._log_value("completions/mean_length", total["tokens"] / total["completions"])
+            self._log_value("completions/clipped_ratio", total["clipped"] / total["completions"])
+        if total["rounds"]:
+            self._log_value("stream/block_efficiency", total["tokens"] / total["rounds"])
+            self._log_value("stream/acceptance_rate", total["accepted"] / max(total["drafted"], 1))
+            self._log_value("stream/rejected_share", total["rejected"] / total["tokens"])
 
     def _log_value(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)

@@ -253,7 +253,7 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             return measured[0]
 
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        self._log_alpha(measured[0].alpha)
+        self._log_alpha(measured[0].alpha, teacher_signal)
         if isinstance(teacher_signal, CachedSignal):
             tail_mass = teacher_signal.compute_tail_mass(inputs["labels"])
             if tail_mass is not None:
@@ -262,10 +262,9 @@ class WhiteBoxDistillTrainer(DraftTrainer):
             self._log_token_mean("token_share_kept", measured[0].is_kept.float())
         return loss
 
-    def _log_alpha(self, alpha: torch.Tensor) -> None:
+    def _log_alpha(self, alpha: torch.Tensor, signal: Any) -> None:
         """Under a name that says what it is: a coarsened teacher gives an upper bound, counts alone give nothing."""
-        is_cached = isinstance(self._teacher, CachedTeacher)
-        kind = self._teacher.info.sparse_method.alpha if is_cached else "exact"
+        kind = signal.info.sparse_method.alpha if isinstance(signal, CachedSignal) else "exact"
         if kind is not None:
             self._log_token_mean("alpha_upper_bound_on_data" if kind == "upper bound" else "alpha_on_data", alpha)
 

@@ -6,7 +6,7 @@ EOS = 1
 
 
 def write(max_new_tokens, *rounds):
-    text = TextInProgress(max_new_tokens, {EOS})
+    text = TextInProgress(0, max_new_tokens, {EOS})
     for i, record in enumerate(rounds):
         assert not text.is_complete, f"complete before round {i}"
         text.add_round(*record)

@@ -15,8 +15,13 @@ from transformers import TrainerCallback
 from spec_kd.evaluation import SpeculativeEvalCallback
 from spec_kd.trainer import OnlineGKDConfig, OnlineGKDTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
-CASES = ("even", "uneven", "masked", "online", "cached")
-ON_POLICY = {"lmbda": 1.0, "generation_temperature": 0.0, "max_new_tokens": 8}  # the same text in any layout
+CASES = ("even", "uneven", "masked", "online", "streaming", "cached")
+GREEDY = {"generation_temperature": 0.0, "max_new_tokens": 8}  # the same text in any layout
+ONLINE = {
+    "online": {"lmbda": 1.0, **GREEDY},
+    # every id that there is: a signal of draws would depend on which process served a request
+    "streaming": {"mode": "streaming", "served_signal": "top_k_tail", "served_signal_size": 261, **GREEDY},
+}
 
 
 def build_rows(case: str) -> list[dict]:
@@ -59,7 +64,7 @@ def choose_data(case: str, responses: str) -> dict:
 
 def train(output_dir: str, case: str, batch_size: int, sharding: str, responses: str) -> dict:
     is_sharded = sharding == "zero"
-    is_online = case == "online"
+    is_online = case in ONLINE
     config_class, trainer_class = (
         (OnlineGKDConfig, OnlineGKDTrainer) if is_online else (WhiteBoxDistillConfig, WhiteBoxDistillTrainer)
     )
@@ -70,7 +75,7 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str, responses:
         use_cpu=not is_sharded, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, max_grad_norm=1e9,
         eval_strategy="steps", eval_steps=2, align_vocabulary=True,
         target_vocab_size=288 if case == "cached" else None,  # else read from the teacher
-        **(ON_POLICY if is_online else {}),
+        **ONLINE.get(case, {}),
     )  # fmt: skip
     data = choose_data(case, responses)
     trainer = trainer_class(
@@ -87,7 +92,7 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str, responses:
         "block_efficiencies": [log["eval_block_efficiency"] for log in evaluations],
         "alphas_t1": [log["eval_alpha_t1"] for log in evaluations],
         "losses": [log["loss"] for log in logs],
-        "alphas": [log["alpha_on_data"] for log in logs],
+        "alphas": [log["alpha_upper_bound_on_data" if case == "streaming" else "alpha_on_data"] for log in logs],
         "weights": {name: value.detach().clone() for name, value in (weights or {}).items()},
     }
 
