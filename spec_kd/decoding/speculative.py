@@ -20,7 +20,6 @@ from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_re
 from spec_kd.decoding.rounds import SpeculativeText, TextInProgress, leave_out_drafts_behind_end
 from spec_kd.heads import evaluation_mode
 
-
 Observer = Callable[[Sequence[TextInProgress], torch.Tensor], None]
 
 

@@ -61,9 +61,7 @@ class OnlineGKDConfig(WhiteBoxDistillConfig):
 
     mode: str = field(
         default="on_policy",
-        metadata={
-            "help": "'on_policy': text is generated while training; 'streaming': requests are served and learnt."
-        },
+        metadata={"help": "'on_policy': text is generated while training; 'streaming': served requests are learnt."},
     )
     lmbda: float | None = field(
         default=None,

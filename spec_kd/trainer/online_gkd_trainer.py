@@ -71,8 +71,8 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         model (`str` or `PreTrainedModel`): The draft.
         args ([`OnlineGKDConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
         train_dataset (`Dataset` or `IterableDataset`):
-            As for [`WhiteBoxDistillTrainer`], a prompt and one completion per row; with `lmbda=1`, and when streaming, a
-            `prompt` (and `tools`, `chat_template_kwargs`) or `prompt_ids` is enough.
+            As for [`WhiteBoxDistillTrainer`], a prompt and one completion per row; with `lmbda=1`, and when streaming,
+            a `prompt` (and `tools`, `chat_template_kwargs`) or `prompt_ids` is enough.
         processing_class (`PreTrainedTokenizerBase`, *optional*): As for [`WhiteBoxDistillTrainer`].
         teacher_model (`str` or `PreTrainedModel`, *optional*): The target, unless the configuration names it.
         ref_model (`str` or `PreTrainedModel`, *optional*): As for [`WhiteBoxDistillTrainer`].
