@@ -140,7 +140,7 @@ def serve(arguments: StreamArguments, models: BuiltModels, requests: list[dict],
 
 
 def summarise(runs: dict[str, list[dict]], updates_per_domain: int) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Tokens a target pass over the first 5 and the last 15 updates of each domain, with 95 % intervals over updates."""
+    """Tokens a target pass in the first 5 and the last 15 updates of each domain, with 95 % intervals over updates."""
     summary: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name, logs in runs.items():
         efficiency = np.array([log["block_efficiency"] for log in logs])

@@ -18,8 +18,9 @@ def write_tables(record: dict, path: Path) -> None:
         "",
         f"`{record['command']}`: {arguments['requests_per_domain']} requests of each domain, one domain after the "
         f"other, an update every {arguments['update_interval']}; served by speculative decoding with "
-        f"{arguments['num_assistant_tokens']} drafted tokens at temperature 1; target of {parameters['target'] / 1e6:.1f} "
-        f"M parameters (trained on all three domains), draft of {parameters['draft'] / 1e6:.1f} M (general only), "
+        f"{arguments['num_assistant_tokens']} drafted tokens at temperature 1; target of "
+        f"{parameters['target'] / 1e6:.1f} M parameters (trained on all three domains), draft of "
+        f"{parameters['draft'] / 1e6:.1f} M (general only), "
         f"learning rate {arguments['learning_rate']}, one seed. {record['machine']['cpu']}.",
         "",
         "Tokens a target pass: over the first 5 updates of a domain, and over its last 15. Intervals are 95 % over "

@@ -165,7 +165,11 @@ def join_row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
 
 
 def check_room(
-    rows: Iterable[dict[str, list[int]]], models: dict[str, PreTrainedModel], max_new_tokens: int, name: str
+    rows: Iterable[dict[str, list[int]]],
+    models: dict[str, PreTrainedModel],
+    max_new_tokens: int,
+    name: str,
+    **other_limits: int | None,
 ) -> None:
     """Raises `ValueError` unless every row is a prompt and a completion, with room behind the prompt.
 
@@ -174,14 +178,17 @@ def check_room(
         models (`dict[str, PreTrainedModel]`): All that will read the text, by their roles.
         max_new_tokens (`int`): Most tokens to be generated.
         name (`str`): Of the rows, for the error.
+        other_limits (`int`, *optional*): Positions of what else reads or writes the text, by its name.
     """
     longest, row_of_longest = 0, 0
     for i, row in enumerate(rows):
         length = len(find_prompt(row, f"Row {i} of {name}"))
         if length > longest:
             longest, row_of_longest = length, i
-    for role, model in models.items():
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = {
+        role: getattr(model.config.get_text_config(), "max_position_embeddings", None) for role, model in models.items()
+    }
+    for role, limit in (limits | other_limits).items():
         if limit is not None and longest + max_new_tokens > limit:
             raise ValueError(
                 f"The prompt of row {row_of_longest} of {name} has {longest} tokens, which leaves no room for "

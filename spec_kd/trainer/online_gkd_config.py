@@ -7,15 +7,16 @@ from spec_kd.engines.slots import complete_request
 from spec_kd.losses import SPARSE_METHODS
 from spec_kd.trainer.on_policy import SOURCES
 from spec_kd.trainer.streaming import TRAINED_POSITIONS
+from spec_kd.trainer.vllm_config import VLLMOptions
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
 
 MODES = ("on_policy", "streaming")
 
 
 @dataclass
-class OnlineGKDConfig(WhiteBoxDistillConfig):
+class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
     r"""
-    Configuration of [`OnlineGKDTrainer`]: everything of [`WhiteBoxDistillConfig`], and:
+    Configuration of [`OnlineGKDTrainer`]: everything of [`WhiteBoxDistillConfig`] and [`VLLMOptions`], and:
 
     Args:
         mode (`str`, *optional*, defaults to `"on_policy"`):
@@ -124,6 +125,7 @@ class OnlineGKDConfig(WhiteBoxDistillConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+        self.check_vllm(self.mode, self.lmbda, self.sample_from)
         if self.mode == "streaming":
             self._set_up_streaming()
         elif self.update_interval is not None:

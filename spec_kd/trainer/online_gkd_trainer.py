@@ -1,6 +1,6 @@
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +39,7 @@ from spec_kd.trainer.on_policy import (
 )
 from spec_kd.trainer.online_gkd_config import OnlineGKDConfig
 from spec_kd.trainer.streaming import RequestServer, ServedCompletion, ServedTeacher, describe_served_signal
+from spec_kd.trainer.vllm_writer import VLLMWriter, check_vllm
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import get_tokenizer
 
@@ -61,8 +62,8 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
     completions.
 
     Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (of the examples),
-    `generated_tokens_per_second`, `generation_time_share` (of a step's wall-clock), `completions/mean_length` (tokens)
-    and `completions/clipped_ratio` (share without an EOS within `max_new_tokens`) of what was generated; when streaming
+    `generated_tokens_per_second`, `time/generation_share` (of a step's time), `completions/mean_length` (tokens) and
+    `completions/clipped_ratio` (share without an EOS within `max_new_tokens`) of what was generated; when streaming
     also `stream/acceptance_rate`, `stream/block_efficiency` (tokens per target pass) and `stream/rejected_share` (of
     the tokens) of the requests as they were served. Mind that `alpha_on_data` is over the tokens of the loss: mostly
     the draft's own text on policy, the rejected ones when streaming.
@@ -119,6 +120,8 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
         _check_live_models(args, teacher_model, ref_model)
+        if args.use_vllm:
+            check_vllm(args, model, args.world_size)
         if train_dataset is not None and is_prompts_only(train_dataset):
             if args.lmbda < 1:
                 raise ValueError(
@@ -147,14 +150,14 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             ref_model=ref_model,
             **arguments,
         )
+        if args.lmbda > 0:
+            self._check_generation()  # before vLLM starts
         self._source = self._build_source()
         self._window: _Window | None = None
-        self._step_start = self._generation_seconds = 0.0
         if args.lmbda > 0:
-            self._check_generation()
             self.add_callback(_WindowCallback(self))
 
-    def _build_source(self) -> CompletionSource | RequestServer:
+    def _build_source(self) -> CompletionSource | RequestServer | VLLMWriter:
         args = self.args
         options = SamplingOptions(
             max_new_tokens=args.max_new_tokens,
@@ -162,6 +165,8 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             top_k=args.top_k,
             top_p=args.top_p,
         )
+        if args.use_vllm:
+            return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
         common = {
             "options": options,
             "processing_class": self.processing_class,
@@ -195,7 +200,10 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             check_reversible(unwrap_peft(self._readers["draft"]), "draft")
         if isinstance(self.train_dataset, Dataset):
             rows = self.train_dataset.select_columns(["input_ids", "labels"])
-            check_room(rows, self._readers, self.args.max_new_tokens, "the training data set")
+            self._check_room(rows, "the training data set")
+
+    def _check_room(self, rows: Iterable[dict[str, list[int]]], name: str) -> None:
+        check_room(rows, self._readers, self.args.max_new_tokens, name, vLLM=self.args.vllm_max_model_length)
 
     @property
     def _readers(self) -> dict[str, PreTrainedModel]:
@@ -229,13 +237,14 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         """As `Trainer.get_batch_samples`, with generated completions; loss tokens are counted on those."""
         if self.args.lmbda == 0:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._clock.start_step()
         batches = list(islice(epoch_iterator, num_batches))
-        self._step_start, self._generation_seconds = time.perf_counter(), 0.0
         window = self._window
         if window is not None and window.uses < self.args.num_iterations and is_same_window(batches, window.source):
             window.uses += 1
         elif batches:
-            self._window = self._generate_window(batches, device)
+            with self._clock.measure("generation"):
+                self._window = self._generate_window(batches, device)
         generated = self._window.batches if batches else batches
         samples, num_tokens = super().get_batch_samples(iter(generated), num_batches, device)
         if isinstance(num_tokens, torch.Tensor):
@@ -249,7 +258,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         is_drawn = draw_rows(sum(map(len, rows)), self.args.lmbda, f"{seed}:draw")
         drawn = [row for row, is_one in zip((row for batch in rows for row in batch), is_drawn, strict=True) if is_one]
         if not isinstance(self.train_dataset, Dataset):
-            check_room(drawn, self._readers, self.args.max_new_tokens, f"step {self.state.global_step}")
+            self._check_room(drawn, f"step {self.state.global_step}")
         prompts = [find_prompt(row, f"Row {i} of step {self.state.global_step}") for i, row in enumerate(drawn)]
         # entered without prompts too: under ZeRO-3 all processes gather the parameters together
         with self._whole_models() as models:
@@ -268,8 +277,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
                 ]
                 batch = collate(new_rows)
             rebuilt.append(batch)
-        self._generation_seconds = time.perf_counter() - start
-        self._log_generation(completions, len(is_drawn), device)
+        self._log_generation(completions, len(is_drawn), time.perf_counter() - start, device)
         texts = [[prompt, completion.ids] for prompt, completion in written]
         return _Window(source=batches, batches=rebuilt, texts=texts)
 
@@ -286,7 +294,9 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
                 for name in self._source.writers
             }
 
-    def _log_generation(self, completions: list[Completion], num_rows: int, device: torch.device) -> None:
+    def _log_generation(
+        self, completions: list[Completion], num_rows: int, seconds: float, device: torch.device
+    ) -> None:
         served = [completion for completion in completions if isinstance(completion, ServedCompletion)]
         rounds = [record for completion in served for record in completion.rounds]
         own = {
@@ -301,7 +311,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         }
         counts = self.accelerator.gather(torch.tensor([list(own.values())], device=device)).sum(dim=0).tolist()
         total = dict(zip(own, counts, strict=True))
-        seconds = self.accelerator.gather(torch.tensor([self._generation_seconds], device=device)).max().item()
+        seconds = self.accelerator.gather(torch.tensor([seconds], device=device)).max().item()
         self._log_value("on_policy_share", total["completions"] / total["rows"])
         if total["completions"]:
             self._log_value("generated_tokens_per_second", total["tokens"] / seconds)
@@ -325,10 +335,6 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         checkpoint = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         checkpoint.mkdir(parents=True, exist_ok=True)
         torch.save(vars(self._window), self._find_window_file(checkpoint))
-
-    def _log_step_time(self) -> None:
-        elapsed = time.perf_counter() - self._step_start
-        self._log_value("generation_time_share", self._generation_seconds / elapsed)
 
     def _write_texts(self) -> None:
         if self._window is None:
@@ -357,9 +363,6 @@ class _WindowCallback(TrainerCallback):
 
     def __init__(self, trainer: OnlineGKDTrainer):
         self._trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer._log_step_time()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.log_completions and state.is_world_process_zero and "loss" in kwargs["logs"]:

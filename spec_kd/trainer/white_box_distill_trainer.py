@@ -18,6 +18,7 @@ from spec_kd.trainer.cached_teacher import (
 )
 from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
 from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, find_tokenizer, get_hub_options
+from spec_kd.trainer.step_clock import TimedSteps
 from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
 from spec_kd.vocabulary import (
@@ -30,14 +31,15 @@ from spec_kd.vocabulary import (
 logger = get_logger(__name__)
 
 
-class WhiteBoxDistillTrainer(DraftTrainer):
+class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
     """
     Offline white-box distillation: at every token the target wrote, the draft's distribution is drawn to the target's
     (Hong et al., arXiv 2503.07807; DistillSpec, arXiv 2310.08461).
 
     It is [`~trl.SFTTrainer`] with another loss: the signature, the data formats, packing, PEFT, checkpointing and
     logging are TRL's. Logged besides TRL's metrics: `alpha_on_data`, the mean of sum_v min(p, q) over the tokens of the
-    loss at the loss temperature, and with a token selection `token_share_kept`.
+    loss at the loss temperature, and with a token selection `token_share_kept`; and where the time of the steps went:
+    `time/teacher_share` (its hidden states; its head is part of the loss), and as [`TimedSteps`].
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
@@ -240,9 +242,10 @@ class WhiteBoxDistillTrainer(DraftTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         reference = inputs.pop(REFERENCE_COLUMN, None)
-        teacher_signal = self._teacher.compute_signal(inputs)  # first: it takes its columns out of the inputs
-        if self._reference is not None and self.model.training:
-            reference = self._reference.compute_signal(inputs)
+        with self._clock.measure("teacher"):
+            teacher_signal = self._teacher.compute_signal(inputs)  # first: it takes its columns out of the inputs
+            if self._reference is not None and self.model.training:
+                reference = self._reference.compute_signal(inputs)
         signal = DistillSignal(teacher_signal, reference)
         measured = []
 

@@ -185,7 +185,7 @@ def test_generated_text_is_used_for_several_steps(target, tokenizer, rows, optio
         assert {prompt for texts in epoch for prompt, _ in texts} == {tuple(r["prompt_ids"]) for r in rows[:14]}
     generated = chain(*(passes[4 * window + i] for window in range(3) for i in range(2)))
     assert len(set(generated)) == 12
-    shares = [log["generation_time_share"] for log in trainer.state.log_history if "loss" in log]
+    shares = [log["time/generation_share"] for log in trainer.state.log_history if "loss" in log]
     assert all(share > 0 for share in shares[:6:2]) and shares[1:6:2] == [0.0] * 3
 
 
@@ -267,7 +267,7 @@ def test_metrics_and_written_completions(target, tokenizer, rows, options):
         assert log["on_policy_share"] == 1.0
         assert log["completions/mean_length"] == pytest.approx(sum(map(len, completions)) / 4)
         assert log["completions/clipped_ratio"] == sum(1 not in completion for completion in completions) / 4
-        assert log["generated_tokens_per_second"] > 0 and 0 < log["generation_time_share"] < 1
+        assert log["generated_tokens_per_second"] > 0 and 0 < log["time/generation_share"] < 1
         assert 0 < log["alpha_on_data"] < 1
         with open(f"{options['output_dir']}/completions/step-{step}.jsonl", encoding="utf-8") as file:
             written = [json.loads(line)["completion"] for line in file]

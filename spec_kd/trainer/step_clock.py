@@ -1,0 +1,172 @@
+"""Where the time of a training step goes: generation, teacher, loss, optimizer."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+STEP = "step"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A region of a step, between two marks, and the region that it interrupts."""
+
+    region: str
+    outer: str | None
+    start: Any
+    end: Any
+
+
+class StepClock:
+    """Measures named regions of training steps; a region inside another counts for itself alone.
+
+    On CUDA the marks are events in the current stream: they are read when the shares are asked for, so the host waits
+    for nothing in between, and a region's time is that of the device. Elsewhere they are readings of the host's clock.
+    Several devices of one process (a teacher spread by `device_map`) count by what `device` waits for.
+
+    Args:
+        device (`torch.device`): Of the training, in this process.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._open: list[tuple[str, Any]] = []
+        self._spans: list[Span] = []
+        self._ended: deque[list[Span]] = deque()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._num_steps = 0
+
+    def start_step(self) -> None:
+        """Begins a step, unless one has begun."""
+        if not self._open:
+            self._spans = []
+            self.start(STEP)
+
+    def discard_step(self) -> None:
+        """Forgets a step that was begun and not ended (no more data, an exception)."""
+        self._open.clear()
+
+    def end_step(self) -> None:
+        """Ends the step that has begun."""
+        self.stop()
+        self._ended.append(self._spans)
+        self._num_steps += 1
+        while self._ended and self._is_reached(self._ended[0][-1].end):  # a run that logs nothing keeps nothing
+            self._add_up(self._ended.popleft())
+
+    def start(self, region: str) -> None:
+        """Enters a region of a step; `stop` leaves it."""
+        self._open.append((region, self._mark()))
+
+    def stop(self) -> None:
+        """Leaves the region entered last."""
+        region, start = self._open.pop()
+        self._spans.append(Span(region, self._open[-1][0] if self._open else None, start, self._mark()))
+
+    @contextmanager
+    def measure(self, region: str) -> Iterator[None]:
+        """A region of a step; outside of steps, as in an evaluation, nothing is measured."""
+        if not self._open:
+            yield
+            return
+        self.start(region)
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def read(self) -> dict[str, float]:
+        """What was measured since the last reading: `time/REGION_share` of the steps' time, and `time/step_seconds`.
+
+        A region that was entered before and not since has a share of 0; without a step there is nothing.
+        """
+        if self._ended and self._device.type == "cuda":
+            self._ended[-1][-1].end.synchronize()
+        while self._ended:
+            self._add_up(self._ended.popleft())
+        if not self._num_steps:
+            return {}
+        total = sum(self._seconds.values())
+        metrics = {f"time/{name}_share": spent / total for name, spent in self._seconds.items() if name != STEP}
+        metrics["time/step_seconds"] = total / self._num_steps
+        self._seconds.update(dict.fromkeys(self._seconds, 0.0))
+        self._num_steps = 0
+        return metrics
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _is_reached(self, mark: Any) -> bool:
+        return self._device.type != "cuda" or mark.query()
+
+    def _add_up(self, spans: list[Span]) -> None:
+        for span in spans:
+            is_event = self._device.type == "cuda"
+            seconds = span.start.elapsed_time(span.end) / 1000 if is_event else span.end - span.start
+            self._seconds[span.region] += seconds
+            if span.outer is not None:
+                self._seconds[span.outer] -= seconds
+
+
+class TimedSteps:
+    """Goes in front of a `Trainer` as a base class, and logs where the time of its steps went.
+
+    A step is from the fetching of its batches (or an earlier `start_step`) to the end of its optimizer step; logging,
+    evaluation and checkpoints are no part of it. Logged with the loss, over the steps since the last logging on
+    process 0: `time/step_seconds`, and as shares of that `time/loss_share` (forward and backward of the draft, waiting
+    for other processes included), `time/optimizer_share`, and those of the regions that a subclass measures with
+    `self._clock.measure`, which count for themselves where they are inside the loss. What is left is data, clipping
+    and bookkeeping. DeepSpeed takes its optimizer step inside the backward, so there it counts for the loss.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._clock = StepClock(self.args.device)
+        self.add_callback(_ClockCallback(self._clock))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.get_batch_samples`; begins a step."""
+        self._clock.start_step()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `Trainer.training_step`, timed as the loss."""
+        with self._clock.measure("loss"):
+            return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the times of the steps where the loss is logged."""
+        super().log({**logs, **self._clock.read()} if "loss" in logs else logs, start_time)
+
+
+class _ClockCallback(TrainerCallback):
+    """The ends of steps and the optimizer, which the trainer has no methods for."""
+
+    def __init__(self, clock: StepClock):
+        self._clock = clock
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._clock.discard_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._clock.start("optimizer")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._clock.stop()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._clock.end_step()
