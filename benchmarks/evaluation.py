@@ -48,7 +48,7 @@ class EvaluationArguments:
         num_train_prompts (`int`): Prompts answered to train the draft.
         num_prompts (`int`): Prompts of the comparison of replay and `generate`.
         num_report_prompts (`int`): Prompts of the report.
-        num_timed_prompts (`int`): Prompts that assisted generation is timed on.
+        num_timed_prompts (`int`): Prompts that assisted generation is timed on, and as many others for its costs.
         max_new_tokens (`int`): Longest answer.
         steps (`int`): Optimiser steps of the draft.
     """
@@ -60,7 +60,7 @@ class EvaluationArguments:
     num_train_prompts: int = field(default=256, metadata={"help": "Prompts answered to train the draft."})
     num_prompts: int = field(default=64, metadata={"help": "Prompts of replay against `generate`."})
     num_report_prompts: int = field(default=96, metadata={"help": "Prompts of the report."})
-    num_timed_prompts: int = field(default=12, metadata={"help": "Prompts that speed is measured on."})
+    num_timed_prompts: int = field(default=12, metadata={"help": "Prompts of speed, and others of costs."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
     steps: int = field(default=120, metadata={"help": "Optimiser steps of the draft."})
 
@@ -269,7 +269,7 @@ def main(argv: list[str]) -> None:
     draft = AutoModelForCausalLM.from_pretrained(draft_path).eval()
     some = test_prompts.select(range(arguments.num_prompts))
     timed = test_prompts.select(range(arguments.num_timed_prompts))
-    others = test_prompts.select(range(len(test_prompts) - 6, len(test_prompts)))
+    others = test_prompts.select(range(len(test_prompts) - arguments.num_timed_prompts, len(test_prompts)))
     record = {
         "command": "python benchmarks/evaluation.py --data_dir DATA",
         "machine": describe_machine(),

@@ -1,5 +1,7 @@
 """One model over a batch of texts that grow unevenly: its cache takes tokens back row by row, and rows in."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
@@ -80,18 +82,18 @@ class RaggedModel:
 
         Args:
             counts (`torch.Tensor`): Tokens that each row forgets, int64 `(B,)`.
-            rows (`list[int]`): The rows to go on with, at least one, the i-th of them not below i.
+            rows (`list[int]`): The rows to go on with, the i-th of them not below i.
         """
         padding, lengths, first = self._padding[rows], self._lengths[rows], self._first[rows]
         num_slots, read_from = self._cache.get_seq_length(), self._width + padding
         kept = lengths + num_slots - read_from - counts[rows].to(padding.device)  # (R,)
-        width = int(kept.max())
+        width = max(kept.tolist(), default=0)
         self._settle(torch.zeros_like(kept), kept, width)
         if self._is_gapless:
             # What lands in front of a text is masked, but must be finite: any slot will do.
             tokens = torch.arange(width, device=kept.device) - self._first[:, None]  # (R, K)
         else:
-            num_moved = max(0, int((kept - lengths).max()))
+            num_moved = max((kept - lengths).clamp(min=0).tolist(), default=0)
             tokens = lengths[:, None] + torch.arange(num_moved, device=kept.device)
         lengths, first, read_from = lengths[:, None], first[:, None], read_from[:, None]
         source = torch.where(tokens < lengths, first + tokens, read_from + tokens - lengths).clamp(0, num_slots - 1)
@@ -100,17 +102,33 @@ class RaggedModel:
             layer.move(source, self._first[:, None] + tokens)
             layer.resize(len(rows), width)
 
-    def append(self, other: "RaggedModel") -> None:
-        """Takes over the rows of another one of the same model, behind its own; both must have taken back."""
-        width = max(self._width, other._width)
-        slots = torch.arange(self._width, device=self._padding.device).expand(len(self._lengths), -1)  # (B, S)
-        shift, first = (width - side._width if self._is_gapless else 0 for side in (self, other))
-        for layer, others in zip(self._layers, other._layers, strict=True):
-            layer.resize(len(slots), width)
-            if shift:
-                layer.move(slots, slots + shift)
-            layer.append(others, first)
-        self._settle(torch.cat([self._padding, other._padding]), torch.cat([self._lengths, other._lengths]), width)
+    def add_rows(self, texts: Sequence[Sequence[int]], padding: Sequence[int]) -> None:
+        """Reads texts in one pass, as rows behind those there are; all that was read before must be settled.
+
+        Args:
+            texts (`list[list[int]]`): Ids of each new row, possibly none.
+            padding (`list[int]`): Padding on the left of what each of them reads next, only where it has no text.
+        """
+        device = self._padding.device
+        lengths = torch.tensor([len(ids) for ids in texts], device=device)
+        longest = max(1, int(lengths.max()))
+        added = RaggedModel(self._model, longest - lengths, self._vocab_size, self._device)
+        added.read(torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in texts], device=device))
+        added.take_back(torch.zeros_like(lengths), list(range(len(texts))))
+
+        width = max(self._width, added._width)
+        if self._layers:
+            slots = torch.arange(self._width, device=device).expand(len(self._lengths), -1)  # (B, S)
+            shift, first = (width - side._width if self._is_gapless else 0 for side in (self, added))
+            for layer, others in zip(self._layers, added._layers, strict=True):
+                layer.resize(len(slots), width)
+                if shift:
+                    layer.move(slots, slots + shift)
+                layer.append(others, first)
+        else:
+            self._cache = added._cache
+        padding = torch.cat([self._padding, torch.tensor(padding, device=device)])
+        self._settle(padding, torch.cat([self._lengths, added._lengths]), width)
 
     @property
     def _layers(self) -> list[GrowingLayer]:

@@ -20,6 +20,9 @@ from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_re
 from spec_kd.decoding.rounds import SpeculativeText, TextInProgress, leave_out_drafts_behind_end
 from spec_kd.heads import evaluation_mode
 
+# A pass over more prompts would be no faster on a CPU, and would need more memory
+PROMPT_TOKENS_PER_PASS = 2048
+
 Observer = Callable[[Sequence[TextInProgress], torch.Tensor], None]
 
 
@@ -59,11 +62,11 @@ def generate_speculatively(
         draft_sampling (`str`):
             `"stochastic"` is the rule of the paper and of transformers; `"greedy"` drafts the most likely token at any
             temperature, as most servers do. Equal at temperature 0.
-        batch_size (`int`): Prompts at a time, longest first; where a quarter are complete, others take their place.
+        batch_size (`int`): Prompts at a time, longest first; one that is complete makes room for the next.
         seed (`int`): Of the sampling. Which text is drawn depends on `batch_size` as well.
         show_progress (`bool`): Whether to show a progress bar over the prompts.
         observe (`Callable`, *optional*):
-            Called after every target pass with the texts it served and its logits, float32 `(B, G + 1, vocab_size)`:
+            Called after every round with the texts it served and the target's logits, float32 `(B, G + 1, vocab_size)`:
             the first `text.rounds[-1].emitted` of a row are what the text's latest tokens came from. `text.index` is
             the number of its prompt.
 
@@ -101,23 +104,16 @@ def generate_speculatively(
     )
     texts = [TextInProgress(i, max_new_tokens, eos_ids) for i in range(len(prompts_ids))]
     waiting = sorted(texts, key=lambda text: -len(prompts_ids[text.index]))
-    batch: _Batch | None = None
+    batch = _Batch(target, draft, options)
     progress = tqdm(total=len(texts), desc="Speculative decoding", disable=not show_progress)
     start = time.perf_counter()
     with progress, evaluation_mode(target, draft):
         while waiting or batch.texts:
-            num_free = batch_size - (len(batch.texts) if batch else 0)
-            # a few at once, because the first round of new texts is one of their own
-            if waiting and num_free * 4 >= batch_size:
-                new, waiting = waiting[:num_free], waiting[num_free:]
-                joining = _Batch(target, draft, [prompts_ids[text.index] for text in new], new, options)
-                joining.write_round()
-                if num_free == batch_size:
-                    batch = joining
-                elif joining.texts:
-                    batch.append(joining)
-            else:
-                batch.write_round()
+            while waiting and (num_free := batch_size - len(batch.texts)):
+                count = min(num_free, max(1, PROMPT_TOKENS_PER_PASS // len(prompts_ids[waiting[0].index])))
+                new, waiting = waiting[:count], waiting[count:]
+                batch.add(new, [prompts_ids[text.index] for text in new])
+            batch.write_round()
             progress.update(len(texts) - len(waiting) - len(batch.texts) - progress.n)
     return SpeculativeText(
         completion_ids=[text.ids for text in texts],
@@ -139,43 +135,35 @@ class _Options:
 
 
 class _Batch:
-    """Texts that are written together, and what both models have read of them.
+    """Texts that are written together, and what both models have read of them."""
 
-    Args:
-        target (`PreTrainedModel`), draft (`PreTrainedModel`): The models.
-        prompts (`list[list[int]]`): Their prompts.
-        texts (`list[TextInProgress]`): Those that are not complete, one for each row.
-        options (`_Options`): How they are written.
-    """
-
-    def __init__(
-        self,
-        target: PreTrainedModel,
-        draft: PreTrainedModel,
-        prompts: list[list[int]],
-        texts: list[TextInProgress],
-        options: _Options,
-    ):
+    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, options: _Options):
         device = options.generator.device
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, L)
-        padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-        self.texts = texts
+        self.texts: list[TextInProgress] = []  # those that are not complete, one for each row
         self._options = options
+        # (B, 2), the last tokens of each text: the target has not read the second, the draft neither
+        self._last_ids = torch.zeros(0, 2, dtype=torch.long, device=device)
         self._target, self._draft = (
-            RaggedModel(model, padding, options.vocab_size, device) for model in (target, draft)
+            RaggedModel(model, self._last_ids[:, 0], options.vocab_size, device) for model in (target, draft)
         )
-        # What each model has not read yet, after the first round the last one and two tokens
-        self._target_ids = self._draft_ids = ids
+
+    def add(self, texts: list[TextInProgress], prompts: list[list[int]]) -> None:
+        """Reads the prompts of more texts, up to where the next round begins."""
+        self.texts = self.texts + texts
+        self._target.add_rows([prompt[:-1] for prompt in prompts], [0] * len(prompts))
+        self._draft.add_rows([prompt[:-2] for prompt in prompts], [max(0, 2 - len(prompt)) for prompt in prompts])
+        last_ids = torch.tensor([[0, *prompt][-2:] for prompt in prompts], device=self._last_ids.device)
+        self._last_ids = torch.cat([self._last_ids, last_ids])
 
     def write_round(self) -> None:
         """One call of the target; texts that are complete leave the batch."""
         options = self._options
         num_left = torch.tensor([text.num_left for text in self.texts], device=options.generator.device)
         num_drafted = min(options.num_assistant_tokens, max(text.num_left for text in self.texts) - 1)
-        drafted, q = _propose(self._draft, self._draft_ids, num_drafted, options)  # (B, G), (B, G, V)
+        drafted, q = _propose(self._draft, self._last_ids, num_drafted, options)  # (B, G), (B, G, V)
         limits = _count_usable(drafted, num_left, options.eos_ids)
-        logits = self._target.read(torch.cat([self._target_ids, drafted], dim=1), num_drafted + 1)  # (B, G + 1, V)
+        offered_ids = torch.cat([self._last_ids[:, 1:], drafted], dim=1)  # (B, G + 1)
+        logits = self._target.read(offered_ids, num_drafted + 1)  # (B, G + 1, V)
         if options.temperature == 0:
             accepted, next_tokens = verify_greedily(logits, drafted, limits)
         else:
@@ -189,23 +177,11 @@ class _Batch:
             options.observe(self.texts, logits)
         rows = _fill_gaps([not text.is_complete for text in self.texts])
         self.texts = [self.texts[i] for i in rows]
-        if not rows:
-            return
         # The draft has not read the last drafted token, if all were accepted. Reading the last two tokens again in
         # any case keeps the rows in step and costs it no pass of its own. So both models take back the same number.
-        candidates = torch.cat([self._target_ids[:, -1:], drafted], dim=1)  # (B, G + 1)
-        self._draft_ids = torch.cat([candidates.gather(1, accepted[:, None]), next_tokens[:, None]], dim=1)[rows]
-        self._target_ids = self._draft_ids[:, 1:]  # (B, 1)
+        self._last_ids = torch.cat([offered_ids.gather(1, accepted[:, None]), next_tokens[:, None]], dim=1)[rows]
         for model in (self._target, self._draft):
             model.take_back(num_drafted - accepted, rows)
-
-    def append(self, other: "_Batch") -> None:
-        """Takes over the texts of another batch; both have written a round."""
-        self.texts = self.texts + other.texts
-        self._draft_ids = torch.cat([self._draft_ids, other._draft_ids])
-        self._target_ids = torch.cat([self._target_ids, other._target_ids])
-        self._target.append(other._target)
-        self._draft.append(other._draft)
 
 
 def _fill_gaps(is_kept: Sequence[bool]) -> list[int]:

@@ -101,8 +101,8 @@ def generate_assisted(
         vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
         seed (`int`): Of the sampling.
         measure_speed (`bool`):
-            Whether to time the calls, and plain generation for the same prompts, after one warm-up of both. The
-            recorder's own cost counts as assisted time.
+            Whether to time the calls, and plain generation right behind each for the same prompt, after one warm-up of
+            both. The recorder's own cost counts as assisted time.
 
     Raises:
         `ValueError`: Before any generation, for an option out of its range, no prompts or an unusable one.
@@ -124,36 +124,33 @@ def generate_assisted(
     with _neutral_pair(target, draft, temperature, num_assistant_tokens, max_new_tokens, eos_token_id) as options:
         options["logits_processor"] = _fit_vocabularies(target, draft, vocab_size)
         options["logits_processor"] += build_warpers(temperature, top_k, top_p)
-        recorder = _RoundRecorder()
-        hook = target.register_forward_pre_hook(recorder.record_call, with_kwargs=True)
+        recorder, watch = _RoundRecorder(), _FirstTokenWatch()
 
         def run_assisted(ids: torch.Tensor) -> torch.Tensor:
             recorder.start()
-            return target.generate(ids, assistant_model=draft, streamer=recorder, **options)
+            hook = target.register_forward_pre_hook(recorder.record_call, with_kwargs=True)
+            try:
+                return target.generate(ids, assistant_model=draft, streamer=recorder, **options)
+            finally:
+                hook.remove()
 
-        try:
-            if measure_speed:
-                _time_generation(run_assisted, prompts_ids[0], target, seed)
-            completions, rounds, timings = [], [], []
-            for i, prompt in enumerate(prompts_ids):
-                completion, timing = _time_generation(run_assisted, prompt, target, seed + i, recorder)
-                completions.append(completion)
-                rounds.append(recorder.rounds)
-                timings.append(timing)
-        finally:
-            hook.remove()
+        def run_plain(ids: torch.Tensor) -> torch.Tensor:
+            watch.start()
+            return target.generate(ids, streamer=watch, **options)
+
+        if measure_speed:
+            for run in (run_assisted, run_plain):
+                _time_generation(run, prompts_ids[0], target, seed)
+        completions, rounds, timings, plain = [], [], [], []
+        for i, prompt in enumerate(prompts_ids):
+            completion, timing = _time_generation(run_assisted, prompt, target, seed + i, recorder)
+            completions.append(completion)
+            rounds.append(recorder.rounds)
+            timings.append(timing)
+            if measure_speed:  # right behind, so that a machine that changes its pace does so for both
+                plain.append(_time_generation(run_plain, prompt, target, seed + i, watch))
         speed = {}
         if measure_speed:
-            watch = _FirstTokenWatch()
-
-            def run_plain(ids: torch.Tensor) -> torch.Tensor:
-                watch.start()
-                return target.generate(ids, streamer=watch, **options)
-
-            _time_generation(run_plain, prompts_ids[0], target, seed)
-            plain = [
-                _time_generation(run_plain, prompt, target, seed + i, watch) for i, prompt in enumerate(prompts_ids)
-            ]
             seconds, plain_seconds = (np.array(pairs) for pairs in (timings, [timing for _, timing in plain]))  # (P, 2)
             speed = {
                 "assisted_seconds": seconds[:, 0],

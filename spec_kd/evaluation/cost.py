@@ -183,19 +183,43 @@ class _Pass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrefillCost:
+    """Seconds until a prompt is read: a fixed part, and one for each of its tokens.
+
+    Args:
+        fixed (`float`): Seconds of any call; below zero where long prompts cost more than in proportion.
+        per_token (`float`): Seconds per prompt token.
+    """
+
+    fixed: float
+    per_token: float
+
+    @classmethod
+    def fit(cls, prompt_tokens: np.ndarray, seconds: np.ndarray) -> "PrefillCost":
+        """Least squares over prompts `(P,)`; of a single length, all but in proportion to it."""
+        tokens = np.stack([np.ones(len(prompt_tokens)), prompt_tokens], axis=1)  # (P, 2)
+        fixed, per_token = np.linalg.lstsq(tokens, seconds, rcond=None)[0]
+        return cls(fixed=float(fixed), per_token=float(per_token))
+
+    def predict(self, prompt_tokens: np.ndarray) -> np.ndarray:
+        """Seconds for prompts of these lengths `(P,)`."""
+        return np.maximum(self.fixed + self.per_token * prompt_tokens, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssistedCosts:
     """Costs inside transformers' assisted generation, with what reading a prompt costs there.
 
     Args:
         costs (`ServingCosts`): Of a round, at batch size 1.
-        plain_prefill (`float`): Seconds per prompt token until the first token of plain generation.
-        assisted_prefill (`float`): The same of assisted generation, its first round taken off.
+        plain_prefill (`PrefillCost`): Of plain generation, until its first token, the step of that taken off.
+        assisted_prefill (`PrefillCost`): The same of assisted generation, its first round taken off.
         figures (`list[AssistedFigures]`): The runs it was measured in, one for each gamma.
     """
 
     costs: ServingCosts
-    plain_prefill: float
-    assisted_prefill: float
+    plain_prefill: PrefillCost
+    assisted_prefill: PrefillCost
     figures: list[AssistedFigures] = field(repr=False)
 
     def predict_speedup(self, prompt_tokens: np.ndarray, tokens: np.ndarray, target_calls: np.ndarray, gamma: int):
@@ -209,8 +233,8 @@ class AssistedCosts:
         """
         step = self.costs.target_step_seconds
         round_seconds = step / self.costs.predict_speedup(1.0, gamma)
-        plain = self.plain_prefill * prompt_tokens.sum() + step * tokens.sum()
-        return plain / (self.assisted_prefill * prompt_tokens.sum() + round_seconds * target_calls.sum())
+        plain = self.plain_prefill.predict(prompt_tokens).sum() + step * tokens.sum()
+        return plain / (self.assisted_prefill.predict(prompt_tokens).sum() + round_seconds * target_calls.sum())
 
 
 def measure_assisted_costs(
@@ -229,8 +253,10 @@ def measure_assisted_costs(
 ) -> AssistedCosts:
     """Times rounds of `target.generate(assistant_model=draft)` on a few prompts, at several gammas.
 
-    A round's time does not depend on how much of it is accepted, so a handful of prompts tells it. At these gammas the
-    costs add up to what was measured; between them they are interpolated. Of a round, bare passes tell what
+    A round's time does not depend on how much of it is accepted, so a handful of prompts tells it, of various lengths
+    as those that are predicted. Each answer's rounds are compared with the steps of the same answer written without the
+    draft, and the median counts: a machine that others use as well is now fast and now slow. At these gammas the costs
+    add up to what was measured; between them they are interpolated. Of a round, bare passes tell what
     verification costs, and a line through the rest tells a draft step (with what `generate` adds to one) from an
     overhead per round; what is off that line counts as verification. A single drafted token is cheaper than the line
     says, so it tells little of others.
@@ -256,17 +282,9 @@ def measure_assisted_costs(
         )
         for gamma in gammas
     ]  # fmt: skip
-    steps = sum((f.plain_tokens - 1).sum() for f in figures)
-    rounds = [(f.target_calls - 1).sum() for f in figures]
-    if steps == 0 or min(rounds) == 0:
-        raise ValueError(
-            "The target's answers are over within one round, so nothing can be timed. Raise `max_new_tokens`, or pass "
-            "prompts with longer answers."
-        )
-    step = sum((f.plain_seconds - f.plain_first_seconds).sum() for f in figures) / steps
-    round_steps = np.array(
-        [(f.assisted_seconds - f.assisted_first_seconds).sum() / n / step for f, n in zip(figures, rounds, strict=True)]
-    )
+    paces = [_measure_paces(run) for run in figures]
+    step = float(np.nanmedian([steps for steps, _ in paces]))
+    round_steps = np.array([np.nanmedian(rounds / steps) for steps, rounds in paces])
     context = int(np.mean([len(ids) for ids in prompts_ids]) + max_new_tokens / 2)
     limit = min(getattr(m.config.get_text_config(), "max_position_embeddings", None) or 2**30 for m in (draft, target))
     bare = measure_costs(draft, target, gammas=gammas, context_length=min(context, limit - max(gammas) - 1))[0]
@@ -278,20 +296,34 @@ def measure_assisted_costs(
         slope, intercept = float((rest / np.array(gammas)).mean()), 0.0
     slope = max(0.0, float(slope))
     verify = {g: float(total - slope * g - intercept) for g, total in zip(gammas, round_steps, strict=True)}
-    prompt_tokens = sum(map(len, prompts_ids)) * len(figures)
+    lengths = np.array([len(ids) for ids in prompts_ids] * len(figures))
     return AssistedCosts(
         costs=ServingCosts(
             cost_ratio=slope,
             verify_cost=verify,
             round_overhead=float(intercept),
-            target_step_seconds=float(step),
+            target_step_seconds=step,
             source=f"rounds of assisted generation on {len(prompts_ids)} prompts, on this machine",
         ),
-        plain_prefill=float(sum(f.plain_first_seconds.sum() for f in figures) - step * len(figures) * len(prompts_ids))
-        / prompt_tokens,
-        assisted_prefill=float(
-            sum((f.assisted_first_seconds - r * step).sum() for f, r in zip(figures, round_steps, strict=True))
-        )
-        / prompt_tokens,
+        plain_prefill=PrefillCost.fit(lengths, np.concatenate([f.plain_first_seconds for f in figures]) - step),
+        assisted_prefill=PrefillCost.fit(
+            lengths,
+            np.concatenate([f.assisted_first_seconds - n * step for f, n in zip(figures, round_steps, strict=True)]),
+        ),
         figures=figures,
+    )
+
+
+def _measure_paces(run: AssistedFigures) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds per plain step and per round behind the first one of each answer `(P,)`, NaN where it ends there."""
+    is_timed = (run.plain_tokens > 1) & (run.target_calls > 1)
+    if not is_timed.any():
+        raise ValueError(
+            "The target's answers are over within one round, so nothing can be timed. Raise `max_new_tokens`, or pass "
+            "prompts with longer answers."
+        )
+    steps, rounds = (np.where(is_timed, count - 1, np.nan) for count in (run.plain_tokens, run.target_calls))
+    return (
+        (run.plain_seconds - run.plain_first_seconds) / steps,
+        (run.assisted_seconds - run.assisted_first_seconds) / rounds,
     )

@@ -11,7 +11,7 @@ from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.report.content import AssistedReport
 from spec_kd.evaluation.statistics import bootstrap_ratio
 
-MAX_TIMED_PROMPTS = 4
+MAX_TIMED_PROMPTS = 6
 
 
 def cross_check(
@@ -30,7 +30,7 @@ def cross_check(
 ) -> AssistedReport:
     """Runs real assisted generation on the first prompts and sets it beside their replay.
 
-    Up to four prompts behind them serve to time the rounds, so that a predicted speed-up is not fitted to the run it
+    Up to six prompts behind them serve to time the rounds, so that a predicted speed-up is not fitted to the run it
     is compared with. Where there are none, nothing is predicted.
 
     Args:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM, Qwen3NextConfig
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM, Qwen3NextConfig
 
 from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
 
@@ -10,7 +10,7 @@ VOCAB_SIZE = 90  # of 97 rows
 
 
 def read_unevenly(model, compare, num_steps=8, seed=0):
-    """Reads, takes back and drops rows at random; `compare(text, logits)` for every row at every step."""
+    """Reads, takes back, drops and adds rows; `compare(text, logits)` for every row at every step."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high, *shape):
@@ -38,13 +38,19 @@ def read_unevenly(model, compare, num_steps=8, seed=0):
             if step == 0:
                 counts[0] = len(texts[0])  # a row that forgets everything
             ragged.take_back(counts, rows)
+            texts = [texts[i][: len(texts[i]) - counts[i]] for i in rows]
             num_new = (1, 5, 2)[step % 3]
             new = draw(2, VOCAB_SIZE, len(rows), num_new)
-            texts = [texts[i][: len(texts[i]) - counts[i]] + more for i, more in zip(rows, new.tolist(), strict=True)]
+            if step in (3, 5):  # longer and shorter than those there are
+                added = [draw(2, VOCAB_SIZE, length).tolist() for length in ((25, 4), (2, 1))[step == 5]]
+                ragged.add_rows(added, [0, 0])
+                texts += added
+                new = draw(2, VOCAB_SIZE, len(texts), num_new)
+            texts = [text + more for text, more in zip(texts, new.tolist(), strict=True)]
             logits = ragged.read(new, num_logits=num_new)
-            assert logits.shape == (len(rows), num_new, VOCAB_SIZE)
+            assert logits.shape == (len(texts), num_new, VOCAB_SIZE)
     hook.remove()
-    assert len(texts) == 4 and max(map(len, texts)) > 9  # beyond the windows
+    assert len(texts) == 8 and max(map(len, texts)) > 25  # beyond the windows
 
 
 def measure_errors(model, reference, tools):
@@ -64,10 +70,12 @@ def test_logits_equal_those_of_each_text_alone(tools, architecture):
     assert measure_errors(model, model, tools) < 1e-4
 
 
-def test_eager_attention(tools):
-    model = tools.build_model("gemma2")
+@pytest.mark.parametrize("name", ["gemma2", "llama"])  # without and with gaps
+def test_eager_attention(tools, name):
+    model = tools.build_model(name)
     model.set_attn_implementation("eager")
     assert measure_errors(model, model, tools) < 1e-4
+    check_rows_without_a_text(model, tools)
 
 
 @pytest.mark.parametrize("left_out", ["position_ids", "attention_mask", None])
@@ -91,6 +99,39 @@ def test_rows_that_all_forget_everything(tools):
         logits = ragged.read(torch.tensor([[8, 9], [10, 11]]))
     for row, text in zip(logits, ([8, 9], [10, 11]), strict=True):
         torch.testing.assert_close(row[0], tools.compute_logits(model, text)[-1, :VOCAB_SIZE], atol=1e-4, rtol=0)
+
+
+def test_rows_without_a_text(tools, architecture):
+    check_rows_without_a_text(tools.build_model(architecture), tools)
+
+
+def check_rows_without_a_text(model, tools):
+    """Two ids are read next; of a row that has nothing, and may have only one of them, the first is padding."""
+    ragged = RaggedModel(model, torch.zeros(0, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))
+    with torch.no_grad():
+        for _ in range(2):  # again when all rows are gone
+            ragged.add_rows([[], []], [1, 0])
+            ragged.add_rows([[5, 6, 7]], [0])
+            logits = ragged.read(torch.tensor([[0, 8], [9, 10], [11, 12]]))
+            for row, text in zip(logits, ([8], [9, 10], [5, 6, 7, 11, 12]), strict=True):
+                expected = tools.compute_logits(model, text)[-1, :VOCAB_SIZE]
+                torch.testing.assert_close(row[0], expected, atol=1e-4, rtol=0)
+            ragged.take_back(torch.tensor([0, 1, 0]), [0, 1, 2])
+            logits = ragged.read(torch.tensor([[13], [14], [15]]))
+            for row, text in zip(logits, ([8, 13], [9, 14], [5, 6, 7, 11, 12, 15]), strict=True):
+                expected = tools.compute_logits(model, text)[-1, :VOCAB_SIZE]
+                torch.testing.assert_close(row[0], expected, atol=1e-4, rtol=0)
+            ragged.take_back(torch.zeros(3, dtype=torch.long), [])
+
+
+def test_windows_that_the_cache_does_not_know(tools):
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=6, max_position_embeddings=64, initializer_range=0.1,
+    )  # fmt: skip
+    model = GPTNeoForCausalLM(config).eval()
+    assert measure_errors(model, model, tools) < 1e-4
 
 
 def test_half_precision_gives_float32_logits(tools):

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig
 
-from spec_kd.decoding import Round, SpeculativeText, generate_speculatively
+from spec_kd.decoding import Round, SpeculativeText, generate_speculatively, speculative
 from spec_kd.evaluation import generate_assisted
 from spec_kd.vocabulary import VocabularyMismatchError
 
@@ -144,24 +144,55 @@ def test_each_round_is_one_target_call_and_complete_rows_cost_nothing(pair, prom
     (target_calls, target_hook), (draft_calls, draft_hook) = record_inputs(target), record_inputs(draft)
     text = generate_speculatively(target, draft, prompts, num_assistant_tokens=gamma, max_new_tokens=limit)
     target_hook.remove(), draft_hook.remove()
+    # the prompts, up to the tokens that the first round reads
+    longest = max(map(len, prompts))
+    assert target_calls.pop(0) == (12, longest - 1, longest - 1)
+    assert draft_calls.pop(0) == (12, longest - 2, longest - 2)
     rows_alive = [sum(len(rounds) > call for rounds in text.rounds) for call in range(max(map(len, text.rounds)))]
     assert [rows for rows, _, _ in target_calls] == rows_alive and rows_alive[-1] < rows_alive[0]
-    # the prompt with the first block, then the last token with a block
-    assert target_calls[0][1] == max(map(len, prompts)) + gamma
-    assert all(new <= gamma + 1 for _, new, _ in target_calls[1:])
-    # a block of n takes n draft calls: two tokens, then one at a time
-    drafted = [target_calls[0][1] - max(map(len, prompts)), *(new - 1 for _, new, _ in target_calls[1:])]
-    assert len(draft_calls) == sum(drafted)
-    assert [new for _, new, _ in draft_calls[gamma : 2 * gamma]] == [2, *[1] * (gamma - 1)]
+    # the last token with a block; a block of n takes n draft calls: two tokens, then one at a time
+    drafted = [new - 1 for _, new, _ in target_calls]
+    assert max(drafted) == drafted[0] == gamma
+    assert [new for _, new, _ in draft_calls] == [new for count in drafted for new in [2, *[1] * (count - 1)][:count]]
     # rejected tokens take up no room
-    assert max(width for _, _, width in target_calls) <= max(map(len, prompts)) + limit + gamma
+    assert max(width for _, _, width in target_calls) <= longest + limit + gamma
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_a_complete_text_makes_room_for_the_next(pair, prompts, batch_size, tools):
+    target, draft = pair
+    rounds = []
+    text = generate_speculatively(
+        target, draft, prompts, num_assistant_tokens=2, max_new_tokens=15, batch_size=batch_size,
+        observe=lambda texts, logits: rounds.append(len(texts)),
+    )  # fmt: skip
+    assert text.completion_ids == tools.write_plainly(target, prompts, 15)
+    assert sum(rounds) == sum(map(len, text.rounds))
+    # full until the last texts are on their way, which takes no more rounds than tokens
+    is_full = [count == batch_size for count in rounds]
+    assert all(is_full[: is_full.index(False)] if False in is_full else is_full)
+    assert len(rounds) - sum(is_full) < 15 and max(rounds) == batch_size
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 20])
+def test_prompts_are_read_in_passes_of_a_limited_size(pair, prompts, tokens_per_pass, monkeypatch, tools):
+    monkeypatch.setattr(speculative, "PROMPT_TOKENS_PER_PASS", tokens_per_pass)
+    calls, hook = record_inputs(pair[0])
+    text = generate_speculatively(*pair, prompts, num_assistant_tokens=3, max_new_tokens=8)
+    hook.remove()
+    assert text.completion_ids == tools.write_plainly(pair[0], prompts, 8)
+    passes = [(rows, new) for rows, new, width in calls if width == new]
+    assert sum(rows for rows, _ in passes) == len(prompts)
+    assert all(rows == 1 or rows * (new + 1) <= tokens_per_pass for rows, new in passes)
+    assert len(passes) == 12 if tokens_per_pass == 1 else 2 < len(passes) < 12
 
 
 def test_one_new_token_needs_no_draft(pair, prompts):
     calls, hook = record_inputs(pair[1])
     text = generate_speculatively(*pair, prompts, max_new_tokens=1)
     hook.remove()
-    assert not calls and text.rounds == [[Round(0, 0, 1)]] * len(prompts)
+    assert len(calls) == 1  # the prompts
+    assert text.rounds == [[Round(0, 0, 1)]] * len(prompts)
 
 
 def test_the_target_may_be_its_own_draft(target, prompts):

@@ -8,7 +8,7 @@ from spec_kd.acceptance import expect_block_efficiency, predict_speedup
 from spec_kd.evaluation import ServingCosts, measure_assisted_costs, measure_costs
 from spec_kd.evaluation import cost as cost_module
 from spec_kd.evaluation.assisted import AssistedFigures
-from spec_kd.evaluation.cost import AssistedCosts
+from spec_kd.evaluation.cost import AssistedCosts, PrefillCost
 
 
 def test_speedup_is_tokens_over_the_cost_of_a_round():
@@ -90,54 +90,104 @@ def test_bad_options_are_refused(pair, options, message):
         measure_costs(*pair, **options)
 
 
-def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, prompts=3):
-    """Figures of a run in an engine whose every cost is known."""
+PROMPT_LENGTHS = np.array([8, 30, 70])
+
+
+def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, drift=1.0):
+    """Figures of a run in an engine whose every cost is known, on a machine that changes its pace between prompts."""
+    prompts = len(PROMPT_LENGTHS)
     tokens, calls = np.full(prompts, 41), np.full(prompts, 11)
     round_seconds = step * (gamma * draft_step + verify + overhead)
     return AssistedFigures(
         tokens=tokens, target_calls=calls, accepted=calls * gamma, drafted=calls * gamma, drafting_rounds=calls,
         accepted_by_position=np.ones((prompts, gamma)), temperature=0.0, num_assistant_tokens=gamma,
         draft_sampling="stochastic", method="assisted", completion_ids=[[1] * 41] * prompts, rounds=[[]] * prompts,
-        assisted_seconds=1.5 * prefill + calls * round_seconds, assisted_first_seconds=1.5 * prefill + 1 * round_seconds
-        + np.zeros(prompts),
-        plain_seconds=prefill + tokens * step, plain_first_seconds=prefill + step + np.zeros(prompts),
+        assisted_seconds=drift * (1.5 * prefill + calls * round_seconds),
+        assisted_first_seconds=drift * (1.5 * prefill + round_seconds),
+        plain_seconds=drift * (prefill + tokens * step), plain_first_seconds=drift * (prefill + step),
         plain_tokens=tokens,
     )  # fmt: skip
 
 
+def measure_made_costs(pair, monkeypatch, gammas, bare, make_run):
+    """`measure_assisted_costs` on an engine whose runs are made by `make_run(gamma)`."""
+    monkeypatch.setattr(
+        cost_module, "generate_assisted", lambda *_, num_assistant_tokens, **__: make_run(num_assistant_tokens)
+    )
+    monkeypatch.setattr(cost_module, "measure_costs", lambda *_, **__: [bare])
+    prompts = [[5] * length for length in PROMPT_LENGTHS]
+    return measure_assisted_costs(*pair, prompts, gammas=gammas, max_new_tokens=41)
+
+
+FREE = ServingCosts(cost_ratio=0.1, verify_cost={1: 1.0, 4: 1.0, 8: 1.0}, target_step_seconds=0.02)
+
+
 def test_costs_of_an_engine_are_found_again(pair, monkeypatch):
-    step, draft_step, overhead, prefill = 0.02, 0.3, 0.5, 0.08
+    step, draft_step, overhead = 0.02, 0.3, 0.5
 
-    def run(*_, num_assistant_tokens, **__):
-        return make_timed_run(num_assistant_tokens, step, draft_step, overhead, 1.0, prefill)
+    def prefill(lengths):
+        return 0.01 + 0.002 * lengths
 
-    monkeypatch.setattr(cost_module, "generate_assisted", run)
-    free = ServingCosts(cost_ratio=0.1, verify_cost={1: 1.0, 4: 1.0, 8: 1.0}, target_step_seconds=step)
-    monkeypatch.setattr(cost_module, "measure_costs", lambda *_, **__: [free])
-    found = measure_assisted_costs(*pair, [[5] * 8] * 3, gammas=(1, 4, 8), max_new_tokens=41)
+    found = measure_made_costs(
+        pair, monkeypatch, (1, 4, 8), FREE,
+        lambda gamma: make_timed_run(gamma, step, draft_step, overhead, 1.0, prefill(PROMPT_LENGTHS)),
+    )  # fmt: skip
     assert found.costs.cost_ratio == pytest.approx(draft_step)
     assert found.costs.round_overhead == pytest.approx(overhead)
     assert found.costs.target_step_seconds == pytest.approx(step)
-    assert found.plain_prefill == pytest.approx(prefill / 8) and found.assisted_prefill == pytest.approx(
-        1.5 * prefill / 8
-    )
-    # whole requests, prompts included
-    expected = (prefill + 41 * step) / (1.5 * prefill + 11 * step * (4 * draft_step + 1.0 + overhead))
-    predicted = found.predict_speedup(np.array([8]), np.array([41]), np.array([11]), 4)
+    assert (found.plain_prefill.fixed, found.plain_prefill.per_token) == pytest.approx((0.01, 0.002))
+    assert (found.assisted_prefill.fixed, found.assisted_prefill.per_token) == pytest.approx((0.015, 0.003))
+    # whole requests, prompts of other lengths included
+    lengths = np.array([5, 100])
+    plain, assisted = prefill(lengths).sum(), 1.5 * prefill(lengths).sum()
+    expected = (plain + 60 * step) / (assisted + 20 * step * (4 * draft_step + 1.0 + overhead))
+    predicted = found.predict_speedup(lengths, np.array([41, 19]), np.array([11, 9]), 4)
     assert predicted == pytest.approx(expected)
+
+
+def test_a_machine_that_changes_its_pace_is_seen_through(pair, monkeypatch):
+    """Rounds are compared with the steps of the same prompt, and what happens to one prompt does not count."""
+    paces = iter([[1.0, 1.2, 1.0], [1.0, 0.8, 1.0], [1.0, 1.3, 1.0]])
+    found = measure_made_costs(
+        pair, monkeypatch, (1, 4, 8), FREE,
+        lambda gamma: make_timed_run(gamma, 0.02, 0.3, 0.5, 1.0, 0.0 * PROMPT_LENGTHS, np.array(next(paces))),
+    )  # fmt: skip
+    for gamma in (1, 4, 8):
+        assert found.costs.predict_speedup(1.0, gamma) == pytest.approx(1 / (1.5 + 0.3 * gamma))
+    assert found.costs.target_step_seconds == pytest.approx(0.02)
+
+
+def test_answers_over_at_once_are_left_out(pair, monkeypatch):
+    def make_run(gamma):
+        run = make_timed_run(gamma, 0.02, 0.3, 0.5, 1.0, 0.001 * PROMPT_LENGTHS)
+        for counts, seconds, first in (
+            (run.tokens, run.plain_seconds, run.plain_first_seconds),
+            (run.target_calls, run.assisted_seconds, run.assisted_first_seconds),
+        ):
+            counts[0], seconds[0] = 1, first[0] + 0.001
+        return run
+
+    found = measure_made_costs(pair, monkeypatch, (1, 4), FREE, make_run)
+    assert found.costs.predict_speedup(1.0, 4) == pytest.approx(1 / 2.7)
+    assert found.plain_prefill.per_token == pytest.approx(0.001)
+
+
+def test_prefill():
+    """Of one length nothing tells the fixed part; below zero seconds there is nothing."""
+    same = PrefillCost.fit(np.array([400, 400]), np.array([0.09, 0.11]))
+    assert same.predict(np.array([400, 200])) == pytest.approx([0.1, 0.05], rel=1e-3)
+    convex = PrefillCost.fit(np.array([100, 400]), np.array([0.01, 0.10]))
+    assert convex.predict(np.array([10, 100])) == pytest.approx([0.0, 0.01])
 
 
 def test_costs_add_up_to_the_rounds_measured(pair, monkeypatch):
     """Rounds whose time is no line over gamma are predicted as they were, not as the line through them."""
     prices = {1: 2.5, 4: 4.2, 8: 6.1}
-
-    def run(*_, num_assistant_tokens, **__):
-        return make_timed_run(num_assistant_tokens, 0.02, 0.0, 0.0, prices[num_assistant_tokens], 0.08)
-
-    monkeypatch.setattr(cost_module, "generate_assisted", run)
     bare = ServingCosts(cost_ratio=0.1, verify_cost={1: 1.1, 4: 1.3, 8: 1.2}, target_step_seconds=0.01)
-    monkeypatch.setattr(cost_module, "measure_costs", lambda *_, **__: [bare])
-    costs = measure_assisted_costs(*pair, [[5] * 8] * 3, gammas=(1, 4, 8), max_new_tokens=41).costs
+    costs = measure_made_costs(
+        pair, monkeypatch, (1, 4, 8), bare,
+        lambda gamma: make_timed_run(gamma, 0.02, 0.0, 0.0, prices[gamma], 0.001 * PROMPT_LENGTHS),
+    ).costs  # fmt: skip
     for gamma, price in prices.items():
         assert costs.predict_speedup(1.0, gamma) == pytest.approx(1 / price)
 
