@@ -6,7 +6,7 @@ DATA has `general/`, `biology/` and `chinese/` as build_models.py describes. A t
 that has seen the general set alone are built once; then the same stream of requests, one domain after the other, is
 served three times with `OnlineGKDTrainer(mode="streaming")`: learning where the target corrected the draft, learning
 from every token, and not learning. Nobody tells the trainer of a shift. Every run is kept in `work_dir` when it is
-done; the same command continues. Writes streaming.{json,md,png} to `results_dir`. About 35 minutes on two cores, most
+done; the same command continues. Writes streaming.{json,md,png} to `results_dir`. About 25 minutes on one of two cores, most
 of it the target.
 """
 
@@ -61,15 +61,15 @@ class StreamArguments:
     results_dir: str = field(
         default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
     )
-    requests_per_domain: int = field(default=400, metadata={"help": "Requests before the stream turns."})
+    requests_per_domain: int = field(default=320, metadata={"help": "Requests before the stream turns."})
     update_interval: int = field(default=8, metadata={"help": "Requests between two updates."})
     max_prompt_tokens: int = field(default=256, metadata={"help": "Longest prompt."})
-    max_new_tokens: int = field(default=96, metadata={"help": "Longest answer."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
     num_assistant_tokens: int = field(default=4, metadata={"help": "Tokens drafted in a round."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Constant learning rate."})
-    target_steps: int = field(default=500, metadata={"help": "Steps of the target on the general set."})
-    domain_steps: int = field(default=1000, metadata={"help": "Steps of the target on all three sets."})
-    draft_steps: int = field(default=1200, metadata={"help": "Steps of the draft on the general set, at most."})
+    target_steps: int = field(default=300, metadata={"help": "Steps of the target on the general set."})
+    domain_steps: int = field(default=700, metadata={"help": "Steps of the target on all three sets."})
+    draft_steps: int = field(default=800, metadata={"help": "Steps of the draft on the general set, at most."})
 
 
 def read_corpora(data_dir: Path) -> tuple[Corpus, dict[str, list[dict]]]:
