@@ -61,7 +61,7 @@ def plot(record: dict, path: Path) -> None:
         axis.text((i + 0.5) * per_domain, top, domain, ha="center", va="top")
     axis.set(xlabel="requests served", ylabel="tokens per target pass", xlim=(0, per_domain * len(record["domains"])))
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=130)
 
 
