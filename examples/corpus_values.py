@@ -13,6 +13,16 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+def phrases(text: str) -> list[str]:
+    """The parts of a text between its commas."""
+    return [part.strip() for part in text.split(",")]
+
+
+def records(text: str) -> list[list[str]]:
+    """The lines of a block of text, each split at `/`."""
+    return [[part.strip() for part in line.split("/")] for line in text.strip().splitlines()]
+
+
 CITIES = words(
     """
     Lisbon Porto Madrid Seville Paris Lyon Nantes Brussels Ghent Utrecht Hamburg Leipzig Munich Vienna Graz

@@ -25,6 +25,11 @@ _ROOMS = {
     ),
     "spec_kd.hub": ("export_draft", "serving_commands"),
     "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
+    "spec_kd.queries.curated": ("load_curated_prompts",),
+    "spec_kd.queries.mixing": ("mix_prompts",),
+    "spec_kd.queries.prompt_report": ("describe_prompts",),
+    "spec_kd.queries.query_logs": ("load_query_logs",),
+    "spec_kd.queries.synthesis": ("synthesize_queries",),
     "spec_kd.trainer": (
         "BlackBoxSFTConfig",
         "BlackBoxSFTTrainer",
@@ -54,6 +59,11 @@ if TYPE_CHECKING:
     )
     from spec_kd.hub import export_draft, serving_commands
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
+    from spec_kd.queries.curated import load_curated_prompts
+    from spec_kd.queries.mixing import mix_prompts
+    from spec_kd.queries.prompt_report import describe_prompts
+    from spec_kd.queries.query_logs import load_query_logs
+    from spec_kd.queries.synthesis import synthesize_queries
     from spec_kd.trainer import (
         BlackBoxSFTConfig,
         BlackBoxSFTTrainer,
@@ -84,17 +94,22 @@ __all__ = [
     "add_reference_scores",
     "align_vocabulary",
     "check_gates",
+    "describe_prompts",
     "evaluate_draft",
     "export_draft",
     "fused_linear_divergence",
     "generate_assisted",
     "generate_responses",
     "generate_speculatively",
+    "load_curated_prompts",
+    "load_query_logs",
+    "mix_prompts",
     "register_divergence",
     "replay",
     "save_report",
     "score_completions",
     "serving_commands",
+    "synthesize_queries",
 ]
 
 

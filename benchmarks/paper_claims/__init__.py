@@ -1,0 +1,20 @@
+"""The claims of arXiv 2503.07807, measured again: `python -m benchmarks.paper_claims --help`, from the repository root.
+
+A profile (cpu.yaml, gpu.yaml) says everything. Stages, each of which continues where it was killed:
+
+    plan       cells by rank, with estimated minutes
+    targets    a generic target, a target of each domain, generic drafts
+    drift      acceptance of the generic draft with both targets; what a round costs
+    answers    queries of the three scenarios, and what the domain target answers
+    runs       the cells, a JSON line each
+    report     tables and plots, from the JSON lines and nothing else
+"""
+
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+# Where the small models' training and the other benchmarks' helpers are
+for folder in (BENCHMARKS, BENCHMARKS.parent / "examples"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

@@ -1,0 +1,259 @@
+"""The cells of an experiment and the questions that they answer."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from .profile import Profile
+from .record import Workspace, compute_hash
+
+WHITE_BOX, BLACK_BOX = "white_box", "black_box"
+STEPS, WALL_CLOCK = "steps", "wall_clock"
+HEADLINE, ABLATION, SEARCH, FINAL = range(4)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained and measured draft.
+
+    Args:
+        domain (`str`): Name.
+        num_prompts (`int`): Queries that it learns from.
+        scenario (`str`): One of `data.SCENARIOS` or a mix of the profile.
+        method (`str`): `"white_box"`, `"black_box"` or an online method of the profile.
+        divergence, token_selection (`str`): As of `WhiteBoxDistillConfig`.
+        signal (`str`, *optional*): A cached teacher's signal of the profile; the live teacher by default.
+        answer_temperature (`float`): At which the target wrote its answers.
+        adapter (`str`, *optional*): An adapter of the profile; full fine-tuning by default.
+        draft (`str`): Which generic draft it begins with.
+        polish (`str`, *optional*): Online method of the last part.
+        polish_share (`float`): Which share of the steps that part has.
+        options (`dict`): Of the trainer's configuration, in place of the profile's.
+        budget (`str`): `"steps"`: as many as every other cell; `"wall_clock"`: as long as the domain's base cell, the
+            target's answers included.
+        split (`str`): `"test"` or `"validation"`.
+        seed (`int`): Of the choice among the queries, their order and sampling.
+    """
+
+    domain: str
+    num_prompts: int
+    scenario: str = "historical"
+    method: str = WHITE_BOX
+    divergence: str = "forward_kl"
+    token_selection: str = "all"
+    signal: str | None = None
+    answer_temperature: float = 1.0
+    adapter: str | None = None
+    draft: str = "default"
+    polish: str | None = None
+    polish_share: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    budget: str = STEPS
+    split: str = "test"
+    seed: int = 0
+
+    @property
+    def phases(self) -> list[tuple[str, float]]:
+        """Methods one after the other, with their shares of the steps."""
+        if self.polish is None:
+            return [(self.method, 1.0)]
+        return [(self.method, 1.0 - self.polish_share), (self.polish, self.polish_share)]
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether it needs what the target answered before."""
+        return self.method in (WHITE_BOX, BLACK_BOX)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cell against a baseline, seed by seed; the seeds of both cells are set by the question."""
+
+    label: str
+    cell: Cell
+    baseline: Cell
+
+
+@dataclass(frozen=True)
+class Question:
+    """A table of the report.
+
+    Args:
+        name (`str`): For the command line.
+        title (`str`): For the report.
+        rank (`int`): Lower ones run first.
+        seeds (`list[int]`): Of every comparison.
+        comparisons (`list[Comparison]`): Its rows.
+    """
+
+    name: str
+    title: str
+    rank: int
+    seeds: list[int]
+    comparisons: list[Comparison]
+
+    def list_cells(self) -> Iterator[Cell]:
+        """All cells: every comparison of a seed before those of the next."""
+        for seed in self.seeds:
+            for comparison in self.comparisons:
+                yield replace(comparison.baseline, seed=seed)
+                yield replace(comparison.cell, seed=seed)
+
+
+def make_base(profile: Profile, domain: str) -> Cell:
+    """Offline forward KL on historical queries with the live teacher: what everything is compared with."""
+    return Cell(domain, profile.plan.num_prompts)
+
+
+def list_questions(profile: Profile, combined: dict | None = None, winner: dict | None = None) -> list[Question]:
+    """All questions that the profile asks.
+
+    Args:
+        profile (`Profile`): The plan.
+        combined (`dict`, *optional*): Changes of the base cell that the search put together; see `recipe_search`.
+        winner (`dict`, *optional*): Changes that the search ended with.
+    """
+    return [
+        *_list_headlines(profile),
+        *_list_ablations(profile),
+        *_list_search(profile, combined, winner),
+    ]
+
+
+def _list_headlines(profile: Profile) -> list[Question]:
+    plan, online, black, sizes, scenarios = profile.plan, [], [], [], []
+    for domain in profile.domains:
+        base = make_base(profile, domain)
+        for budget in (STEPS, WALL_CLOCK):
+            for method in plan.headline_online:
+                cell = replace(base, method=method, budget=budget)
+                online.append(Comparison(f"{domain}: offline over {method}, equal {budget}", base, cell))
+            cell = replace(base, method=BLACK_BOX, budget=budget)
+            black.append(Comparison(f"{domain}: white box over black box, equal {budget}", base, cell))
+        for small, large in zip(plan.sizes, plan.sizes[1:], strict=False):
+            sizes.append(_compare_sizes(base, small, large))
+        same_size = replace(base, num_prompts=plan.scenario_prompts)
+        for name in ("synthetic", "curated"):
+            cell = replace(same_size, scenario=name)
+            scenarios.append(Comparison(f"{domain}: {name} over historical", cell, same_size))
+    return [
+        Question("offline_online", "Offline against online", HEADLINE, plan.seeds, online),
+        Question("white_black", "White box against black box", HEADLINE, plan.seeds, black),
+        Question("data_size", "More data", HEADLINE, plan.seeds, sizes),
+        Question("scenarios", "Synthetic and curated queries against historical ones", HEADLINE, plan.seeds, scenarios),
+    ]
+
+
+def _compare_sizes(base: Cell, small: int, large: int) -> Comparison:
+    label = f"{base.domain}: {large:,} {base.scenario} queries over {small:,}"
+    return Comparison(label, replace(base, num_prompts=large), replace(base, num_prompts=small))
+
+
+def _list_ablations(profile: Profile) -> list[Question]:
+    plan, training = profile.plan, profile.training
+    base = make_base(profile, plan.ablation_domain)
+    same_size = replace(base, num_prompts=plan.scenario_prompts)
+    synthetic = replace(base, scenario="synthetic")
+
+    def vary(name: str, title: str, changes: dict[str, dict[str, Any]], baseline: Cell, against: str) -> Question:
+        comparisons = [
+            Comparison(f"{label} over {against}", replace(baseline, **change), baseline)
+            for label, change in changes.items()
+        ]
+        return Question(name, f"{title} ({plan.ablation_domain})", ABLATION, plan.ablation_seeds, comparisons)
+
+    def name_all(option: str, values: list[str]) -> dict[str, dict[str, Any]]:
+        return {value: {option: value} for value in values}
+
+    adapters = {
+        name: {"adapter": name, "options": {"learning_rate": adapter["learning_rate"]}}
+        for name, adapter in training.adapters.items()
+    }
+    pairs = zip(plan.synthetic_sizes, plan.synthetic_sizes[1:], strict=False)
+    sizes = [_compare_sizes(synthetic, small, large) for small, large in pairs]
+    questions = [
+        vary("divergences", "Divergences", name_all("divergence", plan.divergences), base, "forward KL"),
+        vary("selections", "Token selection", name_all("token_selection", plan.token_selections), base, "all tokens"),
+        vary("cached", "Cached teacher against a live one", name_all("signal", list(training.signals)), base, "live"),
+        vary("mixes", "Mixed scenarios", name_all("scenario", list(plan.mixes)), same_size, "historical"),
+        vary("adapters", "LoRA against full fine-tuning", adapters, base, "full"),
+        vary("answers", "Greedy answers", {"greedy answers": {"answer_temperature": 0.0}}, base, "sampled ones"),
+        vary("online", "Other online methods", name_all("method", plan.more_online), base, "offline"),
+        Question(
+            "synthetic_size", f"More synthetic queries ({plan.ablation_domain})", ABLATION, plan.ablation_seeds, sizes
+        ),
+    ]
+    return [question for question in questions if question.comparisons]
+
+
+def list_search_axes(profile: Profile) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of each axis of the search, changes of the base cell by their description."""
+    return {
+        axis: {describe_changes(changes): changes for changes in options}
+        for axis, options in profile.plan.search.items()
+    }
+
+
+def describe_changes(changes: dict[str, Any]) -> str:
+    """Changes of the base cell in words."""
+    parts = []
+    for name, value in changes.items():
+        parts += [f"{n}={v}" for n, v in value.items()] if name == "options" else [f"{name}={value}"]
+    return ", ".join(parts)
+
+
+def apply_changes(cell: Cell, changes: dict[str, Any]) -> Cell:
+    """The cell with changes, at the base cell's wall-clock; `options` are added to its own."""
+    options = {**cell.options, **changes.get("options", {})}
+    return replace(cell, **{**changes, "options": options}, budget=WALL_CLOCK)
+
+
+def _list_search(profile: Profile, combined: dict | None, winner: dict | None) -> list[Question]:
+    candidates = {k: v for options in list_search_axes(profile).values() for k, v in options.items()}
+    if combined:
+        candidates[describe_changes(combined)] = combined
+    search, final = [], []
+    for domain in profile.domains:
+        base = make_base(profile, domain)
+        validated = replace(base, split="validation")
+        for label, changes in candidates.items():
+            search.append(Comparison(f"{domain}: {label}", apply_changes(validated, changes), validated))
+        if winner:
+            final.append(Comparison(f"{domain}: {describe_changes(winner)}", apply_changes(base, winner), base))
+    questions = [Question("search", "Search of a recipe, on validation prompts", SEARCH, [0], search)]
+    if winner:
+        title = "The recipe that was found against offline forward KL, on test prompts"
+        questions.append(Question("recipe", title, FINAL, profile.plan.seeds, final))
+    return [question for question in questions if question.comparisons]
+
+
+def list_cells(questions: list[Question]) -> dict[Cell, list[str]]:
+    """Cells without repetition, with the names of the questions they answer: by rank, seed and domain."""
+    cells: dict[Cell, list[str]] = {}
+    ranks: dict[Cell, int] = {}
+    for question in questions:
+        for cell in question.list_cells():
+            names = cells.setdefault(cell, [])
+            if question.name not in names:
+                names.append(question.name)
+            ranks[cell] = min(question.rank, ranks.get(cell, question.rank))
+    domains = list(dict.fromkeys(cell.domain for cell in cells))
+    return {cell: cells[cell] for cell in sorted(cells, key=lambda c: (ranks[c], c.seed, domains.index(c.domain)))}
+
+
+def compute_key(profile: Profile, cell: Cell) -> str:
+    """Hash of everything that decides the result of a cell, and of nothing else."""
+    data, training, build = (
+        {} if part is None else asdict(part) for part in (profile.data, profile.training, profile.build)
+    )
+    data.pop("folder")
+    online, signals, adapters = (training.pop(name) for name in ("online", "signals", "adapters"))
+    used = [online.get(method) for method, _ in cell.phases] + [signals.get(cell.signal), adapters.get(cell.adapter)]
+    draft = build.pop("drafts", {}).get(cell.draft)
+    weights = profile.plan.mixes.get(cell.scenario)
+    return compute_hash(asdict(cell), data, profile.domains[cell.domain], training, used, build, draft, weights)
+
+
+def find_line(workspace: Workspace, cell: Cell) -> dict[str, Any] | None:
+    """The cell's result, where there is one."""
+    return workspace.record.find("cell", compute_key(workspace.profile, cell))

@@ -1,0 +1,128 @@
+"""The models of an experiment: built once from the conversations and cached, or those that a profile names.
+
+tokenizer (all conversations that train a target) -> generic target (general set)
+    -> a domain target each: full fine-tuning until its held-out loss has flattened
+generic drafts: the general set alone
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from build_models import read_rows
+from pretraining import Budget, encode_rows, train_language_model
+from tiny_models import build_llama, build_stage, build_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .data import read_domain
+from .profile import Build, Names, Profile
+from .record import Workspace, compute_hash
+
+TRAINING = "training.json"
+
+
+def find_models(workspace: Workspace, domain: str) -> Names:
+    """Paths of a domain's models; raises `FileNotFoundError` where they are still to be built."""
+    profile = workspace.profile
+    if profile.build is None:
+        return profile.domains[domain].models
+    folder = find_build_folder(workspace)
+    models = Names(
+        generic_target=str(folder / "generic_target"),
+        domain_target=str(folder / f"{domain}_target"),
+        drafts={name: str(folder / name_draft(profile.build, name)) for name in profile.build.drafts},
+    )
+    missing = [path for path in (models.generic_target, models.domain_target, *models.drafts.values())
+               if not Path(path).exists()]  # fmt: skip
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is not built yet. Run the stage `targets` first.")
+    return models
+
+
+def find_build_folder(workspace: Workspace) -> Path:
+    """Where built models are: a folder for each build and data."""
+    profile = workspace.profile
+    build = {name: value for name, value in asdict(profile.build).items() if name != "drafts"}
+    key = compute_hash(build, profile.data.folder, profile.data.share_for_target, sorted(profile.domains))
+    return workspace.folder / "models" / key
+
+
+def name_draft(build: Build, name: str) -> str:
+    """Folder of a draft; another shape is another folder."""
+    return f"draft_{name}_{compute_hash(build.drafts[name])[:6]}"
+
+
+def build_all(workspace: Workspace) -> None:
+    """Builds what is missing, and puts the curve of each model into the record."""
+    profile, build = workspace.profile, workspace.profile.build
+    if build is None:
+        return
+    folder = find_build_folder(workspace)
+    general = {split: read_rows(Path(profile.data.folder) / profile.data.general, split) for split in ("train", "test")}
+    domains = {name: read_domain(profile, name) for name in profile.domains}
+    everything = [*general["train"], *(row for rows in domains.values() for row in rows.target)]
+    tokenizer_dir = build_stage(
+        folder / "tokenizer", lambda path: build_tokenizer(everything, build.vocab_size).save_pretrained(path)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+
+    def train(
+        name: str, make: Callable[[], PreTrainedModel], rows: list[dict], held_out: list[dict], budget: Budget
+    ) -> Path:
+        def fill(path: Path) -> None:
+            encoded, dropped = encode_rows(tokenizer, rows, build.max_length)
+            tested, _ = encode_rows(tokenizer, held_out, build.max_length)
+            model = make()
+            record = train_language_model(
+                model, encoded, tested[: build.num_held_out], budget, seed=build.seed, description=f"building {name}"
+            )
+            model.save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            record |= {"rows": len(encoded), "rows_too_long": dropped}
+            (path / TRAINING).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+        path = build_stage(folder / name, fill)
+        if workspace.record.find("model", f"{folder.name}/{name}") is None:
+            record = json.loads((path / TRAINING).read_text(encoding="utf-8"))
+            workspace.record.append("model", f"{folder.name}/{name}", name=name, budget=asdict(budget), **record)
+        return path
+
+    def make_llama(size: Any, seed: int) -> Callable[[], PreTrainedModel]:
+        return lambda: build_llama(size, tokenizer, build.max_length, seed)
+
+    generic = train(
+        "generic_target", make_llama(build.target, build.seed), general["train"], general["test"], build.generic_target
+    )
+    for number, (name, size) in enumerate(build.drafts.items(), start=1):
+        make = make_llama(size, build.seed + number)
+        train(name_draft(build, name), make, general["train"], general["test"], build.generic_draft)
+    for name, rows in domains.items():
+        added = _count_general_rows(build, len(rows.target))
+        train(
+            f"{name}_target",
+            lambda: AutoModelForCausalLM.from_pretrained(generic, dtype=torch.float32),
+            rows.target + general["train"][:added],
+            rows.held_out,
+            build.domain_target,
+        )
+
+
+def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:
+    """A model in eval mode, on the accelerator where there is one."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model
+
+
+def _count_general_rows(build: Build, domain_rows: int) -> int:
+    return int(domain_rows * build.general_share / (1 - build.general_share))
+
+
+def count_parameters(profile: Profile, models: Names) -> dict[str, int]:
+    """Parameters of the domain target and of every draft."""
+    paths = {"target": models.domain_target, **models.drafts}
+    return {
+        name: AutoModelForCausalLM.from_pretrained(path, dtype="auto").num_parameters() for name, path in paths.items()
+    }

@@ -1,0 +1,120 @@
+"""What there is to do: cells by rank, with estimated minutes, from measured speeds as soon as there are any."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+
+from .cells import (
+    ABLATION,
+    BLACK_BOX,
+    FINAL,
+    HEADLINE,
+    SEARCH,
+    WALL_CLOCK,
+    WHITE_BOX,
+    Cell,
+    Question,
+    compute_key,
+    list_cells,
+    list_questions,
+    make_base,
+)
+from .data import SCENARIOS
+from .profile import Profile
+from .recipe_search import find_combined, find_winner
+from .record import Record
+
+RANKS = {HEADLINE: "headline", ABLATION: "ablation", SEARCH: "search", FINAL: "recipe"}
+
+
+def find_questions(profile: Profile, record: Record) -> list[Question]:
+    """All questions that are known by now: what is searched for last depends on what was found before."""
+    return list_questions(profile, find_combined(profile, record), find_winner(profile, record))
+
+
+def estimate_seconds(profile: Profile, record: Record, cell: Cell) -> float:
+    """Of training and measuring a cell: the median of measured cells of its kind, else from `profile.estimates`."""
+    if cell.budget == WALL_CLOCK:  # as long as the base cell, and a few steps of both to tell how many fit
+        base = estimate_seconds(profile, record, make_base(profile, cell.domain))
+        return base * (1 + (1 + len(cell.phases)) * profile.training.probe_steps / profile.training.steps)
+    kind = (cell.domain, cell.method, cell.signal, cell.draft, cell.polish, cell.token_selection == "adaspec")
+    measured = [
+        line["train_seconds"] / line["steps"] * profile.training.steps + line["evaluation_seconds"]
+        for line in record.list("cell")
+        if (c := line["cell"])
+        and (c["domain"], c["method"], c["signal"], c["draft"], c["polish"], c["token_selection"] == "adaspec") == kind
+    ]
+    if measured:
+        return statistics.median(measured)
+    steps = sum(share * _estimate_step(profile, cell.domain, method) for method, share in cell.phases)
+    passes = 2 if cell.token_selection == "adaspec" else 1
+    return steps * passes * profile.training.steps + 60 * profile.estimates.evaluation_minutes
+
+
+def _estimate_step(profile: Profile, domain: str, method: str) -> float:
+    estimates, options = profile.estimates, profile.training.options
+    rows = options["per_device_train_batch_size"] * options.get("gradient_accumulation_steps", 1)
+    answer = rows * estimates.answer_tokens[domain]
+    tokens = rows * estimates.prompt_tokens[domain] + answer
+    seconds = tokens / estimates.draft_training
+    if method == BLACK_BOX:
+        return seconds
+    if method == WHITE_BOX:
+        return seconds + tokens / estimates.target_reading
+    if profile.training.online[method].get("mode") == "streaming":
+        return seconds + tokens / estimates.target_reading + answer / estimates.serving
+    return seconds + tokens / estimates.target_reading + answer / estimates.draft_writing
+
+
+def estimate_stages(profile: Profile) -> dict[str, float]:
+    """Hours of what comes before the cells; targets and drafts at most, since they stop when their curves are flat."""
+    estimates, build, hours = profile.estimates, profile.build, {}
+    if build is not None:
+        trainings = [(build.generic_target, estimates.target_training)]
+        trainings += [(build.domain_target, estimates.target_training)] * len(profile.domains)
+        trainings += [(build.generic_draft, estimates.draft_training)] * len(build.drafts)
+        hours["targets"] = sum(b.max_steps * b.tokens_per_step / speed for b, speed in trainings) / 3600
+    answers = 0.0
+    for name, domain in profile.domains.items():
+        queries = domain.num_synthetic / estimates.synthesis_yield
+        asked = len(SCENARIOS) * max(profile.plan.num_prompts, domain.num_synthetic)
+        answers += (queries * 60 + asked * estimates.answer_tokens[name]) / estimates.target_writing
+    hours["answers"] = answers / 3600
+    return hours
+
+
+def format_plan(profile: Profile, record: Record) -> str:
+    """The plan as text."""
+    questions = find_questions(profile, record)
+    cells = list_cells(questions)
+    is_done = {cell: record.find("cell", compute_key(profile, cell)) is not None for cell in cells}
+    ranks = {question.name: question.rank for question in questions}
+    lines, total = [f"Profile {profile.name}: {len(cells)} cells", ""], 0.0
+    for name, hours in estimate_stages(profile).items():
+        lines.append(f"  stage {name:<10} {hours:5.1f} h at most")
+        total += hours
+    lines += ["", "  rank      question          cells  done  hours to do"]
+    for question in questions:
+        own = [cell for cell, names in cells.items() if names[0] == question.name]
+        hours = _sum_hours(profile, record, [cell for cell in own if not is_done[cell]])
+        done = sum(is_done[cell] for cell in own)
+        lines.append(f"  {RANKS[question.rank]:<9} {question.name:<16} {len(own):>6} {done:>5} {hours:>8.1f}")
+        total += hours
+    lines.append("  (a cell that answers several questions counts with the first)")
+    if FINAL not in ranks.values() and profile.plan.search:
+        pending = [make_base(profile, d) for d in profile.domains] * (len(profile.plan.seeds) + 1)
+        hours = _sum_hours(profile, record, pending)
+        lines.append(f"  the search's combined recipe and its test follow: about {len(pending)} cells, {hours:.1f} h")
+        total += hours
+    steps, base = (
+        profile.training.steps,
+        Counter({d: estimate_seconds(profile, record, make_base(profile, d)) for d in profile.domains}),
+    )
+    lines += ["", "  equal budgets: " + f"{steps} optimizer steps, or the wall-clock of the domain's base cell: "
+              + ", ".join(f"{domain} {seconds / 60:.1f} min" for domain, seconds in base.items()),
+              "", f"  total to do: {total:.1f} h"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _sum_hours(profile: Profile, record: Record, cells: list[Cell] | Mapping[Cell, list[str]]) -> float:
+    return sum(estimate_seconds(profile, record, cell) for cell in cells) / 3600

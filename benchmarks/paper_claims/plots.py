@@ -1,0 +1,74 @@
+"""The three pictures of the report."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from .cells import Question
+from .claims import FAILED, HELD, Judgement
+from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, find_lines
+from .profile import Profile
+from .record import Record
+
+COLORS = {HELD: "tab:green", FAILED: "tab:red"}
+
+
+def plot_claims(judgements: list[Judgement], path: Path) -> None:
+    """Every relative difference with its interval."""
+    from matplotlib.figure import Figure
+
+    measured = [j for j in judgements if j.interval is not None and j.is_relative]
+    figure = Figure(figsize=(9, 1.5 + 0.22 * len(measured)), layout="constrained")
+    axis = figure.subplots()
+    for place, judgement in enumerate(measured):
+        value, low, high = (100 * number for number in judgement.interval)
+        axis.plot([low, high], [place, place], color=COLORS.get(judgement.verdict, "tab:gray"))
+        axis.plot([value], [place], "o", markersize=4, color=COLORS.get(judgement.verdict, "tab:gray"))
+    axis.set_yticks(range(len(measured)), [judgement.where for judgement in measured], fontsize=7)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="tokens a target pass, % over the baseline (green: the claim held, red: it did not)")
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def plot_curves(record: Record, path: Path) -> None:
+    """Held-out loss of every model that was built."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    for line in record.list("model"):
+        steps, losses, _ = zip(*line["curve"], strict=True)
+        axis.plot(steps, losses, marker="o", markersize=2, label=line["name"])
+    axis.set(xlabel="optimizer step", ylabel="held-out loss, nats a completion token")
+    axis.grid(alpha=0.3)
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def plot_sizes(profile: Profile, record: Record, questions: list[Question], path: Path) -> None:
+    """Tokens a target pass over the number of queries, a line for each domain and scenario."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axis, (setting, name) in zip(figure.subplots(1, 2), SETTING_NAMES.items(), strict=True):
+        points = defaultdict(dict)
+        for question in questions:
+            if question.name not in ("data_size", "synthetic_size"):
+                continue
+            for cell in {c for comparison in question.comparisons for c in (comparison.baseline, comparison.cell)}:
+                lines = find_lines(profile, record, cell, question.seeds)
+                if lines.by_seed:
+                    measured = lines.measure(setting, BLOCK_EFFICIENCY)
+                    points[f"{cell.domain}, {cell.scenario}"][cell.num_prompts] = measured
+        for label, by_size in points.items():
+            sizes = sorted(by_size)
+            value, low, high = zip(*(by_size[size] for size in sizes), strict=True)
+            axis.plot(sizes, value, marker="o", markersize=3, label=label)
+            axis.fill_between(sizes, low, high, alpha=0.2)
+        axis.set(xlabel="queries", ylabel=f"tokens a target pass, {name}", xscale="log")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)

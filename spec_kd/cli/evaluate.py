@@ -1,0 +1,210 @@
+"""`spec-kd evaluate`: what drafts do for a target, as a report, and whether that is enough."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.respond import take_first
+from spec_kd.cli.sources import check_exists, load_rows
+from spec_kd.cli.steps import Workspace, list_options, tell
+from spec_kd.cli.target import TargetArguments
+
+DESCRIPTION = (
+    "Measures drafts: acceptance and tokens per target pass by replay on what the target writes, costs on this "
+    "machine, the speed-up that follows, and where a draft fails. Writes report.html, .md, .json and .png. Without "
+    "--target the prompts must be responses with a teacher signal."
+)
+PRODUCTS = ("report.json", "report.md", "report.html", "report.png")
+COSTS = ("measure", "none")
+NOT_INPUTS = ("drafts", "prompts", "output_dir", "texts_dir", "fail_under")
+OF_TEXTS = ("temperatures", "top_k", "top_p", "max_new_tokens", "batch_size", "num_prompts", "split", "seed")
+
+
+@dataclass
+class EvaluateArguments:
+    r"""
+    Options of [`~spec_kd.evaluate_draft`] and [`~spec_kd.check_gates`].
+
+    Args:
+        drafts (`list[str]`): Folders or Hub names, each as `PATH` or `NAME=PATH`; the first of several is the baseline.
+        prompts (`str`): Test prompts, or without a target responses with a teacher signal.
+        output_dir (`str`): For the report.
+        texts_dir (`str`, *optional*): Where the target's texts are kept; `output_dir/texts` by default.
+        fail_under (`list[str]`, *optional*): `NAME=THRESHOLD` each, held against the last draft.
+        others: As of [`~spec_kd.evaluate_draft`]; `serving_engine` is its `engine`.
+    """
+
+    _argument_group_name = "evaluation"
+
+    drafts: list[str] = field(
+        metadata={"help": "Drafts as PATH or NAME=PATH; the first of several is the baseline.", "aliases": ["--draft"]}
+    )
+    prompts: str = field(metadata={"help": "Test prompts: a file, a folder or a name on the Hub, with `prompt`."})
+    output_dir: str = field(metadata={"help": "Folder for the report."})
+    fail_under: list[str] | None = field(
+        default=None,
+        metadata={"help": "Thresholds such as block_efficiency=2.5 alpha_t1=0.6; exit status 3 below one of them."},
+    )
+    serving_engine: str = field(
+        default="transformers",
+        metadata={"help": "Where the draft will serve: transformers, vllm, sglang, llama.cpp or tensorrt-llm."},
+    )
+    split: str = field(default="test", metadata={"help": "Split of the prompts, for a folder or a Hub name."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Measure on so many prompts, the first ones."})
+    temperatures: list[float] | None = field(
+        default=None, metadata={"help": "Of the target's texts: 0 and 1 by default, or those of the responses."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Of the deployment's sampling, for both models; 0 for all ids."})
+    top_p: float = field(default=1.0, metadata={"help": "Of the deployment's sampling, for both models."})
+    num_assistant_tokens: int = field(default=5, metadata={"help": "Tokens drafted in a round, in headline figures."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest text: 256 by default, or the limit of the responses."}
+    )
+    group_by: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the prompts to break figures down by, such as scenario."}
+    )
+    costs: str = field(default="measure", metadata={"help": "'measure' what a round costs on this machine, or 'none'."})
+    batch_sizes: list[int] | None = field(default=None, metadata={"help": "Batch sizes to measure costs at (1)."})
+    num_assisted_prompts: int = field(
+        default=0, metadata={"help": "Prompts on which real assisted generation is run as a cross-check; slow."}
+    )
+    num_shown_prompts: int = field(default=5, metadata={"help": "Worst prompts to show token by token."})
+    shows_prompt_text: bool = field(default=True, metadata={"help": "Whether their prompts are shown too."})
+    batch_size: int = field(default=8, metadata={"help": "Texts at a time."})
+    seed: int = field(default=0, metadata={"help": "Of the target's sampling."})
+    texts_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the target's texts: `texts` in output_dir by default."}
+    )
+
+    def __post_init__(self):
+        if self.costs not in COSTS:
+            raise ValueError(f"`costs` is {self.costs!r}, but must be {' or '.join(map(repr, COSTS))}.")
+
+    def check(self) -> None:
+        """Raises `ValueError` for what is wrong whatever the drafts, the prompts and the target are."""
+        from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+        from spec_kd.decoding.warpers import check_truncation
+        from spec_kd.evaluation.gates import parse_gate
+        from spec_kd.evaluation.serving_engines import find_serving_engine
+
+        rule = find_serving_engine(self.serving_engine)
+        check_num_assistant_tokens(self.num_assistant_tokens)
+        check_truncation(self.top_k, self.top_p)
+        for temperature in self.temperatures or ():
+            check_sampling(temperature, rule.draft_sampling)
+        for gate in self.fail_under or ():
+            parse_gate(gate)
+
+    def name_drafts(self) -> dict[str, str]:
+        """Paths by name."""
+        named = {}
+        for text in self.drafts:
+            name, equals, path = text.partition("=")
+            if not equals:
+                name, path = Path(text).name, text
+            if name in named:
+                raise ValueError(f"Two drafts are called {name!r}. Name them: `before={named[name]} after={path}`.")
+            check_exists(path)
+            named[name] = path
+        return named
+
+
+EvaluateCall = tuple[EvaluateArguments, TargetArguments]
+
+
+def build_parser() -> Parser:
+    """The options of the command."""
+    return Parser("evaluate", DESCRIPTION, (EvaluateArguments, TargetArguments))
+
+
+def parse(argv: Sequence[str]) -> EvaluateCall:
+    """The command line."""
+    return build_parser().parse(argv)
+
+
+def run(call: EvaluateCall) -> dict[str, Any]:
+    """The command."""
+    return evaluate(*call, Workspace())
+
+
+def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: a report in `output_dir`, its figures for the last draft, and what became of the gates.
+
+    The target's texts are a step of their own: they do not depend on the drafts.
+    """
+    arguments.check()
+    drafts = arguments.name_drafts()
+    check_exists(arguments.prompts)
+    if target.target is not None:
+        target.check()
+    options = list_options(arguments, NOT_INPUTS)
+    of_target = target.list_inputs(workspace.fingerprints)
+    of_prompts = workspace.fingerprints.of_data(arguments.prompts)
+    inputs = {
+        "drafts": {name: workspace.fingerprints.of_model(path) for name, path in drafts.items()},
+        "target": of_target,
+        "prompts": of_prompts,
+        "options": options,
+    }
+
+    def work() -> dict[str, Any]:
+        from transformers import AutoTokenizer
+
+        from spec_kd import evaluate_draft, save_report
+        from spec_kd.evaluation.gates import collect_figures
+
+        texts_dir, model = None, None
+        if target.target is None:
+            processing_class = AutoTokenizer.from_pretrained(list(drafts.values())[-1])
+        else:
+            texts_dir = arguments.texts_dir or str(Path(arguments.output_dir, "texts"))
+            of_texts = {name: value for name, value in options.items() if name in OF_TEXTS}
+            text_inputs = {"target": of_target, "prompts": of_prompts, "options": of_texts}
+            workspace.open(texts_dir, text_inputs, ("texts_*",))
+            model, processing_class = target.load()
+        report = evaluate_draft(
+            drafts,
+            model,
+            take_first(load_rows(arguments.prompts, arguments.split), arguments.num_prompts),
+            engine=arguments.serving_engine,
+            temperatures=arguments.temperatures,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            num_assistant_tokens=arguments.num_assistant_tokens,
+            max_new_tokens=arguments.max_new_tokens,
+            group_by=arguments.group_by or (),
+            costs=None if arguments.costs == "none" else arguments.costs,
+            batch_sizes=arguments.batch_sizes or (1,),
+            num_assisted_prompts=arguments.num_assisted_prompts,
+            num_shown_prompts=arguments.num_shown_prompts,
+            shows_prompt_text=arguments.shows_prompt_text,
+            processing_class=processing_class,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            output_dir=texts_dir,
+        )
+        paths = save_report(report, arguments.output_dir)
+        return {
+            "draft": report.draft.name,
+            "figures": collect_figures(report, report.draft),
+            "report": {kind: str(path) for kind, path in paths.items()},
+        }
+
+    result = workspace.do(arguments.output_dir, "evaluate", inputs, PRODUCTS, work)
+    return {**result, **hold_against(arguments.fail_under or [], arguments.output_dir)}
+
+
+def hold_against(gates: Sequence[str], report_dir: str) -> dict[str, Any]:
+    """What became of the gates, and whether all have passed; nothing without any."""
+    if not gates:
+        return {}
+    from spec_kd import check_gates
+    from spec_kd.evaluation import load_report
+
+    results = check_gates(load_report(report_dir), gates)
+    for gate in results:
+        verb = "reaches" if gate.has_passed else "lies below"
+        tell(f"evaluate: {gate.name} {gate.value.value:.4g} {verb} {gate.threshold:g}")
+    return {"gates": [asdict(gate) for gate in results], "has_passed": all(gate.has_passed for gate in results)}

@@ -1,0 +1,124 @@
+"""`spec-kd COMMAND ...`: finds the command, runs it, prints its result as one line of JSON.
+
+Everything else goes to stderr: progress, logs, what libraries print. A command that is repeated with the same arguments
+continues where it was killed, and does nothing where it is finished.
+
+Exit status: 0; 2 for wrong arguments or input, with one line that says what and why; 3 where a figure lies below a
+threshold of `--fail_under`; 1, with a traceback, for what should not happen.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from typing import Any, TextIO
+
+from spec_kd.cli.steps import is_main_process, to_json
+from spec_kd.cli.text import suggest
+
+USAGE_EXIT_STATUS = 2
+INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
+TRACEBACK_VARIABLE = "SPEC_KD_TRACEBACK"
+
+COMMANDS = {
+    "queries": "a prompt set from query logs or a curated data set, or a mix of prompt sets",
+    "synthesize": "a prompt set that the target itself writes",
+    "respond": "the target's answers to a prompt set, with the signal of its distribution where asked",
+    "train": "a draft distilled from the target: white-box, black-box or online-gkd",
+    "evaluate": "acceptance, tokens per target pass and predicted speed-up of drafts, as a report",
+    "run": "all of it from a recipe in YAML, leaving out what is finished",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The command and its arguments; those of the process by default.
+
+    Returns:
+        `int`: The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(describe_commands())
+        return 0
+    if argv[0] == "--version":
+        from spec_kd import __version__
+
+        print(__version__)
+        return 0
+    command = argv[0]
+    try:
+        if command not in COMMANDS:
+            raise ValueError(f"there is no command {command!r}.{suggest(command, COMMANDS)}")
+        module = import_module(f"spec_kd.cli.{command}")
+        arguments = module.parse(argv[1:])
+        with output_to_stderr() as stdout:
+            result = module.run(arguments)
+            if is_main_process():
+                print(json.dumps(to_json({"command": command, **result}), ensure_ascii=False), file=stdout, flush=True)
+    except SystemExit as error:  # of `--help`
+        return error.code
+    except KeyboardInterrupt:
+        print(f"spec-kd {command}: interrupted; the same command continues from here.", file=sys.stderr)
+        return INTERRUPTED_EXIT_STATUS
+    except (ValueError, OSError, ImportError) as error:  # what the package raises for wrong input
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        else:
+            print(f"spec-kd {command}: error: {error}", file=sys.stderr)
+        return USAGE_EXIT_STATUS
+    return get_exit_status(result)
+
+
+def get_exit_status(result: dict[str, Any]) -> int:
+    """0, or 3 for a result that did not pass its gates."""
+    if result.get("has_passed") is not False:
+        return 0
+    from spec_kd.evaluation.gates import FAILED_EXIT_STATUS
+
+    return FAILED_EXIT_STATUS
+
+
+def describe_commands() -> str:
+    """What `spec-kd --help` prints."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: spec-kd COMMAND [options]",
+            "",
+            "Distil draft models for speculative decoding.",
+            "",
+            *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
+            "",
+            "`spec-kd COMMAND --help` lists the options of a command; `--config FILE.yaml` reads them from a file.",
+            "Each command can be repeated: it continues where it was killed, and ends at once where it is finished.",
+            "The last line on stdout is the result as JSON; everything else goes to stderr.",
+            f"Exit status: 0; 2 for wrong input ({TRACEBACK_VARIABLE}=1 shows where); 3 below a `--fail_under`.",
+        ]
+    )
+
+
+@contextmanager
+def output_to_stderr() -> Iterator[TextIO]:
+    """Sends to stderr what this process and those it starts print; yields the real stdout."""
+    stdout = sys.stdout
+    try:
+        is_real = stdout.fileno() == 1
+    except (OSError, ValueError):  # replaced by a stream without a descriptor, as in tests and notebooks
+        is_real = False
+    if not is_real:
+        with redirect_stdout(sys.stderr):
+            yield stdout
+        return
+    stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as copy, redirect_stdout(sys.stderr):
+        os.dup2(2, 1)
+        try:
+            yield copy
+        finally:
+            os.dup2(copy.fileno(), 1)

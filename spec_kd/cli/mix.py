@@ -1,0 +1,126 @@
+"""`spec-kd queries mix`: prompt sets become one, for training and for testing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from spec_kd.cli.parsing import read_mapping
+from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, load_prompts, save_prompts
+from spec_kd.cli.sources import check_exists
+from spec_kd.cli.steps import Workspace, list_options
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+REPORT = ("prompts.json", "prompts.md", "prompts.png", "mix.json")
+
+
+@dataclass
+class MixArguments:
+    r"""
+    Options of [`~spec_kd.queries.mix_prompts`].
+
+    Args:
+        parts (`list[str]`): `NAME=FOLDER` each, as the other commands for queries leave them.
+        output_dir (`str`): For `train.arrow`, `test.arrow` and a report of them.
+        weights (`dict` or `str`, *optional*): By name of the part.
+        tokenizer (`str`, *optional*): The target, to count tokens for the report.
+        others: As of [`~spec_kd.queries.mix_prompts`]; `num_prompts` is of the training prompts.
+    """
+
+    _argument_group_name = "mix"
+
+    parts: list[str] = field(metadata={"help": "Prompt sets as NAME=FOLDER, of the other commands for queries."})
+    output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and a report of them."})
+    weights: dict[str, float] | str | None = field(
+        default=None, metadata={"help": 'How much of each part, such as {"logs": 2, "synthetic": 1}; all by default.'}
+    )
+    num_prompts: int | None = field(
+        default=None, metadata={"help": "Training prompts in the mix; as many as the weights allow by default."}
+    )
+    order: str = field(
+        default="shuffled", metadata={"help": "'shuffled', 'curriculum' (part by part) or a column to sort by."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the choice of rows and of their order."})
+    tokenizer: str | None = field(default=None, metadata={"help": "The target, to count tokens for the report."})
+
+    def __post_init__(self):
+        self.weights = read_mapping(self.weights, "weights") or None
+
+    def name_parts(self) -> dict[str, str]:
+        """Folders by name.
+
+        Raises:
+            ValueError: For a part without a name, two of the same name, or weights of other parts.
+        """
+        named = {}
+        for text in self.parts:
+            name, equals, folder = text.partition("=")
+            if not equals or not name or name in named:
+                raise ValueError(f"`parts` has {text!r}, but needs NAME=FOLDER with different names.")
+            named[name] = folder
+        if self.weights is not None and set(self.weights) != set(named):
+            raise ValueError(f"`weights` names {', '.join(self.weights)}, but the parts are {', '.join(named)}.")
+        return named
+
+
+def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: `train.arrow` and `test.arrow` of all parts in `output_dir`, and a report."""
+    parts = arguments.name_parts()
+    for source in (*parts.values(), arguments.tokenizer):
+        if source is not None:
+            check_exists(source)
+    fingerprints = workspace.fingerprints
+    inputs = {
+        "parts": {
+            name: {split: fingerprints.of_data(f"{folder}/{split}.arrow") for split in SPLITS}
+            for name, folder in parts.items()
+        },
+        "tokenizer": fingerprints.of_model(arguments.tokenizer),
+        "options": list_options(arguments, ("parts", "output_dir", "tokenizer")),
+    }
+
+    def work() -> dict[str, Any]:
+        import json
+        from pathlib import Path
+
+        from transformers import AutoTokenizer
+
+        from spec_kd.queries.prompt_report import describe_prompts
+
+        sets = {split: {name: load_prompts(folder, split) for name, folder in parts.items()} for split in SPLITS}
+        mixes = {"train": mix_parts(sets["train"], arguments.weights, arguments.num_prompts, arguments)}
+        tests = {name: rows for name, rows in sets["test"].items() if len(rows) and is_in(name, arguments.weights)}
+        weights = {name: arguments.weights[name] for name in tests} if arguments.weights is not None else None
+        mixes["test"] = mix_parts(tests, weights, None, arguments) if tests else None
+        train = mixes["train"].dataset
+        test = mixes["test"].dataset if tests else train.select([])
+        saved = save_prompts(arguments.output_dir, train, test)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer is not None else None
+        report = describe_prompts(train, tokenizer, other=test if tests else None)
+        report.save(arguments.output_dir)
+        shares = {split: mixed.report.to_dict() if mixed is not None else None for split, mixed in mixes.items()}
+        Path(arguments.output_dir, REPORT[-1]).write_text(json.dumps(shares, indent=2) + "\n", encoding="utf-8")
+        described = report.to_dict()
+        return {
+            **saved,
+            "rows_by_part": {part["name"]: part["rows"] for part in shares["train"]["parts"]},
+            "num_near_duplicates": described["num_near_duplicates"],
+            "num_train_like_test": described["overlap"]["near"] if tests else 0,
+        }
+
+    return workspace.do(arguments.output_dir, "queries mix", inputs, (*PRODUCTS, *REPORT), work)
+
+
+def is_in(name: str, weights: Mapping[str, float] | None) -> bool:
+    """Whether a part is in the mix."""
+    return weights is None or weights[name] > 0
+
+
+def mix_parts(
+    parts: "dict[str, Dataset]", weights: Mapping[str, float] | None, num_prompts: int | None, arguments: MixArguments
+) -> Any:
+    """`mix_prompts` with the order and the seed of the command."""
+    from spec_kd.queries.mixing import mix_prompts
+
+    return mix_prompts(parts, weights, num_prompts, arguments.order, arguments.seed)

@@ -1,0 +1,218 @@
+"""`spec-kd queries KIND`: prompt sets from what there is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spec_kd.cli.mix import MixArguments, mix
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, describe_saved, hold_out, save_prompts
+from spec_kd.cli.sources import check_exists
+from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.cli.text import describe_choices, suggest
+
+KINDS = {
+    "logs": "of what users asked the target, from its logs",
+    "curated": "of the questions of a data set, whose answers are left aside",
+    "mix": "of several prompt sets, with a report",
+}
+
+
+@dataclass
+class LogArguments:
+    r"""
+    Options of [`~spec_kd.load_query_logs`].
+
+    Args:
+        paths (`list[str]`): Files, globs and folders.
+        output_dir (`str`): For `train.arrow`, `test.arrow` and a report.
+        tokenizer (`str`, *optional*): The target, whose tokens `min_tokens` and `max_tokens` count.
+        others: As of [`~spec_kd.load_query_logs`].
+    """
+
+    _argument_group_name = "logs"
+
+    paths: list[str] = field(metadata={"help": "Logs: files, globs and folders.", "aliases": ["--logs"]})
+    output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and a report."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "The target: its chat template must take every prompt, its tokens are counted."}
+    )
+    format: str = field(
+        default="auto",
+        metadata={"help": "'openai', 'vllm', 'litellm', 'sharegpt', 'trl' or 'text'; 'auto' recognises each record."},
+    )
+    turns: str = field(
+        default="auto", metadata={"help": "'all' turns of the assistant or the 'last' one; 'auto' goes by the record."}
+    )
+    min_tokens: int | None = field(default=None, metadata={"help": "Fewest tokens of a rendered prompt."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a rendered prompt."})
+    near_duplicate_threshold: float | None = field(
+        default=0.8, metadata={"help": "Similarity from which on prompts are the same; none keeps near-duplicates."}
+    )
+    max_per_user: int | None = field(default=None, metadata={"help": "Most prompts of one user."})
+    max_per_day: int | None = field(default=None, metadata={"help": "Most prompts of one day (UTC)."})
+    test_fraction: float = field(default=0.05, metadata={"help": "Share of the prompts for testing."})
+    split_by: str = field(default="hash", metadata={"help": "Test conversations by 'hash', or the last by 'time'."})
+    redact: list[str] | None = field(default=None, metadata={"help": "What to replace: email, phone, key, card."})
+    on_error: str = field(default="skip", metadata={"help": "'skip' (and count) malformed records, or 'raise'."})
+    seed: int = field(default=0, metadata={"help": "Of the split by hash."})
+
+
+def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: prompts of logs in `output_dir`."""
+    from spec_kd.queries.log_files import find_files
+
+    files, _ = find_files(arguments.paths, Path(arguments.output_dir))
+    if arguments.tokenizer is not None:
+        check_exists(arguments.tokenizer)
+    inputs = {
+        "logs": workspace.fingerprints.of_files(files),
+        "tokenizer": workspace.fingerprints.of_model(arguments.tokenizer),
+        "options": list_options(arguments, ("paths", "output_dir", "tokenizer")),
+    }
+
+    def work() -> dict[str, Any]:
+        from transformers import AutoTokenizer
+
+        from spec_kd.queries.query_logs import load_query_logs
+
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer is not None else None
+        logs = load_query_logs(
+            arguments.paths,
+            arguments.output_dir,
+            format=arguments.format,
+            turns=arguments.turns,
+            processing_class=tokenizer,
+            min_tokens=arguments.min_tokens,
+            max_tokens=arguments.max_tokens,
+            near_duplicate_threshold=arguments.near_duplicate_threshold,
+            max_per_user=arguments.max_per_user,
+            max_per_day=arguments.max_per_day,
+            test_fraction=arguments.test_fraction,
+            split_by=arguments.split_by,
+            redact=arguments.redact or (),
+            on_error=arguments.on_error,
+            seed=arguments.seed,
+        )
+        report = logs.report.to_dict()
+        counts = {name: report[name] for name in ("records", "malformed", "dropped", "with_completion")}
+        return {**describe_saved(arguments.output_dir, logs.train, logs.test), **counts}
+
+    return workspace.do(arguments.output_dir, "queries logs", inputs, PRODUCTS, work)
+
+
+@dataclass
+class CuratedArguments:
+    r"""
+    Options of [`~spec_kd.load_curated_prompts`].
+
+    Args:
+        dataset (`str`): Name on the Hub, file or folder.
+        output_dir (`str`): For `train.arrow` and `test.arrow`.
+        test_split (`str`, *optional*): Split that the test prompts are from; by default some of `split` are held out.
+        test_fraction (`float`, *optional*, defaults to `0.05`): Share of prompts held out, the same texts always.
+        others: As of [`~spec_kd.load_curated_prompts`].
+    """
+
+    _argument_group_name = "curated set"
+
+    dataset: str = field(metadata={"help": "Name on the Hub, file or folder."})
+    output_dir: str = field(metadata={"help": "Folder for train.arrow and test.arrow."})
+    split: str = field(default="train", metadata={"help": "Which part of it to train on."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "Which part to test on; by default test_fraction of the other is held out."}
+    )
+    test_fraction: float = field(default=0.05, metadata={"help": "Share of the prompts held out, without test_split."})
+    config_name: str | None = field(default=None, metadata={"help": "Which configuration of a set on the Hub."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column with the question: prompt, messages or conversations by default."}
+    )
+    question_template: list[str] | None = field(
+        default=None, metadata={"help": "Makes the question of columns, such as '{question} {options[0]}'; or several."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "Put before the question."})
+    tools_column: str | None = field(default=None, metadata={"help": "Column with schemas of tools."})
+    turns: str = field(
+        default="last", metadata={"help": "Of messages, the prompt before the 'last' answer, the 'first' or 'all'."}
+    )
+    keep_answers: bool = field(default=False, metadata={"help": "Whether the set's answers are kept as completion."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column with the answer, with keep_answers."})
+    seed: int = field(default=0, metadata={"help": "Of the choice among templates and of what is held out."})
+
+    def __post_init__(self):
+        check_test_fraction(self.test_fraction)
+
+
+def read_curated(arguments: CuratedArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: prompts of a curated set in `output_dir`."""
+    check_exists(arguments.dataset)
+    inputs = {
+        "dataset": {arguments.dataset: workspace.fingerprints.of_data(arguments.dataset)},
+        "options": list_options(arguments, ("dataset", "output_dir")),
+    }
+
+    def work() -> dict[str, Any]:
+        from spec_kd.queries.curated import load_curated_prompts
+
+        def load(split: str) -> Any:
+            return load_curated_prompts(
+                arguments.dataset,
+                split=split,
+                config_name=arguments.config_name,
+                prompt_column=arguments.prompt_column,
+                question_template=arguments.question_template,
+                system_prompt=arguments.system_prompt,
+                tools_column=arguments.tools_column,
+                turns=arguments.turns,
+                keep_answers=arguments.keep_answers,
+                answer_column=arguments.answer_column,
+                seed=arguments.seed,
+            )
+
+        rows = load(arguments.split)
+        if arguments.test_split is not None:
+            return save_prompts(arguments.output_dir, rows, load(arguments.test_split))
+        return save_prompts(arguments.output_dir, *hold_out(rows, arguments.test_fraction, arguments.seed))
+
+    return workspace.do(arguments.output_dir, "queries curated", inputs, PRODUCTS, work)
+
+
+QueryCall = LogArguments | CuratedArguments | MixArguments
+
+
+def build_parser(kind: str) -> Parser:
+    """The options of a kind; raises `ValueError` for another one."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind of queries {kind!r}.{suggest(kind, KINDS)}")
+    description = f"Makes a prompt set {KINDS[kind]}: train.arrow and test.arrow in one folder."
+    arguments = {"logs": LogArguments, "curated": CuratedArguments, "mix": MixArguments}[kind]
+    return Parser(f"queries {kind}", description, (arguments,))
+
+
+def parse(argv: Sequence[str]) -> QueryCall:
+    """The command line; the kind comes first."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(describe_choices("queries", "KIND", KINDS))
+        raise SystemExit(0)
+    (arguments,) = build_parser(argv[0]).parse(argv[1:])
+    return arguments
+
+
+def run(arguments: QueryCall) -> dict[str, Any]:
+    """The command."""
+    if isinstance(arguments, LogArguments):
+        return read_logs(arguments, Workspace())
+    return (mix if isinstance(arguments, MixArguments) else read_curated)(arguments, Workspace())
+
+
+def check_part(arguments: Any) -> None:
+    """Raises `OSError` for sources of prompts that are not there."""
+    if isinstance(arguments, LogArguments):
+        from spec_kd.queries.log_files import find_files
+
+        find_files(arguments.paths, Path(arguments.output_dir))
+    elif isinstance(arguments, CuratedArguments):
+        check_exists(arguments.dataset)
+    elif (catalogue := arguments[0].tool_catalogue) is not None:
+        check_exists(catalogue)

@@ -1,0 +1,155 @@
+"""`spec-kd respond`: the target answers a prompt set, once, with what it thought if asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.sources import check_exists, load_rows
+from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.cli.target import TargetArguments
+
+DESCRIPTION = (
+    "Lets the target answer every prompt, and with --teacher_signal keeps what distillation needs of its distribution, "
+    "so that drafts train without it. A killed job continues after its last whole shard; `accelerate launch -m "
+    "spec_kd.cli respond ...` shares the shards between processes."
+)
+PRODUCTS = ("responses.parquet",)
+NOT_INPUTS = ("prompts", "output_dir", "on_unmapped")  # the first by its content
+
+
+@dataclass
+class RespondArguments:
+    r"""
+    Options of [`~spec_kd.generate_responses`].
+
+    Args:
+        prompts (`str`): Prompt set: a file, a folder or a name on the Hub.
+        output_dir (`str`): For `responses.parquet` and the shards.
+        split (`str`, *optional*, defaults to `"train"`): Of a folder or a Hub name.
+        num_prompts (`int`, *optional*): Only the first ones.
+        num_draws (`int`, *optional*), signal_top_k (`int`, *optional*): Numbers of the `teacher_signal`.
+        others: As of [`~spec_kd.generate_responses`].
+    """
+
+    _argument_group_name = "responses"
+
+    prompts: str = field(metadata={"help": "Prompt set: a file, a folder or a name on the Hub, with `prompt`."})
+    output_dir: str = field(metadata={"help": "Folder for the responses; the same command again continues there."})
+    split: str = field(default="train", metadata={"help": "Split of the prompts, for a folder or a Hub name."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Answer only so many prompts, the first ones."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer."})
+    temperature: float = field(default=0.0, metadata={"help": "Of the sampling; 0 is greedy."})
+    top_k: int = field(default=0, metadata={"help": "Most likely ids to sample from; 0 for all."})
+    top_p: float = field(default=1.0, metadata={"help": "Mass of the most likely ids to sample from."})
+    teacher_signal: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to keep of the target's distribution: 'token_only', 'sampled_counts', 'sampled_logprobs' or "
+            "'top_k_tail'."
+        },
+    )
+    num_draws: int | None = field(default=None, metadata={"help": "Draws per token of the sampled signals (50)."})
+    signal_top_k: int | None = field(default=None, metadata={"help": "Ids per token of 'top_k_tail' (16)."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Prompts at a time: 8 for transformers, a whole shard elsewhere by default."}
+    )
+    shard_size: int = field(default=512, metadata={"help": "Answers between two savings."})
+    seed: int = field(default=0, metadata={"help": "Of the sampling."})
+    on_unmapped: str = field(
+        default="raise",
+        metadata={"help": "'raise' or 'drop' answers of a server of which the exact ids are not known."},
+    )
+
+    def check(self) -> None:
+        """Raises `ValueError` for what is wrong whatever the prompts and the target are."""
+        from spec_kd.data.unmapped import check_on_unmapped
+        from spec_kd.decoding.warpers import check_truncation
+
+        check_on_unmapped(self.on_unmapped)
+        check_truncation(self.top_k, self.top_p)
+        for name in ("max_new_tokens", "shard_size", "batch_size", "num_prompts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.temperature < 0:
+            raise ValueError(f"`temperature` must be at least 0, got {self.temperature}.")
+        if self.build_signal() is not None and self.temperature > 0 and (self.top_k or self.top_p < 1):
+            raise ValueError("a `teacher_signal` is of the whole distribution: leave `top_k` and `top_p` out.")
+
+    def build_signal(self) -> Any:
+        """The request for a signal, or `None`; raises `ValueError` for numbers that do not fit the method."""
+        from spec_kd.engines import SignalRequest
+        from spec_kd.engines.slots import complete_request
+
+        if self.teacher_signal is None:
+            for name in ("num_draws", "signal_top_k"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` belongs to a `teacher_signal`, which is not set.")
+            return None
+        return complete_request(SignalRequest(self.teacher_signal, self.num_draws, self.signal_top_k))
+
+
+RespondCall = tuple[RespondArguments, TargetArguments]
+
+
+def build_parser() -> Parser:
+    """The options of the command."""
+    return Parser("respond", DESCRIPTION, (RespondArguments, TargetArguments))
+
+
+def parse(argv: Sequence[str]) -> RespondCall:
+    """The command line."""
+    return build_parser().parse(argv)
+
+
+def run(call: RespondCall) -> dict[str, Any]:
+    """The command."""
+    return respond(*call, Workspace())
+
+
+def respond(arguments: RespondArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: answers in `output_dir/responses.parquet`."""
+    target.check()
+    check_exists(arguments.prompts)
+    arguments.check()
+    signal = arguments.build_signal()
+    inputs = {
+        "target": target.list_inputs(workspace.fingerprints),
+        "prompts": workspace.fingerprints.of_data(arguments.prompts),
+        "options": list_options(arguments, NOT_INPUTS),
+    }
+
+    def work() -> dict[str, Any]:
+        from spec_kd import generate_responses
+
+        prompts = take_first(load_rows(arguments.prompts, arguments.split), arguments.num_prompts)
+        model, processing_class = target.load()
+        rows = generate_responses(
+            model,
+            prompts,
+            processing_class=processing_class,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            teacher_signal=signal,
+            batch_size=arguments.batch_size,
+            shard_size=arguments.shard_size,
+            seed=arguments.seed,
+            on_unmapped=arguments.on_unmapped,
+            output_dir=arguments.output_dir,
+        )
+        return {
+            "path": f"{arguments.output_dir}/{PRODUCTS[0]}",
+            "num_prompts": len(prompts),
+            "num_responses": len(rows),
+            "num_tokens": sum(map(len, rows["completion_ids"])),
+        }
+
+    return workspace.do(arguments.output_dir, "respond", inputs, PRODUCTS, work)
+
+
+def take_first(rows: Any, count: int | None) -> Any:
+    """The first `count` rows of a data set, or all of them."""
+    return rows if count is None else rows.select(range(min(count, len(rows))))

@@ -1,0 +1,97 @@
+"""`spec-kd run recipe.yaml`: from raw input to an evaluated draft."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.steps import Workspace, tell
+
+if TYPE_CHECKING:
+    from spec_kd.cli.recipe import Recipe
+
+DESCRIPTION = (
+    "Runs a recipe: prompts, the target's answers, training, evaluation. All of it is checked before the first step. A "
+    "step whose inputs have not changed is left as it is; one that was killed continues. `python -m pydoc "
+    "spec_kd.cli.recipe` describes the format."
+)
+
+
+@dataclass
+class RunArguments:
+    r"""
+    What to run.
+
+    Args:
+        recipe (`str`): YAML file, see `spec_kd.cli.recipe`; may come without its name, as the first argument.
+        only_check (`bool`, *optional*, defaults to `False`): Whether to check the recipe, its files and models, only.
+    """
+
+    recipe: str = field(metadata={"help": "The recipe, a YAML file; also as the first argument, without the name."})
+    only_check: bool = field(
+        default=False, metadata={"help": "Whether to check the recipe with its files and tokenizers, and do nothing."}
+    )
+
+
+def parse(argv: Sequence[str]) -> RunArguments:
+    """The command line."""
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv.insert(0, "--recipe")
+    return Parser("run", DESCRIPTION, (RunArguments,)).parse(argv)[0]
+
+
+def run(arguments: RunArguments) -> dict[str, Any]:
+    """The command."""
+    from spec_kd.cli.preflight import check_sources
+    from spec_kd.cli.recipe import load_recipe
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a recipe runs in one process. Use `accelerate launch` with `respond` and `train`.")
+    recipe = load_recipe(arguments.recipe)
+    check_sources(recipe)
+    if arguments.only_check:
+        return {"recipe": recipe.path, "output_dir": recipe.output_dir, "is_valid": True}
+    return run_recipe(recipe)
+
+
+def run_recipe(recipe: "Recipe") -> dict[str, Any]:
+    """All steps of a recipe, one after the other; those that are finished are left as they are.
+
+    Args:
+        recipe (`Recipe`): From `load_recipe`.
+
+    Returns:
+        `dict`: Which steps were done and which were there, and of the evaluation the figures and the gates.
+    """
+    from spec_kd.cli import evaluate, mix, queries, respond, synthesize, train
+
+    workspace = Workspace(recipe.output_dir)
+    results = {}
+    # synthetic ones last: they keep away from the test prompts of the others
+    for name, part in sorted(recipe.parts.items(), key=lambda item: isinstance(item[1], tuple)):
+        if isinstance(part, queries.LogArguments):
+            results[f"queries/{name}"] = queries.read_logs(part, workspace)
+        elif isinstance(part, queries.CuratedArguments):
+            results[f"queries/{name}"] = queries.read_curated(part, workspace)
+        else:
+            results[f"queries/{name}"] = synthesize.synthesize(*part, workspace)
+    results["prompts"] = mix.mix(recipe.mix, workspace)
+    if results["prompts"]["num_test"] == 0 and recipe.evaluate[0].prompts.startswith(f"{recipe.output_dir}/"):
+        raise ValueError(
+            "No part has test prompts to evaluate on. Raise a part's `test_fraction`, or give `evaluate: prompts`."
+        )
+    if recipe.respond is not None:
+        results["responses"] = respond.respond(*recipe.respond, workspace)
+    results["draft"] = train.train(recipe.train, workspace)
+    results["evaluation"] = evaluated = evaluate.evaluate(*recipe.evaluate, workspace)
+    shutil.copyfile(recipe.path, Path(recipe.output_dir, "recipe.yaml"))
+    tell(f"run: {recipe.output_dir}")
+    return {
+        "output_dir": recipe.output_dir,
+        "steps": {name: "reused" if result["is_reused"] else "done" for name, result in results.items()},
+        **{name: evaluated[name] for name in ("figures", "report", "gates", "has_passed") if name in evaluated},
+    }

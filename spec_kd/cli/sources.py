@@ -1,0 +1,128 @@
+"""Data sets and models as the command line names them: files, folders, names on the Hub."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+COMPRESSIONS = (".gz", ".zst")
+# In a model's folder: what loading it does not read, and what a trainer writes anew each time.
+NOT_OF_MODEL = (".md", "training_args.bin")
+
+
+def load_rows(source: str, split: str = "train") -> "Dataset":
+    """Rows of a file, of a folder, or of a data set on the Hub.
+
+    Args:
+        source (`str`):
+            A file (Arrow stream, Parquet, JSON lines, CSV or text); a folder that `Dataset.save_to_disk` wrote, or with
+            a file per split (`train.jsonl`, `test.parquet`, ...); otherwise a name on the Hub.
+        split (`str`): Which split; of no meaning for a file.
+
+    Raises:
+        ValueError: For a file of another kind, or a split that is not there.
+        OSError: For what does not exist.
+    """
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    path = Path(source)
+    if path.suffix == ".arrow" and path.is_file():
+        return Dataset.from_file(str(path))
+    if path.is_file():
+        suffix = next((s for s in reversed(path.suffixes) if s not in COMPRESSIONS), "")
+        if suffix not in BUILDERS:
+            raise ValueError(f"`{source}` is none of the kinds of file that are read here: {', '.join(BUILDERS)}.")
+        return load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
+    check_exists(source)
+    is_saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
+    data = load_from_disk(str(path)) if is_saved else load_dataset(source)
+    if isinstance(data, Dataset):
+        return data
+    assert isinstance(data, DatasetDict)
+    if split not in data:
+        raise ValueError(f"`{source}` has the splits {', '.join(data)}, but not {split!r}. Set `split`.")
+    return data[split]
+
+
+def check_exists(source: str) -> None:
+    """Raises `FileNotFoundError` for a path to nothing. A name that might be one on the Hub is taken at its word."""
+    if not os.path.exists(source) and looks_like_path(source):
+        raise FileNotFoundError(f"`{source}` does not exist.")
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether it cannot be a name on the Hub, which has one slash at most and none at its ends."""
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix in (*BUILDERS, ".arrow")
+
+
+def list_files(path: Path) -> list[Path]:
+    """A file itself, or all visible ones below a folder, sorted."""
+    if path.is_file():
+        return [path]
+    files = (file for file in path.rglob("*") if file.is_file())
+    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts))
+
+
+class Fingerprints:
+    """What data and models are, as short hashes: of the content of files, and of names on the Hub.
+
+    A file counts by its content (SHA-256), so that it may be moved, copied or touched. The hash of a file is computed
+    once and remembered, by its path, size and time of modification. A name on the Hub counts as such, with the revision
+    that the options name: what is behind it is not looked at, so pin a revision where it may change.
+
+    Args:
+        memory (`Path`, *optional*): Where to remember hashes between runs.
+    """
+
+    def __init__(self, memory: Path | None = None):
+        self._memory = memory
+        self._known: dict[str, list[Any]] = {}
+        if memory is not None and memory.exists():
+            with contextlib.suppress(json.JSONDecodeError):  # killed while it was written: computed anew
+                self._known = json.loads(memory.read_text(encoding="utf-8"))
+
+    def of_data(self, source: str) -> str:
+        """Of a file, of all files of a folder with their names in it, or of a name on the Hub."""
+        path = Path(source)
+        if path.is_file():
+            return self._of_file(path)
+        return self._of_folder(path, list_files(path)) if path.is_dir() else source
+
+    def of_files(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Of files with their paths, which count too."""
+        return {str(path): self._of_file(path) for path in paths}
+
+    def of_model(self, source: str | None) -> str | None:
+        """Of the files directly in a model's folder (weights, config, tokenizer), or of a name on the Hub."""
+        if source is None or not Path(source).is_dir():
+            return source
+        files = [f for f in sorted(Path(source).iterdir()) if f.is_file() and not f.name.startswith(".")]
+        return self._of_folder(Path(source), [f for f in files if not f.name.endswith(NOT_OF_MODEL)])
+
+    def _of_folder(self, folder: Path, files: Iterable[Path]) -> str:
+        return hash_json({str(file.relative_to(folder)): self._of_file(file) for file in files})
+
+    def _of_file(self, path: Path) -> str:
+        state, name = path.stat(), str(path.resolve())
+        known = self._known.get(name)
+        if known is not None and known[:2] == [state.st_size, state.st_mtime_ns]:
+            return known[2]
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._known[name] = [state.st_size, state.st_mtime_ns, digest]
+        if self._memory is not None:
+            self._memory.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+        return digest
+
+
+def hash_json(value: Mapping[str, Any]) -> str:
+    """A hash of JSON values, and of the text of anything else."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

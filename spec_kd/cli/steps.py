@@ -1,0 +1,181 @@
+"""Work that is done once: a folder per step, with a note of what it was made from.
+
+`.step.json` in the folder of a step holds what its result depends on (`inputs`: options, and the hashes of files and
+models), their hash, and the `result` once it is there. The same inputs again cost nothing; other inputs are another
+step, so the folder is refused, or, in a recipe's run, begun anew. A later step depends on the *content* of what an
+earlier one wrote, so a step that is redone with the same outcome redoes nothing else.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from spec_kd.cli.sources import Fingerprints, hash_json
+
+STEP_FILE = ".step.json"  # hidden, so that `load_dataset` takes it for no data
+HASHES_FILE = ".hashes.json"
+
+
+class Workspace:
+    """Where steps are done.
+
+    Args:
+        output_dir (`str`, *optional*):
+            Of a recipe's run, which owns the folders of its steps: one with other inputs is deleted and begun anew.
+            By default a single command works in a folder of the user's, and refuses it then.
+    """
+
+    def __init__(self, output_dir: str | None = None):
+        self.is_owner = output_dir is not None
+        if output_dir is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+        self.fingerprints = Fingerprints(Path(output_dir, HASHES_FILE) if output_dir is not None else None)
+
+    def do(
+        self,
+        folder: str,
+        command: str,
+        inputs: dict[str, Any],
+        products: Sequence[str],
+        work: Callable[[], dict[str, Any]],
+        continues: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The result of a step: from its folder where it is finished, else of `work`, which continues what is there.
+
+        Args:
+            folder (`str`): Of the step.
+            command (`str`): For messages.
+            inputs (`dict`): All that the result depends on, `options` among it.
+            products (`Sequence[str]`): Files or patterns that `work` writes in the folder.
+            work (`Callable`): Does it; returns JSON values.
+            continues (`Sequence[str]`): Options that may differ from those of the folder and yet go on from it.
+
+        Returns:
+            `dict`: What `work` returned, and `is_reused`.
+
+        Raises:
+            ValueError: For a folder with the result of other inputs (names them), or files of others.
+        """
+        if self.is_finished(folder, inputs):
+            tell(f"{command}: finished before in {folder}")
+            return {**_read_note(folder)["result"], "is_reused": True}
+        self.open(folder, inputs, products, continues)
+        tell(f"{command}: {folder}")
+        result = to_json(work())
+        written = sorted({path for pattern in products for path in Path(folder).glob(pattern) if path.is_file()})
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in written}
+        _write_note(folder, inputs, result=result, files=sizes)
+        return {**result, "is_reused": False}
+
+    def is_finished(self, folder: str, inputs: dict[str, Any]) -> bool:
+        """Whether the folder has the result of these inputs, with its files as they were."""
+        note = _read_note(folder)
+        if note is None or note["result"] is None or note["hash"] != hash_json(inputs):
+            return False
+        paths = {Path(folder, name): size for name, size in note["files"].items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+    def open(self, folder: str, inputs: dict[str, Any], products: Sequence[str], continues: Sequence[str] = ()) -> None:
+        """Begins or continues the step with these inputs; see `do`."""
+        note = _read_note(folder)
+        found = [path.name for pattern in products for path in Path(folder).glob(pattern)]
+        is_other = note is not None and _hash_without(note["inputs"], continues) != _hash_without(inputs, continues)
+        if is_other and self.is_owner:
+            tell(f"{folder}: begun anew ({_describe_changes(note['inputs'], inputs)})")
+            _delete(folder)
+        elif is_other and found:  # without anything in it, it is of a command that came to nothing
+            raise ValueError(
+                f"`{folder}` is of other inputs ({_describe_changes(note['inputs'], inputs)}). Choose another folder, "
+                "delete this one, or repeat the command as it was to continue it."
+            )
+        elif note is None and found:
+            raise ValueError(f"`{folder}` has a {found[0]} that this command did not write: choose another one.")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _write_note(folder, inputs)
+
+
+def list_options(options: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass that are not their defaults: a default that is named counts as one that is not."""
+    chosen = {}
+    for field in fields(options):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        value = getattr(options, field.name)
+        if field.name not in leave_out and value != default:
+            chosen[field.name] = value
+    return chosen
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of those that `accelerate launch` started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def tell(message: str) -> None:
+    """A line on stderr, of the main process."""
+    if is_main_process():
+        print(message, file=sys.stderr, flush=True)
+
+
+def to_json(value: Any) -> Any:
+    """The value without NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_note(folder: str) -> dict[str, Any] | None:
+    path = Path(folder, STEP_FILE)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _hash_without(inputs: dict[str, Any], names: Sequence[str]) -> str:
+    options = {name: value for name, value in inputs["options"].items() if name not in names}
+    return hash_json(json.loads(json.dumps({**inputs, "options": options}, default=str)))
+
+
+def _write_note(
+    folder: str, inputs: dict[str, Any], result: dict[str, Any] | None = None, files: dict[str, int] | None = None
+) -> None:
+    if not is_main_process():
+        return
+    note = {"hash": hash_json(inputs), "inputs": inputs, "result": result, "files": files}
+    path = Path(folder, STEP_FILE)
+    part = path.with_name(f"{STEP_FILE}.part")
+    part.write_text(json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _delete(folder: str) -> None:
+    # renamed first: a folder half deleted would be one without a note
+    old = Path(folder).with_name(f".{Path(folder).name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    Path(folder).rename(old)
+    shutil.rmtree(old)
+
+
+def _describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The names of what differs, with the values where they are short."""
+    old, new = (dict(_flatten(json.loads(json.dumps(inputs, default=str)))) for inputs in (old, new))
+    changes = []
+    for name in {**old, **new}:
+        before, after = (repr(values[name]) if name in values else "not set" for values in (old, new))
+        if before != after:
+            is_short = max(len(before), len(after)) <= 40
+            changes.append(f"{name}: {before} before, {after} now" if is_short else f"another {name}")
+    return "; ".join(changes)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in values.items():
+        is_nested = isinstance(value, dict) and value
+        pairs += _flatten(value, f"{prefix}{name}.") if is_nested else [(f"{prefix}{name}", value)]
+    return pairs

@@ -1,0 +1,148 @@
+"""`spec-kd synthesize`: the target writes the queries that it is then asked."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spec_kd.cli.parsing import Parser, read_mapping
+from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, hold_out, save_prompts
+from spec_kd.cli.sources import check_exists, load_rows
+from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.cli.target import TargetArguments
+
+DESCRIPTION = (
+    "Lets an aligned target write what users might ask it (Magpie, arXiv 2406.08464), filters it, and says what became "
+    "of it. A killed job continues."
+)
+CONTINUES = ("num_queries", "max_asked", "test_fraction")
+OF_FILTER = ("min_tokens", "max_tokens", "max_repetition", "languages")
+NOT_PASSED = ("output_dir", "test_sets", "test_fraction", "tool_catalogue", *OF_FILTER)
+
+
+@dataclass
+class SynthesizeArguments:
+    r"""
+    Options of [`~spec_kd.synthesize_queries`].
+
+    Args:
+        output_dir (`str`): For `train.arrow`, `test.arrow` and the work.
+        test_sets (`list[str]`, *optional*): Prompts that must not be written again: files, folders or Hub names.
+        test_fraction (`float`, *optional*, defaults to `0.05`): Share of queries held out for testing.
+        min_tokens, max_tokens, max_repetition, languages: As of [`~spec_kd.queries.filters.TextFilter`].
+        others: As of [`~spec_kd.synthesize_queries`]; lists where it takes one value or several.
+    """
+
+    _argument_group_name = "queries"
+
+    num_queries: int = field(metadata={"help": "How many queries to keep."})
+    output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and the work."})
+    test_fraction: float = field(default=0.05, metadata={"help": "Share of the queries held out for testing."})
+    system_prompts: list[str] | None = field(
+        default=None, metadata={"help": "System prompts that steer into a domain; one is drawn for each query."}
+    )
+    keep_system_prompt: bool = field(
+        default=False, metadata={"help": "Whether it belongs to the prompt, as one of the deployment does."}
+    )
+    tool_catalogue: str | None = field(
+        default=None, metadata={"help": "File with schemas of tools (YAML, JSON or JSON lines) to draw from."}
+    )
+    num_tools: list[int] = field(
+        default_factory=lambda: [3], metadata={"help": "Tools of a query; of several numbers one is drawn."}
+    )
+    num_turns: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Turns of the user; of several numbers one is drawn."}
+    )
+    temperature: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Of the sampling; several are gone through in turn."}
+    )
+    top_p: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Mass of the most likely ids; goes along with temperature."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of a query; a longer one is dropped."})
+    max_answer_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer between turns."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Variables of the chat template, such as {"enable_thinking": false}.'}
+    )
+    min_tokens: int = field(default=3, metadata={"help": "Fewest tokens of a query."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a query that is kept."})
+    max_repetition: float = field(default=0.3, metadata={"help": "Largest share of repeated 4-grams; 1 is off."})
+    languages: list[str] | None = field(default=None, metadata={"help": "Codes of the languages to keep, such as en."})
+    near_duplicate_threshold: float | None = field(
+        default=0.8, metadata={"help": "Similarity from which on queries are the same; none keeps duplicates."}
+    )
+    test_sets: list[str] | None = field(
+        default=None, metadata={"help": "Prompts that must not be written again: files, folders or Hub names."}
+    )
+    max_asked: int | None = field(default=None, metadata={"help": "Most conversations to begin: ten per query."})
+    round_size: int = field(default=256, metadata={"help": "Most conversations to begin at a time."})
+    batch_size: int | None = field(default=None, metadata={"help": "Prompts at a time: 8 for transformers."})
+    seed: int = field(default=0, metadata={"help": "Of the sampling, and of what is drawn for each query."})
+
+    def __post_init__(self):
+        check_test_fraction(self.test_fraction)
+        self.chat_template_kwargs = read_mapping(self.chat_template_kwargs, "chat_template_kwargs") or None
+
+
+SynthesizeCall = tuple[SynthesizeArguments, TargetArguments]
+
+
+def build_parser() -> Parser:
+    """The options of the command."""
+    return Parser("synthesize", DESCRIPTION, (SynthesizeArguments, TargetArguments))
+
+
+def parse(argv: Sequence[str]) -> SynthesizeCall:
+    """The command line."""
+    return build_parser().parse(argv)
+
+
+def run(call: SynthesizeCall) -> dict[str, Any]:
+    """The command."""
+    return synthesize(*call, Workspace())
+
+
+def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: queries of the target in `output_dir`, and their yield."""
+    target.check()
+    sources = [*(arguments.test_sets or ()), *([arguments.tool_catalogue] if arguments.tool_catalogue else [])]
+    for source in sources:
+        check_exists(source)
+    inputs = {
+        "target": target.list_inputs(workspace.fingerprints),
+        "sources": [workspace.fingerprints.of_data(source) for source in sources],
+        "options": list_options(arguments, ("output_dir", "test_sets", "tool_catalogue")),
+    }
+
+    def work() -> dict[str, Any]:
+        from spec_kd.queries.filters import TextFilter
+        from spec_kd.queries.synthesis import synthesize_queries
+
+        languages = tuple(arguments.languages) if arguments.languages is not None else None
+        model, processing_class = target.load()
+        queries = synthesize_queries(
+            model,
+            processing_class=processing_class,
+            tool_catalogue=arguments.tool_catalogue,
+            text_filter=TextFilter(arguments.min_tokens, arguments.max_tokens, arguments.max_repetition, languages),
+            test_set=load_conversations(arguments.test_sets or ()) or None,
+            output_dir=arguments.output_dir,
+            **{name: value for name, value in vars(arguments).items() if name not in NOT_PASSED},
+        )
+        report = queries.report.to_dict()
+        if not len(queries.dataset):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in report["dropped"].items() if count)
+            raise ValueError(
+                f"None of {report['asked']} queries was kept ({reasons}). Look at the filters and the target."
+            )
+        saved = save_prompts(arguments.output_dir, *hold_out(queries.dataset, arguments.test_fraction, arguments.seed))
+        return {**saved, "yield": report}
+
+    return workspace.do(arguments.output_dir, "synthesize", inputs, PRODUCTS, work, CONTINUES)
+
+
+def load_conversations(sources: Iterable[str]) -> list[Any]:
+    """The prompts of several sets, as lists of messages."""
+    from spec_kd.data.prompts import drop_none
+
+    prompts = [drop_none(prompt) for source in sources for prompt in load_rows(source, "test")["prompt"]]
+    return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]

@@ -1,0 +1,117 @@
+"""Who runs the target, for every command that asks it something."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from spec_kd.cli.parsing import read_mapping
+from spec_kd.cli.sources import Fingerprints, check_exists
+from spec_kd.cli.text import suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from spec_kd.engines import Engine
+    from spec_kd.vocabulary import ProcessingClass
+
+ENGINES = ("transformers", "vllm", "server")
+
+
+@dataclass
+class TargetArguments:
+    r"""
+    The target and the engine that runs it.
+
+    Args:
+        target (`str`, *optional*): Folder or name on the Hub; with a server its tokenizer is read from there.
+        engine (`str`, *optional*, defaults to `"transformers"`): `"transformers"`, `"vllm"` or `"server"`.
+        base_url (`str`, *optional*): Of an OpenAI-compatible server.
+        served_model_name (`str`, *optional*): Under which the server has the target; `target` by default.
+        engine_kwargs (`dict` or `str`, *optional*):
+            Of `from_pretrained` (such as `revision`, `dtype`), of `vllm.LLM`, or of [`ServerEngine`] (such as
+            `max_concurrency`, `logprobs_are`).
+    """
+
+    _argument_group_name = "target"
+
+    target: str | None = field(
+        default=None, metadata={"help": "The target: a folder or a name on the Hub (its tokenizer, with a server)."}
+    )
+    engine: str = field(
+        default="transformers", metadata={"help": "Who runs the target: 'transformers', 'vllm' or 'server'."}
+    )
+    base_url: str | None = field(
+        default=None, metadata={"help": "Of an OpenAI-compatible server, such as http://localhost:8000/v1."}
+    )
+    served_model_name: str | None = field(
+        default=None, metadata={"help": "Name under which the server has the target, if not that of `target`."}
+    )
+    engine_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Of `from_pretrained`, `vllm.LLM` or `ServerEngine`, such as {"dtype": "float16"}.'},
+    )
+
+    def __post_init__(self):
+        if self.engine not in ENGINES:
+            raise ValueError(f"`engine` is {self.engine!r}.{suggest(str(self.engine), ENGINES)}")
+        self.engine_kwargs = read_mapping(self.engine_kwargs, "engine_kwargs")
+        is_server = self.engine == "server"
+        if is_server and self.base_url is None:
+            raise ValueError("`engine=server` needs `base_url`, such as http://localhost:8000/v1.")
+        for name in ("base_url", "served_model_name"):
+            if not is_server and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is of a server, but `engine` is {self.engine!r}. Set `engine: server`.")
+
+    def check(self) -> None:
+        """Raises `ValueError` without a target, `FileNotFoundError` for a folder that is not there."""
+        if self.target is None:
+            raise ValueError("`target` is missing: a folder, or a name on the Hub.")
+        check_exists(self.target)
+
+    def list_inputs(self, fingerprints: Fingerprints) -> dict[str, Any]:
+        """What answers depend on; not the address of a server, which may move."""
+        return {
+            "model": fingerprints.of_model(self.target),
+            "engine": self.engine,
+            "served_model_name": self.served_model_name,
+            "engine_kwargs": self.engine_kwargs,
+        }
+
+    def load_processing_class(self) -> "ProcessingClass":
+        """The target's tokenizer."""
+        from transformers import AutoTokenizer
+
+        from spec_kd.trainer.draft_trainer import get_hub_options
+
+        options = get_hub_options(self.engine_kwargs) if self.engine != "server" else {}
+        return AutoTokenizer.from_pretrained(self.target, **options)
+
+    def load(self) -> "tuple[PreTrainedModel | Engine, ProcessingClass]":
+        """The target as [`~spec_kd.generate_responses`] takes it, and its processing class.
+
+        Raises:
+            ValueError, OSError: For what cannot be loaded.
+            ImportError: For an engine that is not installed.
+        """
+        processing_class = self.load_processing_class()
+        if self.engine == "server":
+            from spec_kd.engines import ServerEngine
+
+            name = self.served_model_name or self.target
+            return ServerEngine(name, processing_class, self.base_url, **self.engine_kwargs), processing_class
+        if self.engine == "vllm":
+            from spec_kd.engines import VLLMEngine
+
+            return VLLMEngine(self.target, **self.engine_kwargs), processing_class
+        return load_model(self.target, self.engine_kwargs), processing_class
+
+
+def load_model(name: str, options: dict[str, Any]) -> "PreTrainedModel":
+    """A model in its own dtype, on this process's card; its options are those of `from_pretrained`."""
+    import accelerate
+
+    from spec_kd._private import create_model_from_path
+
+    state = accelerate.PartialState()
+    # "auto", TRL's default, spreads a model over all cards, which only one process can do
+    placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
+    return create_model_from_path(name, **{"dtype": "auto", **placement, **options})

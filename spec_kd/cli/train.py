@@ -1,0 +1,261 @@
+"""`spec-kd train METHOD`: a draft learns from what the target wrote, or writes with it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import ModelConfig
+
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.sources import check_exists, load_rows
+from spec_kd.cli.steps import Workspace
+from spec_kd.cli.text import describe_choices, suggest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from spec_kd.trainer.draft_config import DraftConfig
+    from spec_kd.trainer.draft_trainer import DraftTrainer
+
+METHODS = {
+    "white-box": "learns the target's distribution at every token, from a signal in the responses or a live target",
+    "black-box": "learns the tokens that the target wrote",
+    "online-gkd": "learns on text that the draft, the target or both write while it trains; needs a live target",
+}
+PRODUCTS = ("checkpoint-*", "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "README.md")
+# Of where and how a run is written and watched, not of what it learns.
+NOT_INPUTS = (
+    "output_dir", "run_name", "report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_steps",
+    "logging_first_step", "logging_strategy", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_token",
+    "hub_strategy", "hub_private_repo", "save_total_limit", "trackio_space_id", "project",
+    "model_name_or_path", "teacher_model_name_or_path", "responses", "target",  # these by their content
+)  # fmt: skip
+
+
+@dataclass
+class TrainArguments:
+    r"""
+    What a training needs besides the trainer's own arguments.
+
+    Args:
+        responses (`str`):
+            Rows to learn from: what `spec-kd respond` wrote, any of TRL's formats with the target's completions, or for
+            `online-gkd` with `lmbda=1` prompts alone.
+        target (`str`, *optional*):
+            The target: its tokenizer is what the draft reads when it serves. Its weights are loaded where the responses
+            have no signal of it (white-box), and for `online-gkd`.
+        split (`str`, *optional*, defaults to `"train"`): Of a folder or a Hub name.
+        num_held_out (`int`, *optional*, defaults to `64`):
+            With an `eval_strategy`: rows kept for evaluation while training, 5 % of all at most. Besides the loss,
+            acceptance is measured on them where the target's probabilities are at hand.
+        eval_num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round, in that acceptance.
+    """
+
+    _argument_group_name = "data and target"
+
+    responses: str = field(metadata={"help": "Rows to learn from, of `spec-kd respond`: a file, folder or Hub name."})
+    target: str | None = field(
+        default=None,
+        metadata={"help": "The target, for its tokenizer; its weights are loaded where the responses have no signal."},
+    )
+    split: str = field(default="train", metadata={"help": "Split of the responses, for a folder or a Hub name."})
+    num_held_out: int = field(
+        default=64, metadata={"help": "With an eval_strategy: rows for evaluation while training, 5 percent at most."}
+    )
+    eval_num_assistant_tokens: int = field(
+        default=5, metadata={"help": "Tokens drafted in a round, for acceptance while training."}
+    )
+
+
+@dataclass
+class DraftArguments(ModelConfig):
+    """TRL's arguments of the model that is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The draft: a folder or a name on the Hub.", "aliases": ["--draft"]}
+    )
+
+
+@dataclass(frozen=True)
+class TrainCall:
+    """A training as it was asked for.
+
+    Args:
+        method (`str`): One of `METHODS`.
+        arguments (`TrainArguments`), config (`DraftConfig`), draft (`DraftArguments`): Its options.
+        chosen (`dict[str, Any]`):
+            Those that are not defaults, as they were given: a configuration replaces some by what the machine has, and
+            must not be built a second time in a process, since it sets up the communication with others.
+    """
+
+    method: str
+    arguments: TrainArguments
+    config: "DraftConfig"
+    draft: DraftArguments
+    chosen: dict[str, Any]
+
+
+def find_classes(method: str) -> "tuple[type[DraftConfig], type[DraftTrainer]]":
+    """Configuration and trainer of a method; raises `ValueError` for another one."""
+    check_method(method)
+    import spec_kd
+
+    name = {"white-box": "WhiteBoxDistill", "black-box": "BlackBoxSFT", "online-gkd": "OnlineGKD"}[method]
+    return getattr(spec_kd, f"{name}Config"), getattr(spec_kd, f"{name}Trainer")
+
+
+def check_method(method: str) -> None:
+    """Raises `ValueError` for a method that is none."""
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method!r}.{suggest(method, METHODS)}")
+
+
+def build_parser(method: str) -> Parser:
+    """The options of a method: ours, the trainer's and TRL's of a model."""
+    config_class, _ = find_classes(method)
+    description = (
+        f"Trains a draft that {METHODS[method]}. A killed run continues from its last checkpoint. Options that are not "
+        "ours are TRL's and transformers' own."
+    )
+    return Parser(f"train {method}", description, (config_class, DraftArguments, TrainArguments))
+
+
+def parse(argv: Sequence[str]) -> TrainCall:
+    """The command line; the method comes first."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(describe_choices("train", "METHOD", METHODS))
+        raise SystemExit(0)
+    parser = build_parser(argv[0])
+    config, draft, arguments = parser.parse(argv[1:])
+    return TrainCall(argv[0], arguments, config, draft, parser.chosen)
+
+
+def run(call: TrainCall) -> dict[str, Any]:
+    """The command."""
+    return train(call, Workspace())
+
+
+def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
+    """The step: the trained draft in `config.output_dir`."""
+    method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
+    if draft.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` (`--draft`) is missing: a folder, or a name on the Hub.")
+    teacher = getattr(config, "teacher_model_name_or_path", None)
+    for source in (draft.model_name_or_path, arguments.responses, arguments.target, teacher):
+        if source is not None:
+            check_exists(source)
+    fingerprints = workspace.fingerprints
+    inputs = {
+        "method": method,
+        "draft": fingerprints.of_model(draft.model_name_or_path),
+        "target": fingerprints.of_model(arguments.target),
+        "teacher": fingerprints.of_model(teacher),
+        "responses": fingerprints.of_data(arguments.responses),
+        "options": {name: value for name, value in call.chosen.items() if name not in NOT_INPUTS},
+    }
+
+    def work() -> dict[str, Any]:
+        rows = load_rows(arguments.responses, arguments.split)
+        trainer = build_trainer(call, rows)
+        checkpoint = config.resume_from_checkpoint or find_last_checkpoint(config.output_dir)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.create_model_card()
+        if config.push_to_hub:
+            trainer.push_to_hub()
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        return {
+            "path": config.output_dir,
+            "method": method,
+            "num_rows": len(rows),
+            "steps": trainer.state.global_step,
+            "last_loss": losses[-1] if losses else None,
+        }
+
+    return workspace.do(config.output_dir, f"train {method}", inputs, PRODUCTS, work)
+
+
+def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
+    """The trainer of a method over these rows; raises what it raises for rows or models that do not fit."""
+    method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
+    from transformers import AutoConfig, AutoTokenizer
+    from trl import get_peft_config, get_quantization_config
+
+    from spec_kd import SpeculativeEvalCallback
+
+    has_signal = "teacher_info" in rows.column_names
+    has_teacher = hasattr(config, "teacher_model_name_or_path")
+    if has_teacher and config.teacher_model_name_or_path is None and not (method == "white-box" and has_signal):
+        config.teacher_model_name_or_path = arguments.target
+    is_live = has_teacher and config.teacher_model_name_or_path is not None
+    if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
+        target_config = AutoConfig.from_pretrained(arguments.target, trust_remote_code=config.trust_remote_code)
+        config.target_vocab_size = target_config.get_text_config().vocab_size
+    config.model_init_kwargs = {
+        "revision": draft.model_revision,
+        "attn_implementation": draft.attn_implementation,
+        "dtype": draft.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    if getattr(config, "lmbda", None) == 1 and "completion_ids" not in rows.column_names:
+        rows = rows.select_columns([name for name in rows.column_names if name != "completion"])  # all are generated
+    check_completions(rows)
+    held_out, callbacks = None, []
+    if config.eval_strategy != "no":
+        num_held_out = min(arguments.num_held_out, max(1, len(rows) // 20))
+        held_out, rows = rows.select(range(num_held_out)), rows.select(range(num_held_out, len(rows)))
+        if is_live or can_be_replayed(rows):
+            limit = max(map(len, held_out["completion_ids"])) if "completion_ids" in rows.column_names else None
+            callbacks.append(
+                SpeculativeEvalCallback(
+                    held_out,
+                    num_assistant_tokens=arguments.eval_num_assistant_tokens,
+                    max_new_tokens=limit if is_live and limit is not None and limit > 1 else None,
+                )
+            )
+    _, trainer_class = find_classes(method)
+    return trainer_class(
+        model=draft.model_name_or_path,
+        args=config,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=AutoTokenizer.from_pretrained(
+            arguments.target or draft.model_name_or_path, trust_remote_code=config.trust_remote_code
+        ),
+        peft_config=get_peft_config(draft),
+        quantization_config=get_quantization_config(draft),
+        callbacks=callbacks,
+    )
+
+
+def check_completions(rows: "Dataset") -> None:
+    """Raises `ValueError` for rows without an answer among rows that have one, as of logs in part without answers."""
+    if "completion" not in rows.column_names or "completion_ids" in rows.column_names:
+        return
+    missing = rows.with_format("arrow")[:]["completion"].null_count
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(rows)} rows have no `completion`. Let the target answer them (`spec-kd respond`), or "
+            "remove them."
+        )
+
+
+def can_be_replayed(rows: "Dataset") -> bool:
+    """Whether rows hold what exact replay without the target needs: greedy text, or log p at the text's temperature."""
+    from spec_kd.trainer.cached_teacher import read_teacher_info
+
+    info = read_teacher_info(rows)
+    return info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)
+
+
+def find_last_checkpoint(output_dir: str) -> str | None:
+    """The newest whole checkpoint: its state is what a trainer writes last, so one without it was cut off."""
+    found = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        try:
+            found[json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = folder
+        except (OSError, json.JSONDecodeError):
+            continue
+    return str(found[max(found)]) if found else None

@@ -1,0 +1,218 @@
+"""Scenario II: prompts of a curated data set, whose own answers are left aside."""
+
+import logging
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset
+
+from spec_kd.data.prompts import drop_none
+from spec_kd.queries.log_formats import LoggedCall, read_record, split_turns
+from spec_kd.queries.log_messages import parse_json
+from spec_kd.queries.prompt_filter import LoggedPrompt
+from spec_kd.queries.prompt_store import FEATURES
+
+CONVERSATION_COLUMNS = ("prompt", "messages", "conversations")
+BUILDERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+TURNS = ("first", "last", "all")
+NUM_LISTED = 5
+
+logger = logging.getLogger(__name__)
+
+
+def load_curated_prompts(
+    dataset: Dataset | DatasetDict | str,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    prompt_column: str | None = None,
+    question_template: str | Sequence[str] | None = None,
+    system_prompt: str | None = None,
+    tools_column: str | None = None,
+    turns: str = "last",
+    keep_answers: bool = False,
+    answer_column: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Takes the questions of a curated data set as prompts for the target.
+
+    Its answers are left aside, because a draft has to learn what the *target* would answer, not what would be right.
+
+    ```python
+    load_curated_prompts(
+        "openlifescienceai/medmcqa",
+        question_template="{question}\\n\\nA. {opa}\\nB. {opb}\\nC. {opc}\\nD. {opd}",
+        system_prompt="You are a physician. Answer with a short explanation.",
+    )
+    ```
+
+    Args:
+        dataset (`Dataset`, `DatasetDict` or `str`):
+            A data set, a name on the Hub, or a local file (JSON lines, CSV, Parquet, text) or folder.
+        split (`str`): Which part of it; ignored for a `Dataset`.
+        config_name (`str`, *optional*): Which configuration, for a data set on the Hub with several.
+        prompt_column (`str`, *optional*):
+            Column with the question: text, or messages in the form of TRL or ShareGPT. By default the first of
+            `prompt`, `messages` and `conversations`.
+        question_template (`str` or `list[str]`, *optional*):
+            Makes the question of the columns of a row by `str.format`: `"{question} {options[0]}"`. Of several
+            templates each row gets one at random. In place of `prompt_column`.
+        system_prompt (`str`, *optional*): Put before the question, in place of the row's own.
+        tools_column (`str`, *optional*): Column with schemas of tools, as a list or JSON text.
+        turns (`str`):
+            Of messages, the prompt before the last answer (`"last"`), before the first (`"first"`), or before each
+            (`"all"`). Earlier answers stay in the prompt as what the user and the target have before them.
+        keep_answers (`bool`): Keep the answers as `completion`: what `answer_column` or the messages have.
+        answer_column (`str`, *optional*):
+            Column with the answer, as text or messages; with `keep_answers` only. By default `completion` beside a
+            `prompt`, or the turn after the prompt in messages.
+        seed (`int`): Of the choice among templates.
+
+    Returns:
+        `Dataset` with `prompt`, `tools` (JSON text, with `tools_column`), `completion` (with `keep_answers`),
+        `scenario` (`"curated"`), `source` and `conversation_id` (the source and the number of the row). Rows that make
+        no prompt, such as those without a question, are left out; a warning counts them and names the first.
+
+    Raises:
+        `ValueError`: Names columns that the data set does not have, and those that it has; options that contradict each
+            other; no row with a question.
+    """
+    if turns not in TURNS:
+        raise ValueError(f"`turns` must be one of {', '.join(map(repr, TURNS))}, got {turns!r}.")
+    if prompt_column is not None and question_template is not None:
+        raise ValueError("`prompt_column` and `question_template` both say what the question is: give one of them.")
+    if answer_column is not None and not keep_answers:
+        raise ValueError("`answer_column` is given, but answers are left aside: pass `keep_answers=True` to keep them.")
+    dataset, source = _open(dataset, split, config_name)
+    templates = [question_template] if isinstance(question_template, str) else list(question_template or [])
+    if not templates and prompt_column is None:
+        prompt_column = next((name for name in CONVERSATION_COLUMNS if name in dataset.column_names), None)
+        if prompt_column is None:
+            raise ValueError(
+                f"Which column has the question? The data set has {dataset.column_names}, but none of "
+                f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
+            )
+    wanted = {"prompt_column": [prompt_column], "tools_column": [tools_column], "answer_column": [answer_column]}
+    wanted["question_template"] = [name for template in templates for name in _find_fields(template)]
+    for option, names in wanted.items():
+        missing = sorted({name for name in names if name is not None} - set(dataset.column_names))
+        if missing:
+            raise ValueError(
+                f"`{option}` names {', '.join(map(repr, missing))}, but the data set has the columns "
+                f"{dataset.column_names}."
+            )
+    if keep_answers and answer_column is None and prompt_column == "prompt" and "completion" in dataset.column_names:
+        answer_column = "completion"
+    choices = np.random.default_rng(seed).integers(len(templates) or 1, size=len(dataset))
+    left_out: list[str] = []
+
+    def build(rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        prompts = []
+        for position, index in enumerate(indices):
+            row = drop_none({name: values[position] for name, values in rows.items()})
+            question = templates[choices[index]].format(**row) if templates else row.get(prompt_column)
+            try:
+                calls = _read_question(question, row.get(answer_column), row.get(tools_column), turns)
+            except ValueError as error:
+                left_out.append(f"row {index}: {error}")
+                continue
+            for call in calls:
+                if system_prompt is not None:
+                    call = _replace_system(call, system_prompt)
+                prompts.append((LoggedPrompt.encode(call, source), f"{source}:{index}"))
+        return {
+            "prompt": [prompt.messages for prompt, _ in prompts],
+            "tools": [prompt.tools for prompt, _ in prompts],
+            "completion": [None if prompt.completion is None else [prompt.completion] for prompt, _ in prompts],
+            "scenario": ["curated"] * len(prompts),
+            "source": [source] * len(prompts),
+            "conversation_id": [name for _, name in prompts],
+        }
+
+    prompts = dataset.with_format(None).map(
+        build,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=FEATURES,
+        load_from_cache_file=False,  # rows that are left out are counted while it runs
+        desc="Curated prompts",
+    )
+    reasons = (
+        f"{len(left_out)} of {len(dataset)} rows of `{source}` make no prompt ({'; '.join(left_out[:NUM_LISTED])})"
+    )
+    if not len(prompts):
+        raise ValueError(f"{reasons}: nothing is left. Check which column has the question.")
+    if left_out:
+        logger.warning("%s and are left out.", reasons)
+    unused = ([] if keep_answers else ["completion"]) + ([] if tools_column else ["tools"])
+    return prompts.remove_columns(unused)
+
+
+def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | None) -> tuple[Dataset, str]:
+    """The data set and a name for it."""
+    source = str(dataset)
+    if isinstance(dataset, str):
+        suffix = Path(dataset).suffix
+        if Path(dataset).is_file():
+            if suffix not in BUILDERS:
+                raise ValueError(
+                    f"`{dataset}` must be one of {', '.join(BUILDERS)}, or load it and pass the `Dataset`."
+                )
+            dataset = load_dataset(BUILDERS[suffix], data_files={split: dataset}, split=split)
+        else:
+            dataset = load_dataset(dataset, config_name, split=split)
+    elif isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"`split` is {split!r}, but the data set has {', '.join(map(repr, dataset))}.")
+        dataset, source = dataset[split], "dataset"
+    elif isinstance(dataset, Dataset):
+        source = "dataset"
+    else:
+        raise TypeError(f"`dataset` must be a `Dataset`, a `DatasetDict` or a name, got {type(dataset).__name__}.")
+    if not len(dataset):
+        raise ValueError(f"`{source}` has no rows.")
+    return dataset, source if source != "dataset" else dataset.info.dataset_name or source
+
+
+def _find_fields(template: str) -> list[str]:
+    """Names of the columns that a template reads."""
+    names = []
+    for _, name, _, _ in string.Formatter().parse(template):
+        if name is not None:
+            column = re.split(r"[.\[]", name, maxsplit=1)[0]
+            if not column or column.isdigit():
+                raise ValueError(
+                    f"`question_template` has a place without a column's name, {{{name}}}, in {template!r}. Write "
+                    "braces that are text twice: {{ and }}."
+                )
+            names.append(column)
+    if not names:
+        raise ValueError(f"`question_template` reads no column: {template!r}. Write a column's name in braces.")
+    return names
+
+
+def _read_question(question: Any, answer: Any, tools: Any, turns: str) -> list[LoggedCall]:
+    question = parse_json(question)
+    if not question or (isinstance(question, str) and not question.strip()):
+        raise ValueError("the question is empty")
+    if not isinstance(question, list | tuple) or not isinstance(question[0], Mapping):
+        record = {"prompt": question if isinstance(question, str) else str(question), "completion": answer}
+        calls = [read_record({**record, "tools": tools}, "text")]
+    elif "from" in question[0]:
+        calls = split_turns(read_record({"conversations": question, "tools": tools}), "all")
+    elif answer is not None:
+        calls = [read_record({"prompt": question, "completion": answer, "tools": tools}, "trl")]
+    else:
+        calls = split_turns(read_record({"messages": question, "tools": tools}, "trl"), "all")
+    return {"first": calls[:1], "last": calls[-1:], "all": calls}[turns]
+
+
+def _replace_system(call: LoggedCall, system_prompt: str) -> LoggedCall:
+    rest = [message for message in call.prompt if message["role"] not in ("system", "developer")]
+    return replace(call, prompt=[{"role": "system", "content": system_prompt}, *rest])

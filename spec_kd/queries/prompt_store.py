@@ -1,0 +1,145 @@
+"""Where the prompts of a log lie: written a piece at a time, in place when they are whole."""
+
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, Json, List, Value
+
+from spec_kd.queries.prompt_filter import LoggedPrompt
+
+# Messages as JSON items: each keeps its own keys in their order, which chat templates print.
+FEATURES = Features(
+    {
+        "prompt": List(Json()),
+        "tools": Value("string"),
+        "completion": List(Json()),
+        "scenario": Value("string"),
+        "source": Value("string"),
+        "conversation_id": Value("string"),
+    }
+)
+ROWS_AT_A_TIME = 1024
+PARTIAL_FOLDER = ".partial"
+KEPT, REPORT = "kept.arrow", "report.json"
+SPLIT_FILES = ("train.arrow", "test.arrow")
+
+
+class PromptStore:
+    """`train.arrow`, `test.arrow` and `report.json` in a folder; what is not finished, in `.partial` there.
+
+    Args:
+        output_dir (`Path`): Created when something is written.
+
+    Attributes:
+        conversations (`array` of `"Q"`): Numbers of the conversations of the prompts written.
+        timestamps (`array` of `"d"`): Of the prompts written, NaN where unknown.
+        num_completions (`int`): Prompts written with an answer.
+    """
+
+    def __init__(self, output_dir: Path):
+        self.output_dir = output_dir
+        self._partial = output_dir / PARTIAL_FOLDER
+        self.conversations, self.timestamps = array("Q"), array("d")
+        self.num_completions = self._num_tools = 0
+
+    def open_finished(self, fingerprint: dict[str, Any]) -> tuple[Dataset, Dataset, dict[str, Any]] | None:
+        """Train, test and report, if the folder has those of this fingerprint."""
+        try:
+            manifest = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
+            return None
+        train, test = (Dataset.from_file(str(self.output_dir / name)) for name in SPLIT_FILES)
+        return train, test, manifest["report"]
+
+    def write(self, prompts: Iterable[LoggedPrompt]) -> None:
+        """Writes all prompts to one file, removing what a killed run left."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
+            for rows in _batch(prompts):
+                self.conversations.extend(row.conversation for row in rows)
+                self.timestamps.extend(np.nan if row.call.timestamp is None else row.call.timestamp for row in rows)
+                self.num_completions += sum(row.completion is not None for row in rows)
+                self._num_tools += sum(row.tools is not None for row in rows)
+                writer.write_batch(_to_batch(rows))
+
+    def split(self, is_test: np.ndarray) -> None:
+        """Distributes the prompts written. Optional columns that none of them has are left out."""
+        absent = {"tools"} if not self._num_tools else set()
+        absent |= {"completion"} if not self.num_completions else set()
+        columns = [name for name in FEATURES if name not in absent]
+        schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
+        train_path, test_path = (self._partial / name for name in SPLIT_FILES)
+        start = 0
+        with (
+            # Not mapped: the pages of the whole file would count as memory of this process.
+            pa.OSFile(str(self._partial / KEPT)) as file,
+            _open_writer(train_path, schema) as train,
+            _open_writer(test_path, schema) as test,
+        ):
+            for batch in pa.ipc.open_stream(file):
+                chosen = is_test[start : start + len(batch)]
+                start += len(batch)
+                batch = pa.RecordBatch.from_arrays([batch.column(name) for name in columns], schema=schema)
+                for writer, mask in ((train, ~chosen), (test, chosen)):
+                    if mask.any():
+                        writer.write_batch(batch.filter(pa.array(mask)))
+        (self._partial / KEPT).unlink()
+
+    def finish(self, fingerprint: dict[str, Any], report: dict[str, Any]) -> None:
+        """Puts the files in their places. The report comes last and says that the others are whole."""
+        manifest = json.dumps({"fingerprint": fingerprint, "report": report}, indent=2, ensure_ascii=False)
+        (self._partial / REPORT).write_text(manifest, encoding="utf-8")
+        for path in self._partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        (self.output_dir / REPORT).unlink(missing_ok=True)
+        for name in (*SPLIT_FILES, REPORT):
+            os.replace(self._partial / name, self.output_dir / name)
+        self._partial.rmdir()
+
+
+def _batch(prompts: Iterable[LoggedPrompt]) -> Iterator[list[LoggedPrompt]]:
+    rows: list[LoggedPrompt] = []
+    for prompt in prompts:
+        rows.append(prompt)
+        if len(rows) == ROWS_AT_A_TIME:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:
+    columns = {
+        "prompt": _to_json_lists([row.messages for row in rows]),
+        "tools": pa.array([row.tools for row in rows], pa.string()),
+        "completion": _to_json_lists([None if row.completion is None else [row.completion] for row in rows]),
+        "scenario": pa.array(["historical"] * len(rows)),
+        "source": pa.array([row.source for row in rows]),
+        "conversation_id": pa.array([row.call.conversation_id or f"{row.conversation:016x}" for row in rows]),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=FEATURES.arrow_schema)
+
+
+def _to_json_lists(texts: list[list[str] | None]) -> pa.Array:
+    lists = pa.array(texts, pa.list_(pa.string()))
+    type = FEATURES.arrow_schema.field("prompt").type
+    items = pa.ExtensionArray.from_storage(type.value_type, lists.values)
+    return pa.ListArray.from_arrays(lists.offsets, items, type=type, mask=lists.is_null())
+
+
+@contextmanager
+def _open_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        yield writer

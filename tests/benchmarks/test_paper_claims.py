@@ -1,0 +1,229 @@
+"""All stages of `benchmarks/paper_claims` on models of a few thousand parameters."""
+
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.paper_claims.__main__ import main
+from benchmarks.paper_claims.cells import Cell, compute_key, list_cells, list_questions, make_base
+from benchmarks.paper_claims.claims import FAILED, HELD, UNKNOWN, judge
+from benchmarks.paper_claims.data import read_domain
+from benchmarks.paper_claims.plan import format_plan
+from benchmarks.paper_claims.profile import make, read_profile
+from benchmarks.paper_claims.record import Record
+from spec_kd.evaluation import Interval
+
+COLORS = ("red", "blue", "green", "white")
+THINGS = ("stone", "river", "bird", "tree", "lamp")
+BUDGET = {"max_steps": 120, "tokens_per_step": 512, "learning_rate": 0.01, "eval_steps": 60}
+SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+PROFILE = {
+    "name": "smoke",
+    "data": {
+        "folder": "", "share_for_target": 0.5, "max_prompt_tokens": 120, "max_new_tokens": 8,
+        "validation_fraction": 0.3, "num_validation": 3, "num_test": 4,
+    },
+    "domains": {
+        "tools": {
+            "historical": {"pattern": "Find"},
+            "num_synthetic": 4,
+            "synthesis": {
+                "tools_pattern": "Tools: ", "system_prompts": "Tools: {tools}", "num_tools": 1, "max_new_tokens": 40,
+                "near_duplicate_threshold": None, "text_filter": {"min_tokens": 1, "max_repetition": 1.0},
+            },
+        }
+    },
+    "build": {
+        "vocab_size": 400, "max_length": 160, "target": {**SIZE, "num_hidden_layers": 2}, "drafts": {"default": SIZE},
+        "generic_target": {**BUDGET, "prompt_weight": 1.0}, "domain_target": {**BUDGET, "prompt_weight": 1.0},
+        "generic_draft": {**BUDGET, "max_steps": 20}, "general_share": 0.2, "num_held_out": 8,
+    },
+    "training": {
+        "steps": 3, "probe_steps": 2,
+        "options": {"per_device_train_batch_size": 2, "learning_rate": 0.001, "bf16": False,
+                    "gradient_checkpointing": False, "use_cpu": True},
+        "online": {"on_policy": {"lmbda": 1.0}, "streaming": {"mode": "streaming", "trained_positions": "all"}},
+        "signals": {"sampled_counts": {"method": "sampled_counts", "num_draws": 4}},
+        "adapters": {"lora": {"peft": {"r": 2, "target_modules": "all-linear"}, "learning_rate": 0.002}},
+        "num_assistant_tokens": 2, "gammas": [1, 2, 4], "batch_size": 8,
+    },
+    "plan": {
+        "seeds": [0], "ablation_domain": "tools", "ablation_seeds": [0], "num_prompts": 4, "sizes": [2, 4],
+        "scenario_prompts": 4, "synthetic_sizes": [], "headline_online": ["on_policy"], "more_online": ["streaming"],
+        "divergences": [], "token_selections": ["adaspec"], "mixes": {"both": {"historical": 1, "synthetic": 1}},
+        "search": {"divergence": [{"divergence": "tvd"}], "polish": [{"polish": "on_policy", "polish_share": 0.5}]},
+    },
+    "estimates": {
+        "prompt_tokens": {"tools": 40}, "answer_tokens": {"tools": 6}, "draft_training": 1000, "target_training": 1000,
+        "target_reading": 1000, "draft_writing": 1000, "target_writing": 1000, "serving": 1000,
+        "evaluation_minutes": 0.1, "synthesis_yield": 0.5,
+    },
+}  # fmt: skip
+
+
+def write_rows(path: Path, kinds: tuple[str, ...], count: int, seed: int, has_tools: bool) -> None:
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        color, thing, kind = rng.choice(COLORS), rng.choice(THINGS), rng.choice(kinds)
+        prompt = [{"role": "user", "content": f"{kind} the {color} {thing} number {rng.randrange(1000)}"}]
+        if has_tools:
+            tools = json.dumps([{"name": f"{thing}_finder", "parameters": {}}])
+            prompt.insert(0, {"role": "system", "content": f"Tools: {tools}"})
+        answer = f"{thing}_finder {color}" if has_tools else f"It is {color}"
+        rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def profile_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper_claims")
+    for split, count, seed in (("train", 120, 0), ("test", 20, 1)):
+        write_rows(folder / "data" / "tools" / f"{split}.jsonl", ("Find", "Name"), count, seed, has_tools=True)
+        write_rows(folder / "data" / "general" / f"{split}.jsonl", ("Tell",), count, seed + 2, has_tools=False)
+    content = {**PROFILE, "data": {**PROFILE["data"], "folder": str(folder / "data")}}
+    (folder / "smoke.yaml").write_text(yaml.safe_dump(content))
+    return folder / "smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(profile_path):
+    """Runs a stage on the profile's own folders."""
+
+    def run(stage: str, *arguments: str) -> None:
+        folder = profile_path.parent
+        options = ["--profile", str(profile_path), "--work_dir", str(folder / "work"), "--results_dir", str(folder)]
+        main([stage, *options, *arguments])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def record_path(profile_path, run):
+    """The record after all stages."""
+    for stage in ("targets", "drift", "answers", "runs"):
+        run(stage)
+    return profile_path.parent / "smoke" / "record.jsonl"
+
+
+def test_every_planned_cell_is_in_the_record(profile_path, record_path):
+    profile, record = read_profile(str(profile_path)), Record(record_path)
+    for cell in list_cells(list_questions(profile)):
+        line = record.find("cell", compute_key(profile, cell))
+        assert line is not None, cell
+        assert len(line["figures"]["greedy"]["tokens"]) == (4 if cell.split == "test" else 3)
+    assert {line["target"] for line in record.list("drift")} == {"domain", "generic"}
+    assert {line["scenario"] for line in record.list("queries")} == {"historical", "curated", "synthetic"}
+
+
+def test_finished_cells_and_stages_are_not_repeated(record_path, run):
+    before = record_path.read_bytes()
+    for stage in ("targets", "drift", "answers", "runs"):
+        run(stage)
+    assert record_path.read_bytes() == before
+
+
+def test_report_is_made_from_the_record_alone(record_path, tmp_path, run):
+    copy = tmp_path / "smoke" / "record.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes(record_path.read_bytes())
+    run("report", "--results_dir", str(tmp_path))
+    text = (copy.parent / "report.md").read_text()
+    assert "tools: white box over black box, equal wall_clock" in text
+    assert "Synthetic queries reach 80 % of historical ones" in text
+    assert (copy.parent / "claims.png").stat().st_size > 0
+
+
+def test_plan_counts_what_is_done(profile_path, record_path):
+    profile = read_profile(str(profile_path))
+    for record, share in ((Record(profile_path.parent / "none.jsonl"), 0), (Record(record_path), 1)):
+        row = next(line.split() for line in format_plan(profile, record).splitlines() if " white_black " in line)
+        assert int(row[3]) == share * int(row[2]) and int(row[2]) > 0
+
+
+def test_steps_of_equal_wall_clock_take_as_long_as_the_base_cell(profile_path, record_path):
+    profile, record = read_profile(str(profile_path)), Record(record_path)
+    base = make_base(profile, "tools")
+    answers = record.find("cell", compute_key(profile, base))["answer_seconds"]
+    for method, own_answers in (("black_box", answers), ("on_policy", 0.0)):
+        cell = replace(base, method=method, budget="wall_clock")
+        line = record.find("cell", compute_key(profile, cell))
+        budget = 3 * line["probed"]["base_step_seconds"] + answers - own_answers
+        assert answers > 0
+        assert line["steps"] == max(1, int(budget / line["probed"]["own_step_seconds"]))
+
+
+def test_roles_and_shares(profile_path):
+    rows = read_domain(read_profile(str(profile_path)), "tools")
+    assert all(row["prompt"][-1]["content"].startswith("Find") for row in rows.historical + rows.test)
+    assert all(row["prompt"][-1]["content"].startswith("Name") for row in rows.curated)
+    firsts = [{row["prompt"][-1]["content"] for row in part} for part in (rows.target, rows.historical + rows.curated)]
+    assert not firsts[0] & firsts[1]
+
+
+def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
+    profile = read_profile(str(profile_path))
+    cell = make_base(profile, "tools")
+    training = profile.training
+    more = replace(profile, training=replace(training, online={**training.online, "other": {}}))
+    assert compute_key(more, cell) == compute_key(profile, cell)
+    assert compute_key(replace(profile, training=replace(training, steps=3)), cell) != compute_key(profile, cell)
+    assert compute_key(profile, replace(cell, options={"learning_rate": 1.0})) != compute_key(profile, cell)
+
+
+def test_record_cuts_off_a_torn_line(tmp_path):
+    record = Record(tmp_path / "record.jsonl")
+    record.append("cell", "a", steps=1)
+    with record.path.open("ab") as file:
+        file.write(b'{"kind": "cell", "key": "b", "st')
+    again = Record(record.path)
+    assert again.find("cell", "b") is None
+    again.append("cell", "c", steps=2)
+    assert [line["key"] for line in Record(record.path).list("cell")] == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_profiles_of_ours_ask_every_question(name):
+    profile = read_profile(name)
+    questions = {question.name for question in list_questions(profile)}
+    assert {
+        "offline_online",
+        "white_black",
+        "data_size",
+        "scenarios",
+        "divergences",
+        "selections",
+        "cached",
+    } <= questions
+    assert {"adapters", "mixes", "answers", "online", "synthetic_size", "search"} <= questions
+    cells = list(list_cells(list_questions(profile)))
+    headline = [cell for cell in cells if cell.split == "test"][: len(cells) // 6]
+    assert headline[0].budget == "steps" and {cell.domain for cell in headline} == set(profile.domains)
+    assert len({compute_key(profile, cell) for cell in cells}) == len(cells)
+
+
+def test_profile_names_an_unknown_option(profile_path):
+    content = yaml.safe_load(profile_path.read_text())
+    content["training"]["step"] = 3
+    with pytest.raises(ValueError, match=r"smoke.*training.*unknown options \['step'\]"):
+        make(type(read_profile(str(profile_path))), content, "smoke")
+
+
+def test_verdicts():
+    assert judge(Interval(0.1, 0.05, 0.2), 0.0) == HELD
+    assert judge(Interval(-0.1, -0.2, -0.05), 0.0) == FAILED
+    assert judge(Interval(0.1, -0.05, 0.2), 0.0) == UNKNOWN
+    assert judge(Interval(0.1, np.nan, np.nan), 0.0) == UNKNOWN
+
+
+def test_cells_are_equal_by_all_their_options():
+    assert Cell("a", 1, options={"x": 1}) != Cell("a", 1, options={"x": 2})

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+
+@pytest.fixture
+def options(models, prompts, tmp_path):
+    return [
+        "evaluate", "--drafts", f"before={models / 'draft'}", f"after={models / 'target'}",
+        "--target", models / "target", "--prompts", prompts, "--output_dir", tmp_path / "report",
+        "--max_new_tokens", 6, "--costs", "none", "--num_prompts", 4,
+    ]  # fmt: skip
+
+
+def test_a_report_and_its_gates(call, options, tmp_path):
+    status, result, errors = call(*options, "--fail_under", "block_efficiency=1.5", "alpha_t1=0.9")
+    assert status == 0, errors
+    assert result["draft"] == "after" and result["has_passed"]
+    assert result["figures"]["alpha_greedy"][0] == 1.0  # the target drafts for itself
+    for kind in ("json", "md", "html", "png"):
+        assert (tmp_path / "report" / f"report.{kind}").stat().st_size > 0
+    # a threshold is no input: the report stands, and is held against the new one
+    status, result, errors = call(*options, "--fail-under", "block_efficiency=100")
+    assert status == 3 and result["is_reused"] and not result["has_passed"]
+    assert result["gates"][0]["threshold"] == 100 and "lies below 100" in errors
+
+
+def test_responses_with_a_signal_need_no_target(call, models, responses, tmp_path):
+    status, result, errors = call(
+        "evaluate", "--draft", models / "draft", "--prompts", responses, "--output_dir", tmp_path / "report"
+    )
+    assert status == 0, errors
+    assert "alpha_t1" in result["figures"] and "alpha_greedy" not in result["figures"]
+
+
+def test_the_targets_texts_outlive_another_draft(call, options, tmp_path):
+    options += ["--texts_dir", tmp_path / "texts"]
+    call(*options)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "texts").rglob("*.parquet")}
+    assert len(written) == 2  # greedy, and at temperature 1
+    options[options.index("--output_dir") + 1] = tmp_path / "second"
+    assert call(*options, "--num_assistant_tokens", 3)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "texts").rglob("*.parquet")} == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fail_under", "speed=2"], "names no figure"),
+        (["--serving_engine", "triton"], "must be one of transformers, vllm"),
+        (["--costs", "guess"], "`costs` is 'guess'"),
+        (["--temperatures", "-1"], "temperature"),
+        (["--drafts", "./a", "./b/a"], "`./a` does not exist"),
+        (["--split", "test", "--prompts", "."], ""),
+    ],
+)
+def test_wrong_arguments(call, options, arguments, message):
+    status, result, errors = call(*options, *arguments)
+    assert status == 2 and result is None and message in errors and "Traceback" not in errors
+
+
+def test_two_drafts_of_one_name_are_refused(call, options, models):
+    status, _, errors = call(*options, "--drafts", models / "draft", models / "draft")
+    assert status == 2 and "Two drafts are called 'draft'" in errors
+
+
+def test_the_last_line_is_strict_json(call, models, responses, tmp_path, capsys):
+    """One prompt has no interval: its bounds are null, not NaN."""
+    _, result, _ = call(
+        "evaluate", "--draft", models / "draft", "--prompts", responses, "--output_dir", tmp_path / "report",
+        "--num_prompts", 1,
+    )  # fmt: skip
+    assert result["figures"]["block_efficiency"][1:] == [None, None]
+    json.dumps(result, allow_nan=False)

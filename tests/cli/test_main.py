@@ -1,0 +1,117 @@
+"""What all commands share: help, JSON on stdout, exit statuses, defaults."""
+
+import dataclasses
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spec_kd.cli import evaluate, mix, queries, respond, synthesize
+from spec_kd.cli.main import COMMANDS, main, to_json
+from spec_kd.data import generate_responses
+from spec_kd.evaluation.evaluate import evaluate_draft
+from spec_kd.queries.curated import load_curated_prompts
+from spec_kd.queries.filters import TextFilter
+from spec_kd.queries.mixing import mix_prompts
+from spec_kd.queries.query_logs import load_query_logs
+from spec_kd.queries.synthesis import synthesize_queries
+
+
+def test_help_is_fast_and_names_every_command():
+    code = (
+        "import sys, time; start = time.perf_counter(); from spec_kd.cli.main import main; main(['--help']); "
+        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'trl', 'yaml') if m in sys.modules]; "
+        "print(time.perf_counter() - start, heavy, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, heavy = done.stderr.split(maxsplit=1)
+    assert float(seconds) < 0.5 and heavy.strip() == "[]"
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["queries"], ["queries", "logs"], ["queries", "curated"], ["queries", "mix"], ["synthesize"], ["respond"],
+        ["train"], ["train", "white-box"], ["train", "black-box"], ["train", "online-gkd"], ["evaluate"], ["run"],
+    ],
+)  # fmt: skip
+def test_every_command_has_help_on_stdout(capsys, argv):
+    assert main([*argv, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"usage: spec-kd {' '.join(argv)}") and "--config" in captured.out
+    assert captured.err == ""
+
+
+def test_unknown_command(call):
+    status, _, errors = call("evalaute")
+    assert status == 2 and "no command 'evalaute'. Did you mean evaluate?" in errors
+
+
+def test_two_processes_write_one_line_of_json(models, responses, tmp_path, flags):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "spec_kd.cli", "train", "white-box", "--draft", models / "draft"]
+    command += ["--responses", responses, "--output_dir", tmp_path, *flags, "--ddp_backend", "gloo"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)  # all of it
+    assert (result["command"], result["steps"], result["is_reused"]) == ("train", 4, False)
+    assert (tmp_path / "checkpoint-4" / "rng_state_1.pth").exists()  # the second process took part
+    assert (tmp_path / ".step.json").exists()
+
+
+def test_a_traceback_on_request(monkeypatch, call):
+    monkeypatch.setenv("SPEC_KD_TRACEBACK", "1")
+    status, _, errors = call("respond", "--prompts", "x", "--output_dir", "y")
+    assert status == 2 and "Traceback" in errors and "`target` is missing" in errors
+
+
+def test_what_is_no_wrong_input_is_not_caught(monkeypatch):
+    monkeypatch.setattr("spec_kd.cli.respond.run", lambda call: {}["a bug"])
+    with pytest.raises(KeyError):
+        main(["respond", "--prompts", "x", "--output_dir", "y"])
+
+
+def test_an_interruption_is_said_and_has_its_status(monkeypatch, call):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spec_kd.cli.respond.run", interrupt)
+    status, _, errors = call("respond", "--prompts", "x", "--output_dir", "y")
+    assert status == 130 and "continues from here" in errors
+
+
+def test_json_has_no_nan():
+    assert to_json({1: [float("nan"), 2.0, (float("inf"),)]}) == {"1": [None, 2.0, [None]]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "other_names"),
+    [
+        (respond.RespondArguments, generate_responses, {"signal_top_k"}),
+        (evaluate.EvaluateArguments, evaluate_draft, {"engine"}),
+        (queries.LogArguments, load_query_logs, set()),
+        (queries.CuratedArguments, load_curated_prompts, set()),
+        (mix.MixArguments, mix_prompts, set()),
+        (synthesize.SynthesizeArguments, synthesize_queries, set()),
+        (synthesize.SynthesizeArguments, TextFilter, set()),
+    ],
+)
+def test_defaults_are_those_of_the_functions(arguments, function, other_names):
+    parameters = inspect.signature(function).parameters
+    compared = 0
+    for field in dataclasses.fields(arguments):
+        if field.name not in parameters or field.name in other_names:
+            continue
+        default = parameters[field.name].default
+        is_required = field.default is field.default_factory is dataclasses.MISSING
+        if is_required or default is inspect.Parameter.empty:
+            continue
+        ours = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        # a list where the function takes one value or several, `None` for an empty one
+        assert ours in (default, [default]) or (ours is None and default in ((), (1,))), field.name
+        compared += 1
+    assert compared >= 3

@@ -1,0 +1,50 @@
+"""The recipes for GPUs: all of them load, with the models, scenario and domain that their names say."""
+
+from pathlib import Path
+
+import pytest
+
+from spec_kd.cli.queries import CuratedArguments, LogArguments
+from spec_kd.cli.recipe import load_recipe
+from spec_kd.queries.tool_catalogue import load_tool_catalogue
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PAIRS = {
+    "fc": ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+    "bio": ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.2-1B-Instruct"),
+    "zh": ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+}
+
+
+@pytest.mark.parametrize("scenario", ["historical", "curated", "synthetic"])
+@pytest.mark.parametrize("domain", list(PAIRS))
+def test_recipe_loads(domain, scenario):
+    path = EXAMPLES / "recipes" / f"{domain}_{scenario}.yaml"
+    recipe = load_recipe(path)
+    assert list(recipe.parts) == [scenario] and recipe.output_dir == f"runs/{path.stem}"
+    _, arguments, config, draft = recipe.train
+    assert (arguments.target, draft.model_name_or_path) == PAIRS[domain]
+    assert recipe.respond[0].max_new_tokens == recipe.evaluate[0].max_new_tokens
+    # heads of different length under one tokenizer: what a server wants is said
+    assert config.align_vocabulary == (domain != "bio")
+    part = recipe.parts[scenario]
+    if scenario == "historical":
+        assert isinstance(part, LogArguments) and part.redact and part.split_by == "time"
+        assert part.max_tokens + recipe.respond[0].max_new_tokens <= config.max_length
+    elif scenario == "curated":
+        assert isinstance(part, CuratedArguments) and not part.keep_answers
+    else:
+        assert part[0].num_queries == 20_000
+        assert (part[0].tool_catalogue is None) == (domain != "fc")
+    assert "not run by us" in path.read_text(encoding="utf-8")
+
+
+def test_there_are_no_other_recipes():
+    names = {path.name for path in (EXAMPLES / "recipes").iterdir()}
+    assert names == {f"{d}_{s}.yaml" for d in PAIRS for s in ("historical", "curated", "synthetic")} | {"tools.yaml"}
+
+
+def test_tools_are_a_catalogue():
+    tools = load_tool_catalogue(EXAMPLES / "recipes" / "tools.yaml")
+    assert len(tools) >= 8
+    assert all(set(t["parameters"]["required"]) <= set(t["parameters"]["properties"]) for t in tools)
