@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -205,16 +204,14 @@ def write_tables(record: dict[str, Any], path: Path) -> None:
         f"scenario, {arguments['steps']} steps of 8 rows, forward KL from the cached signal; 96 test prompts, the same "
         f"for all. One seed, {record['machine']['cpu']}.",
         "",
-        "| run | training prompts | alpha_greedy | alpha_t1 | tokens a pass, greedy | at T = 1 | seconds | killed |",
-        "|---|---|---|---|---|---|---|---|",
+        "| run | training prompts | alpha_greedy | alpha_t1 | tokens a pass, greedy | at T = 1 | killed |",
+        "|---|---|---|---|---|---|---|",
     ]
     before = [f"{record['runs']['historical']['before'][figure][0]:.3f}" for figure in FIGURES]
-    lines.append(f"| the generic draft | | {' | '.join(before)} | | |")
+    lines.append(f"| the generic draft | | {' | '.join(before)} | |")
     for name, run in record["runs"].items():
         cells = [f"{run['figures'][figure][0]:.3f}" for figure in FIGURES]
-        lines.append(
-            f"| {name} | {run['num_prompts']} | {' | '.join(cells)} | {run['seconds']:.0f} | {run['kills']} times |"
-        )
+        lines.append(f"| {name} | {run['num_prompts']} | {' | '.join(cells)} | {run['kills']} times |")
     lines += [
         "",
         f"The killed run ended with the figures of the whole one: {'yes' if record['is_equal_after_kills'] else 'no'}.",
@@ -239,9 +236,8 @@ def main(argv: list[str]) -> None:
         kept = Path(arguments.work_dir) / f"{name.replace(', ', '_')}.json"
         if not kept.exists():
             recipe = write_recipe(arguments, models, name, inputs[name.split(",")[0]])
-            started = time.monotonic()
             result, kills = run_recipe(recipe, arguments.seconds_between_kills if name == KILLED else None)
-            result |= {"seconds": time.monotonic() - started, "kills": kills, **describe_run(result)}
+            result |= {"kills": kills, **describe_run(result)}
             kept.write_text(json.dumps(result), encoding="utf-8")
         runs[name] = json.loads(kept.read_text(encoding="utf-8"))
     save_results(arguments, models, runs)
