@@ -1,8 +1,8 @@
 """What there is to do: cells by rank, with estimated minutes, from measured speeds as soon as there are any."""
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from .cells import (
     ABLATION,
@@ -24,6 +24,7 @@ from .profile import Profile
 from .recipe_search import find_combined, find_winner
 from .record import Record
 
+STAGE_LINES = {"targets": "model", "answers": "queries"}  # what a stage leaves in the record
 RANKS = {HEADLINE: "headline", ABLATION: "ablation", SEARCH: "search", FINAL: "recipe"}
 
 
@@ -37,18 +38,23 @@ def estimate_seconds(profile: Profile, record: Record, cell: Cell) -> float:
     if cell.budget == WALL_CLOCK:  # as long as the base cell, and a few steps of both to tell how many fit
         base = estimate_seconds(profile, record, make_base(profile, cell.domain))
         return base * (1 + (1 + len(cell.phases)) * profile.training.probe_steps / profile.training.steps)
-    kind = (cell.domain, cell.method, cell.signal, cell.draft, cell.polish, cell.token_selection == "adaspec")
+    kind = _find_kind(vars(cell))
     measured = [
         line["train_seconds"] / line["steps"] * profile.training.steps + line["evaluation_seconds"]
         for line in record.list("cell")
-        if (c := line["cell"])
-        and (c["domain"], c["method"], c["signal"], c["draft"], c["polish"], c["token_selection"] == "adaspec") == kind
+        if _find_kind(line["cell"]) == kind
     ]
     if measured:
         return statistics.median(measured)
     steps = sum(share * _estimate_step(profile, cell.domain, method) for method, share in cell.phases)
     passes = 2 if cell.token_selection == "adaspec" else 1
     return steps * passes * profile.training.steps + 60 * profile.estimates.evaluation_minutes
+
+
+def _find_kind(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides how long a step takes."""
+    names = ("domain", "method", "signal", "adapter", "draft", "polish")
+    return (*(cell[name] for name in names), cell["token_selection"] == "adaspec")
 
 
 def _estimate_step(profile: Profile, domain: str, method: str) -> float:
@@ -62,7 +68,7 @@ def _estimate_step(profile: Profile, domain: str, method: str) -> float:
     if method == WHITE_BOX:
         return seconds + tokens / estimates.target_reading
     if profile.training.online[method].get("mode") == "streaming":
-        return seconds + tokens / estimates.target_reading + answer / estimates.serving
+        return seconds + answer / estimates.serving  # the target's passes while serving are its only ones
     return seconds + tokens / estimates.target_reading + answer / estimates.draft_writing
 
 
@@ -91,8 +97,9 @@ def format_plan(profile: Profile, record: Record) -> str:
     ranks = {question.name: question.rank for question in questions}
     lines, total = [f"Profile {profile.name}: {len(cells)} cells", ""], 0.0
     for name, hours in estimate_stages(profile).items():
-        lines.append(f"  stage {name:<10} {hours:5.1f} h at most")
-        total += hours
+        is_begun = any(record.list(STAGE_LINES[name]))
+        lines.append(f"  stage {name:<10} {'begun' if is_begun else f'{hours:5.1f} h at most'}")
+        total += 0.0 if is_begun else hours
     lines += ["", "  rank      question          cells  done  hours to do"]
     for question in questions:
         own = [cell for cell, names in cells.items() if names[0] == question.name]
@@ -106,15 +113,19 @@ def format_plan(profile: Profile, record: Record) -> str:
         hours = _sum_hours(profile, record, pending)
         lines.append(f"  the search's combined recipe and its test follow: about {len(pending)} cells, {hours:.1f} h")
         total += hours
-    steps, base = (
-        profile.training.steps,
-        Counter({d: estimate_seconds(profile, record, make_base(profile, d)) for d in profile.domains}),
+    minutes = [f"{d} {estimate_seconds(profile, record, make_base(profile, d)) / 60:.1f} min" for d in profile.domains]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"  equal budgets: {profile.training.steps} optimizer steps, or the wall-clock of the domain's base cell with "
+            "the answers it learns from:",
+            f"  {', '.join(minutes)}, measuring included",
+            "",
+            f"  total to do: {total:.1f} h",
+        ]
     )
-    lines += ["", "  equal budgets: " + f"{steps} optimizer steps, or the wall-clock of the domain's base cell: "
-              + ", ".join(f"{domain} {seconds / 60:.1f} min" for domain, seconds in base.items()),
-              "", f"  total to do: {total:.1f} h"]  # fmt: skip
-    return "\n".join(lines)
 
 
-def _sum_hours(profile: Profile, record: Record, cells: list[Cell] | Mapping[Cell, list[str]]) -> float:
+def _sum_hours(profile: Profile, record: Record, cells: list[Cell]) -> float:
     return sum(estimate_seconds(profile, record, cell) for cell in cells) / 3600

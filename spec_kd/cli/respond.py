@@ -1,5 +1,6 @@
 """`spec-kd respond`: the target answers a prompt set, once, with what it thought if asked."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +124,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
     def work() -> dict[str, Any]:
         from spec_kd import generate_responses
 
+        join_processes()
         prompts = take_first(load_rows(arguments.prompts, arguments.split), arguments.num_prompts)
         model, processing_class = target.load()
         rows = generate_responses(
@@ -148,6 +150,15 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
         }
 
     return workspace.do(arguments.output_dir, "respond", inputs, PRODUCTS, work)
+
+
+def join_processes() -> None:
+    """Lets the processes of `accelerate launch` share the work on a CPU too, where accelerate has to be told."""
+    import accelerate
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        accelerate.PartialState(cpu=True)
 
 
 def take_first(rows: Any, count: int | None) -> Any:

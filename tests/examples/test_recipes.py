@@ -22,15 +22,15 @@ def test_recipe_loads(domain, scenario):
     path = EXAMPLES / "recipes" / f"{domain}_{scenario}.yaml"
     recipe = load_recipe(path)
     assert list(recipe.parts) == [scenario] and recipe.output_dir == f"runs/{path.stem}"
-    _, arguments, config, draft = recipe.train
-    assert (arguments.target, draft.model_name_or_path) == PAIRS[domain]
+    train = recipe.train
+    assert (train.arguments.target, train.draft.model_name_or_path) == PAIRS[domain]
     assert recipe.respond[0].max_new_tokens == recipe.evaluate[0].max_new_tokens
     # heads of different length under one tokenizer: what a server wants is said
-    assert config.align_vocabulary == (domain != "bio")
+    assert train.config.align_vocabulary == (domain != "bio")
     part = recipe.parts[scenario]
     if scenario == "historical":
         assert isinstance(part, LogArguments) and part.redact and part.split_by == "time"
-        assert part.max_tokens + recipe.respond[0].max_new_tokens <= config.max_length
+        assert part.max_tokens + recipe.respond[0].max_new_tokens <= train.config.max_length
     elif scenario == "curated":
         assert isinstance(part, CuratedArguments) and not part.keep_answers
     else:
