@@ -118,8 +118,8 @@ def format_plan(profile: Profile, record: Record) -> str:
         [
             *lines,
             "",
-            f"  equal budgets: {profile.training.steps} optimizer steps, or the wall-clock of the domain's base cell with "
-            "the answers it learns from:",
+            f"  equal budgets: {profile.training.steps} optimizer steps, or the wall-clock of the base cell and "
+            "its answers:",
             f"  {', '.join(minutes)}, measuring included",
             "",
             f"  total to do: {total:.1f} h",

@@ -30,7 +30,7 @@ def plot_prompt_report(report: "PromptReport") -> "Figure":
     figure = Figure(figsize=(10, 7), layout="constrained")
     (lengths, languages), (turns, repeats) = figure.subplots(2, 2)
     _plot_lengths(lengths, report)
-    _plot_bars(languages, report.languages, report.num_prompts, "language of the last user message")
+    _plot_bars(languages, report.languages, report.num_prompts, "language of the user")
     _plot_bars(turns, report.turns, report.num_prompts, "user turns")
     shares = {
         "same as an earlier one": report.num_exact_duplicates,

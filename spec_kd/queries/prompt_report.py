@@ -76,7 +76,7 @@ class PromptReport:
         characters (`Lengths`): Of all messages.
         tokens (`Lengths`, *optional*): Of the prompt as the target sees it; `None` without a processing class.
         turns (`dict[str, int]`): By number of user messages.
-        languages (`dict[str, int]`): By language of the last user message, most frequent first.
+        languages (`dict[str, int]`): By language of the user messages, most frequent first.
         scenarios (`dict[str, int]`), sources (`dict[str, int]`): By the columns `scenario` and `source`, where present.
         overlap (`Overlap`, *optional*): With the other set, where one was given.
     """
@@ -181,7 +181,7 @@ def describe_prompts(
         counts["tools"] += row.get("tools") not in (None, [], "", "[]")
         counts["system"] += any(role == "system" for role, _ in messages)
         turns[len(users)] += 1
-        languages[detect_language(users[-1] if users else messages[-1][1])] += 1
+        languages[detect_language("\n".join(users))] += 1
         characters.append(sum(len(text) for _, text in messages))
         digests.append(_hash_text(row["prompt"]))
     tokens = None

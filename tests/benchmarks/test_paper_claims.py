@@ -176,7 +176,7 @@ def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
     training = profile.training
     more = replace(profile, training=replace(training, online={**training.online, "other": {}}))
     assert compute_key(more, cell) == compute_key(profile, cell)
-    assert compute_key(replace(profile, training=replace(training, steps=3)), cell) != compute_key(profile, cell)
+    assert compute_key(replace(profile, training=replace(training, steps=4)), cell) != compute_key(profile, cell)
     assert compute_key(profile, replace(cell, options={"learning_rate": 1.0})) != compute_key(profile, cell)
 
 

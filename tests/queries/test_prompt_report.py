@@ -116,7 +116,7 @@ def test_long_tables_are_summed_up_and_complete_in_json(dataset):
 def test_picture_shows_the_figures(report):
     axes = plot_prompt_report(report).axes
     assert [axis.get_title() for axis in axes] == [
-        "length in tokens", "language of the last user message", "user turns", "repeated prompts",
+        "length in tokens", "language of the user", "user turns", "repeated prompts",
     ]  # fmt: skip
     assert [bar.get_width() for bar in axes[3].patches] == [0.2, 0.4, 0.4, 0.6]
 
