@@ -65,7 +65,7 @@ class CacheArguments:
     Args:
         work_dir (`str`): Where answers and results of the parts are kept.
         results_dir (`str`): Where the record is written.
-        num_train_prompts (`int`): Prompts that the target answers for training, each seen once in the default steps.
+        num_train_prompts (`int`): Prompts that the target answers for training; 1,600 are seen once in 200 steps.
         num_size_prompts (`int`): Prompts whose answers are measured on disk, and trained from where speed is timed.
         num_test_prompts (`int`): Prompts that alpha is measured on.
         max_new_tokens (`int`): Longest answer.
@@ -77,7 +77,7 @@ class CacheArguments:
     results_dir: str = field(
         default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
     )
-    num_train_prompts: int = field(default=1600, metadata={"help": "Prompts answered for training."})
+    num_train_prompts: int = field(default=400, metadata={"help": "Prompts answered for training."})
     num_size_prompts: int = field(default=400, metadata={"help": "Prompts whose answers are measured on disk."})
     num_test_prompts: int = field(default=192, metadata={"help": "Prompts that alpha is measured on."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
@@ -311,8 +311,7 @@ def main(argv: list[str]) -> None:
         "before", lambda: benchmark.measure_alpha(AutoModelForCausalLM.from_pretrained(models.generic_draft))
     )
     results = {
-        method: benchmark.part(f"train {method}", lambda m=method: benchmark.train(m))
-        for method in (LIVE, *TRAINED)
+        method: benchmark.part(f"train {method}", lambda m=method: benchmark.train(m)) for method in (LIVE, *TRAINED)
     }
     speeds = benchmark.part("training speed", benchmark.time_training)
     record = {

@@ -105,10 +105,10 @@ def write_tables(record: dict, path: Path) -> None:
         lines.append(f"| {method} | {cells[0]} | {cells[1]} | {efficiency} | {speed} |")
     lines += [
         "",
-        "Few tokens are seen often here; that the noise of their draws, made once, is learnt with them is a guess that "
-        "more text would test. Counts and log-probabilities of the same draws give the same "
-        "gradient of forward KL, so their rows agree. Plain SFT is `BlackBoxSFTTrainer`, whose loss is TRL's; it was "
-        "timed over a few steps and not trained to the end.",
+        "Counts and log-probabilities of the same draws give the same gradient of forward KL, so their rows agree. "
+        "Plain SFT is `BlackBoxSFTTrainer`, whose loss is TRL's; it was timed over a few steps and not trained to the "
+        "end.",
+        *(line for note in record.get("notes", []) for line in ("", note)),
     ]
     lines += ["", "## Generation with the signal", "", "| signal | time, of generation without |", "|---|---|"]
     timed = [name for name in record["generation_seconds"] if name != UNSIGNED]

@@ -37,6 +37,7 @@ DOMAIN = "biology"
 SCENARIOS = ("historical", "curated", "synthetic")
 KILLED = "historical, killed"
 HELD_BACK = 1200  # rows that the target is not trained on: half of them become the log, half the curated set
+MAX_PROMPT_CHARACTERS = 800
 FIGURES = ("alpha_greedy", "alpha_t1", "block_efficiency_greedy", "block_efficiency_t1")
 
 
@@ -92,13 +93,19 @@ def build(arguments: ScenarioArguments) -> tuple[BuiltModels, list[dict]]:
     return build_tiny_models(recipe, corpus, Path(arguments.work_dir) / "models"), rows[:HELD_BACK]
 
 
+def is_short(row: dict) -> bool:
+    """Whether a prompt leaves room for an answer in the small models' positions."""
+    return sum(len(message["content"]) for message in row["prompt"]) <= MAX_PROMPT_CHARACTERS
+
+
 def write_inputs(arguments: ScenarioArguments, rows: list[dict]) -> dict[str, dict[str, Any]]:
     """Raw inputs on disk, and the section of a recipe that reads each."""
     folder = Path(arguments.work_dir) / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     log, table = rows[: HELD_BACK // 2], rows[HELD_BACK // 2 :]
+    log, table = ([row for row in part if is_short(row)][: arguments.num_queries] for part in (log, table))
     with (folder / "requests.jsonl").open("w", encoding="utf-8") as file:
-        for i, row in enumerate(log[: arguments.num_queries]):
+        for i, row in enumerate(log):
             record = {
                 "request": {"model": "target", "messages": row["prompt"]},
                 "response": {"choices": [{"message": row["completion"][0]}]},
@@ -110,7 +117,7 @@ def write_inputs(arguments: ScenarioArguments, rows: list[dict]) -> dict[str, di
             if i % 100 == 50:  # the disk was full
                 file.write(json.dumps(record)[:80] + "\n")
     with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
-        for row in table[: arguments.num_queries]:
+        for row in table:
             file.write(json.dumps({"question": row["prompt"][-1]["content"], "id": len(row["prompt"])}) + "\n")
     return {
         "historical": {"paths": [str(folder / "requests.jsonl")], "test_fraction": 0.0},
@@ -228,7 +235,7 @@ def main(argv: list[str]) -> None:
     use_all_cores()
     models, held_back = build(arguments)
     inputs = write_inputs(arguments, held_back)
-    test = read_rows(Path(arguments.data_dir) / DOMAIN, "test")
+    test = [row for row in read_rows(Path(arguments.data_dir) / DOMAIN, "test") if is_short(row)]
     with (Path(arguments.work_dir) / "raw" / "test.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"prompt": row["prompt"]}) + "\n" for row in test)
     runs = {}

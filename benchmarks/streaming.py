@@ -6,8 +6,8 @@ DATA has `general/`, `biology/` and `chinese/` as build_models.py describes. A t
 that has seen the general set alone are built once; then the same stream of requests, one domain after the other, is
 served three times with `OnlineGKDTrainer(mode="streaming")`: learning where the target corrected the draft, learning
 from every token, and not learning. Nobody tells the trainer of a shift. Every run is kept in `work_dir` when it is
-done; the same command continues. Writes streaming.{json,md,png} to `results_dir`. About 25 minutes on one of two cores, most
-of it the target.
+done; the same command continues. Writes streaming.{json,md,png} to `results_dir`. About 25 minutes on one core, most of
+it the target.
 """
 
 import json

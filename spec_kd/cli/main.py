@@ -66,13 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"spec-kd {command}: interrupted; the same command continues from here.", file=sys.stderr)
         return INTERRUPTED_EXIT_STATUS
-    except (ValueError, OSError, ImportError) as error:  # what the package raises for wrong input
+    except Exception as error:
+        # what the package raises for wrong input, and errors of its own, such as that of a server that is not there
+        if not isinstance(error, (ValueError, OSError, ImportError)) and not is_own_error(error):
+            raise
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         else:
             print(f"spec-kd {command}: error: {error}", file=sys.stderr)
         return USAGE_EXIT_STATUS
     return get_exit_status(result)
+
+
+def is_own_error(error: Exception) -> bool:
+    """Whether its class is one of this package."""
+    return type(error).__module__.partition(".")[0] == "spec_kd"
 
 
 def get_exit_status(result: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from spec_kd import generate_responses
+from spec_kd.engines.server_client import ServerRequestError
 
 
 @pytest.fixture
@@ -95,17 +96,18 @@ def test_wrong_yaml_is_named(call, options, tmp_path, text, message):
     assert status == 2 and message in errors
 
 
-def test_a_server_is_asked_by_its_own_name(call, options, models, monkeypatch):
+@pytest.mark.parametrize("error", [ConnectionError("refused"), ServerRequestError("refused", 0, None)])
+def test_a_server_is_asked_by_its_own_name(call, options, models, monkeypatch, error):
     made = {}
 
     def build(name, processing_class, base_url, **kwargs):
         made.update(name=name, base_url=base_url, **kwargs)
-        raise ConnectionError("refused")
+        raise error
 
-    monkeypatch.setattr("spec_kd.engines.server.ServerEngine", build)
+    monkeypatch.setattr("spec_kd.engines.ServerEngine", build)
     status, _, errors = call(
         *options, "--engine", "server", "--base_url", "http://localhost:1/v1", "--served_model_name", "served",
         "--engine_kwargs", '{"max_concurrency": 3}',
     )  # fmt: skip
-    assert status == 2 and "refused" in errors
+    assert status == 2 and "refused" in errors and "Traceback" not in errors
     assert made == {"name": "served", "base_url": "http://localhost:1/v1", "max_concurrency": 3}
