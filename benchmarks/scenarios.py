@@ -211,14 +211,14 @@ def write_tables(record: dict[str, Any], path: Path) -> None:
         f"scenario, {arguments['steps']} steps of 8 rows, forward KL from the cached signal; 96 test prompts, the same "
         f"for all. One seed, {record['machine']['cpu']}.",
         "",
-        "| run | training prompts | alpha_greedy | alpha_t1 | tokens a pass, greedy | at T = 1 | killed |",
+        "| run | training prompts | alpha_greedy | alpha_t1 | tokens a pass, greedy | at T = 1 | times killed |",
         "|---|---|---|---|---|---|---|",
     ]
     before = [f"{record['runs']['historical']['before'][figure][0]:.3f}" for figure in FIGURES]
     lines.append(f"| the generic draft | | {' | '.join(before)} | |")
     for name, run in record["runs"].items():
         cells = [f"{run['figures'][figure][0]:.3f}" for figure in FIGURES]
-        lines.append(f"| {name} | {run['num_prompts']} | {' | '.join(cells)} | {run['kills']} times |")
+        lines.append(f"| {name} | {run['num_prompts']} | {' | '.join(cells)} | {run['kills']} |")
     lines += [
         "",
         f"The killed run ended with the figures of the whole one: {'yes' if record['is_equal_after_kills'] else 'no'}.",

@@ -43,6 +43,11 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
         num_iterations (`int`, *optional*, defaults to `1`):
             Optimizer steps in a row on the same completions. An epoch grows as many times; its last rows, fewer than an
             optimizer step takes, are visited once.
+        use_transformers_continuous_batching (`bool`, *optional*, defaults to `False`):
+            Whether one model's text on policy comes from transformers' continuous batching over a paged cache, made for
+            GPUs. Named as in TRL's GRPO.
+        transformers_continuous_batching_config (`dict`, *optional*):
+            Arguments of [`~transformers.generation.ContinuousBatchingConfig`].
         update_interval (`int`, *optional*):
             When streaming, requests that each process serves between two updates: a multiple of
             `per_device_train_batch_size`, which sets `gradient_accumulation_steps`. As those two say by default.
@@ -59,6 +64,11 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
             Whether to write the latest generated texts of process 0 to `completions/step-N.jsonl` in `output_dir`, at
             every logging step.
     """
+
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 (TRL's name)
+        *WhiteBoxDistillConfig._VALID_DICT_FIELDS,
+        "transformers_continuous_batching_config",
+    ]
 
     mode: str = field(
         default="on_policy",
@@ -85,6 +95,12 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
     )
     num_iterations: int = field(
         default=1, metadata={"help": "Optimizer steps in a row on the same generated completions."}
+    )
+    use_transformers_continuous_batching: bool = field(
+        default=False, metadata={"help": "Whether text on policy comes from transformers' continuous batching."}
+    )
+    transformers_continuous_batching_config: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of transformers' ContinuousBatchingConfig."}
     )
     update_interval: int | None = field(
         default=None, metadata={"help": "Streaming: requests that each process serves between two updates."}
@@ -126,6 +142,13 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1.")
         self.check_vllm(self.mode, self.lmbda, self.sample_from)
+        if self.use_transformers_continuous_batching and (
+            self.mode != "on_policy" or self.sample_from == "mixed" or self.use_vllm
+        ):
+            raise ValueError(
+                "`use_transformers_continuous_batching=True` is for text that one model writes on policy, without "
+                "`mode='streaming'`, `sample_from='mixed'` and `use_vllm`. Set it to False."
+            )
         if self.mode == "streaming":
             self._set_up_streaming()
         elif self.update_interval is not None:

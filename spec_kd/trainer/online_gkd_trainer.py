@@ -17,6 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.generation import ContinuousBatchingConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.models import unwrap_model_for_generation
 
@@ -25,6 +26,7 @@ from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion, SamplingOptions
 from spec_kd.heads import unwrap_peft
 from spec_kd.trainer.cached_teacher import check_cached_teacher
+from spec_kd.trainer.continuous_batching import ContinuousSource
 from spec_kd.trainer.draft_trainer import as_config, find_tokenizer
 from spec_kd.trainer.on_policy import (
     CompletionSource,
@@ -172,6 +174,11 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             "processing_class": self.processing_class,
             "batch_size": args.generation_batch_size,
         }
+        if args.use_transformers_continuous_batching:
+            config = ContinuousBatchingConfig(**(args.transformers_continuous_batching_config or {}))
+            source = ContinuousSource(sample_from=args.sample_from, config=config, **common)
+            source.check(self._readers[args.sample_from])
+            return source
         if args.mode == "on_policy":
             return CompletionSource(sample_from=args.sample_from, mix=args.mix, **common)
         target = self._readers["target"]
