@@ -110,10 +110,6 @@ def describe_settings(record: dict) -> list[str]:
     ]
 
 
-# A section appears if the record has it.
-SECTIONS = {"throughput": describe_throughput, "time_to_alpha": describe_time_to_alpha, "settings": describe_settings}
-
-
 def write_tables(record: dict, path: Path) -> None:
     machine, prompts = record["machine"], record["prompt_tokens"]
     versions = machine["versions"]
@@ -134,9 +130,7 @@ def write_tables(record: dict, path: Path) -> None:
         "|---|---|---|---|",
     ]
     lines += [f"| {a} | {b} | {c} | {'held' if held else 'missed'} |" for a, b, c, held in judge(record)]
-    for section, describe in SECTIONS.items():
-        if section in record:
-            lines += describe(record)
+    lines += [*describe_throughput(record), *describe_time_to_alpha(record), *describe_settings(record)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -165,16 +159,13 @@ def plot_time_to_alpha(record: dict, axes: Any) -> None:
     axes.legend(frameon=False)
 
 
-PLOTS = {"throughput": plot_throughput, "time_to_alpha": plot_time_to_alpha}
-
-
 def plot(record: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    there = {section: draw for section, draw in PLOTS.items() if section in record}
-    figure = Figure(figsize=(5.5 * len(there), 4), layout="constrained")
-    for axes, (_, draw) in zip(figure.subplots(1, len(there), squeeze=False)[0], there.items(), strict=True):
-        draw(record, axes)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    throughput, race = figure.subplots(1, 2)
+    plot_throughput(record, throughput)
+    plot_time_to_alpha(record, race)
     figure.savefig(path, dpi=130)
 
 

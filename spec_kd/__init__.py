@@ -26,6 +26,7 @@ _ROOMS = {
     "spec_kd.hub": ("export_draft", "serving_commands"),
     "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
     "spec_kd.queries.curated": ("load_curated_prompts",),
+    "spec_kd.queries.logged_completions": ("add_completion_ids",),
     "spec_kd.queries.mixing": ("mix_prompts",),
     "spec_kd.queries.prompt_report": ("describe_prompts",),
     "spec_kd.queries.query_logs": ("load_query_logs",),
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from spec_kd.hub import export_draft, serving_commands
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
     from spec_kd.queries.curated import load_curated_prompts
+    from spec_kd.queries.logged_completions import add_completion_ids
     from spec_kd.queries.mixing import mix_prompts
     from spec_kd.queries.prompt_report import describe_prompts
     from spec_kd.queries.query_logs import load_query_logs
@@ -91,6 +93,7 @@ __all__ = [
     "VocabularyMismatchError",
     "WhiteBoxDistillConfig",
     "WhiteBoxDistillTrainer",
+    "add_completion_ids",
     "add_reference_scores",
     "align_vocabulary",
     "check_gates",

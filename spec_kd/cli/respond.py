@@ -64,19 +64,13 @@ class RespondArguments:
 
     def check(self) -> None:
         """Raises `ValueError` for what is wrong whatever the prompts and the target are."""
-        from spec_kd.data.unmapped import check_on_unmapped
-        from spec_kd.decoding.warpers import check_truncation
+        from spec_kd.data.responses import check_options
+        from spec_kd.engines.base import SamplingOptions
 
-        check_on_unmapped(self.on_unmapped)
-        check_truncation(self.top_k, self.top_p)
-        for name in ("max_new_tokens", "shard_size", "batch_size", "num_prompts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if self.temperature < 0:
-            raise ValueError(f"`temperature` must be at least 0, got {self.temperature}.")
-        if self.build_signal() is not None and self.temperature > 0 and (self.top_k or self.top_p < 1):
-            raise ValueError("a `teacher_signal` is of the whole distribution: leave `top_k` and `top_p` out.")
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
+        options = SamplingOptions(self.max_new_tokens, self.temperature, self.seed, self.top_k, self.top_p)
+        check_options(options, self.build_signal(), self.batch_size, self.shard_size, self.on_unmapped)
 
     def build_signal(self) -> Any:
         """The request for a signal, or `None`; raises `ValueError` for numbers that do not fit the method."""

@@ -108,24 +108,9 @@ def generate_responses(
         `UnmappedTokensError`: With `on_unmapped="raise"`, after the batch concerned.
         `OSError`: `output_dir` cannot be written to.
     """
-    for name, value, least in (
-        ("max_new_tokens", max_new_tokens, 1),
-        ("batch_size", 1 if batch_size is None else batch_size, 1),
-        ("shard_size", shard_size, 1),
-        ("temperature", temperature, 0),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-    check_on_unmapped(on_unmapped)
-    check_truncation(top_k, top_p)
     signal = _read_signal(teacher_signal)
     options = SamplingOptions(max_new_tokens, float(temperature), seed, top_k, float(top_p))
-    if options.is_truncated and signal is not None:
-        raise ValueError(
-            f"`teacher_signal={signal.method!r}` is of the whole distribution, and text sampled with `top_k={top_k}` "
-            f"and `top_p={top_p}` is not drawn from it. Leave one of them out, or add the signal afterwards with "
-            "`score_completions`."
-        )
+    check_options(options, signal, batch_size, shard_size, on_unmapped)
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
@@ -275,6 +260,32 @@ def describe_teacher(
         logprobs_are="processed" if is_processed else "raw",
         logprobs_temperature=float(sampling_temperature) if is_processed else 1.0,
     )
+
+
+def check_options(
+    options: SamplingOptions,
+    signal: SignalRequest | None,
+    batch_size: int | None,
+    shard_size: int,
+    on_unmapped: str,
+) -> None:
+    """Raises `ValueError` for options of [`generate_responses`] that are wrong whatever the prompts and the target."""
+    for name, value, least in (
+        ("max_new_tokens", options.max_new_tokens, 1),
+        ("batch_size", 1 if batch_size is None else batch_size, 1),
+        ("shard_size", shard_size, 1),
+        ("temperature", options.temperature, 0),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    check_on_unmapped(on_unmapped)
+    check_truncation(options.top_k, options.top_p)
+    if options.is_truncated and signal is not None:
+        raise ValueError(
+            f"`teacher_signal={signal.method!r}` is of the whole distribution, and text sampled with `top_k="
+            f"{options.top_k}` and `top_p={options.top_p}` is not drawn from it. Leave one of them out, or add the "
+            "signal afterwards with `score_completions`."
+        )
 
 
 def _read_signal(signal: str | SignalRequest | None) -> SignalRequest | None:

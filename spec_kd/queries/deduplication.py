@@ -2,7 +2,8 @@
 
 Two texts are compared by the Jaccard similarity of their sets of character windows, which needs no word boundaries and
 so is the same measure for English, Chinese and code. Signatures are made by rensa (MinHash, Broder 1997) and compared
-where a band of them is equal (locality-sensitive hashing, Indyk and Motwani 1998).
+where a band of them is equal (locality-sensitive hashing, Indyk and Motwani 1998). rensa has an index too, but keeps
+1,400 bytes a text (measured, 100,000 texts), with which a million prompts do not fit into 1 GiB.
 """
 
 import unicodedata

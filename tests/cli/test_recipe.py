@@ -107,7 +107,7 @@ def test_training_can_use_the_answers_of_the_logs(load):
         ({"respond.temprature": 1}, "respond: there is no option `temprature`. Did you mean temperature?"),
         ({"respond.prompts": "a"}, "respond: `prompts` is set by the recipe"),
         ({"respond.teacher_signal": "top_k"}, "respond: Unknown method 'top_k'"),
-        ({"respond.top_p": 0.9}, "respond: a `teacher_signal` is of the whole distribution"),
+        ({"respond.top_p": 0.9}, "respond: `teacher_signal='sampled_logprobs'` is of the whole distribution"),
         ({"respond.on_unmapped": "keep"}, "respond: `on_unmapped` must be"),
         ({"evaluate.temperatures": [-1]}, "evaluate: "),
         ({"respond": 3}, "must hold `name: value` pairs"),
