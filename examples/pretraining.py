@@ -41,6 +41,7 @@ class Budget:
         learning_rate (`float`): Peak of AdamW's learning rate.
         prompt_weight (`float`): Weight of a prompt token's loss; a completion token's is 1.
         eval_steps (`int`): Steps between two points of the held-out curve.
+        bf16 (`bool`): Whether products are taken in bfloat16, which only pays where the processor has them.
     """
 
     max_steps: int
@@ -49,6 +50,7 @@ class Budget:
     learning_rate: float = 3e-3
     prompt_weight: float = 0.0
     eval_steps: int = 50
+    bf16: bool = False
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> tuple[list[EncodedRow], int]:
@@ -155,7 +157,8 @@ def train_language_model(
         if batch is None:
             batches = iterate_batches(rows, budget.tokens_per_step, rng)
             batch = next(batches)
-        loss, weight = sum_loss(model, batch, budget.prompt_weight)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=budget.bf16):
+            loss, weight = sum_loss(model, batch, budget.prompt_weight)
         (loss / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

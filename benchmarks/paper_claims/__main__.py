@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", help="in place of the profile's data.folder")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/paper_claims"), help="models, queries, answers")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="the record and the report")
+    parser.add_argument("--domains", nargs="+", help="all stages but plan and report: these domains only")
     parser.add_argument("--questions", nargs="+", help="runs: the cells of these questions only")
     parser.add_argument("--max_hours", type=float, default=float("inf"), help="runs: begin no cell after so long")
     return parser
@@ -48,15 +49,18 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.stage == "report":
         print(write_report(record.path))
         return
+    domains = arguments.domains or list(profile.domains)
+    if unknown := sorted(set(domains) - set(profile.domains)):
+        raise ValueError(f"There are no domains {unknown}. Known are {list(profile.domains)}.")
     use_all_cores()
     note_profile(profile, record)
     if arguments.stage == "targets":
-        build_all(workspace)
+        build_all(workspace, domains)
     elif arguments.stage == "runs":
-        run_cells(workspace, arguments.questions, arguments.max_hours)
+        run_cells(workspace, domains, arguments.questions, arguments.max_hours)
     else:
         stage = {"drift": measure_drift, "answers": make_answers}[arguments.stage]
-        for domain in profile.domains:
+        for domain in domains:
             stage(Lab(workspace, domain))
 
 
@@ -67,8 +71,10 @@ def note_profile(profile: Profile, record: Record) -> None:
         record.append("profile", "profile", profile=asdict(profile), machine=describe_machine())
 
 
-def run_cells(workspace: Workspace, names: list[str] | None, max_hours: float) -> None:
+def run_cells(workspace: Workspace, domains: list[str], names: list[str] | None, max_hours: float) -> None:
     """Runs what has no line yet, in the order of the plan; what the search finds adds cells on the way.
+
+    Processes that are given different domains can work side by side.
 
     Raises:
         `ValueError`: A question that there is not.
@@ -84,7 +90,10 @@ def run_cells(workspace: Workspace, names: list[str] | None, max_hours: float) -
         left = [
             (cell, own)
             for cell, own in cells.items()
-            if find_line(workspace, cell) is None and cell not in failed and (names is None or set(names) & set(own))
+            if find_line(workspace, cell) is None
+            and cell not in failed
+            and cell.domain in domains
+            and (names is None or set(names) & set(own))
         ]
         if not left:
             break

@@ -9,7 +9,8 @@ from .record import Workspace, compute_hash
 
 WHITE_BOX, BLACK_BOX = "white_box", "black_box"
 STEPS, WALL_CLOCK = "steps", "wall_clock"
-HEADLINE, ABLATION, SEARCH, FINAL = range(4)
+TUNING_SEEDS = [0]  # of everything that is chosen on validation prompts
+TUNING, HEADLINE, ABLATION, SEARCH, FINAL = range(5)
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,26 @@ def list_questions(profile: Profile, combined: dict | None = None, winner: dict 
         winner (`dict`, *optional*): Changes that the search ended with.
     """
     return [
+        *_list_tuning(profile),
         *_list_headlines(profile),
         *_list_ablations(profile),
         *_list_search(profile, combined, winner),
     ]
+
+
+def _list_tuning(profile: Profile) -> list[Question]:
+    plan, comparisons = profile.plan, []
+    base = replace(make_base(profile, plan.ablation_domain), split="validation")
+    for method in (WHITE_BOX, BLACK_BOX, *plan.headline_online):
+        chosen = replace(base, method=method)
+        own_rate = profile.training.find_options(method, {})["learning_rate"]
+        for rate in plan.learning_rates:
+            if rate == own_rate:
+                continue
+            cell = replace(chosen, options={"learning_rate": rate})
+            comparisons.append(Comparison(f"{method} at {rate:g} over its own", cell, chosen))
+    title = f"Learning rates, on validation prompts ({plan.ablation_domain})"
+    return [Question("learning_rate", title, TUNING, TUNING_SEEDS, comparisons)] if comparisons else []
 
 
 def _list_headlines(profile: Profile) -> list[Question]:
@@ -219,8 +236,12 @@ def _list_search(profile: Profile, combined: dict | None, winner: dict | None) -
         for label, changes in candidates.items():
             search.append(Comparison(f"{domain}: {label}", apply_changes(validated, changes), validated))
         if winner:
-            final.append(Comparison(f"{domain}: {describe_changes(winner)}", apply_changes(base, winner), base))
-    questions = [Question("search", "Search of a recipe, on validation prompts", SEARCH, [0], search)]
+            recipe = apply_changes(base, winner)
+            final.append(Comparison(f"{domain}: {describe_changes(winner)}", recipe, base))
+            if winner.get("options"):  # what is left of it when forward KL is tuned as well
+                tuned = apply_changes(base, {"options": winner["options"]})
+                final.append(Comparison(f"{domain}: over forward KL with the recipe's options", recipe, tuned))
+    questions = [Question("search", "Search of a recipe, on validation prompts", SEARCH, TUNING_SEEDS, search)]
     if winner:
         title = "The recipe that was found against offline forward KL, on test prompts"
         questions.append(Question("recipe", title, FINAL, profile.plan.seeds, final))
@@ -247,11 +268,15 @@ def compute_key(profile: Profile, cell: Cell) -> str:
         {} if part is None else asdict(part) for part in (profile.data, profile.training, profile.build)
     )
     data.pop("folder")
-    online, signals, adapters = (training.pop(name) for name in ("online", "signals", "adapters"))
-    used = [online.get(method) for method, _ in cell.phases] + [signals.get(cell.signal), adapters.get(cell.adapter)]
+    signals, adapters = (training.pop(name) for name in ("signals", "adapters"))
+    for name in ("options", "learning_rates", "online"):
+        training.pop(name)
+    changed = asdict(cell)
+    options = [profile.training.find_options(method, changed.pop("options", {})) for method, _ in cell.phases]
+    used = [options, signals.get(cell.signal), adapters.get(cell.adapter)]
     draft = build.pop("drafts", {}).get(cell.draft)
     weights = profile.plan.mixes.get(cell.scenario)
-    return compute_hash(asdict(cell), data, profile.domains[cell.domain], training, used, build, draft, weights)
+    return compute_hash(changed, data, profile.domains[cell.domain], training, used, build, draft, weights)
 
 
 def find_line(workspace: Workspace, cell: Cell) -> dict[str, Any] | None:

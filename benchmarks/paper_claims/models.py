@@ -55,15 +55,15 @@ def name_draft(build: Build, name: str) -> str:
     return f"draft_{name}_{compute_hash(build.drafts[name])[:6]}"
 
 
-def build_all(workspace: Workspace) -> None:
-    """Builds what is missing, and puts the curve of each model into the record."""
+def build_all(workspace: Workspace, domains: list[str]) -> None:
+    """Builds what is missing: the generic models and the targets of `domains`; puts each curve into the record."""
     profile, build = workspace.profile, workspace.profile.build
     if build is None:
         return
     folder = find_build_folder(workspace)
     general = {split: read_rows(Path(profile.data.folder) / profile.data.general, split) for split in ("train", "test")}
-    domains = {name: read_domain(profile, name) for name in profile.domains}
-    everything = [*general["train"], *(row for rows in domains.values() for row in rows.target)]
+    rows_of = {name: read_domain(profile, name) for name in profile.domains}
+    everything = [*general["train"], *(row for rows in rows_of.values() for row in rows.target)]
     tokenizer_dir = build_stage(
         folder / "tokenizer", lambda path: build_tokenizer(everything, build.vocab_size).save_pretrained(path)
     )
@@ -96,10 +96,8 @@ def build_all(workspace: Workspace) -> None:
     generic = train(
         "generic_target", make_llama(build.target, build.seed), general["train"], general["test"], build.generic_target
     )
-    for number, (name, size) in enumerate(build.drafts.items(), start=1):
-        make = make_llama(size, build.seed + number)
-        train(name_draft(build, name), make, general["train"], general["test"], build.generic_draft)
-    for name, rows in domains.items():
+    for name in domains:
+        rows = rows_of[name]
         added = _count_general_rows(build, len(rows.target))
         train(
             f"{name}_target",
@@ -108,6 +106,9 @@ def build_all(workspace: Workspace) -> None:
             rows.held_out,
             build.domain_target,
         )
+    for number, (name, size) in enumerate(build.drafts.items(), start=1):
+        make = make_llama(size, build.seed + number)
+        train(name_draft(build, name), make, general["train"], general["test"], build.generic_draft)
 
 
 def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:

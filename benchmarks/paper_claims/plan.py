@@ -10,6 +10,7 @@ from .cells import (
     FINAL,
     HEADLINE,
     SEARCH,
+    TUNING,
     WALL_CLOCK,
     WHITE_BOX,
     Cell,
@@ -25,7 +26,7 @@ from .recipe_search import find_combined, find_winner
 from .record import Record
 
 STAGE_LINES = {"targets": "model", "answers": "queries"}  # what a stage leaves in the record
-RANKS = {HEADLINE: "headline", ABLATION: "ablation", SEARCH: "search", FINAL: "recipe"}
+RANKS = {TUNING: "tuning", HEADLINE: "headline", ABLATION: "ablation", SEARCH: "search", FINAL: "recipe"}
 
 
 def find_questions(profile: Profile, record: Record) -> list[Question]:

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .cells import apply_changes, list_search_axes, make_base
+from .cells import TUNING_SEEDS, apply_changes, list_search_axes, make_base
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
 from .profile import Profile
 from .record import Record
-
-SEARCH_SEEDS = [0]
 
 
 def score_changes(profile: Profile, record: Record, changes: dict[str, Any]) -> float | None:
@@ -18,7 +16,7 @@ def score_changes(profile: Profile, record: Record, changes: dict[str, Any]) -> 
     scores = []
     for domain in profile.domains:
         base = replace(make_base(profile, domain), split="validation")
-        lines = [find_lines(profile, record, cell, SEARCH_SEEDS) for cell in (apply_changes(base, changes), base)]
+        lines = [find_lines(profile, record, cell, TUNING_SEEDS) for cell in (apply_changes(base, changes), base)]
         if not all(own.by_seed for own in lines):
             return None
         scores += [
@@ -28,7 +26,7 @@ def score_changes(profile: Profile, record: Record, changes: dict[str, Any]) -> 
 
 
 def _find_efficiency(lines: Lines, setting: str) -> float:
-    tokens, calls = lines.sum_columns(setting, BLOCK_EFFICIENCY, SEARCH_SEEDS)
+    tokens, calls = lines.sum_columns(setting, BLOCK_EFFICIENCY, TUNING_SEEDS)
     return float(np.log(tokens.sum() / calls.sum()))
 
 

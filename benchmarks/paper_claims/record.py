@@ -1,12 +1,13 @@
 """The record of an experiment: JSON lines, appended as soon as something is known."""
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .profile import Profile
 
@@ -14,7 +15,8 @@ from .profile import Profile
 class Record:
     """Lines of `kind`, `key` and what belongs to them; of several with the same key the last one counts.
 
-    A line that a killed process left unfinished is cut off when the next one is appended.
+    Several processes may append to one file: each reads what the others wrote before it writes. A line that a killed
+    process left unfinished is cut off when the next one is appended.
 
     Args:
         path (`Path`): The file; made when the first line is appended.
@@ -23,13 +25,20 @@ class Record:
     def __init__(self, path: Path):
         self.path = path
         self._lines: dict[tuple[str, str], dict[str, Any]] = {}
-        content = path.read_bytes() if path.exists() else b""
-        self._whole_bytes = content.rfind(b"\n") + 1
-        for line in content[: self._whole_bytes].decode("utf-8").splitlines():
-            self._keep(json.loads(line))
+        self._read_bytes = 0
+        if path.exists():
+            with path.open("rb") as file:
+                self._read_new(file)
 
-    def _keep(self, line: dict[str, Any]) -> None:
-        self._lines[line["kind"], line["key"]] = line
+    def _read_new(self, file: BinaryIO) -> None:
+        """Takes in the whole lines behind those that were read before."""
+        file.seek(self._read_bytes)
+        content = file.read()
+        content = content[: content.rfind(b"\n") + 1]
+        for line in content.decode("utf-8").splitlines():
+            entry = json.loads(line)
+            self._lines[entry["kind"], entry["key"]] = entry
+        self._read_bytes += len(content)
 
     def find(self, kind: str, key: str) -> dict[str, Any] | None:
         """The line of a key, or `None`."""
@@ -43,13 +52,14 @@ class Record:
         """Writes a line to the disk and returns it as it will be read."""
         text = json.dumps({"kind": kind, "key": key, **content}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.truncate(self._whole_bytes)
+        with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._read_new(file)
+            file.truncate(self._read_bytes)
             file.write(text.encode("utf-8") + b"\n")
             file.flush()
             os.fsync(file.fileno())
-            self._whole_bytes = file.tell()
-        self._keep(json.loads(text))
+            self._read_new(file)
         return self._lines[kind, key]
 
 

@@ -1,8 +1,8 @@
 """One cell: the generic draft is trained as the cell says and measured, and its line is written."""
 
 import math
-import shutil
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 from typing import Any
@@ -150,9 +150,9 @@ def train(lab: Lab, cell: Cell, rows: Dataset, steps: int) -> tuple[PreTrainedMo
         loss += [round(log["loss"], 4) for log in trainer.state.log_history if "loss" in log]
         model = trainer.model
         if number + 1 < len(phases):  # trainers patch the model they are given: the next one gets it from the disk
-            folder = lab.workspace.folder / "drafts"
-            model.save_pretrained(folder)
-            model = load_model(str(folder))
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                model = load_model(folder)
     if not all(map(math.isfinite, loss)):
         raise ValueError(f"The loss of {cell} is not finite: {loss}. Lower the learning rate.")
     return model, {
@@ -173,10 +173,8 @@ def make_trainer(
 ) -> BlackBoxSFTTrainer | WhiteBoxDistillTrainer:
     """The trainer of a method."""
     profile = lab.profile
-    folder = lab.workspace.folder / "trainer"
-    shutil.rmtree(folder, ignore_errors=True)
-    options = {**FIXED, **profile.training.options, **cell.options}
-    options |= {"output_dir": str(folder), "max_steps": steps, "seed": cell.seed}
+    options = {**FIXED, **profile.training.find_options(method, cell.options)}
+    options |= {"output_dir": str(lab.workspace.folder / "trainer"), "max_steps": steps, "seed": cell.seed}
     common = {"model": model, "processing_class": lab.tokenizer, "callbacks": callbacks}
     if cell.adapter is not None:
         common["peft_config"] = LoraConfig(**profile.training.adapters[cell.adapter]["peft"])
@@ -189,6 +187,6 @@ def make_trainer(
         teacher = None if cell.signal is not None else lab.target
         return WhiteBoxDistillTrainer(args=args, teacher_model=teacher, train_dataset=rows, **common)
     limit = {"max_new_tokens": profile.data.max_new_tokens}
-    args = OnlineGKDConfig(**limit, **options, **profile.training.online[method])
+    args = OnlineGKDConfig(**limit, **options)
     prompts = rows.select_columns(["prompt_ids"])
     return OnlineGKDTrainer(args=args, teacher_model=lab.target, train_dataset=prompts, **common)

@@ -58,6 +58,7 @@ PROFILE = {
     "plan": {
         "seeds": [0], "ablation_domain": "tools", "ablation_seeds": [0], "num_prompts": 4, "sizes": [2, 4],
         "scenario_prompts": 4, "synthetic_sizes": [], "headline_online": ["on_policy"], "more_online": ["streaming"],
+        "learning_rates": [0.002],
         "divergences": [], "token_selections": ["adaspec"], "mixes": {"both": {"historical": 1, "synthetic": 1}},
         "search": {"divergence": [{"divergence": "tvd"}], "polish": [{"polish": "on_policy", "polish_share": 0.5}]},
     },
@@ -177,7 +178,12 @@ def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
     more = replace(profile, training=replace(training, online={**training.online, "other": {}}))
     assert compute_key(more, cell) == compute_key(profile, cell)
     assert compute_key(replace(profile, training=replace(training, steps=4)), cell) != compute_key(profile, cell)
-    assert compute_key(profile, replace(cell, options={"learning_rate": 1.0})) != compute_key(profile, cell)
+    faster = replace(cell, options={"learning_rate": 1.0})
+    assert compute_key(profile, faster) != compute_key(profile, cell)
+    for method in ("white_box", "on_policy"):  # what was tried with an option is the same as what has it by itself
+        tuned = replace(profile, training=replace(training, learning_rates={method: 1.0}))
+        same = [compute_key(tuned, replace(cell, method=method)), compute_key(profile, replace(faster, method=method))]
+        assert same[0] == same[1]
 
 
 def test_record_cuts_off_a_torn_line(tmp_path):
@@ -189,6 +195,15 @@ def test_record_cuts_off_a_torn_line(tmp_path):
     assert again.find("cell", "b") is None
     again.append("cell", "c", steps=2)
     assert [line["key"] for line in Record(record.path).list("cell")] == ["a", "c"]
+
+
+def test_two_writers_of_a_record_see_each_other(tmp_path):
+    ours, theirs = Record(tmp_path / "record.jsonl"), Record(tmp_path / "record.jsonl")
+    ours.append("cell", "a", steps=1)
+    theirs.append("cell", "b", steps=2)
+    ours.append("cell", "c", steps=3)
+    assert [line["key"] for line in ours.list("cell")] == ["a", "b", "c"]
+    assert [line["key"] for line in Record(ours.path).list("cell")] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
