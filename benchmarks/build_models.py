@@ -31,6 +31,7 @@ class BuildArguments:
             generic draft.
         tokens_per_step (`int`): Tokens of a batch.
         build_seed (`int`): Seed of weights and order.
+        build_in_bf16 (`bool`): Whether products of the training are taken in bfloat16, for processors that have them.
     """
 
     data_dir: str = field(metadata={"help": "Folder with the domain's folder and one named `general`."})
@@ -43,6 +44,7 @@ class BuildArguments:
     draft_steps: int = field(default=4000, metadata={"help": "Steps of the generic draft at most."})
     tokens_per_step: int = field(default=1024, metadata={"help": "Tokens of a batch."})
     build_seed: int = field(default=0, metadata={"help": "Seed of weights and order."})
+    build_in_bf16: bool = field(default=False, metadata={"help": "Train them with products in bfloat16."})
 
 
 def read_rows(folder: Path, split: str) -> list[dict]:
@@ -70,7 +72,12 @@ def read_corpus(data_dir: Path, domain: str) -> Corpus:
 def build_from_folder(arguments: BuildArguments) -> tuple[BuiltModels, Corpus]:
     """Builds, or loads what was built, for `arguments`."""
     corpus = read_corpus(Path(arguments.data_dir), arguments.domain)
-    budget = Budget(arguments.general_steps, tokens_per_step=arguments.tokens_per_step, learning_rate=1e-3)
+    budget = Budget(
+        arguments.general_steps,
+        tokens_per_step=arguments.tokens_per_step,
+        learning_rate=1e-3,
+        bf16=arguments.build_in_bf16,
+    )
     recipe = BuildRecipe(
         vocab_size=arguments.vocab_size,
         max_length=arguments.max_prompt_and_answer,

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from spec_kd._private import create_model_from_path, get_config_model_id
+from spec_kd.decoding.drawn_token import DrawnToken
 from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, derive_seed, join_texts
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
@@ -60,10 +61,11 @@ class TransformersEngine:
         self.vocab_size = count_real_ids(self.processing_class)
 
     def describe(self) -> dict[str, object]:
-        """Weights (as a hash), vocabulary and EOS ids of the target."""
+        """Weights (as a hash), vocabulary and EOS ids of the target, and how a seed becomes text."""
         return {
             "eos_token_ids": self.eos_ids,
             "real_vocab_size": self.vocab_size,
+            "sampler": "one draw a token",
             "target": hash_model(self.target),
         }
 
@@ -96,7 +98,10 @@ class TransformersEngine:
         if signal is not None:
             recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
             processors.append(recorder)
-        with neutral(self.target, options, self.eos_ids, self.pad_id), seeded(seed, device):
+        if options.temperature > 0:
+            generator = torch.Generator(device).manual_seed(derive_seed(seed, SEED_BITS))
+            processors.append(DrawnToken(generator))
+        with neutral(self.target, options.max_new_tokens, self.eos_ids, self.pad_id):
             output = self.target.generate(
                 input_ids=torch.tensor(padded, device=device),  # (B, L)
                 attention_mask=torch.tensor(mask, device=device),
@@ -160,17 +165,17 @@ class RealIdsOnly(LogitsProcessor):
 
 
 @contextmanager
-def neutral(target: PreTrainedModel, options: SamplingOptions, eos_ids: list[int], pad_id: int) -> Iterator[None]:
-    """The target in eval mode with a neutral generation config; both are restored.
+def neutral(target: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pad_id: int) -> Iterator[None]:
+    """The target in eval mode with a neutral, greedy generation config; both are restored.
 
-    What `generate` is not told it takes from `model.generation_config`, so that is replaced, not only overridden. The
-    temperature is a processor of ours: in the config it would be applied after those that read the distribution.
+    What `generate` is not told it takes from `model.generation_config`, so that is replaced, not only overridden.
+    Temperature and sampling are processors of ours: in the config they would come after those that read the
+    distribution.
     """
     shipped = target.generation_config
-    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     target.generation_config = GenerationConfig(
-        **(sampling if options.temperature > 0 else {"do_sample": False}),
-        max_new_tokens=options.max_new_tokens,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
         eos_token_id=eos_ids,
         pad_token_id=pad_id,
         use_cache=True,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from spec_kd.data.prompts import drop_none, prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
-from spec_kd.decoding.acceptance_sampling import sample
+from spec_kd.decoding.drawn_token import DrawnToken
 from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import Completion, SamplingOptions, derive_seed
@@ -91,10 +91,10 @@ class CompletionSource:
         processors += build_warpers(self.options.temperature, self.options.top_k, self.options.top_p)
         if self.options.temperature > 0:
             generator = torch.Generator(device).manual_seed(derive_seed(seed, SEED_BITS))
-            processors.append(_DrawnToken(generator))
+            processors.append(DrawnToken(generator))
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(*writers))
-            stack.enter_context(neutral(writers[0], replace(self.options, temperature=0.0), eos_ids, pad_id))
+            stack.enter_context(neutral(writers[0], self.options.max_new_tokens, eos_ids, pad_id))
             output = writers[0].generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -103,20 +103,6 @@ class CompletionSource:
                 synced_gpus=False,  # parameters are whole here, and a process without prompts would be waited for
             )
         return [Completion(*cut_after_eos(row, eos_ids)) for row in output[:, longest:].tolist()]
-
-
-class _DrawnToken(LogitsProcessor):
-    """Leaves one id of each row, drawn from the softmax of its scores: `generate` then samples by taking the largest.
-
-    Its own sampling draws a number for every id of the vocabulary, which on a CPU takes as long as a small model.
-    """
-
-    def __init__(self, generator: torch.Generator):
-        self._generator = generator
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        drawn = sample(scores.softmax(dim=-1), self._generator)  # (B,)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)  # (B, V)
 
 
 class _MixedScores(LogitsProcessor):

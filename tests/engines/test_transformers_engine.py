@@ -14,7 +14,7 @@ METHODS = ["token_only", "sampled_counts", "sampled_logprobs", "top_k_tail"]
 @pytest.fixture
 def engine():
     model = build_llama(seed=1, hidden_size=48, tie=False)
-    with torch.no_grad():  # ends after about twenty tokens, so that rows stop at different places
+    with torch.no_grad():  # close to uniform: with the seed of these tests a row ends before the others
         model.lm_head.weight.mul_(0.1)
         model.lm_head.weight[1] = 0.0
         model.lm_head.weight[200:] = 0.0
@@ -56,8 +56,8 @@ def test_generation_keeps_the_distribution_it_sampled_from_and_the_same_text(eng
     options = SamplingOptions(max_new_tokens=30, temperature=temperature)
     numbers = {"top_k_tail": {"top_k": 7}, "token_only": {}}.get(method, {"num_draws": 20})
     request = SignalRequest(method, **numbers)
-    plain = engine.generate(PROMPTS, options, seed="a")
-    kept = engine.generate(PROMPTS, options, request, seed="a")
+    plain = engine.generate(PROMPTS, options, seed="q")
+    kept = engine.generate(PROMPTS, options, request, seed="q")
     assert [c.ids for c in plain] == [c.ids for c in kept]
     assert all(c.token_logprobs is None and c.slots is None for c in plain)
     check(engine, PROMPTS, kept, request, temperature)
@@ -72,8 +72,8 @@ def test_scoring_equals_a_dense_pass_and_generation(engine, method, monkeypatch)
     numbers = {"top_k_tail": {"top_k": 7}, "token_only": {}}.get(method, {"num_draws": 20})
     request = SignalRequest(method, **numbers)
     engine.target.train()
-    written = engine.generate(PROMPTS, SamplingOptions(30, temperature=1.0), request, seed="a")
-    scored = engine.score(PROMPTS, [c.ids for c in written], request, seed="a")
+    written = engine.generate(PROMPTS, SamplingOptions(30, temperature=1.0), request, seed="q")
+    scored = engine.score(PROMPTS, [c.ids for c in written], request, seed="q")
     assert engine.target.training
     engine.target.eval()
     check(engine, PROMPTS, scored, request, 1.0)
