@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.evaluation import measure_costs, score_texts
+from spec_kd.evaluation import generate_assisted, measure_costs, score_texts
 
 from .answers import Lab
 from .models import count_parameters, load_model
@@ -17,7 +17,7 @@ from .models import count_parameters, load_model
 def measure_draft(
     lab: Lab, draft: PreTrainedModel, target: PreTrainedModel, texts: Mapping[str, tuple[float, Dataset]]
 ) -> dict[str, dict[str, Any]]:
-    """For each setting: sums per prompt at the profile's gamma, and tokens a target pass at every gamma.
+    """For each setting: sums per prompt at the profile's gamma, tokens a target pass at every gamma, and real speed.
 
     Args:
         lab (`Lab`): Options of the measurement.
@@ -37,7 +37,18 @@ def measure_draft(
         )
         main = scores.replay(training.num_assistant_tokens, limit)
         by_gamma = {gamma: scores.replay(gamma, limit) for gamma in training.gammas}
+        assisted = generate_assisted(
+            target,
+            draft,
+            rows["prompt_ids"][: training.num_timed_prompts],
+            temperature=temperature,
+            num_assistant_tokens=training.num_assistant_tokens,
+            max_new_tokens=limit,
+            vocab_size=lab.vocab_size,
+            measure_speed=True,
+        )
         figures[setting] = {
+            "speedup": list(assisted.speedup),
             "texts": hashlib.sha256(repr(rows["completion_ids"][:]).encode()).hexdigest()[:12],
             "tokens": main.tokens.tolist(),
             "target_calls": [round(calls, 3) for calls in main.target_calls.tolist()],

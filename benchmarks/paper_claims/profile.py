@@ -129,6 +129,7 @@ class Training:
         signals (`dict[str, dict]`): Options of `SignalRequest` by name, for cached teachers.
         adapters (`dict[str, dict]`): `peft` (options of `LoraConfig`) and a `learning_rate`, by name.
         num_assistant_tokens (`int`): gamma of the tables.
+        num_timed_prompts (`int`): Prompts of real assisted generation, which the measured speed-up is of.
         gammas (`list[int]`): Numbers of drafted tokens that the best is chosen from.
         batch_size (`int`): Prompts answered or scored at a time.
         dtype (`str`): Of the targets.
@@ -141,6 +142,7 @@ class Training:
     signals: dict[str, dict[str, Any]]
     adapters: dict[str, dict[str, Any]]
     num_assistant_tokens: int
+    num_timed_prompts: int
     gammas: list[int]
     batch_size: int
     dtype: str = "float32"

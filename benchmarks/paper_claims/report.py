@@ -116,17 +116,26 @@ def _write_drift(profile: Profile, record: Record) -> list[str]:
     return ["", "## The drift: generic drafts, untrained", *_make_table(["", *FIGURES], rows)]
 
 
-FIGURES = ["alpha greedy", "alpha T = 1", "tokens a pass, greedy", "tokens a pass, T = 1", "c", "best gamma: speed-up"]
+FIGURES = [
+    "alpha greedy", "alpha T = 1", "tokens a pass, greedy", "tokens a pass, T = 1", "measured speed-up", "c",
+    "best gamma: predicted speed-up",
+]  # fmt: skip
 
 
 def _describe_figures(lines: Lines, record: Record, domain: str, draft: str) -> list[str]:
     cells = [format_interval(lines.measure(s, ratio)) for ratio in (ALPHA, BLOCK_EFFICIENCY) for s in SETTING_NAMES]
+    by_setting = {s: [line["figures"][s] for line in lines.by_seed.values()] for s in SETTING_NAMES}
+    measured = [
+        f"{name} {sum(figure['speedup'][0] for figure in by_setting[s]) / len(by_setting[s]):.2f}"
+        for s, name in SETTING_NAMES.items()
+    ]
+    cells.append(", ".join(measured))
     costs = read_costs(record, domain).get(draft)
     if costs is None:
         return [*cells, "", ""]
     best = []
     for setting, name in SETTING_NAMES.items():
-        gamma, speedup = predict_best([line["figures"][setting] for line in lines.by_seed.values()], costs)
+        gamma, speedup = predict_best(by_setting[setting], costs)
         best.append(f"{name} {gamma}: {speedup:.2f}")
     return [*cells, f"{costs.cost_ratio:.2f}", ", ".join(best)]
 

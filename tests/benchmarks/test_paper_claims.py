@@ -53,7 +53,7 @@ PROFILE = {
         "online": {"on_policy": {"lmbda": 1.0}, "streaming": {"mode": "streaming", "trained_positions": "all"}},
         "signals": {"sampled_counts": {"method": "sampled_counts", "num_draws": 4}},
         "adapters": {"lora": {"peft": {"r": 2, "target_modules": "all-linear"}, "learning_rate": 0.002}},
-        "num_assistant_tokens": 2, "gammas": [1, 2, 4], "batch_size": 8,
+        "num_assistant_tokens": 2, "num_timed_prompts": 2, "gammas": [1, 2, 4], "batch_size": 8,
     },
     "plan": {
         "seeds": [0], "ablation_domain": "tools", "ablation_seeds": [0], "num_prompts": 4, "sizes": [2, 4],
