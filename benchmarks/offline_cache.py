@@ -151,10 +151,18 @@ class Benchmark:
             output_dir=str(self.folder / folder),
         )
 
+    def answer_prompts(self, prompts: Dataset, signal: str) -> Dataset:
+        """Answers sampled at temperature 1; the same for training and for measuring where both ask as many prompts."""
+        return self.answer(prompts, signal, 1.0, self.name_answers(prompts, signal))
+
+    def name_answers(self, prompts: Dataset, signal: str) -> str:
+        """The folder of answers."""
+        return f"answers/{len(prompts)}/{name_folder(signal)}"
+
     def measure_size(self, signal: str) -> dict:
         """Bytes on disk per completion token of all that a signal adds, as Parquet keeps it."""
-        rows = self.answer(self.size_prompts, signal, 1.0, f"sizes/{name_folder(signal)}")
-        path = self.folder / "sizes" / name_folder(signal) / "responses.parquet"
+        rows = self.answer_prompts(self.size_prompts, signal)
+        path = self.folder / self.name_answers(self.size_prompts, signal) / "responses.parquet"
         tokens = sum(map(len, rows["completion_ids"]))
         sizes = sum_column_bytes(path)
         columns = {name: size for name, size in sizes.items() if name.startswith("teacher_")}
@@ -197,7 +205,7 @@ class Benchmark:
     def train(self, method: str) -> dict:
         """Trains the generic draft by one method; its loss, and alpha per test prompt."""
         signal = method if method in SIGNALS else LIVE_ANSWERS
-        rows = self.answer(self.train_prompts, signal, 1.0, f"answers/{name_folder(signal)}")
+        rows = self.answer_prompts(self.train_prompts, signal)
         trainer = self.make_trainer(method, rows, self.arguments.steps)
         trainer.train()
         loss = [log["loss"] for log in trainer.state.log_history if "loss" in log]
@@ -208,7 +216,7 @@ class Benchmark:
         seconds = {}
         for method in (LIVE, PLAIN, *TRAINED):
             signal = method if method in SIGNALS else LIVE_ANSWERS
-            rows = self.answer(self.size_prompts, signal, 1.0, f"sizes/{name_folder(signal)}")
+            rows = self.answer_prompts(self.size_prompts, signal)
             timer = StepTimer()
             self.make_trainer(method, rows, TIMED_STEPS, callbacks=[timer]).train()
             seconds[method] = statistics.median(timer.seconds[5:])

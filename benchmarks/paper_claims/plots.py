@@ -1,15 +1,56 @@
-"""The three pictures of the report."""
+"""The pictures of the report."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
-from .cells import Question
+from .cells import BLACK_BOX, Question, make_base
 from .claims import FAILED, HELD, Judgement
-from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, find_lines
+from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
 from .profile import Profile
 from .record import Record
 
 COLORS = {HELD: "tab:green", FAILED: "tab:red"}
+
+
+def plot_summary(profile: Profile, record: Record, path: Path) -> None:
+    """Tokens a target pass of the generic draft and of what each way of training makes of it, domain by domain."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axis, (setting, name) in zip(figure.subplots(1, 2, sharey=True), SETTING_NAMES.items(), strict=True):
+        bars = defaultdict(dict)
+        for line in record.list("drift"):
+            if (line["draft"], line["target"]) == ("default", "domain"):
+                bars["not trained"][line["domain"]] = Lines({0: line}).measure(setting, BLOCK_EFFICIENCY)
+        for domain in profile.domains:
+            base = make_base(profile, domain)
+            for label, changes in _list_ways(profile).items():
+                lines = find_lines(profile, record, replace(base, **changes), profile.plan.seeds)
+                if lines.by_seed:
+                    bars[label][domain] = lines.measure(setting, BLOCK_EFFICIENCY)
+        width = 0.8 / max(1, len(bars))
+        for number, (label, by_domain) in enumerate(bars.items()):
+            places = [list(profile.domains).index(domain) + width * number for domain in by_domain]
+            value, low, high = zip(*by_domain.values(), strict=True)
+            errors = [
+                [v - low for v, low in zip(value, low, strict=True)],
+                [h - v for v, h in zip(value, high, strict=True)],
+            ]
+            axis.bar(places, value, width, yerr=errors, label=label, error_kw={"linewidth": 0.8})
+        axis.set_xticks([i + 0.4 - width / 2 for i in range(len(profile.domains))], list(profile.domains))
+        axis.set(title=name, ylim=(1, None))
+        axis.grid(axis="y", alpha=0.3)
+    figure.axes[0].set_ylabel("tokens a target pass")
+    if figure.axes[0].patches:
+        figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _list_ways(profile: Profile) -> dict[str, dict[str, str]]:
+    """Changes of the base cell by what a picture calls them, in an equal number of steps."""
+    online = {method.replace("_", "-"): {"method": method} for method in profile.plan.headline_online}
+    return {"black box": {"method": BLACK_BOX}, **online, "offline white box": {}}
 
 
 def plot_claims(judgements: list[Judgement], path: Path) -> None:

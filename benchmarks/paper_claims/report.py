@@ -21,13 +21,13 @@ from .compare import (
     read_costs,
 )
 from .plan import find_questions
-from .plots import plot_claims, plot_curves, plot_sizes
+from .plots import plot_claims, plot_curves, plot_sizes, plot_summary
 from .profile import Profile, make
 from .record import Record
 
 
 def write_report(path: Path) -> Path:
-    """`report.md` and three pictures beside the record at `path`.
+    """`report.md` and its pictures beside the record at `path`.
 
     Raises:
         `ValueError`: There is nothing in the record.
@@ -46,6 +46,8 @@ def write_report(path: Path) -> Path:
         f"`{path.name}`. {line['machine']['cpu']}, {line['machine']['threads']} threads. gamma = "
         f"{profile.training.num_assistant_tokens}. Intervals are 95 % over test prompts, which both sides of a "
         "comparison share, with all seeds added up; what single seeds say is beside them.",
+        "",
+        "![Tokens a target pass](summary.png)",
         *_write_claims(judgements),
         *_write_models(record),
         *_write_drift(profile, record),
@@ -55,6 +57,7 @@ def write_report(path: Path) -> Path:
         lines += _write_question(profile, record, question)
     report = path.with_name("report.md")
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot_summary(profile, record, path.with_name("summary.png"))
     plot_claims(judgements, path.with_name("claims.png"))
     plot_curves(record, path.with_name("curves.png"))
     plot_sizes(profile, record, questions, path.with_name("sizes.png"))

@@ -141,7 +141,8 @@ def test_report_is_made_from_the_record_alone(record_path, tmp_path, run):
     text = (copy.parent / "report.md").read_text()
     assert "tools: white box over black box, equal wall_clock" in text
     assert "Synthetic queries reach 80 % of historical ones" in text
-    assert (copy.parent / "claims.png").stat().st_size > 0
+    for name in ("summary", "claims", "curves", "sizes"):
+        assert (copy.parent / f"{name}.png").stat().st_size > 0
 
 
 def test_plan_counts_what_is_done(profile_path, record_path):
