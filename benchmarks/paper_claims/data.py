@@ -120,15 +120,15 @@ def make_queries(
         ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         return len(ids) <= data.max_prompt_tokens
 
-    test = _take(logs["test"].train, data.num_test)
+    test = _draw(logs["test"].train, data.num_test)
     synthetic = write_queries(profile, domain, target, tokenizer, rows.target, test, folder / "synthetic")
     return Queries(
         scenarios={
-            "historical": logs["historical"].train.select_columns(QUERY_COLUMNS),
-            "curated": curated.filter(has_room, load_from_cache_file=False).select_columns(QUERY_COLUMNS),
+            "historical": _draw(logs["historical"].train, data.max_queries),
+            "curated": _draw(curated.filter(has_room, load_from_cache_file=False), data.max_queries),
             "synthetic": synthetic.dataset.select_columns(QUERY_COLUMNS),
         },
-        validation=_take(logs["historical"].test, data.num_validation),
+        validation=_draw(logs["historical"].test, data.num_validation),
         test=test,
         report={"logs": logs["historical"].report.to_dict(), "synthesis": synthetic.report.to_dict()},
     )
@@ -188,5 +188,6 @@ def _write_logs(folder: Path, rows: list[dict]) -> Path:
     return build_stage(folder, write) / "logs.jsonl"
 
 
-def _take(queries: Dataset, count: int) -> Dataset:
-    return queries.select(range(min(count, len(queries)))).select_columns(QUERY_COLUMNS)
+def _draw(queries: Dataset, count: int) -> Dataset:
+    """Queries at random, since files are often sorted by where their rows are from."""
+    return queries.shuffle(seed=0).select(range(min(count, len(queries)))).select_columns(QUERY_COLUMNS)

@@ -103,6 +103,7 @@ class Data:
         max_prompt_tokens, max_new_tokens (`int`): Longest prompt and answer.
         validation_fraction (`float`): Share of the historical queries held out for the search.
         num_validation, num_test (`int`): Prompts of either split at most.
+        max_queries (`int`): Historical and curated queries at most, drawn at random; all of them are answered.
         general (`str`): Folder of the general conversations.
     """
 
@@ -113,6 +114,7 @@ class Data:
     validation_fraction: float
     num_validation: int
     num_test: int
+    max_queries: int
     general: str = "general"
 
 

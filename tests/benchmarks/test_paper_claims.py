@@ -13,11 +13,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.paper_claims.__main__ import main
-from benchmarks.paper_claims.cells import Cell, compute_key, list_cells, list_questions, make_base
+from benchmarks.paper_claims.cells import Cell, apply_changes, compute_key, list_cells, list_questions, make_base
 from benchmarks.paper_claims.claims import FAILED, HELD, UNKNOWN, judge
 from benchmarks.paper_claims.data import read_domain
-from benchmarks.paper_claims.plan import format_plan
+from benchmarks.paper_claims.plan import find_questions, format_plan
 from benchmarks.paper_claims.profile import make, read_profile
+from benchmarks.paper_claims.recipe_search import find_combined, find_winner
 from benchmarks.paper_claims.record import Record
 from spec_kd.evaluation import Interval
 
@@ -30,6 +31,7 @@ PROFILE = {
     "data": {
         "folder": "", "share_for_target": 0.5, "max_prompt_tokens": 120, "max_new_tokens": 8,
         "validation_fraction": 0.3, "num_validation": 3, "num_test": 4,
+        "max_queries": 40,
     },
     "domains": {
         "tools": {
@@ -185,6 +187,38 @@ def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
         tuned = replace(profile, training=replace(training, learning_rates={method: 1.0}))
         same = [compute_key(tuned, replace(cell, method=method)), compute_key(profile, replace(faster, method=method))]
         assert same[0] == same[1]
+
+
+def note_cell(profile, record, cell, target_calls):
+    figures = {"texts": "same", "tokens": [100] * 4, "target_calls": [target_calls] * 4, "alpha_sum": [50.0] * 4}
+    record.append("cell", compute_key(profile, cell), cell=vars(cell), figures={"greedy": figures, "t1": figures})
+
+
+def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(profile_path, tmp_path):
+    profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
+    search = {"loss": [{"divergence": "tvd"}, {"divergence": "jsd"}], "rate": [{"options": {"learning_rate": 0.1}}],
+              "polish": [{"polish": "on_policy", "polish_share": 0.5}]}  # fmt: skip
+    profile = replace(profile, plan=replace(profile.plan, search=search))
+    base = replace(make_base(profile, "tools"), split="validation")
+    note_cell(profile, record, base, 50)
+    for changes, calls in ((search["loss"][0], 45), (search["loss"][1], 40), (search["polish"][0], 55)):
+        note_cell(profile, record, apply_changes(base, changes), calls)
+    assert find_combined(profile, record) is None  # the learning rate has not been tried
+    note_cell(profile, record, apply_changes(base, search["rate"][0]), 48)
+    combined = {"divergence": "jsd", "options": {"learning_rate": 0.1}}
+    assert find_combined(profile, record) == combined
+    (question,) = (q for q in find_questions(profile, record) if q.name == "search")
+    assert question.comparisons[-1].cell == apply_changes(base, combined)
+    assert find_winner(profile, record) is None  # the combination has not been tried
+    note_cell(profile, record, apply_changes(base, combined), 41)
+    assert find_winner(profile, record) == search["loss"][1]  # together they are worse than the loss alone
+    note_cell(profile, record, apply_changes(base, combined), 39)
+    assert find_winner(profile, record) == combined
+    (question,) = (q for q in find_questions(profile, record) if q.name == "recipe")
+    tested = [comparison.baseline for comparison in question.comparisons]
+    base = make_base(profile, "tools")
+    assert tested == [base, apply_changes(base, {"options": {"learning_rate": 0.1}})]
+    assert all(comparison.cell == apply_changes(base, combined) for comparison in question.comparisons)
 
 
 def test_record_cuts_off_a_torn_line(tmp_path):
