@@ -2,10 +2,10 @@
 
     python benchmarks/offline_cache.py --data_dir DATA --work_dir outputs/offline_cache
 
-DATA is described in build_models.py. The target answers the same prompts once for every signal (the text does not
-depend on it); a draft is trained from some at equal steps, and from the live target; plain fine-tuning is timed. Every
-part is kept in `work_dir` when it is done; the same command continues. Writes offline_cache.{json,md,png} to
-`results_dir`. About an hour on two cores.
+DATA is described in build_models.py. The target answers prompts once; every signal is of the same text. A draft is
+trained from some at equal steps, and from the live target; plain fine-tuning is timed. Every part is kept in `work_dir`
+when it is done; the same command continues. Writes offline_cache.{json,md,png} to `results_dir`. About two hours on two
+cores.
 """
 
 import json
@@ -37,6 +37,7 @@ from spec_kd import (
     WhiteBoxDistillConfig,
     WhiteBoxDistillTrainer,
     generate_responses,
+    score_completions,
 )
 from spec_kd.data.teacher_signal import TeacherInfo, unpack_slots
 from spec_kd.evaluation import TextScores, bootstrap, score_texts
@@ -54,7 +55,8 @@ SIGNALS = {
 TIMED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "sampled_logprobs", "top_k_tail")
 TRAINED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "top_k_tail")
 LIVE, PLAIN = "live teacher", "plain fine-tuning"
-LIVE_ANSWERS = "sampled_logprobs, 25 draws"  # whose texts the live teacher's draft and plain fine-tuning learn from
+WRITTEN = "sampled_counts, 25 draws"  # kept while the target writes; drafts without a signal learn from its texts
+ID_COLUMNS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 TIMED_STEPS = 20
 TEMPERATURES = (0.0, 1.0)
 
@@ -65,7 +67,7 @@ class CacheArguments:
     Args:
         work_dir (`str`): Where answers and results of the parts are kept.
         results_dir (`str`): Where the record is written.
-        num_train_prompts (`int`): Prompts that the target answers for training; 1,600 are seen once in 200 steps.
+        num_train_prompts (`int`): Prompts that the target answers for training; 1,600 are seen four times in 800 steps.
         num_size_prompts (`int`): Prompts whose answers are measured on disk, and trained from where speed is timed.
         num_test_prompts (`int`): Prompts that alpha is measured on.
         max_new_tokens (`int`): Longest answer.
@@ -77,11 +79,11 @@ class CacheArguments:
     results_dir: str = field(
         default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
     )
-    num_train_prompts: int = field(default=400, metadata={"help": "Prompts answered for training."})
+    num_train_prompts: int = field(default=1600, metadata={"help": "Prompts answered for training."})
     num_size_prompts: int = field(default=400, metadata={"help": "Prompts whose answers are measured on disk."})
     num_test_prompts: int = field(default=192, metadata={"help": "Prompts that alpha is measured on."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
-    steps: int = field(default=200, metadata={"help": "Optimiser steps of every draft."})
+    steps: int = field(default=800, metadata={"help": "Optimiser steps of every draft."})
     timing_rounds: int = field(default=3, metadata={"help": "Rounds of the generation timing."})
 
 
@@ -152,8 +154,20 @@ class Benchmark:
         )
 
     def answer_prompts(self, prompts: Dataset, signal: str) -> Dataset:
-        """Answers sampled at temperature 1; the same for training and for measuring where both ask as many prompts."""
-        return self.answer(prompts, signal, 1.0, self.name_answers(prompts, signal))
+        """Answers sampled at temperature 1: written once, with one signal; the others are added to the same text."""
+        folder = self.name_answers(prompts, signal)
+        if signal == WRITTEN:
+            return self.answer(prompts, signal, 1.0, folder)
+        return score_completions(
+            self.target,
+            self.answer_prompts(prompts, WRITTEN).select_columns(ID_COLUMNS),
+            processing_class=self.tokenizer,
+            teacher_signal=SIGNALS[signal],
+            sampling_temperature=1.0,
+            max_new_tokens=self.arguments.max_new_tokens,
+            batch_size=32,
+            output_dir=str(self.folder / folder),
+        )
 
     def name_answers(self, prompts: Dataset, signal: str) -> str:
         """The folder of answers."""
@@ -204,7 +218,7 @@ class Benchmark:
 
     def train(self, method: str) -> dict:
         """Trains the generic draft by one method; its loss, and alpha per test prompt."""
-        signal = method if method in SIGNALS else LIVE_ANSWERS
+        signal = method if method in SIGNALS else WRITTEN
         rows = self.answer_prompts(self.train_prompts, signal)
         trainer = self.make_trainer(method, rows, self.arguments.steps)
         trainer.train()
@@ -215,7 +229,7 @@ class Benchmark:
         """Median seconds of an optimiser step of each method, on the answers whose size was measured."""
         seconds = {}
         for method in (LIVE, PLAIN, *TRAINED):
-            signal = method if method in SIGNALS else LIVE_ANSWERS
+            signal = method if method in SIGNALS else WRITTEN
             rows = self.answer_prompts(self.size_prompts, signal)
             timer = StepTimer()
             self.make_trainer(method, rows, TIMED_STEPS, callbacks=[timer]).train()
@@ -225,7 +239,7 @@ class Benchmark:
     def make_trainer(self, method: str, rows: Dataset, steps: int, callbacks: Sequence[TrainerCallback] = ()) -> Any:
         """The trainer of a method over the generic draft."""
         if method not in SIGNALS:
-            rows = rows.select_columns(["prompt", "completion", "prompt_ids", "completion_ids"])
+            rows = rows.select_columns(ID_COLUMNS)
         options = {
             "output_dir": str(self.folder / "runs" / name_folder(method)),
             "max_steps": steps,
