@@ -53,7 +53,7 @@ SIGNALS = {
     "top_k_tail": SignalRequest("top_k_tail"),
 }
 TIMED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "sampled_logprobs", "top_k_tail")
-TRAINED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "top_k_tail")
+TRAINED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws")
 LIVE, PLAIN = "live teacher", "plain fine-tuning"
 WRITTEN = "sampled_counts, 25 draws"  # kept while the target writes; drafts without a signal learn from its texts
 ID_COLUMNS = ["prompt", "completion", "prompt_ids", "completion_ids"]
