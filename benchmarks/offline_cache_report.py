@@ -105,7 +105,8 @@ def write_tables(record: dict, path: Path) -> None:
         lines.append(f"| {method} | {cells[0]} | {cells[1]} | {efficiency} | {speed} |")
     lines += [
         "",
-        "Counts and log-probabilities of the same draws give the same gradient of forward KL, so their rows agree. "
+        "Counts and log-probabilities of the same draws give the same gradient of forward KL; here the draws differ, "
+        "since the counts were kept while the target wrote and the log-probabilities added to its text. "
         "Plain SFT is `BlackBoxSFTTrainer`, whose loss is TRL's; it was timed over a few steps and not trained to the "
         "end.",
         *(line for note in record.get("notes", []) for line in ("", note)),
