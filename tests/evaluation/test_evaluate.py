@@ -196,7 +196,8 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
     first = evaluate_draft(*pair, questions, output_dir=str(tmp_path), **options)
     assert (tmp_path / "texts_t1" / "responses.parquet").exists()
     again = evaluate_draft(*pair, questions, output_dir=str(tmp_path), **options)
-    assert repr(again.draft.settings) == repr(first.draft.settings)  # intervals of one prompt are nan, which equals nothing
+    # as text, since an interval over one prompt is nan, which equals nothing
+    assert repr(again.draft.settings) == repr(first.draft.settings)
 
 
 @pytest.mark.parametrize(
