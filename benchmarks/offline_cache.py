@@ -4,8 +4,8 @@
 
 DATA is described in build_models.py. The target answers prompts once; every signal is of the same text. A draft is
 trained from some at equal steps, and from the live target; plain fine-tuning is timed. Every part is kept in `work_dir`
-when it is done; the same command continues. Writes offline_cache.{json,md,png} to `results_dir`. About two hours on two
-cores.
+when it is done; the same command continues. Writes offline_cache.{json,md,png} to `results_dir`. All of it took about
+two hours on one core, the models included.
 """
 
 import json

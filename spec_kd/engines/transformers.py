@@ -187,14 +187,6 @@ def neutral(target: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pa
         target.generation_config = shipped
 
 
-@contextmanager
-def seeded(seed: str, device: torch.device) -> Iterator[None]:
-    """The global random state set by a text inside, and as it was behind."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, SEED_BITS))
-        yield
-
-
 def _load(
     target: PreTrainedModel | str, processing_class: ProcessingClass | None
 ) -> tuple[PreTrainedModel, ProcessingClass]:

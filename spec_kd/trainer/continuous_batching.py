@@ -7,9 +7,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
 
 from spec_kd.engines.base import Completion
-from spec_kd.engines.transformers import cut_after_eos, find_special_ids, seeded
+from spec_kd.engines.transformers import cut_after_eos, find_special_ids
 from spec_kd.heads import evaluation_mode
-from spec_kd.trainer.on_policy import CompletionSource
+from spec_kd.trainer.on_policy import CompletionSource, seeded
 from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids, count_rows
 
 

@@ -1,7 +1,7 @@
 """Where the completions of online distillation come from: prompts in, text of the draft, the target or both out."""
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,14 @@ class _MixedScores(LogitsProcessor):
         draws = torch.rand(len(scores), 1, generator=self._generator, device=scores.device)
         scores[:, : other.shape[1]] = torch.where(draws < self._mix, scores[:, : other.shape[1]], other)  # (B, V)
         return scores
+
+
+@contextmanager
+def seeded(seed: str, device: torch.device) -> Iterator[None]:
+    """The global random state set by a text inside, and as it was behind, for writers that sample from it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, SEED_BITS))
+        yield
 
 
 def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
