@@ -43,19 +43,19 @@ from spec_kd.data.teacher_signal import TeacherInfo, unpack_slots
 from spec_kd.evaluation import TextScores, bootstrap, score_texts
 
 # 50 draws are the default (of RS-KD); a target this small is so unsure that they fall on twice as many ids as a large
-# target's would, so half as many draws stand for the size that signals have in practice.
+# target's would, so fewer draws stand for the size that signals have in practice.
 SIGNALS = {
     "token_only": SignalRequest("token_only"),
-    "sampled_counts, 25 draws": SignalRequest("sampled_counts", num_draws=25),
+    "sampled_counts, 35 draws": SignalRequest("sampled_counts", num_draws=35),
     "sampled_counts": SignalRequest("sampled_counts"),
-    "sampled_logprobs, 25 draws": SignalRequest("sampled_logprobs", num_draws=25),
+    "sampled_logprobs, 35 draws": SignalRequest("sampled_logprobs", num_draws=35),
     "sampled_logprobs": SignalRequest("sampled_logprobs"),
     "top_k_tail": SignalRequest("top_k_tail"),
 }
-TIMED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws", "sampled_logprobs", "top_k_tail")
-TRAINED = ("sampled_counts, 25 draws", "sampled_logprobs, 25 draws")
+TIMED = ("sampled_counts, 35 draws", "sampled_logprobs, 35 draws", "sampled_logprobs", "top_k_tail")
+TRAINED = ("sampled_counts, 35 draws", "sampled_logprobs, 35 draws")
 LIVE, PLAIN = "live teacher", "plain fine-tuning"
-WRITTEN = "sampled_counts, 25 draws"  # kept while the target writes; drafts without a signal learn from its texts
+WRITTEN = "sampled_counts, 35 draws"  # kept while the target writes; drafts without a signal learn from its texts
 ID_COLUMNS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 TIMED_STEPS = 20
 TEMPERATURES = (0.0, 1.0)
@@ -67,7 +67,7 @@ class CacheArguments:
     Args:
         work_dir (`str`): Where answers and results of the parts are kept.
         results_dir (`str`): Where the record is written.
-        num_train_prompts (`int`): Prompts that the target answers for training; 1,600 are seen four times in 800 steps.
+        num_train_prompts (`int`): Prompts that the target answers for training; 5,800 are seen once in 725 steps of 8.
         num_size_prompts (`int`): Prompts whose answers are measured on disk, and trained from where speed is timed.
         num_test_prompts (`int`): Prompts that alpha is measured on.
         max_new_tokens (`int`): Longest answer.
@@ -79,11 +79,11 @@ class CacheArguments:
     results_dir: str = field(
         default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
     )
-    num_train_prompts: int = field(default=1600, metadata={"help": "Prompts answered for training."})
+    num_train_prompts: int = field(default=5800, metadata={"help": "Prompts answered for training."})
     num_size_prompts: int = field(default=400, metadata={"help": "Prompts whose answers are measured on disk."})
     num_test_prompts: int = field(default=192, metadata={"help": "Prompts that alpha is measured on."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
-    steps: int = field(default=800, metadata={"help": "Optimiser steps of every draft."})
+    steps: int = field(default=725, metadata={"help": "Optimiser steps of every draft."})
     timing_rounds: int = field(default=3, metadata={"help": "Rounds of the generation timing."})
 
 

@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parent / "results"
 LIVE, PLAIN, UNSIGNED = "live teacher", "plain fine-tuning", "no signal"
 # Published elsewhere or plain arithmetic, bytes a token: not measured here.
 DISTILLKIT = "114 to 300 (published)"
-SIZE_LIMITS = {"sampled_counts, 25 draws": 40, "sampled_logprobs, 25 draws": 64}
+SIZE_LIMITS = {"sampled_counts, 35 draws": 40, "sampled_logprobs, 35 draws": 64}
 
 
 def judge(record: dict) -> list[tuple[str, str, str, bool]]:

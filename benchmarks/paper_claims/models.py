@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .data import read_domain
 from .profile import Build, Names, Profile
-from .record import Workspace, compute_hash
+from .record import Record, Workspace, compute_hash
 
 TRAINING = "training.json"
 
@@ -29,11 +29,11 @@ def find_models(workspace: Workspace, domain: str) -> Names:
     profile = workspace.profile
     if profile.build is None:
         return profile.domains[domain].models
-    folder = find_build_folder(workspace)
+    folder, names = find_build_folder(workspace), name_models(profile)
     models = Names(
-        generic_target=str(folder / "generic_target"),
-        domain_target=str(folder / f"{domain}_target"),
-        drafts={name: str(folder / name_draft(profile.build, name)) for name in profile.build.drafts},
+        generic_target=str(folder / names["generic_target"]),
+        domain_target=str(folder / names[f"{domain}_target"]),
+        drafts={name: str(folder / names[f"draft_{name}"]) for name in profile.build.drafts},
     )
     missing = [path for path in (models.generic_target, models.domain_target, *models.drafts.values())
                if not Path(path).exists()]  # fmt: skip
@@ -43,16 +43,32 @@ def find_models(workspace: Workspace, domain: str) -> Names:
 
 
 def find_build_folder(workspace: Workspace) -> Path:
-    """Where built models are: a folder for each build and data."""
-    profile = workspace.profile
-    build = {name: value for name, value in asdict(profile.build).items() if name != "drafts"}
-    key = compute_hash(build, profile.data.folder, profile.data.share_for_target, sorted(profile.domains))
-    return workspace.folder / "models" / key
+    """Where built models are: a folder for what all of them share."""
+    return workspace.folder / "models" / _compute_build_key(workspace.profile)
 
 
-def name_draft(build: Build, name: str) -> str:
-    """Folder of a draft; another shape is another folder."""
-    return f"draft_{name}_{compute_hash(build.drafts[name])[:6]}"
+def _compute_build_key(profile: Profile) -> str:
+    build, data = profile.build, profile.data
+    shared = (build.vocab_size, build.max_length, build.num_held_out, build.seed)
+    return compute_hash(*shared, data.folder, data.share_for_target, sorted(profile.domains))
+
+
+def name_models(profile: Profile) -> dict[str, str]:
+    """Folders of the models that are built, by name: other shapes or budgets are other folders."""
+    build = profile.build
+    generic = (build.target, build.generic_target)
+    parts = {"generic_target": generic}
+    parts |= {f"{d}_target": (*generic, build.domain_target, build.general_share) for d in profile.domains}
+    parts |= {f"draft_{name}": (size, build.generic_draft) for name, size in build.drafts.items()}
+    return {name: f"{name}_{compute_hash(*own)[:6]}" for name, own in parts.items()}
+
+
+def list_model_lines(profile: Profile, record: Record) -> list[dict[str, Any]]:
+    """Of the models that the profile builds, those that were built."""
+    if profile.build is None:
+        return []
+    keys = [f"{_compute_build_key(profile)}/{folder}" for folder in name_models(profile).values()]
+    return [line for line in (record.find("model", key) for key in keys) if line is not None]
 
 
 def build_all(workspace: Workspace, domains: list[str]) -> None:
@@ -60,7 +76,7 @@ def build_all(workspace: Workspace, domains: list[str]) -> None:
     profile, build = workspace.profile, workspace.profile.build
     if build is None:
         return
-    folder = find_build_folder(workspace)
+    folder, names = find_build_folder(workspace), name_models(profile)
     general = {split: read_rows(Path(profile.data.folder) / profile.data.general, split) for split in ("train", "test")}
     rows_of = {name: read_domain(profile, name) for name in profile.domains}
     everything = [*general["train"], *(row for rows in rows_of.values() for row in rows.target)]
@@ -84,10 +100,11 @@ def build_all(workspace: Workspace, domains: list[str]) -> None:
             record |= {"rows": len(encoded), "rows_too_long": dropped}
             (path / TRAINING).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-        path = build_stage(folder / name, fill)
-        if workspace.record.find("model", f"{folder.name}/{name}") is None:
+        path = build_stage(folder / names[name], fill)
+        key = f"{folder.name}/{path.name}"
+        if workspace.record.find("model", key) is None:
             record = json.loads((path / TRAINING).read_text(encoding="utf-8"))
-            workspace.record.append("model", f"{folder.name}/{name}", name=name, budget=asdict(budget), **record)
+            workspace.record.append("model", key, name=name, budget=asdict(budget), **record)
         return path
 
     def make_llama(size: Any, seed: int) -> Callable[[], PreTrainedModel]:
@@ -108,7 +125,7 @@ def build_all(workspace: Workspace, domains: list[str]) -> None:
         )
     for number, (name, size) in enumerate(build.drafts.items(), start=1):
         make = make_llama(size, build.seed + number)
-        train(name_draft(build, name), make, general["train"], general["test"], build.generic_draft)
+        train(f"draft_{name}", make, general["train"], general["test"], build.generic_draft)
 
 
 def load_model(path: str, dtype: str = "float32") -> PreTrainedModel:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .cells import BLACK_BOX, Question, make_base
 from .claims import FAILED, HELD, Judgement
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
+from .models import list_model_lines
 from .profile import Profile
 from .record import Record
 
@@ -72,13 +73,13 @@ def plot_claims(judgements: list[Judgement], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_curves(record: Record, path: Path) -> None:
+def plot_curves(profile: Profile, record: Record, path: Path) -> None:
     """Held-out loss of every model that was built."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
-    for line in record.list("model"):
+    for line in list_model_lines(profile, record):
         steps, losses, _ = zip(*line["curve"], strict=True)
         axis.plot(steps, losses, marker="o", markersize=2, label=line["name"])
     axis.set(xlabel="optimizer step", ylabel="held-out loss, nats a completion token")

@@ -20,6 +20,7 @@ from .compare import (
     predict_best,
     read_costs,
 )
+from .models import list_model_lines
 from .plan import find_questions
 from .plots import plot_claims, plot_curves, plot_sizes, plot_summary
 from .profile import Profile, make
@@ -49,7 +50,7 @@ def write_report(path: Path) -> Path:
         "",
         "![Tokens a target pass](summary.png)",
         *_write_claims(judgements),
-        *_write_models(record),
+        *_write_models(profile, record),
         *_write_drift(profile, record),
         *_write_queries(record),
     ]
@@ -59,7 +60,7 @@ def write_report(path: Path) -> Path:
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot_summary(profile, record, path.with_name("summary.png"))
     plot_claims(judgements, path.with_name("claims.png"))
-    plot_curves(record, path.with_name("curves.png"))
+    plot_curves(profile, record, path.with_name("curves.png"))
     plot_sizes(profile, record, questions, path.with_name("sizes.png"))
     return report
 
@@ -90,7 +91,7 @@ def _write_claims(judgements: list[Judgement]) -> list[str]:
     return lines
 
 
-def _write_models(record: Record) -> list[str]:
+def _write_models(profile: Profile, record: Record) -> list[str]:
     rows = [
         [
             line["name"],
@@ -102,7 +103,7 @@ def _write_models(record: Record) -> list[str]:
             "yes" if line["is_flat"] else "no",
             str(line["rows_too_long"]),
         ]
-        for line in record.list("model")
+        for line in list_model_lines(profile, record)
     ]
     if not rows:
         return []
