@@ -3,7 +3,9 @@
     python benchmarks/build_models.py --data_dir DATA --domain function_calling --models_dir MODELS
 
 DATA holds `<domain>/` and `general/`, each with train.jsonl and test.jsonl in TRL's conversational prompt-completion
-form. What was built is reused; a killed build resumes at the stage it was in. The folders are printed as JSON.
+form. The domain `generated_function_calling` is written by examples/function_calling_corpus.py and needs no folder: a
+target of this size becomes surer of it than of real text. What was built is reused; a killed build resumes at the stage
+it was in. The folders are printed as JSON.
 """
 
 import json
@@ -13,9 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
+from function_calling_corpus import generate_conversations
 from pretraining import Budget
 from tiny_models import BuildRecipe, BuiltModels, Corpus, ModelSize, build_models
 from trl import TrlParser
+
+GENERATED = "generated_function_calling"
+GENERATED_TRAIN, GENERATED_TEST = 8_000, 400  # distinct conversations about the same tools
 
 
 @dataclass
@@ -23,7 +29,7 @@ class BuildArguments:
     r"""
     Args:
         data_dir (`str`): Folder with a folder of the domain and one named `general`.
-        domain (`str`): Name of the domain's folder.
+        domain (`str`): Name of the domain's folder, or `generated_function_calling`.
         models_dir (`str`): Where models are kept.
         vocab_size (`int`): Ids of the tokenizer.
         max_prompt_and_answer (`int`): Longest training row in ids.
@@ -64,9 +70,12 @@ def read_rows(folder: Path, split: str) -> list[dict]:
 
 def read_corpus(data_dir: Path, domain: str) -> Corpus:
     """Domain and general rows of a data folder."""
-    return Corpus(
-        *(read_rows(data_dir / name, split) for name in (domain, "general") for split in ("train", "test")),
-    )
+    if domain == GENERATED:
+        rows = generate_conversations("train", GENERATED_TRAIN + GENERATED_TEST)
+        own = [rows[:GENERATED_TRAIN], rows[GENERATED_TRAIN:]]
+    else:
+        own = [read_rows(data_dir / domain, split) for split in ("train", "test")]
+    return Corpus(*own, *(read_rows(data_dir / "general", split) for split in ("train", "test")))
 
 
 def build_from_folder(arguments: BuildArguments) -> tuple[BuiltModels, Corpus]:

@@ -1,15 +1,19 @@
 """The cached teacher against a live one: bytes on disk, alpha after training, speed of training and of generation.
 
-    python benchmarks/offline_cache.py --data_dir DATA --work_dir outputs/offline_cache
+    python benchmarks/offline_cache.py --data_dir DATA
+    python benchmarks/offline_cache.py --data_dir DATA --domain function_calling --domain_steps 3000 --num_draws 35
 
 DATA is described in build_models.py. The target answers prompts once; every signal is of the same text. A draft is
-trained from some at equal steps, and from the live target; plain fine-tuning is timed. Every part is kept in `work_dir`
-when it is done; the same command continues. Writes offline_cache.{json,md,png} to `results_dir`. All of it took about
-two hours on one core, the models included.
+trained from some at equal steps, and from the live target; plain fine-tuning is timed. The target of the first command
+learns generated conversations, of which it becomes fairly sure, as real targets are; that of the second, real text, of
+which one this small stays unsure: there draws say less and take more room. Every part is kept in `work_dir` when it is
+done; the same command continues.
+Writes offline_cache_<domain>.{json,md,png} to `results_dir`.
 """
 
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -42,23 +46,42 @@ from spec_kd import (
 from spec_kd.data.teacher_signal import TeacherInfo, unpack_slots
 from spec_kd.evaluation import TextScores, bootstrap, score_texts
 
-# 50 draws are the default (of RS-KD); a target this small is so unsure that they fall on twice as many ids as a large
-# target's would, so fewer draws stand for the size that signals have in practice.
-SIGNALS = {
-    "token_only": SignalRequest("token_only"),
-    "sampled_counts, 35 draws": SignalRequest("sampled_counts", num_draws=35),
-    "sampled_counts": SignalRequest("sampled_counts"),
-    "sampled_logprobs, 35 draws": SignalRequest("sampled_logprobs", num_draws=35),
-    "sampled_logprobs": SignalRequest("sampled_logprobs"),
-    "top_k_tail": SignalRequest("top_k_tail"),
-}
-TIMED = ("sampled_counts, 35 draws", "sampled_logprobs, 35 draws", "sampled_logprobs", "top_k_tail")
-TRAINED = ("sampled_counts, 35 draws", "sampled_logprobs, 35 draws")
 LIVE, PLAIN = "live teacher", "plain fine-tuning"
-WRITTEN = "sampled_counts, 35 draws"  # kept while the target writes; drafts without a signal learn from its texts
 ID_COLUMNS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 TIMED_STEPS = 20
 TEMPERATURES = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is kept of the target, by name.
+
+    Args:
+        num_draws (`int`): Of the two sampled signals.
+    """
+
+    num_draws: int
+
+    @property
+    def trained(self) -> tuple[str, str]:
+        """The signals that drafts are trained from."""
+        return (f"sampled_counts, {self.num_draws} draws", f"sampled_logprobs, {self.num_draws} draws")
+
+    @property
+    def written(self) -> str:
+        """The signal that is kept while the target writes; drafts without a signal learn from its texts."""
+        return self.trained[0]
+
+    @property
+    def requests(self) -> dict[str, SignalRequest]:
+        """All signals."""
+        counts, logprobs = (SignalRequest(m, num_draws=self.num_draws) for m in ("sampled_counts", "sampled_logprobs"))
+        return {
+            "token_only": SignalRequest("token_only"),
+            self.trained[0]: counts,
+            self.trained[1]: logprobs,
+            "top_k_tail": SignalRequest("top_k_tail"),
+        }
 
 
 @dataclass
@@ -72,6 +95,7 @@ class CacheArguments:
         num_test_prompts (`int`): Prompts that alpha is measured on.
         max_new_tokens (`int`): Longest answer.
         steps (`int`): Optimiser steps of every draft.
+        num_draws (`int`): Draws a token of the sampled signals.
         timing_rounds (`int`): How often generation with and without each signal takes turns.
     """
 
@@ -81,18 +105,18 @@ class CacheArguments:
     )
     num_train_prompts: int = field(default=5800, metadata={"help": "Prompts answered for training."})
     num_size_prompts: int = field(default=400, metadata={"help": "Prompts whose answers are measured on disk."})
-    num_test_prompts: int = field(default=192, metadata={"help": "Prompts that alpha is measured on."})
+    num_test_prompts: int = field(default=400, metadata={"help": "Prompts that alpha is measured on."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
     steps: int = field(default=725, metadata={"help": "Optimiser steps of every draft."})
+    num_draws: int = field(default=50, metadata={"help": "Draws a token of the sampled signals."})
     timing_rounds: int = field(default=3, metadata={"help": "Rounds of the generation timing."})
 
 
-# The target is trained for longer than elsewhere: one that is unsure of everything asks more of a few draws than real
-# targets do.
 BUILD_DEFAULTS = {
+    "domain": build_models.GENERATED,
     "vocab_size": 32768,
     "general_steps": 400,
-    "domain_steps": 3000,
+    "domain_steps": 2000,
     "draft_steps": 800,
     "build_in_bf16": True,
 }
@@ -114,9 +138,9 @@ class StepTimer(TrainerCallback):
 class Benchmark:
     """The parts, each kept as JSON in `work_dir` once it is done."""
 
-    def __init__(self, arguments: CacheArguments, models: BuiltModels, corpus: Any):
-        self.arguments, self.models = arguments, models
-        self.folder = Path(arguments.work_dir)
+    def __init__(self, arguments: CacheArguments, models: BuiltModels, corpus: Any, domain: str):
+        self.arguments, self.models, self.signals = arguments, models, Signals(arguments.num_draws)
+        self.folder = Path(arguments.work_dir) / domain
         self.folder.mkdir(parents=True, exist_ok=True)
         self.target = AutoModelForCausalLM.from_pretrained(models.domain_target).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(models.domain_target)
@@ -148,7 +172,7 @@ class Benchmark:
             processing_class=self.tokenizer,
             max_new_tokens=self.arguments.max_new_tokens,
             temperature=temperature,
-            teacher_signal=SIGNALS[signal],
+            teacher_signal=self.signals.requests[signal],
             batch_size=32,
             output_dir=str(self.folder / folder),
         )
@@ -156,13 +180,13 @@ class Benchmark:
     def answer_prompts(self, prompts: Dataset, signal: str) -> Dataset:
         """Answers sampled at temperature 1: written once, with one signal; the others are added to the same text."""
         folder = self.name_answers(prompts, signal)
-        if signal == WRITTEN:
+        if signal == self.signals.written:
             return self.answer(prompts, signal, 1.0, folder)
         return score_completions(
             self.target,
-            self.answer_prompts(prompts, WRITTEN).select_columns(ID_COLUMNS),
+            self.answer_prompts(prompts, self.signals.written).select_columns(ID_COLUMNS),
             processing_class=self.tokenizer,
-            teacher_signal=SIGNALS[signal],
+            teacher_signal=self.signals.requests[signal],
             sampling_temperature=1.0,
             max_new_tokens=self.arguments.max_new_tokens,
             batch_size=32,
@@ -197,8 +221,8 @@ class Benchmark:
 
     def time_generation(self) -> dict[str, list[float]]:
         """Seconds for the same 32 prompts with no signal and with each, taking turns; the first round is left out."""
-        prompts = self.train_prompts.select(range(32))
-        seconds: dict[str, list[float]] = {name: [] for name in ("no signal", *TIMED)}
+        prompts = self.train_prompts.select(range(min(32, len(self.train_prompts))))
+        seconds: dict[str, list[float]] = {name: [] for name in ("no signal", *self.signals.trained, "top_k_tail")}
         for number in range(self.arguments.timing_rounds + 1):
             for name, measured in seconds.items():
                 started = time.perf_counter()
@@ -208,7 +232,7 @@ class Benchmark:
                     processing_class=self.tokenizer,
                     max_new_tokens=self.arguments.max_new_tokens,
                     temperature=1.0,
-                    teacher_signal=SIGNALS.get(name),
+                    teacher_signal=self.signals.requests.get(name),
                     batch_size=32,
                     show_progress=False,
                 )
@@ -218,7 +242,7 @@ class Benchmark:
 
     def train(self, method: str) -> dict:
         """Trains the generic draft by one method; its loss, and alpha per test prompt."""
-        signal = method if method in SIGNALS else WRITTEN
+        signal = method if method in self.signals.trained else self.signals.written
         rows = self.answer_prompts(self.train_prompts, signal)
         trainer = self.make_trainer(method, rows, self.arguments.steps)
         trainer.train()
@@ -228,8 +252,8 @@ class Benchmark:
     def time_training(self) -> dict[str, float]:
         """Median seconds of an optimiser step of each method, on the answers whose size was measured."""
         seconds = {}
-        for method in (LIVE, PLAIN, *TRAINED):
-            signal = method if method in SIGNALS else WRITTEN
+        for method in (LIVE, PLAIN, *self.signals.trained):
+            signal = method if method in self.signals.trained else self.signals.written
             rows = self.answer_prompts(self.size_prompts, signal)
             timer = StepTimer()
             self.make_trainer(method, rows, TIMED_STEPS, callbacks=[timer]).train()
@@ -238,7 +262,7 @@ class Benchmark:
 
     def make_trainer(self, method: str, rows: Dataset, steps: int, callbacks: Sequence[TrainerCallback] = ()) -> Any:
         """The trainer of a method over the generic draft."""
-        if method not in SIGNALS:
+        if method not in self.signals.trained:
             rows = rows.select_columns(ID_COLUMNS)
         options = {
             "output_dir": str(self.folder / "runs" / name_folder(method)),
@@ -334,19 +358,24 @@ def main(argv: list[str]) -> None:
     arguments, build = parser.parse_args_and_config(argv)
     use_all_cores()
     models, corpus = build_models.build_from_folder(build)
-    benchmark = Benchmark(arguments, models, corpus)
-    sizes = {signal: benchmark.part(f"size {signal}", lambda s=signal: benchmark.measure_size(s)) for signal in SIGNALS}
+    benchmark = Benchmark(arguments, models, corpus, build.domain)
+    signals = benchmark.signals
+    sizes = {
+        signal: benchmark.part(f"size {signal}", lambda s=signal: benchmark.measure_size(s))
+        for signal in signals.requests
+    }
     generation = benchmark.part("generation", benchmark.time_generation)
     before = benchmark.part(
         "before", lambda: benchmark.measure_alpha(AutoModelForCausalLM.from_pretrained(models.generic_draft))
     )
     results = {
-        method: benchmark.part(f"train {method}", lambda m=method: benchmark.train(m)) for method in (LIVE, *TRAINED)
+        method: benchmark.part(f"train {method}", lambda m=method: benchmark.train(m))
+        for method in (LIVE, *signals.trained)
     }
     speeds = benchmark.part("training speed", benchmark.time_training)
     record = {
-        "what": f"{build.domain} conversations of `data_dir`, target answers sampled at temperature 1",
-        "command": "python benchmarks/offline_cache.py --data_dir DATA",
+        "what": f"{build.domain} conversations, target answers sampled at temperature 1",
+        "command": f"python benchmarks/offline_cache.py {shlex.join(argv)}",
         "machine": describe_machine(),
         "vocab_size": len(benchmark.tokenizer),
         "parameters": {
@@ -356,6 +385,7 @@ def main(argv: list[str]) -> None:
         "train_prompts": len(benchmark.train_prompts),
         "test_prompts": len(benchmark.test_prompts),
         "steps": arguments.steps,
+        "num_draws": arguments.num_draws,
         "models": models.records,
         "sizes": sizes,
         "generation_seconds": generation,
@@ -370,8 +400,8 @@ def main(argv: list[str]) -> None:
     }
     folder = Path(arguments.results_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    save_record(record, folder / "offline_cache.json")
-    write_report(folder / "offline_cache.json")
+    save_record(record, folder / f"offline_cache_{build.domain}.json")
+    write_report(folder / f"offline_cache_{build.domain}.json")
 
 
 def describe_without_target(result: dict) -> dict:
