@@ -69,7 +69,7 @@ def read_rows(folder: Path, split: str) -> list[dict]:
 
 
 def read_corpus(data_dir: Path, domain: str) -> Corpus:
-    """Domain and general rows of a data folder."""
+    """Domain and general rows of a data folder; those of the domain `GENERATED` are written here."""
     if domain == GENERATED:
         rows = generate_conversations("train", GENERATED_TRAIN + GENERATED_TEST)
         own = [rows[:GENERATED_TRAIN], rows[GENERATED_TRAIN:]]

@@ -5,10 +5,9 @@
 
 DATA is described in build_models.py. The target answers prompts once; every signal is of the same text. A draft is
 trained from some at equal steps, and from the live target; plain fine-tuning is timed. The target of the first command
-learns generated conversations, of which it becomes fairly sure, as real targets are; that of the second, real text, of
-which one this small stays unsure: there draws say less and take more room. Every part is kept in `work_dir` when it is
-done; the same command continues.
-Writes offline_cache_<domain>.{json,md,png} to `results_dir`.
+learns generated conversations, of which it becomes fairly sure; that of the second, real text, of which one this small
+stays unsure: there draws say less and take more room. Every part is kept in `work_dir` when it is done, and the same
+command continues. Writes offline_cache_<domain>.{json,md,png} to `results_dir`.
 """
 
 import json
@@ -24,11 +23,11 @@ from typing import Any
 
 import build_models  # first: it makes examples/ importable
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from machine import describe_machine
-from offline_cache_report import write_report
+from offline_cache_figures import compare, describe_alpha, describe_without_target, sum_column_bytes
+from offline_cache_report import LIVE, PLAIN, UNSIGNED, write_report
 from recipe import save_record, use_all_cores
 from tiny_models import BuiltModels
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -44,9 +43,8 @@ from spec_kd import (
     score_completions,
 )
 from spec_kd.data.teacher_signal import TeacherInfo, unpack_slots
-from spec_kd.evaluation import TextScores, bootstrap, score_texts
+from spec_kd.evaluation import TextScores, score_texts
 
-LIVE, PLAIN = "live teacher", "plain fine-tuning"
 ID_COLUMNS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 TIMED_STEPS = 20
 TEMPERATURES = (0.0, 1.0)
@@ -222,7 +220,7 @@ class Benchmark:
     def time_generation(self) -> dict[str, list[float]]:
         """Seconds for the same 32 prompts with no signal and with each, taking turns; the first round is left out."""
         prompts = self.train_prompts.select(range(min(32, len(self.train_prompts))))
-        seconds: dict[str, list[float]] = {name: [] for name in ("no signal", *self.signals.trained, "top_k_tail")}
+        seconds: dict[str, list[float]] = {name: [] for name in (UNSIGNED, *self.signals.trained, "top_k_tail")}
         for number in range(self.arguments.timing_rounds + 1):
             for name, measured in seconds.items():
                 started = time.perf_counter()
@@ -319,39 +317,6 @@ def name_folder(name: str) -> str:
     return name.replace(",", "").replace(" ", "_")
 
 
-def sum_column_bytes(path: Path) -> dict[str, int]:
-    """Compressed bytes of every top-level column of a Parquet file."""
-    metadata, sizes = pq.ParquetFile(path).metadata, {}
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            name = column.path_in_schema.split(".")[0]
-            sizes[name] = sizes.get(name, 0) + column.total_compressed_size
-    return sizes
-
-
-def compare(results: dict[str, dict], temperature: float) -> dict[str, list[float]]:
-    """alpha of each method minus the live teacher's, paired over prompts, with its 95 % interval."""
-    live = results[LIVE][f"T={temperature:g}"]
-    differences = {}
-    for method, result in results.items():
-        own = result[f"T={temperature:g}"]
-        columns = (np.array(own["alpha_sum"]), np.array(live["alpha_sum"]), np.array(own["tokens"]))
-        differences[method] = list(bootstrap(lambda a, b, tokens: (a - b) / tokens, *columns))
-    return differences
-
-
-def describe_alpha(results: dict[str, dict], temperature: float) -> dict[str, list[float]]:
-    """alpha of each method with its 95 % interval."""
-    described = {}
-    for method, result in results.items():
-        own = result[f"T={temperature:g}"]
-        described[method] = list(
-            bootstrap(lambda a, tokens: a / tokens, np.array(own["alpha_sum"]), np.array(own["tokens"]))
-        )
-    return described
-
-
 def main(argv: list[str]) -> None:
     parser = TrlParser((CacheArguments, build_models.BuildArguments))
     parser.set_defaults_with_config(**BUILD_DEFAULTS)
@@ -402,18 +367,6 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_record(record, folder / f"offline_cache_{build.domain}.json")
     write_report(folder / f"offline_cache_{build.domain}.json")
-
-
-def describe_without_target(result: dict) -> dict:
-    """Replay from the stored text alone beside replay with the target in memory, of one draft."""
-    alone, tokens = result["without_target"], sum(result["tokens"])
-    return {
-        "block_efficiency": result["block_efficiency"],
-        "block_efficiency_without_target": alone["block_efficiency"],
-        "largest_difference_of_acceptance": alone["largest_difference_of_acceptance"],
-        "alpha": sum(result["alpha_sum"]) / tokens,
-        "alpha_without_target": sum(alone["alpha_sum"]) / tokens,
-    }
 
 
 if __name__ == "__main__":

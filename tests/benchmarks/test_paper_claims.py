@@ -16,6 +16,7 @@ from benchmarks.paper_claims.__main__ import main
 from benchmarks.paper_claims.cells import Cell, apply_changes, compute_key, list_cells, list_questions, make_base
 from benchmarks.paper_claims.claims import FAILED, HELD, UNKNOWN, judge
 from benchmarks.paper_claims.data import read_domain
+from benchmarks.paper_claims.models import name_models
 from benchmarks.paper_claims.plan import find_questions, format_plan
 from benchmarks.paper_claims.profile import make, read_profile
 from benchmarks.paper_claims.recipe_search import find_combined, find_winner
@@ -187,6 +188,25 @@ def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
         tuned = replace(profile, training=replace(training, learning_rates={method: 1.0}))
         same = [compute_key(tuned, replace(cell, method=method)), compute_key(profile, replace(faster, method=method))]
         assert same[0] == same[1]
+
+
+def test_only_the_models_that_an_option_concerns_are_built_anew(profile_path):
+    profile = read_profile(str(profile_path))
+    build = profile.build
+    longer = {
+        name: replace(getattr(build, name), max_steps=999)
+        for name in ("generic_target", "domain_target", "generic_draft")
+    }
+
+    def list_renamed(**changes):
+        own, other = name_models(profile), name_models(replace(profile, build=replace(build, **changes)))
+        return {name for name in own if own[name] != other[name]}
+
+    targets = {f"{domain}_target" for domain in profile.domains}
+    assert list_renamed(domain_target=longer["domain_target"]) == targets
+    assert list_renamed(generic_target=longer["generic_target"]) == targets | {"generic_target"}
+    assert list_renamed(generic_draft=longer["generic_draft"]) == {f"draft_{name}" for name in build.drafts}
+    assert list_renamed() == set()
 
 
 def note_cell(profile, record, cell, target_calls):
