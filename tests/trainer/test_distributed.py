@@ -26,6 +26,7 @@ def run(command: list[str], **environment: str) -> None:
         "OMP_NUM_THREADS": "1",
         "CI": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONFAULTHANDLER": "1",  # an abort outside Python says where it was
         **environment,
     }
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
