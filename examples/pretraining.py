@@ -4,10 +4,13 @@ TRL's trainers distil; this loop only makes the models that there are to distil.
 batch of similar lengths, so each row is seen as it is at inference: alone, from position 0.
 """
 
+import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -124,6 +127,29 @@ def compute_held_out_loss(model: PreTrainedModel, rows: list[EncodedRow]) -> flo
     return total / count
 
 
+@dataclass
+class Progress:
+    """Where a training is, besides model, optimizer and schedule.
+
+    Args:
+        step (`int`), num_tokens (`int`), seconds (`float`): Done so far.
+        epoch_state (`Any`): Of the random generator before the current epoch's batches.
+        batches_taken (`int`): Of the current epoch.
+        curve (`list`): Points of the held-out curve: step, loss, learning rate.
+        best (`float`), cuts (`int`), patience (`int`): What `Budget.until_flat` goes by.
+    """
+
+    step: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+    epoch_state: Any = None
+    batches_taken: int = 0
+    curve: list[list[float]] = field(default_factory=list)
+    best: float = float("inf")
+    cuts: int = 0
+    patience: int = 0
+
+
 def train_language_model(
     model: PreTrainedModel,
     rows: list[EncodedRow],
@@ -132,14 +158,24 @@ def train_language_model(
     *,
     seed: int,
     description: str,
+    checkpoint: Path | None = None,
 ) -> dict:
     """Trains `model` in place with AdamW.
+
+    Args:
+        model (`PreTrainedModel`), rows (`list[EncodedRow]`), held_out (`list[EncodedRow]`), budget (`Budget`): What to
+            train on what, and for how long.
+        seed (`int`): Of the order of the rows.
+        description (`str`): For the progress bar.
+        checkpoint (`Path`, *optional*):
+            File that the state is written to at every point of the held-out curve, and that a killed training goes on
+            from, to the same weights; it is removed at the end. Its name must tell one training from another.
 
     Returns:
         `dict`: `curve` (a list of `[step, held-out loss, learning rate]`), `is_flat` (the loss stopped falling within
         `max_steps`), `num_steps`, `num_tokens`, `num_parameters` and `seconds`.
     """
-    rng = random.Random(seed)
+    rng, state = random.Random(seed), Progress()
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -147,14 +183,24 @@ def train_language_model(
     warmup = max(1, min(100, budget.max_steps // 20))
     name = "constant_with_warmup" if budget.until_flat else "linear"
     schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=budget.max_steps)
-    curve, num_tokens, best, cuts, patience = [], 0, float("inf"), 0, 0
-    start = time.monotonic()
-    batches = iter(())
+    batches: Iterator[list[EncodedRow]] = iter(())
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    if checkpoint is not None and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=False)  # written by this function
+        for part, own in parts.items():
+            own.load_state_dict(saved[part])
+        state = saved["progress"]
+        rng.setstate(state.epoch_state)
+        batches = iterate_batches(rows, budget.tokens_per_step, rng)
+        for _ in range(state.batches_taken):
+            next(batches)
+    start = time.monotonic() - state.seconds
     model.train()
-    progress = tqdm(range(1, budget.max_steps + 1), desc=description, mininterval=2.0)
-    for step in progress:
+    progress = tqdm(initial=state.step, total=budget.max_steps, desc=description, mininterval=2.0)
+    while state.step < budget.max_steps and state.cuts < 3:
         batch = next(batches, None)
         if batch is None:
+            state.epoch_state, state.batches_taken = rng.getstate(), 0
             batches = iterate_batches(rows, budget.tokens_per_step, rng)
             batch = next(batches)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=budget.bf16):
@@ -164,27 +210,33 @@ def train_language_model(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        num_tokens += sum(len(row.input_ids) for row in batch)
-        if step % budget.eval_steps and step != budget.max_steps:
+        progress.update()
+        state.step += 1
+        state.batches_taken += 1
+        state.num_tokens += sum(len(row.input_ids) for row in batch)
+        if state.step % budget.eval_steps and state.step != budget.max_steps:
             continue
         held_out_loss = compute_held_out_loss(model, held_out)
-        curve.append([step, round(held_out_loss, 4), schedule.get_last_lr()[0]])
+        state.curve.append([state.step, round(held_out_loss, 4), schedule.get_last_lr()[0]])
         progress.set_postfix(held_out=f"{held_out_loss:.3f}")
-        if not budget.until_flat:
-            continue
-        patience = 0 if held_out_loss < (1 - FLAT_SHARE) * best else patience + 1
-        best = min(best, held_out_loss)
-        if patience == 2:
-            cuts, patience = cuts + 1, 0
-            if cuts == 3:
-                break
+        state.patience = 0 if held_out_loss < (1 - FLAT_SHARE) * state.best else state.patience + 1
+        state.best = min(state.best, held_out_loss)
+        if budget.until_flat and state.patience == 2:
+            state.cuts, state.patience = state.cuts + 1, 0
             schedule.base_lrs = [rate / 3 for rate in schedule.base_lrs]
+        state.seconds = time.monotonic() - start
+        if checkpoint is not None:
+            partial = checkpoint.with_name(f"{checkpoint.name}.{os.getpid()}")
+            torch.save({**{part: own.state_dict() for part, own in parts.items()}, "progress": state}, partial)
+            os.replace(partial, checkpoint)
     progress.close()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return {
-        "curve": curve,
-        "is_flat": cuts == 3,
-        "num_steps": curve[-1][0],
-        "num_tokens": num_tokens,
+        "curve": state.curve,
+        "is_flat": state.cuts == 3,
+        "num_steps": state.step,
+        "num_tokens": state.num_tokens,
         "num_parameters": model.num_parameters(),
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(state.seconds, 1),
     }

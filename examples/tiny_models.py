@@ -210,7 +210,13 @@ def build_models(recipe: BuildRecipe, corpus: Corpus, cache_dir: Path | None = N
 
         def train(folder: Path, model: LlamaForCausalLM, rows: list, held_out: str, budget: Budget, text: str) -> None:
             record = train_language_model(
-                model, rows, encode(held_out), budget, seed=recipe.seed, description=f"building: {text}"
+                model,
+                rows,
+                encode(held_out),
+                budget,
+                seed=recipe.seed,
+                description=f"building: {text}",
+                checkpoint=root / f".{text.replace(' ', '_')}.pt",
             )
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -93,7 +93,13 @@ def build_all(workspace: Workspace, domains: list[str]) -> None:
             tested, _ = encode_rows(tokenizer, held_out, build.max_length)
             model = make()
             record = train_language_model(
-                model, encoded, tested[: build.num_held_out], budget, seed=build.seed, description=f"building {name}"
+                model,
+                encoded,
+                tested[: build.num_held_out],
+                budget,
+                seed=build.seed,
+                description=f"building {name}",
+                checkpoint=folder / f".{names[name]}.pt",
             )
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
