@@ -10,6 +10,7 @@ from spec_kd.engines.base import (
     SignalRequest,
     TokenSlots,
     UnsupportedByEngineError,
+    UnusablePromptError,
 )
 
 _HOME = {
@@ -38,6 +39,7 @@ __all__ = [
     "TransformersEngine",
     "UnmappedTokensError",
     "UnsupportedByEngineError",
+    "UnusablePromptError",
     "VLLMEngine",
 ]
 

@@ -12,6 +12,19 @@ class UnsupportedByEngineError(ValueError):
     """An engine was asked for something it cannot give; the message names what can."""
 
 
+class UnusablePromptError(ValueError):
+    """A prompt that an engine cannot take, while others of the same job may do.
+
+    Args:
+        message (`str`): Which prompt, why, and what to do.
+        fault (`str`): In a word, for counting: `"context_full"` or `"not_text"`.
+    """
+
+    def __init__(self, message: str, fault: str):
+        super().__init__(message)
+        self.fault = fault
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How completions are written.
@@ -109,7 +122,8 @@ class Engine(Protocol):
         """Raises before the expensive work: prompts that do not fit, options or a signal that cannot be met.
 
         Raises:
-            ValueError: For prompts or options.
+            UnusablePromptError: For a prompt that leaves no room for an answer, or that the engine cannot be sent.
+            ValueError: For other prompts, or options.
             UnsupportedByEngineError: For a signal.
         """
         ...

@@ -139,8 +139,8 @@ class ServerEngine:
 
         Raises:
             `UnsupportedByEngineError`: A method that servers do not give, top-k or top-p.
-            `ValueError`: An empty prompt, one with ids that the tokenizer does not have, or one that is not the ids of
-                any text (`is_text_only`); an option out of its range.
+            `UnusablePromptError`: One that is not the ids of any text (`is_text_only`).
+            `ValueError`: An empty prompt or one with ids that the tokenizer does not have; an option out of its range.
         """
         self._requests.count_logprobs(signal)
         check_untruncated(options, self.name)

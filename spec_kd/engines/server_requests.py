@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from spec_kd.engines.base import SignalRequest, UnsupportedByEngineError
+from spec_kd.engines.base import SignalRequest, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.losses.sparse import SPARSE_METHODS
 from spec_kd.vocabulary import count_real_ids
 
@@ -136,8 +136,9 @@ class RequestBuilder:
             text = self._tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
             if list(self._tokenizer(text)["input_ids"]) == ids:
                 return text
-        raise ValueError(
-            f"Prompt {index} cannot be sent as text: tokenised again it has other ids. Use a server that takes ids."
+        raise UnusablePromptError(
+            f"Prompt {index} cannot be sent as text: tokenised again it has other ids. Use a server that takes ids.",
+            fault="not_text",
         )
 
     def _build_generation_config(self, temperature: float) -> str:

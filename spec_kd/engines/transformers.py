@@ -22,7 +22,14 @@ from transformers import (
 from spec_kd._private import create_model_from_path, get_config_model_id
 from spec_kd.decoding.drawn_token import DrawnToken
 from spec_kd.decoding.warpers import build_warpers
-from spec_kd.engines.base import Completion, SamplingOptions, SignalRequest, derive_seed, join_texts
+from spec_kd.engines.base import (
+    Completion,
+    SamplingOptions,
+    SignalRequest,
+    UnusablePromptError,
+    derive_seed,
+    join_texts,
+)
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, unwrap_peft
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
@@ -222,15 +229,16 @@ def find_special_ids(target: PreTrainedModel, processing_class: ProcessingClass)
 
 
 def check_prompts_fit(prompt_ids: Sequence[list[int]], target: PreTrainedModel, max_new_tokens: int) -> None:
-    """Raises `ValueError` for prompts that leave no room for an answer, or have ids that the target does not."""
+    """Raises `UnusablePromptError` without room for an answer, `ValueError` for ids that the target does not have."""
     limit = getattr(target.config.get_text_config(), "max_position_embeddings", None)
     too_long = [i for i, ids in enumerate(prompt_ids) if limit is not None and len(ids) + max_new_tokens > limit]
     if too_long:
         longest = max(too_long, key=lambda i: len(prompt_ids[i]))
-        raise ValueError(
+        raise UnusablePromptError(
             f"{len(too_long)} of {len(prompt_ids)} prompts leave no room for `max_new_tokens={max_new_tokens}` in the "
             f"target's {limit} positions; the longest is row {longest} with {len(prompt_ids[longest])} tokens. Remove "
-            "them or lower `max_new_tokens`."
+            "them or lower `max_new_tokens`.",
+            fault="context_full",
         )
     rows, highest = count_rows(target.get_input_embeddings()), max(map(max, prompt_ids))
     if highest >= rows:

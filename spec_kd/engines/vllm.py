@@ -18,6 +18,7 @@ from spec_kd.engines.base import (
     SignalRequest,
     TokenSlots,
     UnsupportedByEngineError,
+    UnusablePromptError,
     check_untruncated,
     derive_seed,
     join_texts,
@@ -115,7 +116,8 @@ class VLLMEngine:
         Raises:
             `UnsupportedByEngineError`: A method that vLLM does not give, a `top_k` it was not made for, or
                 sampling from a part of the softmax.
-            `ValueError`: A prompt that is empty or leaves no room, or a temperature that vLLM would change.
+            `UnusablePromptError`: A prompt that leaves no room.
+            `ValueError`: A prompt that is empty, or a temperature that vLLM would change.
             `vllm.exceptions.VLLMValidationError`: What vLLM refuses itself, such as a temperature above 2.
         """
         self._count_logprobs(signal)
@@ -128,9 +130,10 @@ class VLLMEngine:
             if not prompt:
                 raise ValueError(f"Prompt {number} is empty, but vLLM needs an id to start from: put the BOS there.")
             if len(prompt) + room > limit:
-                raise ValueError(
+                raise UnusablePromptError(
                     f"Prompt {number} with {len(prompt)} tokens leaves no room for {room} more in vLLM's {limit} "
-                    "positions: raise `max_model_len`, lower `max_new_tokens`, or remove the row."
+                    "positions: raise `max_model_len`, lower `max_new_tokens`, or remove the row.",
+                    fault="context_full",
                 )
 
     def generate(

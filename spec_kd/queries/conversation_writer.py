@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from spec_kd.data.prompts import render_prompt_ids
 from spec_kd.data.responses import generate_responses
-from spec_kd.engines.base import Engine, SamplingOptions, derive_seed
+from spec_kd.engines.base import Engine, SamplingOptions, UnusablePromptError, derive_seed
 from spec_kd.queries.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.queries.filters import TextFilter
 from spec_kd.queries.pre_query import cut_user_text, derive_pre_query, derive_turn_end
@@ -104,10 +104,12 @@ class ConversationWriter:
     def _ask(
         self, conversations: Sequence[Conversation], prompts: list[list[int]], sampling: SamplingOptions, name: str
     ) -> Iterator[tuple[Conversation, dict[str, object]]]:
-        """What the target writes after each prompt that has room; the other conversations get a fault."""
-        pairs = [(c, ids) for c, ids in zip(conversations, prompts, strict=True) if self._has_room(ids, sampling)]
-        for conversation in conversations:
-            conversation.fault = "context_full"
+        """What the target writes after each prompt that its engine takes; the other conversations get a fault."""
+        pairs = []
+        for conversation, ids in zip(conversations, prompts, strict=True):
+            conversation.fault = self._find_prompt_fault(ids, sampling)
+            if conversation.fault is None:
+                pairs.append((conversation, ids))
         if not pairs:
             return
         answered: Iterable[dict[str, object]] = generate_responses(
@@ -131,12 +133,12 @@ class ConversationWriter:
             conversation.fault = None
             yield conversation, row
 
-    def _has_room(self, prompt: list[int], sampling: SamplingOptions) -> bool:
+    def _find_prompt_fault(self, prompt: list[int], sampling: SamplingOptions) -> str | None:
         try:
             self._engine.check([prompt], sampling, None)
-        except ValueError:
-            return False
-        return True
+        except UnusablePromptError as error:
+            return error.fault
+        return None
 
     def _derive(self, conversation: Conversation) -> list[int]:
         return derive_pre_query(

@@ -17,7 +17,8 @@ class SynthesisReport:
         surplus (`int`): Good, but more than wanted.
         dropped (`dict[str, int]`): By reason, most frequent first: those of [`TextFilter.find_fault`]; `"unfinished"`
             (the turn did not end within `max_new_tokens`), `"special_tokens"`, `"test_overlap"`, `"near_duplicate"`,
-            `"unfinished_answer"`, `"empty_answer"`, `"context_full"`, `"unmapped_tokens"` (a server did not say which).
+            `"unfinished_answer"`, `"empty_answer"`, `"context_full"`, `"not_text"` (of a server that takes no ids),
+            `"unmapped_tokens"` (a server did not say which).
         by_sampling (`list[dict]`): For each temperature and top-p what was asked, and what was good.
         rounds (`int`): How often the target was asked for more.
     """

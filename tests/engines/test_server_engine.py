@@ -8,7 +8,7 @@ import torch
 from local_server import GREEDY, TOKEN_ONLY, TOP_5, build_engine, generate_alone
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import SamplingOptions, SignalRequest, UnsupportedByEngineError
+from spec_kd.engines.base import SamplingOptions, SignalRequest, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.server_client import ServerRequestError
 from spec_kd.engines.server_logprobs import UnmappedTokensError
 
@@ -319,7 +319,7 @@ def test_text_only_servers_serve_black_box(serve, writer, prompts, tokenizer):
         with pytest.raises(UnsupportedByEngineError, match=r"text-only.*'token_only'.*transformers engine"):
             call()
     half = tokenizer("é")["input_ids"][:1]
-    with pytest.raises(ValueError, match="Prompt 1 cannot be sent as text"):
+    with pytest.raises(UnusablePromptError, match="Prompt 1 cannot be sent as text"):
         engine.generate([prompts[0], half], GREEDY)
     assert len(server.requests) == num_requests
     with pytest.raises(ServerRequestError, match=r"prompt must be a string.*(?s:.)*is_text_only=True"):

@@ -10,7 +10,7 @@ import pytest
 import recorded_vllm as recorded
 from recorded_vllm import LLM, OTHER, PLAIN, STOPPED, Logprob
 
-from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest, UnsupportedByEngineError
+from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.vllm import VLLMEngine
 
 PROMPTS = [PLAIN, STOPPED, OTHER]
@@ -247,7 +247,7 @@ class TestRefusals:
             engine.generate(PROMPTS, SAMPLING, SignalRequest("top_k_tail", top_k=top_k))
 
     def test_prompts_without_room(self, engine):
-        with pytest.raises(ValueError, match=r"Prompt 1 with 62 tokens.* 4 more.*64.*max_model_len"):
+        with pytest.raises(UnusablePromptError, match=r"Prompt 1 with 62 tokens.* 4 more.*64.*max_model_len"):
             engine.generate([[5] * 60, [5] * 62], SAMPLING)
         with pytest.raises(ValueError, match=r"Prompt 0 with 64 tokens.* 1 more.*64"):
             engine.score([[5] * 60], [[6] * 4], TOKEN_ONLY)

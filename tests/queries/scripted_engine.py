@@ -2,7 +2,7 @@
 
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import Completion, derive_seed
+from spec_kd.engines.base import Completion, UnusablePromptError, derive_seed
 from spec_kd.queries.synthesis import synthesize_queries
 
 TOOLS = [{"name": f"tool_{letter}", "parameters": {"type": "object", "properties": {}}} for letter in "abcd"]
@@ -31,7 +31,7 @@ class ScriptedEngine:
 
     def check(self, prompts, options, signal):
         if any(len(ids) + options.max_new_tokens > self.context for ids in prompts):
-            raise ValueError("does not fit")
+            raise UnusablePromptError("does not fit", "context_full")
 
     def generate(self, prompts, options, signal=None, seed=""):
         texts = [self.tokenizer.decode(ids) for ids in prompts]

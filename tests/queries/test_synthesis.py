@@ -9,7 +9,7 @@ from datasets import Dataset
 from scripted_engine import ANSWER, TOOLS, USER_TURN, WORDS, ScriptedEngine, drawn, get_queries, listed, synthesize
 
 from spec_kd.data import generate_responses
-from spec_kd.engines.base import Completion, UnsupportedByEngineError
+from spec_kd.engines.base import Completion, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.server_logprobs import UnmappedTokensError
 from spec_kd.queries.filters import TextFilter
 
@@ -167,6 +167,23 @@ def test_a_conversation_that_outgrows_the_context_is_dropped():
     assert report.dropped == {"context_full": 1} and report.kept == 1
     with pytest.raises(ValueError, match="does not fit"):
         synthesize(ScriptedEngine(drawn, context=50), 2, max_new_tokens=60)
+
+
+@pytest.mark.parametrize("error", [UnusablePromptError("a text", "not_text"), ValueError("of another tokenizer")])
+def test_only_a_prompt_that_is_at_fault_itself_costs_no_more_than_its_conversation(error):
+    class Refusing(ScriptedEngine):
+        def check(self, prompts, options, signal):
+            if any("Strange?" in self.tokenizer.decode(ids) for ids in prompts):
+                raise error
+
+    engine = Refusing(listed(["Strange?", "Short?", "And then?"]))
+    options = {"num_turns": 2, "max_asked": 2, "near_duplicate_threshold": None}
+    if isinstance(error, UnusablePromptError):
+        report = synthesize(engine, 2, **options).report
+        assert report.dropped == {"not_text": 1} and report.kept == 1
+    else:
+        with pytest.raises(ValueError, match="of another tokenizer"):
+            synthesize(engine, 2, **options)
 
 
 def test_temperature_and_top_p_are_gone_through_in_turn():
