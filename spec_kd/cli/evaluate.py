@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.respond import take_first
 from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.cli.target import TargetArguments
+
+if TYPE_CHECKING:
+    from spec_kd.evaluation.cost import ServingCosts
 
 DESCRIPTION = (
     "Measures drafts: acceptance and tokens per target pass by replay on what the target writes, costs on this "
@@ -65,7 +68,10 @@ class EvaluateArguments:
     group_by: list[str] | None = field(
         default=None, metadata={"help": "Columns of the prompts to break figures down by, such as scenario."}
     )
-    costs: str = field(default="measure", metadata={"help": "'measure' what a round costs on this machine, or 'none'."})
+    costs: str = field(
+        default="measure",
+        metadata={"help": "'measure' what a round costs here, 'none', or a JSON file with the costs of your engine."},
+    )
     batch_sizes: list[int] | None = field(default=None, metadata={"help": "Batch sizes to measure costs at (1)."})
     num_assisted_prompts: int = field(
         default=0, metadata={"help": "Prompts on which real assisted generation is run as a cross-check; slow."}
@@ -79,8 +85,11 @@ class EvaluateArguments:
     )
 
     def __post_init__(self):
-        if self.costs not in COSTS:
-            raise ValueError(f"`costs` is {self.costs!r}, but must be {' or '.join(map(repr, COSTS))}.")
+        if self.costs not in COSTS and not Path(self.costs).is_file():
+            raise ValueError(
+                f"`costs` is {self.costs!r}, but must be {', '.join(map(repr, COSTS))} or a JSON file with the "
+                "arguments of `ServingCosts`."
+            )
 
     def check(self) -> None:
         """Raises `ValueError` for what is wrong whatever the drafts, the prompts and the target are."""
@@ -96,6 +105,15 @@ class EvaluateArguments:
             check_sampling(temperature, rule.draft_sampling)
         for gate in self.fail_under or ():
             parse_gate(gate)
+        self.find_costs()
+
+    def find_costs(self) -> "list[ServingCosts] | str | None":
+        """As [`~spec_kd.evaluate_draft`] takes them; raises `ValueError` for a file that has none."""
+        from spec_kd.evaluation.cost_table import read_costs
+
+        if self.costs in COSTS:
+            return None if self.costs == "none" else self.costs
+        return read_costs(self.costs)
 
     def name_drafts(self) -> dict[str, str]:
         """Paths by name."""
@@ -140,6 +158,8 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
     if target.target is not None:
         target.check()
     options = list_options(arguments, NOT_INPUTS)
+    if "costs" in options:  # a file counts by what is in it
+        options["costs"] = workspace.fingerprints.of_data(arguments.costs)
     of_target = target.list_inputs(workspace.fingerprints)
     of_prompts = workspace.fingerprints.of_data(arguments.prompts)
     inputs = {
@@ -175,7 +195,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
             num_assistant_tokens=arguments.num_assistant_tokens,
             max_new_tokens=arguments.max_new_tokens,
             group_by=arguments.group_by or (),
-            costs=None if arguments.costs == "none" else arguments.costs,
+            costs=arguments.find_costs(),
             batch_sizes=arguments.batch_sizes or (1,),
             num_assisted_prompts=arguments.num_assisted_prompts,
             num_shown_prompts=arguments.num_shown_prompts,

@@ -3,6 +3,7 @@
 from spec_kd.evaluation.assisted import AssistedFigures, generate_assisted
 from spec_kd.evaluation.callback import SpeculativeEvalCallback
 from spec_kd.evaluation.cost import ServingCosts, measure_assisted_costs, measure_costs
+from spec_kd.evaluation.cost_table import read_costs
 from spec_kd.evaluation.evaluate import evaluate_draft
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.gates import check_gates
@@ -28,6 +29,7 @@ __all__ = [
     "load_report",
     "measure_assisted_costs",
     "measure_costs",
+    "read_costs",
     "replay",
     "save_report",
     "score_texts",

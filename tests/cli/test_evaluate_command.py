@@ -25,6 +25,25 @@ def test_a_report_and_its_gates(call, options, tmp_path):
     assert result["gates"][0]["threshold"] == 100 and "lies below 100" in errors
 
 
+def test_costs_of_another_machine(call, options, tmp_path):
+    table = {"cost_ratio": 0.1, "verify_cost": {"1": 1.0, "8": 1.2}, "source": "vLLM on a card"}
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps([table, {**table, "batch_size": 8, "cost_ratio": 0.5}]))
+    options[options.index("none")] = costs
+    assert call(*options)[0] == 0
+    shown = json.loads((tmp_path / "report" / "report.json").read_text())["drafts"][1]["costs"]
+    assert [(own["batch_size"], own["cost_ratio"], own["source"]) for own in shown] == [
+        (1, 0.1, "vLLM on a card"),
+        (8, 0.5, "vLLM on a card"),
+    ]
+    costs.write_text(json.dumps({**table, "cost_ratio": 0.3}))  # other costs under the same name are another input
+    status, _, errors = call(*options)
+    assert status == 2 and "is of other inputs" in errors
+    costs.write_text(json.dumps({"cost_ratio": 0.3}))
+    status, _, errors = call(*options)
+    assert status == 2 and "lack ['verify_cost']" in errors and "Traceback" not in errors
+
+
 def test_responses_with_a_signal_need_no_target(call, models, responses, tmp_path):
     status, result, errors = call(
         "evaluate", "--draft", models / "draft", "--prompts", responses, "--output_dir", tmp_path / "report"
@@ -48,7 +67,7 @@ def test_the_targets_texts_outlive_another_draft(call, options, tmp_path):
     [
         (["--fail_under", "speed=2"], "names no figure"),
         (["--serving_engine", "triton"], "must be one of transformers, vllm"),
-        (["--costs", "guess"], "`costs` is 'guess'"),
+        (["--costs", "guess"], "`costs` is 'guess', but must be 'measure', 'none' or a JSON file"),
         (["--temperatures", "-1"], "temperature"),
         (["--drafts", "./a", "./b/a"], "`./a` does not exist"),
         (["--split", "test", "--prompts", "."], ""),
