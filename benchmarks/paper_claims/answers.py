@@ -17,6 +17,7 @@ from spec_kd.queries.pre_query import derive_pre_query
 from spec_kd.queries.prompt_report import describe_prompts
 from spec_kd.vocabulary import count_real_ids
 
+from .batches import order_by_length
 from .cells import Cell
 from .data import SCENARIOS, Queries, make_queries
 from .models import find_models, load_model
@@ -102,16 +103,20 @@ class Lab:
                 "the plan's sizes, or raise `num_synthetic` or `max_prompt_tokens`."
             )
         rows = rows.shuffle(seed=cell.seed).select(range(cell.num_prompts)).select_columns(ID_COLUMNS)
+        training = self.profile.training
+        if cell.domain in training.length_ordered:
+            lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+            rows = rows.select(order_by_length(lengths, training.options["per_device_train_batch_size"], cell.seed))
         if cell.signal is None:
             return rows
         return score_completions(
             self.target,
             rows,
             processing_class=self.tokenizer,
-            teacher_signal=SignalRequest(**self.profile.training.signals[cell.signal]),
+            teacher_signal=SignalRequest(**training.signals[cell.signal]),
             sampling_temperature=cell.answer_temperature,
             max_new_tokens=self.profile.data.max_new_tokens,
-            batch_size=self.profile.training.batch_size,
+            batch_size=training.batch_size,
             seed=cell.seed,
             show_progress=False,
         )

@@ -268,12 +268,13 @@ def compute_key(profile: Profile, cell: Cell) -> str:
         {} if part is None else asdict(part) for part in (profile.data, profile.training, profile.build)
     )
     data.pop("folder")
-    signals, adapters = (training.pop(name) for name in ("signals", "adapters"))
+    signals, adapters, length_ordered = (training.pop(name) for name in ("signals", "adapters", "length_ordered"))
     for name in ("options", "learning_rates", "online"):
         training.pop(name)
     changed = asdict(cell)
     options = [profile.training.find_options(method, changed.pop("options", {})) for method, _ in cell.phases]
     used = [options, signals.get(cell.signal), adapters.get(cell.adapter)]
+    used += ["length_ordered"] if cell.domain in length_ordered else []
     draft = build.pop("drafts", {}).get(cell.draft)
     weights = profile.plan.mixes.get(cell.scenario)
     return compute_hash(changed, data, profile.domains[cell.domain], training, used, build, draft, weights)

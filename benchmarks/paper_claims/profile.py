@@ -135,6 +135,7 @@ class Training:
         gammas (`list[int]`): Numbers of drafted tokens that the best is chosen from.
         batch_size (`int`): Prompts answered or scored at a time.
         dtype (`str`): Of the targets.
+        length_ordered (`list[str]`): Domains whose batches have rows of similar length; see `order_by_length`.
     """
 
     steps: int
@@ -149,6 +150,7 @@ class Training:
     batch_size: int
     dtype: str = "float32"
     learning_rates: dict[str, float] = field(default_factory=dict)
+    length_ordered: list[str] = field(default_factory=list)
 
     def find_options(self, method: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Of a method's trainer: those of all, then its own learning rate and online options, then `changes`."""

@@ -117,7 +117,7 @@ def probe(lab: Lab, cell: Cell, rows: Dataset, method: str) -> float:
     timer = StepTimer()
     trainer = make_trainer(lab, cell, method, load_draft(lab, cell), rows, lab.profile.training.probe_steps, [timer])
     trainer.train()
-    return statistics.median(timer.seconds[1:])
+    return statistics.mean(timer.seconds[1:])
 
 
 def load_draft(lab: Lab, cell: Cell) -> PreTrainedModel:
@@ -174,6 +174,8 @@ def make_trainer(
     """The trainer of a method."""
     profile = lab.profile
     options = {**FIXED, **profile.training.find_options(method, cell.options)}
+    if cell.domain in profile.training.length_ordered:
+        options["train_sampling_strategy"] = "sequential"
     options |= {"output_dir": str(lab.workspace.folder / "trainer"), "max_steps": steps, "seed": cell.seed}
     common = {"model": model, "processing_class": lab.tokenizer, "callbacks": callbacks}
     if cell.adapter is not None:

@@ -13,6 +13,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.paper_claims.__main__ import main
+from benchmarks.paper_claims.batches import order_by_length
 from benchmarks.paper_claims.cells import Cell, apply_changes, compute_key, list_cells, list_questions, make_base
 from benchmarks.paper_claims.claims import FAILED, HELD, UNKNOWN, judge
 from benchmarks.paper_claims.data import read_domain
@@ -57,6 +58,7 @@ PROFILE = {
         "signals": {"sampled_counts": {"method": "sampled_counts", "num_draws": 4}},
         "adapters": {"lora": {"peft": {"r": 2, "target_modules": "all-linear"}, "learning_rate": 0.002}},
         "num_assistant_tokens": 2, "num_timed_prompts": 2, "gammas": [1, 2, 4], "batch_size": 8,
+        "length_ordered": ["tools"],
     },
     "plan": {
         "seeds": [0], "ablation_domain": "tools", "ablation_seeds": [0], "num_prompts": 4, "sizes": [2, 4],
@@ -175,6 +177,21 @@ def test_roles_and_shares(profile_path):
     assert not firsts[0] & firsts[1]
 
 
+def test_rows_of_similar_length_share_a_batch_and_a_few_batches_have_all_lengths():
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(5, 1, 1_003).astype(int).tolist()
+    order = order_by_length(lengths, 8, seed=1)
+    assert sorted(order) == list(range(1_003))
+    batches = np.array(lengths)[order][:1_000].reshape(125, 8)
+    assert batches.max(axis=1).mean() < 1.3 * np.mean(lengths)
+    assert np.array(lengths)[rng.permutation(1_000)].reshape(125, 8).max(axis=1).mean() > 2.5 * np.mean(lengths)
+    medians = np.median(batches, axis=1)
+    for start in range(0, 118):
+        assert abs((medians[start : start + 8] < np.median(lengths)).mean() - 0.5) <= 0.13
+    assert order != order_by_length(lengths, 8, seed=2)
+    assert order_by_length([3, 1], 8, seed=0) in ([0, 1], [1, 0])
+
+
 def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
     profile = read_profile(str(profile_path))
     cell = make_base(profile, "tools")
@@ -182,6 +199,11 @@ def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
     more = replace(profile, training=replace(training, online={**training.online, "other": {}}))
     assert compute_key(more, cell) == compute_key(profile, cell)
     assert compute_key(replace(profile, training=replace(training, steps=4)), cell) != compute_key(profile, cell)
+    shuffled = replace(profile, training=replace(training, length_ordered=["another domain"]))
+    assert compute_key(shuffled, cell) != compute_key(profile, cell)
+    assert compute_key(shuffled, cell) == compute_key(
+        replace(profile, training=replace(training, length_ordered=[])), cell
+    )
     faster = replace(cell, options={"learning_rate": 1.0})
     assert compute_key(profile, faster) != compute_key(profile, cell)
     for method in ("white_box", "on_policy"):  # what was tried with an option is the same as what has it by itself
