@@ -1,6 +1,7 @@
 """Every claim of arXiv 2503.07807, and our own goal, with what was measured and whether it held."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spec_kd.evaluation import Interval
@@ -10,7 +11,8 @@ from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, compare, measure_drift_of
 from .profile import Profile
 from .record import Record
 
-HELD, FAILED, UNKNOWN, MISSING = "held", "did not hold", "could not be told", "not measured yet"
+HELD, FAILED, UNKNOWN = "held", "did not hold", "could not be told"
+MISSING, PARTIAL = "not measured yet", "not all seeds run yet"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Judgement:
         claim (`str`), stated (`str`): The claim and the paper's figure.
         where (`str`): Comparison and setting.
         interval (`Interval`, *optional*): What was measured.
-        verdict (`str`): One of the four words of this module.
+        verdict (`str`): One of the five words of this module.
         is_relative (`bool`): Whether the interval is a share, else a difference of alpha.
     """
 
@@ -63,15 +65,17 @@ class Judgement:
     is_relative: bool = True
 
 
-def judge(interval: Interval | None, threshold: float) -> str:
-    """Held if the whole interval is above the threshold, not held if it is below; else it could not be told."""
-    if interval is None:
-        return MISSING
+def judge(interval: Interval, threshold: float, by_seed: Sequence[float] = ()) -> str:
+    """Held if the whole interval and every seed alone are above the threshold, not held if they are below.
+
+    The interval is over prompts and knows nothing of how runs differ, which the seeds show. What is neither could not
+    be told.
+    """
     if math.isnan(interval.low):
         return UNKNOWN
-    if interval.low > threshold:
+    if min([interval.low, *by_seed]) > threshold:
         return HELD
-    return FAILED if interval.high < threshold else UNKNOWN
+    return FAILED if max([interval.high, *by_seed]) < threshold else UNKNOWN
 
 
 def judge_claims(profile: Profile, record: Record, questions: list[Question]) -> list[Judgement]:
@@ -82,7 +86,8 @@ def judge_claims(profile: Profile, record: Record, questions: list[Question]) ->
             drift = measure_drift_of(record, domain, setting)
             fall = None if drift is None else Interval(-drift.value, -drift.high, -drift.low)
             where = f"{domain}, {name}: fall of alpha"
-            judgements.append(Judgement(DRIFT, "falls", where, fall, judge(fall, 0.0), is_relative=False))
+            verdict = MISSING if fall is None else judge(fall, 0.0)
+            judgements.append(Judgement(DRIFT, "falls", where, fall, verdict, is_relative=False))
     by_name = {question.name: question for question in questions}
     for claim in CLAIMS:
         question = by_name.get(claim.question)
@@ -94,6 +99,11 @@ def judge_claims(profile: Profile, record: Record, questions: list[Question]) ->
             for setting, name in SETTING_NAMES.items():
                 found = compare(profile, record, comparison, question.seeds, setting, BLOCK_EFFICIENCY)
                 interval = None if found is None else found.interval
-                verdict = judge(interval, claim.threshold)
+                if found is None:
+                    verdict = MISSING
+                elif len(found.by_seed) < len(question.seeds):
+                    verdict = PARTIAL
+                else:
+                    verdict = judge(found.interval, claim.threshold, found.by_seed)
                 judgements.append(Judgement(claim.text, claim.stated, f"{comparison.label}, {name}", interval, verdict))
     return judgements

@@ -39,7 +39,10 @@ def plot_summary(profile: Profile, record: Record, path: Path) -> None:
                 [h - v for v, h in zip(value, high, strict=True)],
             ]
             axis.bar(places, value, width, yerr=errors, label=label, error_kw={"linewidth": 0.8})
-        axis.set_xticks([i + 0.4 - width / 2 for i in range(len(profile.domains))], list(profile.domains))
+        axis.set_xticks(
+            [i + 0.4 - width / 2 for i in range(len(profile.domains))],
+            [domain.replace("_", " ") for domain in profile.domains],
+        )
         axis.set(title=name, ylim=(1, None))
         axis.grid(axis="y", alpha=0.3)
     figure.axes[0].set_ylabel("tokens a target pass")
@@ -110,6 +113,9 @@ def plot_sizes(profile: Profile, record: Record, questions: list[Question], path
             axis.plot(sizes, value, marker="o", markersize=3, label=label)
             axis.fill_between(sizes, low, high, alpha=0.2)
         axis.set(xlabel="queries", ylabel=f"tokens a target pass, {name}", xscale="log")
+        axis.set_xticks(sorted({size for by_size in points.values() for size in by_size}), minor=False)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_formatter("")
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(frameon=False, fontsize=8)

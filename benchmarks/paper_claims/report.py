@@ -46,7 +46,8 @@ def write_report(path: Path) -> Path:
         f"`python -m benchmarks.paper_claims report --profile {profile.name}` makes this from "
         f"`{path.name}`. {line['machine']['cpu']}, {line['machine']['threads']} threads. gamma = "
         f"{profile.training.num_assistant_tokens}. Intervals are 95 % over test prompts, which both sides of a "
-        "comparison share, with all seeds added up; what single seeds say is beside them.",
+        "comparison share, with all seeds added up; what single seeds say is beside them. A claim held, or did not, "
+        "where the interval and every seed alone say so.",
         "",
         "![Tokens a target pass](summary.png)",
         *_write_claims(judgements),

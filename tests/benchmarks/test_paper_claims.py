@@ -315,6 +315,9 @@ def test_verdicts():
     assert judge(Interval(-0.1, -0.2, -0.05), 0.0) == FAILED
     assert judge(Interval(0.1, -0.05, 0.2), 0.0) == UNKNOWN
     assert judge(Interval(0.1, np.nan, np.nan), 0.0) == UNKNOWN
+    assert judge(Interval(0.1, 0.05, 0.2), 0.0, [0.3, 0.1]) == HELD
+    assert judge(Interval(0.1, 0.05, 0.2), 0.0, [0.3, -0.1]) == UNKNOWN
+    assert judge(Interval(-0.1, -0.2, -0.05), 0.0, [-0.3, 0.01]) == UNKNOWN
 
 
 def test_cells_are_equal_by_all_their_options():
