@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.paper_claims.__main__ import main
 from benchmarks.paper_claims.batches import order_by_length
 from benchmarks.paper_claims.cells import Cell, apply_changes, compute_key, list_cells, list_questions, make_base
-from benchmarks.paper_claims.claims import FAILED, HELD, UNKNOWN, judge
+from benchmarks.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
 from benchmarks.paper_claims.data import read_domain
 from benchmarks.paper_claims.models import name_models
 from benchmarks.paper_claims.plan import find_questions, format_plan
@@ -261,6 +261,27 @@ def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(pro
     base = make_base(profile, "tools")
     assert tested == [base, apply_changes(base, {"options": {"learning_rate": 0.1}})]
     assert all(comparison.cell == apply_changes(base, combined) for comparison in question.comparisons)
+
+
+def test_a_claim_waits_for_all_seeds_and_needs_each_of_them(profile_path, tmp_path):
+    profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
+    profile = replace(profile, plan=replace(profile.plan, seeds=[0, 1, 2]))
+    base = make_base(profile, "tools")
+    black = replace(base, method="black_box")
+
+    def judge_black(*calls: int) -> str:
+        for seed, own in enumerate(calls):
+            note_cell(profile, record, replace(base, seed=seed), 50)
+            note_cell(profile, record, replace(black, seed=seed), own)
+        judgements = judge_claims(profile, record, list_questions(profile))
+        label = "tools: white box over black box, equal steps, greedy"
+        return next(judgement.verdict for judgement in judgements if judgement.where == label)
+
+    assert judge_black() == MISSING
+    assert judge_black(60, 60) == PARTIAL
+    assert judge_black(60, 60, 60) == HELD
+    assert judge_black(60, 60, 49) == UNKNOWN  # the sum over seeds still says that it holds
+    assert judge_black(40, 40, 49) == FAILED
 
 
 def test_record_cuts_off_a_torn_line(tmp_path):
