@@ -10,14 +10,14 @@ from recipe import use_all_cores
 
 from . import __doc__ as DESCRIPTION
 from .answers import Lab, make_answers
-from .cells import find_line, list_cells
+from .cells import find_outcome, list_cells
 from .measure import measure_drift
 from .models import build_all
 from .plan import find_questions, format_plan
 from .profile import Profile, read_profile
 from .record import Record, Workspace
 from .report import write_report
-from .run_cell import run_cell
+from .run_cell import DivergedError, run_cell
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "paper_claims"
 STAGES = ("plan", "targets", "drift", "answers", "runs", "report")
@@ -90,7 +90,7 @@ def run_cells(workspace: Workspace, domains: list[str], names: list[str] | None,
         left = [
             (cell, own)
             for cell, own in cells.items()
-            if find_line(workspace, cell) is None
+            if find_outcome(workspace.profile, workspace.record, cell) is None
             and cell not in failed
             and cell.domain in domains
             and (names is None or set(names) & set(own))
@@ -103,6 +103,9 @@ def run_cells(workspace: Workspace, domains: list[str], names: list[str] | None,
             lab = Lab(workspace, cell.domain)
         try:
             line = run_cell(lab, cell, questions)
+        except DivergedError as error:
+            print(f"  {error}", flush=True)
+            continue
         except ValueError as error:  # the other cells do not depend on it
             failed[cell] = error
             print(f"  failed: {error}", flush=True)

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .profile import Profile
-from .record import Workspace, compute_hash
+from .record import Record, compute_hash
 
 WHITE_BOX, BLACK_BOX = "white_box", "black_box"
 STEPS, WALL_CLOCK = "steps", "wall_clock"
+RESULT, DIVERGED = "cell", "diverged"  # kinds of lines that a cell leaves in the record
 TUNING_SEEDS = [0]  # of everything that is chosen on validation prompts
 TUNING, HEADLINE, ABLATION, SEARCH, FINAL = range(5)
 
@@ -280,6 +281,7 @@ def compute_key(profile: Profile, cell: Cell) -> str:
     return compute_hash(changed, data, profile.domains[cell.domain], training, used, build, draft, weights)
 
 
-def find_line(workspace: Workspace, cell: Cell) -> dict[str, Any] | None:
-    """The cell's result, where there is one."""
-    return workspace.record.find("cell", compute_key(workspace.profile, cell))
+def find_outcome(profile: Profile, record: Record, cell: Cell) -> dict[str, Any] | None:
+    """The cell's result, or the line that says that its loss diverged; `None` if it was not run."""
+    key = compute_key(profile, cell)
+    return record.find(RESULT, key) or record.find(DIVERGED, key)

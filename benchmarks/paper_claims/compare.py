@@ -8,7 +8,7 @@ import numpy as np
 
 from spec_kd.evaluation import Interval, ServingCosts, bootstrap
 
-from .cells import Cell, Comparison, compute_key
+from .cells import RESULT, Cell, Comparison, compute_key
 from .profile import Profile
 from .record import Record
 
@@ -52,7 +52,7 @@ class Difference:
 
 def find_lines(profile: Profile, record: Record, cell: Cell, seeds: Sequence[int]) -> Lines:
     """What has been run of a cell."""
-    found = {seed: record.find("cell", compute_key(profile, replace(cell, seed=seed))) for seed in seeds}
+    found = {seed: record.find(RESULT, compute_key(profile, replace(cell, seed=seed))) for seed in seeds}
     return Lines({seed: line for seed, line in found.items() if line is not None})
 
 

@@ -9,13 +9,14 @@ from .cells import (
     BLACK_BOX,
     FINAL,
     HEADLINE,
+    RESULT,
     SEARCH,
     TUNING,
     WALL_CLOCK,
     WHITE_BOX,
     Cell,
     Question,
-    compute_key,
+    find_outcome,
     list_cells,
     list_questions,
     make_base,
@@ -42,7 +43,7 @@ def estimate_seconds(profile: Profile, record: Record, cell: Cell) -> float:
     kind = _find_kind(vars(cell))
     measured = [
         line["train_seconds"] / line["steps"] * profile.training.steps + line["evaluation_seconds"]
-        for line in record.list("cell")
+        for line in record.list(RESULT)
         if _find_kind(line["cell"]) == kind
     ]
     if measured:
@@ -94,7 +95,7 @@ def format_plan(profile: Profile, record: Record) -> str:
     """The plan as text."""
     questions = find_questions(profile, record)
     cells = list_cells(questions)
-    is_done = {cell: record.find("cell", compute_key(profile, cell)) is not None for cell in cells}
+    is_done = {cell: find_outcome(profile, record, cell) is not None for cell in cells}
     ranks = {question.name: question.rank for question in questions}
     lines, total = [f"Profile {profile.name}: {len(cells)} cells", ""], 0.0
     for name, hours in estimate_stages(profile).items():

@@ -1,21 +1,27 @@
 """The search of a recipe on validation prompts: one axis at a time, then what helped on each axis together."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .cells import TUNING_SEEDS, apply_changes, list_search_axes, make_base
+from .cells import DIVERGED, TUNING_SEEDS, Cell, apply_changes, compute_key, list_search_axes, make_base
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
 from .profile import Profile
 from .record import Record
 
 
 def score_changes(profile: Profile, record: Record, changes: dict[str, Any]) -> float | None:
-    """Mean over domains and settings of log(tokens a target pass over the base cell's); `None` if not all were run."""
+    """Mean over domains and settings of log(tokens a target pass over the base cell's).
+
+    Minus infinity if a cell diverged, `None` if not all were run.
+    """
     scores = []
     for domain in profile.domains:
         base = replace(make_base(profile, domain), split="validation")
+        if has_diverged(profile, record, apply_changes(base, changes)):
+            return -math.inf
         lines = [find_lines(profile, record, cell, TUNING_SEEDS) for cell in (apply_changes(base, changes), base)]
         if not all(own.by_seed for own in lines):
             return None
@@ -23,6 +29,12 @@ def score_changes(profile: Profile, record: Record, changes: dict[str, Any]) -> 
             _find_efficiency(lines[0], setting) - _find_efficiency(lines[1], setting) for setting in SETTING_NAMES
         ]
     return float(np.mean(scores))
+
+
+def has_diverged(profile: Profile, record: Record, cell: Cell) -> bool:
+    """Whether the loss was not finite with a seed that the search uses."""
+    keys = (compute_key(profile, replace(cell, seed=seed)) for seed in TUNING_SEEDS)
+    return any(record.find(DIVERGED, key) for key in keys)
 
 
 def _find_efficiency(lines: Lines, setting: str) -> float:

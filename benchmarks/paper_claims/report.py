@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spec_kd.evaluation import Interval
 
-from .cells import Cell, Question
+from .cells import DIVERGED, Cell, Question
 from .claims import Judgement, judge_claims
 from .compare import (
     ALPHA,
@@ -57,6 +57,8 @@ def write_report(path: Path) -> Path:
     ]
     for question in questions:
         lines += _write_question(profile, record, question)
+    if diverged := [describe_cell(Cell(**line["cell"])) for line in record.list(DIVERGED)]:
+        lines += ["", "## Cells whose loss diverged", "", *(f"- {cell}" for cell in diverged)]
     report = path.with_name("report.md")
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot_summary(profile, record, path.with_name("summary.png"))

@@ -23,7 +23,7 @@ from spec_kd import (
 )
 
 from .answers import ID_COLUMNS, Lab
-from .cells import BLACK_BOX, STEPS, WHITE_BOX, Cell, compute_key, make_base
+from .cells import BLACK_BOX, DIVERGED, RESULT, STEPS, WHITE_BOX, Cell, compute_key, make_base
 from .measure import measure_draft
 from .models import load_model
 
@@ -37,6 +37,10 @@ FIXED = {
     "max_length": None,
     "dataloader_pin_memory": False,
 }
+
+
+class DivergedError(ValueError):
+    """The loss of a cell is not finite: a result too, and no other run would have another."""
 
 
 class StepTimer(TrainerCallback):
@@ -63,17 +67,23 @@ def run_cell(lab: Lab, cell: Cell, questions: list[str]) -> dict[str, Any]:
         questions (`list[str]`): That it answers, for readers of the record.
 
     Raises:
-        `ValueError`: Too few queries, nothing known about what answers take, or a loss that is not finite.
+        `ValueError`: Too few queries, or nothing known about what answers take.
+        `DivergedError`: A loss that is not finite, which is noted in the record.
     """
     rows = lab.choose_rows(cell)
     steps, probed = find_steps(lab, cell, rows)
-    model, training = train(lab, cell, rows, steps)
+    record, key = lab.workspace.record, compute_key(lab.profile, cell)
+    try:
+        model, training = train(lab, cell, rows, steps)
+    except DivergedError as error:
+        record.append(DIVERGED, key, cell=dict(vars(cell)), questions=questions, steps=steps, error=str(error))
+        raise
     started = time.perf_counter()
     figures = measure_draft(lab, model, lab.target, lab.list_texts(cell.split))
-    return lab.workspace.record.append(
-        "cell",
-        compute_key(lab.profile, cell),
-        cell={name: value for name, value in vars(cell).items()},
+    return record.append(
+        RESULT,
+        key,
+        cell=dict(vars(cell)),
         questions=questions,
         steps=steps,
         probed=probed,
@@ -154,7 +164,7 @@ def train(lab: Lab, cell: Cell, rows: Dataset, steps: int) -> tuple[PreTrainedMo
                 model.save_pretrained(folder)
                 model = load_model(folder)
     if not all(map(math.isfinite, loss)):
-        raise ValueError(f"The loss of {cell} is not finite: {loss}. Lower the learning rate.")
+        raise DivergedError(f"The loss of {cell} is not finite: {loss}. Lower the learning rate.")
     return model, {
         "train_seconds": sum(timer.seconds) + scoring,
         "total_seconds": time.perf_counter() - started,

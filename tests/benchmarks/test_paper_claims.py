@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,19 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.paper_claims import run_cell
 from benchmarks.paper_claims.__main__ import main
 from benchmarks.paper_claims.batches import order_by_length
-from benchmarks.paper_claims.cells import Cell, apply_changes, compute_key, list_cells, list_questions, make_base
+from benchmarks.paper_claims.cells import (
+    DIVERGED,
+    Cell,
+    apply_changes,
+    compute_key,
+    find_outcome,
+    list_cells,
+    list_questions,
+    make_base,
+)
 from benchmarks.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
 from benchmarks.paper_claims.data import read_domain
 from benchmarks.paper_claims.models import name_models
@@ -169,6 +180,32 @@ def test_steps_of_equal_wall_clock_take_as_long_as_the_base_cell(profile_path, r
         assert line["steps"] == max(1, int(budget / line["probed"]["own_step_seconds"]))
 
 
+def test_a_cell_that_diverges_is_noted_once_and_the_others_are_run(profile_path, record_path, tmp_path, monkeypatch):
+    profile, folder = read_profile(str(profile_path)), tmp_path / "smoke"
+    shutil.copytree(record_path.parent, folder)
+    kept = [line for line in (folder / "record.jsonl").read_text().splitlines() if '"kind": "cell"' not in line]
+    (folder / "record.jsonl").write_text("\n".join([*kept, ""]))
+    original, trained = run_cell.train, []
+
+    def train(lab, cell, rows, steps):
+        trained.append(cell)
+        if cell.method == "black_box":
+            raise run_cell.DivergedError("The loss is not finite.")
+        return original(lab, cell, rows, steps)
+
+    monkeypatch.setattr(run_cell, "train", train)
+    options = ["--profile", str(profile_path), "--work_dir", str(profile_path.parent / "work")]
+    for _ in range(2):
+        main(["runs", *options, "--results_dir", str(tmp_path), "--questions", "white_black"])
+    record = Record(folder / "record.jsonl")
+    assert len(trained) == len(set(map(str, trained))) == len(list(record.list("cell"))) + 2
+    assert [line["cell"]["budget"] for line in record.list(DIVERGED)] == ["steps", "wall_clock"]
+    black = next(cell for cell in trained if cell.method == "black_box")
+    assert find_outcome(profile, record, black)["error"] == "The loss is not finite."
+    main(["report", *options, "--results_dir", str(tmp_path)])
+    assert "tools 4 black_box" in (folder / "report.md").read_text().split("## Cells whose loss diverged")[1]
+
+
 def test_roles_and_shares(profile_path):
     rows = read_domain(read_profile(str(profile_path)), "tools")
     assert all(row["prompt"][-1]["content"].startswith("Find") for row in rows.historical + rows.test)
@@ -249,9 +286,13 @@ def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(pro
     note_cell(profile, record, apply_changes(base, search["rate"][0]), 48)
     combined = {"divergence": "jsd", "options": {"learning_rate": 0.1}}
     assert find_combined(profile, record) == combined
+    before = shutil.copy(record.path, tmp_path / "before.jsonl")
     (question,) = (q for q in find_questions(profile, record) if q.name == "search")
     assert question.comparisons[-1].cell == apply_changes(base, combined)
     assert find_winner(profile, record) is None  # the combination has not been tried
+    record.append(DIVERGED, compute_key(profile, apply_changes(base, combined)))
+    assert find_winner(profile, record) == search["loss"][1]
+    record = Record(shutil.copy(before, tmp_path / "again.jsonl"))
     note_cell(profile, record, apply_changes(base, combined), 41)
     assert find_winner(profile, record) == search["loss"][1]  # together they are worse than the loss alone
     note_cell(profile, record, apply_changes(base, combined), 39)
