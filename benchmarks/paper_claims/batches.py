@@ -10,6 +10,7 @@ def order_by_length(lengths: list[int], batch_size: int, seed: int) -> list[int]
     """An order in which a batch has rows of similar length, and any few batches in a row have all lengths.
 
     The second keeps training from going through the data from short to long, and a few steps as costly as many.
+    transformers' `group_by_length` has neither, and needs `input_ids`, which the prompts of online trainers lack.
 
     Args:
         lengths (`list[int]`): Of the rows.

@@ -9,7 +9,7 @@ from spec_kd.evaluation.cost import ServingCosts
 
 KNOWN = tuple(field.name for field in fields(ServingCosts))
 NEEDED = ("cost_ratio", "verify_cost")
-EXAMPLE = '[{"batch_size": 1, "cost_ratio": 0.08, "verify_cost": {"1": 1.0, "5": 1.06}, "source": "vLLM"}]'
+EXAMPLE = '[{"batch_size": 1, "cost_ratio": 0.08, "verify_cost": {"1": 1.0, "5": 1.06}, "source": "my server"}]'
 
 
 def read_costs(path: str | os.PathLike) -> list[ServingCosts]:
