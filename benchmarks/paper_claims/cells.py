@@ -102,24 +102,33 @@ class Question:
                 yield replace(comparison.cell, seed=seed)
 
 
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How far the search of a recipe is; all are changes of the base cell. See `recipe_search`.
+
+    Args:
+        finalists (`list[dict]`): The best of each axis in the ablation's domain, for the other domains to try.
+        combined (`dict`, *optional*): Those of them that help everywhere, put together.
+        winner (`dict`, *optional*): What the search ended with.
+    """
+
+    finalists: list[dict[str, Any]] = field(default_factory=list)
+    combined: dict[str, Any] | None = None
+    winner: dict[str, Any] | None = None
+
+
 def make_base(profile: Profile, domain: str) -> Cell:
     """Offline forward KL on historical queries with the live teacher: what everything is compared with."""
     return Cell(domain, profile.plan.num_prompts)
 
 
-def list_questions(profile: Profile, combined: dict | None = None, winner: dict | None = None) -> list[Question]:
-    """All questions that the profile asks.
-
-    Args:
-        profile (`Profile`): The plan.
-        combined (`dict`, *optional*): Changes of the base cell that the search put together; see `recipe_search`.
-        winner (`dict`, *optional*): Changes that the search ended with.
-    """
+def list_questions(profile: Profile, outcome: SearchOutcome | None = None) -> list[Question]:
+    """All questions that the profile asks, the search's as far as its outcome is known."""
     return [
         *_list_tuning(profile),
         *_list_headlines(profile),
         *_list_ablations(profile),
-        *_list_search(profile, combined, winner),
+        *_list_search(profile, outcome or SearchOutcome()),
     ]
 
 
@@ -226,16 +235,18 @@ def apply_changes(cell: Cell, changes: dict[str, Any]) -> Cell:
     return replace(cell, **{**changes, "options": options}, budget=WALL_CLOCK)
 
 
-def _list_search(profile: Profile, combined: dict | None, winner: dict | None) -> list[Question]:
-    candidates = {k: v for options in list_search_axes(profile).values() for k, v in options.items()}
-    if combined:
-        candidates[describe_changes(combined)] = combined
-    search, final = [], []
+def _list_search(profile: Profile, outcome: SearchOutcome) -> list[Question]:
+    search, final, winner = [], [], outcome.winner
     for domain in profile.domains:
         base = make_base(profile, domain)
         validated = replace(base, split="validation")
-        for label, changes in candidates.items():
-            search.append(Comparison(f"{domain}: {label}", apply_changes(validated, changes), validated))
+        if domain == profile.plan.ablation_domain:
+            tried = [changes for options in list_search_axes(profile).values() for changes in options.values()]
+        else:
+            tried = list(outcome.finalists)
+        for changes in tried + ([outcome.combined] if outcome.combined else []):
+            cell = apply_changes(validated, changes)
+            search.append(Comparison(f"{domain}: {describe_changes(changes)}", cell, validated))
         if winner:
             recipe = apply_changes(base, winner)
             final.append(Comparison(f"{domain}: {describe_changes(winner)}", recipe, base))

@@ -23,7 +23,7 @@ from .cells import (
 )
 from .data import SCENARIOS
 from .profile import Profile
-from .recipe_search import find_combined, find_winner
+from .recipe_search import find_search_outcome
 from .record import Record
 
 STAGE_LINES = {"targets": "model", "answers": "queries"}  # what a stage leaves in the record
@@ -32,7 +32,7 @@ RANKS = {TUNING: "tuning", HEADLINE: "headline", ABLATION: "ablation", SEARCH: "
 
 def find_questions(profile: Profile, record: Record) -> list[Question]:
     """All questions that are known by now: what is searched for last depends on what was found before."""
-    return list_questions(profile, find_combined(profile, record), find_winner(profile, record))
+    return list_questions(profile, find_search_outcome(profile, record))
 
 
 def estimate_seconds(profile: Profile, record: Record, cell: Cell) -> float:
@@ -111,9 +111,16 @@ def format_plan(profile: Profile, record: Record) -> str:
         total += hours
     lines.append("  (a cell that answers several questions counts with the first)")
     if FINAL not in ranks.values() and profile.plan.search:
-        pending = [make_base(profile, d) for d in profile.domains] * (len(profile.plan.seeds) + 1)
+        bases = [make_base(profile, domain) for domain in profile.domains]
+        pending = bases * (1 + 2 * len(profile.plan.seeds))  # the recipe, and forward KL with its options
+        if not find_search_outcome(profile, record).finalists:
+            others = [base for base in bases if base.domain != profile.plan.ablation_domain]
+            pending += others * len(profile.plan.search)
         hours = _sum_hours(profile, record, pending)
-        lines.append(f"  the search's combined recipe and its test follow: about {len(pending)} cells, {hours:.1f} h")
+        lines.append(
+            "  the search in the other domains, the combined recipe and its test follow: "
+            f"at most {len(pending)} cells, {hours:.1f} h"
+        )
         total += hours
     minutes = [f"{d} {estimate_seconds(profile, record, make_base(profile, d)) / 60:.1f} min" for d in profile.domains]
     return "\n".join(

@@ -173,7 +173,7 @@ class Plan:
         learning_rates (`list[float]`): That every headline method tries on validation prompts, in one domain.
         divergences, token_selections (`list[str]`): Compared with forward KL over all tokens.
         mixes (`dict[str, dict[str, float]]`): Weights of scenarios by name of the mix.
-        search (`dict[str, list[dict]]`): For each axis, changes of the base cell to try.
+        search (`dict[str, list[dict]]`): For each axis, changes of the base cell to try; see `recipe_search`.
     """
 
     seeds: list[int]

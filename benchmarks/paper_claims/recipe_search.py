@@ -1,24 +1,50 @@
-"""The search of a recipe on validation prompts: one axis at a time, then what helped on each axis together."""
+"""The search of a recipe on validation prompts.
+
+One axis at a time in the ablation's domain; the best of each axis in the others, too; then what helped there together.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .cells import DIVERGED, TUNING_SEEDS, Cell, apply_changes, compute_key, list_search_axes, make_base
+from .cells import (
+    DIVERGED,
+    TUNING_SEEDS,
+    Cell,
+    SearchOutcome,
+    apply_changes,
+    compute_key,
+    list_search_axes,
+    make_base,
+)
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
 from .profile import Profile
 from .record import Record
 
 
-def score_changes(profile: Profile, record: Record, changes: dict[str, Any]) -> float | None:
-    """Mean over domains and settings of log(tokens a target pass over the base cell's).
+def find_search_outcome(profile: Profile, record: Record) -> SearchOutcome:
+    """How far the search is by what is in the record."""
+    finalists = find_finalists(profile, record)
+    if finalists is None:
+        return SearchOutcome()
+    combined = find_combined(profile, record, finalists)
+    if combined is None:
+        return SearchOutcome(finalists)
+    return SearchOutcome(finalists, combined, find_winner(profile, record, finalists, combined))
+
+
+def score_changes(
+    profile: Profile, record: Record, changes: dict[str, Any], domains: Sequence[str] | None = None
+) -> float | None:
+    """Mean over domains, by default all, and settings of log(tokens a target pass over the base cell's).
 
     Minus infinity if a cell diverged, `None` if not all were run.
     """
     scores = []
-    for domain in profile.domains:
+    for domain in domains or profile.domains:
         base = replace(make_base(profile, domain), split="validation")
         if has_diverged(profile, record, apply_changes(base, changes)):
             return -math.inf
@@ -42,19 +68,28 @@ def _find_efficiency(lines: Lines, setting: str) -> float:
     return float(np.log(tokens.sum() / calls.sum()))
 
 
-def find_combined(profile: Profile, record: Record) -> dict[str, Any] | None:
-    """The best change of each axis where it beats the base cell, put together; `None` before all were run.
-
-    With one such axis or none there is nothing to put together: an empty dict.
-    """
-    chosen: list[dict[str, Any]] = []
+def find_finalists(profile: Profile, record: Record) -> list[dict[str, Any]] | None:
+    """The best change of each axis in the ablation's domain if it beats the base cell; `None` before all were run."""
+    finalists = []
     for options in list_search_axes(profile).values():
-        scores = {name: score_changes(profile, record, changes) for name, changes in options.items()}
+        scores = {n: score_changes(profile, record, c, [profile.plan.ablation_domain]) for n, c in options.items()}
         if None in scores.values():
             return None
         best = max(scores, key=scores.__getitem__)
         if scores[best] > 0:
-            chosen.append(options[best])
+            finalists.append(options[best])
+    return finalists
+
+
+def find_combined(profile: Profile, record: Record, finalists: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The finalists that beat the base cell over all domains, put together; `None` before all were run.
+
+    With one of them or none there is nothing to put together: an empty dict.
+    """
+    scores = [score_changes(profile, record, changes) for changes in finalists]
+    if None in scores:
+        return None
+    chosen = [changes for changes, score in zip(finalists, scores, strict=True) if score > 0]
     if len(chosen) < 2:
         return {}
     combined: dict[str, Any] = {}
@@ -63,13 +98,14 @@ def find_combined(profile: Profile, record: Record) -> dict[str, Any] | None:
     return combined
 
 
-def find_winner(profile: Profile, record: Record) -> dict[str, Any] | None:
-    """The change, alone or combined, with the highest score; `None` before all were run or if none beats the base."""
-    combined = find_combined(profile, record)
-    if combined is None:
-        return None
-    candidates = [changes for options in list_search_axes(profile).values() for changes in options.values()]
-    candidates += [combined] if combined else []
+def find_winner(
+    profile: Profile, record: Record, finalists: Sequence[dict[str, Any]], combined: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The finalist, or all together, with the highest score over all domains.
+
+    `None` before all were run or if none beats the base.
+    """
+    candidates = [*finalists, *([combined] if combined else [])]
     scores = [score_changes(profile, record, changes) for changes in candidates]
     if None in scores or not scores or max(scores) <= 0:
         return None

@@ -19,6 +19,7 @@ from benchmarks.paper_claims.batches import order_by_length
 from benchmarks.paper_claims.cells import (
     DIVERGED,
     Cell,
+    SearchOutcome,
     apply_changes,
     compute_key,
     find_outcome,
@@ -31,7 +32,7 @@ from benchmarks.paper_claims.data import read_domain
 from benchmarks.paper_claims.models import name_models
 from benchmarks.paper_claims.plan import find_questions, format_plan
 from benchmarks.paper_claims.profile import make, read_profile
-from benchmarks.paper_claims.recipe_search import find_combined, find_winner
+from benchmarks.paper_claims.recipe_search import find_search_outcome
 from benchmarks.paper_claims.record import Record
 from spec_kd.evaluation import Interval
 
@@ -277,31 +278,57 @@ def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(pro
     profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
     search = {"loss": [{"divergence": "tvd"}, {"divergence": "jsd"}], "rate": [{"options": {"learning_rate": 0.1}}],
               "polish": [{"polish": "on_policy", "polish_share": 0.5}]}  # fmt: skip
+    tvd, jsd, rate, polish = search["loss"] + search["rate"] + search["polish"]
     profile = replace(profile, plan=replace(profile.plan, search=search))
     base = replace(make_base(profile, "tools"), split="validation")
     note_cell(profile, record, base, 50)
-    for changes, calls in ((search["loss"][0], 45), (search["loss"][1], 40), (search["polish"][0], 55)):
+    for changes, calls in ((tvd, 45), (jsd, 40), (polish, 55)):
         note_cell(profile, record, apply_changes(base, changes), calls)
-    assert find_combined(profile, record) is None  # the learning rate has not been tried
-    note_cell(profile, record, apply_changes(base, search["rate"][0]), 48)
-    combined = {"divergence": "jsd", "options": {"learning_rate": 0.1}}
-    assert find_combined(profile, record) == combined
+    assert find_search_outcome(profile, record) == SearchOutcome()  # the learning rate has not been tried
+    note_cell(profile, record, apply_changes(base, rate), 48)
+    combined = {**jsd, **rate}
+    assert find_search_outcome(profile, record) == SearchOutcome([jsd, rate], combined)
     before = shutil.copy(record.path, tmp_path / "before.jsonl")
     (question,) = (q for q in find_questions(profile, record) if q.name == "search")
     assert question.comparisons[-1].cell == apply_changes(base, combined)
-    assert find_winner(profile, record) is None  # the combination has not been tried
     record.append(DIVERGED, compute_key(profile, apply_changes(base, combined)))
-    assert find_winner(profile, record) == search["loss"][1]
+    assert find_search_outcome(profile, record).winner == jsd
     record = Record(shutil.copy(before, tmp_path / "again.jsonl"))
     note_cell(profile, record, apply_changes(base, combined), 41)
-    assert find_winner(profile, record) == search["loss"][1]  # together they are worse than the loss alone
+    assert find_search_outcome(profile, record).winner == jsd  # together they are worse than the loss alone
     note_cell(profile, record, apply_changes(base, combined), 39)
-    assert find_winner(profile, record) == combined
+    assert find_search_outcome(profile, record).winner == combined
     (question,) = (q for q in find_questions(profile, record) if q.name == "recipe")
     tested = [comparison.baseline for comparison in question.comparisons]
     base = make_base(profile, "tools")
     assert tested == [base, apply_changes(base, {"options": {"learning_rate": 0.1}})]
     assert all(comparison.cell == apply_changes(base, combined) for comparison in question.comparisons)
+
+
+def test_other_domains_try_the_best_of_each_axis_only(profile_path, tmp_path):
+    profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
+    tvd, jsd, rate = {"divergence": "tvd"}, {"divergence": "jsd"}, {"options": {"learning_rate": 0.1}}
+    profile = replace(
+        profile,
+        domains={**profile.domains, "law": profile.domains["tools"]},
+        plan=replace(profile.plan, search={"loss": [tvd, jsd], "rate": [rate]}),
+    )
+    tools, law = (replace(make_base(profile, domain), split="validation") for domain in profile.domains)
+
+    def list_tried(domain):
+        (question,) = (q for q in find_questions(profile, record) if q.name == "search")
+        return [comparison.cell for comparison in question.comparisons if comparison.cell.domain == domain]
+
+    assert (len(list_tried("tools")), list_tried("law")) == (3, [])
+    for cell, calls in ((tools, 50), (law, 50)):
+        note_cell(profile, record, cell, calls)
+    for changes, calls in ((tvd, 45), (jsd, 40), (rate, 49)):
+        note_cell(profile, record, apply_changes(tools, changes), calls)
+    assert list_tried("law") == [apply_changes(law, jsd), apply_changes(law, rate)]
+    assert find_search_outcome(profile, record) == SearchOutcome([jsd, rate])
+    note_cell(profile, record, apply_changes(law, jsd), 48)
+    note_cell(profile, record, apply_changes(law, rate), 60)  # what it gains in the one domain, it loses in the other
+    assert find_search_outcome(profile, record) == SearchOutcome([jsd, rate], {}, jsd)
 
 
 def test_a_claim_waits_for_all_seeds_and_needs_each_of_them(profile_path, tmp_path):
