@@ -148,27 +148,32 @@ def _list_tuning(profile: Profile) -> list[Question]:
 
 
 def _list_headlines(profile: Profile) -> list[Question]:
-    plan, online, black, sizes, scenarios = profile.plan, [], [], [], []
+    plan, sizes, scenarios = profile.plan, [], []
+    online: dict[str, list[Comparison]] = {STEPS: [], WALL_CLOCK: []}
+    black: dict[str, list[Comparison]] = {STEPS: [], WALL_CLOCK: []}
     for domain in profile.domains:
         base = make_base(profile, domain)
-        for budget in (STEPS, WALL_CLOCK):
+        for budget in online:
             for method in plan.headline_online:
                 cell = replace(base, method=method, budget=budget)
-                online.append(Comparison(f"{domain}: offline over {method}, equal {budget}", base, cell))
+                online[budget].append(Comparison(f"{domain}: offline over {method}, equal {budget}", base, cell))
             cell = replace(base, method=BLACK_BOX, budget=budget)
-            black.append(Comparison(f"{domain}: white box over black box, equal {budget}", base, cell))
+            black[budget].append(Comparison(f"{domain}: white box over black box, equal {budget}", base, cell))
         for small, large in zip(plan.sizes, plan.sizes[1:], strict=False):
             sizes.append(_compare_sizes(base, small, large))
         same_size = replace(base, num_prompts=plan.scenario_prompts)
         for name in ("synthetic", "curated"):
             cell = replace(same_size, scenario=name)
             scenarios.append(Comparison(f"{domain}: {name} over historical", cell, same_size))
-    return [
-        Question("offline_online", "Offline against online", HEADLINE, plan.seeds, online),
-        Question("white_black", "White box against black box", HEADLINE, plan.seeds, black),
-        Question("data_size", "More data", HEADLINE, plan.seeds, sizes),
-        Question("scenarios", "Synthetic and curated queries against historical ones", HEADLINE, plan.seeds, scenarios),
+    questions = [
+        ("offline_online", "Offline against online, equal steps", online[STEPS]),
+        ("white_black", "White box against black box, equal steps", black[STEPS]),
+        ("data_size", "More data", sizes),
+        ("scenarios", "Synthetic and curated queries against historical ones", scenarios),
+        ("offline_online_time", "Offline against online, equal wall-clock", online[WALL_CLOCK]),
+        ("white_black_time", "White box against black box, equal wall-clock", black[WALL_CLOCK]),
     ]
+    return [Question(name, title, HEADLINE, plan.seeds, comparisons) for name, title, comparisons in questions]
 
 
 def _compare_sizes(base: Cell, small: int, large: int) -> Comparison:

@@ -102,12 +102,12 @@ def format_plan(profile: Profile, record: Record) -> str:
         is_begun = any(record.list(STAGE_LINES[name]))
         lines.append(f"  stage {name:<10} {'begun' if is_begun else f'{hours:5.1f} h at most'}")
         total += 0.0 if is_begun else hours
-    lines += ["", "  rank      question          cells  done  hours to do"]
+    lines += ["", "  rank      question              cells  done  hours to do"]
     for question in questions:
         own = [cell for cell, names in cells.items() if names[0] == question.name]
         hours = _sum_hours(profile, record, [cell for cell in own if not is_done[cell]])
         done = sum(is_done[cell] for cell in own)
-        lines.append(f"  {RANKS[question.rank]:<9} {question.name:<16} {len(own):>6} {done:>5} {hours:>8.1f}")
+        lines.append(f"  {RANKS[question.rank]:<9} {question.name:<20} {len(own):>6} {done:>5} {hours:>8.1f}")
         total += hours
     lines.append("  (a cell that answers several questions counts with the first)")
     if FINAL not in ranks.values() and profile.plan.search:

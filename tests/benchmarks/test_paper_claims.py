@@ -378,7 +378,9 @@ def test_profiles_of_ours_ask_every_question(name):
     questions = {question.name for question in list_questions(profile)}
     assert {
         "offline_online",
+        "offline_online_time",
         "white_black",
+        "white_black_time",
         "data_size",
         "scenarios",
         "divergences",
