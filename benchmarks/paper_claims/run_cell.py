@@ -24,6 +24,7 @@ from spec_kd import (
 
 from .answers import ID_COLUMNS, Lab
 from .cells import BLACK_BOX, DIVERGED, RESULT, STEPS, WHITE_BOX, Cell, compute_key, make_base
+from .loss_positions import project_loss_positions_only
 from .measure import measure_draft
 from .models import load_model
 
@@ -58,6 +59,7 @@ class StepTimer(TrainerCallback):
         self._since = now
 
 
+@project_loss_positions_only()
 def run_cell(lab: Lab, cell: Cell, questions: list[str]) -> dict[str, Any]:
     """Trains and measures a cell and appends its line to the record.
 

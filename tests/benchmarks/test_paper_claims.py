@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trl.trainer.utils
 import yaml
+from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,11 +31,13 @@ from benchmarks.paper_claims.cells import (
 )
 from benchmarks.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
 from benchmarks.paper_claims.data import read_domain
+from benchmarks.paper_claims.loss_positions import project_loss_positions_only
 from benchmarks.paper_claims.models import name_models
 from benchmarks.paper_claims.plan import find_questions, format_plan
 from benchmarks.paper_claims.profile import make, read_profile
 from benchmarks.paper_claims.recipe_search import find_search_outcome
 from benchmarks.paper_claims.record import Record
+from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer
 from spec_kd.evaluation import Interval
 
 COLORS = ("red", "blue", "green", "white")
@@ -413,3 +417,24 @@ def test_verdicts():
 
 def test_cells_are_equal_by_all_their_options():
     assert Cell("a", 1, options={"x": 1}) != Cell("a", 1, options={"x": 2})
+
+
+def test_only_positions_of_the_loss_are_projected_and_the_loss_is_the_same(draft, tokenizer, tmp_path, monkeypatch):
+    head, projected = trl.trainer.utils._ChunkedLogProbFunction, []
+
+    class Watched:
+        @staticmethod
+        def apply(hidden, *arguments):
+            projected.append(len(hidden))
+            return head.apply(hidden, *arguments)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Watched)
+    rows = Dataset.from_list([{"prompt_ids": [5] * 20, "completion_ids": [6, 7, 8]}] * 2)
+    args = BlackBoxSFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    trainer = BlackBoxSFTTrainer(draft, args, train_dataset=rows, processing_class=tokenizer)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    everywhere = trainer.compute_loss(trainer.model, dict(batch))
+    with project_loss_positions_only():
+        there = trainer.compute_loss(trainer.model, dict(batch))
+    assert projected == [2 * 22, 2 * 3]
+    assert there.item() == pytest.approx(everywhere.item(), rel=1e-5)
