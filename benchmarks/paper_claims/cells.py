@@ -134,16 +134,17 @@ def list_questions(profile: Profile, outcome: SearchOutcome | None = None) -> li
 
 def _list_tuning(profile: Profile) -> list[Question]:
     plan, comparisons = profile.plan, []
-    base = replace(make_base(profile, plan.ablation_domain), split="validation")
-    for method in (WHITE_BOX, BLACK_BOX, *plan.headline_online):
-        chosen = replace(base, method=method)
-        own_rate = profile.training.find_options(method, {})["learning_rate"]
-        for rate in plan.learning_rates:
-            if rate == own_rate:
-                continue
-            cell = replace(chosen, options={"learning_rate": rate})
-            comparisons.append(Comparison(f"{method} at {rate:g} over its own", cell, chosen))
-    title = f"Learning rates, on validation prompts ({plan.ablation_domain})"
+    for domain, rates in plan.learning_rates.items():
+        base = replace(make_base(profile, domain), split="validation")
+        for method in (WHITE_BOX, BLACK_BOX, *plan.headline_online):
+            chosen = replace(base, method=method)
+            own_rate = profile.training.find_options(domain, method, {})["learning_rate"]
+            for rate in rates:
+                if rate == own_rate:
+                    continue
+                cell = replace(chosen, options={"learning_rate": rate})
+                comparisons.append(Comparison(f"{domain}: {method} at {rate:g} over {own_rate:g}", cell, chosen))
+    title = "Learning rates, on validation prompts"
     return [Question("learning_rate", title, TUNING, TUNING_SEEDS, comparisons)] if comparisons else []
 
 
@@ -289,7 +290,8 @@ def compute_key(profile: Profile, cell: Cell) -> str:
     for name in ("options", "learning_rates", "online"):
         training.pop(name)
     changed = asdict(cell)
-    options = [profile.training.find_options(method, changed.pop("options", {})) for method, _ in cell.phases]
+    changed.pop("options")
+    options = [profile.training.find_options(cell.domain, method, cell.options) for method, _ in cell.phases]
     used = [options, signals.get(cell.signal), adapters.get(cell.adapter)]
     used += ["length_ordered"] if cell.domain in length_ordered else []
     draft = build.pop("drafts", {}).get(cell.draft)

@@ -126,7 +126,7 @@ class Training:
         steps (`int`): Optimizer steps of every cell with an equal number of steps.
         probe_steps (`int`): Steps that tell a cell's speed where wall-clock is to be equal; the first does not count.
         options (`dict`): Of the trainers' configuration.
-        learning_rates (`dict[str, float]`): Of methods whose best is not that of `options`.
+        learning_rates (`dict[str, float]`): Of domains whose best is not that of `options`.
         online (`dict[str, dict]`): Options of `OnlineGKDConfig` by the method's name.
         signals (`dict[str, dict]`): Options of `SignalRequest` by name, for cached teachers.
         adapters (`dict[str, dict]`): `peft` (options of `LoraConfig`) and a `learning_rate`, by name.
@@ -152,9 +152,9 @@ class Training:
     learning_rates: dict[str, float] = field(default_factory=dict)
     length_ordered: list[str] = field(default_factory=list)
 
-    def find_options(self, method: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """Of a method's trainer: those of all, then its own learning rate and online options, then `changes`."""
-        rates = {"learning_rate": self.learning_rates[method]} if method in self.learning_rates else {}
+    def find_options(self, domain: str, method: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Of a method's trainer: those of all, then the domain's learning rate, the online options, then `changes`."""
+        rates = {"learning_rate": self.learning_rates[domain]} if domain in self.learning_rates else {}
         return {**self.options, **rates, **self.online.get(method, {}), **changes}
 
 
@@ -170,7 +170,7 @@ class Plan:
         scenario_prompts (`int`): Queries of each scenario where they are compared.
         synthetic_sizes (`list[int]`): Data sizes of synthetic queries, in one domain.
         headline_online, more_online (`list[str]`): Methods of `Training.online`, in all domains and in one.
-        learning_rates (`list[float]`): That every headline method tries on validation prompts, in one domain.
+        learning_rates (`dict[str, list[float]]`): That every headline method tries on validation prompts, by domain.
         divergences, token_selections (`list[str]`): Compared with forward KL over all tokens.
         mixes (`dict[str, dict[str, float]]`): Weights of scenarios by name of the mix.
         search (`dict[str, list[dict]]`): For each axis, changes of the base cell to try; see `recipe_search`.
@@ -185,7 +185,7 @@ class Plan:
     synthetic_sizes: list[int]
     headline_online: list[str]
     more_online: list[str]
-    learning_rates: list[float]
+    learning_rates: dict[str, list[float]]
     divergences: list[str]
     token_selections: list[str]
     mixes: dict[str, dict[str, float]]
@@ -247,6 +247,9 @@ class Profile:
             raise ValueError(
                 f"`probe_steps` is {self.training.probe_steps}, but the first does not count: give 2 or more."
             )
+        unknown = sorted({*plan.learning_rates, *self.training.learning_rates} - set(self.domains))
+        if unknown:
+            raise ValueError(f"`learning_rates` are of the domains {unknown}, but there are {list(self.domains)}.")
         unknown = sorted({*plan.headline_online, *plan.more_online} - set(online))
         if unknown:
             raise ValueError(f"`plan` has the online methods {unknown}, but `training.online` has {sorted(online)}.")

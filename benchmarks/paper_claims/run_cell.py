@@ -185,7 +185,7 @@ def make_trainer(
 ) -> BlackBoxSFTTrainer | WhiteBoxDistillTrainer:
     """The trainer of a method."""
     profile = lab.profile
-    options = {**FIXED, **profile.training.find_options(method, cell.options)}
+    options = {**FIXED, **profile.training.find_options(cell.domain, method, cell.options)}
     if cell.domain in profile.training.length_ordered:
         options["train_sampling_strategy"] = "sequential"
     options |= {"output_dir": str(lab.workspace.folder / "trainer"), "max_steps": steps, "seed": cell.seed}

@@ -79,7 +79,7 @@ PROFILE = {
     "plan": {
         "seeds": [0], "ablation_domain": "tools", "ablation_seeds": [0], "num_prompts": 4, "sizes": [2, 4],
         "scenario_prompts": 4, "synthetic_sizes": [], "headline_online": ["on_policy"], "more_online": ["streaming"],
-        "learning_rates": [0.002],
+        "learning_rates": {"tools": [0.002]},
         "divergences": [], "token_selections": ["adaspec"], "mixes": {"both": {"historical": 1, "synthetic": 1}},
         "search": {"divergence": [{"divergence": "tvd"}], "polish": [{"polish": "on_policy", "polish_share": 0.5}]},
     },
@@ -249,7 +249,7 @@ def test_key_of_a_cell_follows_what_decides_its_result_only(profile_path):
     faster = replace(cell, options={"learning_rate": 1.0})
     assert compute_key(profile, faster) != compute_key(profile, cell)
     for method in ("white_box", "on_policy"):  # what was tried with an option is the same as what has it by itself
-        tuned = replace(profile, training=replace(training, learning_rates={method: 1.0}))
+        tuned = replace(profile, training=replace(training, learning_rates={"tools": 1.0}))
         same = [compute_key(tuned, replace(cell, method=method)), compute_key(profile, replace(faster, method=method))]
         assert same[0] == same[1]
 
