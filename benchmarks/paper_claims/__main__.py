@@ -10,11 +10,12 @@ from recipe import use_all_cores
 
 from . import __doc__ as DESCRIPTION
 from .answers import Lab, make_answers
-from .cells import find_outcome, list_cells
+from .cells import find_outcome
 from .measure import measure_drift
 from .models import build_all
 from .plan import find_questions, format_plan
 from .profile import Profile, read_profile
+from .questions import list_cells
 from .record import Record, Workspace
 from .report import write_report
 from .run_cell import DivergedError, run_cell

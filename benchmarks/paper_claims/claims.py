@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from spec_kd.evaluation import Interval
 
-from .cells import Comparison, Question
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, compare, measure_drift_of
 from .profile import Profile
+from .questions import Comparison, Question
 from .record import Record
 
 HELD, FAILED, UNKNOWN = "held", "did not hold", "could not be told"

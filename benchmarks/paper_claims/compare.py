@@ -8,8 +8,9 @@ import numpy as np
 
 from spec_kd.evaluation import Interval, ServingCosts, bootstrap
 
-from .cells import RESULT, Cell, Comparison, compute_key
+from .cells import RESULT, Cell, compute_key
 from .profile import Profile
+from .questions import Comparison
 from .record import Record
 
 SETTING_NAMES = {"greedy": "greedy", "t1": "T = 1"}

@@ -4,25 +4,10 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from .cells import (
-    ABLATION,
-    BLACK_BOX,
-    FINAL,
-    HEADLINE,
-    RESULT,
-    SEARCH,
-    TUNING,
-    WALL_CLOCK,
-    WHITE_BOX,
-    Cell,
-    Question,
-    find_outcome,
-    list_cells,
-    list_questions,
-    make_base,
-)
+from .cells import BLACK_BOX, RESULT, WALL_CLOCK, WHITE_BOX, Cell, find_outcome, make_base
 from .data import SCENARIOS
 from .profile import Profile
+from .questions import ABLATION, FINAL, HEADLINE, SEARCH, TUNING, Question, list_cells, list_questions
 from .recipe_search import find_search_outcome
 from .record import Record
 

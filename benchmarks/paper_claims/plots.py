@@ -4,11 +4,12 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from .cells import BLACK_BOX, Question, make_base
+from .cells import BLACK_BOX, make_base
 from .claims import FAILED, HELD, Judgement
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
 from .models import list_model_lines
 from .profile import Profile
+from .questions import Question
 from .record import Record
 
 COLORS = {HELD: "tab:green", FAILED: "tab:red"}

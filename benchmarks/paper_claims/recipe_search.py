@@ -10,18 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .cells import (
-    DIVERGED,
-    TUNING_SEEDS,
-    Cell,
-    SearchOutcome,
-    apply_changes,
-    compute_key,
-    list_search_axes,
-    make_base,
-)
+from .cells import DIVERGED, Cell, apply_changes, compute_key, make_base
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
 from .profile import Profile
+from .questions import TUNING_SEEDS, SearchOutcome, list_search_axes
 from .record import Record
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spec_kd.evaluation import Interval
 
-from .cells import DIVERGED, Cell, Question
+from .cells import DIVERGED, Cell
 from .claims import Judgement, judge_claims
 from .compare import (
     ALPHA,
@@ -24,6 +24,7 @@ from .models import list_model_lines
 from .plan import find_questions
 from .plots import plot_claims, plot_curves, plot_sizes, plot_summary
 from .profile import Profile, make
+from .questions import Question
 from .record import Record
 
 

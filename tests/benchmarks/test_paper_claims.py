@@ -18,23 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.paper_claims import run_cell
 from benchmarks.paper_claims.__main__ import main
 from benchmarks.paper_claims.batches import order_by_length
-from benchmarks.paper_claims.cells import (
-    DIVERGED,
-    Cell,
-    SearchOutcome,
-    apply_changes,
-    compute_key,
-    find_outcome,
-    list_cells,
-    list_questions,
-    make_base,
-)
+from benchmarks.paper_claims.cells import DIVERGED, Cell, apply_changes, compute_key, find_outcome, make_base
 from benchmarks.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
 from benchmarks.paper_claims.data import read_domain
 from benchmarks.paper_claims.loss_positions import project_loss_positions_only
 from benchmarks.paper_claims.models import name_models
 from benchmarks.paper_claims.plan import find_questions, format_plan
 from benchmarks.paper_claims.profile import make, read_profile
+from benchmarks.paper_claims.questions import SearchOutcome, list_cells, list_questions
 from benchmarks.paper_claims.recipe_search import find_search_outcome
 from benchmarks.paper_claims.record import Record
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer
