@@ -192,7 +192,7 @@ def test_a_cell_that_diverges_is_noted_once_and_the_others_are_run(profile_path,
     monkeypatch.setattr(run_cell, "train", train)
     options = ["--profile", str(profile_path), "--work_dir", str(profile_path.parent / "work")]
     for _ in range(2):
-        main(["runs", *options, "--results_dir", str(tmp_path), "--questions", "white_black"])
+        main(["runs", *options, "--results_dir", str(tmp_path), "--questions", "white_black", "white_black_time"])
     record = Record(folder / "record.jsonl")
     assert len(trained) == len(set(map(str, trained))) == len(list(record.list("cell"))) + 2
     assert [line["cell"]["budget"] for line in record.list(DIVERGED)] == ["steps", "wall_clock"]
