@@ -52,7 +52,7 @@ class SearchOutcome:
 
     Args:
         finalists (`list[dict]`): The best of each axis in the ablation's domain, for the other domains to try.
-        combined (`dict`, *optional*): Those of them that help everywhere, put together.
+        combined (`dict`, *optional*): Those of them that beat the base cell over all domains, put together.
         winner (`dict`, *optional*): What the search ended with.
     """
 
