@@ -10,12 +10,10 @@ from recipe import use_all_cores
 
 from . import __doc__ as DESCRIPTION
 from .answers import Lab, make_answers
-from .cells import find_outcome
 from .measure import measure_drift
 from .models import build_all
-from .plan import find_questions, format_plan
+from .plan import find_cells_left, find_questions, format_plan
 from .profile import Profile, read_profile
-from .questions import list_cells
 from .record import Record, Workspace
 from .report import write_report
 from .run_cell import DivergedError, run_cell
@@ -82,20 +80,19 @@ def run_cells(workspace: Workspace, domains: list[str], names: list[str] | None,
         `RuntimeError`: Cells that could not be run, after all others.
     """
     started, failed, lab = time.monotonic(), {}, None
+    builds = {domain: Lab(workspace, domain).build for domain in domains}
     known = [question.name for question in find_questions(workspace.profile, workspace.record)]
     unknown = sorted(set(names or []) - {*known, "recipe"})
     if unknown:
         raise ValueError(f"There are no questions {unknown}. Known are {known}, and `recipe` after the search.")
     while time.monotonic() - started < 3600 * max_hours:
-        cells = list_cells(find_questions(workspace.profile, workspace.record))
-        left = [
-            (cell, own)
-            for cell, own in cells.items()
-            if find_outcome(workspace.profile, workspace.record, cell) is None
-            and cell not in failed
-            and cell.domain in domains
-            and (names is None or set(names) & set(own))
+        asked = [
+            question
+            for question in find_questions(workspace.profile, workspace.record)
+            if names is None or question.name in names
         ]
+        left = find_cells_left(workspace.profile, workspace.record, asked, builds)
+        left = [(cell, own) for cell, own in left.items() if cell not in failed]
         if not left:
             break
         cell, questions = left[0]

@@ -20,7 +20,7 @@ from spec_kd.vocabulary import count_real_ids
 from .batches import order_by_length
 from .cells import Cell
 from .data import SCENARIOS, Queries, make_queries
-from .models import find_models, load_model
+from .models import find_models, hash_weights, load_model
 from .profile import Names, Profile
 from .record import Workspace, compute_hash
 
@@ -54,6 +54,11 @@ class Lab:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(self.models.domain_target)
 
+    @cached_property
+    def build(self) -> str:
+        """Which weights the domain target has, for the record."""
+        return hash_weights(self.models.domain_target)
+
     @property
     def vocab_size(self) -> int:
         """Real ids."""
@@ -62,7 +67,7 @@ class Lab:
     @cached_property
     def folder(self) -> Path:
         """Where queries and answers are kept: a folder for each target and choice of data."""
-        parts = (self.profile.data, self.profile.domains[self.domain], self.models.domain_target)
+        parts = (self.profile.data, self.profile.domains[self.domain], self.build or self.models.domain_target)
         return self.workspace.folder / "queries" / f"{self.domain}-{compute_hash(*parts)}"
 
     @cached_property
@@ -141,15 +146,16 @@ def make_answers(lab: Lab) -> None:
     for scenario in SCENARIOS:
         answers = lab.answer_scenario(scenario, 1.0)
         key = f"{lab.folder.name}/{scenario}"
-        if record.find("queries", key) is None:
+        if record.find("queries", key, lab.build) is None:
             prompts = queries.scenarios[scenario]
             record.append(
-                "queries", key, domain=lab.domain, scenario=scenario, **judge_queries(lab, prompts, answers),
-                made=queries.report if scenario != "curated" else {},
+                "queries", key, build=lab.build, domain=lab.domain, scenario=scenario,
+                **judge_queries(lab, prompts, answers), made=queries.report if scenario != "curated" else {},
             )  # fmt: skip
-    if record.find("answer_seconds", lab.folder.name) is None:
+    key = lab.folder.name
+    if record.find("answer_seconds", key, lab.build) is None:
         seconds = time_answers(lab)
-        record.append("answer_seconds", lab.folder.name, domain=lab.domain, seconds_per_answer=seconds)
+        record.append("answer_seconds", key, build=lab.build, domain=lab.domain, seconds_per_answer=seconds)
 
 
 def judge_queries(lab: Lab, prompts: Dataset, answers: Dataset) -> dict[str, Any]:

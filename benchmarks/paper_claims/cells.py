@@ -102,7 +102,7 @@ def compute_key(profile: Profile, cell: Cell) -> str:
     return compute_hash(changed, data, profile.domains[cell.domain], training, used, build, draft, weights)
 
 
-def find_outcome(profile: Profile, record: Record, cell: Cell) -> dict[str, Any] | None:
-    """The cell's result, or the line that says that its loss diverged; `None` if it was not run."""
+def find_outcomes(profile: Profile, record: Record, cell: Cell) -> dict[str, dict[str, Any]]:
+    """By build, the cell's result or the line that says that its loss diverged."""
     key = compute_key(profile, cell)
-    return record.find(RESULT, key) or record.find(DIVERGED, key)
+    return {**record.find_builds(DIVERGED, key), **record.find_builds(RESULT, key)}

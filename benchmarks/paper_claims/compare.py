@@ -52,9 +52,28 @@ class Difference:
 
 
 def find_lines(profile: Profile, record: Record, cell: Cell, seeds: Sequence[int]) -> Lines:
-    """What has been run of a cell."""
-    found = {seed: record.find(RESULT, compute_key(profile, replace(cell, seed=seed))) for seed in seeds}
-    return Lines({seed: line for seed, line in found.items() if line is not None})
+    """What has been run of a cell, where it was run with several builds, with the first one."""
+    return find_common_lines(profile, record, [cell], seeds)[0]
+
+
+def find_common_lines(profile: Profile, record: Record, cells: Sequence[Cell], seeds: Sequence[int]) -> list[Lines]:
+    """Lines of each cell for every seed that all of them were run with, on the same models: on the first build that has
+    all."""
+    found: list[dict[int, dict[str, Any]]] = [{} for _ in cells]
+    for seed in seeds:
+        by_build = [record.find_builds(RESULT, compute_key(profile, replace(cell, seed=seed))) for cell in cells]
+        build = next((b for b in by_build[0] if all(b in own for own in by_build[1:])), None)
+        if build is not None:
+            for lines, own in zip(found, by_build, strict=True):
+                lines[seed] = own[build]
+    return [Lines(lines) for lines in found]
+
+
+def number_builds(record: Record, domain: str) -> dict[str, int]:
+    """The builds of a domain's models in the order in which they were measured, from zero."""
+    lines = [line for line in record.list("drift") if line["domain"] == domain]
+    lines += [line for line in record.list(RESULT) if line["cell"]["domain"] == domain]
+    return {build: number for number, build in enumerate(dict.fromkeys(line.get("build", "") for line in lines))}
 
 
 def compare(
@@ -65,13 +84,14 @@ def compare(
     Raises:
         `ValueError`: The cells were measured on different texts.
     """
-    cell, baseline = (find_lines(profile, record, c, seeds) for c in (comparison.cell, comparison.baseline))
-    common = [seed for seed in cell.by_seed if seed in baseline.by_seed]
+    cell, baseline = find_common_lines(profile, record, [comparison.cell, comparison.baseline], seeds)
+    common = list(cell.by_seed)
     if not common:
         return None
-    texts = {lines.by_seed[seed]["figures"][setting]["texts"] for lines in (cell, baseline) for seed in common}
-    if len(texts) > 1:
-        raise ValueError(f"`{comparison.label}` compares cells measured on different texts ({sorted(texts)}).")
+    for seed in common:
+        texts = {lines.by_seed[seed]["figures"][setting]["texts"] for lines in (cell, baseline)}
+        if len(texts) > 1:
+            raise ValueError(f"`{comparison.label}` compares cells measured on different texts ({sorted(texts)}).")
 
     def difference(chosen: Sequence[int]) -> Interval:
         columns = [*cell.sum_columns(setting, ratio, chosen), *baseline.sum_columns(setting, ratio, chosen)]
@@ -88,22 +108,23 @@ def subtract(ratio: tuple[str, str], *columns: np.ndarray) -> Interval:
 
 
 def measure_drift_of(record: Record, domain: str, setting: str) -> Interval | None:
-    """alpha of the default draft with the domain target minus alpha with the generic target, over the same prompts."""
-    lines = {
-        line["target"]: line["figures"][setting]
-        for line in record.list("drift")
-        if line["domain"] == domain and line["draft"] == "default"
-    }
-    if len(lines) < 2:
+    """alpha of the default draft with the domain target minus alpha with the generic target, over the same prompts, on
+    the first build that has both."""
+    by_build: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in record.list("drift"):
+        if line["domain"] == domain and line["draft"] == "default":
+            by_build.setdefault(line.get("build", ""), {})[line["target"]] = line["figures"][setting]
+    lines = next((own for own in by_build.values() if len(own) == 2), None)
+    if lines is None:
         return None
     columns = [np.array(lines[target][name]) for target in ("domain", "generic") for name in ALPHA]
     return subtract(ALPHA, *columns)
 
 
-def read_costs(record: Record, domain: str) -> dict[str, ServingCosts]:
+def read_costs(record: Record, domain: str, build: str) -> dict[str, ServingCosts]:
     """Costs of a round by draft."""
     for line in record.list("costs"):
-        if line["domain"] == domain:
+        if (line["domain"], line.get("build", "")) == (domain, build):
             return {
                 name: ServingCosts(**{**costs, "verify_cost": {int(g): v for g, v in costs["verify_cost"].items()}})
                 for name, costs in line["costs"].items()

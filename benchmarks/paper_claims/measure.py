@@ -61,8 +61,8 @@ def measure_draft(
 def measure_drift(lab: Lab) -> None:
     """The generic drafts with the domain target, and the default one with the generic target; costs of a round."""
     record, profile = lab.workspace.record, lab.profile
-    key = lab.folder.name
-    if record.find("costs", key) is None:
+    key, own = lab.folder.name, {"build": lab.build, "domain": lab.domain}
+    if record.find("costs", key, lab.build) is None:
         target = lab.target
         context = profile.data.max_prompt_tokens // 2
         costs = {
@@ -71,21 +71,17 @@ def measure_drift(lab: Lab) -> None:
             )
             for name, path in lab.models.drafts.items()
         }
-        record.append("costs", key, domain=lab.domain, costs=costs, parameters=count_parameters(profile, lab.models))
+        record.append("costs", key, **own, costs=costs, parameters=count_parameters(profile, lab.models))
     texts = lab.list_texts("test")
     for name, path in lab.models.drafts.items():
-        if record.find("drift", f"{key}/{name}/domain") is None:
+        if record.find("drift", f"{key}/{name}/domain", lab.build) is None:
             figures = measure_draft(lab, load_model(path), lab.target, texts)
-            record.append(
-                "drift", f"{key}/{name}/domain", domain=lab.domain, draft=name, target="domain", figures=figures
-            )
-    if record.find("drift", f"{key}/default/generic") is None:
+            record.append("drift", f"{key}/{name}/domain", **own, draft=name, target="domain", figures=figures)
+    if record.find("drift", f"{key}/default/generic", lab.build) is None:
         generic = load_model(lab.models.generic_target, profile.training.dtype)
         texts = {
             setting: (temperature, lab.answer(generic, lab.queries.test, temperature, "test-generic"))
             for setting, (temperature, _) in texts.items()
         }
         figures = measure_draft(lab, load_model(lab.models.drafts["default"]), generic, texts)
-        record.append(
-            "drift", f"{key}/default/generic", domain=lab.domain, draft="default", target="generic", figures=figures
-        )
+        record.append("drift", f"{key}/default/generic", **own, draft="default", target="generic", figures=figures)

@@ -5,6 +5,7 @@ tokenizer (all conversations that train a target) -> generic target (general set
 generic drafts: the general set alone
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -64,11 +65,32 @@ def name_models(profile: Profile) -> dict[str, str]:
 
 
 def list_model_lines(profile: Profile, record: Record) -> list[dict[str, Any]]:
-    """Of the models that the profile builds, those that were built."""
+    """Of the models that the profile builds, those that were built, each as often as it was."""
     if profile.build is None:
         return []
     keys = [f"{_compute_build_key(profile)}/{folder}" for folder in name_models(profile).values()]
-    return [line for line in (record.find("model", key) for key in keys) if line is not None]
+    return [
+        {**line, "name": line["name"] + describe_build(number)}
+        for key in keys
+        for number, line in enumerate(record.find_builds("model", key).values())
+    ]
+
+
+def describe_build(number: int) -> str:
+    """What is said behind the name of what was found with models that were built before, `number` times."""
+    return f", build {number + 1}" if number else ""
+
+
+def hash_weights(path: str) -> str:
+    """16 hexadecimal digits of the weights in a folder; empty for a model of the Hub, which its name tells apart."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        return ""
+    digests = []
+    for path_of_file in files:
+        with path_of_file.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return compute_hash(*digests)
 
 
 def build_all(workspace: Workspace, domains: list[str]) -> None:
@@ -108,9 +130,10 @@ def build_all(workspace: Workspace, domains: list[str]) -> None:
 
         path = build_stage(folder / names[name], fill)
         key = f"{folder.name}/{path.name}"
-        if workspace.record.find("model", key) is None:
+        weights = hash_weights(str(path))
+        if workspace.record.find("model", key, weights) is None:
             record = json.loads((path / TRAINING).read_text(encoding="utf-8"))
-            workspace.record.append("model", key, name=name, budget=asdict(budget), **record)
+            workspace.record.append("model", key, build=weights, name=name, budget=asdict(budget), **record)
         return path
 
     def make_llama(size: Any, seed: int) -> Callable[[], PreTrainedModel]:

@@ -1,10 +1,13 @@
 """What there is to do: cells by rank, with estimated minutes, from measured speeds as soon as there are any."""
 
+import itertools
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from .cells import BLACK_BOX, RESULT, WALL_CLOCK, WHITE_BOX, Cell, find_outcome, make_base
+from .cells import BLACK_BOX, RESULT, WALL_CLOCK, WHITE_BOX, Cell, find_outcomes, make_base
+from .compare import number_builds
 from .data import SCENARIOS
 from .profile import Profile
 from .questions import ABLATION, FINAL, HEADLINE, SEARCH, TUNING, Question, list_cells, list_questions
@@ -18,6 +21,30 @@ RANKS = {TUNING: "tuning", HEADLINE: "headline", ABLATION: "ablation", SEARCH: "
 def find_questions(profile: Profile, record: Record) -> list[Question]:
     """All questions that are known by now: what is searched for last depends on what was found before."""
     return list_questions(profile, find_search_outcome(profile, record))
+
+
+def find_cells_left(
+    profile: Profile, record: Record, questions: list[Question], builds: Mapping[str, str]
+) -> dict[Cell, list[str]]:
+    """Cells that are still to be run, in their order, with the names of the questions they answer.
+
+    A comparison wants both of its cells from the same models. What earlier builds answered stays answered; of the rest,
+    both cells are run with the present build.
+
+    Args:
+        profile (`Profile`), record (`Record`): What is planned and what is known.
+        questions (`list[Question]`): To answer.
+        builds (`Mapping[str, str]`): The present build of each domain to work in.
+    """
+    wanted = set()
+    for question in questions:
+        for seed, comparison in itertools.product(question.seeds, question.comparisons):
+            domain = comparison.cell.domain
+            cells = [replace(cell, seed=seed) for cell in (comparison.baseline, comparison.cell)]
+            outcomes = [find_outcomes(profile, record, cell) for cell in cells]
+            if domain in builds and not outcomes[0].keys() & outcomes[1].keys():
+                wanted |= {cell for cell, own in zip(cells, outcomes, strict=True) if builds[domain] not in own}
+    return {cell: names for cell, names in list_cells(questions).items() if cell in wanted}
 
 
 def estimate_seconds(profile: Profile, record: Record, cell: Cell) -> float:
@@ -80,7 +107,8 @@ def format_plan(profile: Profile, record: Record) -> str:
     """The plan as text."""
     questions = find_questions(profile, record)
     cells = list_cells(questions)
-    is_done = {cell: find_outcome(profile, record, cell) is not None for cell in cells}
+    builds = {domain: next(reversed(number_builds(record, domain)), "") for domain in profile.domains}
+    left = find_cells_left(profile, record, questions, builds)
     ranks = {question.name: question.rank for question in questions}
     lines, total = [f"Profile {profile.name}: {len(cells)} cells", ""], 0.0
     for name, hours in estimate_stages(profile).items():
@@ -90,8 +118,9 @@ def format_plan(profile: Profile, record: Record) -> str:
     lines += ["", "  rank      question              cells  done  hours to do"]
     for question in questions:
         own = [cell for cell, names in cells.items() if names[0] == question.name]
-        hours = _sum_hours(profile, record, [cell for cell in own if not is_done[cell]])
-        done = sum(is_done[cell] for cell in own)
+        own_left = [cell for cell in own if cell in left]
+        hours = _sum_hours(profile, record, own_left)
+        done = len(own) - len(own_left)
         lines.append(f"  {RANKS[question.rank]:<9} {question.name:<20} {len(own):>6} {done:>5} {hours:>8.1f}")
         total += hours
     lines.append("  (a cell that answers several questions counts with the first)")

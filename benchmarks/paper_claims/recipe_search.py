@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .cells import DIVERGED, Cell, apply_changes, compute_key, make_base
-from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_lines
+from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_common_lines
 from .profile import Profile
 from .questions import TUNING_SEEDS, SearchOutcome, list_search_axes
 from .record import Record
@@ -40,7 +40,7 @@ def score_changes(
         base = replace(make_base(profile, domain), split="validation")
         if has_diverged(profile, record, apply_changes(base, changes)):
             return -math.inf
-        lines = [find_lines(profile, record, cell, TUNING_SEEDS) for cell in (apply_changes(base, changes), base)]
+        lines = find_common_lines(profile, record, [apply_changes(base, changes), base], TUNING_SEEDS)
         if not all(own.by_seed for own in lines):
             return None
         scores += [
@@ -52,7 +52,7 @@ def score_changes(
 def has_diverged(profile: Profile, record: Record, cell: Cell) -> bool:
     """Whether the loss was not finite with a seed that the search uses."""
     keys = (compute_key(profile, replace(cell, seed=seed)) for seed in TUNING_SEEDS)
-    return any(record.find(DIVERGED, key) for key in keys)
+    return any(record.find_builds(DIVERGED, key) for key in keys)
 
 
 def _find_efficiency(lines: Lines, setting: str) -> float:

@@ -13,7 +13,10 @@ from .profile import Profile
 
 
 class Record:
-    """Lines of `kind`, `key` and what belongs to them; of several with the same key the last one counts.
+    """Lines of `kind`, `key` and what belongs to them.
+
+    What was found with models has a `build`: the same models built anew, on another machine, are other models. Of
+    several lines with the same key and build the last one counts.
 
     Several processes may append to one file: each reads what the others wrote before it writes. A line that a killed
     process left unfinished is cut off when the next one is appended.
@@ -24,7 +27,7 @@ class Record:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lines: dict[tuple[str, str], dict[str, Any]] = {}
+        self._lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._read_bytes = 0
         if path.exists():
             with path.open("rb") as file:
@@ -37,16 +40,20 @@ class Record:
         content = content[: content.rfind(b"\n") + 1]
         for line in content.decode("utf-8").splitlines():
             entry = json.loads(line)
-            self._lines[entry["kind"], entry["key"]] = entry
+            self._lines.setdefault((entry["kind"], entry["key"]), {})[entry.get("build", "")] = entry
         self._read_bytes += len(content)
 
-    def find(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The line of a key, or `None`."""
-        return self._lines.get((kind, key))
+    def find(self, kind: str, key: str, build: str = "") -> dict[str, Any] | None:
+        """The line of a key and build, or `None`."""
+        return self.find_builds(kind, key).get(build)
+
+    def find_builds(self, kind: str, key: str) -> dict[str, dict[str, Any]]:
+        """The lines of a key by build, the first one first."""
+        return self._lines.get((kind, key), {})
 
     def list(self, kind: str) -> Iterator[dict[str, Any]]:
         """All lines of a kind."""
-        return (line for (own, _), line in self._lines.items() if own == kind)
+        return (line for (own, _), lines in self._lines.items() if own == kind for line in lines.values())
 
     def append(self, kind: str, key: str, **content: Any) -> dict[str, Any]:
         """Writes a line to the disk and returns it as it will be read."""
@@ -60,7 +67,7 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
             self._read_new(file)
-        return self._lines[kind, key]
+        return self._lines[kind, key][content.get("build", "")]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ python -m benchmarks.paper_claims report --profile cpu
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from spec_kd.evaluation import Interval
 
@@ -16,11 +17,12 @@ from .compare import (
     SETTING_NAMES,
     Lines,
     compare,
-    find_lines,
+    find_common_lines,
+    number_builds,
     predict_best,
     read_costs,
 )
-from .models import list_model_lines
+from .models import describe_build, list_model_lines
 from .plan import find_questions
 from .plots import plot_claims, plot_curves, plot_sizes, plot_summary
 from .profile import Profile, make
@@ -120,6 +122,7 @@ def _write_drift(profile: Profile, record: Record) -> list[str]:
     for line in record.list("drift"):
         lines = Lines({0: line})
         label = f"{line['domain']}, {line['draft']} draft, {line['target']} target"
+        label += _describe_build_of(record, line["domain"], line)
         rows.append([label, *_describe_figures(lines, record, line["domain"], line["draft"])])
     return ["", "## The drift: generic drafts, untrained", *_make_table(["", *FIGURES], rows)]
 
@@ -130,6 +133,10 @@ FIGURES = [
 ]  # fmt: skip
 
 
+def _describe_build_of(record: Record, domain: str, line: dict[str, Any]) -> str:
+    return describe_build(number_builds(record, domain).get(line.get("build", ""), 0))
+
+
 def _describe_figures(lines: Lines, record: Record, domain: str, draft: str) -> list[str]:
     cells = [format_interval(lines.measure(s, ratio)) for ratio in (ALPHA, BLOCK_EFFICIENCY) for s in SETTING_NAMES]
     by_setting = {s: [line["figures"][s] for line in lines.by_seed.values()] for s in SETTING_NAMES}
@@ -138,7 +145,8 @@ def _describe_figures(lines: Lines, record: Record, domain: str, draft: str) -> 
         for s, name in SETTING_NAMES.items()
     ]
     cells.append(", ".join(measured))
-    costs = read_costs(record, domain).get(draft)
+    (build,) = {line.get("build", "") for line in lines.by_seed.values()}
+    costs = read_costs(record, domain, build).get(draft)
     if costs is None:
         return [*cells, "", ""]
     best = []
@@ -154,7 +162,7 @@ def _write_queries(record: Record) -> list[str]:
         report = line["report"]
         rows.append(
             [
-                f"{line['domain']}, {line['scenario']}",
+                f"{line['domain']}, {line['scenario']}" + _describe_build_of(record, line["domain"], line),
                 f"{report['num_prompts']:,}",
                 f"{report['tokens']['mean']:.0f}",
                 f"{line['mean_answer_tokens']:.0f}",
@@ -178,12 +186,14 @@ def _shorten(text: str) -> str:
 
 
 def _write_question(profile: Profile, record: Record, question: Question) -> list[str]:
-    rows, cells = [], {}
+    rows: list[list[str]] = []
+    cells: dict[str, tuple[Cell, Lines]] = {}
     for comparison in question.comparisons:
-        own, baseline = (find_lines(profile, record, c, question.seeds) for c in (comparison.cell, comparison.baseline))
-        cells |= {
-            describe_cell(c): (c, lines) for c, lines in ((comparison.cell, own), (comparison.baseline, baseline))
-        }
+        compared = [comparison.cell, comparison.baseline]
+        for cell, own in zip(compared, find_common_lines(profile, record, compared, question.seeds), strict=True):
+            for seed, line in own.by_seed.items():
+                name = describe_cell(cell) + _describe_build_of(record, cell.domain, line)
+                cells.setdefault(name, (cell, Lines({})))[1].by_seed[seed] = line
         row = [comparison.label]
         for ratio in (BLOCK_EFFICIENCY, ALPHA):
             for setting in SETTING_NAMES:
@@ -205,7 +215,6 @@ def _write_question(profile: Profile, record: Record, question: Question) -> lis
             *_describe_figures(own, record, cell.domain, cell.draft),
         ]
         for name, (cell, own) in cells.items()
-        if own.by_seed
     ]
     return [*lines, *_make_table(["cell", "seeds", "steps", "minutes: training + answers", *FIGURES], absolute)]
 

@@ -78,13 +78,16 @@ def run_cell(lab: Lab, cell: Cell, questions: list[str]) -> dict[str, Any]:
     try:
         model, training = train(lab, cell, rows, steps)
     except DivergedError as error:
-        record.append(DIVERGED, key, cell=dict(vars(cell)), questions=questions, steps=steps, error=str(error))
+        record.append(
+            DIVERGED, key, build=lab.build, cell=dict(vars(cell)), questions=questions, steps=steps, error=str(error)
+        )
         raise
     started = time.perf_counter()
     figures = measure_draft(lab, model, lab.target, lab.list_texts(cell.split))
     return record.append(
         RESULT,
         key,
+        build=lab.build,
         cell=dict(vars(cell)),
         questions=questions,
         steps=steps,
@@ -118,7 +121,7 @@ def find_answer_seconds(lab: Lab, cell: Cell) -> float:
     """What the target took to answer a cell's queries; a signal kept with the answers costs next to nothing."""
     if not cell.reads_answers:
         return 0.0
-    line = lab.workspace.record.find("answer_seconds", lab.folder.name)
+    line = lab.workspace.record.find("answer_seconds", lab.folder.name, lab.build)
     if line is None:
         raise ValueError(f"Nothing is known about answers in {cell.domain}. Run the stage `answers` first.")
     return cell.num_prompts * line["seconds_per_answer"]

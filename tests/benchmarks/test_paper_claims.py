@@ -11,7 +11,7 @@ from datasets import Dataset
 from benchmarks.paper_claims import run_cell
 from benchmarks.paper_claims.__main__ import main
 from benchmarks.paper_claims.batches import order_by_length
-from benchmarks.paper_claims.cells import DIVERGED, compute_key, find_outcome, make_base
+from benchmarks.paper_claims.cells import DIVERGED, compute_key, find_outcomes, make_base
 from benchmarks.paper_claims.data import read_domain
 from benchmarks.paper_claims.loss_positions import project_loss_positions_only
 from benchmarks.paper_claims.plan import format_plan
@@ -24,8 +24,7 @@ from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer
 def test_every_planned_cell_is_in_the_record(profile_path, record_path):
     profile, record = read_profile(str(profile_path)), Record(record_path)
     for cell in list_cells(list_questions(profile)):
-        line = record.find("cell", compute_key(profile, cell))
-        assert line is not None, cell
+        (line,) = record.find_builds("cell", compute_key(profile, cell)).values()
         assert len(line["figures"]["greedy"]["tokens"]) == (4 if cell.split == "test" else 3)
     assert {line["target"] for line in record.list("drift")} == {"domain", "generic"}
     assert {line["scenario"] for line in record.list("queries")} == {"historical", "curated", "synthetic"}
@@ -60,10 +59,11 @@ def test_plan_counts_what_is_done(profile_path, record_path):
 def test_steps_of_equal_wall_clock_take_as_long_as_the_base_cell(profile_path, record_path):
     profile, record = read_profile(str(profile_path)), Record(record_path)
     base = make_base(profile, "tools")
-    answers = record.find("cell", compute_key(profile, base))["answer_seconds"]
+    (first,) = record.find_builds("cell", compute_key(profile, base)).values()
+    answers = first["answer_seconds"]
     for method, own_answers in (("black_box", answers), ("on_policy", 0.0)):
         cell = replace(base, method=method, budget="wall_clock")
-        line = record.find("cell", compute_key(profile, cell))
+        (line,) = record.find_builds("cell", compute_key(profile, cell)).values()
         budget = 3 * line["probed"]["base_step_seconds"] + answers - own_answers
         assert answers > 0
         assert line["steps"] == max(1, int(budget / line["probed"]["own_step_seconds"]))
@@ -90,7 +90,8 @@ def test_a_cell_that_diverges_is_noted_once_and_the_others_are_run(profile_path,
     assert len(trained) == len(set(map(str, trained))) == len(list(record.list("cell"))) + 2
     assert [line["cell"]["budget"] for line in record.list(DIVERGED)] == ["steps", "wall_clock"]
     black = next(cell for cell in trained if cell.method == "black_box")
-    assert find_outcome(profile, record, black)["error"] == "The loss is not finite."
+    (outcome,) = find_outcomes(profile, record, black).values()
+    assert outcome["error"] == "The loss is not finite."
     main(["report", *options, "--results_dir", str(tmp_path)])
     assert "tools 4 black_box" in (folder / "report.md").read_text().split("## Cells whose loss diverged")[1]
 

@@ -9,8 +9,9 @@ import yaml
 
 from benchmarks.paper_claims.cells import DIVERGED, Cell, apply_changes, compute_key, make_base
 from benchmarks.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
+from benchmarks.paper_claims.compare import BLOCK_EFFICIENCY, compare, find_lines, number_builds
 from benchmarks.paper_claims.models import name_models
-from benchmarks.paper_claims.plan import find_questions
+from benchmarks.paper_claims.plan import find_cells_left, find_questions
 from benchmarks.paper_claims.profile import make, read_profile
 from benchmarks.paper_claims.questions import SearchOutcome, list_cells, list_questions
 from benchmarks.paper_claims.recipe_search import find_search_outcome
@@ -57,9 +58,12 @@ def test_only_the_models_that_an_option_concerns_are_built_anew(profile_path):
     assert list_renamed() == set()
 
 
-def note_cell(profile, record, cell, target_calls):
-    figures = {"texts": "same", "tokens": [100] * 4, "target_calls": [target_calls] * 4, "alpha_sum": [50.0] * 4}
-    record.append("cell", compute_key(profile, cell), cell=vars(cell), figures={"greedy": figures, "t1": figures})
+def note_cell(profile, record, cell, target_calls, build=""):
+    figures = {
+        "texts": f"of {build}", "tokens": [100] * 4, "target_calls": [target_calls] * 4, "alpha_sum": [50.0] * 4
+    }  # fmt: skip
+    figures = {"greedy": figures, "t1": figures}
+    record.append("cell", compute_key(profile, cell), build=build, cell=vars(cell), figures=figures)
 
 
 def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(profile_path, tmp_path):
@@ -138,6 +142,40 @@ def test_a_claim_waits_for_all_seeds_and_needs_each_of_them(profile_path, tmp_pa
     assert judge_black(60, 60, 60) == HELD
     assert judge_black(60, 60, 49) == UNKNOWN  # the sum over seeds still says that it holds
     assert judge_black(40, 40, 49) == FAILED
+
+
+def test_cells_are_compared_on_the_same_models_and_what_a_build_answered_is_not_asked_of_the_next(
+    profile_path, tmp_path
+):
+    profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
+    profile = replace(profile, plan=replace(profile.plan, seeds=[0, 1]))
+    (question,) = (q for q in list_questions(profile) if q.name == "white_black")
+    (comparison,) = question.comparisons
+    base, black = comparison.cell, comparison.baseline
+    for seed in (0, 1):
+        note_cell(profile, record, replace(base, seed=seed), 50, "first")
+    note_cell(profile, record, black, 60, "first")
+
+    def find_left(build: str) -> set[Cell]:
+        return set(find_cells_left(profile, record, [question], {"tools": build}))
+
+    def compare_seeds() -> list[float]:
+        found = compare(profile, record, comparison, question.seeds, "greedy", BLOCK_EFFICIENCY)
+        return [round(value, 3) for value in found.by_seed]
+
+    assert find_left("first") == {replace(black, seed=1)}
+    assert find_left("second") == {replace(base, seed=1), replace(black, seed=1)}
+    assert find_cells_left(profile, record, [question], {}) == {}
+    note_cell(profile, record, replace(black, seed=1), 40, "second")
+    assert compare_seeds() == [0.2]  # the base cell of seed 1 has another target
+    note_cell(profile, record, replace(base, seed=1), 80, "second")
+    assert find_left("second") == find_left("third") == set()
+    assert compare_seeds() == [0.2, -0.5]
+    note_cell(profile, record, base, 10, "second")
+    note_cell(profile, record, black, 10, "second")
+    assert compare_seeds() == [0.2, -0.5]  # the first build that has both counts
+    assert number_builds(record, "tools") == {"first": 0, "second": 1}
+    assert [find_lines(profile, record, base, [0]).by_seed[0]["build"]] == ["first"]
 
 
 def test_record_cuts_off_a_torn_line(tmp_path):
