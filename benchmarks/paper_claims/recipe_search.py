@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from spec_kd import WhiteBoxDistillConfig
+from spec_kd.losses.sparse import SPARSE_METHODS
+
 from .cells import DIVERGED, Cell, apply_changes, compute_key, make_base
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_common_lines
 from .profile import Profile
@@ -74,20 +77,32 @@ def find_finalists(profile: Profile, record: Record) -> list[dict[str, Any]] | N
 
 
 def find_combined(profile: Profile, record: Record, finalists: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The finalists that beat the base cell over all domains, put together; `None` before all were run.
+    """The finalists that beat the base cell over all domains, put together, the best first; `None` before all were run.
 
-    With one of them or none there is nothing to put together: an empty dict.
+    A cached teacher does not serve every loss: what does not go with a better finalist is left out. With one of them or
+    none there is nothing to put together: an empty dict.
     """
     scores = [score_changes(profile, record, changes) for changes in finalists]
     if None in scores:
         return None
-    chosen = [changes for changes, score in zip(finalists, scores, strict=True) if score > 0]
-    if len(chosen) < 2:
-        return {}
     combined: dict[str, Any] = {}
-    for changes in chosen:
-        combined |= {**changes, "options": {**combined.get("options", {}), **changes.get("options", {})}}
-    return combined
+    number = 0
+    for score, changes in sorted(zip(scores, finalists, strict=True), key=lambda pair: pair[0], reverse=True):
+        candidate = {**combined, **changes, "options": {**combined.get("options", {}), **changes.get("options", {})}}
+        if score > 0 and is_served(profile, candidate):
+            combined, number = candidate, number + 1
+    return combined if number > 1 else {}
+
+
+def is_served(profile: Profile, changes: dict[str, Any]) -> bool:
+    """Whether what is kept of a cached teacher is enough for the loss."""
+    if changes.get("signal") is None:
+        return True
+    options = {name: changes[name] for name in ("divergence", "token_selection") if name in changes}
+    loss = WhiteBoxDistillConfig(output_dir="unused", **options, **changes.get("options", {})).build_loss()
+    method = SPARSE_METHODS[profile.training.signals[changes["signal"]]["method"]]
+    needed = [loss.divergence] if loss.selection is None else [loss.divergence, loss.selection.score]
+    return loss.temperature == 1.0 and all(method.describe_service(divergence) for divergence in needed)
 
 
 def find_winner(

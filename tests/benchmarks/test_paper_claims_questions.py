@@ -97,6 +97,23 @@ def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(pro
     assert all(comparison.cell == apply_changes(base, combined) for comparison in question.comparisons)
 
 
+def test_what_a_cached_teacher_does_not_serve_is_not_put_together(profile_path, tmp_path):
+    profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
+    cached = {"signal": "sampled_counts"}
+    hot, jsd, rate = {"options": {"temperature": 2.0}}, {"divergence": "jsd"}, {"options": {"learning_rate": 0.1}}
+    search = {"signal": [cached], "temperature": [hot], "loss": [jsd], "rate": [rate]}
+    profile = replace(profile, plan=replace(profile.plan, search=search))
+    base = replace(make_base(profile, "tools"), split="validation")
+    for changes, calls in (({}, 50), (cached, 41), (hot, 42), (jsd, 43), (rate, 44)):
+        note_cell(profile, record, apply_changes(base, changes) if changes else base, calls)
+    assert find_search_outcome(profile, record).combined == {**cached, **rate}
+    note_cell(profile, record, apply_changes(base, cached), 45)  # now it comes last, and only what goes with it is in
+    assert find_search_outcome(profile, record).combined == {
+        **jsd,
+        "options": {"temperature": 2.0, "learning_rate": 0.1},
+    }
+
+
 def test_other_domains_try_the_best_of_each_axis_only(profile_path, tmp_path):
     profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
     tvd, jsd, rate = {"divergence": "tvd"}, {"divergence": "jsd"}, {"options": {"learning_rate": 0.1}}
