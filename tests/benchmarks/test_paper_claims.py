@@ -10,14 +10,16 @@ from datasets import Dataset
 
 from benchmarks.paper_claims import run_cell
 from benchmarks.paper_claims.__main__ import main
+from benchmarks.paper_claims.answers import Lab
 from benchmarks.paper_claims.batches import order_by_length
 from benchmarks.paper_claims.cells import DIVERGED, compute_key, find_outcomes, make_base
 from benchmarks.paper_claims.data import read_domain
 from benchmarks.paper_claims.loss_positions import project_loss_positions_only
-from benchmarks.paper_claims.plan import format_plan
+from benchmarks.paper_claims.models import hash_weights
+from benchmarks.paper_claims.plan import find_cells_left, format_plan
 from benchmarks.paper_claims.profile import read_profile
 from benchmarks.paper_claims.questions import list_cells, list_questions
-from benchmarks.paper_claims.record import Record
+from benchmarks.paper_claims.record import Record, Workspace
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer
 
 
@@ -94,6 +96,21 @@ def test_a_cell_that_diverges_is_noted_once_and_the_others_are_run(profile_path,
     assert outcome["error"] == "The loss is not finite."
     main(["report", *options, "--results_dir", str(tmp_path)])
     assert "tools 4 black_box" in (folder / "report.md").read_text().split("## Cells whose loss diverged")[1]
+
+
+def test_models_built_anew_have_queries_and_cells_of_their_own(profile_path, record_path, tmp_path, draft):
+    profile, work = read_profile(str(profile_path)), profile_path.parent / "work" / "smoke"
+    record = Record(record_path)
+    first = Lab(Workspace(profile, work, record), "tools")
+    shutil.copytree(work / "models", tmp_path / "models")
+    again = Lab(Workspace(profile, tmp_path, record), "tools")
+    assert (again.build, again.folder.name) == (first.build, first.folder.name)
+    assert {line["build"] for kind in ("cell", "drift", "queries") for line in record.list(kind)} == {first.build}
+    assert find_cells_left(profile, record, list_questions(profile), {"tools": again.build}) == {}
+    draft.save_pretrained(again.models.domain_target)  # other weights
+    other = Lab(Workspace(profile, tmp_path, record), "tools")
+    assert other.build != first.build and other.folder.name != first.folder.name
+    assert hash_weights("my-org/target") == ""
 
 
 def test_roles_and_shares(profile_path):
