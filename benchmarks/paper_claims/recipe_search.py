@@ -20,6 +20,9 @@ from .questions import TUNING_SEEDS, SearchOutcome, list_search_axes
 from .record import Record
 
 
+WORTH_TRYING = 0.01  # log of tokens a target pass over the base cell's in the ablation's domain
+
+
 def find_search_outcome(profile: Profile, record: Record) -> SearchOutcome:
     """How far the search is by what is in the record."""
     finalists = find_finalists(profile, record)
@@ -64,14 +67,15 @@ def _find_efficiency(lines: Lines, setting: str) -> float:
 
 
 def find_finalists(profile: Profile, record: Record) -> list[dict[str, Any]] | None:
-    """The best change of each axis in the ablation's domain if it beats the base cell; `None` before all were run."""
+    """The best change of each axis in the ablation's domain if it is worth trying elsewhere; `None` before all were
+    run."""
     finalists = []
     for options in list_search_axes(profile).values():
         scores = {n: score_changes(profile, record, c, [profile.plan.ablation_domain]) for n, c in options.items()}
         if None in scores.values():
             return None
         best = max(scores, key=scores.__getitem__)
-        if scores[best] > 0:
+        if scores[best] > WORTH_TRYING:
             finalists.append(options[best])
     return finalists
 

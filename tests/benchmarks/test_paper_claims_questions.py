@@ -69,12 +69,12 @@ def note_cell(profile, record, cell, target_calls, build=""):
 def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(profile_path, tmp_path):
     profile, record = read_profile(str(profile_path)), Record(tmp_path / "record.jsonl")
     search = {"loss": [{"divergence": "tvd"}, {"divergence": "jsd"}], "rate": [{"options": {"learning_rate": 0.1}}],
-              "polish": [{"polish": "on_policy", "polish_share": 0.5}]}  # fmt: skip
-    tvd, jsd, rate, polish = search["loss"] + search["rate"] + search["polish"]
+              "polish": [{"polish": "on_policy", "polish_share": 0.5}], "draft": [{"draft": "other"}]}  # fmt: skip
+    tvd, jsd, rate, polish, other = (changes for axis in search.values() for changes in axis)
     profile = replace(profile, plan=replace(profile.plan, search=search))
     base = replace(make_base(profile, "tools"), split="validation")
     note_cell(profile, record, base, 50)
-    for changes, calls in ((tvd, 45), (jsd, 40), (polish, 55)):
+    for changes, calls in ((tvd, 45), (jsd, 40), (polish, 55), (other, 49.9)):  # hardly better is not worth trying
         note_cell(profile, record, apply_changes(base, changes), calls)
     assert find_search_outcome(profile, record) == SearchOutcome()  # the learning rate has not been tried
     note_cell(profile, record, apply_changes(base, rate), 48)
