@@ -19,7 +19,6 @@ from .profile import Profile
 from .questions import TUNING_SEEDS, SearchOutcome, list_search_axes
 from .record import Record
 
-
 WORTH_TRYING = 0.01  # log of tokens a target pass over the base cell's in the ablation's domain
 
 
