@@ -23,10 +23,12 @@ from spec_kd import (
     WhiteBoxDistillTrainer,
     generate_responses,
 )
+from spec_kd.losses import SPARSE_METHODS
 from spec_kd.trainer.draft_trainer import DraftTrainer
 from spec_kd.trainer.teacher import load_teacher
 
 METHODS = ("white_box", "black_box")
+LIVE = "live"
 History = list[tuple[int, dict[float, AcceptanceFigures]]]  # step, and figures by temperature
 
 
@@ -43,6 +45,10 @@ class RecipeArguments(ScriptArguments):
         response_temperature (`float`):
             Sampling temperature of those answers, 0 for greedy. Sampled text shows the draft more of what the target
             may write; a server that samples needs that.
+        teacher_signal (`str`):
+            White box: what the target leaves with its answers for the draft to learn from (a name of
+            `spec_kd.losses.SPARSE_METHODS`), or `"live"`: it reads along at every step, which is needed where it does
+            not answer first or where the signal does not serve the loss.
         max_new_tokens (`int`): Longest answer, in training and in evaluation.
         generation_batch_size (`int`): Prompts that the target answers at a time.
         num_train_prompts (`int`, *optional*): Take only so many training prompts.
@@ -57,6 +63,10 @@ class RecipeArguments(ScriptArguments):
     response_temperature: float = field(
         default=1.0, metadata={"help": "Sampling temperature of the target's answers, 0 for greedy."}
     )
+    teacher_signal: str = field(
+        default="live",
+        metadata={"help": "What the target leaves with its answers, such as 'sampled_logprobs'; 'live': reads along."},
+    )
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer of the target, in tokens."})
     generation_batch_size: int = field(default=16, metadata={"help": "Prompts the target answers at a time."})
     num_train_prompts: int | None = field(default=None, metadata={"help": "Take only so many training prompts."})
@@ -66,9 +76,18 @@ class RecipeArguments(ScriptArguments):
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"`method` is {self.method!r}, but must be one of {', '.join(METHODS)}.")
+        if self.teacher_signal not in (LIVE, *SPARSE_METHODS):
+            names = ", ".join(map(repr, (LIVE, *SPARSE_METHODS)))
+            raise ValueError(f"`teacher_signal` is {self.teacher_signal!r}, but must be one of {names}.")
         for name in ("max_new_tokens", "num_eval_prompts", "num_assistant_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+
+    @property
+    def cached_signal(self) -> str | None:
+        """What takes the place of the target in training, if anything does."""
+        is_cached = self.method == "white_box" and self.generate_responses and self.teacher_signal != LIVE
+        return self.teacher_signal if is_cached else None
 
 
 @dataclass(frozen=True)
@@ -132,6 +151,9 @@ def run_recipe(
         test_prompts (`Dataset`): Rows with `prompt`.
         model (`ModelConfig`, *optional*): TRL's flags for LoRA and for a quantised base.
     """
+    signal = arguments.cached_signal
+    if signal is not None:
+        training.build_loss().check_served_by(SPARSE_METHODS[signal])
     if arguments.num_train_prompts is not None:
         train_prompts = train_prompts.select(range(min(arguments.num_train_prompts, len(train_prompts))))
     test_prompts = test_prompts.select(range(min(arguments.num_eval_prompts, len(test_prompts))))
@@ -157,6 +179,7 @@ def run_recipe(
                 temperature=arguments.response_temperature,
                 batch_size=arguments.generation_batch_size,
                 seed=training.seed,
+                teacher_signal=signal,
                 output_dir=os.path.join(training.output_dir, "responses"),
             )
     num_held_out = min(64, max(1, len(rows) // 20))  # rows of `eval_loss`; acceptance has its own prompts
@@ -181,7 +204,10 @@ def run_recipe(
     }
     if arguments.method == "white_box":
         training.teacher_model_init_kwargs = None  # used above
-        trainer = WhiteBoxDistillTrainer(args=training, teacher_model=target, **common)
+        if signal is not None:  # else the trainer would load the target by its name
+            training.teacher_model_name_or_path = None
+            training.target_vocab_size = target.config.get_text_config().vocab_size
+        trainer = WhiteBoxDistillTrainer(args=training, teacher_model=None if signal else target, **common)
     else:
         trainer = BlackBoxSFTTrainer(args=to_black_box(training, target.config.get_text_config().vocab_size), **common)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spec_kd import WhiteBoxDistillConfig
-from spec_kd.losses.sparse import SPARSE_METHODS
+from spec_kd.losses import SPARSE_METHODS
 
 from .cells import DIVERGED, Cell, apply_changes, compute_key, make_base
 from .compare import BLOCK_EFFICIENCY, SETTING_NAMES, Lines, find_common_lines
@@ -103,9 +103,11 @@ def is_served(profile: Profile, changes: dict[str, Any]) -> bool:
         return True
     options = {name: changes[name] for name in ("divergence", "token_selection") if name in changes}
     loss = WhiteBoxDistillConfig(output_dir="unused", **options, **changes.get("options", {})).build_loss()
-    method = SPARSE_METHODS[profile.training.signals[changes["signal"]]["method"]]
-    needed = [loss.divergence] if loss.selection is None else [loss.divergence, loss.selection.score]
-    return loss.temperature == 1.0 and all(method.describe_service(divergence) for divergence in needed)
+    try:
+        loss.check_served_by(SPARSE_METHODS[profile.training.signals[changes["signal"]]["method"]])
+    except ValueError:
+        return False
+    return loss.temperature == 1.0
 
 
 def find_winner(

@@ -286,11 +286,8 @@ def _check_together(recipe: Recipe) -> None:
     signal = recipe.respond[0].teacher_signal
     if method != "white-box" or signal is None or config.teacher_model_name_or_path is not None:
         return
-    loss = config.build_loss()
     with naming("train: (from `respond: teacher_signal`)"):
-        SPARSE_METHODS[signal].check_serves(loss.divergence)
-        if loss.selection is not None:
-            SPARSE_METHODS[signal].check_serves(loss.selection.score)
+        config.build_loss().check_served_by(SPARSE_METHODS[signal])
 
 
 def _as_mapping(section: Any, name: str = "the section") -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.selection import TokenScores, TokenSelection
-from spec_kd.losses.sparse import SparseTargets
+from spec_kd.losses.sparse import SparseMethod, SparseTargets
 
 
 class TokenTargets(Protocol):
@@ -34,6 +34,12 @@ class TokenLoss:
     temperature: float = 1.0
     ce_weight: float = 0.0
     selection: TokenSelection | None = None
+
+    def check_served_by(self, method: SparseMethod) -> None:
+        """Raises `ValueError` unless `method` serves the divergence, and the score of the selection if there is one."""
+        method.check_serves(self.divergence)
+        if self.selection is not None:
+            method.check_serves(self.selection.score)
 
 
 def selected_linear_divergence(

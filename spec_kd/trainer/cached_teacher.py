@@ -143,6 +143,4 @@ def check_cached_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: P
             "and the loss would be biased. Needed are processed log-probabilities, or a signal such as "
             "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which learns the text alone."
         )
-    info.sparse_method.check_serves(loss.divergence)
-    if loss.selection is not None:
-        info.sparse_method.check_serves(loss.selection.score)
+    loss.check_served_by(info.sparse_method)

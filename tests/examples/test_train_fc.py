@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 from tiny import build_llama, build_tokenizer
@@ -73,6 +74,14 @@ def test_real_recipe_leaves_a_servable_draft_and_its_record(folder, tmp_path, me
         assert (tmp_path / name).stat().st_size > 0, name
 
 
+def test_what_the_target_left_with_its_answers_takes_its_place(folder, tmp_path):
+    result = train_fc.main(as_flags({**make_options(folder, tmp_path), "teacher_signal": "sampled_logprobs"}))
+    assert result.trainer.teacher_model is None
+    assert [step for step, _ in result.history] == [0, 2]
+    columns = pyarrow.parquet.read_schema(tmp_path / "responses" / "responses.parquet").names
+    assert "teacher_info" in columns
+
+
 def test_yaml_with_lora_flags(folder, tmp_path):
     options = {
         **make_options(folder, tmp_path / "run"),
@@ -98,6 +107,8 @@ def test_yaml_with_lora_flags(folder, tmp_path):
         ({"dataset_test_split": "validation"}, "validation"),
         ({"num_assistant_tokens": 0}, "at least 1"),
         ({"divergence": "kl"}, "forward_kl"),
+        ({"teacher_signal": "draws"}, "'live', 'token_only'"),
+        ({"teacher_signal": "sampled_counts", "divergence": "jsd"}, "'sampled_counts' cannot serve"),
     ],
 )
 def test_wrong_arguments_are_refused(folder, tmp_path, changes, message):
