@@ -82,9 +82,11 @@ def run_cells(workspace: Workspace, domains: list[str], names: list[str] | None,
     started, failed, lab = time.monotonic(), {}, None
     builds = {domain: Lab(workspace, domain).build for domain in domains}
     known = [question.name for question in find_questions(workspace.profile, workspace.record)]
-    unknown = sorted(set(names or []) - {*known, "recipe"})
+    unknown = sorted(set(names or []) - {*known, "recipe", "recipe_tuned"})
     if unknown:
-        raise ValueError(f"There are no questions {unknown}. Known are {known}, and `recipe` after the search.")
+        raise ValueError(
+            f"There are no questions {unknown}. Known are {known}, and `recipe` and `recipe_tuned` after the search."
+        )
     while time.monotonic() - started < 3600 * max_hours:
         asked = [
             question

@@ -167,7 +167,7 @@ def list_search_axes(profile: Profile) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _list_search(profile: Profile, outcome: SearchOutcome) -> list[Question]:
-    search, final, winner = [], [], outcome.winner
+    search, final, tuned, winner = [], [], [], outcome.winner
     for domain in profile.domains:
         base = make_base(profile, domain)
         validated = replace(base, split="validation")
@@ -181,13 +181,14 @@ def _list_search(profile: Profile, outcome: SearchOutcome) -> list[Question]:
         if winner:
             recipe = apply_changes(base, winner)
             final.append(Comparison(f"{domain}: {describe_changes(winner)}", recipe, base))
-            if winner.get("options"):  # what is left of it when forward KL is tuned as well
-                tuned = apply_changes(base, {"options": winner["options"]})
-                final.append(Comparison(f"{domain}: over forward KL with the recipe's options", recipe, tuned))
+            if winner.get("options"):
+                forward_kl = apply_changes(base, {"options": winner["options"]})
+                tuned.append(Comparison(f"{domain}: over forward KL with the recipe's options", recipe, forward_kl))
     questions = [Question("search", "Search of a recipe, on validation prompts", SEARCH, TUNING_SEEDS, search)]
-    if winner:
-        title = "The recipe that was found against offline forward KL, on test prompts"
-        questions.append(Question("recipe", title, FINAL, profile.plan.seeds, final))
+    title = "The recipe that was found against offline forward KL, on test prompts"
+    questions.append(Question("recipe", title, FINAL, profile.plan.seeds, final))
+    title = "What is left of it when forward KL has the recipe's options too"
+    questions.append(Question("recipe_tuned", title, FINAL, profile.plan.seeds, tuned))
     return [question for question in questions if question.comparisons]
 
 

@@ -90,11 +90,12 @@ def test_the_search_puts_the_best_of_each_axis_together_and_tests_the_winner(pro
     assert find_search_outcome(profile, record).winner == jsd  # together they are worse than the loss alone
     note_cell(profile, record, apply_changes(base, combined), 39)
     assert find_search_outcome(profile, record).winner == combined
-    (question,) = (q for q in find_questions(profile, record) if q.name == "recipe")
-    tested = [comparison.baseline for comparison in question.comparisons]
     base = make_base(profile, "tools")
-    assert tested == [base, apply_changes(base, {"options": {"learning_rate": 0.1}})]
-    assert all(comparison.cell == apply_changes(base, combined) for comparison in question.comparisons)
+    tuned = apply_changes(base, {"options": {"learning_rate": 0.1}})
+    for name, baseline in (("recipe", base), ("recipe_tuned", tuned)):
+        (question,) = (q for q in find_questions(profile, record) if q.name == name)
+        (comparison,) = question.comparisons
+        assert (comparison.cell, comparison.baseline) == (apply_changes(base, combined), baseline)
 
 
 def test_what_a_cached_teacher_does_not_serve_is_not_put_together(profile_path, tmp_path):
