@@ -47,8 +47,10 @@ class RecipeArguments(ScriptArguments):
             may write; a server that samples needs that.
         teacher_signal (`str`):
             White box: what the target leaves with its answers for the draft to learn from (a name of
-            `spec_kd.losses.SPARSE_METHODS`), or `"live"`: it reads along at every step, which is needed where it does
-            not answer first or where the signal does not serve the loss.
+            `spec_kd.losses.SPARSE_METHODS`), or `"live"`: it reads along at every step, as it does where it has not
+            answered first, and must where the signal does not serve the loss. The default is the winner of a search at
+            equal cost in three domains: steps without the target are cheaper, so there are more of them
+            (docs/findings.md).
         max_new_tokens (`int`): Longest answer, in training and in evaluation.
         generation_batch_size (`int`): Prompts that the target answers at a time.
         num_train_prompts (`int`, *optional*): Take only so many training prompts.
@@ -64,7 +66,7 @@ class RecipeArguments(ScriptArguments):
         default=1.0, metadata={"help": "Sampling temperature of the target's answers, 0 for greedy."}
     )
     teacher_signal: str = field(
-        default="live",
+        default="sampled_logprobs",
         metadata={"help": "What the target leaves with its answers, such as 'sampled_logprobs'; 'live': reads along."},
     )
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer of the target, in tokens."})

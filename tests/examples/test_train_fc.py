@@ -60,26 +60,27 @@ def as_flags(options: dict) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
-@pytest.mark.parametrize("method", ["white_box", "black_box"])
-def test_real_recipe_leaves_a_servable_draft_and_its_record(folder, tmp_path, method):
-    result = train_fc.main(as_flags({**make_options(folder, tmp_path), "method": method}))
+@pytest.mark.parametrize(
+    ("method", "teacher_signal"), [("white_box", "live"), ("white_box", "top_k_tail"), ("black_box", "top_k_tail")]
+)
+def test_real_recipe_leaves_a_servable_draft_and_its_record(folder, tmp_path, method, teacher_signal):
+    changes = {"method": method, "teacher_signal": teacher_signal}
+    result = train_fc.main(as_flags({**make_options(folder, tmp_path), **changes}))
     assert type(result.trainer) is (WhiteBoxDistillTrainer if method == "white_box" else BlackBoxSFTTrainer)
     assert [step for step, _ in result.history] == [0, 2]
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == 288
     record = json.loads((tmp_path / "acceptance.json").read_text())
     assert record["method"] == method and record["steps"] == 2
+    is_cached = changes == {"method": "white_box", "teacher_signal": "top_k_tail"}
+    assert record["teacher_signal"] == (teacher_signal if is_cached else None)
+    columns = pyarrow.parquet.read_schema(tmp_path / "responses" / "responses.parquet").names
+    assert ("teacher_info" in columns) == is_cached
+    if method == "white_box":
+        assert (result.trainer.teacher_model is None) == is_cached
     assert set(record["figures"]) == {"before", "after"}
     assert len(record["figures"]["after"]["T=1"]["alpha"]) == 3
     for name in ("acceptance.png", "acceptance.md", "README.md", "responses/responses.parquet"):
         assert (tmp_path / name).stat().st_size > 0, name
-
-
-def test_what_the_target_left_with_its_answers_takes_its_place(folder, tmp_path):
-    result = train_fc.main(as_flags({**make_options(folder, tmp_path), "teacher_signal": "sampled_logprobs"}))
-    assert result.trainer.teacher_model is None
-    assert [step for step, _ in result.history] == [0, 2]
-    columns = pyarrow.parquet.read_schema(tmp_path / "responses" / "responses.parquet").names
-    assert "teacher_info" in columns
 
 
 def test_yaml_with_lora_flags(folder, tmp_path):
