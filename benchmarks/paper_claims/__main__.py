@@ -64,10 +64,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def note_profile(profile: Profile, record: Record) -> None:
-    """The record begins with what it is of; a changed profile is noted again."""
+    """The record begins with what it is of and where it is made; a changed profile or another machine is noted too."""
     line = record.find("profile", "profile")
     if line is None or line["profile"] != asdict(profile):
-        record.append("profile", "profile", profile=asdict(profile), machine=describe_machine())
+        record.append("profile", "profile", profile=asdict(profile))
+    machine = describe_machine()
+    key = f"{machine['cpu']}, {machine['threads']} threads"
+    if record.find("machine", key) is None:
+        record.append("machine", key, machine=machine)
 
 
 def run_cells(workspace: Workspace, domains: list[str], names: list[str] | None, max_hours: float) -> None:

@@ -47,10 +47,11 @@ def write_report(path: Path) -> Path:
         f"# The paper's claims, measured again: profile {profile.name}",
         "",
         f"`python -m benchmarks.paper_claims report --profile {profile.name}` makes this from "
-        f"`{path.name}`. {line['machine']['cpu']}, {line['machine']['threads']} threads. gamma = "
+        f"`{path.name}`. Made on: {'; '.join(line['key'] for line in record.list('machine'))}. gamma = "
         f"{profile.training.num_assistant_tokens}. Intervals are 95 % over test prompts, which both sides of a "
         "comparison share, with all seeds added up; what single seeds say is beside them. A claim held, or did not, "
-        "where the interval and every seed alone say so.",
+        "where the interval and every seed alone say so. Models that were built again, on another machine, are marked: "
+        "a comparison never mixes builds.",
         "",
         "![Tokens a target pass](summary.png)",
         *_write_claims(judgements),
