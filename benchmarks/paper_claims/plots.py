@@ -72,7 +72,7 @@ def plot_claims(judgements: list[Judgement], path: Path) -> None:
         axis.plot([value], [place], "o", markersize=4, color=COLORS.get(judgement.verdict, "tab:gray"))
     axis.set_yticks(range(len(measured)), [judgement.where for judgement in measured], fontsize=7)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="tokens a target pass, % over the baseline (green: the claim held, red: it did not)")
+    axis.set(xlabel="tokens a target pass, % over the baseline\n(green: the claim held, red: it did not)")
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=130)
