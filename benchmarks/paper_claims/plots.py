@@ -1,5 +1,6 @@
 """The pictures of the report."""
 
+import itertools
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -82,15 +83,19 @@ def plot_curves(profile: Profile, record: Record, path: Path) -> None:
     """Held-out loss of every model that was built."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     axis = figure.subplots()
+    colors: dict[str, str] = {}  # every build of a model has its color, later ones are dashed
     for line in list_model_lines(profile, record):
         steps, losses, _ = zip(*line["curve"], strict=True)
-        axis.plot(steps, losses, marker="o", markersize=2, label=line["name"])
+        name, is_later, _ = line["name"].partition(", build")
+        color = colors.setdefault(name, f"C{len(colors)}")
+        style = {"color": color, "linestyle": "--" if is_later else "-", "marker": "o", "markersize": 2}
+        axis.plot(steps, losses, label=line["name"], **style)
     axis.set(xlabel="optimizer step", ylabel="held-out loss, nats a completion token")
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=130)
 
 
@@ -104,7 +109,8 @@ def plot_sizes(profile: Profile, record: Record, questions: list[Question], path
         for question in questions:
             if question.name not in ("data_size", "synthetic_size"):
                 continue
-            for cell in {c for comparison in question.comparisons for c in (comparison.baseline, comparison.cell)}:
+            compared = [(comparison.baseline, comparison.cell) for comparison in question.comparisons]
+            for cell in dict.fromkeys(itertools.chain(*compared)):
                 lines = find_lines(profile, record, cell, question.seeds)
                 if lines.by_seed:
                     measured = lines.measure(setting, BLOCK_EFFICIENCY)
