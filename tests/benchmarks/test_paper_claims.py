@@ -69,6 +69,9 @@ def test_steps_of_equal_wall_clock_take_as_long_as_the_base_cell(profile_path, r
         budget = 3 * line["probed"]["base_step_seconds"] + answers - own_answers
         assert answers > 0
         assert line["steps"] == max(1, int(budget / line["probed"]["own_step_seconds"]))
+    cached = replace(base, signal="sampled_counts")
+    (line,) = record.find_builds("cell", compute_key(profile, cached)).values()
+    assert line["answer_seconds"] == pytest.approx(1.09 * answers)
 
 
 def test_a_cell_that_diverges_is_noted_once_and_the_others_are_run(profile_path, record_path, tmp_path, monkeypatch):
