@@ -44,6 +44,11 @@ class LogitTransform:
         softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "softcap", None)
         return cls(scale=scale, softcap=softcap)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether logits stay what they are."""
+        return self.scale == 1.0 and self.softcap is None
+
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -97,6 +102,13 @@ class LogitHead:
     def __call__(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of `hidden` `(..., H)` as float32 `(..., vocab_size)`.
 
+        `out` is a buffer for the products, see `project`.
+        """
+        return self.transform(self.project(hidden, out).float())
+
+    def project(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The products `(..., vocab_size)` of `hidden` `(..., H)` in the head's dtype, before scale and soft cap.
+
         `out`, a buffer `(..., rows)` of the head's dtype, spares an allocation where the head is a plain matrix; the
         result is then valid until the buffer's next use.
         """
@@ -107,7 +119,7 @@ class LogitHead:
             logits = project(hidden, weight, self.module.bias, out)
         else:
             logits = self.module.forward(hidden)
-        return self.transform(logits[..., : self.vocab_size].float())
+        return logits[..., : self.vocab_size]
 
 
 def run_backbone(model: Callable[..., object], backbone: nn.Module, **inputs) -> tuple[torch.Tensor, object]:

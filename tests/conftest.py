@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads cost tiny models more t
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import torch
 from tiny import build_llama, build_tokenizer
 
 
@@ -24,3 +25,10 @@ def draft():
 @pytest.fixture
 def target():
     return build_llama(seed=1, hidden_size=48, layers=3)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -44,7 +44,7 @@ class TileSettings:
 
 @dataclass(frozen=True)
 class TileResult:
-    """Per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; gradient `(n, V)` float32."""
+    """Per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; gradient `(n, V)`, see below."""
 
     loss: torch.Tensor
     divergence: torch.Tensor
@@ -69,6 +69,10 @@ def compute_tile(
         target (`torch.Tensor` or `SparseTargets`): Teacher logits `(n, V)` before the temperature, or a sparse teacher.
         labels (`torch.Tensor`): Written tokens, int64 `(n,)`.
         settings (`TileSettings`): The rest.
+
+    Returns:
+        `TileResult`: The gradient has the dtype of `raw`; float32 for float16, which cannot hold most of its entries,
+        and the factor with which a GradScaler would lift them is not known yet.
     """
     logits, cap_slope = _transform(raw, bias, settings)
     z = logits if settings.temperature == 1.0 else logits / settings.temperature
@@ -84,6 +88,8 @@ def compute_tile(
             gradient = gradient.mul_(cap_slope)
         if settings.logit_scale != 1.0:
             gradient = gradient.mul_(settings.logit_scale)
+        if raw.dtype != torch.float16:  # here, where a compiler writes it so in the first place
+            gradient = gradient.to(raw.dtype)
     return TileResult(loss, divergence, entropy, alpha, z.argmax(-1) == labels, gradient)
 
 

@@ -31,11 +31,16 @@ class LiveTargets:
 
     @torch.no_grad()
     def __call__(self, chunk: slice) -> torch.Tensor:
-        """Logits `(n, vocab_size)` of a slice of the N tokens; they may share their memory with the next ones."""
+        """Logits `(n, vocab_size)` of a slice of the N tokens; they may share their memory with the next ones.
+
+        In the head's dtype where that is all it takes: the loss is elementwise from there, so a float32 copy of them
+        would only be written and read.
+        """
         rows = chunk.stop - chunk.start
         if self._buffer is None or len(self._buffer) < rows:
             self._buffer = self.hidden.new_empty(rows, count_rows(self.head.module))
-        return self.head(self.hidden[chunk], out=self._buffer[:rows]).to(self.device)
+        compute = self.head.project if self.head.transform.is_identity else self.head
+        return compute(self.hidden[chunk], out=self._buffer[:rows]).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,31 @@ def test_padding_rows_take_no_part():
     torch.testing.assert_close(output.divergence.double(), value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [37, 38, 40, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_aligned_as_for_a_gpu_change_nothing(monkeypatch, rows, dtype):
+    """With less, as much and more padding in the head than the alignment asks for. It would own the softmax."""
+    outputs = []
+    for alignment in (1, 8):
+        monkeypatch.setattr(
+            fused_linear, "choose_row_width", lambda vocab_size, _, a=alignment: -(-vocab_size // a) * a
+        )
+        case = make_case(rows=rows, vocab=37, dtype=dtype)
+        with torch.no_grad():
+            case["weight"][37:] = 1e3
+        output = run_fused(case, chunk_tokens=10)
+        output.loss.backward()
+        outputs.append((output.divergence, *(case[name].grad for name in ("hidden", "weight", "bias"))))
+    for plain, aligned in zip(*outputs, strict=True):
+        torch.testing.assert_close(aligned, plain, rtol=1e-5, atol=1e-6)
+    assert (case["weight"].grad[37:] == 0).all() and (case["bias"].grad[37:] == 0).all()
+
+
+def test_rows_on_a_gpu_start_at_multiples_of_16_bytes():
+    assert [fused_linear.choose_row_width(size, "cuda") for size in (151665, 151936)] == [151672, 151936]
+    assert fused_linear.choose_row_width(151665, "cpu") == 151665
+
+
 def test_teacher_is_asked_for_small_chunks_only(monkeypatch):
     monkeypatch.setattr(fused_linear, "CHUNK_ELEMENTS", 37 * 5)
     case, sizes = make_case(), []
