@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import torch
 
-from spec_kd.evaluation.provenance import PACKAGES, find_processor
+from spec_kd.evaluation.provenance import PACKAGES, find_accelerator, find_processor
 
 
 def describe_machine() -> dict:
@@ -15,7 +15,7 @@ def describe_machine() -> dict:
         "cpu": find_processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerator": str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else None,
+        "accelerator": find_accelerator(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }

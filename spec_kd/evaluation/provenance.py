@@ -47,13 +47,12 @@ def describe_surroundings() -> dict[str, Any]:
     """Machine, versions, command and time (UTC)."""
     import spec_kd
 
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         "machine": {
             "processor": find_processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "accelerator": None if accelerator is None else str(accelerator),
+            "accelerator": find_accelerator(),
         },
         "versions": {
             "spec_kd": spec_kd.__version__,
@@ -73,3 +72,11 @@ def find_processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def find_accelerator() -> str | None:
+    """The card's name where there is one that tells it, else the kind of the accelerator, if any."""
+    if not torch.accelerator.is_available():
+        return None
+    kind = torch.accelerator.current_accelerator().type
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
