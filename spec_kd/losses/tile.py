@@ -44,7 +44,7 @@ class TileSettings:
 
 @dataclass(frozen=True)
 class TileResult:
-    """Per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; gradient `(n, V)`, see `compute_tile`."""
+    """Per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; and the gradient `(n, V)`."""
 
     loss: torch.Tensor
     divergence: torch.Tensor
