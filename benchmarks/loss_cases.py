@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import torch
+from losses_report import DENSE, FLOOR, LIGER, SPARSE, SPEC_KD, TRL
 
-FLOOR, LIGER = "four matrix products", "Liger fused linear JSD"
 # Which methods a cell runs: dense losses keep some ten tensors of tokens x vocabulary, for which not all have room
 ALL, NO_DENSE, SCALING, OURS = "all", "no_dense", "scaling", "ours"
 
@@ -40,20 +40,20 @@ class Case:
         self.buffers = [self.hidden.new_empty(self.tokens, self.vocab).fill_(0.0) for _ in range(2)]
         methods = {("-", FLOOR): self.run_products}
         for name in names:
-            methods[name, "spec_kd"] = lambda name=name: self.run_fused(name, self.make_targets())
+            methods[name, SPEC_KD] = lambda name=name: self.run_fused(name, self.make_targets())
         sparse = self.make_sparse_targets(64)
-        methods["forward_kl", "spec_kd, sparse top-64"] = lambda: self.run_fused("forward_kl", sparse)
+        methods["forward_kl", SPARSE] = lambda: self.run_fused("forward_kl", sparse)
         if which == OURS:
             return methods
         betas = {"forward_kl": 0.0} if which == SCALING else {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
         for name, beta in betas.items():
-            methods[name, "TRL chunked divergence"] = lambda beta=beta: self.run_trl(beta)
+            methods[name, TRL] = lambda beta=beta: self.run_trl(beta)
         if which != SCALING:
             methods["jsd", LIGER] = self.run_liger if self.device.type == "cpu" else self.run_liger_triton
         if which == ALL:
             methods["jsd", "TRL GKD, dense"] = lambda: self.run_gkd(0.5)
             for name in names:
-                methods[name, "dense autograd"] = lambda name=name: self.run_dense(name)
+                methods[name, DENSE] = lambda name=name: self.run_dense(name)
         return methods
 
     def run_products(self) -> None:

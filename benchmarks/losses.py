@@ -56,9 +56,9 @@ def run_cell(tokens: int, vocab: int, hidden: str, which: str, repeats: int, dev
     methods = case.methods(which)
     measured = {key: [] for key in methods}
     has_warm_up, repeats = repeats > 0, abs(repeats)
-    for round_ in range(1 if device == "cuda" else repeats + has_warm_up):
+    on_gpu = device == "cuda"
+    for round_ in range(1 if on_gpu else repeats + has_warm_up):
         for key, function in methods.items():
-            on_gpu = device == "cuda"
             seconds, peak = measure_on_gpu(case, function, repeats) if on_gpu else measure(case, function)
             if on_gpu or round_ >= has_warm_up:
                 measured[key].append((seconds, peak))

@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-FLOOR, OURS, SPARSE = "four matrix products", "spec_kd", "spec_kd, sparse top-64"
-TRL, DENSE = "TRL chunked divergence", "dense autograd"
+FLOOR, SPEC_KD, SPARSE = "four matrix products", "spec_kd", "spec_kd, sparse top-64"
+TRL, LIGER, DENSE = "TRL chunked divergence", "Liger fused linear JSD", "dense autograd"
 CLAIMED = [(512, "256:384"), (2048, "256:384"), (512, "896:3584"), (2048, "896:3584")]
 CLAIMED_VOCABULARY = 151936
-THREADS = 2
 
 
 def read(path: Path) -> dict[tuple[int, int, str], dict[tuple[str, str], tuple[float, float]]]:
@@ -33,21 +32,21 @@ def judge(cells: dict) -> list[str]:
         if cell is None:
             continue
         floor = cell["-", FLOOR][0]
-        losses = [loss for loss, method in cell if method == OURS]
+        losses = [loss for loss, method in cell if method == SPEC_KD]
         peers = [loss for loss in losses if (loss, TRL) in cell]
         limit = 1.3 if hidden == "896:3584" else 2.0
         figures = [
-            ("time, of TRL's chunked divergence", max((cell[p, OURS][0] / cell[p, TRL][0], p) for p in peers), 0.5),
-            ("peak memory, of TRL's", max((cell[p, OURS][1] / cell[p, TRL][1], p) for p in peers), 0.6),
-            ("time, of the four products", max((cell[loss, OURS][0] / floor, loss) for loss in losses), limit),
+            ("time, of TRL's chunked divergence", max((cell[p, SPEC_KD][0] / cell[p, TRL][0], p) for p in peers), 0.5),
+            ("peak memory, of TRL's", max((cell[p, SPEC_KD][1] / cell[p, TRL][1], p) for p in peers), 0.6),
+            ("time, of the four products", max((cell[loss, SPEC_KD][0] / floor, loss) for loss in losses), limit),
             (
                 "time of a sparse top-64 teacher, of the live one",
-                (cell["forward_kl", SPARSE][0] / cell["forward_kl", OURS][0], "forward_kl"),
+                (cell["forward_kl", SPARSE][0] / cell["forward_kl", SPEC_KD][0], "forward_kl"),
                 0.8,
             ),
         ]
         if ("tvd", DENSE) in cell:
-            worst = max((cell[loss, OURS][0] / cell[loss, DENSE][0], loss) for loss in losses)
+            worst = max((cell[loss, SPEC_KD][0] / cell[loss, DENSE][0], loss) for loss in losses)
             figures.append(("time, of its own dense loss", worst, 1.0))
         for what, (value, loss), most in figures:
             verdict = "held" if value <= most else "missed"
@@ -57,9 +56,9 @@ def judge(cells: dict) -> list[str]:
 
 def describe_cpu(machine: dict, versions: str) -> str:
     return (
-        f"`python benchmarks/losses.py` on {machine['cpu']}, {THREADS} threads, float32; {versions}. Forward and "
-        "backward, with gradients of hidden states and head. Hidden sizes are draft:teacher. Seconds are medians; MiB "
-        "the peak of the resident set over its state before the call, head gradient included; in brackets seconds over "
+        f"`python benchmarks/losses.py` on {machine['cpu']}, {machine['threads']} threads, float32; {versions}. "
+        "Forward and backward, with gradients of hidden states and head. Hidden sizes are draft:teacher. Seconds are "
+        "medians; MiB the peak of the resident set over its state before the call, head gradient included; in brackets seconds over "
         "those of the four bare matrix products, each one call over all tokens. All methods of a cell took turns in "
         "one process, two or three rounds (in the CSV; TRL at 8,192 tokens once, whose two minutes other processes "
         "kept disturbing). The cells of 512 tokens were measured before the sparse losses took one softmax, which made "
@@ -126,8 +125,8 @@ def plot(cells: dict, path: Path, machine: dict) -> None:
     on_gpu = machine["accelerator"] is not None
     shown = sorted(cells) if on_gpu else [cell for t, h in CLAIMED if (cell := (t, CLAIMED_VOCABULARY, h)) in cells]
     methods = [
-        ("forward_kl", OURS), ("jsd", OURS), ("neg_log_acceptance", OURS), ("forward_kl", SPARSE), ("forward_kl", TRL),
-        ("jsd", TRL), ("jsd", "Liger fused linear JSD"),
+        ("forward_kl", SPEC_KD), ("jsd", SPEC_KD), ("neg_log_acceptance", SPEC_KD), ("forward_kl", SPARSE),
+        ("forward_kl", TRL), ("jsd", TRL), ("jsd", LIGER),
     ]  # fmt: skip
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
     height = 0.8 / len(shown)
@@ -147,7 +146,7 @@ def plot(cells: dict, path: Path, machine: dict) -> None:
     axes[1].legend(
         fontsize=8, loc="lower right" if on_gpu else "center right", bbox_to_anchor=None if on_gpu else (1.0, 0.62)
     )
-    where = f"bfloat16, {machine['accelerator']}" if on_gpu else f"float32, {THREADS} CPU threads"
+    where = f"bfloat16, {machine['accelerator']}" if on_gpu else f"float32, {machine['threads']} CPU threads"
     figure.suptitle(f"Loss forward + backward; tokens x vocabulary, hidden sizes draft <- teacher; {where}")
     figure.savefig(path, dpi=130)
 

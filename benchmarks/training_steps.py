@@ -42,22 +42,29 @@ from spec_kd.engines.base import SignalRequest
 RESULTS = Path(__file__).parent / "results"
 SHARPER = 3.0  # logits have this standard deviation, and the distribution an entropy of some nats less than ln V
 WARM_UPS = 4  # compiling is in them
+
+
+def describe_qwen(
+    hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, rows: int, tied: bool
+) -> dict[str, Any]:
+    """Arguments of a `Qwen2Config`."""
+    return {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": rows, "tie_word_embeddings": tied,
+        "max_position_embeddings": 4096, "rope_theta": 1e6,
+    }  # fmt: skip
+
+
 # (draft, target, real ids, tokens of a row, rows of a batch, steps measured, steps of on-policy trainers). The real 7B
 # has 128 more padding rows than the 0.5B, for which TRL's trainers refuse the pair; here it has as many.
-QWEN = {"max_position_embeddings": 4096, "rope_theta": 1e6}
 PAIRS = {
     "Qwen2.5-0.5B <- 7B": (
-        {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-         "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True, **QWEN},
-        {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-         "intermediate_size": 18944, "vocab_size": 151936, "tie_word_embeddings": False, **QWEN},
+        describe_qwen(896, 24, 14, 2, 4864, 151936, tied=True),
+        describe_qwen(3584, 28, 28, 4, 18944, 151936, tied=False),
         151665, 1024, 8, 8, 2,
     ),
     "tiny": (
-        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "intermediate_size": 32, "vocab_size": 512, "tie_word_embeddings": True, **QWEN},
-        {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "intermediate_size": 64, "vocab_size": 512, "tie_word_embeddings": False, **QWEN},
+        describe_qwen(16, 1, 2, 1, 32, 512, tied=True), describe_qwen(32, 1, 2, 1, 64, 512, tied=False),
         500, 64, 2, 3, 2,
     ),
 }  # fmt: skip
@@ -171,7 +178,7 @@ def main() -> None:
             args.output.write_text(json.dumps(record, indent=2) + "\n")
             write_report(args.output)
 
-    def write(folder: str) -> None:
+    def measure_all(folder: str) -> None:
         common = {
             "output_dir": folder, "per_device_train_batch_size": batch, "max_steps": WARM_UPS + steps,
             "logging_steps": WARM_UPS, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
@@ -225,7 +232,7 @@ def main() -> None:
         ))  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
-        write(folder)
+        measure_all(folder)
 
 
 def score(target, rows, tokenizer, signal, batch) -> Dataset:

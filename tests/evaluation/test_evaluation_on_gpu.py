@@ -47,9 +47,7 @@ def test_replay_is_that_of_a_cpu(pair, prompts, tools, temperature):
 
 
 def test_sampled_assisted_generation_agrees_with_replay(target, tools):
-    target = target.to("cuda")
-    draft = tools.add_noise(target.cpu(), scale=0.03).to("cuda")
-    target.to("cuda")
+    draft, target = tools.add_noise(target, scale=0.03).to("cuda"), target.to("cuda")
     generator = torch.Generator().manual_seed(5)
     prompts = torch.randint(5, 261, (60, 4), generator=generator).tolist()
     options = {"temperature": 1.0, "num_assistant_tokens": 4, "max_new_tokens": 16}

@@ -1,15 +1,13 @@
 """The compiled tiles on a GPU: against the dense float64 reference and against the plain tiles of a CPU."""
 
-import copy
-
 import pytest
 import torch
 from test_fused_linear import make_case, relative_error, run_dense, run_fused
+from test_tile import SquaredError
 
 from spec_kd.losses import (
     DIVERGENCES,
     SPARSE_METHODS,
-    Divergence,
     SparseTargets,
     build_divergence,
     fused_linear_divergence,
@@ -151,20 +149,10 @@ def test_sparse_teachers_equal_those_of_a_cpu(method, name):
 
 
 def test_an_outside_divergence_is_fused_as_well():
-    class SquaredError(Divergence):
-        name = "squared_error"
-
-        def compute_value(self, d):
-            return (d.p - d.q).square().sum(-1)
-
-        def compute_gradient(self, d, value):
-            slope = 2 * (d.q - d.p)
-            return d.q * (slope - (d.q * slope).sum(-1, keepdim=True))
-
     case = make_case(**SIZES)
     losses = []
     for device in ("cpu", "cuda"):
-        on_device = move(copy.copy(case), device)
+        on_device = move(case, device)
         output = fused_linear_divergence(
             on_device["hidden"], on_device["weight"], lambda chunk, t=on_device["teacher"]: t[chunk],
             on_device["labels"], divergence=SquaredError(), vocab_size=case["vocab_size"], chunk_tokens=CHUNK,

@@ -9,6 +9,19 @@ from spec_kd.losses import DIVERGENCES, SPARSE_METHODS, Divergence, SparseTarget
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens, compute_tile, get_compiled_tile
 
 
+class SquaredError(Divergence):
+    """One from outside of the package."""
+
+    name = "squared_error"
+
+    def compute_value(self, d):
+        return (d.p - d.q).square().sum(-1)
+
+    def compute_gradient(self, d, value):
+        slope = 2 * (d.q - d.p)
+        return d.q * (slope - (d.q * slope).sum(-1, keepdim=True))
+
+
 def make_inputs(seed=0, tokens=6, vocab=50):
     generator = torch.Generator().manual_seed(seed)
     raw = 3 * torch.randn(tokens, vocab, generator=generator)
@@ -49,16 +62,6 @@ def test_generated_code_equals_the_plain_tile(name):
 
 
 def test_an_outside_divergence_is_compiled_as_well():
-    class SquaredError(Divergence):
-        name = "squared_error"
-
-        def compute_value(self, d):
-            return (d.p - d.q).square().sum(-1)
-
-        def compute_gradient(self, d, value):
-            slope = 2 * (d.q - d.p)
-            return d.q * (slope - (d.q * slope).sum(-1, keepdim=True))
-
     settings_ = TileSettings(SquaredError(), 1.0, 1.0, None, 0.0, needs_gradient=True)
     raw, _, teacher, labels = make_inputs()
     torch.compiler.reset()

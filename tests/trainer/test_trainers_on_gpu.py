@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from test_cached_teacher import compute_first_loss
 from tiny import build_llama, build_tokenizer
 
 from spec_kd import (
@@ -47,12 +48,6 @@ def answers(target):
         target, TEXTS, processing_class=build_tokenizer(), teacher_signal=SignalRequest("sampled_logprobs", 64),
         **ANSWERS,
     )  # fmt: skip
-
-
-def compute_first_loss(trainer):
-    return trainer.compute_loss(
-        trainer.model.train(), trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    )
 
 
 def test_loss_and_gradients_equal_the_dense_float64_reference(tokenizer, rows, options, reference_loss):
@@ -114,8 +109,8 @@ def test_training_in_bfloat16_raises_acceptance(target, tokenizer, answers, opti
     assert shares and 0 < sum(shares) <= 1.001 and logs[-1]["time/step_seconds"] > 0
 
 
-def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, answers, options, tmp_path):
-    def train(max_steps, resume=None):
+def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, answers, options):
+    def train(resume=None):
         draft = build_llama(seed=0)
         args = WhiteBoxDistillConfig(**{
             **options, "max_steps": 6, "save_strategy": "steps", "save_steps": 3, "bf16": True, "learning_rate": 1e-3,
@@ -127,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, answers, op
         trainer.train(resume_from_checkpoint=resume)
         return {name: value.detach().cpu().clone() for name, value in draft.state_dict().items()}
 
-    whole = train(6)
-    resumed = train(6, f"{options['output_dir']}/checkpoint-3")
+    whole = train()
+    resumed = train(f"{options['output_dir']}/checkpoint-3")
     for name in whole:  # sums on a GPU need not come in one order
         torch.testing.assert_close(resumed[name], whole[name], rtol=1e-3, atol=1e-4, msg=name)
