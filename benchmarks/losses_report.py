@@ -57,12 +57,12 @@ def judge(cells: dict) -> list[str]:
 def describe_cpu(machine: dict, versions: str) -> str:
     return (
         f"`python benchmarks/losses.py` on {machine['cpu']}, {machine['threads']} threads, float32; {versions}. "
-        "Forward and backward, with gradients of hidden states and head. Hidden sizes are draft:teacher. Seconds are "
-        "medians; MiB the peak of the resident set over its state before the call, head gradient included; in brackets "
-        "seconds over those of the four bare matrix products, each one call over all tokens. All methods of a cell took turns in "
-        "one process, two or three rounds (in the CSV; TRL at 8,192 tokens once, whose two minutes other processes "
-        "kept disturbing). The cells of 512 tokens were measured before the sparse losses took one softmax, which made "
-        "those faster. A GPU's figures are in [losses_gpu.md](losses_gpu.md)."
+        "Forward and backward, with gradients of hidden states and head. Hidden sizes are draft:teacher. Seconds "
+        "are medians; MiB the peak of the resident set over its state before the call, head gradient included; in "
+        "brackets seconds over those of the four bare matrix products, each one call over all tokens. All methods "
+        "of a cell took turns in one process, two or three rounds (in the CSV; TRL at 8,192 tokens once, whose two "
+        "minutes other processes kept disturbing). The cells of 512 tokens were measured before the sparse losses "
+        "took one softmax, which made those faster. A GPU's figures are in [losses_gpu.md](losses_gpu.md)."
     )
 
 
