@@ -11,11 +11,13 @@ from spec_kd.engines.base import (
     derive_seed,
     join_texts,
 )
+from spec_kd.engines.server_address import check_base_url, hide_userinfo
 from spec_kd.engines.server_answers import AnswerReader
-from spec_kd.engines.server_client import CompletionsClient, ServerRequestError, hide_userinfo
+from spec_kd.engines.server_client import CompletionsClient, ServerRequestError
 from spec_kd.engines.server_logprobs import MalformedAnswerError, UnmappedTokens, UnmappedTokensError
 from spec_kd.engines.server_requests import RequestBuilder
 from spec_kd.engines.server_scoring import verify_scoring
+from spec_kd.secrets import strip_secrets
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SEED_BITS = 31  # llama.cpp takes 32 without a sign
@@ -53,7 +55,9 @@ class ServerEngine:
     Args:
         model (`str`): Name under which the server has the target.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's processing class.
-        base_url (`str`): Such as `"http://localhost:8000/v1"`.
+        base_url (`str`):
+            Such as `"http://localhost:8000/v1"`. A user name and password in it are sent, and shown nowhere; anything
+            after a `?` is refused.
         max_concurrency (`int`, *optional*, defaults to `16`): Requests under way at a time.
         max_retries (`int`, *optional*, defaults to `6`):
             Further attempts at a request that failed for a reason that may pass: connection errors, timeouts, statuses
@@ -97,6 +101,7 @@ class ServerEngine:
     ):
         if logprobs_are not in ("raw", "processed"):
             raise ValueError(f'`logprobs_are` must be "raw" or "processed", got {logprobs_are!r}.')
+        check_base_url(base_url, api_key_env)
         self.target_name = model
         self.processing_class = tokenizer
         self._tokenizer = get_tokenizer(tokenizer)
@@ -131,7 +136,7 @@ class ServerEngine:
             "logprobs_are": self.logprobs_are,
             "completion_ids": "text tokenised again" if self.is_text_only else "of the server",
             "eos_token_ids": self.eos_token_ids,
-            "request_fields": self._requests.constant_fields,
+            "request_fields": strip_secrets(self._requests.constant_fields, None),
         }
 
     def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:

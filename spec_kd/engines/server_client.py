@@ -18,7 +18,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+
+from spec_kd.engines.server_address import Userinfo, hide_userinfo
+from spec_kd.secrets import hide_secrets
 
 MAX_BACKOFF = 60.0  # seconds
 MAX_RETRY_AFTER = 300.0  # seconds; a server that wants more is not worth waiting for unattended
@@ -60,7 +62,8 @@ class CompletionsClient:
     its place among the `max_concurrency` while it waits, so that a server in trouble gets fewer requests.
 
     Args:
-        base_url (`str`): With the `/v1`. A user name and password in it are sent but never shown.
+        base_url (`str`):
+            With the `/v1`. A user name and password in it are sent as a header, and never shown or logged.
         max_concurrency (`int`): Requests under way at a time, in a batch.
         max_retries (`int`): Further attempts after the first.
         requests_per_minute (`float`, *optional*): Attempts started a minute, evenly spaced, over all batches.
@@ -81,11 +84,6 @@ class CompletionsClient:
         backoff: float,
     ):
         import_openai()
-        if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).hostname:
-            raise ValueError(
-                f"`base_url={hide_userinfo(base_url)!r}` is no address of a server: it looks like "
-                "http://localhost:8000/v1."
-            )
         for name, value, is_valid in (
             ("max_concurrency", max_concurrency, max_concurrency >= 1),
             ("max_retries", max_retries, max_retries >= 0),
@@ -95,7 +93,8 @@ class CompletionsClient:
         ):
             if not is_valid:
                 raise ValueError(f"`{name}={value}` is too low.")
-        self._base_url = base_url
+        self._base_url = hide_userinfo(base_url)  # the HTTP library logs the address of every request
+        self._userinfo = Userinfo(base_url)
         self._max_concurrency = max_concurrency
         self._max_retries = max_retries
         self._interval = 0.0 if requests_per_minute is None else 60.0 / requests_per_minute
@@ -142,7 +141,11 @@ class CompletionsClient:
 
         failures: BaseExceptionGroup | None = None
         async with openai.AsyncOpenAI(
-            api_key=_read_key(self._api_key_env), base_url=self._base_url, timeout=self._timeout, max_retries=0
+            api_key=_read_key(self._api_key_env),
+            base_url=self._base_url,
+            timeout=self._timeout,
+            max_retries=0,
+            default_headers=self._userinfo.build_headers(),
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -209,7 +212,7 @@ class CompletionsClient:
             return {}, self._describe_status(error.response)
         except openai.APIConnectionError as error:
             kind = type(error.__cause__).__name__ if error.__cause__ is not None else "connection error"
-            return {}, _Failure(f"the connection to {hide_userinfo(self._base_url)} failed ({kind})", is_transient=True)
+            return {}, _Failure(f"the connection to {self._base_url} failed ({kind})", is_transient=True)
         try:
             answer = json.loads(response.http_response.content)
         except ValueError:  # of JSON, or of the characters in it
@@ -229,8 +232,9 @@ class CompletionsClient:
         )
 
     def _shorten(self, text: str) -> str:
-        """What a server says, without the key, which some repeat."""
+        """What a server says, without the key and the password, which some repeat."""
         text = text.replace(_read_key(self._api_key_env), "[API key]") if os.environ.get(self._api_key_env) else text
+        text = hide_secrets(self._userinfo.hide(text))
         return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]}... ({len(text)} characters)"
 
 
@@ -244,12 +248,6 @@ def import_openai() -> ModuleType:
             "pip install spec_kd[server]"
         ) from error
     return openai
-
-
-def hide_userinfo(url: str) -> str:
-    """The URL without user name, password, query and fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _read_key(variable: str) -> str:

@@ -198,6 +198,44 @@ def list_all_of(error):
     return shown
 
 
+def test_a_password_in_the_address_is_sent_and_never_shown(serve, prompts, caplog):
+    for name in ("", "openai", "httpx", "httpx2", "httpcore", "spec_kd"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    server, _ = serve()
+    address = server.base_url.replace("http://", "http://me:p%40ss-word-77@")
+    engine = build_engine(server, base_url=address, max_retries=0)
+    engine.generate(prompts[:1], SamplingOptions(1))
+    assert server.headers[-1]["Authorization"] == "Basic bWU6cEBzcy13b3JkLTc3"
+
+    def echo(handler):
+        send_json(handler, {"error": {"message": f"{address}: p@ss-word-77, {handler.headers['Authorization']}"}}, 403)
+
+    shown = [repr(engine), str(engine.describe()), str(vars(engine)), str(vars(engine._client))]
+    for fault in (echo, "dropped connection", "500"):
+        server.faults.append(fault)
+        with pytest.raises(ServerRequestError) as raised:
+            engine.generate(prompts[:1], GREEDY)
+        shown += list_all_of(raised.value)
+    shown += [record.getMessage() + str(vars(record)) for record in caplog.records]
+    assert any(server.base_url in text for text in shown)
+    for secret in ("p%40ss-word-77", "p@ss-word-77", "bWU6cEBzcy13b3JkLTc3"):
+        assert not [text for text in shown if secret in text]
+
+
+@pytest.mark.parametrize("end", ["?api_key=very-secret", "?token=very-secret", "#very-secret"])
+def test_a_query_in_the_address_is_refused_without_being_shown(serve, end):
+    server, _ = serve()
+    with pytest.raises(ValueError, match=r"`\?\.\.\.` or `#.*environment variable MY_KEY") as raised:
+        build_engine(server, base_url=server.base_url + end, api_key_env="MY_KEY")
+    assert not [text for text in list_all_of(raised.value) if "very-secret" in text]
+
+
+def test_a_key_in_the_extra_body_is_in_no_description(serve):
+    server, _ = serve()
+    engine = build_engine(server, extra_body={"api_key": KEY, "options": {"token": KEY, "mode": 3}})
+    assert KEY not in str(engine.describe()) and engine.describe()["request_fields"]["options"] == {"mode": 3}
+
+
 @pytest.mark.parametrize("bad", [f"{KEY}\nX-Injected: 1", f"{KEY}\u2019", f"{KEY}\x7f"])
 def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(serve, prompts, monkeypatch, bad):
     monkeypatch.setenv("OPENAI_API_KEY", bad)
@@ -237,6 +275,8 @@ def test_description(serve, prompts):
     ("options", "message"),
     [
         ({"base_url": "localhost:8000/v1"}, "no address of a server"),
+        ({"base_url": "http://localhost:99999/v1"}, "no address of a server"),
+        ({"base_url": "http://[::1/v1"}, "no address of a server"),
         ({"logprobs_are": "cooked"}, '"raw" or "processed", got \'cooked\''),
         ({"max_concurrency": 0}, "`max_concurrency=0` is too low"),
         ({"max_retries": -1}, "`max_retries=-1` is too low"),
@@ -271,7 +311,7 @@ def test_without_the_openai_package_the_error_says_what_to_install(serve, monkey
 def test_the_modules_can_be_imported_without_the_openai_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     paths = sorted(Path(server_client.__file__).parent.glob("server*.py"))
-    assert len(paths) == 6
+    assert len(paths) == 7
     for path in paths:
         spec = importlib.util.spec_from_file_location(f"fresh_{path.stem}", path)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
