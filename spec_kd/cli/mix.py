@@ -1,16 +1,19 @@
 """`spec-kd queries mix`: prompt sets become one, for training and for testing."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.cli.parsing import read_mapping
-from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, load_prompts, save_prompts
+from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, leave_out_leaks, load_prompts, save_prompts
 from spec_kd.cli.sources import check_exists
 from spec_kd.cli.steps import Workspace, list_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 REPORT = ("prompts.json", "prompts.md", "prompts.png", "mix.json")
 
@@ -65,7 +68,10 @@ class MixArguments:
 
 
 def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
-    """The step: `train.arrow` and `test.arrow` of all parts in `output_dir`, and a report."""
+    """The step: `train.arrow` and `test.arrow` of all parts in `output_dir`, and a report.
+
+    A training prompt that is a test prompt of any part is left out.
+    """
     parts = arguments.name_parts()
     for source in (*parts.values(), arguments.tokenizer):
         if source is not None:
@@ -89,8 +95,14 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
         from spec_kd.queries.prompt_report import describe_prompts
 
         sets = {split: {name: load_prompts(folder, split) for name, folder in parts.items()} for split in SPLITS}
-        mixes = {"train": mix_parts(sets["train"], arguments.weights, arguments.num_prompts, arguments)}
         tests = {name: rows for name, rows in sets["test"].items() if len(rows) and is_in(name, arguments.weights)}
+        if not tests:
+            logger.warning("The mix has no test prompts: no part that is in it has any.")
+        for name, rows in sets["train"].items():
+            for test in tests.values():
+                rows = leave_out_leaks(rows, test, name)
+            sets["train"][name] = rows
+        mixes = {"train": mix_parts(sets["train"], arguments.weights, arguments.num_prompts, arguments)}
         weights = {name: arguments.weights[name] for name in tests} if arguments.weights is not None else None
         mixes["test"] = mix_parts(tests, weights, None, arguments) if tests else None
         train = mixes["train"].dataset

@@ -1,6 +1,6 @@
 """Prompt sets as the commands keep them: `train.arrow` and `test.arrow` in one folder, memory-mapped when read."""
 
-import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 PRODUCTS = ("train.arrow", "test.arrow")
 ROWS_AT_A_TIME = 1024
+
+logger = logging.getLogger(__name__)
 
 
 def save_prompts(folder: str, train: "Dataset", test: "Dataset") -> dict[str, Any]:
@@ -34,32 +36,40 @@ def load_prompts(source: str, split: str) -> "Dataset":
 
 
 def hold_out(rows: "Dataset", test_fraction: float, seed: int) -> "tuple[Dataset, Dataset]":
-    """Training and test rows, the same text always on the same side, whatever else is in the set.
+    """Training and test rows, see [`~spec_kd.queries.splitting.split_prompts`]."""
+    from spec_kd.queries.splitting import split_prompts
+
+    return split_prompts(rows, test_fraction, seed)
+
+
+def leave_out_leaks(train: "Dataset", test: "Dataset", name: str = "train") -> "Dataset":
+    """Training rows without those whose text or conversation is among the test rows; a warning counts them.
 
     Args:
-        rows (`Dataset`): With `prompt`.
-        test_fraction (`float`): Share of test rows, met on average.
-        seed (`int`): Of the choice.
+        train (`Dataset`), test (`Dataset`): With `prompt`.
+        name (`str`, *optional*, defaults to `"train"`): What messages call the training rows.
 
     Raises:
-        ValueError: For a fraction below 0, or of 1 and more.
+        ValueError: Nothing is left to train on.
     """
     import numpy as np
 
-    from spec_kd.queries.deduplication import normalize_text
-    from spec_kd.queries.splitting import choose_test_rows
+    from spec_kd.queries.splitting import find_leaks
 
-    check_test_fraction(test_fraction)
-    digests = (hashlib.blake2b(normalize_text(prompt).encode(), digest_size=8).digest() for prompt in rows["prompt"])
-    texts = np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64, len(rows))
-    is_test = choose_test_rows(texts, np.zeros(len(rows)), test_fraction, "hash", seed)
-    return rows.select(np.flatnonzero(~is_test)), rows.select(np.flatnonzero(is_test))
+    leaks = find_leaks(train, test)
+    if not leaks.any():
+        return train
+    if leaks.all():
+        raise ValueError(f"All {len(train)} training prompts of `{name}` are test prompts too: nothing is left of it.")
+    logger.warning("%d of %d prompts of `%s` are test prompts too, and are left out.", leaks.sum(), len(train), name)
+    return train.select(np.flatnonzero(~leaks))
 
 
 def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ValueError` for a share that is none, or leaves nothing to train on."""
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {test_fraction}.")
+    """See [`~spec_kd.queries.splitting.check_test_fraction`]."""
+    from spec_kd.queries import splitting
+
+    splitting.check_test_fraction(test_fraction)
 
 
 def _write(rows: "Dataset", path: Path) -> None:

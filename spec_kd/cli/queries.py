@@ -7,7 +7,14 @@ from typing import Any
 
 from spec_kd.cli.mix import MixArguments, mix
 from spec_kd.cli.parsing import Parser
-from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, describe_saved, hold_out, save_prompts
+from spec_kd.cli.prompt_sets import (
+    PRODUCTS,
+    check_test_fraction,
+    describe_saved,
+    hold_out,
+    leave_out_leaks,
+    save_prompts,
+)
 from spec_kd.cli.sources import check_exists
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.text import describe_choices, suggest
@@ -172,7 +179,8 @@ def read_curated(arguments: CuratedArguments, workspace: Workspace) -> dict[str,
 
         rows = load(arguments.split)
         if arguments.test_split is not None:
-            return save_prompts(arguments.output_dir, rows, load(arguments.test_split))
+            test = load(arguments.test_split)
+            return save_prompts(arguments.output_dir, leave_out_leaks(rows, test), test)
         return save_prompts(arguments.output_dir, *hold_out(rows, arguments.test_fraction, arguments.seed))
 
     return workspace.do(arguments.output_dir, "queries curated", inputs, PRODUCTS, work)

@@ -1,8 +1,6 @@
 """Scenario II: prompts of a curated data set, whose own answers are left aside."""
 
 import logging
-import re
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +10,15 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
 from spec_kd.data.prompts import drop_none
+from spec_kd.queries.curated_files import load_file
 from spec_kd.queries.log_formats import LoggedCall, read_record, split_turns
 from spec_kd.queries.log_messages import parse_json
 from spec_kd.queries.prompt_filter import LoggedPrompt
 from spec_kd.queries.prompt_store import FEATURES
+from spec_kd.queries.question_templates import fill_template, find_fields
+from spec_kd.queries.tool_catalogue import read_tools
 
 CONVERSATION_COLUMNS = ("prompt", "messages", "conversations")
-BUILDERS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 TURNS = ("first", "last", "all")
 NUM_LISTED = 5
 
@@ -53,15 +53,17 @@ def load_curated_prompts(
 
     Args:
         dataset (`Dataset`, `DatasetDict` or `str`):
-            A data set, a name on the Hub, or a local file (JSON lines, CSV, Parquet, text) or folder.
+            A data set, a name on the Hub, or a local folder or file (JSON lines, CSV, TSV, Parquet, text). Cells of a
+            CSV or TSV file are text as it stands, also `007` and `None`.
         split (`str`): Which part of it; ignored for a `Dataset`.
         config_name (`str`, *optional*): Which configuration, for a data set on the Hub with several.
         prompt_column (`str`, *optional*):
-            Column with the question: text, or messages in the form of TRL or ShareGPT. By default the first of
-            `prompt`, `messages` and `conversations`.
+            Column with the question: text, which is taken as it stands, or messages in the form of TRL or ShareGPT,
+            also as JSON text. By default the first of `prompt`, `messages` and `conversations`.
         question_template (`str` or `list[str]`, *optional*):
             Makes the question of the columns of a row by `str.format`: `"{question} {options[0]}"`. Of several
-            templates each row gets one at random. In place of `prompt_column`.
+            templates each row gets one at random. In place of `prompt_column`. A row with an empty cell, or one that is
+            neither text nor a number, is left out.
         system_prompt (`str`, *optional*): Put before the question, in place of the row's own.
         tools_column (`str`, *optional*): Column with schemas of tools, as a list or JSON text.
         turns (`str`):
@@ -75,8 +77,9 @@ def load_curated_prompts(
 
     Returns:
         `Dataset` with `prompt`, `tools` (JSON text, with `tools_column`), `completion` (with `keep_answers`),
-        `scenario` (`"curated"`), `source` and `conversation_id` (the source and the number of the row). Rows that make
-        no prompt, such as those without a question, are left out; a warning counts them and names the first.
+        `scenario` (`"curated"`), `source` and `conversation_id` (the source, its split and the number of the row).
+        Rows that make no prompt, such as those without a question, are left out; a warning counts them and names the
+        first.
 
     Raises:
         `ValueError`: Names columns that the data set does not have, and those that it has; options that contradict each
@@ -88,7 +91,9 @@ def load_curated_prompts(
         raise ValueError("`prompt_column` and `question_template` both say what the question is: give one of them.")
     if answer_column is not None and not keep_answers:
         raise ValueError("`answer_column` is given, but answers are left aside: pass `keep_answers=True` to keep them.")
+    is_bare = isinstance(dataset, Dataset)
     dataset, source = _open(dataset, split, config_name)
+    prefix = source if is_bare else f"{source}:{split}"  # a row of another split is another conversation
     templates = [question_template] if isinstance(question_template, str) else list(question_template or [])
     if not templates and prompt_column is None:
         prompt_column = next((name for name in CONVERSATION_COLUMNS if name in dataset.column_names), None)
@@ -98,7 +103,7 @@ def load_curated_prompts(
                 f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
             )
     wanted = {"prompt_column": [prompt_column], "tools_column": [tools_column], "answer_column": [answer_column]}
-    wanted["question_template"] = [name for template in templates for name in _find_fields(template)]
+    wanted["question_template"] = [name for template in templates for name in find_fields(template)]
     for option, names in wanted.items():
         missing = sorted({name for name in names if name is not None} - set(dataset.column_names))
         if missing:
@@ -114,9 +119,11 @@ def load_curated_prompts(
     def build(rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         prompts = []
         for position, index in enumerate(indices):
-            row = drop_none({name: values[position] for name, values in rows.items()})
-            question = templates[choices[index]].format(**row) if templates else row.get(prompt_column)
+            row = drop_none({name: _strip_mark(values[position]) for name, values in rows.items()})
             try:
+                question = row.get(prompt_column)
+                if templates:
+                    question = [{"role": "user", "content": fill_template(templates[choices[index]], row)}]
                 calls = _read_question(question, row.get(answer_column), row.get(tools_column), turns)
             except ValueError as error:
                 left_out.append(f"row {index}: {error}")
@@ -124,7 +131,7 @@ def load_curated_prompts(
             for call in calls:
                 if system_prompt is not None:
                     call = _replace_system(call, system_prompt)
-                prompts.append((LoggedPrompt.encode(call, source), f"{source}:{index}"))
+                prompts.append((LoggedPrompt.encode(call, source), f"{prefix}:{index}"))
         return {
             "prompt": [prompt.messages for prompt, _ in prompts],
             "tools": [prompt.tools for prompt, _ in prompts],
@@ -158,13 +165,8 @@ def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | N
     """The data set and a name for it."""
     source = str(dataset)
     if isinstance(dataset, str):
-        suffix = Path(dataset).suffix
         if Path(dataset).is_file():
-            if suffix not in BUILDERS:
-                raise ValueError(
-                    f"`{dataset}` must be one of {', '.join(BUILDERS)}, or load it and pass the `Dataset`."
-                )
-            dataset = load_dataset(BUILDERS[suffix], data_files={split: dataset}, split=split)
+            dataset = load_file(dataset, split)
         else:
             dataset = load_dataset(dataset, config_name, split=split)
     elif isinstance(dataset, DatasetDict):
@@ -180,37 +182,54 @@ def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | N
     return dataset, source if source != "dataset" else dataset.info.dataset_name or source
 
 
-def _find_fields(template: str) -> list[str]:
-    """Names of the columns that a template reads."""
-    names = []
-    for _, name, _, _ in string.Formatter().parse(template):
-        if name is not None:
-            column = re.split(r"[.\[]", name, maxsplit=1)[0]
-            if not column or column.isdigit():
-                raise ValueError(
-                    f"`question_template` has a place without a column's name, {{{name}}}, in {template!r}. Write "
-                    "braces that are text twice: {{ and }}."
-                )
-            names.append(column)
-    if not names:
-        raise ValueError(f"`question_template` reads no column: {template!r}. Write a column's name in braces.")
-    return names
-
-
 def _read_question(question: Any, answer: Any, tools: Any, turns: str) -> list[LoggedCall]:
-    question = parse_json(question)
-    if not question or (isinstance(question, str) and not question.strip()):
-        raise ValueError("the question is empty")
-    if not isinstance(question, list | tuple) or not isinstance(question[0], Mapping):
-        record = {"prompt": question if isinstance(question, str) else str(question), "completion": answer}
-        calls = [read_record({**record, "tools": tools}, "text")]
-    elif "from" in question[0]:
-        calls = split_turns(read_record({"conversations": question, "tools": tools}), "all")
-    elif answer is not None:
-        calls = [read_record({"prompt": question, "completion": answer, "tools": tools}, "trl")]
+    """The prompts of a question that is text, messages of TRL or ShareGPT, or JSON text of such messages."""
+    messages, answers = _find_messages(question), _find_messages(answer)
+    tools = read_tools(tools)
+    if answers is None and answer is not None:
+        answers = [{"role": "assistant", "content": _read_text(answer, "answer")}]
+    if messages is None:
+        text = _read_text(question, "question")
+        if not text.strip():
+            raise ValueError("the question is empty")
+        messages = [{"role": "user", "content": text}]
+        calls = [read_record({"prompt": messages, "completion": answers, "tools": tools}, "trl")]
+    elif "from" in messages[0]:
+        calls = split_turns(read_record({"conversations": messages, "tools": tools}), "all")
+    elif answers is not None:
+        calls = [read_record({"prompt": messages, "completion": answers, "tools": tools}, "trl")]
     else:
-        calls = split_turns(read_record({"messages": question, "tools": tools}, "trl"), "all")
+        calls = split_turns(read_record({"messages": messages, "tools": tools}, "trl"), "all")
     return {"first": calls[:1], "last": calls[-1:], "all": calls}[turns]
+
+
+def _find_messages(value: Any) -> list[Mapping[str, Any]] | None:
+    """The messages that a value is, or holds as JSON text; `None` for all else, such as a question about JSON."""
+    messages = parse_json(value)
+    if not isinstance(messages, list | tuple) or not messages:
+        return None
+    if not all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in messages):
+        return None
+    has_text = all(len(message) > 1 for message in messages)
+    return list(messages) if has_text or not isinstance(value, str) else None
+
+
+def _read_text(value: Any, what: str) -> str:
+    if value is None:
+        raise ValueError(f"the {what} is empty")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(
+            f"the {what} is no text, and no messages, but {value!r:.60}. Make text of it with `question_template` or "
+            "`dataset.map`"
+        )
+    return value
+
+
+def _strip_mark(value: Any) -> Any:
+    """Text without the byte order mark that a file of Windows may begin with."""
+    return value.removeprefix("\ufeff") if isinstance(value, str) else value
 
 
 def _replace_system(call: LoggedCall, system_prompt: str) -> LoggedCall:

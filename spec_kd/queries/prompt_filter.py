@@ -1,6 +1,5 @@
 """Which prompts of a log are kept: no duplicates, of the lengths wanted, not too many of one user or day."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from datasets import Json
 from spec_kd.queries.deduplication import BATCH_SIZE, NearDuplicateIndex, normalize_text
 from spec_kd.queries.log_formats import LoggedCall
 from spec_kd.queries.log_messages import Message
+from spec_kd.queries.splitting import hash_text
 
 REASONS = ("exact_duplicate", "too_short", "too_long", "near_duplicate", "over_user_limit", "over_day_limit")
 
@@ -200,8 +200,3 @@ def number_conversation(call: LoggedCall) -> int:
 
 def _find_opening(messages: Sequence[dict]) -> str:
     return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])
-
-
-def hash_text(text: str) -> int:
-    """64 bits of BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,6 +1,5 @@
 """What is in a prompt set: how much, how long, in which languages, how often the same, and what of it is in another."""
 
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from spec_kd.queries.deduplication import NearDuplicateIndex, find_near_duplicat
 from spec_kd.queries.languages import detect_language
 from spec_kd.queries.prompt_markdown import render_markdown
 from spec_kd.queries.prompt_plots import plot_prompt_report
+from spec_kd.queries.splitting import hash_text
 from spec_kd.vocabulary import ProcessingClass
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def describe_prompts(
         turns[len(users)] += 1
         languages[detect_language("\n".join(users))] += 1
         characters.append(sum(len(text) for _, text in messages))
-        digests.append(_hash_text(row["prompt"]))
+        digests.append(hash_text(normalize_text(row["prompt"])))
     tokens = None
     if processing_class is not None:
         ids = track(render_prompt_ids(rows, processing_class), "Rendering prompts")
@@ -234,7 +234,7 @@ def _measure_overlap(dataset: Dataset, digests: np.ndarray, other: Dataset, thre
     index = NearDuplicateIndex(threshold)
     other_digests = array("Q")
     for row in _iterate_rows(other):
-        other_digests.append(_hash_text(row["prompt"]))
+        other_digests.append(hash_text(normalize_text(row["prompt"])))
         index.add(normalize_text(row["prompt"]))
     is_exact = np.isin(digests, np.array(other_digests))
     texts = track(_iterate_texts(dataset), "Comparing with the other set")
@@ -248,10 +248,6 @@ def _iterate_rows(dataset: Dataset) -> Iterable[dict[str, object]]:
 
 def _iterate_texts(dataset: Dataset) -> Iterator[str]:
     return (normalize_text(row["prompt"]) for row in _iterate_rows(dataset))
-
-
-def _hash_text(prompt: str | Sequence[Mapping[str, object]]) -> int:
-    return int.from_bytes(hashlib.blake2b(normalize_text(prompt).encode(), digest_size=8).digest())
 
 
 def _read_messages(prompt: str | Sequence[Mapping[str, object]]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
+from spec_kd.queries.deduplication import normalize_text
 from spec_kd.queries.prompt_filter import LoggedPrompt
+from spec_kd.queries.splitting import hash_text
 
 # Messages as JSON items: each keeps its own keys in their order, which chat templates print.
 FEATURES = Features(
@@ -40,6 +42,7 @@ class PromptStore:
 
     Attributes:
         conversations (`array` of `"Q"`): Numbers of the conversations of the prompts written.
+        texts (`array` of `"Q"`): Hashes of what the user and the tools say in the prompts written, normalized.
         timestamps (`array` of `"d"`): Of the prompts written, NaN where unknown.
         num_completions (`int`): Prompts written with an answer.
     """
@@ -47,7 +50,7 @@ class PromptStore:
     def __init__(self, output_dir: Path):
         self.output_dir = output_dir
         self._partial = output_dir / PARTIAL_FOLDER
-        self.conversations, self.timestamps = array("Q"), array("d")
+        self.conversations, self.texts, self.timestamps = array("Q"), array("Q"), array("d")
         self.num_completions = self._num_tools = 0
 
     def open_finished(self, fingerprint: dict[str, Any]) -> tuple[Dataset, Dataset, dict[str, Any]] | None:
@@ -68,6 +71,7 @@ class PromptStore:
         with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
             for rows in _batch(prompts):
                 self.conversations.extend(row.conversation for row in rows)
+                self.texts.extend(hash_text(normalize_text(row.call.prompt)) for row in rows)
                 self.timestamps.extend(np.nan if row.call.timestamp is None else row.call.timestamp for row in rows)
                 self.num_completions += sum(row.completion is not None for row in rows)
                 self._num_tools += sum(row.tools is not None for row in rows)

@@ -18,11 +18,11 @@ from spec_kd.queries.log_report import QueryLogsReport
 from spec_kd.queries.prompt_filter import REASONS, LoggedPrompt, PromptFilter
 from spec_kd.queries.prompt_store import PromptStore
 from spec_kd.queries.redaction import check_redactions, redact_messages
-from spec_kd.queries.splitting import SPLITS, choose_test_rows
+from spec_kd.queries.splitting import SPLITS, check_test_fraction, choose_test_rows, group_rows, warn_of_empty_side
 from spec_kd.queries.vllm_log import VLLMLogReader
 
 NUM_LISTED = 100
-VERSION = 1  # of what is made of the same logs with the same options
+VERSION = 2  # of what is made of the same logs with the same options
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,12 @@ def load_query_logs(
             Similarity from which on prompts count as the same, see [`PromptFilter`] for what is compared. `None` keeps
             near-duplicates, which may then be on both sides of the split.
         max_per_user (`int`, *optional*), max_per_day (`int`, *optional*): Most prompts of a user, of a day (UTC).
-        test_fraction (`float`): Share of the prompts for testing.
+        test_fraction (`float`): Share of the prompts for testing. A warning says where a side has none.
         split_by (`str`):
             `"hash"`: by conversation, stable when the log grows. `"time"`: the conversations that began last. A
             conversation is on one side: it is known by its logged `conversation_id`, `session_id`, `thread_id` or
             `chat_id`, else by the user's first turn. A trace id, which each request has anew, does not count.
+            Conversations that hold the same prompt, under whatever system prompts, are on one side as well.
         redact (`Sequence[str]`):
             Of `"email"`, `"phone"`, `"key"` and `"card"`: what to replace in prompts and answers, see [`redact_text`].
         on_error (`str`): A malformed record is counted and listed (`"skip"`), or an error (`"raise"`).
@@ -129,8 +130,7 @@ def load_query_logs(
     ):
         if value not in choices:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {test_fraction}.")
+    check_test_fraction(test_fraction)
     if processing_class is None and (min_tokens is not None or max_tokens is not None):
         raise ValueError("`min_tokens` and `max_tokens` count the target's tokens: give its `processing_class`.")
     check_redactions(redact)
@@ -161,7 +161,9 @@ def load_query_logs(
             f"No prompt of {reader.num_records} records is kept: {reader.num_malformed} are malformed "
             f"({'; '.join(reader.malformed_examples[:3])}), dropped are {dict(prompts.dropped)}."
         )
-    is_test = choose_test_rows(conversations, np.array(store.timestamps), test_fraction, split_by, seed)
+    groups = group_rows(conversations, np.array(store.texts))
+    is_test = choose_test_rows(conversations[groups], np.array(store.timestamps), test_fraction, split_by, seed)
+    warn_of_empty_side(is_test, groups, test_fraction)
     store.split(is_test)
     report = QueryLogsReport(
         files=len(files),

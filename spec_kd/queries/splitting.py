@@ -1,8 +1,150 @@
 """Train and test, with each conversation on one side."""
 
+import hashlib
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from spec_kd.queries.deduplication import normalize_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SPLITS = ("hash", "time")
+
+logger = logging.getLogger(__name__)
+
+
+def group_rows(*keys: np.ndarray) -> np.ndarray:
+    """The rows that belong on one side of a split because they share a key, directly or through other rows.
+
+    Args:
+        keys (`np.ndarray`): One array of integers, (N,), for each kind of key, such as the conversation and the text.
+
+    Returns:
+        `np.ndarray` of int64, (N,): For each row the first row of its group.
+    """
+    num_rows = len(keys[0])
+    firsts = []
+    for key in keys:
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        firsts.append(first[inverse])
+    parents = firsts[0].tolist()
+
+    def find(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = row = parents[parents[row]]
+        return row
+
+    for first in firsts[1:]:
+        for row in np.flatnonzero(first != np.arange(num_rows)).tolist():
+            one, other = sorted((find(row), find(int(first[row]))))
+            parents[other] = one
+    return np.fromiter(map(find, range(num_rows)), np.int64, num_rows)
+
+
+def hash_text(text: str) -> int:
+    """64 bits of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def hash_prompts(prompts: Iterable[object]) -> np.ndarray:
+    """Numbers, the same for prompts in which the user and the tools say the same, as of [`normalize_text`].
+
+    Args:
+        prompts (`Iterable` of `str` or `list` of messages): As in the column `prompt`.
+
+    Returns:
+        `np.ndarray` of uint64, (N,).
+    """
+    return np.array([hash_text(normalize_text(prompt)) for prompt in prompts], dtype=np.uint64)
+
+
+def split_prompts(dataset: "Dataset", test_fraction: float, seed: int = 0) -> "tuple[Dataset, Dataset]":
+    """Training and test rows of a prompt set that has no split of its own.
+
+    Rows of one `conversation_id`, rows that begin with the same turn of the user where a row has no such id, and rows
+    with the same text are on one side. That side depends on the text and `seed` alone, whatever else is in the set.
+
+    Args:
+        dataset (`Dataset`): With `prompt`.
+        test_fraction (`float`): Share of test rows, met on average; from 0 to below 1.
+        seed (`int`, *optional*, defaults to `0`): Seed of the choice.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: Training rows and test rows. A warning says where one of them is empty.
+
+    Raises:
+        `ValueError`: A fraction outside [0, 1).
+    """
+    check_test_fraction(test_fraction)
+    texts = hash_prompts(dataset["prompt"])
+    names = dataset["conversation_id"] if "conversation_id" in dataset.column_names else [None] * len(dataset)
+    conversations = [
+        hash_text("opening\0" + _find_opening(prompt) if name is None else f"name\0{name}")
+        for name, prompt in zip(names, dataset["prompt"], strict=True)
+    ]
+    groups = group_rows(np.array(conversations, dtype=np.uint64), texts)
+    is_test = choose_test_rows(texts[groups], np.zeros(len(dataset)), test_fraction, "hash", seed)
+    warn_of_empty_side(is_test, groups, test_fraction)
+    return dataset.select(np.flatnonzero(~is_test)), dataset.select(np.flatnonzero(is_test))
+
+
+def find_leaks(train: "Dataset", test: "Dataset") -> np.ndarray:
+    """Which training rows have the text, or are of the conversation, of a test row.
+
+    Args:
+        train (`Dataset`), test (`Dataset`): With `prompt`; `conversation_id` counts together with `source`.
+
+    Returns:
+        `np.ndarray` of bool, one for each row of `train`.
+    """
+    leaks = np.isin(hash_prompts(train["prompt"]), hash_prompts(test["prompt"]))
+    names = ("source", "conversation_id")
+    if all(name in dataset.column_names for dataset in (train, test) for name in names):
+        known = {pair for pair in zip(*(test[name] for name in names), strict=True) if pair[1] is not None}
+        leaks |= np.array([pair in known for pair in zip(*(train[name] for name in names), strict=True)], dtype=bool)
+    return leaks
+
+
+def check_test_fraction(test_fraction: float) -> None:
+    """Raises `ValueError` for a share that is none, or leaves nothing to train on."""
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {test_fraction}.")
+
+
+def warn_of_empty_side(is_test: np.ndarray, groups: np.ndarray, test_fraction: float) -> None:
+    """Warns where a side that was asked for has no rows, and says why.
+
+    Args:
+        is_test (`np.ndarray`): Of bool, (N,).
+        groups (`np.ndarray`): (N,); rows with the same number are on one side.
+        test_fraction (`float`): Share that was asked for.
+    """
+    if not test_fraction or not len(is_test) or 0 < is_test.sum() < len(is_test):
+        return
+    num_groups = len(np.unique(groups))
+    what = "one conversation" if num_groups == 1 else f"{num_groups} conversations"
+    logger.warning(
+        "The %s set is empty, although `test_fraction` is %g: the %d prompts belong to %s, which %s. %s",
+        "training" if is_test.all() else "test",
+        test_fraction,
+        len(is_test),
+        what,
+        "cannot be parted" if num_groups == 1 else "happen to be all on the other side",
+        "Check what names the conversations, or that there are enough different texts."
+        if num_groups == 1
+        else "Take another `seed`, a larger or smaller `test_fraction`, or more prompts.",
+    )
+
+
+def _find_opening(prompt: object) -> str:
+    """The first turn of the user, or the whole text."""
+    if isinstance(prompt, str):
+        return normalize_text(prompt)
+    return next((text for message in prompt if (text := normalize_text([message]))), "")
 
 
 def choose_test_rows(

@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
-from spec_kd.cli.prompt_sets import hold_out, load_prompts
+from spec_kd.cli.prompt_sets import hold_out, load_prompts, save_prompts
 
 QUESTIONS = [
     "how do I bake bread", "what is the capital of France", "explain photosynthesis to a child",
@@ -99,6 +99,28 @@ def test_a_mix_of_two_sets(call, logs, curated, models, tmp_path):
         assert (tmp_path / "mix" / name).stat().st_size > 0
     rows = load_dataset(str(tmp_path / "mix"), split="train")
     assert sorted(rows["scenario"]) == ["curated"] * 2 + ["historical"] * 4
+
+
+def test_a_test_prompt_of_one_part_is_no_training_prompt_of_another(call, tmp_path, caplog):
+    rows = {name: Dataset.from_list([{"prompt": text} for text in QUESTIONS]) for name in ("a", "b")}
+    for seed, name in enumerate(rows):
+        (tmp_path / name).mkdir()
+        save_prompts(str(tmp_path / name), *hold_out(rows[name], 0.4, seed))
+    parts = [f"{name}={tmp_path / name}" for name in rows]
+    status, result, errors = call("queries", "mix", "--parts", *parts, "--output_dir", tmp_path / "mix")
+    assert status == 0, errors
+    train, test = (set(load_prompts(result["path"], split)["prompt"]) for split in ("train", "test"))
+    assert train and test and not train & test
+    assert "of `a` are test prompts too, and are left out" in caplog.text
+
+
+def test_a_mix_without_test_prompts_is_said(call, tmp_path, caplog):
+    rows = Dataset.from_list([{"prompt": text} for text in QUESTIONS])
+    (tmp_path / "a").mkdir()
+    save_prompts(str(tmp_path / "a"), *hold_out(rows, 0, 0))
+    assert not caplog.text
+    assert call("queries", "mix", "--parts", f"a={tmp_path / 'a'}", "--output_dir", tmp_path / "mix")[0] == 0
+    assert "The mix has no test prompts" in caplog.text
 
 
 def test_held_out_texts_do_not_depend_on_case_and_spaces():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -121,9 +122,136 @@ def test_rows_without_a_question_are_counted(caplog):
         load_curated_prompts(dataset.select([1, 2]), prompt_column="q")
 
 
+def load_texts(dataset, **options):
+    return [prompt[-1]["content"] for prompt in load_curated_prompts(dataset, **options)["prompt"]]
+
+
+def test_a_blank_cell_leaves_its_row_out(tmp_path, caplog):
+    path = tmp_path / "tasks.csv"
+    path.write_text("instruction,input\nSummarize this,long text\nTell a joke,\n")
+    texts = load_texts(str(path), question_template="{instruction}\n{input}")
+    assert texts == ["Summarize this\nlong text"]
+    assert "1 of 2 rows" in caplog.text and "row 1: the column 'input' is empty" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{options[2]}", "IndexError"),
+        ("{meta[level]}", "KeyError"),
+        ("{question.size}", "AttributeError"),
+        ("{question:d}", "Unknown format code 'd'"),
+        ("{question[x]}", "TypeError"),
+        ("{options}", "neither text nor a number"),
+        ("{meta}", "neither text nor a number"),
+        ("{question:{width}}", "KeyError: 'width'"),
+        ("{mixed[0]}", "a place is empty"),
+        ("{flag}", "neither text nor a number"),
+        ("{score}", "a place is empty"),
+    ],
+)
+def test_every_error_of_filling_a_template_leaves_the_row_out(template, reason):
+    rows = Dataset.from_list([{**QUIZ[0], "question": "Bad?", "mixed": [None], "flag": True, "score": float("nan")}])
+    with pytest.raises(ValueError, match="1 of 1 rows.*row 0: the template cannot be filled.*" + re.escape(reason)):
+        load_curated_prompts(rows, question_template=template)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": true}', "{}", "[]", "[1, 2]", '["a"]', '[{"a": 1}]', '[{"role": "admin"}]', '  {"a": 1.0}\n', "null",
+        "007", "1e5", "True", "{'a': 1}", '{"messages": []}', '"quoted"', "  spaces stay  ", "tab\tand\r\nline",
+    ],
+)  # fmt: skip
+def test_text_is_never_rewritten(tmp_path, text):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"q": text, "a": text}) + "\n")
+    prompts = load_curated_prompts(str(path), prompt_column="q", keep_answers=True, answer_column="a")
+    assert prompts[0]["prompt"] == [{"role": "user", "content": text}]
+    assert prompts[0]["completion"] == [{"role": "assistant", "content": text}]
+    assert load_texts(str(path), question_template="{q}") == [text]
+
+
+def test_cells_of_tables_are_text_as_it_stands(tmp_path):
+    cells = ["007", "1e5", "True", "None", "NA", "null", "nan", "2024-05-06", "5"]
+    for suffix, separator in ((".csv", ","), (".tsv", "\t"), (".CSV", ",")):
+        path = tmp_path / f"table{suffix}"
+        path.write_text(f"q{separator}n\n" + "".join(f"{cell}{separator}\n" for cell in cells))
+        assert load_texts(str(path), prompt_column="q") == cells
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [({"a": True}, "{'a': True}"), (["a", "b"], "['a', 'b']"), (1.5, "1.5"), (True, "True"), (b"x", "b'x'")],
+)
+def test_a_question_that_is_no_text_is_refused(value, kind):
+    rows = Dataset.from_dict({"q": [value]})
+    with pytest.raises(ValueError, match="row 0: the question is no text, and no messages, but " + re.escape(kind)):
+        load_curated_prompts(rows, prompt_column="q")
+    answers = Dataset.from_dict({"q": ["Why?"], "a": [value]})
+    with pytest.raises(ValueError, match="row 0: the answer is no text"):
+        load_curated_prompts(answers, prompt_column="q", keep_answers=True, answer_column="a")
+
+
+def test_whole_numbers_are_text():
+    assert load_texts(Dataset.from_dict({"q": [7]}), prompt_column="q") == ["7"]
+
+
+def test_tools_that_are_none_leave_the_row_out():
+    rows = Dataset.from_dict({"q": ["One?", "Two?"], "t": ["get_weather: tells the weather", '[{"name": "f"}]']})
+    prompts = load_curated_prompts(rows, prompt_column="q", tools_column="t")
+    assert prompts["tools"][:] == ['[{"name": "f"}]']
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "Grüße?\nWarum?\n"),
+        ("a.csv", "text\nGrüße?\nWarum?\n"),
+        ("a.jsonl", '{"text": "Grüße?"}\n{"text": "Warum?"}\n'),
+        ("a.json", '["Grüße?", "Warum?"]'),
+        ("b.json", '[{"text": "Grüße?"}, {"text": "Warum?"}]'),
+    ],
+)
+def test_byte_order_marks_are_read_and_are_no_text(tmp_path, name, text, encoding):
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    assert load_texts(str(path), prompt_column="text") == ["Grüße?", "Warum?"]
+
+
+def test_a_mark_in_a_file_of_a_folder_is_no_text(tmp_path):
+    (tmp_path / "train.txt").write_text("Grüße?\n", encoding="utf-8-sig")
+    assert load_texts(str(tmp_path), prompt_column="text") == ["Grüße?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.jsonl", b'{"q": ', "JSON"),
+        ("a.csv", b"", "EmptyDataError"),
+        ("a.csv", "q\nGrüße\n".encode("cp1252"), "Save it as UTF-8"),
+        ("a.txt", "Grüße\n".encode("cp1252"), "Save it as UTF-8"),
+        ("a.parquet", b"PAR1", "Arrow"),
+        ("a.xlsx", b"PK", "must be one of"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"(?s){re.escape(str(tmp_path / name))}.*{reason}"):
+        load_curated_prompts(str(tmp_path / name), prompt_column="q")
+
+
+def test_rows_of_two_splits_are_two_conversations():
+    splits = DatasetDict({"train": QUIZ, "test": QUIZ})
+    names = [load_curated_prompts(splits, split=split, prompt_column="question")["conversation_id"] for split in splits]
+    assert not set(names[0]) & set(names[1])
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
+        ({"question_template": "{question"}, "cannot be read"),
         ({}, r"give `prompt_column` or `question_template`"),
         ({"prompt_column": "q"}, r"`prompt_column` names 'q'.*\['question', 'options', 'answer', 'meta'\]"),
         ({"question_template": "{question} {choices[0]} {x.y}"}, "`question_template` names 'choices', 'x'"),

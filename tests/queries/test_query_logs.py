@@ -155,6 +155,33 @@ def test_a_conversation_is_in_one_split(tmp_path, split_by):
     assert len(train | test) == result.report.conversations
 
 
+@pytest.mark.parametrize("split_by", ["hash", "time"])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_question_under_two_system_prompts_is_in_one_split(tmp_path, split_by, seed):
+    systems = ("You are a baker.", "You sell stamps from all countries, and envelopes.")
+    records = [
+        {
+            "messages": [{"role": "system", "content": systems[n % 2]}, {"role": "user", "content": question(n // 2)}],
+            "conversation_id": n,
+            "timestamp": 1.7e9 + 977 * n % 1000,
+        }
+        for n in range(40)
+    ]
+    write(tmp_path / "log.jsonl", records)
+    result = load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0.5, split_by=split_by, seed=seed)
+    assert result.report.kept == result.report.conversations == 40
+    train, test = (set(read_texts(split)) for split in (result.train, result.test))
+    assert train and test and not train & test
+
+
+@pytest.mark.parametrize("split_by", ["hash", "time"])
+def test_an_empty_side_is_said(tmp_path, caplog, split_by):
+    write(tmp_path / "log.jsonl", [ask(question(n), conversation_id="all", timestamp=1.7e9 + n) for n in range(5)])
+    result = load(tmp_path / "log.jsonl", tmp_path / "out", split_by=split_by)
+    assert {len(result.train), len(result.test)} == {0, 5}
+    assert "set is empty, although `test_fraction` is 0.05: the 5 prompts belong to one conversation" in caplog.text
+
+
 def test_limits(tmp_path, tokenizer):
     day = 86_400
     records = [ask(question(n), user=f"u{n % 2}", timestamp=1.7e9 + n * day / 4) for n in range(12)]

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_kd.queries.splitting import choose_test_rows
+from spec_kd.queries.splitting import choose_test_rows, find_leaks, group_rows, split_prompts
 
 
 def choose(conversations, timestamps, fraction, split_by, seed=0):
@@ -45,3 +46,77 @@ def test_hash_meets_the_share_and_does_not_change_when_the_log_grows():
     np.testing.assert_array_equal(choose(conversations[:1000], np.zeros(1000), 0.1, "hash"), is_test[:1000])
     other = choose(conversations, np.zeros(50_000), 0.1, "hash", seed=1)
     assert abs((other & is_test).mean() - 0.01) < 0.003  # independent of it
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40),
+)
+def test_rows_that_share_a_key_are_one_group(rows):
+    first, second = (np.array(keys, dtype=np.uint64) for keys in zip(*rows, strict=True))
+    groups = group_rows(first, second)
+    # by repeated merging of sets, as slow as it is plain
+    sets = [{("first", a), ("second", b)} for a, b in rows]
+    for _ in rows:
+        sets = [set().union(*(other for other in sets if other & one)) for one in sets]
+    expected = [next(i for i, other in enumerate(sets) if other == one) for one in sets]
+    assert groups.tolist() == expected
+
+
+def make_prompts(*texts, **columns):
+    return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts], **columns})
+
+
+def follow_up(*texts):
+    turns = [{"role": "assistant", "content": "ok"}] * (2 * len(texts) - 1)
+    turns[::2] = [{"role": "user", "content": text} for text in texts]
+    return turns
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("named", [False, True])
+def test_turns_of_one_conversation_are_on_one_side(seed, named):
+    prompts = [turns for n in range(6) for turns in (follow_up(f"q{n}"), follow_up(f"q{n}", "why?"))]
+    names = {"conversation_id": [f"c{n // 2}" for n in range(12)]} if named else {}
+    train, test = split_prompts(Dataset.from_dict({"prompt": prompts, **names}), 0.5, seed)
+    openings = [{prompt[0]["content"] for prompt in side["prompt"]} for side in (train, test)]
+    assert not openings[0] & openings[1] and len(openings[0] | openings[1]) == 6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_question_under_two_system_prompts_is_on_one_side(seed):
+    questions = [f"Question {n}?" for n in range(8)]
+    prompts = [
+        [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        for system in ("You sell bread.", "You sell stamps.")
+        for text in questions
+    ]
+    dataset = Dataset.from_dict({"prompt": prompts, "conversation_id": [str(n) for n in range(16)]})
+    train, test = split_prompts(dataset, 0.5, seed)
+    sides = [{prompt[-1]["content"] for prompt in side["prompt"]} for side in (train, test)]
+    assert not sides[0] & sides[1] and len(train) + len(test) == 16
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+@pytest.mark.parametrize("num_prompts", [1, 3])
+def test_an_empty_side_is_said(caplog, fraction, num_prompts):
+    train, test = split_prompts(make_prompts(*(f"q{n}" for n in range(num_prompts))), fraction)
+    assert not len(train) or not len(test)
+    name = "test" if fraction < 0.5 else "training"
+    assert f"The {name} set is empty, although" in caplog.text
+    assert ("one conversation" in caplog.text) == (num_prompts == 1)
+
+
+def test_nothing_is_said_where_no_test_prompts_are_wanted(caplog):
+    train, test = split_prompts(make_prompts("a", "b"), 0.0)
+    assert (len(train), len(test)) == (2, 0) and not caplog.text
+    with pytest.raises(ValueError, match="got 1"):
+        split_prompts(make_prompts("a"), 1)
+
+
+def test_leaks_are_rows_of_the_same_text_or_conversation():
+    test = make_prompts("Why?", "How?", source=["a", "a"], conversation_id=["1", None])
+    train = make_prompts(
+        " why? ", "When?", "When?", "When?", source=["b", "a", "b", "a"], conversation_id=["7", "1", "1", None]
+    )
+    assert find_leaks(train, test).tolist() == [True, True, False, False]
+    assert find_leaks(train.remove_columns("source"), test).tolist() == [True, False, False, False]

@@ -1,0 +1,68 @@
+"""Questions made of the columns of a row by `str.format`, without ever writing what no user would write."""
+
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+
+class _RowFormatter(string.Formatter):
+    """`str.format` for text and numbers alone: of other values it would write how Python shows them."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None or value != value:  # NaN is how tables say that a number is missing
+            raise ValueError("a place is empty")
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError(f"a place holds {value!r:.60}, which is neither text nor a number")
+        return super().format_field(value, format_spec)
+
+
+def find_fields(template: str) -> list[str]:
+    """Names of the columns that a template reads.
+
+    Args:
+        template (`str`): For `str.format`, such as `"{question} {options[0]}"`.
+
+    Raises:
+        `ValueError`: Braces that do not fit, a place without a column's name, no place at all.
+    """
+    names = []
+    try:
+        places = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"`question_template` {template!r} cannot be read ({error}). Write braces that are text twice: "
+            "{{ and }}."
+        ) from error
+    for _, name, _, _ in places:
+        if name is not None:
+            column = re.split(r"[.\[]", name, maxsplit=1)[0]
+            if not column or column.isdigit():
+                raise ValueError(
+                    f"`question_template` has a place without a column's name, {{{name}}}, in {template!r}. Write "
+                    "braces that are text twice: {{ and }}."
+                )
+            names.append(column)
+    if not names:
+        raise ValueError(f"`question_template` reads no column: {template!r}. Write a column's name in braces.")
+    return names
+
+
+def fill_template(template: str, row: Mapping[str, Any]) -> str:
+    """The question of a row.
+
+    Args:
+        template (`str`): Of [`find_fields`].
+        row (`dict`): Values by column.
+
+    Raises:
+        `ValueError`: A cell that is empty, is not there, is neither text nor a number, or does not fit its format.
+    """
+    empty = [name for name in find_fields(template) if row.get(name) is None]
+    if empty:
+        raise ValueError(f"the column {', '.join(map(repr, empty))} is empty")
+    try:
+        return _RowFormatter().vformat(template, (), row)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"the template cannot be filled ({reason})") from error
