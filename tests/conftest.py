@@ -12,6 +12,17 @@ import torch
 from tiny import build_llama, build_tokenizer
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("campaign", "tables of situations (tests/campaign)")
+    group.addoption(
+        "--campaign",
+        choices=("sample", "full"),
+        default="sample",
+        help="Cells to run: the cheapest of each row and 30 others (the default), or all.",
+    )
+    group.addoption("--campaign-record", metavar="FILE", help="File that gets one JSON line per cell.")
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()
