@@ -36,12 +36,23 @@ class LoggedPrompt:
     tools: str | None
 
     @classmethod
-    def encode(cls, call: LoggedCall, source: str) -> "LoggedPrompt":
-        """Raises `ValueError` for what would not come back from a data set as it is."""
+    def encode(cls, call: LoggedCall, source: str, conversation: int | None = None) -> "LoggedPrompt":
+        """The prompt as it is stored.
+
+        Args:
+            call (`LoggedCall`): The call.
+            source (`str`): The file.
+            conversation (`int`, *optional*): By default [`number_conversation`] of the call.
+
+        Raises:
+            `ValueError`: What would not come back from a data set as it is.
+        """
         messages = [_encode_message(message) for message in call.prompt]
         completion = None if call.completion is None else _encode_message(call.completion)
         tools = _to_json(call.tools) if call.tools else None
-        return cls(call, source, number_conversation(call), messages, completion, tools)
+        if conversation is None:
+            conversation = number_conversation(call)
+        return cls(call, source, conversation, messages, completion, tools)
 
 
 def _to_json(value: object) -> str:

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from spec_kd.queries.log_files import Paths, find_files, read_records
 from spec_kd.queries.log_formats import FORMATS, TURNS, LoggedCall, read_record, split_turns
 from spec_kd.queries.log_report import QueryLogsReport
-from spec_kd.queries.prompt_filter import REASONS, LoggedPrompt, PromptFilter
+from spec_kd.queries.prompt_filter import REASONS, LoggedPrompt, PromptFilter, number_conversation
 from spec_kd.queries.prompt_store import PromptStore
-from spec_kd.queries.redaction import check_redactions, redact_messages
+from spec_kd.queries.redaction import check_redactions, redact_messages, redact_text
 from spec_kd.queries.splitting import SPLITS, check_test_fraction, choose_test_rows, group_rows, warn_of_empty_side
 from spec_kd.queries.vllm_log import VLLMLogReader
 
@@ -103,7 +103,8 @@ def load_query_logs(
             `chat_id`, else by the user's first turn. A trace id, which each request has anew, does not count.
             Conversations that hold the same prompt, under whatever system prompts, are on one side as well.
         redact (`Sequence[str]`):
-            Of `"email"`, `"phone"`, `"key"` and `"card"`: what to replace in prompts and answers, see [`redact_text`].
+            Of `"email"`, `"phone"`, `"key"` and `"card"`: what to replace in all that is stored (prompts, answers,
+            arguments of tool calls, tools, ids, names of files), see [`redact_text`].
         on_error (`str`): A malformed record is counted and listed (`"skip"`), or an error (`"raise"`).
         seed (`int`): Of the split by hash.
         show_progress (`bool`): Whether to show a progress bar.
@@ -211,6 +212,7 @@ class _LogReader:
         self.num_records = self.num_malformed = self.num_left_out = self.num_prompts = 0
         self.num_redacted = 0
         self.malformed_examples: list[str] = []
+        self._renamed: dict[str, int] = {}
 
     def read_prompts(self) -> Iterator[LoggedPrompt]:
         """The prompts that are kept, in order."""
@@ -240,19 +242,28 @@ class _LogReader:
         if self._needs_time and call.timestamp is None:
             raise ValueError('no timestamp that is understood, which `split_by="time"` needs')
         calls = split_turns(call, self._turns)
-        return [LoggedPrompt.encode(self._redact_call(call) if self._redact else call, source) for call in calls]
+        if not self._redact:
+            return [LoggedPrompt.encode(call, source) for call in calls]
+        source = redact_text(source, self._redact)
+        return [LoggedPrompt.encode(self._redact_call(call), source, number_conversation(call)) for call in calls]
 
     def _redact_call(self, call: LoggedCall) -> LoggedCall:
-        prompt, completion = (redact_messages(value, self._redact) for value in (call.prompt, call.completion))
-        if (prompt, completion) == (call.prompt, call.completion):
+        """All of a call that is stored, redacted. A name that was replaced is numbered, so that names stay apart."""
+        texts = {name: getattr(call, name) for name in ("prompt", "completion", "tools", "conversation_id")}
+        redacted = {name: redact_messages(value, self._redact) for name, value in texts.items()}
+        if redacted == texts:
             return call
         self.num_redacted += 1
-        return replace(call, prompt=prompt, completion=completion)
+        if (name := redacted["conversation_id"]) != call.conversation_id:
+            number = self._renamed.setdefault(call.conversation_id, len(self._renamed) + 1)
+            redacted["conversation_id"] = f"{name}-{number}"
+        return replace(call, **redacted)
 
     def _note_malformed(self, message: str, error: ValueError) -> None:
         if self._on_error == "raise":
             raise ValueError(f'{message}. Pass `on_error="skip"` to count such records and go on.') from error
         self.num_malformed += 1
+        message = redact_text(message, self._redact)
         if len(self.malformed_examples) < NUM_LISTED:
             self.malformed_examples.append(message)
 

@@ -1,10 +1,12 @@
 """Personal and secret strings in logs, replaced by placeholders before a draft can learn them."""
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Quantifiers are bounded and never ambiguous: no text makes them slow.
+# No text makes them slow: quantifiers are never ambiguous, and what may have to be read in vain for each of many starts
+# is bounded, or ends where the next start is.
 EMAIL = re.compile(r"\b[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b", re.ASCII)
 # International numbers with their plus, and national ones that are written as such: brackets or separators.
 PHONE = re.compile(
@@ -15,12 +17,18 @@ PHONE = re.compile(
     r"|1[3-9]\d(?:[ \-]?\d{4}){2})(?![\w.]?\d)",
     re.ASCII,  # ideographs stand beside numbers without a space
 )
-# Prefixes that providers give their keys (as detect-secrets and gitleaks list them), and values named as secrets.
+# Prefixes that providers give their keys (as detect-secrets and gitleaks list them), and values named as secrets. Web
+# tokens (`eyJ`) may be of any length where they begin a word, and are bounded behind a hyphen. A private key ends with
+# its mark, or, where the text was cut, with its last line of base64.
 KEY = re.compile(
     r"\b(?:sk-[\w-]{16,}|[sr]k_(?:live|test)_\w{16,}|(?:ghp|gho|ghu|ghs|ghr)_\w{30,}|github_pat_\w{22,}|glpat-[\w-]{20,}"
     r"|hf_[A-Za-z0-9]{30,}|xox[abeoprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
-    r"|npm_\w{36}|pypi-[\w-]{40,}|SG\.[\w-]{20,}\.[\w-]{20,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})(?![\w-])"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----",
+    r"|npm_\w{36}|pypi-[\w-]{40,}|SG\.[\w-]{20,}\.[\w-]{20,}"
+    r"|(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
+    r"|(?<=-)eyJ[\w-]{8,512}\.eyJ[\w-]{8,4096}\.[\w-]{8,1024})(?![\w-])"
+    r"|-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?:(?!-----).)*+-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?:\\[nr]|\s)*+(?:[A-Za-z0-9+/=]{32,}+(?:\\[nr]|\s)*+)++)",
     re.ASCII | re.DOTALL,
 )
 NAMED_KEY = re.compile(
@@ -30,7 +38,9 @@ NAMED_KEY = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])", re.ASCII)
-KEPT_KEYS = {"role", "name", "type", "id", "tool_call_id"}  # of messages: names of things, not text
+KEPT_KEYS = {"role", "type"}  # of messages and schemas: words of the format, not text
+ID_KEYS = {"id", "tool_call_id"}  # of calls: random, so that digits in them are no numbers of anything
+CARD_STARTS = "23456"  # of the numbers of all issuers; a number that begins with 1 is rather a time
 
 
 def is_card_number(text: str) -> bool:
@@ -84,11 +94,40 @@ def redact_text(text: str, kinds: Sequence[str] = tuple(REDACTIONS)) -> str:
 
 
 def redact_messages(value: Any, kinds: Sequence[str]) -> Any:
-    """The same for all texts in messages, arguments of tool calls included; roles, names and ids stay."""
+    """The same for all that messages or tool schemas hold: texts, names, ids, arguments of tool calls and their keys.
+
+    A number in an argument that is a card or telephone number becomes the placeholder as text.
+
+    Args:
+        value (`str`, number, `list`, `dict` or `None`): What JSON can hold.
+        kinds (`Sequence[str]`): Of [`REDACTIONS`].
+
+    Returns:
+        A value of the same shape. Keys that become the same are told apart by a number behind them.
+    """
     if isinstance(value, str):
         return redact_text(value, kinds)
-    if isinstance(value, list):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _redact_number(value, kinds)
+    if isinstance(value, list | tuple):
         return [redact_messages(item, kinds) for item in value]
-    if isinstance(value, dict):
-        return {k: v if k in KEPT_KEYS and isinstance(v, str) else redact_messages(v, kinds) for k, v in value.items()}
-    return value
+    if not isinstance(value, Mapping):
+        return value
+    redacted: dict[Any, Any] = {}
+    for key, item in value.items():
+        new_key = name = redact_text(key, kinds) if isinstance(key, str) else key
+        while new_key in redacted or (new_key != key and new_key in value):
+            new_key = f"{name} {len(redacted) + 1}"
+        if isinstance(item, str) and key in KEPT_KEYS | ID_KEYS:
+            redacted[new_key] = item if key in KEPT_KEYS else redact_text(item, set(kinds) - {"card", "phone"})
+        else:
+            redacted[new_key] = redact_messages(item, kinds)
+    return redacted
+
+
+def _redact_number(value: float, kinds: Sequence[str]) -> float | str:
+    if not math.isfinite(value) or value != int(value) or abs(value) >= 1e19:
+        return value
+    text = str(int(value))
+    redacted = redact_text(text, kinds)
+    return value if redacted == text or ("[CARD]" in redacted and text[0] not in CARD_STARTS) else redacted

@@ -249,6 +249,37 @@ def test_redaction_comes_before_duplicates(tmp_path):
         load(tmp_path / "log.jsonl", tmp_path / "out", redact=["names"])
 
 
+def test_redaction_covers_all_that_is_stored(tmp_path):
+    card, mail = 4111111111111111, "someone@example.com"
+    call = {"type": "function", "function": {"name": "pay", "arguments": json.dumps({"card": card, mail: [mail]})}}
+    tools = [{"type": "function", "function": {"name": "pay", "description": f"Questions to {mail}"}}]
+    records = [
+        {
+            "session_id": name,
+            "messages": [
+                {"role": "user", "content": question(n), "name": mail},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ],
+            "tools": tools,
+        }
+        for n, name in enumerate([mail, "other@example.com", mail, "plain"])
+    ]
+    folder = tmp_path / mail
+    folder.mkdir()
+    write(folder / "log.jsonl", [*records, {"messages": [{"role": mail, "content": "x"}]}])
+    result = load(folder, tmp_path / "out", test_fraction=0, redact=["email", "card"])
+    stored = [json.dumps(row) for row in result.train]
+    assert not any(secret in row for row in stored for secret in (mail, "example.com", str(card)))
+    assert result.train[0]["completion"][0]["tool_calls"][0]["function"]["arguments"] == {
+        "card": "[CARD]",
+        "[EMAIL]": ["[EMAIL]"],
+    }
+    # conversations stay apart, and together
+    assert result.train["conversation_id"][:] == ["[EMAIL]-1", "[EMAIL]-2", "[EMAIL]-1", "plain"]
+    assert result.report.conversations == 3
+    assert result.report.malformed == 1 and mail not in result.report.malformed_examples[0]
+
+
 def test_a_finished_result_is_reused_until_something_changes(tmp_path, monkeypatch):
     path = tmp_path / "log.jsonl"
     write(path, [ask(question(n)) for n in range(20)])
