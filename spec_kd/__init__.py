@@ -23,6 +23,7 @@ _ROOMS = {
         "replay",
         "save_report",
     ),
+    "spec_kd.finite": ("NonFiniteError",),
     "spec_kd.hub": ("export_draft", "serving_commands"),
     "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
     "spec_kd.queries.curated": ("load_curated_prompts",),
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         replay,
         save_report,
     )
+    from spec_kd.finite import NonFiniteError
     from spec_kd.hub import export_draft, serving_commands
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
     from spec_kd.queries.curated import load_curated_prompts
@@ -82,6 +84,7 @@ __all__ = [
     "BlackBoxSFTTrainer",
     "Divergence",
     "EvaluationReport",
+    "NonFiniteError",
     "OnlineGKDConfig",
     "OnlineGKDTrainer",
     "ServerEngine",

@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
 from spec_kd.projection import project
 
 
@@ -160,6 +161,7 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
 
     Raises:
         ValueError: If the two differ by more than rounding.
+        NonFiniteError: If they are no finite numbers, but for logits of -inf, which are a mask.
     """
     model = unwrap_peft(model)
     if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
@@ -170,6 +172,12 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = compute_last_hidden_states(model, model.base_model, input_ids=ids)
         logits = LogitHead.of(model, rows)(hidden).to(expected.device)
+    is_finite = expected.isfinite()
+    if not is_finite.any() or expected.isnan().any() or (expected == float("inf")).any():
+        name = find_nonfinite_parameter(model)
+        where = f"its weight `{name}` has a NaN or an infinity" if name else f"its numbers overflow in {hidden.dtype}"
+        raise NonFiniteError(f"The logits of the {role} are not finite: {where}. Load it again, in another dtype.")
+    expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
     tolerance = 1e-3 if expected.dtype == hidden.dtype == torch.float32 else 0.05
     if not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6):
         raise ValueError(

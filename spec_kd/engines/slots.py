@@ -7,6 +7,7 @@ import torch
 from transformers import LogitsProcessor
 
 from spec_kd.engines.base import SignalRequest, TokenSlots
+from spec_kd.finite import NonFiniteError
 from spec_kd.losses import SPARSE_METHODS
 
 DEFAULT_DRAWS = 50  # of RS-KD (arXiv 2503.16870): about 12 distinct ids a token on natural text
@@ -69,7 +70,7 @@ class _Distribution:
         start = torch.rand((len(mass), 1), generator=generator, device=mass.device, dtype=torch.float64)
         points = (torch.arange(num_draws, device=mass.device) + start) / num_draws * total
         points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))  # rounded up it would hit no id
-        return torch.searchsorted(mass, points, right=True)
+        return torch.searchsorted(mass, points, right=True).clamp(max=mass.shape[1] - 1)  # beyond it only of NaN
 
 
 class SlotRecorder(LogitsProcessor):
@@ -101,7 +102,7 @@ class SlotRecorder(LogitsProcessor):
         """Takes the tokens of the last step, int64 `(B,)`, and brings everything to the CPU."""
         self._record_tokens(last_tokens)
         self._step = None
-        self._all_logprobs = torch.stack(self._logprobs, dim=1).cpu().numpy()  # (B, T)
+        self._all_logprobs = _to_numbers(torch.stack(self._logprobs, dim=1))  # (B, T)
         self._all_kept = [torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*self._kept, strict=True)]
 
     def read(self, row: int, length: int) -> tuple[list[float], TokenSlots | None]:
@@ -113,7 +114,7 @@ class SlotRecorder(LogitsProcessor):
         """The same for text that exists: logits `(n, vocab_size)` and the tokens they are to predict, `(n,)`."""
         distribution = _Distribution(logits)
         kept = [part.cpu().numpy() for part in self._keep(distribution)]
-        logprobs = distribution.log_p(tokens[:, None]).squeeze(-1).cpu().numpy()
+        logprobs = _to_numbers(distribution.log_p(tokens[:, None]).squeeze(-1))
         return logprobs, self._to_slots(kept, len(tokens))
 
     def _record_tokens(self, tokens: torch.Tensor) -> None:
@@ -148,6 +149,17 @@ class SlotRecorder(LogitsProcessor):
             None if log_p is None else np.split(log_p.reshape(-1)[starts], cuts),
             np.split(counts, cuts),
         )
+
+
+def _to_numbers(logprobs: torch.Tensor) -> np.ndarray:
+    """Log-probabilities as an array; raises [`NonFiniteError`] for NaN, which only logits that are not finite give."""
+    values = logprobs.cpu().numpy()
+    if np.isnan(values).any():
+        raise NonFiniteError(
+            "The target's logits are NaN or infinite, with weights that are finite: they overflow in its dtype. Load "
+            "the target in bfloat16 or float32."
+        )
+    return values
 
 
 def stack_slots(parts: list[TokenSlots | None]) -> TokenSlots | None:

@@ -31,6 +31,7 @@ from spec_kd.engines.base import (
     join_texts,
 )
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
+from spec_kd.finite import check_finite_weights
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, unwrap_peft
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
 
@@ -82,7 +83,11 @@ class TransformersEngine:
         return get_config_model_id(self.target.config) or None
 
     def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
-        """Raises `ValueError` for prompts that do not fit the target, or a signal it cannot give."""
+        """Raises `ValueError` for prompts that do not fit the target, or a signal it cannot give.
+
+        And [`NonFiniteError`] for weights that are not finite: what a NaN writes is not text.
+        """
+        check_finite_weights(self.target, "target")
         check_prompts_fit(prompts, self.target, options.max_new_tokens)
         if signal is not None:
             check_signal(signal, self.vocab_size)

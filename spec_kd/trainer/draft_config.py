@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
+from spec_kd.finite import check_finite_options
+
 
 @dataclass
 class DraftConfig(SFTConfig):
@@ -12,6 +14,7 @@ class DraftConfig(SFTConfig):
     Options shared by the draft trainers, on top of [`~trl.SFTConfig`].
 
     `bf16` defaults to `False` where there is no accelerator (TRL: `True`): most CPUs only emulate it.
+    `logging_nan_inf_filter` is always off: it would log other batches' losses in place of a NaN.
 
     Args:
         merge_adapter (`bool`, *optional*, defaults to `False`):
@@ -37,6 +40,8 @@ class DraftConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        check_finite_options(self)
+        self.logging_nan_inf_filter = False
         if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
             self.bf16 = False
         super().__post_init__()

@@ -26,11 +26,12 @@ from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns,
 from spec_kd.data.training_rows import check_training_columns, count_cut_rows, cut_and_pack, to_training_rows
 from spec_kd.hub import export_draft, extend_model_card
 from spec_kd.trainer.draft_config import DraftConfig
+from spec_kd.trainer.finite_guard import FiniteGuard
 
 logger = get_logger(__name__)
 
 
-class DraftTrainer(SFTTrainer):
+class DraftTrainer(FiniteGuard, SFTTrainer):
     """[`~trl.SFTTrainer`] for a draft model: not used itself, but by every trainer of this package.
 
     It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, hands itself to the

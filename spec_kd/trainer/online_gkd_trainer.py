@@ -260,6 +260,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
 
     def _generate_window(self, batches: list[dict[str, Any]], device: torch.device) -> "_Window":
         start = time.perf_counter()
+        self.check_weights(with_frozen=self._first_step is None)  # what a NaN writes is not text
         rows = [read_rows(batch) for batch in batches]
         seed = f"{self.args.seed}:{self.state.global_step}:{self.args.process_index}"
         is_drawn = draw_rows(sum(map(len, rows)), self.args.lmbda, f"{seed}:draw")

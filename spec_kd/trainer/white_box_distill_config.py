@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,9 +96,9 @@ class WhiteBoxDistillConfig(DraftConfig):
         self.divergence = resolve_divergence_name(self.divergence, self.beta)
         if self.divergence == JensenShannon.name and self.beta is None:
             self.beta = 0.5
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"`temperature` must be positive, got {self.temperature}: it divides the logits of both models. For "
+                f"`temperature` must be a positive number, got {self.temperature}: it divides both models' logits. For "
                 "training on the target's most likely token alone, use BlackBoxSFTTrainer on greedy responses."
             )
         if self.loss_type != "nll":

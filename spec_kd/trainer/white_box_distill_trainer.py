@@ -8,6 +8,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
+from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import check_logits_are_known, unwrap_peft
 from spec_kd.trainer.cached_teacher import (
     CachedSignal,
@@ -18,6 +19,7 @@ from spec_kd.trainer.cached_teacher import (
 )
 from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
 from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, find_tokenizer, get_hub_options
+from spec_kd.trainer.finite_guard import describe_bad_signal
 from spec_kd.trainer.step_clock import TimedSteps
 from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
@@ -126,6 +128,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
         )
         self._teacher: LiveTeacher | CachedTeacher | None = None
+        self._batch_signal: DistillSignal | None = None
         self._teacher_vocab_size = None
         if cached_info is not None:
             check_cached_teacher(cached_info, self.token_loss, processing_class)
@@ -246,7 +249,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             teacher_signal = self._teacher.compute_signal(inputs)  # first: it takes its columns out of the inputs
             if self._reference is not None and self.model.training:
                 reference = self._reference.compute_signal(inputs)
-        signal = DistillSignal(teacher_signal, reference)
+        signal = self._batch_signal = DistillSignal(teacher_signal, reference)
         measured = []
 
         def forward(**kwargs):
@@ -256,6 +259,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             return measured[0]
 
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        self._batch_signal = None
         self._log_alpha(measured[0].alpha, teacher_signal)
         if isinstance(teacher_signal, CachedSignal):
             tail_mass = teacher_signal.compute_tail_mass(inputs["labels"])
@@ -264,6 +268,20 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         if self.token_loss.selection is not None and self.model.training:
             self._log_token_mean("token_share_kept", measured[0].is_kept.float())
         return loss
+
+    def _find_cause(self) -> str | None:
+        cause = super()._find_cause()
+        if cause is None and self._batch_signal is not None:
+            cause = describe_bad_signal(self._batch_signal.teacher, self.token_loss)
+        return cause
+
+    def _describe_bad_frozen_weight(self) -> str | None:
+        for role, live in (("teacher", self._teacher), ("reference draft", self._reference)):
+            model = getattr(live, "model", None)
+            name = None if model is None else find_nonfinite_parameter(model)
+            if name is not None:
+                return describe_bad_weight(role, name)
+        return None
 
     def _log_alpha(self, alpha: torch.Tensor, signal: Any) -> None:
         """Under a name that says what it is: a coarsened teacher gives an upper bound, counts alone give nothing."""

@@ -1,0 +1,177 @@
+"""Stops a training at its first NaN or infinity, before anything is saved over the last good checkpoint."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+
+from spec_kd.finite import NonFiniteError, describe_bad_weight, find_nonfinite_parameter, measure_parameters
+from spec_kd.losses import TokenLoss
+
+logger = get_logger(__name__)
+
+# No trained model has such a weight; the largest of Llama, Qwen and Gemma are below 1,000.
+HUGE_WEIGHT = 1e6
+
+
+class FiniteGuard:
+    """Goes in front of a `Trainer` as a base class, and raises [`NonFiniteError`] at the first NaN or infinity.
+
+    Checked are the loss of every batch, before its backward pass; the gradient norm of every step, before the
+    optimizer; the weights before the first step, every evaluation and every save; and the losses of evaluations. All
+    processes stop together. Where a GradScaler is at work (fp16), a gradient that overflows is its business, and the
+    training stops only when that still happens at a scale of 1.
+
+    `compute_loss` of `SFTTrainer` waits for the device after every forward pass as it is, so the check of the loss
+    costs next to nothing; that of the gradient norm makes the host wait for the backward pass.
+    """
+
+    _first_step: int | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; raises [`NonFiniteError`] instead of training with numbers that are none."""
+        self._first_step = None
+        return super().train(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.compute_loss`; in training, raises [`NonFiniteError`] for a loss that is not finite."""
+        if self.model.training and self._first_step is None:
+            self.check_weights()
+            self._first_step = self.state.global_step
+        result = super().compute_loss(*args, **kwargs)
+        if self.model.training:
+            loss = result[0] if isinstance(result, tuple) else result
+            is_bad = (~torch.isfinite(loss.detach()).all()).float()
+            if self.accelerator.num_processes > 1:
+                is_bad = self.accelerator.reduce(is_bad, reduction="sum")
+            if is_bad.item():
+                self.stop(f"The training loss is {loss.detach().float().mean().item()}")
+        return result
+
+    def check_weights(self, with_frozen: bool = False) -> None:
+        """Raises [`NonFiniteError`] if a weight of the model in training is not finite.
+
+        Args:
+            with_frozen (`bool`, *optional*, defaults to `False`): Whether the weights of other models are checked too.
+        """
+        found = (with_frozen and self._describe_bad_frozen_weight()) or self._describe_bad_weight()
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        found = next(filter(None, gather_object([found]) if is_sharded else [found]), None)
+        if found is not None:
+            raise NonFiniteError(f"{found} {self._describe_last_checkpoint()}")
+
+    def stop(self, what: str, cause: str | None = None) -> None:
+        """Raises [`NonFiniteError`] on every process, which all have to call it.
+
+        Args:
+            what (`str`): What is not finite, without a full stop.
+            cause (`str`, *optional*): The likely cause, as sentences; looked for by default.
+        """
+        causes = [cause or self._find_cause()]
+        if self.accelerator.num_processes > 1:
+            causes = [one for one in gather_object(causes) if one]
+        likely = next(filter(None, causes), None) or (
+            f"Likely causes: a `learning_rate` ({self.args.learning_rate}) that is too high, or a row of the data that "
+            "the models cannot read."
+        )
+        raise NonFiniteError(
+            f"{what} at step {self.state.global_step + 1}, so the training stops and saves nothing more. {likely} "
+            f"{self._describe_last_checkpoint()}"
+        )
+
+    def _describe_bad_frozen_weight(self) -> str | None:
+        """The same of the models that the loss reads besides the draft; none here."""
+        return None
+
+    def _describe_bad_weight(self) -> str | None:
+        name = find_nonfinite_parameter(self.model)
+        if name is None:
+            return None
+        step = self.state.global_step
+        if self._first_step is None or step == self._first_step:
+            return f"Before the first step: {describe_bad_weight('draft', name)}"
+        return (
+            f"The draft's weight `{name}` has a NaN or an infinity after step {step}: the last update made it so. "
+            f"Lower `learning_rate` ({self.args.learning_rate})."
+        )
+
+    def _describe_huge_weight(self) -> str | None:
+        sizes = {name: max(-low, high) for name, (low, high) in measure_parameters(self.model).items()}
+        name = max(sizes, key=sizes.get, default=None)
+        if name is None or sizes[name] < HUGE_WEIGHT:
+            return None
+        return (
+            f"The draft's weight `{name}` has grown to {sizes[name]:.3g}, and the newest checkpoint may have that too: "
+            f"lower `learning_rate` ({self.args.learning_rate}) and go on from an earlier one."
+        )
+
+    def _find_cause(self) -> str | None:
+        """The likely cause of a number that is not finite, where it can be found; called when one was met."""
+        return self._describe_bad_frozen_weight() or self._describe_bad_weight() or self._describe_huge_weight()
+
+    def _describe_last_checkpoint(self) -> str:
+        return "Checkpoints that were saved before are left as they are."
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if grad_norm is not None and not math.isfinite(grad_norm) and not self._is_overflow_handled():
+            self.stop(f"The gradient norm is {float(grad_norm)}")
+        return grad_norm
+
+    def _is_overflow_handled(self) -> bool:
+        """Whether a gradient that is not finite only means that the loss scale of fp16 is too high."""
+        if self.is_deepspeed_enabled:
+            return self.args.fp16  # which has a scaler of its own, that raises at its lowest scale
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`; while training, raises [`NonFiniteError`] for a weight or loss that is not finite."""
+        if self.is_in_train:
+            self.check_weights()
+        metrics = super().evaluate(*args, **kwargs)
+        bad = {name: value for name, value in metrics.items() if name.endswith("loss") and not math.isfinite(value)}
+        if bad and self.is_in_train:
+            raise NonFiniteError(
+                f"The evaluation after step {self.state.global_step} gave {bad}, with weights that are finite: a row "
+                "of the evaluation data set, or the teacher, makes it so. " + self._describe_last_checkpoint()
+            )
+        if bad:
+            logger.warning(f"The evaluation gave {bad}, which is no finite number.")
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; raises [`NonFiniteError`] before a file is touched if a weight is not finite."""
+        self.check_weights()
+        super().save_model(output_dir, _internal_call)
+
+
+def describe_bad_signal(signal: Any, loss: TokenLoss) -> str | None:
+    """Why a loss over what a teacher said of a batch is not finite, as sentences; `None` where it gives no reason.
+
+    Args:
+        signal (`TeacherSignal` or `CachedSignal`): Of the teacher.
+        loss (`TokenLoss`): What was to be computed of it.
+    """
+    if loss.temperature < 1e-3:
+        return f"`temperature={loss.temperature}` divides the logits of both models until they overflow. Raise it."
+    hidden = getattr(signal, "hidden", None)
+    if hidden is None:
+        return None
+    rows = hidden[:, :1]
+    if not torch.isfinite(hidden).all():
+        return (
+            f"The teacher's hidden states overflow in {hidden.dtype}, with weights that are finite. Load it in "
+            "bfloat16 or float32 (`teacher_model_init_kwargs`)."
+        )
+    logits = signal.head(rows)
+    if (logits == -math.inf).any():
+        return (
+            f"The teacher gives some ids a logit of -inf, and {loss.divergence.name!r} has no finite value where only "
+            "one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined there."
+        )
+    if not torch.isfinite(logits).all():
+        return "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32."
+    return None
