@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from spec_kd.checks import check_choice, check_int, check_number
+
 DRAFT_SAMPLINGS = ("stochastic", "greedy")
 
 
@@ -152,19 +154,13 @@ def expect_rounds(
 
 def check_num_assistant_tokens(num_assistant_tokens: int) -> None:
     """Raises `ValueError` unless at least one token is drafted in a round."""
-    if num_assistant_tokens < 1:
-        raise ValueError(
-            f"`num_assistant_tokens` (gamma) is {num_assistant_tokens}, but a round drafts at least one token. "
-            "Pass 1 or more; servers use 3 to 8."
-        )
+    check_int("num_assistant_tokens", num_assistant_tokens)
 
 
 def check_sampling(temperature: float, draft_sampling: str = "stochastic") -> None:
     """Raises `ValueError` for a negative temperature or an unknown `draft_sampling`."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"`temperature` is {temperature}, but must be 0.0 (greedy) or a positive number.")
-    if draft_sampling not in DRAFT_SAMPLINGS:
-        raise ValueError(f"`draft_sampling` is {draft_sampling!r}, but must be one of {', '.join(DRAFT_SAMPLINGS)}.")
+    check_number("temperature", temperature, 0, reason="0 is greedy.")
+    check_choice("draft_sampling", draft_sampling, DRAFT_SAMPLINGS)
 
 
 def expect_block_efficiency(alpha: float, gamma: int) -> float:

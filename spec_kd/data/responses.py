@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from spec_kd.checks import check_dataset, check_int, check_number, check_text, read_path
 from spec_kd.data.assembly import add_responses, add_signal
 from spec_kd.data.id_lists import IdLists
 from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
@@ -109,8 +111,11 @@ def generate_responses(
         `OSError`: `output_dir` cannot be written to.
     """
     signal = _read_signal(teacher_signal)
-    options = SamplingOptions(max_new_tokens, float(temperature), seed, top_k, float(top_p))
+    options = SamplingOptions(max_new_tokens, temperature, seed, top_k, top_p)
     check_options(options, signal, batch_size, shard_size, on_unmapped)
+    options = replace(options, temperature=float(temperature), top_p=float(top_p))
+    check_target(target)
+    output_dir = read_path("output_dir", output_dir, is_optional=True)
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
@@ -173,13 +178,19 @@ def score_completions(
     Returns:
         `Dataset`: The rows with the teacher's columns.
     """
+    check_target(target)
+    check_dataset("dataset", dataset)
+    check_number("sampling_temperature", sampling_temperature, 0, is_optional=True, reason="0 is greedy.")
+    check_int("max_new_tokens", max_new_tokens, is_optional=True)
+    check_int("batch_size", batch_size, is_optional=True)
+    check_int("shard_size", shard_size)
+    check_int("seed", seed, None)
+    output_dir = read_path("output_dir", output_dir, is_optional=True)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
             f"The data set has the columns {dataset.column_names}; log-probabilities belong to ids, which are "
             "`prompt_ids` and `completion_ids`. Tokenize what the target saw and wrote, with its own tokenizer."
         )
-    if len(dataset) == 0:
-        raise ValueError("`dataset` is empty: there is nothing for the target to score.")
     check_on_unmapped(on_unmapped)
     signal = _read_signal(teacher_signal)
     store = ShardStore(output_dir) if output_dir is not None else None
@@ -226,13 +237,22 @@ def _join_ids(dataset: Dataset, starts: list[int]) -> Iterator[list[int]]:
 def as_engine(
     target: PreTrainedModel | str | Engine, processing_class: ProcessingClass | None
 ) -> tuple[Engine, ProcessingClass]:
-    """The engine that runs a target, and the target's processing class."""
+    """The engine that runs a target, and the target's processing class; raises as [`check_target`]."""
+    check_target(target)
     if isinstance(target, str | torch.nn.Module):
         target = TransformersEngine(target, processing_class)
     processing_class = processing_class or getattr(target, "processing_class", None)
     if processing_class is None:
         raise ValueError(f"The engine {target.name!r} does not say which tokenizer it has: give `processing_class`.")
     return target, processing_class
+
+
+def check_target(target: PreTrainedModel | str | Engine) -> None:
+    """Raises `ValueError` for a target that is neither a model, nor text that names one, nor an engine."""
+    if isinstance(target, str):
+        check_text("target", target)
+    elif not isinstance(target, torch.nn.Module) and not callable(getattr(target, "generate", None)):
+        raise ValueError(f"`target` is {target!r:.80}, but must be a model, its path or Hub id, or an engine.")
 
 
 def describe_teacher(
@@ -270,14 +290,11 @@ def check_options(
     on_unmapped: str,
 ) -> None:
     """Raises `ValueError` for options of [`generate_responses`] that are wrong whatever the prompts and the target."""
-    for name, value, least in (
-        ("max_new_tokens", options.max_new_tokens, 1),
-        ("batch_size", 1 if batch_size is None else batch_size, 1),
-        ("shard_size", shard_size, 1),
-        ("temperature", options.temperature, 0),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    check_int("max_new_tokens", options.max_new_tokens)
+    check_int("batch_size", batch_size, is_optional=True)
+    check_int("shard_size", shard_size)
+    check_int("seed", options.seed, None)
+    check_number("temperature", options.temperature, 0, reason="0 is greedy.")
     check_on_unmapped(on_unmapped)
     check_truncation(options.top_k, options.top_p)
     if options.is_truncated and signal is not None:

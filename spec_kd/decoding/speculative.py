@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.checks import check_int
 from spec_kd.decoding.acceptance_sampling import sample, verify_greedily, verify_sampled
 from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
 from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
@@ -79,8 +80,8 @@ def generate_speculatively(
     check_num_assistant_tokens(num_assistant_tokens)
     check_sampling(temperature, draft_sampling)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+        check_int(name, value)
+    check_int("seed", seed, None)
     target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
     prompts_ids = [list(ids) for ids in prompts_ids]

@@ -2,13 +2,13 @@
 
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from spec_kd.checks import check_int, check_number
+
 
 def check_truncation(top_k: int, top_p: float) -> None:
     """Raises `ValueError` for a `top_k` below 0 or a `top_p` outside (0, 1]."""
-    if top_k < 0:
-        raise ValueError(f"`top_k` is {top_k}, but must be 0 (off) or a positive number of ids.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` is {top_p}, but must lie in (0, 1]; 1.0 is off.")
+    check_int("top_k", top_k, 0)
+    check_number("top_p", top_p, above=0, maximum=1, reason="1.0 is off.")
 
 
 def build_warpers(temperature: float, top_k: int = 0, top_p: float = 1.0) -> LogitsProcessorList:

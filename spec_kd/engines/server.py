@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.engines.base import (
     Completion,
     SamplingOptions,
@@ -99,8 +100,7 @@ class ServerEngine:
         is_text_only: bool = False,
         backoff: float = 1.0,
     ):
-        if logprobs_are not in ("raw", "processed"):
-            raise ValueError(f'`logprobs_are` must be "raw" or "processed", got {logprobs_are!r}.')
+        check_choice("logprobs_are", logprobs_are, ("raw", "processed"))
         check_base_url(base_url, api_key_env)
         self.target_name = model
         self.processing_class = tokenizer
@@ -149,8 +149,7 @@ class ServerEngine:
         """
         self._requests.count_logprobs(signal)
         check_untruncated(options, self.name)
-        if options.temperature < 0:
-            raise ValueError(f"`temperature` must be at least 0, got {options.temperature}.")
+        check_number("temperature", options.temperature, 0)
         self._requests.check_prompts(prompts)
 
     def generate(
@@ -181,8 +180,7 @@ class ServerEngine:
             `ValueError`: Before any request, as of `check`.
         """
         self.check(prompts, options, signal)
-        if options.max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` must be at least 1, got {options.max_new_tokens}.")
+        check_int("max_new_tokens", options.max_new_tokens)
         bodies = [
             self._requests.build(
                 index,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
+from spec_kd.checks import check_int, check_number
 from spec_kd.engines.server_address import Userinfo, hide_userinfo
 from spec_kd.secrets import hide_secrets
 
@@ -84,15 +85,11 @@ class CompletionsClient:
         backoff: float,
     ):
         import_openai()
-        for name, value, is_valid in (
-            ("max_concurrency", max_concurrency, max_concurrency >= 1),
-            ("max_retries", max_retries, max_retries >= 0),
-            ("requests_per_minute", requests_per_minute, requests_per_minute is None or requests_per_minute > 0),
-            ("timeout", timeout, timeout > 0),
-            ("backoff", backoff, backoff >= 0),
-        ):
-            if not is_valid:
-                raise ValueError(f"`{name}={value}` is too low.")
+        check_int("max_concurrency", max_concurrency)
+        check_int("max_retries", max_retries, 0)
+        check_number("requests_per_minute", requests_per_minute, above=0, is_optional=True)
+        check_number("timeout", timeout, above=0)
+        check_number("backoff", backoff, 0)
         self._base_url = hide_userinfo(base_url)  # the HTTP library logs the address of every request
         self._userinfo = Userinfo(base_url)
         self._max_concurrency = max_concurrency

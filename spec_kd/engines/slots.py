@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from spec_kd.checks import check_int
 from spec_kd.engines.base import SignalRequest, TokenSlots
 from spec_kd.finite import NonFiniteError
 from spec_kd.losses import SPARSE_METHODS
@@ -27,8 +28,7 @@ def complete_request(signal: SignalRequest) -> SignalRequest:
     for name, value, is_used in (("num_draws", draws, is_drawn), ("top_k", top_k, signal.method == "top_k_tail")):
         if value is not None and not is_used:
             raise ValueError(f"The method {signal.method!r} has no use for `{name}={value}`. Leave it out.")
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_int(name, value, is_optional=True)
     return replace(
         signal,
         num_draws=(draws or DEFAULT_DRAWS) if is_drawn else None,

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import BaseStreamer
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.checks import check_int
 from spec_kd.decoding import Round
 from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
 from spec_kd.decoding.rounds import leave_out_drafts_behind_end
@@ -110,8 +111,7 @@ def generate_assisted(
     check_num_assistant_tokens(num_assistant_tokens)
     check_sampling(temperature)
     check_truncation(top_k, top_p)
-    if max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` is {max_new_tokens}, but must be at least 1.")
+    check_int("max_new_tokens", max_new_tokens)
     target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
     if target is draft:
         raise ValueError("`target` and `draft` are the same model object. Pass a copy to measure a model on itself.")

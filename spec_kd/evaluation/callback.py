@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from trl.models import unwrap_model_for_generation
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.checks import check_int, check_numbers
 from spec_kd.data.prompts import Prompts, prepare_prompts
 from spec_kd.data.responses import generate_responses
 from spec_kd.engines.transformers import find_special_ids
@@ -98,15 +99,14 @@ class SpeculativeEvalCallback(TrainerCallback):
             max_new_tokens = find_max_new_tokens(self._stored) or DEFAULT_MAX_NEW_TOKENS
         if method not in METHODS:
             raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(METHODS)}.")
-        if not temperatures or len(set(temperatures)) < len(temperatures):
-            raise ValueError(f"`temperatures` is {temperatures!r}, but must hold one or more different numbers.")
+        check_numbers("temperatures", temperatures, minimum=0)
         for temperature in temperatures:
             check_sampling(temperature, draft_sampling)
         check_num_assistant_tokens(num_assistant_tokens)
-        if max_new_tokens < 2:
-            raise ValueError(f"`max_new_tokens` is {max_new_tokens}, but nothing is drafted below 2.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+        check_int("max_new_tokens", max_new_tokens, 2)
+        check_int("batch_size", batch_size)
+        check_int("vocab_size", vocab_size, is_optional=True)
+        check_int("seed", seed, None)
         if method == "assisted" and draft_sampling != "stochastic":
             raise ValueError(
                 f"`draft_sampling={draft_sampling!r}` does not exist in transformers' assisted generation: with "

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficiency, predict_speedup
+from spec_kd.checks import check_int, check_ints, check_number
 from spec_kd.decoding.inputs import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.assisted import AssistedFigures, generate_assisted
 from spec_kd.evaluation.clock import synchronize
@@ -50,16 +51,18 @@ class ServingCosts:
     source: str = "given"
 
     def __post_init__(self):
-        if not self.verify_cost or min(self.verify_cost) < 1 or min(self.verify_cost.values()) <= 0:
+        if not isinstance(self.verify_cost, Mapping) or not self.verify_cost:
             raise ValueError(
-                f"`verify_cost` is {dict(self.verify_cost)}, but must give a positive cost for some gammas >= 1, "
-                "such as {5: 1.1}: a target pass over 6 tokens in steps of the target."
+                f"`verify_cost` is {self.verify_cost!r}, but must give a positive cost for some gammas >= 1, such as "
+                "{5: 1.1}: a target pass over 6 tokens in steps of the target."
             )
-        if self.cost_ratio < 0 or self.round_overhead < 0 or self.batch_size < 1:
-            raise ValueError(
-                f"`cost_ratio={self.cost_ratio}` and `round_overhead={self.round_overhead}` must not be negative, and "
-                f"`batch_size={self.batch_size}` not below 1."
-            )
+        for gamma, cost in self.verify_cost.items():
+            check_int("verify_cost (gamma)", gamma)
+            check_number(f"verify_cost[{gamma}]", cost, above=0)
+        check_number("cost_ratio", self.cost_ratio, 0)
+        check_number("round_overhead", self.round_overhead, 0)
+        check_int("batch_size", self.batch_size)
+        check_number("target_step_seconds", self.target_step_seconds, above=0, is_optional=True)
 
     @property
     def max_gamma(self) -> int:
@@ -123,9 +126,10 @@ def measure_costs(
     Raises:
         ValueError: For an option below 1, or a context that is too long for a model.
     """
-    for name, least in (("batch_sizes", batch_sizes), ("gammas", gammas), ("context_length", [context_length])):
-        if not least or min(least) < 1:
-            raise ValueError(f"`{name}` is {least}, but must be 1 or more.")
+    check_ints("batch_sizes", batch_sizes)
+    check_ints("gammas", gammas)
+    check_int("context_length", context_length)
+    check_int("repeats", repeats)
     draft, target = find_causal_lm(draft, "draft"), find_causal_lm(target, "target")
     for role, model in (("draft", draft), ("target", target)):
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.checks import check_int, check_ints, check_numbers, check_text, read_path
 from spec_kd.data.prompts import Prompts, prepare_prompts
-from spec_kd.data.responses import as_engine, generate_responses
+from spec_kd.data.responses import as_engine, check_target, generate_responses
 from spec_kd.decoding.warpers import check_truncation
 from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine, find_special_ids
@@ -119,12 +120,23 @@ def evaluate_draft(
         ValueError: Before any model runs, for an option out of its range or options that do not fit each other.
     """
     rule = find_serving_engine(engine)
+    check_num_assistant_tokens(num_assistant_tokens)
+    check_ints("gammas", gammas)
+    check_ints("batch_sizes", batch_sizes)
+    check_int("max_new_tokens", max_new_tokens, is_optional=True)
+    check_int("num_assisted_prompts", num_assisted_prompts, 0)
+    check_int("num_shown_prompts", num_shown_prompts, 0)
+    check_int("batch_size", batch_size)
+    check_int("seed", seed, None)
+    output_dir = read_path("output_dir", output_dir, is_optional=True)
+    if target is not None:
+        check_target(target)
     samplings = tuple(draft_samplings) if draft_samplings is not None else (rule.draft_sampling,)
     gammas = sorted({*gammas, num_assistant_tokens})
     group_by = (group_by,) if isinstance(group_by, str) else tuple(group_by)
     dataset, _ = prepare_prompts(prompts)
     stored = split_by_temperature(prompts) if target is None else {}
-    temperatures = tuple(temperatures if temperatures is not None else tuple(stored) or DEFAULT_TEMPERATURES)
+    temperatures = tuple(stored) or DEFAULT_TEMPERATURES if temperatures is None else temperatures
     _check_options(
         dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts, top_k, top_p
     )
@@ -261,10 +273,7 @@ def _check_options(
     dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts, top_k, top_p
 ) -> None:
     is_here = isinstance(target, str | nn.Module | TransformersEngine)
-    for gamma in gammas:
-        check_num_assistant_tokens(gamma)
-    if not temperatures or len(set(temperatures)) < len(temperatures):
-        raise ValueError(f"`temperatures` is {temperatures!r}, but must hold one or more different numbers.")
+    check_numbers("temperatures", temperatures, minimum=0)
     check_truncation(top_k, top_p)
     if (top_k or top_p < 1) and not is_here:
         raise ValueError("`top_k` and `top_p` need the target as a transformers model. Leave them out, or pass one.")
@@ -299,6 +308,10 @@ def _name_drafts(drafts: Draft | Mapping[str, Draft]) -> dict[str, Draft]:
         if not drafts:
             raise ValueError("`drafts` is empty: name at least one draft.")
         return dict(drafts)
+    if isinstance(drafts, str):
+        check_text("drafts", drafts)
+    elif not isinstance(drafts, nn.Module):
+        raise ValueError(f"`drafts` is {drafts!r:.80}, but must be a model, its path or Hub id, or these by name.")
     name = drafts if isinstance(drafts, str) else get_config_model_id(drafts.config)
     return {Path(name).name if name else "draft": drafts}
 

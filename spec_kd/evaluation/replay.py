@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling, expect_rounds
+from spec_kd.checks import check_int
 from spec_kd.decoding.inputs import find_causal_lm, resolve_vocab_size
 from spec_kd.decoding.warpers import check_truncation
 from spec_kd.evaluation.figures import AcceptanceFigures
@@ -166,8 +167,9 @@ def score_texts(
     """
     check_sampling(temperature, draft_sampling)
     check_truncation(top_k, top_p)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    check_int("batch_size", batch_size)
+    check_int("max_new_tokens", max_new_tokens, is_optional=True)
+    check_int("vocab_size", vocab_size, is_optional=True)
     if target is None and temperature > 0 and (top_k > 0 or top_p < 1):
         raise ValueError(
             f"`top_k={top_k}` and `top_p={top_p}` cut the target's distribution, which stored log-probabilities do not "

@@ -12,6 +12,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from spec_kd.checks import check_int, read_path
 from spec_kd.heads import unwrap_peft
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
 
@@ -53,9 +54,13 @@ def export_draft(
             merged, a quantised base to be merged into, partitioned (ZeRO-3) weights, real ids beyond the target's rows.
         `OSError`: `output_dir` cannot be created.
     """
+    output_dir = read_path("output_dir", output_dir)
+    check_int("target_vocab_size", target_vocab_size, is_optional=True)
     is_ours = isinstance(draft, str | os.PathLike)  # loaded here, so nobody minds if it changes
     if is_ours:
-        draft, processing_class = _load(Path(draft), processing_class)
+        draft, processing_class = _load(Path(read_path("draft", draft)), processing_class)
+    elif not isinstance(draft, torch.nn.Module):
+        raise ValueError(f"`draft` must be a model or its path, got {draft!r:.80}.")
     if any(hasattr(parameter, "ds_id") for parameter in draft.parameters()):
         raise ValueError(
             "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path."

@@ -13,6 +13,8 @@ from itertools import islice
 import numpy as np
 from rensa import RMinHash
 
+from spec_kd.checks import check_number
+
 WINDOW = 5  # characters
 NUM_HASHES = 128
 BATCH_SIZE = 256
@@ -75,11 +77,9 @@ class NearDuplicateIndex:
     """
 
     def __init__(self, threshold: float = 0.8):
-        if not LOWEST_THRESHOLD <= threshold <= 1:
-            raise ValueError(
-                f"`threshold` must be from {LOWEST_THRESHOLD} to 1, got {threshold}: texts less alike than that share "
-                "too few hashes to be found."
-            )
+        check_number(
+            "threshold", threshold, LOWEST_THRESHOLD, 1, reason="Texts less alike share too few hashes to be found."
+        )
         self.threshold = threshold
         self._band_type = np.dtype(np.uint64 if threshold >= 0.75 else np.uint32)  # a byte for each hash of the band
         self._num_bands = NUM_HASHES // self._band_type.itemsize

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from spec_kd.checks import check_int, check_number
 from spec_kd.queries.deduplication import normalize_text
 from spec_kd.queries.languages import detect_language
 
@@ -53,12 +54,11 @@ class TextFilter:
     languages: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.min_tokens < 0:
-            raise ValueError(f"`min_tokens` must be at least 0, got {self.min_tokens}.")
+        check_int("min_tokens", self.min_tokens, 0)
+        check_int("max_tokens", self.max_tokens, is_optional=True)
         if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
             raise ValueError(f"`max_tokens={self.max_tokens}` leaves nothing above `min_tokens={self.min_tokens}`.")
-        if not 0 < self.max_repetition <= 1:
-            raise ValueError(f"`max_repetition` must lie in (0, 1], got {self.max_repetition}; 1.0 is off.")
+        check_number("max_repetition", self.max_repetition, above=0, maximum=1, reason="1.0 is off.")
         if isinstance(self.languages, str) or (self.languages is not None and not self.languages):
             raise ValueError(f"`languages` must be a list of codes such as ['en', 'zh'], got {self.languages!r}.")
 

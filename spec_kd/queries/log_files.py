@@ -3,6 +3,7 @@
 import glob
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from spec_kd.checks import read_path
 
 KINDS = (".jsonl", ".ndjson", ".log", ".json", ".txt", ".parquet")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4")
@@ -36,7 +39,7 @@ def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
     """
     files: dict[Path, None] = {}
     ignored: dict[Path, None] = {}
-    for path in [paths] if isinstance(paths, str | Path) else paths:
+    for path in read_paths(paths):
         if Path(path).is_dir():
             inside = sorted(p for p in Path(path).rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
             inside = [p for p in inside if not p.resolve().is_relative_to(output_dir.resolve())]
@@ -54,6 +57,14 @@ def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
         files |= dict.fromkeys(found)
     by_place = {path.resolve(): path for path in reversed(files)}
     return list(reversed(by_place.values())), list(ignored)
+
+
+def read_paths(paths: Paths) -> list[str]:
+    """One path or several as a list; raises `ValueError` for none at all, and for an empty one."""
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(listed, Sequence) or not len(listed):
+        raise ValueError(f"`paths` must be a path or a list of them, got {paths!r}.")
+    return [read_path("paths", path) for path in listed]
 
 
 def read_records(path: Path, keeps_text: bool = False) -> Iterator[tuple[int, Any]]:

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from spec_kd.checks import check_int, check_number
 from spec_kd.queries.unified_columns import unify_columns
 
 Order = str | Callable[[dict[str, object]], object]
@@ -110,6 +111,13 @@ def mix_prompts(
             missing for a part; an empty part with a weight; `num_prompts` below 1; an unknown order; a column of types
             that do not fit together.
     """
+    if not isinstance(datasets, Mapping):
+        raise ValueError(f"`datasets` must be prompt sets by name, got {datasets!r:.80}.")
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            raise ValueError(f"`datasets[{name!r}]` must be a `datasets.Dataset`, got a {type(dataset).__name__}.")
+    check_int("num_prompts", num_prompts, is_optional=True)
+    check_int("seed", seed, 0)
     sizes = {name: len(dataset) for name, dataset in datasets.items()}
     if not sum(sizes.values()):
         raise ValueError(f"There is nothing to mix: the parts {list(datasets)} have no rows.")
@@ -161,8 +169,7 @@ def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | Non
             "it out."
         )
     for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"The weight of `{name}` is {weight}, but must be 0 or a positive number.")
+        check_number(f"weights[{name!r}]", weight, 0)
         if weight and not sizes[name]:
             raise ValueError(f"`{name}` has the weight {weight} but no rows. Give it the weight 0 or leave it out.")
     exact = {name: Fraction(str(weights[name])) for name in sizes}

@@ -12,6 +12,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
+from spec_kd.checks import check_int, check_number, read_path
 from spec_kd.queries.log_files import Paths, find_files, read_records
 from spec_kd.queries.log_formats import FORMATS, TURNS, LoggedCall, read_record, split_turns
 from spec_kd.queries.log_report import QueryLogsReport
@@ -132,6 +133,15 @@ def load_query_logs(
         if value not in choices:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     check_test_fraction(test_fraction)
+    for name, value in (
+        ("min_tokens", min_tokens),
+        ("max_tokens", max_tokens),
+        ("max_per_user", max_per_user),
+        ("max_per_day", max_per_day),
+    ):
+        check_int(name, value, is_optional=True)
+    check_int("seed", seed, None)
+    output_dir = read_path("output_dir", output_dir)
     if processing_class is None and (min_tokens is not None or max_tokens is not None):
         raise ValueError("`min_tokens` and `max_tokens` count the target's tokens: give its `processing_class`.")
     check_redactions(redact)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spec_kd.checks import check_number
 from spec_kd.queries.deduplication import normalize_text
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def find_leaks(train: "Dataset", test: "Dataset") -> np.ndarray:
 
 def check_test_fraction(test_fraction: float) -> None:
     """Raises `ValueError` for a share that is none, or leaves nothing to train on."""
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {test_fraction}.")
+    check_number("test_fraction", test_fraction, 0, below=1)
 
 
 def warn_of_empty_side(is_test: np.ndarray, groups: np.ndarray, test_fraction: float) -> None:

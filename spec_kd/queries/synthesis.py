@@ -17,8 +17,9 @@ from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from spec_kd.checks import check_int, read_path
 from spec_kd.data.prompts import Prompts, prepare_prompts
-from spec_kd.data.responses import as_engine
+from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
 from spec_kd.engines.base import Engine, SamplingOptions
 from spec_kd.queries.conversation_writer import ConversationWriter
@@ -141,10 +142,13 @@ def synthesize_queries(
             given, a prompt that does not fit, or an `output_dir` with the work of other settings.
         `OSError`: `output_dir` cannot be written to.
     """
+    check_int("num_queries", num_queries)
     max_asked = ASKED_PER_QUERY * num_queries if max_asked is None else max_asked
-    for name, value in (("num_queries", num_queries), ("max_asked", max_asked), ("round_size", round_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    for name, value in (("max_asked", max_asked), ("round_size", round_size)):
+        check_int(name, value)
+    check_int("batch_size", batch_size, is_optional=True)
+    check_target(target)
+    output_dir = read_path("output_dir", output_dir, is_optional=True)
     options = SynthesisOptions(
         system_prompts=() if system_prompts is None else as_tuple(system_prompts),
         keep_system_prompt=keep_system_prompt,

@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spec_kd.checks import check_int, check_number
 from spec_kd.decoding.warpers import check_truncation
 from spec_kd.queries.tool_catalogue import Tool, dump_tools, wrap_tool
 
@@ -43,12 +44,11 @@ class SynthesisOptions:
             ("max_new_tokens", [self.max_new_tokens]),
             ("max_answer_tokens", [self.max_answer_tokens]),
         ):
-            if min(values) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {min(values)}.")
-        if min(self.temperature) <= 0:
-            raise ValueError(
-                f"`temperature` must be above 0, got {min(self.temperature)}: greedy queries are all the same."
-            )
+            for value in values:
+                check_int(name, value)
+        for temperature in self.temperature:
+            check_number("temperature", temperature, above=0, reason="Greedy queries are all the same.")
+        check_int("seed", self.seed, None)
         for top_p in self.top_p:
             check_truncation(0, top_p)
         if self.tools and max(self.num_tools) > len(self.tools):

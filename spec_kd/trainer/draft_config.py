@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
+from spec_kd.checks import read_path
 from spec_kd.finite import check_finite_options
+from spec_kd.trainer.option_checks import check_training_options
 
 
 @dataclass
@@ -41,6 +43,8 @@ class DraftConfig(SFTConfig):
 
     def __post_init__(self):
         check_finite_options(self)
+        check_training_options(self)
+        self.output_dir = read_path("output_dir", self.output_dir, is_optional=True)
         self.logging_nan_inf_filter = False
         if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
             self.bf16 = False

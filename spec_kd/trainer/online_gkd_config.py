@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.checks import check_int, check_number
 from spec_kd.decoding.warpers import check_truncation
 from spec_kd.engines.base import SignalRequest
 from spec_kd.engines.slots import complete_request
@@ -128,19 +129,15 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
         if self.lmbda is None:
             self.lmbda = 1.0 if self.mode == "streaming" else 0.5
         for name in ("lmbda", "mix"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but is a probability: it must lie in [0, 1].")
+            check_number(name, getattr(self, name), 0, 1, reason="It is a probability.")
         if self.sample_from not in SOURCES:
             raise ValueError(f"`sample_from` is {self.sample_from!r}, but must be one of {', '.join(SOURCES)}.")
-        if self.generation_temperature < 0:
-            raise ValueError(
-                f"`generation_temperature` is {self.generation_temperature}, but must not be negative; 0 is greedy."
-            )
+        check_number("generation_temperature", self.generation_temperature, 0, reason="0 is greedy.")
         check_truncation(self.top_k, self.top_p)
-        for name in ("max_new_tokens", "num_iterations", "generation_batch_size", "update_interval"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}, but must be at least 1.")
+        for name in ("max_new_tokens", "num_iterations", "num_assistant_tokens"):
+            check_int(name, getattr(self, name))
+        for name in ("generation_batch_size", "update_interval", "served_signal_size"):
+            check_int(name, getattr(self, name), is_optional=True)
         self.check_vllm(self.mode, self.lmbda, self.sample_from)
         if self.use_transformers_continuous_batching and (
             self.mode != "on_policy" or self.sample_from == "mixed" or self.use_vllm

@@ -1,7 +1,7 @@
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from spec_kd.checks import check_number
 from spec_kd.losses import JensenShannon, TokenLoss, build_divergence, build_selection
 from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.losses.selection import ALL_TOKENS
@@ -96,11 +96,13 @@ class WhiteBoxDistillConfig(DraftConfig):
         self.divergence = resolve_divergence_name(self.divergence, self.beta)
         if self.divergence == JensenShannon.name and self.beta is None:
             self.beta = 0.5
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"`temperature` must be a positive number, got {self.temperature}: it divides both models' logits. For "
-                "training on the target's most likely token alone, use BlackBoxSFTTrainer on greedy responses."
-            )
+        check_number(
+            "temperature",
+            self.temperature,
+            above=0,
+            reason="It divides the logits of both models. To train on the target's most likely token alone, use "
+            "BlackBoxSFTTrainer on greedy responses.",
+        )
         if self.loss_type != "nll":
             raise ValueError(
                 f"`loss_type={self.loss_type!r}` belongs to SFT; the loss here is `divergence={self.divergence!r}`. "
@@ -111,11 +113,13 @@ class WhiteBoxDistillConfig(DraftConfig):
                 f"`label_smoothing_factor={self.label_smoothing_factor}` smooths a one-hot label; white-box "
                 "distillation has the teacher's whole distribution. Set it to 0."
             )
-        if not 0.0 <= self.ce_weight < 1.0:
-            raise ValueError(
-                f"`ce_weight` must lie in [0, 1), got {self.ce_weight}: at 1 nothing of the divergence is left. For "
-                "pure cross-entropy use BlackBoxSFTTrainer."
-            )
+        check_number(
+            "ce_weight",
+            self.ce_weight,
+            0,
+            below=1,
+            reason="At 1 nothing of the divergence is left; for pure cross-entropy use BlackBoxSFTTrainer.",
+        )
         super().__post_init__()  # turns JSON text into dicts
         self.build_loss()
 

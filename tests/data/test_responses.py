@@ -207,9 +207,9 @@ def test_ids_as_prompts(generate):
         ([[{"role": "assistant", "content": "x"}]], {}, "row 0 ends with an assistant turn"),
         (Dataset.from_dict({"prompt": ["a"], "prompt_ids": [[9]]}), {}, "Row 0 has 1 `prompt_ids`"),
         (Dataset.from_dict({"prompt_ids": [[9, 261]]}), {}, "id 261, but the target has 261"),
-        (["a"], {"temperature": -0.1}, "`temperature` must be at least 0, got -0.1"),
-        (["a"], {"max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),
-        (["a"], {"batch_size": 0}, "`batch_size` must be at least 1"),
+        (["a"], {"temperature": -0.1}, "`temperature` is -0.1, but must be at least 0"),
+        (["a"], {"max_new_tokens": 0}, "`max_new_tokens` is 0, but must be at least 1"),
+        (["a"], {"batch_size": 0}, "`batch_size` is 0, but must be at least 1"),
         (["a", "bb" * 100], {"max_new_tokens": 400}, "1 of 2 prompts .* 512 positions; .* row 1 with 200 tokens"),
     ],
 )

@@ -220,11 +220,11 @@ def test_methods_that_servers_do_not_give_are_refused_before_any_request(serve, 
         engine.generate(prompts, GREEDY, SignalRequest("top_k_tail", top_k=262))
     with pytest.raises(ValueError, match="Prompt 1 is empty"):
         engine.generate([[5], []], GREEDY)
-    with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1"):
+    with pytest.raises(ValueError, match="`max_new_tokens` is 0, but must be at least 1"):
         engine.generate(prompts, SamplingOptions(0))
     with pytest.raises(ValueError, match="ids from 5 to 261, but the tokenizer has 261"):
         engine.generate([[5, 261]], GREEDY)
-    with pytest.raises(ValueError, match="`temperature` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`temperature` is -1, but must be at least 0"):
         engine.check(prompts, SamplingOptions(0, temperature=-1), None)
     engine.check(prompts, SamplingOptions(0), TOP_5)  # nothing to be written: for scores
     with pytest.raises(ValueError, match="6 prompts and 1 completions"):

@@ -246,7 +246,7 @@ def test_unbound_it_still_fills_the_metrics(pair, tokenizer, dataset, options):
         ({"prompts": Dataset.from_dict({"text": ["a"]})}, "neither `prompt`"),
         ({"num_assistant_tokens": 0}, "`num_assistant_tokens`"),
         ({"max_new_tokens": 1}, "`max_new_tokens` is 1"),
-        ({"temperatures": (0.0, -1.0)}, "`temperature` is -1.0"),
+        ({"temperatures": (0.0, -1.0)}, "`temperatures` is -1.0"),
         ({"temperatures": ()}, "`temperatures` is"),
         ({"temperatures": (1.0, 1.0)}, "`temperatures` is"),
         ({"method": "guess"}, "'guess', but must be one of replay, assisted"),

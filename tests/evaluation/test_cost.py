@@ -39,10 +39,11 @@ def test_break_even_is_where_the_best_gamma_gains_nothing():
     ("options", "message"),
     [
         ({"verify_cost": {}}, "positive cost"),
-        ({"verify_cost": {0: 1.0}}, "positive cost"),
-        ({"verify_cost": {1: -1.0}}, "positive cost"),
-        ({"verify_cost": {1: 1.0}, "cost_ratio": -0.1}, "`cost_ratio=-0.1`"),
-        ({"verify_cost": {1: 1.0}, "batch_size": 0}, "`batch_size=0`"),
+        ({"verify_cost": {0: 1.0}}, "is 0, but must be at least 1"),
+        ({"verify_cost": {1: -1.0}}, "is -1.0, but must be above 0"),
+        ({"verify_cost": {1: math.nan}}, "is nan, but must be a finite number"),
+        ({"verify_cost": {1: 1.0}, "cost_ratio": -0.1}, "`cost_ratio` is -0.1"),
+        ({"verify_cost": {1: 1.0}, "batch_size": 0}, "`batch_size` is 0"),
     ],
 )
 def test_costs_that_cannot_be_are_refused(options, message):

@@ -29,7 +29,7 @@ def test_one_table_or_one_for_each_batch_size(tmp_path):
         ({"cost_ratio": 0.1, "verify_cost": {"1": 1}, "gamma": 5}, r"unknown \['gamma'\]"),
         ({"cost_ratio": 0.1, "verify_cost": {"five": 1}}, "cannot be"),
         ({"cost_ratio": 0.1, "verify_cost": 1.1}, "cannot be"),
-        ({"cost_ratio": -0.1, "verify_cost": {"1": 1}}, "must not be negative"),
+        ({"cost_ratio": -0.1, "verify_cost": {"1": 1}}, "`cost_ratio` is -0.1, but must be at least 0"),
         ({"cost_ratio": "much", "verify_cost": {"1": 1}}, "cannot be"),
     ],
 )

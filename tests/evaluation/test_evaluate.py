@@ -204,7 +204,7 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
     ("changed", "message"),
     [
         ({"engine": "nonsense"}, "`engine` is 'nonsense'"),
-        ({"gammas": (0,)}, "`num_assistant_tokens`"),
+        ({"gammas": (0,)}, "`gammas` is 0, but must be at least 1"),
         ({"temperatures": ()}, "`temperatures`"),
         ({"temperatures": (1.0, 1.0)}, "`temperatures`"),
         ({"draft_samplings": ()}, "`draft_samplings` is empty"),

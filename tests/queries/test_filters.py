@@ -88,9 +88,9 @@ def test_chinese_is_counted_by_character():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_tokens": -1}, "`min_tokens` must be at least 0, got -1"),
+        ({"min_tokens": -1}, "`min_tokens` is -1, but must be at least 0"),
         ({"min_tokens": 5, "max_tokens": 4}, "`max_tokens=4` leaves nothing above `min_tokens=5`"),
-        ({"max_repetition": 0.0}, r"must lie in \(0, 1\], got 0.0"),
+        ({"max_repetition": 0.0}, "is 0.0, but must be above 0 and at most 1"),
         ({"languages": "en"}, r"list of codes such as \['en', 'zh'\], got 'en'"),
         ({"languages": ()}, "list of codes"),
     ],

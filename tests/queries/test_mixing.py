@@ -148,7 +148,7 @@ def test_report_is_json_and_a_table(parts):
         ({"weights": {"logs": 1, "curated": -1, "made": 1}}, "-1"),
         ({"weights": {"logs": float("nan"), "curated": 1, "made": 1}}, "nan"),
         ({"weights": {"logs": 0, "curated": 0, "made": 0}}, "All `weights` are 0"),
-        ({"weights": {"logs": 0.0001, "curated": 1000, "made": 1000}, "num_prompts": 0}, "0 rows"),
+        ({"weights": {"logs": 0.0001, "curated": 1000, "made": 1000}, "num_prompts": 0}, "`num_prompts` is 0"),
         ({"order": "difficulty"}, "'difficulty'"),
     ],
 )

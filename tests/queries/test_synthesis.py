@@ -221,12 +221,12 @@ def test_template_variables_reach_the_template_and_the_rows():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_queries": 0}, "`num_queries` must be at least 1, got 0"),
-        ({"max_asked": 0}, "`max_asked` must be at least 1"),
-        ({"temperature": [1.0, 0.0]}, "`temperature` must be above 0, got 0.0"),
+        ({"num_queries": 0}, "`num_queries` is 0, but must be at least 1"),
+        ({"max_asked": 0}, "`max_asked` is 0"),
+        ({"temperature": [1.0, 0.0]}, "`temperature` is 0.0, but must be above 0"),
         ({"temperature": []}, "`temperature` is an empty list"),
         ({"top_p": 1.5}, "`top_p` is 1.5"),
-        ({"num_turns": 0}, "`num_turns` must be at least 1"),
+        ({"num_turns": 0}, "`num_turns` is 0"),
         ({"tool_catalogue": TOOLS, "num_tools": 5}, "asks for 5 tools, but the catalogue has 4"),
         ({"system_prompts": "Use {tools}."}, "no `tool_catalogue` to fill it"),
         ({"system_prompts": "Use {tools}.", "tool_catalogue": TOOLS}, "set `keep_system_prompt=True`"),

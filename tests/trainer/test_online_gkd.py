@@ -333,7 +333,7 @@ def test_a_lora_draft_writes_with_its_adapters(target, tokenizer, rows, options)
         ({"lmbda": 1.5}, "`lmbda` is 1.5"),
         ({"mix": -0.1}, "`mix` is -0.1"),
         ({"sample_from": "teacher"}, "draft, target, mixed"),
-        ({"generation_temperature": -1.0}, "must not be negative"),
+        ({"generation_temperature": -1.0}, "`generation_temperature` is -1.0, but must be at least 0"),
         ({"top_k": -1}, "`top_k` is -1"),
         ({"top_p": 0.0}, "`top_p` is 0.0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
@@ -344,7 +344,7 @@ def test_a_lora_draft_writes_with_its_adapters(target, tokenizer, rows, options)
         ({"padding_free": True}, "`padding_free=True`"),
         ({"assistant_only_loss": True}, "`assistant_only_loss=True`"),
         ({"completion_only_loss": False}, "`completion_only_loss=False`"),
-        ({"temperature": 0.0}, "positive"),
+        ({"temperature": 0.0}, "must be above 0"),
     ],
 )
 def test_bad_configuration_is_refused(options, overrides, message):

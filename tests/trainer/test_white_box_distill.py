@@ -304,7 +304,7 @@ def test_models_and_tokenizers_by_path(tmp_path, draft, target, tokenizer, datas
     ("overrides", "message"),
     [
         ({"divergence": "kl"}, "forward_kl, jsd, lk_hybrid"),
-        ({"temperature": 0.0}, "positive"),
+        ({"temperature": 0.0}, "must be above 0"),
         ({"divergence": "jsd", "beta": 1.0}, "disagree"),
         ({"loss_type": "dft"}, "belongs to SFT"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),

@@ -1,0 +1,52 @@
+"""Ranges of the options that training has from TRL and transformers, which accept any number there."""
+
+from typing import Any
+
+from spec_kd.checks import check_int, check_number
+
+# By name: the bounds of whole numbers as `check_int` takes them.
+INTEGERS: dict[str, dict[str, Any]] = {
+    "per_device_train_batch_size": {},
+    "per_device_eval_batch_size": {},
+    "gradient_accumulation_steps": {},
+    "eval_accumulation_steps": {"is_optional": True},
+    "max_steps": {"minimum": -1},
+    "max_length": {"minimum": 2, "is_optional": True},  # a single token has none before it to be predicted from
+    "seed": {"minimum": 0, "maximum": 2**32 - 1},
+    "data_seed": {"minimum": 0, "maximum": 2**32 - 1, "is_optional": True},
+    "save_total_limit": {"minimum": 0, "is_optional": True},
+    "dataset_num_proc": {"is_optional": True},
+    "dataloader_num_workers": {"minimum": 0},
+    "target_vocab_size": {"is_optional": True},
+}
+# By name: the bounds of numbers as `check_number` takes them.
+NUMBERS: dict[str, dict[str, Any]] = {
+    "learning_rate": {"minimum": 0},
+    "num_train_epochs": {"above": 0},
+    "weight_decay": {"minimum": 0},
+    "adam_beta1": {"minimum": 0, "below": 1},
+    "adam_beta2": {"minimum": 0, "below": 1},
+    "adam_epsilon": {"minimum": 0},
+    "max_grad_norm": {"minimum": 0, "is_optional": True},
+    "warmup_steps": {"minimum": 0, "is_optional": True},
+    "warmup_ratio": {"minimum": 0, "maximum": 1, "is_optional": True},
+    "logging_steps": {"minimum": 0},
+    "eval_steps": {"minimum": 0, "is_optional": True},
+    "save_steps": {"minimum": 0},
+    "label_smoothing_factor": {"minimum": 0, "maximum": 1},
+    "neftune_noise_alpha": {"minimum": 0, "is_optional": True},
+}
+
+
+def check_training_options(config: Any) -> None:
+    """Raises `ValueError` for a number among the training options that cannot be meant; NaN and infinities too.
+
+    Args:
+        config (`TrainingArguments`): The options; names that it does not have are not looked at.
+    """
+    for name, bounds in INTEGERS.items():
+        if hasattr(config, name):
+            check_int(name, getattr(config, name), **bounds)
+    for name, bounds in NUMBERS.items():
+        if hasattr(config, name):
+            check_number(name, getattr(config, name), **bounds)
