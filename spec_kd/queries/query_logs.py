@@ -12,7 +12,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
-from spec_kd.checks import check_int, check_number, read_path
+from spec_kd.checks import check_int, read_path
 from spec_kd.queries.log_files import Paths, find_files, read_records
 from spec_kd.queries.log_formats import FORMATS, TURNS, LoggedCall, read_record, split_turns
 from spec_kd.queries.log_report import QueryLogsReport

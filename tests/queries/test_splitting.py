@@ -109,7 +109,7 @@ def test_an_empty_side_is_said(caplog, fraction, num_prompts):
 def test_nothing_is_said_where_no_test_prompts_are_wanted(caplog):
     train, test = split_prompts(make_prompts("a", "b"), 0.0)
     assert (len(train), len(test)) == (2, 0) and not caplog.text
-    with pytest.raises(ValueError, match="got 1"):
+    with pytest.raises(ValueError, match="is 1"):
         split_prompts(make_prompts("a"), 1)
 
 
