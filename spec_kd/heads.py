@@ -7,9 +7,12 @@ out of memory first. So the backbone runs once, and whoever needs logits calls t
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -40,7 +43,8 @@ class LogitTransform:
                 break
         else:
             scaling = getattr(config, "logits_scaling", None)
-            if scaling is not None:  # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies
+            # Granite divides by it, HyperCLOVA X multiplies; MiniCPM3 has divided what its head reads
+            if scaling is not None and config.model_type != "minicpm3":
                 scale = float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
         softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "softcap", None)
         return cls(scale=scale, softcap=softcap)
@@ -63,6 +67,51 @@ def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model
 
 
+def unwrap_layer(module: nn.Module) -> nn.Module:
+    """The embedding or head under what PEFT wraps it in: a LoRA layer's own one, or the trained copy of a whole one."""
+    if isinstance(module, ModulesToSaveWrapper):
+        names = [name for name in module.active_adapters if name in module.modules_to_save]
+        module = module.modules_to_save[names[0]] if names else module.original_module
+    elif isinstance(module, TrainableTokensWrapper):
+        module = module.original_module
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def count_rows(module: nn.Module) -> int:
+    """Rows of an embedding or head; right also where PEFT wraps it, and its weight is quantized or partitioned."""
+    module = unwrap_layer(module)
+    weight = getattr(module, "weight", None)
+    shape = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
+    # The numbers that a layer was made with are not trusted first: those of PEFT's tied copies are swapped.
+    if len(shape) == 2 and weight.is_floating_point():
+        return shape[0]
+    for name in ("out_features", "num_embeddings"):
+        if isinstance(getattr(module, name, None), int):
+            return getattr(module, name)
+    return shape[0]
+
+
+def find_input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model wants its `input_ids`: the device of its embedding, whatever wraps that."""
+    return unwrap_layer(model.get_input_embeddings()).weight.device
+
+
+def is_whole(model: nn.Module) -> bool:
+    """Whether all parameters are here: none partitioned by ZeRO-3, none a meta tensor of FSDP."""
+    return not any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters())
+
+
+def are_equal_logits(logits: torch.Tensor, expected: torch.Tensor, is_exact: bool) -> bool:
+    """Whether two computations of the same logits differ by rounding alone; `is_exact` says that all is float32."""
+    tolerance = 1e-3 if is_exact else 0.05
+    logits, expected = logits.float().to(expected.device), expected.float()
+    is_finite = expected.isfinite()  # a logit of -inf is a mask
+    if not torch.equal(is_finite, logits.isfinite()):
+        return False
+    logits, expected = logits[is_finite], expected[is_finite]
+    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6)
+
+
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; every submodule's own mode is restored, whatever happens."""
@@ -75,6 +124,12 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, is_training in modes:
             module.training = is_training
+
+
+def is_plain_matrix(head: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether `head` is a matrix of that dtype alone: quantized weights can sit inside a plain `nn.Linear` as well."""
+    weight = getattr(head, "weight", None)
+    return type(head) is nn.Linear and type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype
 
 
 @dataclass(frozen=True)
@@ -113,39 +168,66 @@ class LogitHead:
         `out`, a buffer `(..., rows)` of the head's dtype, spares an allocation where the head is a plain matrix; the
         result is then valid until the buffer's next use.
         """
-        weight = self.module.weight
-        hidden = hidden.to(weight.device)
-        is_plain = type(self.module) is nn.Linear and hidden.dtype == weight.dtype
-        if is_plain and not torch.is_autocast_enabled(hidden.device.type):
-            logits = project(hidden, weight, self.module.bias, out)
+        hidden = hidden.to(next(chain(self.module.parameters(), self.module.buffers())).device)
+        if is_plain_matrix(self.module, hidden.dtype) and not torch.is_autocast_enabled(hidden.device.type):
+            logits = project(hidden, self.module.weight, self.module.bias, out)
         else:
             logits = self.module.forward(hidden)
         return logits[..., : self.vocab_size]
 
 
-def run_backbone(model: Callable[..., object], backbone: nn.Module, **inputs) -> tuple[torch.Tensor, object]:
-    """Runs `model` and returns what its backbone hands to the head, `(B, T, H)`, and the model's own output.
+def run_up_to_head(model: Callable[..., object], head: nn.Module, **inputs) -> tuple[torch.Tensor, object]:
+    """Runs `model` and returns what its output head reads, `(B, T, H)`, and the model's own output.
 
-    The head itself sees one position only (`logits_to_keep=1`). Going through `model` and not through the backbone
-    keeps every wrapper in charge of its parameters (ZeRO-3, FSDP, accelerate's hooks).
+    The head's own input is taken, since what the backbone returns is not it everywhere (OPT, BERT-like decoders, models
+    with an encoder). The head itself computes one position only. Going through `model` and not through its parts keeps
+    every wrapper in charge of its parameters (ZeRO-3, FSDP, accelerate's hooks).
 
     Args:
         model: The model to call, wrapped or not.
-        backbone (`torch.nn.Module`): `unwrapped_model.base_model`.
+        head (`torch.nn.Module`): `unwrapped_model.get_output_embeddings()`.
         inputs: `input_ids`, `attention_mask`, `position_ids`, ... of the call.
+
+    Raises:
+        ValueError: If the model does not call its head.
     """
     captured = []
-    hook = backbone.register_forward_hook(lambda _module, _args, output: captured.append(output[0]))
+
+    def keep_last_position(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        captured.append(args[0])
+        return (args[0][:, -1:], *args[1:])
+
+    hook = head.register_forward_pre_hook(keep_last_position)
     try:
-        outputs = model(**{**inputs, "use_cache": False, "logits_to_keep": 1})
+        outputs = model(**{**inputs, "use_cache": False})
     finally:
         hook.remove()
+    if not captured:
+        raise ValueError(f"{type(head).__name__}, the output head, is not called by the model it belongs to.")
     return captured[-1], outputs
 
 
-def compute_last_hidden_states(model: Callable[..., object], backbone: nn.Module, **inputs) -> torch.Tensor:
-    """The hidden states of `run_backbone` alone, `(B, T, H)`."""
-    return run_backbone(model, backbone, **inputs)[0]
+def compute_last_hidden_states(model: Callable[..., object], head: nn.Module, **inputs) -> torch.Tensor:
+    """The hidden states of `run_up_to_head` alone, `(B, T, H)`."""
+    return run_up_to_head(model, head, **inputs)[0]
+
+
+def check_is_causal_lm(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless `model` has an output head and reads a text from left to right, without an encoder.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): What it is called in the error.
+    """
+    model = unwrap_peft(model)
+    get_head = getattr(model, "get_output_embeddings", lambda: None)
+    if get_head() is None:
+        raise ValueError(f"The {role} ({type(model).__name__}) has no output head. Pass a causal language model.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The {role} ({type(model).__name__}) is an encoder-decoder model, whose encoder would read the prompt. "
+            "Pass a causal language model."
+        )
 
 
 def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
@@ -160,17 +242,18 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
         role (`str`): What it is called in the error.
 
     Raises:
-        ValueError: If the two differ by more than rounding.
+        ValueError: If the two differ by more than rounding, or the model is no causal LM.
         NonFiniteError: If they are no finite numbers, but for logits of -inf, which are a mask.
     """
     model = unwrap_peft(model)
-    if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
+    check_is_causal_lm(model, role)
+    if not is_whole(model):
         return
-    rows = model.get_output_embeddings().weight.shape[0]
-    ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None] % rows  # (1, 4)
+    rows = count_rows(model.get_output_embeddings())
+    ids = torch.arange(1, 5, device=find_input_device(model))[None] % rows  # (1, 4)
     with evaluation_mode(model):
         expected = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = compute_last_hidden_states(model, model.base_model, input_ids=ids)
+        hidden = compute_last_hidden_states(model, model.get_output_embeddings(), input_ids=ids)
         logits = LogitHead.of(model, rows)(hidden).to(expected.device)
     is_finite = expected.isfinite()
     if not is_finite.any() or expected.isnan().any() or (expected == float("inf")).any():
@@ -178,8 +261,7 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
         where = f"its weight `{name}` has a NaN or an infinity" if name else f"its numbers overflow in {hidden.dtype}"
         raise NonFiniteError(f"The logits of the {role} are not finite: {where}. Load it again, in another dtype.")
     expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
-    tolerance = 1e-3 if expected.dtype == hidden.dtype == torch.float32 else 0.05
-    if not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6):
+    if not are_equal_logits(logits, expected, is_exact=model.dtype == hidden.dtype == torch.float32):
         raise ValueError(
             f"{type(model).__name__} ({role}) makes its logits in a way that is not known here: they differ by up to "
             f"{(logits - expected).abs().max().item():.3g} from head and hidden states with "

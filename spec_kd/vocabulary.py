@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from spec_kd.heads import unwrap_peft
+from spec_kd.heads import count_rows, unwrap_peft
 
 NUM_DIFFERENCES_SHOWN = 5
 PADDING_BIAS = -1e4  # finite in float16, and exp() of it is 0 in every dtype
@@ -141,14 +141,6 @@ def check_head_covers(model: PreTrainedModel, vocab_size: int, role: str) -> Non
                 f"{vocab_size - rows} have no row. Use the tokenizer that belongs to the model, or add the rows with "
                 "`model.resize_token_embeddings(...)` and train them."
             )
-
-
-def count_rows(module: torch.nn.Module) -> int:
-    """Rows of an embedding or head; right also where the weight is quantised or partitioned (ZeRO-3)."""
-    for name in ("out_features", "num_embeddings"):
-        if isinstance(getattr(module, name, None), int):
-            return getattr(module, name)
-    return getattr(module.weight, "ds_shape", module.weight.shape)[0]
 
 
 def describe_served_differences(

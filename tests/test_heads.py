@@ -40,7 +40,7 @@ def test_head_and_hidden_states_give_the_models_own_logits(name, options, transf
     ids = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(input_ids=ids).logits.float()
-        hidden = compute_last_hidden_states(model, model.base_model, input_ids=ids)
+        hidden = compute_last_hidden_states(model, model.get_output_embeddings(), input_ids=ids)
         logits = LogitHead.of(model, 64)(hidden)
     assert expected.abs().max() > 0.1  # else a scale could not be seen
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

@@ -7,8 +7,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd.data.token_columns import REFERENCE_COLUMN
-from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
+from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.losses import ForwardKL, fused_linear_divergence
+from spec_kd.probes import check_padding
 
 
 def add_reference_scores(
@@ -46,6 +47,8 @@ def add_reference_scores(
     if REFERENCE_COLUMN in dataset.column_names:
         raise ValueError(f"The data set has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
     models = (ref_model, teacher_model)
+    for role, model in zip(("reference", "target"), models, strict=True):
+        check_padding(model, role)
     lengths = [len(p) + len(c) for p, c in zip(dataset["prompt_ids"], dataset["completion_ids"], strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     scores: list[list[float]] = [[]] * len(order)
@@ -71,9 +74,9 @@ def _score(models: tuple, batch: list[dict], vocab_size: int, temperature: float
     predicts = (positions >= starts - 1) & (positions < ends - 1)  # (B, T)
     hidden = []
     for model in models:
-        device = model.get_input_embeddings().weight.device
+        device = find_input_device(model)
         inputs = {"input_ids": ids.to(device), "attention_mask": (positions < ends).long().to(device)}
-        states = compute_last_hidden_states(model, model.base_model, **inputs)  # (B, T, H)
+        states = compute_last_hidden_states(model, model.get_output_embeddings(), **inputs)  # (B, T, H)
         hidden.append(states[predicts.to(device)])  # (N, H)
     reference, head = LogitHead.of(models[0], vocab_size), LogitHead.of(models[1], vocab_size)
     device = reference.module.weight.device

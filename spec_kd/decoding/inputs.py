@@ -3,8 +3,8 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from spec_kd.heads import unwrap_peft
-from spec_kd.vocabulary import check_head_covers, count_rows
+from spec_kd.heads import check_is_causal_lm, count_rows, unwrap_peft
+from spec_kd.vocabulary import check_head_covers
 
 
 def find_causal_lm(model: nn.Module, role: str) -> PreTrainedModel:
@@ -13,6 +13,7 @@ def find_causal_lm(model: nn.Module, role: str) -> PreTrainedModel:
         raise ValueError(
             f"The {role} has a prompt-learning adapter: its virtual tokens exist in no server. Use LoRA instead."
         )
+    check_is_causal_lm(model, role)
     return unwrap_peft(model)
 
 

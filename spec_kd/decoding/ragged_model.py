@@ -1,15 +1,20 @@
 """One model over a batch of texts that grow unevenly: its cache takes tokens back row by row, and rows in."""
 
+import weakref
 from collections.abc import Sequence
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from spec_kd.decoding.growing_layer import GrowingLayer
+from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole
+from spec_kd.probes import make_texts
 
 # What keeps one key and one value a token, so that a token can be taken back by leaving it out. A recurrent state has
 # already mixed it with the others.
 REVERSIBLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
+
+_layouts: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
 
 
 class RaggedModel:
@@ -25,17 +30,25 @@ class RaggedModel:
         padding (`torch.Tensor`): Padding on the left of each row of the first ids to be read, int64 `(B,)`.
         vocab_size (`int`): Columns of the logits that count.
         device (`torch.device`): Where the logits are wanted.
+        is_gapless (`bool`, *optional*): Whether texts are moved to the right; found out by default.
     """
 
-    def __init__(self, model: PreTrainedModel, padding: torch.Tensor, vocab_size: int, device: torch.device):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        padding: torch.Tensor,
+        vocab_size: int,
+        device: torch.device,
+        is_gapless: bool | None = None,
+    ):
         self._model = model
         self._vocab_size = vocab_size
         self._device = device
         self._last_position = _find_last_position(model)
-        self._is_gapless = _counts_slots(model)
+        self._is_gapless = find_layout(model) if is_gapless is None else is_gapless
         # Without the windows, whose layers would drop what a row that takes tokens back still needs.
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
-        padding = padding.to(model.get_input_embeddings().weight.device)
+        padding = padding.to(find_input_device(model))
         self._settle(padding, lengths=torch.zeros_like(padding), width=0)
 
     def _settle(self, padding: torch.Tensor, lengths: torch.Tensor, width: int) -> None:
@@ -112,7 +125,7 @@ class RaggedModel:
         device = self._padding.device
         lengths = torch.tensor([len(ids) for ids in texts], device=device)
         longest = max(1, int(lengths.max()))
-        added = RaggedModel(self._model, longest - lengths, self._vocab_size, self._device)
+        added = RaggedModel(self._model, longest - lengths, self._vocab_size, self._device, self._is_gapless)
         added.read(torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in texts], device=device))
         added.take_back(torch.zeros_like(lengths), list(range(len(texts))))
 
@@ -142,8 +155,55 @@ def _counts_slots(model: PreTrainedModel) -> bool:
     return any(DynamicCache(config=config).is_sliding) or getattr(config, "window_size", None) is not None
 
 
+def find_layout(model: PreTrainedModel) -> bool:
+    """Whether texts have to be moved to the right, without a gap: a mask is not enough where distances count slots.
+
+    Raises:
+        `ValueError`: If neither gives the logits that each text has alone.
+    """
+    known = _layouts.get(model)
+    if known is not None:
+        return known
+    if not is_whole(model):
+        return _counts_slots(model)
+    error = None
+    for is_gapless in (True,) if _counts_slots(model) else (False, True):
+        try:
+            if _reads_as_alone(model, is_gapless):
+                _layouts[model] = is_gapless
+                return is_gapless
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as caught:
+            error = caught
+    raise ValueError(
+        f"{type(model).__name__} cannot take single tokens back in a batch: "
+        + ("other logits than those of each text alone follow. " if error is None else f"{error} ")
+        + "Use a model whose cache holds keys and values alone, with positions as `position_ids` say."
+    ) from error
+
+
+def _reads_as_alone(model: PreTrainedModel, is_gapless: bool) -> bool:
+    """Whether two texts of unequal length, of which tokens are taken back twice, get the logits of each alone."""
+    texts = [text[0].tolist() for text in make_texts(model)]
+    device, rows, width = find_input_device(model), count_rows(model.get_output_embeddings()), max(map(len, texts))
+    padding = torch.tensor([width - len(text) for text in texts], device=device)
+    first = torch.tensor([[0] * (width - len(text)) + text for text in texts], device=device)  # (2, T)
+    new = first[:, -2:].flip(0)  # (2, 2)
+    with evaluation_mode(model):
+        ragged = RaggedModel(model, padding, rows, device, is_gapless)
+        ragged.read(first)
+        for counts in ((3, 1), (1, 2)):
+            ragged.take_back(torch.tensor(counts), [0, 1])
+            logits = ragged.read(new, num_logits=2)  # (2, 2, V)
+            for i, count in enumerate(counts):
+                texts[i] = texts[i][: len(texts[i]) - count] + new[i].tolist()
+                alone = model(input_ids=torch.tensor([texts[i]], device=device), use_cache=False).logits[0, -2:]
+                if not are_equal_logits(logits[i], alone, is_exact=model.dtype == alone.dtype == torch.float32):
+                    return False
+    return True
+
+
 def check_reversible(model: PreTrainedModel, role: str) -> None:
-    """Raises `ValueError` if the model keeps a state that tokens cannot be taken out of (Mamba, linear attention)."""
+    """Raises `ValueError` if tokens cannot be taken out of what the model has read (Mamba, RWKV, linear attention)."""
     layers = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
     if not layers <= set(REVERSIBLE_LAYERS):
         raise ValueError(
@@ -151,6 +211,10 @@ def check_reversible(model: PreTrainedModel, role: str) -> None:
             "cache. Rejected tokens of single rows cannot be taken out of that: a batch needs a model with keys and "
             "values alone."
         )
+    try:
+        find_layout(model)
+    except ValueError as error:
+        raise ValueError(f"The {role} does not fit: {error}") from error
 
 
 def check_positions(model: PreTrainedModel, role: str, prompts_ids: list[list[int]], max_new_tokens: int) -> None:

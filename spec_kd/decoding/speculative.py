@@ -19,7 +19,7 @@ from spec_kd.decoding.acceptance_sampling import sample, verify_greedily, verify
 from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
 from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
 from spec_kd.decoding.rounds import SpeculativeText, TextInProgress, leave_out_drafts_behind_end
-from spec_kd.heads import evaluation_mode
+from spec_kd.heads import evaluation_mode, find_input_device
 
 # A pass over more prompts would be no faster on a CPU, and would need more memory
 PROMPT_TOKENS_PER_PASS = 2048
@@ -87,13 +87,13 @@ def generate_speculatively(
     prompts_ids = [list(ids) for ids in prompts_ids]
     check_prompts(prompts_ids, vocab_size)
     for role, model in (("target", target), ("draft", draft)):
-        check_reversible(model, role)
         check_positions(model, role, prompts_ids, max_new_tokens)
+        check_reversible(model, role)
     if eos_token_id is None:
         eos_token_id = target.generation_config.eos_token_id
     eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
 
-    device = target.get_input_embeddings().weight.device
+    device = find_input_device(target)
     options = _Options(
         temperature=temperature,
         num_assistant_tokens=num_assistant_tokens,

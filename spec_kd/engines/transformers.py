@@ -32,8 +32,17 @@ from spec_kd.engines.base import (
 )
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
 from spec_kd.finite import check_finite_weights
-from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, unwrap_peft
-from spec_kd.vocabulary import ProcessingClass, count_real_ids, count_rows, get_tokenizer
+from spec_kd.heads import (
+    LogitHead,
+    check_is_causal_lm,
+    compute_last_hidden_states,
+    count_rows,
+    evaluation_mode,
+    find_input_device,
+    unwrap_peft,
+)
+from spec_kd.probes import check_padding, group_for_generation
+from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
 
 MAX_SCORED_LOGITS = 2**24
 SEED_BITS = 56  # of a torch generator's 64
@@ -99,11 +108,26 @@ class TransformersEngine:
         signal: SignalRequest | None = None,
         seed: str = "",
     ) -> list[Completion]:
-        """As [`Engine.generate`]; the text does not depend on what is kept of the distribution."""
+        """As [`Engine.generate`]; the text does not depend on what is kept of the distribution.
+
+        Prompts are answered one by one where the target would not read them in a batch as it does alone.
+        """
+        groups = group_for_generation(self.target, prompts)
+        if len(groups) == 1:
+            return self._generate(prompts, options, signal, seed)
+        answers = {}
+        for rows in groups:
+            written = self._generate([prompts[i] for i in rows], options, signal, f"{seed}:{rows[0]}")
+            answers |= dict(zip(rows, written, strict=True))
+        return [answers[i] for i in range(len(prompts))]
+
+    def _generate(
+        self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None, seed: str
+    ) -> list[Completion]:
         length = max(map(len, prompts))
         padded = [[self.pad_id] * (length - len(ids)) + ids for ids in prompts]
         mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
-        device = self.target.get_input_embeddings().weight.device
+        device = find_input_device(self.target)
         processors = LogitsProcessorList([RealIdsOnly(self.vocab_size)])
         processors += build_warpers(options.temperature, options.top_k, options.top_p)
         recorder = None
@@ -133,14 +157,15 @@ class TransformersEngine:
     ) -> list[Completion]:
         """As [`Engine.score`]: one teacher-forced pass, the head on the completion tokens alone."""
         check_signal(signal, self.vocab_size)
+        check_padding(self.target, "target")
         rows = join_texts(prompts, completions)
-        device = self.target.get_input_embeddings().weight.device
+        device = find_input_device(self.target)
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], device=device)  # (B, T)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
         with evaluation_mode(self.target):
             hidden = compute_last_hidden_states(
-                self.target, self.target.base_model, input_ids=ids, attention_mask=mask
+                self.target, self.target.get_output_embeddings(), input_ids=ids, attention_mask=mask
             )  # (B, T, H)
         head = LogitHead.of(self.target, self.vocab_size)
         recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
@@ -216,6 +241,7 @@ def _load(
         target = create_model_from_path(target, dtype="auto", **placement)
     elif getattr(getattr(target, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError("A target with a prompt-learning adapter is not supported: its virtual tokens have no ids.")
+    check_is_causal_lm(target, "target")
     return unwrap_peft(target), processing_class
 
 

@@ -19,8 +19,7 @@ from spec_kd.decoding.warpers import build_warpers, check_truncation
 from spec_kd.evaluation.clock import synchronize
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.statistics import Interval, bootstrap
-from spec_kd.heads import evaluation_mode
-from spec_kd.vocabulary import count_rows
+from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +299,7 @@ def _time_generation(
     watch: _FirstTokenWatch | None = None,
 ) -> tuple[list[int], tuple[float, float]]:
     """The completion, and seconds in all and until the watch saw a token; the global random state stays as it was."""
-    device = model.get_input_embeddings().weight.device
+    device = find_input_device(model)
     ids = torch.tensor([prompt], device=device)  # (1, L)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -19,7 +19,7 @@ from spec_kd.checks import check_int, check_ints, check_number
 from spec_kd.decoding.inputs import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.assisted import AssistedFigures, generate_assisted
 from spec_kd.evaluation.clock import synchronize
-from spec_kd.heads import evaluation_mode
+from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
 DEFAULT_CONTEXT = 256
@@ -168,8 +168,8 @@ class _Pass:
     """A pass over `count` new tokens behind a cached context; the cache is cut back each time."""
 
     def __init__(self, model: PreTrainedModel, batch_size: int, context_length: int, count: int):
-        device = model.get_input_embeddings().weight.device
-        rows = model.get_input_embeddings().weight.shape[0]
+        device = find_input_device(model)
+        rows = count_rows(model.get_input_embeddings())
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, rows, (batch_size, context_length + count), generator=generator).to(device)
         self.model = model

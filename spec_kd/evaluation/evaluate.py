@@ -28,6 +28,7 @@ from spec_kd.evaluation.report.content import CostReport, DraftReport, Evaluatio
 from spec_kd.evaluation.serving_engines import find_serving_engine
 from spec_kd.evaluation.setting_report import TextDescription, describe_setting
 from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
+from spec_kd.heads import find_input_device
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 DEFAULT_TEMPERATURES = (0.0, 1.0)
@@ -166,7 +167,7 @@ def evaluate_draft(
     for name, draft in named.items():
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="auto") if isinstance(draft, str) else draft
         if isinstance(draft, str) and target_model is not None:
-            model.to(target_model.get_input_embeddings().weight.device)
+            model.to(find_input_device(target_model))
         provenances[name] = describe_model(model)
         known_costs = _find_costs(costs, model, target_model, batch_sizes, gammas)
         described_settings = []

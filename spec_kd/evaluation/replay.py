@@ -16,7 +16,8 @@ from spec_kd.decoding.warpers import check_truncation
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.stored_texts import check_stored_logprobs, read_stored_slots
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
-from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
+from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
+from spec_kd.probes import check_padding
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 TextRows = Iterable[Mapping[str, Sequence[int]]]
@@ -189,6 +190,8 @@ def score_texts(
     models = [draft, target] if needs_target else [draft]
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].prompt) - len(texts[i].completion))
     parts: list[torch.Tensor | None] = [None] * len(texts)
+    for role, model in zip(("draft", "target"), models, strict=False):
+        check_padding(model, role)
     with evaluation_mode(*models):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -267,9 +270,9 @@ def _score_batch(
 
     hidden, heads = [], []
     for model in models:
-        device = model.get_input_embeddings().weight.device
+        device = find_input_device(model)
         states = compute_last_hidden_states(
-            model, model.base_model, input_ids=ids.to(device), attention_mask=mask.to(device)
+            model, model.get_output_embeddings(), input_ids=ids.to(device), attention_mask=mask.to(device)
         )  # (B, T, H)
         hidden.append(states[predicts_completion.to(states.device)])  # (N, H)
         heads.append(LogitHead.of(model, vocab_size))

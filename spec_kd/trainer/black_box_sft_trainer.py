@@ -1,3 +1,6 @@
+from transformers import PreTrainedModel
+
+from spec_kd.probes import check_fused_log_probs
 from spec_kd.trainer.black_box_sft_config import BlackBoxSFTConfig
 from spec_kd.trainer.draft_trainer import DraftTrainer
 
@@ -33,3 +36,7 @@ class BlackBoxSFTTrainer(DraftTrainer):
     _config_class = BlackBoxSFTConfig
     _method = "black-box (sequence-level) distillation"
     _tag_names = (*DraftTrainer._tag_names, "black-box-distillation")
+
+    def _check_reading(self, model: PreTrainedModel, role: str) -> None:
+        super()._check_reading(model, role)
+        check_fused_log_probs(model, role)

@@ -8,9 +8,9 @@ from transformers.generation import ContinuousBatchingConfig
 
 from spec_kd.engines.base import Completion
 from spec_kd.engines.transformers import cut_after_eos, find_special_ids
-from spec_kd.heads import evaluation_mode
+from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.trainer.on_policy import CompletionSource, seeded
-from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids, count_rows
+from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ContinuousSource(CompletionSource):
             eos_token_id=eos_ids,
             pad_token_id=pad_id,
         )
-        with evaluation_mode(writer), seeded(seed, writer.get_input_embeddings().weight.device):
+        with evaluation_mode(writer), seeded(seed, find_input_device(writer)):
             outputs = writer.generate_batch(
                 [list(ids) for ids in prompts],
                 generation_config=generation_config,

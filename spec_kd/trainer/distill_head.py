@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from spec_kd._private import gather_head_parameters
-from spec_kd.heads import LogitTransform, run_backbone
+from spec_kd.heads import LogitTransform, run_up_to_head
 from spec_kd.losses import TokenLoss, fused_linear_divergence, selected_linear_divergence
 from spec_kd.losses.selected import TokenTargets
 from spec_kd.losses.selection import TokenSelection
@@ -86,8 +86,8 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
             return previous_forward(*args, **kwargs)
         kwargs.pop("fused_lm_head", None)
         labels = kwargs.pop("labels")[:, 1:]
-        hidden, outputs = run_backbone(previous_forward, self.base_model, **kwargs)
         head = self.get_output_embeddings()  # looked up at each call: PEFT and FSDP replace it after patching
+        hidden, outputs = run_up_to_head(previous_forward, head, **kwargs)
         weight, bias = head.weight, head.bias
         if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()

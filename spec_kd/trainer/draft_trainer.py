@@ -24,7 +24,9 @@ from trl import SFTTrainer
 from spec_kd._private import get_config_model_id, suspend_zero3_init
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import check_training_columns, count_cut_rows, cut_and_pack, to_training_rows
+from spec_kd.heads import check_is_causal_lm
 from spec_kd.hub import export_draft, extend_model_card
+from spec_kd.probes import check_packing, check_padding
 from spec_kd.trainer.draft_config import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
 
@@ -67,9 +69,15 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         )
         if self._used_token_columns:
             self.data_collator = TokenColumnCollator(self.data_collator)
+        self._check_reading(self.model, "draft")
         self._check_export()
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
+
+    def _check_reading(self, model: PreTrainedModel, role: str) -> None:
+        """Raises `ValueError` for a model that mixes up the sequences of a batch as this run puts them together."""
+        check_is_causal_lm(model, role)
+        (check_packing if self.padding_free else check_padding)(model, role)
 
     def _check_export(self) -> None:
         if not self.args.align_vocabulary:

@@ -18,7 +18,8 @@ from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import Completion, SamplingOptions, derive_seed
 from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral
-from spec_kd.heads import evaluation_mode
+from spec_kd.heads import evaluation_mode, find_input_device
+from spec_kd.probes import group_for_generation
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 SOURCES = ("draft", "target", "mixed")
@@ -64,9 +65,12 @@ class CompletionSource:
         size = self.batch_size or len(prompts) or 1
         written = {}
         for first in range(0, len(order), size):
-            rows = order[first : first + size]
-            completions = self._write_batch(models, [prompts[i] for i in rows], f"{seed}:{first}")
-            written |= dict(zip(rows, completions, strict=True))
+            batch = order[first : first + size]
+            groups = group_for_generation(models[self.writers[0]], [prompts[i] for i in batch])
+            for group in groups:
+                rows = [batch[i] for i in group]
+                completions = self._write_batch(models, [prompts[i] for i in rows], f"{seed}:{first + group[0]}")
+                written |= dict(zip(rows, completions, strict=True))
         return [written[i] for i in range(len(prompts))]
 
     def make_row(self, prompt: list[int], completion: Completion) -> dict[str, list[int]]:
@@ -77,7 +81,7 @@ class CompletionSource:
         writers = [models[name] for name in self.writers]
         special = [find_special_ids(writer, self.processing_class) for writer in writers]
         eos_ids, pad_id = sorted({eos for ids, _ in special for eos in ids}), special[0][1]
-        device = writers[0].get_input_embeddings().weight.device
+        device = find_input_device(writers[0])
         longest = max(map(len, prompts))
         padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # (B,)
         ids = torch.tensor([[pad_id] * (longest - len(ids)) + ids for ids in prompts], device=device)  # (B, L)

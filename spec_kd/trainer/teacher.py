@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from spec_kd._private import create_model_from_path
-from spec_kd.heads import LogitHead, compute_last_hidden_states, unwrap_peft
-from spec_kd.vocabulary import count_rows
+from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
 
 
 class LiveTargets:
@@ -85,7 +84,6 @@ class LiveTeacher:
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator, vocab_size: int):
         model.eval().requires_grad_(False)
-        self._unwrapped = unwrap_peft(model)
         self._head = LogitHead.of(model, vocab_size)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.model = prepare_deepspeed(model, accelerator)
@@ -98,7 +96,7 @@ class LiveTeacher:
     def compute_signal(self, inputs: dict[str, Any]) -> TeacherSignal:
         """Runs the teacher over the draft's own inputs (ids, mask or position ids; labels are left out)."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "output_router_logits")}
-        return TeacherSignal(compute_last_hidden_states(self.model, self._unwrapped.base_model, **inputs), self._head)
+        return TeacherSignal(compute_last_hidden_states(self.model, self._head.module, **inputs), self._head)
 
 
 def load_teacher(

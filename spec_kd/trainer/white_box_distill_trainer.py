@@ -164,6 +164,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             dtype="auto",
         )
         check_logits_are_known(model, role)
+        self._check_reading(model, role)
         return LiveTeacher(model, self.accelerator, vocab_size)
 
     def _check_reference(self, ref_model: str | PreTrainedModel | None, train_dataset: Any) -> None:

@@ -2,9 +2,21 @@
 
 import pytest
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM, Qwen3NextConfig
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    Qwen3NextConfig,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
-from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
+from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible, find_layout
 
 VOCAB_SIZE = 90  # of 97 rows
 
@@ -81,6 +93,7 @@ def test_eager_attention(tools, name):
 @pytest.mark.parametrize("left_out", ["position_ids", "attention_mask", None])
 def test_the_comparison_can_tell(tools, left_out):
     model, reference = tools.build_model("mistral"), tools.build_model("mistral")
+    find_layout(model)  # known from here on, so that what follows is not refused
     if left_out is None:
         model.config.sliding_window -= 1  # a gap or a padding slot that counts
     else:
@@ -134,6 +147,29 @@ def test_windows_that_the_cache_does_not_know(tools):
     assert measure_errors(model, model, tools) < 1e-4
 
 
+def test_distances_that_count_slots_get_texts_without_gaps(tools):
+    torch.manual_seed(0)
+    config = MptConfig(vocab_size=97, d_model=32, n_heads=4, n_layers=2, max_seq_len=64, initializer_range=0.3)
+    model = MptForCausalLM(config).eval()  # ALiBi by the slot of a key, whatever `position_ids` say
+    assert find_layout(model)
+    assert measure_errors(model, model, tools) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bart", "rwkv"])
+def test_a_model_that_reads_otherwise_in_a_batch_is_refused(name):
+    shared = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    torch.manual_seed(0)
+    if name == "bart":  # positions count slots
+        sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 16}
+        model = BartForCausalLM(
+            BartConfig(**shared, **sizes, max_position_embeddings=64, is_decoder=True, init_std=0.3)
+        )
+    else:
+        model = RwkvForCausalLM(RwkvConfig(**shared, hidden_size=32, num_hidden_layers=2, context_length=64))
+    with pytest.raises(ValueError, match=r"The draft does not fit: \w+ForCausalLM cannot take single tokens back"):
+        check_reversible(model.eval(), "draft")
+
+
 def test_half_precision_gives_float32_logits(tools):
     model = tools.build_model("llama").bfloat16()
     ragged = RaggedModel(model, torch.zeros(1, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))
@@ -153,6 +189,7 @@ def test_states_that_nothing_can_be_taken_out_of_are_refused(tools, architecture
 
 def test_a_model_that_leaves_its_cache_alone_is_refused(tools):
     model = tools.build_model("llama")
+    find_layout(model)
     forward = model.forward
     model.forward = lambda past_key_values, **kwargs: forward(**kwargs)
     ragged = RaggedModel(model, torch.zeros(1, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))

@@ -1,0 +1,187 @@
+"""Does a model read a sequence as it would alone, where sequences share a row or are padded to one width?
+
+Some architectures build their masks without the position ids of a packed row, or ignore the attention mask (recurrent
+states). What they compute is then wrong without a word, so a few tokens are run through the model first.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole, unwrap_peft
+
+PROBE_LENGTHS = (5, 8)
+NUM_GENERATED = 2  # one token after the prompt, and one from the cache
+
+_passed: "weakref.WeakKeyDictionary[PreTrainedModel, set[str]]" = weakref.WeakKeyDictionary()
+
+
+def check_packing(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` if sequences packed into one row by their position ids differ from each alone.
+
+    Models with partitioned parameters (ZeRO-3, FSDP) are taken on trust.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): What it is called in the error.
+    """
+
+    def find_difference(model: PreTrainedModel, texts: list[torch.Tensor], alone: list[torch.Tensor]) -> float | None:
+        positions = torch.cat([torch.arange(text.shape[1], device=text.device) for text in texts])[None]  # (1, T)
+        packed = model(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False).logits
+        return _compare(model, list(packed.split(PROBE_LENGTHS, dim=1)), alone)
+
+    difference = _probe(model, "packed", find_difference)
+    if difference is not None:
+        raise ValueError(
+            f"{type(unwrap_peft(model)).__name__} ({role}) does not keep packed sequences apart: logits differ by up "
+            f"to {difference:.3g} from those of the same sequences alone. Set `packing=False` and "
+            "`padding_free=False`."
+        )
+
+
+def check_padding(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` if a sequence padded on the right, with its attention mask, differs from itself alone.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): What it is called in the error.
+    """
+
+    def find_difference(model: PreTrainedModel, texts: list[torch.Tensor], alone: list[torch.Tensor]) -> float | None:
+        width = max(PROBE_LENGTHS)
+        ids = torch.cat([torch.nn.functional.pad(text, (0, width - text.shape[1])) for text in texts])  # (B, T)
+        lengths = torch.tensor(PROBE_LENGTHS, device=ids.device)[:, None]
+        mask = (torch.arange(width, device=ids.device) < lengths).long()
+        padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return _compare(model, [row[None, :n] for row, n in zip(padded, PROBE_LENGTHS, strict=True)], alone)
+
+    difference = _probe(model, "padded", find_difference)
+    if difference is not None:
+        raise ValueError(
+            f"{type(unwrap_peft(model)).__name__} ({role}) reads padding as text: logits of a padded sequence differ "
+            f"by up to {difference:.3g} from those of the same sequence alone. Use a batch size of 1."
+        )
+
+
+def check_fused_log_probs(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` if the fused head that `SFTTrainer` adds computes other log-probabilities than the model.
+
+    That head scales and caps logits as TRL knows the architecture, and goes by `base_model`, which is not everywhere
+    the part in front of the output head.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): With TRL's fused head.
+        role (`str`): What it is called in the error.
+    """
+
+    def find_difference(model: PreTrainedModel, texts: list[torch.Tensor], alone: list[torch.Tensor]) -> float | None:
+        try:
+            fused = [model(input_ids=text, labels=text, fused_lm_head=True).log_probs for text in texts]
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            return float("inf")
+        own = [
+            logits[:, :-1].float().log_softmax(-1).gather(-1, text[:, 1:, None].to(logits.device)).squeeze(-1)
+            for logits, text in zip(alone, texts, strict=True)
+        ]
+        return _compare(model, fused, own)
+
+    difference = _probe(model, "fused", find_difference)
+    if difference is not None:
+        found = "fails" if difference == float("inf") else f"gives log-probabilities that are off by {difference:.3g}"
+        raise ValueError(
+            f"TRL's fused head {found} on {type(unwrap_peft(model)).__name__} ({role}), so the loss would not be that "
+            "of the model. WhiteBoxDistillTrainer has a head of its own; or use a draft of another architecture."
+        )
+
+
+def takes_padded_prompts(model: PreTrainedModel) -> bool:
+    """Whether `generate` writes the same to a prompt in a batch, padded on the left with its mask, as to it alone.
+
+    `False` for models whose state has read the padding, or mixes rows (RWKV), or whose positions count the padding.
+    """
+
+    def find_difference(model: PreTrainedModel, texts: list[torch.Tensor], alone: list[torch.Tensor]) -> float | None:
+        width = max(PROBE_LENGTHS)
+        padded = torch.cat([torch.nn.functional.pad(text, (width - text.shape[1], 0)) for text in texts])  # (B, T)
+        first = width - torch.tensor(PROBE_LENGTHS, device=padded.device)[:, None]
+        mask = (torch.arange(width, device=padded.device) >= first).long()
+        together, separate = _generate(model, padded, mask), [_generate(model, text) for text in texts]
+        worst = None
+        for row, (ids, logits) in enumerate(separate):
+            # once another token was written, another text goes on
+            num_steps = 1 + int((ids[0, :-1] == together[0][row, :-1]).cumprod(0).sum())
+            found = _compare(model, [together[1][row : row + 1, :num_steps]], [logits[:, :num_steps]])
+            worst = max(filter(None, (worst, found)), default=None)
+        return worst
+
+    return _probe(model, "generated", find_difference) is None
+
+
+def group_for_generation(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The numbers of the prompts that `generate` can take together: all, or one by one ([`takes_padded_prompts`])."""
+    numbers = list(range(len(prompts)))
+    return [numbers] if len(prompts) == 1 or takes_padded_prompts(model) else [[i] for i in numbers]
+
+
+def _probe(
+    model: PreTrainedModel,
+    name: str,
+    find_difference: Callable[[PreTrainedModel, list[torch.Tensor], list[torch.Tensor]], float | None],
+) -> float | None:
+    """The largest difference of logits, `None` if there is but rounding; a model that passed is not asked again."""
+    model = unwrap_peft(model)
+    passed = _passed.setdefault(model, set())
+    if name in passed or not is_whole(model):
+        return None
+    texts = make_texts(model)
+    with evaluation_mode(model):
+        alone = [model(input_ids=text, use_cache=False).logits for text in texts]  # (1, T, V) each
+        difference = find_difference(model, texts, alone)
+    if difference is None:
+        passed.add(name)
+    return difference
+
+
+def make_texts(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Two sequences of ids `(1, T)` without those that mean something to the model (padding, images)."""
+    config = model.config
+    named = [value for part in (config, config.get_text_config()) for key, value in vars(part).items() if "_id" in key]
+    special = {value for value in named if isinstance(value, int)}
+    ordinary = [i for i in range(1, count_rows(model.get_input_embeddings())) if i not in special]
+    step = max(1, len(ordinary) // sum(PROBE_LENGTHS))
+    ids = torch.tensor([ordinary[i * step % len(ordinary)] for i in range(sum(PROBE_LENGTHS))])
+    return [text[None].to(find_input_device(model)) for text in ids.split(PROBE_LENGTHS)]
+
+
+def _generate(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids written greedily to each row `(B, N)`, and the logits they came from `(B, N, V)`."""
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=NUM_GENERATED,
+        pad_token_id=0,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    shipped, model.generation_config = model.generation_config, config
+    try:
+        mask = torch.ones_like(ids) if mask is None else mask
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    finally:
+        model.generation_config = shipped
+    return output.sequences[:, ids.shape[1] :], torch.stack(output.logits, dim=1)
+
+
+def _compare(model: PreTrainedModel, logits: list[torch.Tensor], expected: list[torch.Tensor]) -> float | None:
+    is_exact = model.dtype == expected[0].dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    differences = [
+        (ours.float() - theirs.float().to(ours.device)).abs().nan_to_num().max().item()
+        for ours, theirs in zip(logits, expected, strict=True)
+        if not are_equal_logits(ours, theirs, is_exact)
+    ]
+    return max(differences, default=None)
