@@ -142,7 +142,7 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
 
 def load_conversations(sources: Iterable[str]) -> list[Any]:
     """The prompts of several sets, as lists of messages."""
-    from spec_kd.data.prompts import drop_none
+    from spec_kd.data.arrow_padding import iterate_rows
 
-    prompts = [drop_none(prompt) for source in sources for prompt in load_rows(source, "test")["prompt"]]
+    prompts = [row["prompt"] for source in sources for row in iterate_rows(load_rows(source, "test"))]
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]

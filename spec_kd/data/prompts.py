@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
 
-from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+from spec_kd.data.arrow_padding import iterate_rows
+from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.vocabulary import ProcessingClass
 
 Prompts = Sequence[str] | Sequence[Sequence[Mapping[str, object]]] | Dataset
 
@@ -14,20 +17,21 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[dict[str, objec
     """Checks the form of `prompts`.
 
     Returns:
-        The prompts as a data set, and their rows for rendering. The rows of a list are its own objects: Arrow gives all
-        messages the same keys in the same order, which a template that prints tool calls as JSON would show.
+        The prompts as a data set, and their rows for rendering. Messages of a list are kept as JSON, each with its own
+        keys in its own order, which a template that prints tool calls as JSON shows.
 
     Raises:
         `ValueError`: No prompt at all, or neither a `prompt` nor a `prompt_ids` column.
         `TypeError`: Something else than texts, conversations or a `Dataset`.
     """
     if isinstance(prompts, Dataset):
-        dataset, rows = prompts, None
+        dataset = prompts
     elif isinstance(prompts, list | tuple) and (
         all(isinstance(p, str) for p in prompts) or all(isinstance(p, list) for p in prompts)
     ):
-        rows = [{"prompt": prompt} for prompt in prompts]
-        dataset = Dataset.from_list(rows, on_mixed_types="use_json")
+        is_chat = bool(prompts) and not isinstance(prompts[0], str)
+        features = Features({"prompt": List(Json())}) if is_chat else None
+        dataset = Dataset.from_dict({"prompt": list(prompts)}, features=features)
     else:
         raise TypeError(
             f"`prompts` must be a list of texts, a list of conversations or a Dataset, got {prompts!r:.80}."
@@ -39,10 +43,8 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[dict[str, objec
             f"The data set has the columns {dataset.column_names} but neither `prompt` (text or messages) nor "
             "`prompt_ids`. Rename the column with `dataset.rename_column(...)`."
         )
-    if rows is None:
-        names = ("prompt", "prompt_ids", "tools", "chat_template_kwargs")
-        rows = map(drop_none, dataset.select_columns([n for n in names if n in dataset.column_names]))
-    return dataset, rows
+    names = ("prompt", "prompt_ids", "tools", "chat_template_kwargs")
+    return dataset, iterate_rows(dataset.select_columns([n for n in names if n in dataset.column_names]))
 
 
 def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: ProcessingClass) -> Iterator[list[int]]:
@@ -55,9 +57,10 @@ def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: Proce
         `ValueError`: Names the row: an empty prompt, a conversation that the assistant has already answered, ids that
             do not belong to the text beside them, a conversation without a chat template.
     """
+    renderer = ChatRenderer(processing_class)
     for i, row in enumerate(rows):
         given = row.get("prompt_ids")
-        ids = list(given or []) if "prompt" not in row else _render(row, i, processing_class)
+        ids = list(given or []) if "prompt" not in row else _render(row, i, renderer)
         if not ids:
             raise ValueError(f"The prompt of row {i} has no tokens: the target needs at least one to start from.")
         if given is not None and ids != list(given):
@@ -69,32 +72,28 @@ def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: Proce
         yield ids
 
 
-def _render(row: dict[str, object], index: int, processing_class: ProcessingClass) -> list[int]:
+def _render(row: dict[str, object], index: int, renderer: ChatRenderer) -> list[int]:
     prompt = row["prompt"]
     if isinstance(prompt, str):
-        return get_tokenizer(processing_class)(prompt)["input_ids"]
+        return renderer.tokenizer(prompt)["input_ids"]
     if prompt and prompt[-1].get("role") == "assistant":
         raise ValueError(
             f"The conversation of row {index} ends with an assistant turn. The target writes that turn: remove it."
         )
+    check_chat_template(renderer.processing_class)
+    return renderer.render_prompt(prompt, **read_template_arguments(row))
+
+
+def check_chat_template(processing_class: ProcessingClass) -> None:
+    """Raises `ValueError` if there is no chat template to render conversations with."""
     if not processing_class.chat_template:
         raise ValueError(
             "The prompts are conversations but the target's processing class has no chat template: set "
             "`processing_class.chat_template`, or give texts."
         )
+
+
+def read_template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`tools` (from JSON text where they are text) and `chat_template_kwargs` of a row, for its chat template."""
     tools = row.get("tools") or None
-    return processing_class.apply_chat_template(
-        prompt,
-        tools=json.loads(tools) if isinstance(tools, str) else tools,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **row.get("chat_template_kwargs", {}),
-    )["input_ids"]
-
-
-def drop_none(value: object) -> object:
-    """Removes the `None` entries that Arrow adds to messages with different keys, which templates would print."""
-    if isinstance(value, Mapping):
-        return {k: drop_none(v) for k, v in value.items() if v is not None}
-    return [drop_none(v) for v in value] if isinstance(value, list) else value
+    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}

@@ -1,30 +1,39 @@
 """Rows of target text as the trainers take them, checked before anything expensive starts."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import accelerate
 from datasets import Dataset, IterableDataset
 from trl import pack_dataset
+from trl.chat_template_utils import has_generation_markers
 
+from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.data.conversation_rows import IGNORED_LABEL, render_rows
 from spec_kd.data.token_columns import TOKEN_COLUMNS, read_token_column
-
-IGNORED_LABEL = -100
+from spec_kd.vocabulary import ProcessingClass
 
 ACCEPTED_COLUMNS = (
     ("prompt_ids", "completion_ids"),
     ("input_ids", "labels"),
     ("input_ids", "completion_mask"),
+    ("input_ids", "assistant_masks"),
     ("prompt", "completion"),
+    ("messages",),
+    ("conversations",),
 )
 
+logger = logging.getLogger(__name__)
 
-def check_training_columns(dataset: Dataset | IterableDataset, name: str, assistant_only_loss: bool = False) -> None:
+
+def check_training_columns(dataset: Dataset | IterableDataset, name: str, assume_target_wrote: bool = False) -> None:
     """Raises unless every row says which tokens the target wrote.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Training or evaluation data.
         name (`str`): What to call it in the error.
-        assistant_only_loss (`bool`, *optional*, defaults to `False`): Whether a `messages` column is enough.
+        assume_target_wrote (`bool`, *optional*, defaults to `False`): Whether any other row is the target's as a whole.
 
     Raises:
         ValueError: If the data set is empty, or none of `ACCEPTED_COLUMNS` is complete.
@@ -32,48 +41,98 @@ def check_training_columns(dataset: Dataset | IterableDataset, name: str, assist
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} data set is empty: there is no row to learn from. Check the path and the split.")
-    if any(set(columns) <= first.keys() for columns in ACCEPTED_COLUMNS):
-        return
-    if assistant_only_loss and "messages" in first:
+    if assume_target_wrote or any(set(columns) <= first.keys() for columns in ACCEPTED_COLUMNS):
         return
     accepted = ", ".join(" + ".join(f"`{column}`" for column in columns) for columns in ACCEPTED_COLUMNS)
     raise ValueError(
         f"The {name} data set has the columns {sorted(first)}, which do not say what the target wrote. Needed is one "
-        f"of: {accepted}; or `messages` with `assistant_only_loss=True`. A set of prompts becomes one with "
-        "`spec_kd.generate_responses(target, prompts)`."
+        f"of: {accepted}. If the target wrote all of the text, set `assume_target_wrote=True`; a set of prompts gets "
+        "its responses with `spec_kd.generate_responses(target, prompts)`."
     )
 
 
 def to_training_rows(
-    dataset: Dataset | IterableDataset, token_columns: Sequence[str] = ()
+    dataset: Dataset | IterableDataset,
+    processing_class: ProcessingClass | None = None,
+    *,
+    token_columns: Sequence[str] = (),
+    completion_only_loss: bool | None = None,
+    eos_token_id: int | Iterable[int] | None = None,
+    num_proc: int | None = None,
+    name: str = "training",
 ) -> Dataset | IterableDataset:
-    """Turns `prompt_ids` + `completion_ids` into `input_ids` + `labels`, the loss on the completion alone.
+    """Turns rows that say what the target wrote into `input_ids` + `labels`, with labels on that alone.
 
     Where a row has both text and ids, the ids count: they are what the target saw and wrote, and text tokenised again
-    need not give them back. A data set without them, or already prepared, is returned as it is.
+    need not give them back. Conversations and text are rendered as [`render_rows`] says. A data set that has labels is
+    returned as it is, and so is one that says nothing of what the target wrote, or has images.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): Any of `ACCEPTED_COLUMNS`.
+        dataset (`Dataset` or `IterableDataset`): Any of `ACCEPTED_COLUMNS`, or others.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's. Not needed for ids.
         token_columns (`Sequence[str]`, *optional*): Names of `TOKEN_COLUMNS` to keep; those of the prompt are empty.
+        completion_only_loss (`bool`, *optional*): As in [`~trl.SFTConfig`]: `False` puts labels on prompts as well.
+            `None` and `True` are the same here.
+        eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops; by default those of
+            the tokenizer, of its chat template and of the generation config that was saved with it.
+        num_proc (`int`, *optional*): Processes for rendering a `Dataset`.
+        name (`str`, *optional*, defaults to `"training"`): What to call the data set in messages.
 
     Raises:
-        ValueError: While mapping: a token column that does not have one entry per completion token.
+        ValueError: No row is left, or a chat template refuses one; while mapping: a token column that does not have one
+            entry per completion token.
     """
-    columns = dataset.column_names or list(next(iter(dataset)))
-    if "input_ids" in columns or not {"prompt_ids", "completion_ids"} <= set(columns):
+    columns = set(dataset.column_names or next(iter(dataset)))
+    if "labels" in columns or columns & {"image", "images"}:
         return dataset
+    if "input_ids" in columns:
+        masks = [mask for mask in ("completion_mask", "assistant_masks") if mask in columns]
+        return _apply_masks(dataset, masks, completion_only_loss is not False) if masks else dataset
+    if {"prompt_ids", "completion_ids"} <= columns:
+        return _join_ids(dataset, token_columns, completion_only_loss is not False)
+    if not ({"prompt", "completion"} <= columns or columns & {"messages", "conversations"}):
+        return dataset
+    if not {"prompt", "completion"} <= columns and accelerate.PartialState().is_main_process:
+        logger.warning(
+            "%s data set: every assistant turn of its conversations is taken as the target's.", name.capitalize()
+        )
+    template = processing_class.chat_template
+    renderer = ChatRenderer(
+        processing_class,
+        eos_token_id,
+        needs_end=False,
+        has_markers=template is not None and has_generation_markers(template),
+    )
+    return render_rows(dataset, renderer, completion_only_loss=completion_only_loss, num_proc=num_proc, name=name)
 
+
+def _apply_masks(
+    dataset: Dataset | IterableDataset, masks: Sequence[str], completion_only: bool
+) -> Dataset | IterableDataset:
+    read = [mask for mask in masks if completion_only or mask != "completion_mask"]
+
+    def label(row: dict[str, Any]) -> dict[str, list[int]]:
+        bits = (all(row[mask][i] for mask in read) for i in range(len(row["input_ids"])))
+        return {"labels": [id if bit else IGNORED_LABEL for id, bit in zip(row["input_ids"], bits, strict=True)]}
+
+    return dataset.map(label, remove_columns=list(masks))
+
+
+def _join_ids(
+    dataset: Dataset | IterableDataset, token_columns: Sequence[str], completion_only: bool
+) -> Dataset | IterableDataset:
     def join(row: dict[str, Any], index: int) -> dict[str, list[Any]]:
         prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
-        joined = {"input_ids": prompt + completion, "labels": [IGNORED_LABEL] * len(prompt) + completion}
+        start = [IGNORED_LABEL] * len(prompt) if completion_only else prompt
+        joined = {"input_ids": prompt + completion, "labels": start + completion}
         for name in token_columns:
             entries = read_token_column(row, name, f"Row {index}")
             joined[name] = [TOKEN_COLUMNS[name]] * len(prompt) + entries
         return joined
 
-    if isinstance(dataset, Dataset):
-        return dataset.map(join, with_indices=True, remove_columns=columns, desc="Joining prompt and completion ids")
-    return dataset.map(join, with_indices=True, remove_columns=columns)
+    columns = list(dataset.column_names or next(iter(dataset)))
+    options = {"desc": "Joining prompt and completion ids"} if isinstance(dataset, Dataset) else {}
+    return dataset.map(join, with_indices=True, remove_columns=columns, **options)
 
 
 def cut_and_pack(
@@ -117,16 +176,32 @@ def cut_and_pack(
     return dataset if shuffle_seed is None else dataset.shuffle(seed=shuffle_seed)
 
 
-def count_cut_rows(dataset: Dataset, max_length: int) -> tuple[int, int]:
-    """How many rows `max_length` cuts, and how many have no completion token left within it.
+def count_cut_rows(
+    dataset: Dataset,
+    max_length: int,
+    *,
+    truncation_mode: str = "keep_start",
+    packing_strategy: str | None = None,
+) -> tuple[int, int]:
+    """How many rows `max_length` cuts, and how many have no label left within it.
 
     Args:
-        dataset (`Dataset`): With `input_ids` and `labels`.
+        dataset (`Dataset`): With `labels`.
         max_length (`int`): In tokens, prompt and completion together.
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`): Which end of a row is kept without packing:
+            `"keep_start"` or `"keep_end"`.
+        packing_strategy (`str`, *optional*): As in `trl.pack_dataset`: `"bfd"` keeps the start of a row, `"bfd_split"`
+            and `"wrapped"` keep all of it. `None` packs nothing.
     """
+    if packing_strategy in ("bfd_split", "wrapped"):
+        kept = slice(None)
+    elif packing_strategy is None and truncation_mode == "keep_end":
+        kept = slice(-max_length, None)
+    else:
+        kept = slice(None, max_length)
     cut = lost = 0
     for batch in dataset.select_columns(["labels"]).iter(batch_size=1000):
         for labels in batch["labels"]:
-            cut += len(labels) > max_length
-            lost += all(label == IGNORED_LABEL for label in labels[:max_length])
+            cut += len(labels[kept]) < len(labels)
+            lost += all(label == IGNORED_LABEL for label in labels[kept])
     return cut, lost

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
-from spec_kd.data.prompts import drop_none
+from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.queries.curated_files import load_file
 from spec_kd.queries.log_formats import LoggedCall, read_record, split_turns
 from spec_kd.queries.log_messages import parse_json
@@ -119,7 +119,8 @@ def load_curated_prompts(
     def build(rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         prompts = []
         for position, index in enumerate(indices):
-            row = drop_none({name: _strip_mark(values[position]) for name, values in rows.items()})
+            marked = {name: _strip_mark(values[position]) for name, values in rows.items()}
+            row = remove_row_padding(marked, dataset.features)
             try:
                 question = row.get(prompt_column)
                 if templates:

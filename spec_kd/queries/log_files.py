@@ -119,14 +119,17 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    from spec_kd.data.prompts import drop_none  # imports torch, which other logs do not need
+    from datasets import Features
+
+    from spec_kd.data.arrow_padding import remove_row_padding  # imports torch, which other logs do not need
 
     number = 0
     with pq.ParquetFile(path) as file:
+        features = Features.from_arrow_schema(file.schema_arrow)
         for batch in file.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
-                yield number, drop_none(row)
+                yield number, remove_row_padding(row, features)
 
 
 def _read_array(stream: BinaryIO) -> Iterator[tuple[int, Any]]:

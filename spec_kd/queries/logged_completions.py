@@ -1,60 +1,97 @@
 """The answers of a log as ids, for what needs them: `score_completions`, evaluation without the target."""
 
-import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
+from jinja2 import TemplateError
 
-from spec_kd.data.prompts import drop_none, render_prompt_ids
-from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+from spec_kd.data.arrow_padding import remove_row_padding
+from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.data.conversation_rows import describe_reasons, report_left_out
+from spec_kd.data.prompts import check_chat_template, read_template_arguments
+from spec_kd.data.written_text import TurnNotRenderedError
+from spec_kd.vocabulary import ProcessingClass
 
-logger = logging.getLogger(__name__)
+COLUMNS = ("prompt", "completion")
+LEFT_OUT = "left_out"
 
 
-def add_completion_ids(dataset: Dataset, processing_class: ProcessingClass) -> Dataset:
+def add_completion_ids(
+    dataset: Dataset, processing_class: ProcessingClass, *, eos_token_id: int | Iterable[int] | None = None
+) -> Dataset:
     """Adds `prompt_ids` and `completion_ids` to prompts with the target's answers.
 
-    The prompt is rendered as for `generate_responses`; of the conversation with the answer, what comes behind it up to
-    the EOS is the completion. A server logs text and not ids, so that these are the ids that the tokenizer gives to the
-    text, which are nearly always but not surely those that the target wrote.
+    The prompt is rendered as for `generate_responses`; the answer is rendered as the last turn, with its reasoning, up
+    to and with the end of turn. A server logs text and not ids, so that these are the ids that the tokenizer gives to
+    the text, which are nearly always but not surely those that the target wrote.
 
     Args:
         dataset (`Dataset`): With `prompt` and `completion`, as [`load_query_logs`] returns them.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's, with its chat template.
+        eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops, as its generation
+            config has them. By default those of the tokenizer, of the chat template and of the generation config that
+            was saved with the tokenizer.
 
     Returns:
-        `Dataset`: The rows with an answer and both columns (lists of int32). A warning counts the others, and those
-        whose answer the template does not render behind the prompt.
+        `Dataset`: The rows with an answer and both columns (lists of int32). A warning says how many others there are
+        and why: no answer, an answer of several messages, one that the template does not print as a whole.
 
     Raises:
-        `ValueError`: No `completion` column, or no row is left; a prompt that cannot be rendered.
+        `ValueError`: A column is missing or holds text instead of messages, or no row is left; a prompt that cannot be
+            rendered.
     """
-    if "completion" not in dataset.column_names:
+    missing = [name for name in COLUMNS if name not in dataset.column_names]
+    if missing:
         raise ValueError(
-            f"The data set has the columns {dataset.column_names} and no `completion`: no answer was logged."
+            f"The data set has the columns {dataset.column_names} and no `{missing[0]}`: what the target was asked and "
+            "what it answered are needed, as `load_query_logs` returns them."
         )
-    tokenizer = get_tokenizer(processing_class)
+    check_chat_template(processing_class)
+    renderer = ChatRenderer(processing_class, eos_token_id)
+    features = dataset.features
 
-    def add(row: dict) -> dict:
-        row = drop_none(row)
-        if not row.get("completion"):
-            return {"prompt_ids": None, "completion_ids": None}
-        prompt_ids = next(render_prompt_ids([row], processing_class))
-        # rendered with a turn of the user behind it, an answer is part of a prompt; that turn is cut away with the EOS
-        conversation = [*row["prompt"], *row["completion"], {"role": "user", "content": "-"}]
-        ids = next(render_prompt_ids([{**row, "prompt": conversation}], processing_class))
-        if ids[: len(prompt_ids)] != prompt_ids or tokenizer.eos_token_id not in ids[len(prompt_ids) :]:
-            return {"prompt_ids": None, "completion_ids": None}
-        end = ids.index(tokenizer.eos_token_id, len(prompt_ids)) + 1
-        return {"prompt_ids": prompt_ids, "completion_ids": ids[len(prompt_ids) : end]}
+    def add(row: dict[str, Any], index: int) -> dict[str, Any]:
+        row = remove_row_padding(row, features)
+        for name in COLUMNS:
+            if isinstance(row.get(name), str):
+                raise ValueError(
+                    f"`{name}` of row {index} is text, but messages are needed to render it as a server does. Make it "
+                    'a list of `{"role": ..., "content": ...}`.'
+                )
+        answers = row.get("completion") or []
+        if not answers:
+            return _leave_out("there is no answer")
+        if len(answers) > 1:
+            return _leave_out("the answer has several messages")
+        if not row.get("prompt"):
+            return _leave_out("there is no prompt")
+        try:
+            turn = renderer.render_turn(row["prompt"], answers[0], **read_template_arguments(row))
+        except TurnNotRenderedError as error:
+            return _leave_out(str(error))
+        except (TemplateError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"The chat template cannot render row {index} ({error}). Correct the row or leave it out."
+            ) from error
+        return {"prompt_ids": turn.prompt_ids, "completion_ids": turn.completion_ids, LEFT_OUT: None}
 
     ids = List(Value("int32"))
-    features = Features({**dataset.features, "prompt_ids": ids, "completion_ids": ids})
-    added = dataset.map(add, features=features, desc="Completion ids")
-    kept = added.filter(lambda ids: ids is not None, input_columns=["completion_ids"])
-    if len(kept) < len(added):
-        logger.warning(
-            "%d of %d rows have no answer that can be rendered and are left out.", len(added) - len(kept), len(added)
-        )
-    if not len(kept):
-        raise ValueError("No row has an answer that can be rendered behind its prompt: nothing is left.")
-    return kept
+    added = dataset.map(
+        add,
+        with_indices=True,
+        features=Features({**features, "prompt_ids": ids, "completion_ids": ids, LEFT_OUT: Value("string")}),
+        desc="Completion ids",
+    )
+    left_out = Counter(reason for reason in added[LEFT_OUT] if reason is not None)
+    if left_out.total() == len(dataset):
+        raise ValueError(f"No row has an answer that can be rendered: nothing is left. {describe_reasons(left_out)}.")
+    if left_out:
+        report_left_out(left_out, f"of {len(dataset)} rows")
+        added = added.filter(lambda reason: reason is None, input_columns=[LEFT_OUT])
+    return added.remove_columns(LEFT_OUT)
+
+
+def _leave_out(reason: str) -> dict[str, Any]:
+    return {"prompt_ids": None, "completion_ids": None, LEFT_OUT: reason}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
-from spec_kd.data.prompts import drop_none
+from spec_kd.data.arrow_padding import remove_padding
 
 Feature = object  # what `datasets` calls a feature type: a `Value`, a `List`, a dictionary of them, ...
 NULL = Value("null")
@@ -80,7 +80,7 @@ def _write_as_json(dataset: Dataset, column: str, feature: Feature) -> Dataset:
     def write(value: object) -> object:
         if value is None:
             return None
-        value = drop_none(value)
+        value = remove_padding(value, dataset.features[column])
         items = value if isinstance(feature, List) else [value]
         texts = [json.dumps(item, ensure_ascii=False) for item in items]
         return texts if isinstance(feature, List) else texts[0]

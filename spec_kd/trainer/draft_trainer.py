@@ -110,7 +110,14 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
-        dataset = to_training_rows(dataset, columns)
+        dataset = to_training_rows(
+            dataset,
+            processing_class,
+            token_columns=columns,
+            completion_only_loss=args.completion_only_loss,
+            num_proc=args.dataset_num_proc,
+            name=dataset_name,
+        )
         is_limited = isinstance(dataset, Dataset) and args.max_length is not None
         if is_limited and not columns:
             # TRL truncates and drops in silence. So: prepare without a limit, count, and let TRL apply the limit.
@@ -121,7 +128,7 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
             )
             formatting_func = None
         if is_limited:
-            self._report_cut_rows(dataset, args.max_length, dataset_name)
+            self._report_cut_rows(dataset, args, packing, dataset_name)
         if not columns:
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         return cut_and_pack(
@@ -139,8 +146,14 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         self._signature_columns += [name for name in self._used_token_columns if name not in self._signature_columns]
 
     @staticmethod
-    def _report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:
-        cut, lost = count_cut_rows(dataset, max_length)
+    def _report_cut_rows(dataset: Dataset, args: DraftConfig, packing: bool, name: str) -> None:
+        max_length = args.max_length
+        cut, lost = count_cut_rows(
+            dataset,
+            max_length,
+            truncation_mode=args.truncation_mode,
+            packing_strategy=args.packing_strategy if packing else None,
+        )
         if lost == len(dataset):
             raise ValueError(
                 f"All {lost} completions of the {name} data set lie beyond `max_length={max_length}` or are empty: "
@@ -253,7 +266,7 @@ def check_datasets(args: DraftConfig, train_dataset: Any, eval_dataset: Any) -> 
     eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
     for name, dataset in {"training": train_dataset, **eval_datasets}.items():
         if dataset is not None:
-            check_training_columns(dataset, name, args.assistant_only_loss)
+            check_training_columns(dataset, name)
 
 
 def check_output_dir(output_dir: str) -> None:

@@ -11,7 +11,8 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import RandomSampler, Sampler
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from spec_kd.data.prompts import drop_none, prepare_prompts, render_prompt_ids
+from spec_kd.data.arrow_padding import remove_row_padding
+from spec_kd.data.prompts import prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
 from spec_kd.decoding.drawn_token import DrawnToken
 from spec_kd.decoding.ragged_model import RaggedModel
@@ -235,9 +236,11 @@ def add_placeholders(
         _, rows = prepare_prompts(dataset)
         return Dataset.from_list([as_row(ids) for ids in render_prompt_ids(rows, processing_class)])
     columns = dataset.column_names or list(next(iter(dataset)))
-    return dataset.map(
-        lambda row: as_row(next(render_prompt_ids([drop_none(row)], processing_class))), remove_columns=columns
-    )
+
+    def render(row: dict[str, Any]) -> dict[str, list[int]]:
+        return as_row(next(render_prompt_ids([remove_row_padding(row, dataset.features)], processing_class)))
+
+    return dataset.map(render, remove_columns=columns)
 
 
 class RepeatedWindows(Sampler[int]):

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 from tiny import build_tokenizer
 
-from spec_kd.data.prompts import drop_none, prepare_prompts, render_prompt_ids
+from spec_kd.data.arrow_padding import iterate_rows
+from spec_kd.data.prompts import prepare_prompts, render_prompt_ids
 from spec_kd.queries.mixing import mix_prompts
 
 
@@ -115,7 +116,7 @@ def test_differently_shaped_messages_keep_what_they_hold(calls):
     ]
     datasets = {str(i): Dataset.from_list(part, on_mixed_types="use_json") for i, part in enumerate(rows)}
     mixed = mix_prompts(datasets, order="curriculum").dataset
-    assert [drop_none(row) for row in mixed] == rows[0] + rows[1]
+    assert list(iterate_rows(mixed)) == rows[0] + rows[1]
 
 
 def test_tools_become_json_text_and_missing_columns_none():

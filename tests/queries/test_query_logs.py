@@ -11,7 +11,7 @@ import pytest
 from datasets import load_dataset
 from tiny import CHAT_TEMPLATE
 
-from spec_kd.data.prompts import drop_none, prepare_prompts, render_prompt_ids
+from spec_kd.data.prompts import prepare_prompts, render_prompt_ids
 from spec_kd.queries import query_logs
 from spec_kd.queries.query_logs import load_query_logs
 
@@ -98,8 +98,7 @@ def test_tool_calls_are_rendered_as_the_target_saw_them(tmp_path, tokenizer):
         tokenizer.chat_template = before
     assert rendered[1] == "<|user|>Plain question<|end|><|assistant|>"
     parsed = {**call, "function": {"name": "f", "arguments": {"z": [1, 0.1], "a": None, "b": {}}}}
-    # `prepare_prompts` takes away every `None`, also the one that the target wrote
-    shown = json.dumps([drop_none(parsed)])
+    shown = json.dumps([parsed])  # the `null` that the target wrote with it
     turns = [f"<|system|>{json.dumps(tools)}", "<|user|>Call f.", f"<|assistant|>{shown}", "<|tool|>7", "<|assistant|>"]
     assert rendered[0] == "<|end|>".join(turns)
     assert result.train[0]["prompt"][1]["tool_calls"][0]["function"]["arguments"]["a"] is None

@@ -82,7 +82,19 @@ def test_every_sft_option_is_taken_over(draft, tokenizer, rows, options):
         assert getattr(trainer.args, name) == getattr(args, name), name
 
 
-def test_messages_need_the_assistant_loss(draft, tokenizer, options):
-    dataset = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
-    with pytest.raises(ValueError, match=r"columns \['messages'\].*assistant_only_loss"):
-        make_trainer(draft, tokenizer, dataset, options)
+def test_text_alone_does_not_say_what_the_target_wrote(draft, tokenizer, options):
+    with pytest.raises(ValueError, match=r"columns \['text'\].*assume_target_wrote=True"):
+        make_trainer(draft, tokenizer, Dataset.from_list([{"text": "a"}]), options)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"packing": True, "packing_strategy": "wrapped"}, {"packing": True, "packing_strategy": "bfd_split"},
+                  {"truncation_mode": "keep_end"}],
+)  # fmt: skip
+def test_completions_behind_max_length_are_learned_where_trl_keeps_them(draft, tokenizer, options, overrides, caplog):
+    rows = [{"prompt_ids": [7] * 20, "completion_ids": [*[9] * 13, 1]}] * 4
+    trainer = make_trainer(
+        draft, tokenizer, Dataset.from_list(rows), options, max_length=16, padding_free=False, **overrides
+    )
+    assert sum(label != -100 for row in trainer.train_dataset["labels"] for label in row) == 56
+    assert "teach nothing" not in caplog.text or "0 rows have no completion token" in caplog.text

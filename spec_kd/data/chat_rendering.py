@@ -1,0 +1,229 @@
+"""A turn of a conversation as its server and its target see it: the ids it is asked with, the ids it writes."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import ProcessorMixin
+from trl import prepare_multimodal_messages
+from trl.data_utils import common_prefix_length
+
+from spec_kd.data.end_of_turn import find_end_ids, find_first, get_texts
+from spec_kd.data.written_text import TurnNotRenderedError, find_written_text, hide
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+
+Message = Mapping[str, Any]
+
+STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # of Unicode's private use: no text has a meaning for them
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer of a conversation.
+
+    Attributes:
+        prompt_ids (`list[int]`): What the server reads, the generation prompt at its end.
+        completion_ids (`list[int]`): What the target writes behind it, up to and with the end of turn.
+        mask (`list[int]`): As long as `completion_ids`: 1 where a template with generation markers marks a token as
+            the assistant's; all 1 with other templates.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    mask: list[int]
+
+
+class ChatRenderer:
+    """Renders conversations with the chat template of a processing class.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        eos_token_id (`int` or `Iterable[int]`, *optional*): As of [`find_end_ids`].
+        needs_end (`bool`, *optional*, defaults to `True`): Whether a turn without an end of turn is an error. Otherwise
+            it ends where the reply ends.
+        has_markers (`bool`, *optional*, defaults to `False`): Whether the template's generation markers are read.
+
+    Attributes:
+        end_ids (`list[int]`): Ids that end a completion.
+    """
+
+    def __init__(
+        self,
+        processing_class: ProcessingClass,
+        eos_token_id: int | Iterable[int] | None = None,
+        *,
+        needs_end: bool = True,
+        has_markers: bool = False,
+    ):
+        self.processing_class = processing_class
+        self.tokenizer = get_tokenizer(processing_class)
+        self._eos_token_id = eos_token_id
+        self._needs_end, self._has_markers = needs_end, has_markers
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        return find_end_ids(self.processing_class, self._eos_token_id)
+
+    @cached_property
+    def _end_texts(self) -> dict[str, int]:
+        return get_texts(self.tokenizer, self.end_ids)
+
+    def render_prompt(self, messages: Sequence[Message], **template_arguments: Any) -> list[int]:
+        """Ids of a conversation with the generation prompt behind it.
+
+        Args:
+            messages (`Sequence[Mapping]`): At least one.
+            template_arguments: `tools` and what else the template is given.
+        """
+        return self._encode(self._render(messages, True, template_arguments))
+
+    def render_turn(self, messages: Sequence[Message], answer: Message, **template_arguments: Any) -> Turn:
+        """What the server reads and the target writes where `answer` follows on `messages`.
+
+        Raises:
+            TurnNotRenderedError: The template does not print the answer, or prints another one.
+        """
+        prompt = self._render(messages, True, template_arguments)
+        prompt_ids = self._encode(prompt)
+        stand_ins = self._choose_stand_ins(answer)
+        hidden = hide(answer, stand_ins)
+        whole = self._render([*messages, hidden], False, template_arguments)
+        start = self._find_start(prompt, whole)
+        text, end = find_written_text(prompt, whole[start:], hidden, self._get_template(), self._end_texts)
+        self._check_arguments(messages, hidden, whole, template_arguments)
+        end = end or self._find_end_in_history(messages, hidden, whole, template_arguments)
+        if not end and hidden.get("tool_calls") and self._ends_in_token(text):
+            pass  # gpt-oss ends a call with a token of its own, which only its generation config counts as an EOS
+        elif not end and self._needs_end:
+            raise TurnNotRenderedError("the chat template writes no end of turn that the target could have written")
+        completion_ids = self._encode_behind(prompt, prompt_ids, text, end, stand_ins)
+        return Turn(prompt_ids, completion_ids, self._mask(messages, answer, template_arguments, completion_ids))
+
+    def render_text(self, prompt: str, completion: str) -> Turn:
+        """The same for plain text: the prompt with the tokenizer's special tokens, the completion with its EOS."""
+        prompt_ids = self.tokenizer(prompt)["input_ids"]
+        eos = self.tokenizer.eos_token
+        completion = completion if completion.endswith(eos) else completion + eos
+        joint = self.tokenizer(prompt + completion)["input_ids"]
+        start = len(prompt_ids)
+        ids = joint[start:] if joint[:start] == prompt_ids else self._encode_alone(completion)
+        return Turn(prompt_ids, ids, [1] * len(ids))
+
+    def _choose_stand_ins(self, answer: Message) -> dict[str, str]:
+        """Characters that are not in an answer, for what looks like an end of turn and is text."""
+        shown = str(answer)  # may escape other characters, which are not searched for
+        texts = [text for text in self._end_texts if text in shown]
+        free = (character for character in STAND_INS if character not in shown)
+        return dict(zip(free, texts, strict=False)) if texts else {}
+
+    def _find_start(self, prompt: str, whole: str) -> int:
+        """Where what was written starts in `whole`: behind the prompt, or where the template departs from it."""
+        if whole.startswith(prompt):
+            return len(prompt)
+        if not self.tokenizer.is_fast:
+            return common_prefix_length(prompt, whole)
+        # by tokens: two tags that start with the same characters are not the same text
+        encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        same = common_prefix_length(encoded["input_ids"], self._encode_alone(whole))
+        start = encoded["offset_mapping"][same][0] if same < len(encoded["input_ids"]) else len(prompt)
+        return min(start, common_prefix_length(prompt, whole))
+
+    def _check_arguments(self, messages: Sequence[Message], answer: Message, whole: str, arguments: Any) -> None:
+        """Raises unless the template prints the arguments of tool calls."""
+        for i, call in enumerate(answer.get("tool_calls") or []):
+            function = call.get("function") or call
+            if not function.get("arguments"):
+                continue
+            bare = {**function, "arguments": "" if isinstance(function["arguments"], str) else {}}
+            calls = list(answer["tool_calls"])
+            calls[i] = {**call, "function": bare} if "function" in call else bare
+            if self._render([*messages, {**answer, "tool_calls": calls}], False, arguments) == whole:
+                raise TurnNotRenderedError("the chat template does not print the arguments of a tool call")
+
+    def _find_end_in_history(self, messages: Sequence[Message], answer: Message, whole: str, arguments: Any) -> str:
+        """The end of a turn that the template leaves to the turn behind it, as GLM's does; "" if there is none."""
+        following = {"role": "tool" if answer.get("tool_calls") else "user", "content": "-"}
+        messages = [*messages, answer, following]
+        try:
+            longer = self._render(messages, False, arguments)
+        except (TemplateError, TypeError, ValueError, KeyError):
+            return ""
+        if not longer.startswith(whole.rstrip()):
+            return ""
+        found = find_first(behind := longer[len(whole.rstrip()) :].lstrip(), self._end_texts)
+        return found[1] if found is not None and behind.startswith(found[1]) else ""
+
+    def _ends_in_token(self, text: str) -> bool:
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        return any(token.special and text.endswith(token.content) for token in tokens)
+
+    def _encode_behind(
+        self, prompt: str, prompt_ids: list[int], text: str, end: str, stand_ins: Mapping[str, str]
+    ) -> list[int]:
+        first, *rest = re.split(f"([{''.join(stand_ins)}])", text) if stand_ins else [text]
+        first += "" if rest else end
+        joint = self._encode(prompt + first)
+        if joint[: len(prompt_ids)] == prompt_ids:
+            ids = joint[len(prompt_ids) :]
+        else:  # tokens merge across the boundary, where the target began a new one
+            ids = self._encode_alone(first)
+            if self._decode(prompt_ids + ids) != self._decode(joint):
+                raise TurnNotRenderedError("the answer does not start where a token starts")
+        for part in rest:
+            ids = ids + (self._encode_as_text(stand_ins[part]) if part in stand_ins else self._encode_alone(part))
+        return ids + self._encode_alone(end) if rest else ids
+
+    def _get_template(self) -> str:
+        template = self.processing_class.chat_template
+        return " ".join(template.values()) if isinstance(template, dict) else template or ""
+
+    def _render(self, messages: Sequence[Message], is_prompt: bool, arguments: Mapping[str, Any]) -> str:
+        messages = [dict(message) for message in messages]
+        if isinstance(self.processing_class, ProcessorMixin):
+            messages = prepare_multimodal_messages(messages)
+        return self.processing_class.apply_chat_template(
+            messages, add_generation_prompt=is_prompt, tokenize=False, **arguments
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        # as `apply_chat_template` of tokenizers and of processors
+        is_bare = isinstance(self.processing_class, ProcessorMixin) and not (
+            self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        )
+        return self.tokenizer(text, add_special_tokens=is_bare)["input_ids"]
+
+    def _encode_alone(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        """Ids of a text that looks like an end of turn and is none."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids if not set(ids) & set(self.end_ids) else self._encode_alone(text[0]) + self._encode_alone(text[1:])
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def _mask(
+        self, messages: Sequence[Message], answer: Message, arguments: Mapping[str, Any], completion_ids: list[int]
+    ) -> list[int]:
+        everything = [1] * len(completion_ids)
+        if not self._has_markers:
+            return everything
+        messages = [*messages, answer]
+        is_processor = isinstance(self.processing_class, ProcessorMixin)
+        marked = self.processing_class.apply_chat_template(
+            prepare_multimodal_messages(messages) if is_processor else messages,
+            tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments,
+        )  # fmt: skip
+        ids, mask = marked["input_ids"], marked["assistant_masks"]
+        if is_processor:
+            ids, mask = list(ids[0]), list(mask[0])
+        # the last place, since the answer is the last turn
+        for start in range(len(ids) - len(completion_ids), -1, -1):
+            if ids[start : start + len(completion_ids)] == completion_ids:
+                found = list(mask[start : start + len(completion_ids)])
+                return found if any(found) else everything
+        return everything

@@ -1,0 +1,168 @@
+"""Rows of conversations or text as ids with labels on what the target wrote."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import accelerate
+from datasets import Dataset, Features, IterableDataset, List, Value
+from jinja2 import TemplateError
+from trl import is_conversational_from_value, maybe_convert_to_chatml
+
+from spec_kd.data.arrow_padding import remove_row_padding
+from spec_kd.data.chat_rendering import ChatRenderer, Message, Turn
+from spec_kd.data.prompts import check_chat_template, read_template_arguments
+from spec_kd.data.written_text import TurnNotRenderedError
+
+IGNORED_LABEL = -100
+SPEAKERS = {"human": "user", "gpt": "assistant"}
+"""What data sets of `from` and `value` call the roles that templates know."""
+
+Row = dict[str, list[int]]
+
+logger = logging.getLogger(__name__)
+
+
+def render_rows(
+    dataset: Dataset | IterableDataset,
+    renderer: ChatRenderer,
+    *,
+    completion_only_loss: bool | None = None,
+    num_proc: int | None = None,
+    name: str = "training",
+) -> Dataset | IterableDataset:
+    """`messages`, or `prompt` and `completion`, as `input_ids` and `labels`.
+
+    Every turn of the assistant in `messages` and in `completion` is taken as the target's. Where the conversation
+    before a turn, as a server reads it, begins with all of the row so far, the row goes on; otherwise (templates that
+    drop reasoning from history, or end the last turn in another way) the turn begins a row of its own.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): With `messages` or `conversations`, or `prompt` and `completion`
+            (conversations or text), and optionally `tools` and `chat_template_kwargs`.
+        renderer (`ChatRenderer`): Of the target's processing class.
+        completion_only_loss (`bool`, *optional*): `False` puts labels on everything. `None` and `True` are the same.
+        num_proc (`int`, *optional*): Processes, for a `Dataset`.
+        name (`str`, *optional*, defaults to `"training"`): What to call the data set.
+
+    Returns:
+        A warning says how many turns could not be rendered as what the target wrote, and why; they have no labels.
+
+    Raises:
+        ValueError: No turn is left; while mapping, a row that the chat template refuses.
+    """
+    columns = list(dataset.column_names or next(iter(dataset)))
+    features = dataset.features
+
+    def render(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "left_out": []}
+        for position, index in enumerate(indices):
+            row = remove_row_padding({key: values[position] for key, values in batch.items()}, features)
+            reasons: list[str] = []
+            try:
+                rows = list(_render_row(row, renderer, reasons))
+            except (TemplateError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"The chat template cannot render row {index} of the {name} data set ({error}). Correct the row "
+                    "or leave it out."
+                ) from error
+            for made_row in rows:
+                made["input_ids"].append(made_row["input_ids"])
+                made["labels"].append(made_row["input_ids" if completion_only_loss is False else "labels"])
+                made["left_out"].append(None)
+            for reason in reasons:
+                made["input_ids"].append([])
+                made["labels"].append([])
+                made["left_out"].append(reason)
+        return made
+
+    options: dict[str, Any] = {"batched": True, "with_indices": True, "remove_columns": columns}
+    ids = List(Value("int64"))
+    options["features"] = Features({"input_ids": ids, "labels": ids, "left_out": Value("string")})
+    if not isinstance(dataset, Dataset):
+        mapped = dataset.map(render, **options)
+        return mapped.filter(lambda reason: reason is None, input_columns=["left_out"]).remove_columns("left_out")
+    mapped = dataset.with_format(None).map(render, **options, num_proc=num_proc, desc=f"Rendering {name} data set")
+    left_out = Counter(reason for reason in mapped["left_out"] if reason is not None)
+    if left_out:
+        report_left_out(left_out, f"turns of the {name} data set")
+        mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
+        if not len(mapped):
+            raise ValueError(f"No turn of the {name} data set is left to learn from: {describe_reasons(left_out)}.")
+    return mapped.remove_columns("left_out")
+
+
+def report_left_out(reasons: Counter[str], what: str) -> None:
+    """Logs one warning: how many, and why."""
+    if accelerate.PartialState().is_main_process:
+        logger.warning("%d %s are left out: %s.", reasons.total(), what, describe_reasons(reasons))
+
+
+def describe_reasons(reasons: Counter[str]) -> str:
+    """The reasons and how often each was."""
+    return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+
+
+def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str]) -> Iterator[Row]:
+    if isinstance(row.get("prompt"), str):
+        if isinstance(row.get("completion"), str):
+            yield _start(renderer.render_text(row["prompt"], row["completion"]))
+        else:
+            reasons.append("`prompt` is text and `completion` is not")
+        return
+    if is_conversational_from_value(row):
+        row = maybe_convert_to_chatml(row)
+        row["messages"] = [{**m, "role": SPEAKERS.get(m["role"], m["role"])} for m in row["messages"]]
+    messages = row.get("messages") or row.get("conversations")
+    first = 0
+    if messages is None:
+        if not row.get("completion"):
+            reasons.append("there is no completion")
+            return
+        if isinstance(row["completion"], str):
+            reasons.append("`prompt` is a conversation and `completion` is text")
+            return
+        messages, first = [*row["prompt"], *row["completion"]], len(row["prompt"])
+    check_chat_template(renderer.processing_class)
+    yield from _join_turns(messages, first, renderer, read_template_arguments(row), reasons)
+
+
+def _join_turns(
+    messages: Sequence[Message], first: int, renderer: ChatRenderer, arguments: Mapping[str, Any], reasons: list[str]
+) -> Iterator[Row]:
+    targets = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
+    if not targets:
+        roles = sorted({str(message["role"]) for message in messages[first:]})
+        reasons.append(f"no message has the role 'assistant', only {roles}")
+    joined: Row | None = None
+    for i in targets:
+        if i == 0:
+            reasons.append("a conversation begins with the assistant")
+            continue
+        try:
+            turn = renderer.render_turn(messages[:i], messages[i], **arguments)
+        except TurnNotRenderedError as error:
+            reasons.append(str(error))
+            continue
+        length = len(joined["input_ids"]) if joined else 0
+        if joined is None or turn.prompt_ids[:length] != joined["input_ids"]:
+            if joined is not None:
+                yield joined
+            joined = _start(turn)
+            continue
+        following = _start(turn)
+        joined = {
+            "input_ids": following["input_ids"],
+            "labels": joined["labels"] + following["labels"][length:],
+        }
+    if joined is not None:
+        yield joined
+
+
+def _start(turn: Turn) -> Row:
+    labels = [id if shown else IGNORED_LABEL for id, shown in zip(turn.completion_ids, turn.mask, strict=True)]
+    return {
+        "input_ids": turn.prompt_ids + turn.completion_ids,
+        "labels": [IGNORED_LABEL] * len(turn.prompt_ids) + labels,
+    }
