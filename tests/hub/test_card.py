@@ -1,13 +1,8 @@
-import json
-import shlex
-
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from tiny import build_llama
 from trl.trainer.utils import generate_model_card
 
-from spec_kd.hub import extend_model_card, serving_commands
+from spec_kd.hub import extend_model_card
 
 BEFORE = {"eval_alpha_greedy": 0.25, "eval_block_efficiency": 1.5}
 AFTER = {"eval_alpha_greedy": 0.5, "eval_block_efficiency": 2.25, "eval_speedup": 1.3}
@@ -76,31 +71,3 @@ def test_a_card_without_metrics_or_without_a_start(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert "black-box SFT" in card.text and not card.data.eval_results
     assert "divergence" not in card.text
-
-
-def test_serving_commands_can_be_parsed():
-    commands = serving_commands("me/draft", "org/target", 4)
-    assert set(commands) == {"vllm", "sglang", "llama.cpp", "tensorrt-llm", "transformers"}
-    words = shlex.split(commands["vllm"])
-    assert json.loads(words[words.index("--speculative-config") + 1]) == {
-        "method": "draft_model",
-        "model": "me/draft",
-        "num_speculative_tokens": 4,
-    }
-    words = shlex.split(commands["sglang"])
-    assert words[words.index("--speculative-algorithm") + 1] == "STANDALONE"
-    assert words[words.index("--speculative-num-draft-tokens") + 1] == "5"
-    compile(commands["tensorrt-llm"], "tensorrt-llm", "exec")
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        serving_commands("me/draft", "org/target", 0)
-
-
-def test_the_transformers_snippet_runs(tokenizer, tmp_path, capsys):
-    for name, seed in (("draft", 0), ("target", 1)):
-        build_llama(seed=seed).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    snippet = serving_commands(str(tmp_path / "draft"), str(tmp_path / "target"), 3)["transformers"]
-    snippet = snippet.replace("max_new_tokens=64", "max_new_tokens=8")
-    torch.manual_seed(0)
-    exec(compile(snippet, "snippet", "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1].startswith("Hello")

@@ -1,0 +1,101 @@
+"""Commands that serve a draft, whatever the names of draft and target hold."""
+
+import ast
+import json
+import shlex
+import subprocess
+
+import pytest
+import torch
+from hostile import HOSTILE
+from tiny import build_llama
+
+from spec_kd.hub import serving_commands
+
+PYTHON = ("tensorrt-llm", "transformers")
+SHELL = ("vllm", "sglang", "llama.cpp")
+
+
+def get_option(words, name):
+    return words[words.index(name) + 1]
+
+
+def as_word(name):
+    return f"./{name}" if name.startswith("-") else name  # else it would be an option
+
+
+def test_every_engine_has_its_command():
+    commands = serving_commands("me/draft", "org/target", 4)
+    assert set(commands) == {*SHELL, *PYTHON}
+    words = shlex.split(commands["vllm"])
+    assert words[:3] == ["vllm", "serve", "org/target"]
+    assert json.loads(get_option(words, "--speculative-config")) == {
+        "method": "draft_model",
+        "model": "me/draft",
+        "num_speculative_tokens": 4,
+    }
+    words = shlex.split(commands["sglang"])
+    assert get_option(words, "--speculative-algorithm") == "STANDALONE"
+    assert get_option(words, "--speculative-num-steps") == "4"
+    assert get_option(words, "--speculative-eagle-topk") == "1"
+    assert get_option(words, "--speculative-num-draft-tokens") == "5"
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        serving_commands("me/draft", "org/target", 0)
+
+
+def test_llama_cpp_is_told_to_draft():
+    convert, serve = map(shlex.split, serving_commands("me/draft", "org/target", 4)["llama.cpp"].splitlines())
+    assert convert[:3] == ["python", "convert_hf_to_gguf.py", "me/draft"]
+    assert get_option(convert, "--outfile") == get_option(serve, "-md")
+    assert get_option(serve, "--spec-type") == "draft-simple"
+    assert get_option(serve, "--spec-draft-n-max") == "4"
+    assert "--draft-max" not in serve  # removed: the server aborts
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_one_word_of_a_shell_and_one_literal_of_python(name):
+    commands = serving_commands(name, f"{name}2", 4)
+    words = {engine: shlex.split(commands[engine]) for engine in SHELL}
+    assert words["vllm"][:3] == ["vllm", "serve", as_word(f"{name}2")] and len(words["vllm"]) == 5
+    assert json.loads(words["vllm"][4])["model"] == name
+    assert get_option(words["sglang"], "--model-path") == as_word(f"{name}2") and len(words["sglang"]) == 15
+    assert get_option(words["sglang"], "--speculative-draft-model-path") == as_word(name)
+    assert words["llama.cpp"][2] == as_word(name) and len(words["llama.cpp"]) == 14
+    for engine in PYTHON:
+        tree = ast.parse(commands[engine])
+        strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        assert name in strings and f"{name}2" in strings
+        plain = ast.parse(serving_commands("draft", "target", 4)[engine])
+        assert [type(node) for node in ast.walk(tree)] == [type(node) for node in ast.walk(plain)]
+
+
+def test_a_real_shell_runs_nothing_of_the_names(tmp_path):
+    functions = "vllm() { printf '%s\\0' \"$@\"; }; python() { printf '%s\\0' \"$@\"; }; llama-server() { :; }; "
+    names = [name for name in HOSTILE if "\0" not in name]
+    script = functions + "\n".join(
+        serving_commands(name, name)[engine] for name in names for engine in ("vllm", "sglang", "llama.cpp")
+    )
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, check=True)
+    assert not list(tmp_path.iterdir()) and not done.stderr
+    words = done.stdout.decode().split("\0")
+    for name in names:
+        assert words[:2] == ["serve", as_word(name)] and json.loads(words[3])["model"] == name
+        assert words[4 + 3] == words[4 + 7] == as_word(name)
+        assert words[18:20] == ["convert_hf_to_gguf.py", as_word(name)]
+        words = words[22:]
+
+
+def test_a_null_character_is_refused():
+    with pytest.raises(ValueError, match=r"`target_name='a.x00b'` holds a null character"):
+        serving_commands("draft", "a\0b")
+
+
+def test_the_transformers_snippet_runs(tokenizer, tmp_path, capsys):
+    for name, seed in (("draft", 0), ('the "target"', 1)):
+        build_llama(seed=seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    snippet = serving_commands(str(tmp_path / "draft"), str(tmp_path / 'the "target"'), 3)["transformers"]
+    snippet = snippet.replace("max_new_tokens=64", "max_new_tokens=8")
+    torch.manual_seed(0)
+    exec(compile(snippet, "snippet", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Hello")
