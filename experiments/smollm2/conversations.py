@@ -1,0 +1,45 @@
+"""Real conversations of a domain, cut into the parts of this experiment by their place in the file."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+# Longer prompts take more time on two cores than they teach: six in ten function-calling prompts are shorter.
+MAX_PROMPT_TOKENS = 640
+MAX_NEW_TOKENS = 256
+NUM_PROMPTS = 2_500  # for the draft, at most
+NUM_VALIDATION = 50  # prompts on which shape, drafted tokens and threads are chosen
+
+
+def read_rows(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def count_prompt_tokens(row: dict, tokenizer: PreTrainedTokenizerBase) -> int:
+    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def load_part(data_dir: Path, domain: str, part: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Conversations with `prompt` and `completion` whose prompt fits.
+
+    Args:
+        data_dir (`Path`): Folder with `<domain>/train.jsonl` and `<domain>/test.jsonl`.
+        domain (`str`): Name of the domain.
+        part (`str`):
+            `"target"` (even rows of the training file: what the target is tuned on), `"draft"` (odd rows: prompts that
+            the target completes), `"validation"` (the first odd rows, which `"draft"` leaves out) or `"test"`.
+        tokenizer (`PreTrainedTokenizerBase`): The target's.
+    """
+    rows = read_rows(data_dir / domain / ("test.jsonl" if part == "test" else "train.jsonl"))
+    if part != "test":
+        rows = rows[0 if part == "target" else 1 :: 2]
+    rows = [row for row in rows if count_prompt_tokens(row, tokenizer) <= MAX_PROMPT_TOKENS]
+    if part == "validation":
+        rows = rows[:NUM_VALIDATION]
+    elif part == "draft":
+        rows = rows[NUM_VALIDATION : NUM_VALIDATION + NUM_PROMPTS]
+    return Dataset.from_list(rows)

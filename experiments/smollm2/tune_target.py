@@ -1,0 +1,90 @@
+"""Moves the target into a domain: a LoRA adapter, trained on real conversations, and merged.
+
+    python -m experiments.smollm2.tune_target --domain function_calling --data_dir DATA
+
+A killed run continues from its last checkpoint. `<work_dir>/<domain>/adapter` is what the project keeps;
+`<work_dir>/<domain>/target` is the merged model.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig
+from transformers import AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from experiments.smollm2.conversations import load_part
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices faster than float32 ones (AMX)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+
+
+def train_adapter(arguments: argparse.Namespace, folder: Path) -> None:
+    base = arguments.work_dir / "target"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    data = load_part(arguments.data_dir, arguments.domain, "target", tokenizer)
+    print(f"{len(data)} conversations of {arguments.domain}")
+    config = SFTConfig(
+        output_dir=str(folder / "tuning"),
+        max_length=1024,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        train_sampling_strategy="group_by_length",
+        num_train_epochs=arguments.epochs,
+        learning_rate=5e-4,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        logging_steps=1,
+        save_steps=5,
+        save_total_limit=2,
+        use_cpu=True,
+        bf16=has_fast_bf16(),
+        gradient_checkpointing=False,
+        model_init_kwargs={"dtype": "float32"},
+        report_to="none",
+        seed=0,
+    )
+    trainer = SFTTrainer(
+        model=str(base),
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    started = time.monotonic()
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(config.output_dir) if (folder / "tuning").exists() else None
+    )
+    trainer.model.save_pretrained(folder / "adapter")
+    record = {"seconds_since_last_start": time.monotonic() - started, "log": trainer.state.log_history}
+    (folder / "tuning.json").write_text(json.dumps(record, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", choices=("function_calling", "biology"), required=True)
+    parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/train.jsonl.")
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
+    parser.add_argument("--epochs", type=float, default=1.0, help="Passes over the conversations (default: 1).")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    folder = arguments.work_dir / arguments.domain
+    if not (folder / "adapter").exists():
+        train_adapter(arguments, folder)
+    if not (folder / "target").exists():
+        model = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter", dtype=torch.float32).merge_and_unload()
+        model.save_pretrained(folder / "target")
+        AutoTokenizer.from_pretrained(arguments.work_dir / "target").save_pretrained(folder / "target")
+    print(f"The target of {arguments.domain} is in {folder / 'target'}.")
+
+
+if __name__ == "__main__":
+    main()
