@@ -26,6 +26,14 @@ def compute_alpha(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return torch.minimum(p, q).sum(dim=-1)
 
 
+def weigh_(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`values * weights` in place, and 0 where the weight is 0, whatever the value: 0 log 0 = 0.
+
+    A NaN stays one. Both have the same shape; `values` is returned.
+    """
+    return values.mul_(weights).masked_fill_(weights == 0, 0.0)
+
+
 def compute_greedy_draft_alpha(log_p: torch.Tensor, draft_choice: torch.Tensor) -> torch.Tensor:
     """p(argmax q): the probability that a greedily drafted token is accepted where the target samples.
 

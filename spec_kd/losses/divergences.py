@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spec_kd.acceptance import compute_alpha
+from spec_kd.acceptance import compute_alpha, weigh_
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class TokenDistributions:
     All four are float32 of shape `(N, V)` and belong to whoever computes the divergence: it may overwrite none of
     them, since they also feed the metrics. V is the vocabulary, or the ids of a coarsened teacher and one bucket for
     all others (`losses/sparse.py`).
+
+    Where a model rules an id out its probability is 0 and the logarithm -inf: multiply the two with `weigh_`.
 
     `shared` is for what `compute_value` wants to leave for `compute_gradient`.
     """
@@ -78,7 +80,7 @@ class ForwardKL(Divergence):
     is_coarsenable = True
 
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
-        return (d.log_p - d.log_q).mul_(d.p).sum(-1)
+        return weigh_(d.log_p - d.log_q, d.p).sum(-1)
 
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         return d.q - d.p
@@ -89,16 +91,19 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q‖p) = sum_v q (log q - log p), gradient q (r - E_q r) with r = log q - log p (MiniLLM, arXiv 2306.08543)."""
+    """KL(q‖p) = sum_v q (log q - log p), gradient q (r - E_q r) with r = log q - log p (MiniLLM, arXiv 2306.08543).
+
+    Infinite where the target rules out an id that the draft does not, as masked logits of the target do.
+    """
 
     name = "reverse_kl"
     is_coarsenable = True
 
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
-        return (d.log_q - d.log_p).mul_(d.q).sum(-1)
+        return weigh_(d.log_q - d.log_p, d.q).sum(-1)
 
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
-        return (d.log_q - d.log_p).sub_(value[:, None]).mul_(d.q)  # E_q r is the value itself
+        return weigh_((d.log_q - d.log_p).sub_(value[:, None]), d.q)  # E_q r is the value itself
 
 
 class JensenShannon(Divergence):
@@ -130,15 +135,15 @@ class JensenShannon(Divergence):
 
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         log_m = self._log_mixture(d)
-        from_target = (d.log_p - log_m).mul_(d.p).sum(-1)
+        from_target = weigh_(d.log_p - log_m, d.p).sum(-1)
         ratio = torch.sub(d.log_q, log_m, out=log_m)
-        from_draft = (ratio * d.q).sum(-1)
+        from_draft = weigh_(ratio.clone(), d.q).sum(-1)
         d.shared.update(ratio=ratio, mean=from_draft)
         return self.beta * from_target + (1.0 - self.beta) * from_draft
 
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         ratio, mean = d.shared["ratio"], d.shared["mean"]
-        return ratio.sub(mean[:, None]).mul_(d.q).mul_(1.0 - self.beta)
+        return weigh_(ratio.sub(mean[:, None]), d.q).mul_(1.0 - self.beta)
 
 
 class TotalVariation(Divergence):

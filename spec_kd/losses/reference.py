@@ -1,5 +1,7 @@
 """The divergences written as they stand in the papers, for autograd and for reading. Slow on purpose."""
 
+import math
+
 import torch
 
 
@@ -38,7 +40,8 @@ def dense_divergence(
     p, q = log_p.exp(), log_q.exp()
 
     def kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
-        return (log_a.exp() * (log_a - log_b)).sum(-1)
+        ratio = (log_a - log_b).masked_fill(log_a == -math.inf, 0.0)  # 0 log 0 = 0
+        return (log_a.exp() * ratio).sum(-1)
 
     if divergence == "forward_kl":
         return kl(log_p, log_q)
@@ -46,7 +49,10 @@ def dense_divergence(
         return kl(log_q, log_p)
     if divergence == "jsd":
         weights = torch.tensor([beta, 1.0 - beta], dtype=log_p.dtype, device=log_p.device).log()
-        log_m = torch.logaddexp(log_p + weights[0], log_q + weights[1])
+        is_impossible = (log_p == -math.inf) & (log_q == -math.inf)  # for both: takes part in neither sum
+        log_m = torch.logaddexp(
+            *(log.masked_fill(is_impossible, 0.0) + weight for log, weight in zip((log_p, log_q), weights, strict=True))
+        )
         return beta * kl(log_p, log_m) + (1.0 - beta) * kl(log_q, log_m)
     if divergence == "tvd":
         return (p - q).clamp(min=0.0).sum(-1)
@@ -64,7 +70,7 @@ def dense_divergence(
             sigma = (q * (r - mean).square()).sum(-1, keepdim=True).sqrt().clamp(min=sigma_min)
             reward = (r - mean) / sigma
             value = (p - q).clamp(min=0.0).sum(-1)
-        surrogate = -(q.detach() * reward * log_q).sum(-1)
+        surrogate = -(q.detach() * reward * log_q.masked_fill(log_q == -math.inf, 0.0)).sum(-1)
         return value + surrogate - surrogate.detach()  # the value is the TVD, the gradient the surrogate's
     raise ValueError(
         f"Unknown divergence {divergence!r}. Choose one of: forward_kl, jsd, lk_hybrid, neg_log_acceptance, "

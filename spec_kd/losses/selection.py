@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spec_kd.acceptance import weigh_
 from spec_kd.losses.divergences import Divergence, ForwardKL, TokenDistributions
 
 DEFAULT_FRACTION = 0.4
@@ -89,7 +90,7 @@ class TargetEntropy(_TopFraction):
         is_coarsenable = True  # of a coarsened p: a lower bound
 
         def compute_value(self, d: TokenDistributions) -> torch.Tensor:
-            return -(d.p * d.log_p).sum(-1)
+            return -weigh_(d.log_p.clone(), d.p).sum(-1)
 
         def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
             raise NotImplementedError("The entropy of the target is a score, not a loss.")
@@ -123,14 +124,14 @@ def select_top_fraction(score: torch.Tensor, sequence: torch.Tensor, fraction: f
     """The ceil(fraction * n) highest-scored of the n tokens of every sequence; of equals, the earlier.
 
     Args:
-        score (`torch.Tensor`): `(N,)`; NaN counts as lowest.
+        score (`torch.Tensor`): `(N,)`; NaN counts as highest, so that the loss shows it and the training stops.
         sequence (`torch.Tensor`): int64 `(N,)`, which sequence a token belongs to.
         fraction (`float`): In (0, 1].
 
     Returns:
         `torch.Tensor`: bool `(N,)`.
     """
-    score = score.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    score = score.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     by_score = score.argsort(descending=True, stable=True)
     order = by_score[sequence[by_score].argsort(stable=True)]  # by sequence, then by score
     _, index, counts = sequence[order].unique_consecutive(return_inverse=True, return_counts=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spec_kd.acceptance import compute_alpha
+from spec_kd.acceptance import compute_alpha, weigh_
 from spec_kd.losses.divergences import Divergence, TokenDistributions
 from spec_kd.losses.registry import DIVERGENCES
 
@@ -148,7 +148,7 @@ def _compute_sampled(
     q, log_normaliser = _softmax(z)
     log_q = z.gather(-1, targets.ids) - log_normaliser  # (N, K)
     values, slopes = divergence.compute_sampled(targets.log_p, log_q)
-    entropy = log_normaliser.squeeze(-1) - (q * z).sum(-1)
+    entropy = log_normaliser.squeeze(-1) - weigh_(z.clone(), q).sum(-1)
     alpha = None
     if targets.log_p is not None:
         alpha = ((log_q - targets.log_p).clamp(max=0.0).exp() * targets.weights).sum(-1)
@@ -156,7 +156,7 @@ def _compute_sampled(
     if needs_gradient:
         pull = slopes * targets.weights  # d log q_v / dz = e_v - q
         gradient = q.mul_(-pull.sum(-1, keepdim=True)).scatter_add_(-1, targets.ids, pull)
-    return SparseResult((values * targets.weights).sum(-1), entropy, alpha, gradient)
+    return SparseResult(weigh_(values, targets.weights).sum(-1), entropy, alpha, gradient)
 
 
 def _compute_coarsened(
@@ -177,8 +177,8 @@ def _compute_coarsened(
     d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
     value = divergence.compute_value(d)
 
-    mean_tail = (within_tail * z_tail).sum(-1)
-    entropy = log_normaliser.squeeze(-1) - (d.q[:, :-1] * z_head).sum(-1) - d.q[:, -1] * mean_tail
+    mean_tail = weigh_(z_tail, within_tail).sum(-1)
+    entropy = log_normaliser.squeeze(-1) - weigh_(z_head, d.q[:, :-1]).sum(-1) - d.q[:, -1] * mean_tail
     gradient = None
     if needs_gradient:
         coarse = divergence.compute_gradient(d, value)  # (N, K + 1)

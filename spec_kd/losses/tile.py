@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import is_triton_available
 
-from spec_kd.acceptance import compute_alpha
+from spec_kd.acceptance import compute_alpha, weigh_
 from spec_kd.losses.divergences import Divergence, TokenDistributions
 from spec_kd.losses.sparse import SparseTargets, compute_sparse
 
@@ -113,7 +113,7 @@ def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSe
     log_p = torch.log_softmax(target.float() / settings.temperature, dim=-1)
     d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
     value = settings.divergence.compute_value(d)
-    entropy = -(d.q * d.log_q).sum(-1)
+    entropy = -weigh_(d.log_q.clone(), d.q).sum(-1)
     gradient = settings.divergence.compute_gradient(d, value) if settings.needs_gradient else None
     return value, entropy, compute_alpha(d.p, d.q), gradient
 
