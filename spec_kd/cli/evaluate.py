@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.parsing import Parser
+from spec_kd.cli.parsing import Parser, write_pairs
 from spec_kd.cli.respond import take_first
 from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options, tell
@@ -85,6 +85,8 @@ class EvaluateArguments:
     )
 
     def __post_init__(self):
+        self.drafts = write_pairs(self.drafts, "drafts", "after=runs/draft")
+        self.fail_under = write_pairs(self.fail_under, "fail_under", "block_efficiency=2.5")
         if self.costs not in COSTS and not Path(self.costs).is_file():
             raise ValueError(
                 f"`costs` is {self.costs!r}, but must be {', '.join(map(repr, COSTS))} or a JSON file with the "

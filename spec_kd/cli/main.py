@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from spec_kd.cli.steps import is_main_process, to_json
 from spec_kd.cli.text import suggest
+from spec_kd.secrets import hide_secrets
 
 USAGE_EXIT_STATUS = 2
 INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(describe_commands())
-        return 0
+        print(describe_commands(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else USAGE_EXIT_STATUS
     if argv[0] == "--version":
         from spec_kd import __version__
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         else:
-            print(f"spec-kd {command}: error: {error}", file=sys.stderr)
+            print(f"spec-kd {command}: error: {hide_secrets(str(error))}", file=sys.stderr)
         return USAGE_EXIT_STATUS
     return get_exit_status(result)
 

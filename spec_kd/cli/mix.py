@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.parsing import read_mapping
+from spec_kd.checks import check_int, check_number
+from spec_kd.cli.parsing import read_pairs, write_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, leave_out_leaks, load_prompts, save_prompts
 from spec_kd.cli.sources import check_exists
 from spec_kd.cli.steps import Workspace, list_options
@@ -36,7 +37,7 @@ class MixArguments:
     parts: list[str] = field(metadata={"help": "Prompt sets as NAME=FOLDER, of the other commands for queries."})
     output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and a report of them."})
     weights: dict[str, float] | str | None = field(
-        default=None, metadata={"help": 'How much of each part, such as {"logs": 2, "synthetic": 1}; all by default.'}
+        default=None, metadata={"help": "How much of each part, such as logs=2 synthetic=1; all by default."}
     )
     num_prompts: int | None = field(
         default=None, metadata={"help": "Training prompts in the mix; as many as the weights allow by default."}
@@ -48,7 +49,12 @@ class MixArguments:
     tokenizer: str | None = field(default=None, metadata={"help": "The target, to count tokens for the report."})
 
     def __post_init__(self):
-        self.weights = read_mapping(self.weights, "weights") or None
+        self.weights = read_pairs(self.weights, "weights", "logs=2") or None
+        for name, weight in (self.weights or {}).items():
+            check_number(f"weights: {name}", weight, 0)
+        self.parts = write_pairs(self.parts, "parts", "logs=runs/logs")
+        check_int("num_prompts", self.num_prompts, is_optional=True)
+        check_int("seed", self.seed, 0)
 
     def name_parts(self) -> dict[str, str]:
         """Folders by name.

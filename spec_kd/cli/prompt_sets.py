@@ -32,7 +32,7 @@ def describe_saved(folder: str, train: "Dataset", test: "Dataset") -> dict[str, 
 def load_prompts(source: str, split: str) -> "Dataset":
     """A split of what `save_prompts` wrote, or of any other source with splits."""
     path = Path(source, f"{split}.arrow")
-    return load_rows(str(path) if path.is_file() else source, split)
+    return load_rows(str(path) if path.is_file() else source, split, allow_empty=True)
 
 
 def hold_out(rows: "Dataset", test_fraction: float, seed: int) -> "tuple[Dataset, Dataset]":

@@ -17,7 +17,7 @@ from spec_kd.cli.prompt_sets import (
 )
 from spec_kd.cli.sources import check_exists
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.text import describe_choices, suggest
+from spec_kd.cli.text import suggest, tell_choices
 
 KINDS = {
     "logs": "of what users asked the target, from its logs",
@@ -201,8 +201,7 @@ def build_parser(kind: str) -> Parser:
 def parse(argv: Sequence[str]) -> QueryCall:
     """The command line; the kind comes first."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(describe_choices("queries", "KIND", KINDS))
-        raise SystemExit(0)
+        raise SystemExit(tell_choices("queries", "KIND", KINDS, is_asked=bool(argv)))
     (arguments,) = build_parser(argv[0]).parse(argv[1:])
     return arguments
 

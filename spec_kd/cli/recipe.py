@@ -64,9 +64,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spec_kd.checks import read_path
 from spec_kd.cli import evaluate, queries, respond, synthesize, train
 from spec_kd.cli.mix import MixArguments
-from spec_kd.cli.parsing import read_yaml
+from spec_kd.cli.parsing import check_keys, read_yaml
 from spec_kd.cli.target import TargetArguments
 from spec_kd.cli.text import suggest
 
@@ -128,6 +129,7 @@ def load_recipe(path: str | Path) -> Recipe:
         for name in ("draft", "output_dir"):
             if not isinstance(values[name], str):
                 raise ValueError(f"`{name}` must be text, got {values[name]!r}.")
+            values[name] = read_path(name, values[name])
         builder = _Builder(values)
         recipe = Recipe(
             path=str(path),
@@ -155,7 +157,7 @@ class _Builder:
             _check_names(target, ("name", "engine", "base_url", "served_model_name", "engine_kwargs"))
             if not isinstance(target.get("name"), str):
                 raise ValueError("`name` is missing: a folder or a name on the Hub.")
-            self.target = {"target": target.pop("name"), **target}
+            self.target = {"target": read_path("name", target.pop("name")), **target}
             TargetArguments(**self.target)
         self.queries = dict(_as_mapping(values["queries"], "queries"))
         self.mix = self.queries.pop(MIX, None) or {}
@@ -191,7 +193,7 @@ class _Builder:
         """Test prompts that are there before any are synthesised, so that those need not repeat them."""
         evaluation = self.values.get("evaluate") or {}
         if isinstance(evaluation, Mapping) and "prompts" in evaluation:
-            return [evaluation["prompts"]]
+            return [read_path("evaluate: prompts", evaluation["prompts"])]
         others = {n: part.get("scenario", n) for n, part in self.queries.items() if isinstance(part, Mapping)}
         return [f"{self.find_part_folder(n)}/test.arrow" for n, kind in others.items() if kind != "synthetic"]
 
@@ -250,8 +252,6 @@ class _Builder:
         with naming("evaluate"):
             section = dict(_as_mapping(self.values.get("evaluate") or {}))
             _refuse(section, SET_BY_RECIPE["evaluate"])
-            if isinstance(section.get("fail_under"), Mapping):
-                section["fail_under"] = [f"{name}={threshold}" for name, threshold in section["fail_under"].items()]
             if len(self.queries) > 1 and "prompts" not in section:
                 section.setdefault("group_by", ["scenario"])
             given = {
@@ -293,6 +293,7 @@ def _check_together(recipe: Recipe) -> None:
 def _as_mapping(section: Any, name: str = "the section") -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ValueError(f"{name} must hold `name: value` pairs, got {section!r}.")
+    check_keys(section, name)
     return section
 
 

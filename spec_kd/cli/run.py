@@ -1,14 +1,14 @@
 """`spec-kd run recipe.yaml`: from raw input to an evaluated draft."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.parsing import Parser
+from spec_kd.cli.parsing import Parser, read_yaml
 from spec_kd.cli.steps import Workspace, tell
+from spec_kd.secrets import hide_secrets
 
 if TYPE_CHECKING:
     from spec_kd.cli.recipe import Recipe
@@ -26,7 +26,8 @@ class RunArguments:
     What to run.
 
     Args:
-        recipe (`str`): YAML file, see `spec_kd.cli.recipe`; may come without its name, as the first argument.
+        recipe (`str`):
+            YAML file, see `spec_kd.cli.recipe`; also as the first argument, without a name, or as `--config`.
         only_check (`bool`, *optional*, defaults to `False`): Whether to check the recipe, its files and models, only.
     """
 
@@ -41,6 +42,8 @@ def parse(argv: Sequence[str]) -> RunArguments:
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv.insert(0, "--recipe")
+    # a recipe is a YAML file, as `--config` of the other commands is
+    argv = [f"--recipe{text.removeprefix('--config')}" if text.split("=")[0] == "--config" else text for text in argv]
     return Parser("run", DESCRIPTION, (RunArguments,)).parse(argv)[0]
 
 
@@ -56,6 +59,12 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     if arguments.only_check:
         return {"recipe": recipe.path, "output_dir": recipe.output_dir, "is_valid": True}
     return run_recipe(recipe)
+
+
+def copy_recipe(path: str, output_dir: str) -> None:
+    """Copies a recipe to `recipe.yaml` in a folder, with `[hidden]` for the tokens and passwords in it."""
+    text = Path(path).read_text(encoding="utf-8")
+    Path(output_dir, "recipe.yaml").write_text(hide_secrets(text, read_yaml(path)), encoding="utf-8")
 
 
 def run_recipe(recipe: "Recipe") -> dict[str, Any]:
@@ -88,7 +97,7 @@ def run_recipe(recipe: "Recipe") -> dict[str, Any]:
         results["responses"] = respond.respond(*recipe.respond, workspace)
     results["draft"] = train.train(recipe.train, workspace)
     results["evaluation"] = evaluated = evaluate.evaluate(*recipe.evaluate, workspace)
-    shutil.copyfile(recipe.path, Path(recipe.output_dir, "recipe.yaml"))
+    copy_recipe(recipe.path, recipe.output_dir)
     tell(f"run: {recipe.output_dir}")
     return {
         "output_dir": recipe.output_dir,

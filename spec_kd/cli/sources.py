@@ -4,20 +4,25 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from spec_kd.checks import read_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+BUILDERS = {
+    ".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
+    ".txt": "text",
+}  # fmt: skip
 COMPRESSIONS = (".gz", ".zst")
 # In a model's folder: what loading it does not read, and what a trainer writes anew each time.
 NOT_OF_MODEL = (".md", "training_args.bin")
 
 
-def load_rows(source: str, split: str = "train") -> "Dataset":
+def load_rows(source: str, split: str = "train", allow_empty: bool = False) -> "Dataset":
     """Rows of a file, of a folder, or of a data set on the Hub.
 
     Args:
@@ -25,30 +30,62 @@ def load_rows(source: str, split: str = "train") -> "Dataset":
             A file (Arrow stream, Parquet, JSON lines, CSV or text); a folder that `Dataset.save_to_disk` wrote, or with
             a file per split (`train.jsonl`, `test.parquet`, ...); otherwise a name on the Hub.
         split (`str`): Which split; of no meaning for a file.
+        allow_empty (`bool`, *optional*, defaults to `False`): Whether a set without rows is right.
 
     Raises:
-        ValueError: For a file of another kind, or a split that is not there.
+        ValueError: For a file of another kind or one that cannot be read, a split that is not there, or no rows.
         OSError: For what does not exist.
     """
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-    path = Path(source)
-    if path.suffix == ".arrow" and path.is_file():
-        return Dataset.from_file(str(path))
-    if path.is_file():
-        suffix = next((s for s in reversed(path.suffixes) if s not in COMPRESSIONS), "")
-        if suffix not in BUILDERS:
-            raise ValueError(f"`{source}` is none of the kinds of file that are read here: {', '.join(BUILDERS)}.")
-        return load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
+    from spec_kd.queries.curated_files import load_file
+
+    path = Path(read_path("source", source))
+    suffix = next((s for s in reversed(path.suffixes) if s not in COMPRESSIONS), "")
+    if path.is_file() and suffix not in (*BUILDERS, ".arrow"):
+        raise ValueError(f"`{source}` is none of the kinds of file that are read here: {', '.join(BUILDERS)}.")
     check_exists(source)
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"`{source}` is empty.")
     is_saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
-    data = load_from_disk(str(path)) if is_saved else load_dataset(source)
-    if isinstance(data, Dataset):
-        return data
-    assert isinstance(data, DatasetDict)
-    if split not in data:
-        raise ValueError(f"`{source}` has the splits {', '.join(data)}, but not {split!r}. Set `split`.")
-    return data[split]
+    with naming_source(source):
+        if path.is_file() and suffix == ".arrow":
+            data = Dataset.from_file(str(path))
+        elif path.is_file() and path.suffix == suffix:
+            data = load_file(str(path), "train")
+        elif path.is_file():
+            data = load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
+        else:
+            data = load_from_disk(str(path)) if is_saved else load_dataset(source)
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise ValueError(f"`{source}` has the splits {', '.join(data)}, but not {split!r}. Set `split`.")
+        data = data[split]
+    if not len(data) and not allow_empty:
+        raise ValueError(f"`{source}` has no rows.")
+    return data
+
+
+@contextlib.contextmanager
+def naming_source(source: str) -> Iterator[None]:
+    """Names a data set in what goes wrong while it is read.
+
+    Raises:
+        ValueError: For any error of `datasets`, Arrow or pandas, with its cause.
+        OSError: For what does not exist or cannot be reached.
+    """
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (DatasetsError, ValueError) as error:  # those of Arrow and of pandas are ValueErrors
+        if f"`{source}`" in str(error):
+            raise
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = " ".join(str(cause).split())
+        raise ValueError(f"`{source}` cannot be read: {text or type(cause).__name__}. Repair or replace it.") from error
 
 
 def check_exists(source: str) -> None:

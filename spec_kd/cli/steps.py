@@ -1,15 +1,16 @@
 """Work that is done once: a folder per step, with a note of what it was made from.
 
 `.step.json` in the folder of a step holds what its result depends on (`inputs`: options, and the hashes of files and
-models), their hash, and the `result` once it is there. The same inputs again cost nothing; other inputs are another
-step, so the folder is refused, or, in a recipe's run, begun anew. A later step depends on the *content* of what an
-earlier one wrote, so a step that is redone with the same outcome redoes nothing else.
+models), their hash, and the `result` once it is there. The same inputs again cost nothing. Other inputs are another
+step: the folder is refused, or, in a recipe's run, moved to `replaced/` before the step begins anew, so that no work is
+ever deleted. A later step depends on the *content* of what an earlier one wrote, so a step that is redone with the same
+outcome redoes nothing else. Secrets (tokens, passwords) are not written down and are no inputs.
 """
 
+import itertools
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from spec_kd.cli.sources import Fingerprints, hash_json
+from spec_kd.secrets import strip_secrets
 
 STEP_FILE = ".step.json"  # hidden, so that `load_dataset` takes it for no data
 HASHES_FILE = ".hashes.json"
+REPLACED = "replaced"
 
 
 class Workspace:
@@ -27,12 +30,13 @@ class Workspace:
 
     Args:
         output_dir (`str`, *optional*):
-            Of a recipe's run, which owns the folders of its steps: one with other inputs is deleted and begun anew.
+            Of a recipe's run, which owns the folders of its steps: one with other inputs is moved aside, to
+            `replaced/STEP-N` in this folder, and begun anew.
             By default a single command works in a folder of the user's, and refuses it then.
     """
 
     def __init__(self, output_dir: str | None = None):
-        self.is_owner = output_dir is not None
+        self.output_dir = output_dir
         if output_dir is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
         self.fingerprints = Fingerprints(Path(output_dir, HASHES_FILE) if output_dir is not None else None)
@@ -60,8 +64,10 @@ class Workspace:
             `dict`: What `work` returned, and `is_reused`.
 
         Raises:
-            ValueError: For a folder with the result of other inputs (names them), or files of others.
+            ValueError: For a folder with the result of other inputs (names them), or files of others; for a note that
+                is damaged.
         """
+        inputs = strip_secrets(inputs, replacement=None)
         if self.is_finished(folder, inputs):
             tell(f"{command}: finished before in {folder}")
             return {**_read_note(folder)["result"], "is_reused": True}
@@ -83,12 +89,16 @@ class Workspace:
 
     def open(self, folder: str, inputs: dict[str, Any], products: Sequence[str], continues: Sequence[str] = ()) -> None:
         """Begins or continues the step with these inputs; see `do`."""
+        inputs = strip_secrets(inputs, replacement=None)
         note = _read_note(folder)
         found = [path.name for pattern in products for path in Path(folder).glob(pattern)]
         is_other = note is not None and _hash_without(note["inputs"], continues) != _hash_without(inputs, continues)
-        if is_other and self.is_owner:
-            tell(f"{folder}: begun anew ({_describe_changes(note['inputs'], inputs)})")
-            _delete(folder)
+        if is_other and self.output_dir is not None:
+            place = self._move_aside(folder)
+            tell(
+                f"{folder}: begun anew ({_describe_changes(note['inputs'], inputs)})"
+                + (f"; what was there is in {place}, delete it if it is not needed" if place else "")
+            )
         elif is_other and found:  # without anything in it, it is of a command that came to nothing
             raise ValueError(
                 f"`{folder}` is of other inputs ({_describe_changes(note['inputs'], inputs)}). Choose another folder, "
@@ -98,6 +108,16 @@ class Workspace:
             raise ValueError(f"`{folder}` has a {found[0]} that this command did not write: choose another one.")
         Path(folder).mkdir(parents=True, exist_ok=True)
         _write_note(folder, inputs)
+
+    def _move_aside(self, folder: str) -> Path | None:
+        """Moves what a step has written to `replaced/`, and returns where; `None` for a folder with its note alone."""
+        if all(path.name == STEP_FILE for path in Path(folder).iterdir()):
+            return None
+        name = Path(self.output_dir, REPLACED, os.path.relpath(folder, self.output_dir))
+        place = next(place for n in itertools.count(1) if not (place := name.with_name(f"{name.name}-{n}")).exists())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Path(folder).rename(place)
+        return place
 
 
 def list_options(options: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -133,7 +153,27 @@ def to_json(value: Any) -> Any:
 
 def _read_note(folder: str) -> dict[str, Any] | None:
     path = Path(folder, STEP_FILE)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = (
+            set(note) == {"hash", "inputs", "result", "files"}
+            and isinstance(note["hash"], str)
+            and isinstance(note["inputs"], dict)
+            and isinstance(note["inputs"]["options"], dict)
+            and all(note[name] is None or isinstance(note[name], dict) for name in ("result", "files"))
+            and (note["result"] is None) == (note["files"] is None)
+            and all(isinstance(size, int) for size in (note["files"] or {}).values())
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"`{path}` is damaged, so it is not known what `{folder}` was made from. Restore the file, or move the "
+            "folder away and run the command again."
+        )
+    return note
 
 
 def _hash_without(inputs: dict[str, Any], names: Sequence[str]) -> str:
@@ -151,14 +191,6 @@ def _write_note(
     part = path.with_name(f"{STEP_FILE}.part")
     part.write_text(json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     os.replace(part, path)
-
-
-def _delete(folder: str) -> None:
-    # renamed first: a folder half deleted would be one without a note
-    old = Path(folder).with_name(f".{Path(folder).name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    Path(folder).rename(old)
-    shutil.rmtree(old)
 
 
 def _describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:

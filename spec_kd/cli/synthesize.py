@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spec_kd.cli.parsing import Parser, read_mapping
+from spec_kd.cli.parsing import Parser, read_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, hold_out, save_prompts
 from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
@@ -61,7 +61,7 @@ class SynthesizeArguments:
     max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of a query; a longer one is dropped."})
     max_answer_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer between turns."})
     chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Variables of the chat template, such as {"enable_thinking": false}.'}
+        default=None, metadata={"help": "Variables of the chat template, such as enable_thinking=false."}
     )
     min_tokens: int = field(default=3, metadata={"help": "Fewest tokens of a query."})
     max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a query that is kept."})
@@ -80,7 +80,9 @@ class SynthesizeArguments:
 
     def __post_init__(self):
         check_test_fraction(self.test_fraction)
-        self.chat_template_kwargs = read_mapping(self.chat_template_kwargs, "chat_template_kwargs") or None
+        self.chat_template_kwargs = (
+            read_pairs(self.chat_template_kwargs, "chat_template_kwargs", "enable_thinking=false") or None
+        )
 
 
 SynthesizeCall = tuple[SynthesizeArguments, TargetArguments]
@@ -144,5 +146,5 @@ def load_conversations(sources: Iterable[str]) -> list[Any]:
     """The prompts of several sets, as lists of messages."""
     from spec_kd.data.arrow_padding import iterate_rows
 
-    prompts = [row["prompt"] for source in sources for row in iterate_rows(load_rows(source, "test"))]
+    prompts = [row["prompt"] for source in sources for row in iterate_rows(load_rows(source, "test", True))]
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.parsing import read_mapping
+from spec_kd.cli.parsing import read_pairs
 from spec_kd.cli.sources import Fingerprints, check_exists
 from spec_kd.cli.text import suggest
 
@@ -47,13 +47,13 @@ class TargetArguments:
     )
     engine_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": 'Of `from_pretrained`, `vllm.LLM` or `ServerEngine`, such as {"dtype": "float16"}.'},
+        metadata={"help": "Of `from_pretrained`, `vllm.LLM` or `ServerEngine`, such as dtype=float16 revision=main."},
     )
 
     def __post_init__(self):
         if self.engine not in ENGINES:
             raise ValueError(f"`engine` is {self.engine!r}.{suggest(str(self.engine), ENGINES)}")
-        self.engine_kwargs = read_mapping(self.engine_kwargs, "engine_kwargs")
+        self.engine_kwargs = read_pairs(self.engine_kwargs, "engine_kwargs", "dtype=float16")
         is_server = self.engine == "server"
         if is_server and self.base_url is None:
             raise ValueError("`engine=server` needs `base_url`, such as http://localhost:8000/v1.")

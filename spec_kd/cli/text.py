@@ -1,6 +1,7 @@
 """Words for people who mistyped something."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 
 MAX_LISTED = 20
@@ -14,6 +15,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if len(known) <= MAX_LISTED:
         return f" There is {', '.join(known)}."
     return " `--help` lists what there is."
+
+
+def tell_choices(command: str, kind: str, choices: Mapping[str, str], is_asked: bool) -> int:
+    """Prints [`describe_choices`]: on stdout where help is asked for, else as an error; returns the exit status."""
+    print(describe_choices(command, kind, choices), file=sys.stdout if is_asked else sys.stderr)
+    return 0 if is_asked else 2
 
 
 def describe_choices(command: str, kind: str, choices: Mapping[str, str]) -> str:

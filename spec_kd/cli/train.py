@@ -11,7 +11,7 @@ from trl import ModelConfig
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace
-from spec_kd.cli.text import describe_choices, suggest
+from spec_kd.cli.text import suggest, tell_choices
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,8 +125,7 @@ def build_parser(method: str) -> Parser:
 def parse(argv: Sequence[str]) -> TrainCall:
     """The command line; the method comes first."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(describe_choices("train", "METHOD", METHODS))
-        raise SystemExit(0)
+        raise SystemExit(tell_choices("train", "METHOD", METHODS, is_asked=bool(argv)))
     parser = build_parser(argv[0])
     config, draft, arguments = parser.parse(argv[1:])
     return TrainCall(argv[0], arguments, config, draft, parser.chosen)

@@ -1,0 +1,207 @@
+"""Options as they are written: paths, pairs, keys of YAML, mistyped names, calls without any."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from spec_kd.cli import evaluate, mix, queries, respond, run, synthesize, train
+from spec_kd.cli.main import main
+from spec_kd.cli.parsing import PATH_OPTIONS, Parser, read_pairs, read_yaml
+from spec_kd.cli.run import RunArguments
+from spec_kd.cli.target import TargetArguments
+
+OURS = (
+    evaluate.EvaluateArguments, mix.MixArguments, queries.CuratedArguments, queries.LogArguments,
+    respond.RespondArguments, run.RunArguments, synthesize.SynthesizeArguments, train.DraftArguments,
+    train.TrainArguments, TargetArguments,
+)  # fmt: skip
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_every_option_of_ours_that_names_a_file_is_read_as_a_path():
+    """By its help, so that a new option cannot be forgotten."""
+    words = ("file", "folder", "Hub", "prompt sets")
+    for kind in OURS:
+        own = [field for field in fields(kind) if field.name in kind.__annotations__]
+        for field in own:
+            says_path = any(word in field.metadata["help"] for word in words)
+            is_text = "str" in str(field.type) and "dict" not in str(field.type)
+            is_other = field.name in ("split", "config_name", "log_files")  # of something on the Hub
+            if says_path and is_text and not is_other:
+                assert field.name in PATH_OPTIONS, f"{kind.__name__}.{field.name}"
+
+
+def test_a_home_is_expanded_on_a_command_line_and_in_yaml(home, tmp_path):
+    config = tmp_path / "logs.yaml"
+    config.write_text("paths: [~/a.jsonl, b.jsonl]\noutput_dir: ~/out\ntokenizer: ~/target\n")
+    from_yaml = queries.parse(["logs", "--config", "~/logs.yaml"])
+    argv = ["logs", "--paths", "~/a.jsonl", "b.jsonl", "--output_dir=~/out", "--tokenizer", "~/target"]
+    assert from_yaml == queries.parse(argv)
+    assert from_yaml.paths == [f"{home}/a.jsonl", "b.jsonl"] and from_yaml.output_dir == f"{home}/out"
+    parts = queries.parse(["mix", "--parts", "a=~/a", "b=b", "--output_dir", "x"]).parts
+    assert parts == [f"a={home}/a", "b=b"]
+
+
+def test_a_home_in_a_trainers_options(home):
+    call = train.parse(["black-box", "--draft", "~/draft", "--responses", "~/r.parquet", "--output_dir", "~/out"])
+    assert call.draft.model_name_or_path == f"{home}/draft" and call.arguments.responses == f"{home}/r.parquet"
+    assert call.config.output_dir == f"{home}/out"
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["queries", "logs", "--paths", "", "--output_dir", "x"], "paths"),
+        (["queries", "logs", "--paths", "a", "", "--output_dir", "x"], "paths"),
+        (["queries", "logs", "--paths", "a", "--output_dir", ""], "output_dir"),
+        (["queries", "curated", "--dataset", "", "--output_dir", "x"], "dataset"),
+        (["queries", "mix", "--parts", "a=", "--output_dir", "x"], "parts"),
+        (["respond", "--prompts", "", "--output_dir", "x", "--target", "t"], "prompts"),
+        (["respond", "--prompts", "p", "--output_dir", "x", "--target", ""], "target"),
+        (["evaluate", "--drafts", "a=", "--prompts", "p", "--output_dir", "x"], "drafts"),
+        (["evaluate", "--drafts", "a", "--prompts", "p", "--output_dir", " "], "output_dir"),
+        (["synthesize", "--num_queries", "1", "--output_dir", "x", "--test_sets", ""], "test_sets"),
+        (["run", ""], "recipe"),
+        (["train", "black-box", "--draft", "", "--responses", "r", "--output_dir", "x"], "model_name_or_path"),
+        (["train", "black-box", "--draft", "d", "--responses", "r", "--output_dir", ""], "output_dir"),
+        (["respond", "--config", ""], "config"),
+    ],
+)
+def test_an_empty_path_is_refused(call, argv, option):
+    status, result, errors = call(*argv)
+    assert status == 2 and result is None
+    assert f"`{option}` is " in errors and "names no file or folder" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("argv", [[], ["train"], ["queries"]])
+def test_a_call_that_says_too_little_is_wrong(capsys, argv):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("usage: spec-kd")
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["queries", "logs", "--path", "a"], "--paths"),
+        (["queries", "logs", "--path=a", "--output_dir", "x"], "--paths"),
+        (["queries", "curated", "--datset", "a"], "--dataset"),
+        (["respond", "--prompt", "a"], "--prompts"),
+        (["evaluate", "--draftss", "a"], "--drafts"),
+        (["synthesize", "--num-querys", "3"], "--num-queries"),
+        (["train", "black-box", "--response", "a"], "--responses"),
+        (["run", "--recpie", "a"], "--recipe"),
+    ],
+)
+def test_a_mistyped_option_is_named_before_those_that_miss(call, argv, meant):
+    status, _, errors = call(*argv)
+    assert status == 2 and f"Did you mean {meant}?" in errors and "required" not in errors
+
+
+@pytest.mark.parametrize("written", [["a.yaml"], ["--config", "a.yaml"], ["--config=a.yaml"], ["--recipe", "a.yaml"]])
+def test_a_recipe_in_every_way_it_is_written(written):
+    assert run.parse([*written, "--only_check"]) == RunArguments("a.yaml", only_check=True)
+
+
+PAIRS = {"dtype": "float16", "max_concurrency": 4, "trust_remote_code": True, "rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        PAIRS,
+        [PAIRS],
+        json.dumps(PAIRS),
+        [json.dumps(PAIRS)],
+        ["dtype=float16", "max_concurrency=4", "trust_remote_code=true", "rate=0.5"],
+    ],
+)
+def test_pairs_are_written_in_one_way_on_a_command_line_and_in_yaml(value):
+    assert read_pairs(value, "engine_kwargs") == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1.0, "`x` is 1.0, but must be NAME=VALUE pairs"),
+        (["a"], "`x` is 'a', but must be NAME=VALUE pairs"),
+        (["=1"], "`x` is '=1'"),
+        (["a=1", "a=2"], "`x` has 'a' twice"),
+        ("{a", "no JSON"),
+        ({1: 2}, "`x` has the key 1, but keys must be names"),
+        ("[1]", "`x` is 1, but must be NAME=VALUE pairs"),
+    ],
+)
+def test_what_is_no_pair_is_refused(value, message):
+    with pytest.raises(ValueError) as caught:
+        read_pairs(value, "x")
+    assert message in str(caught.value)
+
+
+def test_pairs_of_every_command(tmp_path):
+    written = ["--weights", "a=2", "b=1", "--output_dir", "x"]
+    assert queries.parse(["mix", "--parts", "a=p", "b=q", *written]).weights == {"a": 2, "b": 1}
+    config = tmp_path / "mix.yaml"
+    config.write_text("parts: {a: p, b: q}\nweights: {a: 2, b: 1}\noutput_dir: x\n")
+    assert queries.parse(["mix", "--config", str(config)]) == queries.parse(["mix", "--parts", "a=p", "b=q", *written])
+    config.write_text("drafts: {new: p}\nprompts: t\noutput_dir: x\nfail_under: {block_efficiency: 2}\n")
+    arguments, _ = evaluate.parse(["--config", str(config)])
+    assert arguments.drafts == ["new=p"] and arguments.fail_under == ["block_efficiency=2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5: a", "has the key 5, but keys must be names"),
+        ("on: a", "has the key True, but keys must be names"),
+        ("output_dir: a\noutput_dir: b", "the key 'output_dir' is there twice"),
+        ("a: {b: 1, b: 2}", "the key 'b' is there twice"),
+        ("fail_under: 1.0", "`fail_under` is 1.0, but must be NAME=VALUE pairs"),
+        ("fail_under: [1.0]", "`fail_under` is 1.0, but must be NAME=VALUE pairs"),
+        ("prompts: 5", "`prompts` is 5, but must be text"),
+        ("group_by: [no]", "`group_by` is False, but must be text: put it in quotes"),
+        ("seed: 1.5", "`seed` is 1.5, but must be a whole number"),
+    ],
+)
+def test_yaml_that_says_something_else_is_refused(call, tmp_path, text, message):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(text)
+    needed = ["--drafts", "a", "--output_dir", "x"] + ([] if "prompts" in text else ["--prompts", "p"])
+    status, _, errors = call("evaluate", *needed, "--config", config)
+    assert status == 2 and message in errors and "Traceback" not in errors
+
+
+def test_choices_hold_in_yaml_too(tmp_path, call):
+    config = tmp_path / "train.yaml"
+    config.write_text("dtype: float17\n")
+    argv = ["train", "black-box", "--draft", "d", "--responses", "r", "--output_dir", str(tmp_path / "out")]
+    status, _, errors = call(*argv, "--config", config)
+    assert status == 2 and "`dtype` is 'float17'. Did you mean" in errors
+    config.write_text("eval_strategy: no\n")  # which YAML reads as false
+    assert train.parse([*argv[1:], "--config", str(config)]).config.eval_strategy == "no"
+
+
+def test_merged_keys_are_no_duplicates(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}\n")
+    assert read_yaml(path)["other"] == {"a": 1, "b": 3}
+
+
+def test_a_parser_takes_no_abbreviations():
+    with pytest.raises(ValueError, match="Did you mean --recipe"):
+        Parser("run", "", (RunArguments,)).parse(["--recip", "a"])
+
+
+def test_the_error_holds_no_secret(call, monkeypatch):
+    def fail(_):
+        raise ValueError("no such model (token=hf_abcdefghijklmnop) at https://me:secret-word@host/v1")
+
+    monkeypatch.setattr("spec_kd.cli.respond.run", fail)
+    status, _, errors = call("respond", "--prompts", "p", "--output_dir", "o")
+    assert status == 2 and "hf_abc" not in errors and "secret-word" not in errors and "no such model" in errors
