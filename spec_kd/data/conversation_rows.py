@@ -29,6 +29,7 @@ def render_rows(
     renderer: ChatRenderer,
     *,
     completion_only_loss: bool | None = None,
+    joins_turns: bool = True,
     num_proc: int | None = None,
     name: str = "training",
 ) -> Dataset | IterableDataset:
@@ -43,6 +44,7 @@ def render_rows(
             (conversations or text), and optionally `tools` and `chat_template_kwargs`.
         renderer (`ChatRenderer`): Of the target's processing class.
         completion_only_loss (`bool`, *optional*): `False` puts labels on everything. `None` and `True` are the same.
+        joins_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
         num_proc (`int`, *optional*): Processes, for a `Dataset`.
         name (`str`, *optional*, defaults to `"training"`): What to call the data set.
 
@@ -54,14 +56,16 @@ def render_rows(
     """
     columns = list(dataset.column_names or next(iter(dataset)))
     features = dataset.features
+    unread = ("messages", "conversations") if {"prompt", "completion"} <= set(columns) else ("prompt", "completion")
 
     def render(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "left_out": []}
         for position, index in enumerate(indices):
-            row = remove_row_padding({key: values[position] for key, values in batch.items()}, features)
+            given = {key: values[position] for key, values in batch.items() if key not in unread}
+            row = remove_row_padding(given, features)
             reasons: list[str] = []
             try:
-                rows = list(_render_row(row, renderer, reasons))
+                rows = list(_render_row(row, renderer, reasons, joins_turns))
             except (TemplateError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
                     f"The chat template cannot render row {index} of the {name} data set ({error}). Correct the row "
@@ -104,60 +108,52 @@ def describe_reasons(reasons: Counter[str]) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
 
 
-def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str]) -> Iterator[Row]:
-    if isinstance(row.get("prompt"), str):
-        if isinstance(row.get("completion"), str):
-            yield _start(renderer.render_text(row["prompt"], row["completion"]))
-        else:
-            reasons.append("`prompt` is text and `completion` is not")
+def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str], joins_turns: bool) -> Iterator[Row]:
+    texts = [isinstance(row[name], str) for name in ("prompt", "completion") if name in row]
+    if texts == [True, True]:
+        yield _start(renderer.render_text(row["prompt"], row["completion"]))
+        return
+    if any(texts):
+        reasons.append("`prompt` and `completion` are not both text or both conversations")
         return
     if is_conversational_from_value(row):
         row = maybe_convert_to_chatml(row)
         row["messages"] = [{**m, "role": SPEAKERS.get(m["role"], m["role"])} for m in row["messages"]]
-    messages = row.get("messages") or row.get("conversations")
-    first = 0
+    messages, first = row.get("messages") or row.get("conversations"), 0
     if messages is None:
-        if not row.get("completion"):
-            reasons.append("there is no completion")
-            return
-        if isinstance(row["completion"], str):
-            reasons.append("`prompt` is a conversation and `completion` is text")
+        if not (row.get("prompt") and row.get("completion")):
+            reasons.append(f"there is no {'completion' if row.get('prompt') else 'prompt'}")
             return
         messages, first = [*row["prompt"], *row["completion"]], len(row["prompt"])
     check_chat_template(renderer.processing_class)
-    yield from _join_turns(messages, first, renderer, read_template_arguments(row), reasons)
+    joined: Row | None = None
+    for turn in _render_turns(messages, first, renderer, read_template_arguments(row), reasons):
+        following = _start(turn)
+        length = len(joined["input_ids"]) if joined else 0
+        if joined and joins_turns and turn.prompt_ids[:length] == joined["input_ids"]:
+            following["labels"] = joined["labels"] + following["labels"][length:]
+        elif joined:
+            yield joined
+        joined = following
+    if joined:
+        yield joined
 
 
-def _join_turns(
+def _render_turns(
     messages: Sequence[Message], first: int, renderer: ChatRenderer, arguments: Mapping[str, Any], reasons: list[str]
-) -> Iterator[Row]:
+) -> Iterator[Turn]:
     targets = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
     if not targets:
         roles = sorted({str(message["role"]) for message in messages[first:]})
         reasons.append(f"no message has the role 'assistant', only {roles}")
-    joined: Row | None = None
     for i in targets:
         if i == 0:
             reasons.append("a conversation begins with the assistant")
             continue
         try:
-            turn = renderer.render_turn(messages[:i], messages[i], **arguments)
+            yield renderer.render_turn(messages[:i], messages[i], **arguments)
         except TurnNotRenderedError as error:
             reasons.append(str(error))
-            continue
-        length = len(joined["input_ids"]) if joined else 0
-        if joined is None or turn.prompt_ids[:length] != joined["input_ids"]:
-            if joined is not None:
-                yield joined
-            joined = _start(turn)
-            continue
-        following = _start(turn)
-        joined = {
-            "input_ids": following["input_ids"],
-            "labels": joined["labels"] + following["labels"][length:],
-        }
-    if joined is not None:
-        yield joined
 
 
 def _start(turn: Turn) -> Row:

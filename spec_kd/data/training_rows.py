@@ -57,6 +57,7 @@ def to_training_rows(
     *,
     token_columns: Sequence[str] = (),
     completion_only_loss: bool | None = None,
+    joins_turns: bool = True,
     eos_token_id: int | Iterable[int] | None = None,
     num_proc: int | None = None,
     name: str = "training",
@@ -73,6 +74,7 @@ def to_training_rows(
         token_columns (`Sequence[str]`, *optional*): Names of `TOKEN_COLUMNS` to keep; those of the prompt are empty.
         completion_only_loss (`bool`, *optional*): As in [`~trl.SFTConfig`]: `False` puts labels on prompts as well.
             `None` and `True` are the same here.
+        joins_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
         eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops; by default those of
             the tokenizer, of its chat template and of the generation config that was saved with it.
         num_proc (`int`, *optional*): Processes for rendering a `Dataset`.
@@ -103,7 +105,14 @@ def to_training_rows(
         needs_end=False,
         has_markers=template is not None and has_generation_markers(template),
     )
-    return render_rows(dataset, renderer, completion_only_loss=completion_only_loss, num_proc=num_proc, name=name)
+    return render_rows(
+        dataset,
+        renderer,
+        completion_only_loss=completion_only_loss,
+        joins_turns=joins_turns,
+        num_proc=num_proc,
+        name=name,
+    )
 
 
 def _apply_masks(

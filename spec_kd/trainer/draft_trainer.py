@@ -107,6 +107,10 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         """Columns with an entry per token that this trainer's loss reads, where the training set has them."""
         return ()
 
+    def _joins_turns(self, args: DraftConfig) -> bool:
+        """Whether a row may have several turns of the target."""
+        return True
+
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
@@ -115,6 +119,7 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
             processing_class,
             token_columns=columns,
             completion_only_loss=args.completion_only_loss,
+            joins_turns=self._joins_turns(args),
             num_proc=args.dataset_num_proc,
             name=dataset_name,
         )

@@ -238,6 +238,9 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             self._window = _Window(**torch.load(path, map_location="cpu", weights_only=True))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _joins_turns(self, args: OnlineGKDConfig) -> bool:
+        return args.lmbda == 0  # one completion is generated for a row, in place of its labels
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:

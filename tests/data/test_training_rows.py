@@ -68,6 +68,15 @@ def test_every_assistant_turn_is_a_target(name):
         assert row["input_ids"] == prompt + find_spans(row)[-1] and row["input_ids"][-1] in renderer.end_ids
 
 
+def test_turns_in_rows_of_their_own_where_it_is_asked_for():
+    tokenizer = FORMS["chatml"].build()
+    (whole,) = prepare([{"messages": TURNS}], tokenizer)
+    rows = prepare([{"messages": TURNS}], tokenizer, joins_turns=False)
+    assert [len(find_spans(row)) for row in rows] == [1, 1]
+    assert rows[1]["input_ids"] == whole["input_ids"]
+    assert [find_spans(row)[0] for row in rows] == find_spans(whole)
+
+
 def test_generation_markers_say_what_the_assistant_wrote():
     tokenizer = FORMS["marked"].build()
     tokenizer.chat_template = tokenizer.chat_template.replace(
@@ -185,6 +194,24 @@ def test_streams_of_conversations():
     tokenizer = FORMS["qwen3"].build()
     stream = IterableDataset.from_generator(lambda: iter([{"messages": TURNS}] * 2))
     assert list(to_training_rows(stream, tokenizer)) == prepare([{"messages": TURNS}] * 2, tokenizer)
+
+
+def test_prompt_and_completion_win_over_messages():
+    tokenizer = FORMS["chatml"].build()
+    row = {"prompt": TURNS[:1], "completion": TURNS[1:2]}
+    assert prepare([{**row, "messages": TURNS}], tokenizer) == prepare([row], tokenizer)
+
+
+def test_answers_that_are_missing_or_of_another_kind_are_counted(caplog):
+    tokenizer = FORMS["chatml"].build()
+    rows = [
+        {"prompt": TURNS[:1], "completion": TURNS[1:2]},
+        {"prompt": TURNS[:1], "completion": None},
+        {"prompt": TURNS[:1], "completion": "Hello."},
+    ]
+    dataset = IterableDataset.from_generator(lambda: iter(rows))
+    assert len(list(to_training_rows(dataset, tokenizer))) == 1
+    assert len(prepare(rows[:2], tokenizer)) == 1 and "there is no completion (1)" in caplog.text
 
 
 def test_columns():
