@@ -10,6 +10,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from jinja2 import TemplateError
 from trl import is_conversational_from_value, maybe_convert_to_chatml
 
+import spec_kd
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer, Message, Turn
 from spec_kd.data.prompts import check_chat_template, read_template_arguments
@@ -58,7 +59,7 @@ def render_rows(
     features = dataset.features
     unread = ("messages", "conversations") if {"prompt", "completion"} <= set(columns) else ("prompt", "completion")
 
-    def render(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+    def render(batch: Mapping[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "left_out": []}
         for position, index in enumerate(indices):
             given = {key: values[position] for key, values in batch.items() if key not in unread}
@@ -81,7 +82,9 @@ def render_rows(
                 made["left_out"].append(reason)
         return made
 
-    options: dict[str, Any] = {"batched": True, "with_indices": True, "remove_columns": columns}
+    # the version is in the fingerprint: `datasets` reuses rows on disk, and sees no change of this package
+    options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": {"version": spec_kd.__version__}}
+    options["remove_columns"] = columns
     ids = List(Value("int64"))
     options["features"] = Features({"input_ids": ids, "labels": ids, "left_out": Value("string")})
     if not isinstance(dataset, Dataset):
