@@ -5,10 +5,13 @@ inside transformers' assisted generation, which is what that pays. A table measu
 go.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,10 @@ from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
 DEFAULT_CONTEXT = 256
+
+
+class MeasurementError(RuntimeError):
+    """What was measured makes no sense, or cannot be measured with these models: no argument is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,25 +172,37 @@ def measure_costs(
 
 
 class _Pass:
-    """A pass over `count` new tokens behind a cached context; the cache is cut back each time."""
+    """A pass over `count` new tokens behind a cached context; each reads a copy of the cache, made before it is timed.
+
+    A copy and not a cut: windows have dropped what they would need, and a recurrent state cannot be taken back.
+    """
 
     def __init__(self, model: PreTrainedModel, batch_size: int, context_length: int, count: int):
         device = find_input_device(model)
         rows = count_rows(model.get_input_embeddings())
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, rows, (batch_size, context_length + count), generator=generator).to(device)
+        inputs = {"input_ids": ids}
+        parameters = signature(model.forward).parameters
+        if "position_ids" in parameters:  # M-RoPE would ask the cache, which is not its own
+            inputs["position_ids"] = torch.arange(context_length + count, device=device).expand_as(ids)
+        context: dict[str, Any] = {name: values[:, :context_length] for name, values in inputs.items()}
+        if "logits_to_keep" in parameters:
+            context["logits_to_keep"] = 1
         self.model = model
-        self.cache = model(ids[:, :context_length], use_cache=True, logits_to_keep=1).past_key_values
-        self.ids = ids[:, context_length:]  # (B, count)
+        self.inputs = {name: values[:, context_length:] for name, values in inputs.items()}  # (B, count)
+        self.cache = getattr(model(**context, use_cache=True), "past_key_values", None)
+        if self.cache is None:
+            raise MeasurementError(f"{type(model).__name__} does not hand out a cache to time a single pass behind.")
 
     def time(self) -> float:
-        synchronize(self.ids.device)
+        cache = copy.deepcopy(self.cache)
+        device = self.inputs["input_ids"].device
+        synchronize(device)
         started = time.perf_counter()
-        self.model(self.ids, past_key_values=self.cache, use_cache=True)
-        synchronize(self.ids.device)
-        elapsed = time.perf_counter() - started
-        self.cache.crop(-self.ids.shape[1])
-        return elapsed
+        self.model(**self.inputs, past_key_values=cache, use_cache=True)
+        synchronize(device)
+        return time.perf_counter() - started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +291,8 @@ def measure_assisted_costs(
         max_new_tokens, temperature, top_k, top_p, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
 
     Raises:
-        ValueError: For fewer than two gammas, texts too short to time, and as [`generate_assisted`].
+        ValueError: For fewer than two gammas, and as [`generate_assisted`].
+        MeasurementError: If texts are too short to time, or the times contradict each other.
     """
     if len(set(gammas)) < 2:
         raise ValueError(f"`gammas` is {tuple(gammas)}: two or more are needed to tell a draft step from the overhead.")
@@ -301,6 +321,12 @@ def measure_assisted_costs(
     slope = max(0.0, float(slope))
     verify = {g: float(total - slope * g - intercept) for g, total in zip(gammas, round_steps, strict=True)}
     lengths = np.array([len(ids) for ids in prompts_ids] * len(figures))
+    if slope < 0 or min(verify.values()) <= 0 or not np.isfinite([step, slope, intercept, *verify.values()]).all():
+        raise MeasurementError(
+            "the measured rounds contradict each other (a pass over more tokens would cost "
+            f"{min(verify.values()):.3g} steps of the target), as on a busy machine. Repeat it "
+            "when it is idle, with more prompts or longer answers."
+        )
     return AssistedCosts(
         costs=ServingCosts(
             cost_ratio=slope,
@@ -322,7 +348,7 @@ def _measure_paces(run: AssistedFigures) -> tuple[np.ndarray, np.ndarray]:
     """Seconds per plain step and per round behind the first one of each answer `(P,)`, NaN where it ends there."""
     is_timed = (run.plain_tokens > 1) & (run.target_calls > 1)
     if not is_timed.any():
-        raise ValueError(
+        raise MeasurementError(
             "The target's answers are over within one round, so nothing can be timed. Raise `max_new_tokens`, or pass "
             "prompts with longer answers."
         )

@@ -10,6 +10,7 @@ from spec_kd.evaluation.cost import measure_assisted_costs
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.report.content import AssistedReport
 from spec_kd.evaluation.statistics import bootstrap_ratio
+from spec_kd.evaluation.timing import measure_or_say
 
 MAX_TIMED_PROMPTS = 6
 
@@ -19,6 +20,7 @@ def cross_check(
     target: PreTrainedModel,
     prompts_ids: Sequence[Sequence[int]],
     replayed: AcceptanceFigures,
+    unmeasured: list[str],
     *,
     num_prompts: int,
     top_k: int = 0,
@@ -37,6 +39,7 @@ def cross_check(
         draft, target: The models.
         prompts_ids (`Sequence[Sequence[int]]`): Prompts of the replay, in its order.
         replayed (`AcceptanceFigures`): Replay of the target's texts to them, at the gamma and temperature to check.
+        unmeasured (`list[str]`): A sentence is added if the rounds cannot be timed; nothing is predicted then.
         num_prompts (`int`): How many to run.
         top_k, top_p, max_new_tokens, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
     """
@@ -57,9 +60,14 @@ def cross_check(
     timed = list(prompts_ids[len(chosen) : len(chosen) + MAX_TIMED_PROMPTS])
     if timed:
         gammas = sorted({max(1, gamma // 2), gamma, 2 * gamma})
-        costs = measure_assisted_costs(draft, target, timed, gammas=gammas, **common)
-        predicted = costs.predict_speedup(
-            np.array([len(ids) for ids in chosen]), replayed.tokens[rows], replayed.target_calls[rows], gamma
+
+        def predict() -> float:
+            costs = measure_assisted_costs(draft, target, timed, gammas=gammas, **common)
+            lengths = np.array([len(ids) for ids in chosen])
+            return float(costs.predict_speedup(lengths, replayed.tokens[rows], replayed.target_calls[rows], gamma))
+
+        predicted = measure_or_say(
+            "The costs of assisted generation, and the speed-up predicted of it,", predict, unmeasured
         )
     return AssistedReport(
         prompts=len(chosen),
@@ -70,5 +78,5 @@ def cross_check(
         tokens_per_second=float(measured.tokens.sum() / measured.assisted_seconds.sum()),
         plain_tokens_per_second=float(measured.plain_tokens.sum() / measured.plain_seconds.sum()),
         replayed_block_efficiency=bootstrap_ratio(replayed.tokens[rows], replayed.target_calls[rows]),
-        predicted_speedup=None if predicted is None else float(predicted),
+        predicted_speedup=predicted,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,22 @@ from spec_kd.decoding.warpers import check_truncation
 from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine, find_special_ids
 from spec_kd.evaluation.comparison import compare_drafts
-from spec_kd.evaluation.cost import ServingCosts, measure_costs
 from spec_kd.evaluation.cross_check import cross_check
 from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
 from spec_kd.evaluation.provenance import describe_model, describe_surroundings, describe_texts
 from spec_kd.evaluation.replay import score_texts
-from spec_kd.evaluation.report.content import CostReport, DraftReport, EvaluationReport
+from spec_kd.evaluation.report.content import DraftReport, EvaluationReport
 from spec_kd.evaluation.serving_engines import find_serving_engine
 from spec_kd.evaluation.setting_report import TextDescription, describe_setting
 from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
+from spec_kd.evaluation.timing import MEASURE, Costs, describe_costs, find_costs, measure_or_say
 from spec_kd.heads import find_input_device
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 DEFAULT_TEMPERATURES = (0.0, 1.0)
 DEFAULT_MAX_NEW_TOKENS = 256
-MEASURE = "measure"
 
 Draft = PreTrainedModel | str
-Costs = Sequence[ServingCosts] | str | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def evaluate_draft(
         group_by (`str` or `Sequence[str]`, *optional*): Columns of the prompts to break the figures down by.
         costs (`Sequence[ServingCosts]`, `"measure"` or `None`):
             What a round costs: a table of your own engine, measured on this machine (if there is a target here), or
-            nothing, and then no speed-up is predicted.
+            nothing, and then no speed-up is predicted. What cannot be measured is left out, and the report says why.
         batch_sizes (`Sequence[int]`): Batch sizes that costs are measured at.
         num_assisted_prompts (`int`):
             Prompts on which real assisted generation is run as a cross-check, with its speed; up to four others serve
@@ -169,7 +168,8 @@ def evaluate_draft(
         if isinstance(draft, str) and target_model is not None:
             model.to(find_input_device(target_model))
         provenances[name] = describe_model(model)
-        known_costs = _find_costs(costs, model, target_model, batch_sizes, gammas)
+        unmeasured: list[str] = []
+        known_costs = find_costs(costs, model, target_model, batch_sizes, gammas, unmeasured)
         described_settings = []
         for setting in settings:
             scores = score_texts(
@@ -189,11 +189,13 @@ def evaluate_draft(
             headline = figures[setting.name][name] = by_gamma[num_assistant_tokens]
             check = None
             if num_assisted_prompts and setting.draft_sampling == "stochastic":
-                check = cross_check(
+                run = partial(
+                    cross_check,
                     model,
                     target_model,
                     texts[setting.temperature]["prompt_ids"],
                     headline,
+                    unmeasured,
                     num_prompts=num_assisted_prompts,
                     top_k=top_k,
                     top_p=top_p,
@@ -202,6 +204,7 @@ def evaluate_draft(
                     eos_token_id=find_special_ids(target_model, processing_class)[0],
                     seed=seed,
                 )
+                check = measure_or_say(f"Assisted generation ({setting.name})", run, unmeasured)
             described_settings.append(
                 describe_setting(
                     setting.name,
@@ -217,7 +220,12 @@ def evaluate_draft(
             )
             progress.update()
         reports.append(
-            DraftReport(name=name, settings=described_settings, costs=[_describe_costs(c, gammas) for c in known_costs])
+            DraftReport(
+                name=name,
+                settings=described_settings,
+                costs=[describe_costs(c, gammas) for c in known_costs],
+                unmeasured=unmeasured,
+            )
         )
     progress.close()
     return EvaluationReport(
@@ -331,28 +339,6 @@ def _name_sampling(temperature: float, top_k: int, top_p: float) -> str:
     """`"greedy"`, `"t0.7"`, `"t0.7_k20_p0.9"`."""
     truncation = (f"_k{top_k}" if top_k else "") + (f"_p{top_p:g}" if top_p < 1 else "")
     return name_temperature(temperature) + (truncation if temperature > 0 else "")
-
-
-def _find_costs(
-    costs: Costs, draft: PreTrainedModel, target: PreTrainedModel | None, batch_sizes, gammas
-) -> list[ServingCosts]:
-    if costs is None or (costs == MEASURE and target is None):
-        return []
-    if costs != MEASURE:
-        return list(costs)
-    chosen = sorted({1, *(g for g in (2, 4, 8) if g < max(gammas)), max(gammas)})
-    return measure_costs(draft, target, batch_sizes=batch_sizes, gammas=chosen)
-
-
-def _describe_costs(costs: ServingCosts, gammas: Sequence[int]) -> CostReport:
-    return CostReport(
-        batch_size=costs.batch_size,
-        cost_ratio=costs.cost_ratio,
-        verify_cost={str(gamma): costs.verify(gamma) for gamma in gammas if gamma <= costs.max_gamma},
-        round_overhead=costs.round_overhead,
-        target_step_seconds=costs.target_step_seconds,
-        source=costs.source,
-    )
 
 
 def _describe_target(target: Engine | None, model: PreTrainedModel | None, texts: dict[float, Dataset]) -> Any:

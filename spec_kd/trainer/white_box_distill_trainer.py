@@ -139,7 +139,6 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             self._teacher_vocab_size = config.get_text_config().vocab_size
 
         super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
-        check_plain_head(unwrap_peft(self.model), "draft")
         check_logits_are_known(self.model, "draft")
         vocab_size = count_real_ids(self.processing_class)
         self.teacher_model = None
@@ -152,6 +151,11 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             self._reference = self._load_frozen(ref_model, args.ref_model_init_kwargs, vocab_size, "reference")
             check_plain_head(unwrap_peft(self._reference.model), "reference")
         add_distillation_head(unwrap_peft(self.model), self.token_loss, vocab_size)
+
+    def _check_reading(self, model: PreTrainedModel, role: str) -> None:
+        if role == "draft":
+            check_plain_head(unwrap_peft(model), role)
+        super()._check_reading(model, role)
 
     def _load_frozen(
         self, model: str | PreTrainedModel, init_kwargs: dict | None, vocab_size: int, role: str

@@ -1,11 +1,14 @@
 import copy
 import math
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from transformers import Mamba2Config, Mamba2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from spec_kd import evaluate_draft, generate_responses, replay
-from spec_kd.evaluation import EvaluationReport, ServingCosts, save_report
+from spec_kd.evaluation import EvaluationReport, ServingCosts, cost, save_report, timing
 from spec_kd.evaluation import evaluate as evaluate_module
 
 FREE = [
@@ -164,7 +167,9 @@ def test_assisted_generation_checks_replay(pair, questions, options):
     check = report.draft.setting("greedy").assisted
     assert check.prompts == 3 and check.num_assistant_tokens == 3
     assert check.block_efficiency.value == pytest.approx(check.replayed_block_efficiency.value, abs=1e-9)
-    assert check.speedup.value > 0 and check.predicted_speedup > 0
+    assert check.speedup.value > 0
+    # a machine that changes its pace can make the times of rounds contradict each other
+    assert (check.predicted_speedup is None) == bool(report.draft.unmeasured)
     vllm = evaluate_draft(*pair, questions, engine="vllm", num_assisted_prompts=1, **options).draft
     assert vllm.setting("greedy").assisted is not None and vllm.setting("t1_greedy_draft").assisted is None
     alone = evaluate_draft(*pair, questions.select(range(3)), num_assisted_prompts=3, temperatures=(0.0,), **options)
@@ -226,3 +231,62 @@ def test_what_needs_a_target_says_so(pair, questions, options):
         evaluate_draft(pair[0], None, questions, **options)
     with pytest.raises(ValueError, match="`drafts` is empty"):
         evaluate_draft({}, pair[1], questions, **options)
+
+
+def build_recurrent():
+    config = Mamba2Config(
+        vocab_size=261, hidden_size=32, state_size=8, num_hidden_layers=2, num_heads=4, head_dim=16, expand=2,
+        n_groups=1, chunk_size=8, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Mamba2ForCausalLM(config).eval()
+
+
+def test_windows_shorter_than_the_timed_context_have_costs(pair, questions, options):
+    config = MistralConfig(**{**pair[1].config.to_dict(), "model_type": "mistral", "sliding_window": 6})
+    torch.manual_seed(0)
+    target = MistralForCausalLM(config).eval()
+    report = evaluate_draft(pair[0], target, questions, **{**options, "gammas": (1, 2), "costs": "measure"})
+    assert report.draft.costs and not report.draft.unmeasured
+
+
+def test_a_recurrent_target_has_a_report_that_says_what_is_missing(pair, questions, options, tmp_path):
+    options |= {"temperatures": (0.0,), "costs": "measure", "num_assisted_prompts": 1}
+    report = evaluate_draft(pair[0], build_recurrent(), questions, **options)
+    setting = report.draft.setting("greedy")
+    assert setting.at_gamma(3).block_efficiency.value >= 1.0 and setting.assisted is None
+    costs, assisted = report.draft.unmeasured
+    assert costs.endswith("Mamba2ForCausalLM does not hand out a cache to time a single pass behind.")
+    assert assisted.startswith("Assisted generation (greedy) could not be measured: assisted generation is not")
+    save_report(report, tmp_path)
+    for name in ("report.md", "report.html"):
+        assert "could not be measured" in (tmp_path / name).read_text(encoding="utf-8")
+    assert EvaluationReport.from_json(report.to_json()).draft.unmeasured == [costs, assisted]
+
+
+def test_costs_that_cannot_be_measured_cost_no_report(pair, questions, options, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("no room for 12 sequences")
+
+    monkeypatch.setattr(timing, "measure_costs", fail)
+    report = evaluate_draft(*pair, questions, **{**options, "costs": "measure"})
+    assert report.draft.costs == [] and report.draft.settings[0].best_gamma == {}
+    assert report.draft.unmeasured == [
+        "The costs of a round, and the speed-up that follows, could not be measured: no room for 12 sequences"
+    ]
+
+
+def test_times_of_a_busy_machine_leave_the_prediction_out(pair, questions, options, monkeypatch):
+    measured = cost.measure_costs(*pair, gammas=(1, 2, 4))
+
+    def contradict(run):  # a round that takes less time than its draft steps
+        return np.ones(1), np.ones(1) * (0.1 if run.num_assistant_tokens < 4 else 9.0)
+
+    monkeypatch.setattr(cost, "_measure_paces", contradict)
+    monkeypatch.setattr(cost, "measure_costs", lambda *_, **__: measured)
+    options |= {"temperatures": (0.0,), "costs": None, "num_assisted_prompts": 1, "num_assistant_tokens": 2}
+    report = evaluate_draft(*pair, questions, **options)
+    assisted = report.draft.settings[0].assisted
+    assert assisted.block_efficiency.value >= 1.0 and assisted.predicted_speedup is None
+    (sentence,) = report.draft.unmeasured
+    assert "the measured rounds contradict each other" in sentence and "verify_cost" not in sentence

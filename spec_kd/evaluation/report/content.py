@@ -177,11 +177,19 @@ class CostReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftReport:
-    """Everything about one draft: its settings in the report's order, and its costs by batch size, where known."""
+    """Everything about one draft.
+
+    Args:
+        name (`str`): Its name.
+        settings (`list[SettingReport]`): In the report's order.
+        costs (`list[CostReport]`): By batch size, where known.
+        unmeasured (`list[str]`): A sentence for everything that was asked for and could not be measured.
+    """
 
     name: str
     settings: list[SettingReport]
     costs: list[CostReport] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)
 
     def setting(self, name: str) -> SettingReport:
         """The setting of that name; raises `KeyError`."""

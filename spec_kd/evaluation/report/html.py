@@ -41,6 +41,7 @@ def render_html(report: EvaluationReport) -> str:
         settings=[_view_setting(report, name) for name in tables.list_settings(report)],
         costs=[table for table in (tables.tabulate_costs(report), tables.tabulate_speedups(report)) if table.rows],
         assisted=tables.tabulate_assisted(report),
+        unmeasured=tables.tabulate_unmeasured(report),
         provenance=tables.tabulate_provenance(report),
         glossary=words.GLOSSARY,
         format_rate=functools.partial(words.format_interval, digits=words.RATE_DIGITS),

@@ -26,6 +26,7 @@ def render_markdown(report: EvaluationReport) -> str:
         parts += _fold(name, [render_table(table) for table in numbers if table.rows])
     parts += _render_section("Costs", tables.tabulate_costs(report), tables.tabulate_speedups(report))
     parts += _render_section("Cross-check", tables.tabulate_assisted(report))
+    parts += _render_section("Not measured", tables.tabulate_unmeasured(report))
     breakdowns = [
         part
         for name in names

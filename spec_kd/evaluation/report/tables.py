@@ -165,6 +165,12 @@ def tabulate_costs(report: EvaluationReport) -> Table:
     return Table(title="Costs of a round", header=[*header, "break-even alpha", "source"], rows=rows, labels=2)
 
 
+def tabulate_unmeasured(report: EvaluationReport) -> Table:
+    """What was asked for and could not be measured, and why."""
+    rows = [[draft.name, sentence] for draft in report.drafts for sentence in draft.unmeasured]
+    return Table(title="Left out of this report", header=["draft", "what and why"], rows=rows)
+
+
 def _describe_break_even(draft: DraftReport, cost: CostReport) -> str:
     by_setting = {
         s.name: format_number(s.break_even_alpha.get(str(cost.batch_size)), RATE_DIGITS) for s in draft.settings
