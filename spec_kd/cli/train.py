@@ -158,6 +158,7 @@ def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         rows = load_rows(arguments.responses, arguments.split)
         trainer = build_trainer(call, rows)
+        trainer.dataset_name, trainer.target_name = arguments.responses, arguments.target or trainer.target_name
         checkpoint = config.resume_from_checkpoint or find_last_checkpoint(config.output_dir)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()

@@ -1,21 +1,32 @@
-"""What a draft's model card says beyond TRL's: for which target it drafts, how well, and how to serve it."""
+"""A draft's model card: for which target it drafts, how well, and how to serve it, in place of TRL's chat model."""
 
-import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from spec_kd.hub.serving import serving_commands
+from spec_kd.escaping import escape_markdown, is_hub_id, make_public_name
+from spec_kd.hub.card_facts import FACTS_BEGIN, CardFacts, find_finite
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
+ADAPTER_CONFIG = "adapter_config.json"
+# What TRL's card says of a chat model, and what PEFT's says of nothing.
+TRL_OPENING = re.compile(
+    r"^This model is a fine-tuned version of .*?\nIt has been trained using \[TRL\][^\n]*\n", re.M | re.S
+)
+TRL_USAGE = re.compile(r"^## Quick start\n.*?(?=^## |\Z)", re.M | re.S)
+PEFT_BLANK = "[More Information Needed]"
+ADAPTER_TAGS = ("lora", "peft")
 
 
 def extend_model_card(
     path: str | os.PathLike,
     *,
-    method: str,
+    method: str | None = None,
     target_name: str | None = None,
     divergence: str | None = None,
     temperature: float | None = None,
@@ -23,59 +34,142 @@ def extend_model_card(
     metrics_before: dict[str, float] | None = None,
     dataset_name: str | None = None,
     draft_name: str | None = None,
+    base_name: str | None = None,
     num_assistant_tokens: int = 5,
 ) -> None:
-    """Adds the speculative-decoding part to the card that `Trainer.create_model_card` wrote.
+    """Makes a draft's card of the one that `Trainer.create_model_card` wrote.
 
-    Metadata (`base_model`, datasets, ...) is kept, tags and a model-index are added, and one section is written between
-    two markers, which the next call replaces: cards are rewritten at every checkpoint.
+    Metadata (`base_model`, datasets, ...) is kept where it names what is on the Hub, tags and a model-index are added,
+    TRL's opening and its quick start of a chat model make room for a section between two markers, which the next call
+    replaces: cards are rewritten at every checkpoint. Paths appear by their last name.
 
     Args:
         path (`str` or `os.PathLike`): The `README.md` or its folder; a card is started where there is none.
-        method (`str`): How the draft was trained, for instance `"white-box distillation"`.
+        method (`str`, *optional*): How the draft was trained, for instance `"white-box distillation"`.
         target_name (`str`, *optional*): Folder or Hub id of the target, where known.
         divergence (`str`, *optional*): Loss of the distillation.
         temperature (`float`, *optional*): Temperature in the loss.
         metrics (`dict[str, float]`, *optional*): Measured after training; an `eval_` before a name is dropped.
         metrics_before (`dict[str, float]`, *optional*): The same before training; makes the table before/after.
-        dataset_name (`str`, *optional*): What the metrics were measured on.
+        dataset_name (`str`, *optional*): What it was trained and measured on.
         draft_name (`str`, *optional*): Hub id of the draft. Defaults to the model name in the card, or the folder's.
-        num_assistant_tokens (`int`): Tokens drafted in a round, in the commands.
+        base_name (`str`, *optional*): Folder or Hub id of the model that training began with.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round, in the commands.
     """
     path = Path(path)
     path = path / "README.md" if path.is_dir() else path
-    folder = path.resolve().parent.name
-    if path.exists():
-        card = ModelCard.load(path)
-    else:
-        data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", model_name=folder)
-        card = ModelCard(f"---\n{data}\n---\n\n# {draft_name or folder}\n")
-    after, before = _drop_prefix(metrics), _drop_prefix(metrics_before)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
-    card.data.model_name = card.data.model_name or folder
-    if after:
-        results = [_make_result(name, value, dataset_name) for name, value in after.items() if math.isfinite(value)]
-        others = [old for old in card.data.eval_results or [] if not any(old.is_equal_except_value(r) for r in results)]
-        card.data.eval_results = others + results
-    draft_name = draft_name or card.data.model_name
-    section = "\n\n".join(
-        part
-        for part in (
-            BEGIN,
-            "## Draft model for speculative decoding",
-            _describe(method, target_name, divergence, temperature),
-            _tabulate(before, after, dataset_name),
-            _show_usage(draft_name, target_name, num_assistant_tokens),
-            END,
-        )
-        if part
+    card = _load(path)
+    facts = CardFacts(
+        method=method,
+        target_name=target_name,
+        divergence=divergence,
+        temperature=temperature,
+        metrics=metrics,
+        metrics_before=metrics_before,
+        dataset_name=dataset_name,
+        draft_name=draft_name or card.data.model_name or path.resolve().parent.name,
+        base_name=base_name or (card.data.base_model if isinstance(card.data.base_model, str) else None),
+        num_assistant_tokens=num_assistant_tokens,
     )
-    card.text = _replace_section(card.text, section)
+    _save(card, path, facts)
+
+
+def carry_model_card(
+    source: str | os.PathLike | None, output_dir: str | os.PathLike, *, keeps_name: bool = False
+) -> None:
+    """Gives an exported draft the card that it had, or one of its own, for the form in which it is there.
+
+    A card in `output_dir` that somebody wrote stays, without the paths that PEFT adds to it.
+
+    Args:
+        source (`str` or `os.PathLike`, *optional*): The folder that the draft is from, if it is from one.
+        output_dir (`str` or `os.PathLike`): The folder that it was exported to.
+        keeps_name (`bool`, *optional*, defaults to `False`):
+            Whether a draft that has no id on the Hub keeps its name, instead of being called by `output_dir`.
+    """
+    path = Path(output_dir) / "README.md"
+    if path.is_file() and not is_generated(path):
+        remove_paths(path)
+        return
+    card, facts = _load(path), None
+    for folder in (output_dir, source):
+        if facts is None and folder is not None and (Path(folder) / "README.md").is_file():
+            found = _load(Path(folder) / "README.md")
+            facts = CardFacts.read(found.text)
+            card = found if facts is not None else card
+    facts = facts or CardFacts(draft_name=card.data.model_name)
+    if not keeps_name and not _is_id(facts.draft_name):
+        facts = replace(facts, draft_name=path.resolve().parent.name)
+        card.data.model_name = facts.draft_name
+    _save(card, path, facts)
+
+
+def is_generated(path: Path) -> bool:
+    """Whether a card is one of ours, TRL's or PEFT's, and no person's."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return any(part in text for part in (BEGIN, FACTS_BEGIN, PEFT_BLANK)) or TRL_OPENING.search(text) is not None
+
+
+def remove_paths(path: Path) -> None:
+    """Takes folders of this machine out of the metadata of a card that somebody wrote."""
+    if not path.read_text(encoding="utf-8", errors="replace").startswith("---"):
+        return
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    before = (card.data.base_model, card.data.tags)
+    card.data.base_model = _keep_public(card.data.base_model)
+    card.data.tags = [tag for tag in card.data.tags or [] if _is_public_tag(tag, is_adapter=True)] or None
+    if before != (card.data.base_model, card.data.tags):
+        card.save(path)
+
+
+def _load(path: Path) -> ModelCard:
+    """The card of a file; a new one where there is none, or only PEFT's empty form."""
+    if path.is_file():
+        card = ModelCard.load(path, ignore_metadata_errors=True)
+        if PEFT_BLANK not in card.text:
+            return card
+    name = make_public_name(path.resolve().parent)
+    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", model_name=name)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# Model Card for {escape_markdown(name)}\n")
+
+
+def _save(card: ModelCard, path: Path, facts: CardFacts) -> None:
+    is_adapter = (path.parent / ADAPTER_CONFIG).exists()
+    _set_metadata(card.data, facts, is_adapter)
+    section = f"{BEGIN}\n\n{facts.write()}\n\n{facts.render(is_adapter)}\n\n{END}"
+    text = TRL_USAGE.sub("", TRL_OPENING.sub("", card.text))
+    title = escape_markdown(card.data.model_name or facts.draft_name)
+    text = re.sub(r"^# Model Card for [^\n]*$", lambda _: f"# Model Card for {title}", text, count=1, flags=re.M)
+    card.text = _replace_section(text, section)
     card.save(path)
 
 
-def _drop_prefix(metrics: dict[str, float] | None) -> dict[str, float]:
-    return {name.removeprefix("eval_"): float(value) for name, value in (metrics or {}).items()}
+def _set_metadata(data: ModelCardData, facts: CardFacts, is_adapter: bool) -> None:
+    data.model_name = make_public_name(data.model_name or facts.draft_name)
+    data.library_name = "peft" if is_adapter else "transformers"
+    data.base_model = _keep_public(data.base_model) or (facts.base_name if _is_id(facts.base_name) else None)
+    data.datasets = _keep_public(data.datasets)
+    tags = [tag for tag in data.tags or [] if is_adapter or tag not in ADAPTER_TAGS]
+    data.tags = list(dict.fromkeys([*(tag for tag in tags if _is_public_tag(tag, is_adapter)), *TAGS]))
+    results = [_make_result(*item, facts.dataset_name) for item in find_finite(facts.metrics).items()]
+    others = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(r) for r in results)]
+    data.eval_results = others + results or None
+
+
+def _is_id(name: str | None) -> bool:
+    return bool(name) and is_hub_id(name) and "/" in name
+
+
+def _keep_public(names: Any) -> Any:
+    """Of one name or a list what is, or can be, on the Hub: a path here says nothing elsewhere."""
+    if isinstance(names, list):
+        return [name for name in names if _keep_public(name)] or None
+    return names if isinstance(names, str) and is_hub_id(names) else None
+
+
+def _is_public_tag(tag: str, is_adapter: bool) -> bool:
+    kind, _, name = tag.rpartition(":")
+    return not kind.startswith("base_model") or (is_adapter and is_hub_id(name))
 
 
 def _make_result(name: str, value: float, dataset_name: str | None) -> EvalResult:
@@ -91,47 +185,10 @@ def _make_result(name: str, value: float, dataset_name: str | None) -> EvalResul
     )
 
 
-def _describe(method: str, target_name: str | None, divergence: str | None, temperature: float | None) -> str:
-    loss = f" The loss is the `{divergence}` divergence" if divergence else ""
-    loss += f" at temperature {temperature:g}" if loss and temperature is not None else ""
-    target = f"`{target_name}`" if target_name else "its target"
-    return (
-        f"This model drafts for {target}: it proposes tokens that the target then checks, which changes the speed of "
-        f"the target and not its output. It was trained by {method}." + (f"{loss}." if loss else "")
-    )
-
-
-def _tabulate(before: dict[str, float], after: dict[str, float], dataset_name: str | None) -> str:
-    if not after:
-        return ""
-    where = f"Measured on {f'`{dataset_name}`' if dataset_name else 'the evaluation prompts of the training run'}."
-    if before:
-        lines = ["| metric | before | after |", "|---|---|---|"]
-        lines += [
-            f"| `{name}` | {f'{before[name]:.4g}' if name in before else '–'} | {value:.4g} |"
-            for name, value in after.items()
-        ]
-    else:
-        lines = ["| metric | value |", "|---|---|", *(f"| `{name}` | {value:.4g} |" for name, value in after.items())]
-    return where + "\n\n" + "\n".join(lines)
-
-
-def _show_usage(draft_name: str, target_name: str | None, num_assistant_tokens: int) -> str:
-    commands = serving_commands(draft_name, target_name or "TARGET", num_assistant_tokens)
-    parts = ["### Usage", f"```python\n{commands.pop('transformers')}\n```", "### Serving"]
-    parts.append(
-        "These commands follow the documentation of each engine. They were not run when this card was written, and "
-        "acceptance depends on the sampling settings of the server."
-    )
-    for engine, command in commands.items():
-        parts.append(f"{engine}:\n\n```{'python' if engine == 'tensorrt-llm' else 'bash'}\n{command}\n```")
-    return "\n\n".join(parts)
-
-
 def _replace_section(text: str, section: str) -> str:
     if BEGIN in text and END in text:
         head, rest = text.split(BEGIN, 1)
-        return head + section + rest.split(END, 1)[1]
+        return head + section + rest.rsplit(END, 1)[1]
     # before TRL's account of the training procedure, or at the end
     head, heading, rest = text.partition("## Training procedure")
     return f"{head.rstrip()}\n\n{section}\n" + (f"\n{heading}{rest}" if heading else "")

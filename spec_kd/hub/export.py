@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from spec_kd.checks import check_int, read_path
 from spec_kd.heads import unwrap_peft
+from spec_kd.hub.card import carry_model_card
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,7 +33,8 @@ def export_draft(
     """Saves a draft in the form that servers take: one model, no adapter, as many vocabulary rows as the target.
 
     The model given is left as it is: merging and aligning happen on a copy. Files are written to a folder beside
-    `output_dir` and moved in at the end; weights of an earlier save there are removed, other files stay.
+    `output_dir` and moved in at the end; weights of an earlier save there are removed, other files stay. The model card
+    of `draft` comes with it; without one, one is started.
 
     Args:
         draft (`PreTrainedModel`, `PeftModel` or path):
@@ -57,8 +59,10 @@ def export_draft(
     output_dir = read_path("output_dir", output_dir)
     check_int("target_vocab_size", target_vocab_size, is_optional=True)
     is_ours = isinstance(draft, str | os.PathLike)  # loaded here, so nobody minds if it changes
+    source = None
     if is_ours:
-        draft, processing_class = _load(Path(read_path("draft", draft)), processing_class)
+        source = Path(read_path("draft", draft))
+        draft, processing_class = _load(source, processing_class)
     elif not isinstance(draft, torch.nn.Module):
         raise ValueError(f"`draft` must be a model or its path, got {draft!r:.80}.")
     if any(hasattr(parameter, "ds_id") for parameter in draft.parameters()):
@@ -92,6 +96,7 @@ def export_draft(
         if processing_class is not None:
             processing_class.save_pretrained(folder)
         _move_in(Path(folder), output_dir)
+    carry_model_card(source, output_dir)
     return output_dir
 
 

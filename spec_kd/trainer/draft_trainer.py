@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import shutil
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -24,9 +25,12 @@ from trl import SFTTrainer
 from spec_kd._private import get_config_model_id, suspend_zero3_init
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import check_training_columns, count_cut_rows, cut_and_pack, to_training_rows
+from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.heads import check_is_causal_lm
-from spec_kd.hub import export_draft, extend_model_card
+from spec_kd.hub import carry_model_card, export_draft, extend_model_card
+from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.probes import check_packing, check_padding
+from spec_kd.trainer.card_names import find_dataset_name, find_target_name
 from spec_kd.trainer.draft_config import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
 
@@ -38,11 +42,16 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
 
     It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, hands itself to the
     callbacks that want a trainer (`bind`), and saves drafts that a server can load.
+
+    Attributes:
+        dataset_name (`str`, *optional*), target_name (`str`, *optional*):
+            For the model card: folder or Hub id, as far as the data set says it. Set them where it does not.
     """
 
     _tag_names = ("trl", "spec_kd", "speculative-decoding", "draft-model")
     _config_class: type[DraftConfig] = DraftConfig
     _method: str
+    _card_tags: str | list[str] | None = None
 
     def __init__(
         self,
@@ -59,6 +68,8 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         check_output_dir(args.output_dir)
         check_tokens(processing_class, args)
         check_datasets(args, train_dataset, eval_dataset)
+        self.dataset_name = find_dataset_name(train_dataset)
+        self.target_name = find_target_name(train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -178,8 +189,12 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         """As `Trainer.save_model`; outside of checkpoints, `merge_adapter` and `align_vocabulary` are carried out."""
         output_dir = self.args.output_dir if output_dir is None else output_dir
         super().save_model(output_dir, _internal_call)
-        if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(output_dir).name):
-            return  # resumed from: must stay what the optimizer knows
+        if not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(output_dir).name):
+            self._export(output_dir)  # a checkpoint is resumed from: it must stay what the optimizer knows
+        if self.args.should_save:
+            self._save_card(Path(output_dir))
+
+    def _export(self, output_dir: str) -> None:
         does_merge = self.args.merge_adapter and is_peft_model(self.model)
         if not (does_merge or self.args.align_vocabulary):
             return
@@ -196,19 +211,54 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
 
     def _describe_training(self) -> dict[str, Any]:
         """What the model card says of the method, besides its name."""
-        return {}
+        return {"target_name": self.target_name}
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
-        """TRL's model card, extended by the method, the acceptance before and after, and serving commands."""
-        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        """A draft's model card: TRL's, with the target, the acceptance before and after, and serving commands.
+
+        Args:
+            model_name (`str`, *optional*): The draft's; by default the Hub id, or the folder's name.
+            dataset_name (`str`, *optional*): Folder or Hub id; by default `dataset_name` of this trainer.
+            tags (`str` or `list[str]`, *optional*): Further tags.
+        """
+        if dataset_name is not None:
+            self.dataset_name = dataset_name
+        if tags is not None:
+            self._card_tags = tags
+        hub_model_id = self.hub_model_id or self.args.hub_model_id
+        model_name = make_public_name(model_name or hub_model_id or os.path.abspath(self.args.output_dir))
+        is_public = self.dataset_name is not None and is_hub_id(self.dataset_name)
+        super().create_model_card(
+            model_name=model_name.split("/")[-1],
+            dataset_name=self.dataset_name if is_public else None,
+            tags=self._card_tags,
+        )
         if self.is_world_process_zero():
             extend_model_card(
                 Path(self.args.output_dir) / "README.md",
                 method=self._method,
-                dataset_name=dataset_name,
+                dataset_name=self.dataset_name,
+                draft_name=hub_model_id or model_name,
+                base_name=get_config_model_id(self.model.config),
                 **find_acceptance_metrics(self.state.log_history),
                 **self._describe_training(),
             )
+
+    def _save_card(self, folder: Path) -> None:
+        """Writes the card of a saved draft over PEFT's, which says nothing of it and names folders of this machine."""
+        card, own = folder / "README.md", Path(self.args.output_dir) / "README.md"
+        if card.is_file() and not is_generated(card):
+            remove_paths(card)  # somebody's, to which PEFT adds
+            return
+        is_own = folder.resolve() == own.parent.resolve()
+        is_checkpoint = not is_own and re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name)
+        if is_checkpoint and not card.exists():
+            return  # the card beside it is for all of them
+        if is_own or not own.exists():
+            self.create_model_card()
+        if not is_own:
+            shutil.copy(own, card)
+            carry_model_card(None, folder, keeps_name=True)
 
 
 def as_config(args: TrainingArguments | None, config_class: type[DraftConfig], model: Any) -> DraftConfig:

@@ -226,7 +226,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
 
     def _describe_training(self) -> dict[str, Any]:
         return {
-            "target_name": self._teacher_name,
+            "target_name": self._teacher_name or self.target_name,
             "divergence": self._describe_loss(),
             "temperature": self.args.temperature,
         }

@@ -1,8 +1,15 @@
+import json
+import re
+import shlex
+
 import pytest
+from hostile import HOSTILE
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from trl.trainer.utils import generate_model_card
 
-from spec_kd.hub import extend_model_card
+from spec_kd.escaping import is_hub_id, make_public_name
+from spec_kd.hub import carry_model_card, extend_model_card
 
 BEFORE = {"eval_alpha_greedy": 0.25, "eval_block_efficiency": 1.5}
 AFTER = {"eval_alpha_greedy": 0.5, "eval_block_efficiency": 2.25, "eval_speedup": 1.3}
@@ -71,3 +78,162 @@ def test_a_card_without_metrics_or_without_a_start(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert "black-box SFT" in card.text and not card.data.eval_results
     assert "divergence" not in card.text
+
+
+def write_card(folder, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    extend_model_card(folder, **{**OPTIONS, **options})
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_trls_chat_model_makes_room_for_a_draft(card_path):
+    extend_model_card(card_path, metrics=AFTER, **OPTIONS)
+    text = card_path.read_text()
+    for of_trl in ("fine-tuned version of", "Quick start", "time machine", "pipeline("):
+        assert of_trl not in text
+    assert "This model drafts for `org/target` in speculative decoding." in text
+    assert "trained from [org/base](https://huggingface.co/org/base) on [org/conversations](" in text
+    assert "vonwerra2020trl" in text  # TRL is still cited
+
+
+def test_paths_appear_by_their_last_name(tmp_path):
+    (tmp_path / "data" / "responses").mkdir(parents=True)
+    text = write_card(
+        tmp_path / "runs" / "draft",
+        target_name=str(tmp_path / "models" / "target"),
+        dataset_name=str(tmp_path / "data" / "responses"),
+        base_name="/home/someone/.cache/huggingface/hub/models--org--base/snapshots/0123abcd",
+        metrics=AFTER,
+    )
+    assert str(tmp_path) not in text and "/home" not in text
+    assert "drafts for `target`" in text and "`responses`" in text and "[org/base](" in text
+    data = ModelCard.load(tmp_path / "runs" / "draft" / "README.md").data
+    assert data.base_model == "org/base" and data.datasets is None and data.model_name == "draft"
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("org/name", "org/name"),
+        ("gpt2", "gpt2"),
+        ("/home/me/models/draft/", "draft"),
+        ("./draft", "draft"),
+        ("~/models/draft", "draft"),
+        ("a/b/c", "c"),
+        (r"C:\Users\me\draft", "draft"),
+        ("/cache/hub/models--org--my-name/snapshots/0a1b", "org/my-name"),
+        ("http://me:secret@host:8000/v1/model?api_key=k", "model"),
+        ("http://me:secret@host:8000", "unnamed"),
+        ("/", "unnamed"),
+        ("", "unnamed"),
+    ],
+)
+def test_public_names(name, public):
+    assert make_public_name(name) == public
+
+
+def test_a_folder_here_is_no_id_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models" / "target").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert make_public_name("models/target") == make_public_name(tmp_path / "models" / "target") == "target"
+    monkeypatch.chdir(tmp_path / "models")
+    assert make_public_name(".") == "models" and make_public_name("..") == tmp_path.name
+
+
+def render(markdown):
+    """As GitHub and the Hub do."""
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
+
+
+def show(name):
+    """What a reader sees of a name."""
+    return make_public_name(name) or "unnamed"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_from_data_stay_text(tmp_path, name):
+    plain = write_card(tmp_path / "plain", divergence="kl", metrics={"alpha": 0.5})
+    text = write_card(
+        tmp_path / "draft",
+        target_name=name,
+        dataset_name=name,
+        draft_name=name or "x",
+        base_name=name,
+        divergence=name or "kl",
+        metrics={name: 0.5},
+    )
+    again = write_card(
+        tmp_path / "draft",
+        target_name=name,
+        dataset_name=name,
+        draft_name=name or "x",
+        base_name=name,
+        divergence=name or "kl",
+        metrics={name: 0.5},
+    )
+    assert again == text  # no name ends the section
+    card = ModelCard.load(tmp_path / "draft" / "README.md")
+    assert set(card.data.to_dict()) <= {"model-index", "tags", "library_name", "pipeline_tag", "base_model", "datasets"}
+    pattern = re.compile(r"</?([a-z0-9]+)")
+    shape, wanted = (pattern.findall(render(ModelCard(part).text)) for part in (text, plain))
+    if not is_hub_id(name) or "/" not in name:
+        wanted = [tag for tag in wanted if tag != "a"]
+        shape = [tag for tag in shape if tag != "a" or "href" not in tag]
+    ignored = {"code", "p"}  # names stand in more places than in the plain card
+    assert [tag for tag in shape if tag not in ignored] == [tag for tag in wanted if tag not in ignored]
+    assert not any(ord(character) < 32 and character != "\n" for character in text) and "\x9b" not in text
+    # commands are blocks of their own, each with the name as one word
+    blocks = re.findall(r"^(`{3,})bash\n(.*?)\n\1$", text, re.M | re.S)
+    assert len(blocks) == 3
+    words = shlex.split(blocks[0][1])
+    assert words[:2] == ["vllm", "serve"] and len(words) == 5
+    assert json.loads(words[4])["model"] == (show(name) if name else "x")
+
+
+def test_a_card_of_anybody_cannot_break_an_export(tmp_path):
+    for number, facts in enumerate(
+        ["{", "[]", '{"num_assistant_tokens": "x"}', '{"metrics": 3}', '{"temperature": "x"}']
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "README.md").write_text(f"---\ntags: [a]\n---\n# Mine\n<!-- spec_kd: facts {facts} -->\n")
+        carry_model_card(None, folder)
+        assert "This model drafts for its target" in (folder / "README.md").read_text()
+
+
+def test_an_export_carries_the_card_and_its_name(tmp_path):
+    text = write_card(tmp_path / "run", metrics=AFTER, metrics_before=BEFORE)
+    assert '"model": "run"' in text
+    (tmp_path / "exported").mkdir()
+    carry_model_card(tmp_path / "run", tmp_path / "exported")
+    exported = (tmp_path / "exported" / "README.md").read_text()
+    assert "# Model Card for exported" in exported and '"model": "exported"' in exported
+    assert "| `alpha_greedy` | 0.25 | 0.5 |" in exported and "drafts for `org/target`" in exported
+    assert exported.count("## Draft model for speculative decoding") == 1
+    write_card(tmp_path / "hub", draft_name="me/draft")
+    (tmp_path / "other").mkdir()
+    carry_model_card(tmp_path / "hub", tmp_path / "other")
+    assert '"model": "me/draft"' in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_the_card_of_an_adapter_says_how_to_serve_it(tmp_path):
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    text = write_card(folder)
+    assert "holds a LoRA adapter" in text and ModelCard.load(folder / "README.md").data.library_name == "peft"
+    (folder / "adapter_config.json").unlink()
+    carry_model_card(None, folder)
+    text = (folder / "README.md").read_text()
+    assert "LoRA" not in text and ModelCard.load(folder / "README.md").data.library_name == "transformers"
+
+
+def test_pefts_card_names_no_folder_of_this_machine(tmp_path):
+    peft = (
+        f"---\nbase_model: {tmp_path}/base\nlibrary_name: peft\ntags:\n- base_model:adapter:{tmp_path}/base\n- lora\n"
+        "- mine\n---\n\n# Model Card for Model ID\n\n- **Developed by:** [More Information Needed]\n"
+    )
+    (tmp_path / "README.md").write_text(peft)
+    carry_model_card(None, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert str(tmp_path) not in text and "More Information" not in text and "Model ID" not in text

@@ -11,7 +11,15 @@ from peft import LoraConfig
 from tiny import build_llama
 from transformers import AutoModelForCausalLM
 
-from spec_kd.trainer import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
+from spec_kd import export_draft
+from spec_kd.trainer import (
+    BlackBoxSFTConfig,
+    BlackBoxSFTTrainer,
+    OnlineGKDConfig,
+    OnlineGKDTrainer,
+    WhiteBoxDistillConfig,
+    WhiteBoxDistillTrainer,
+)
 
 
 def train(tokenizer, rows, options, peft=True, **overrides):
@@ -84,3 +92,75 @@ def test_model_card_names_method_and_acceptance(tokenizer, rows, options):
     assert {"spec_kd", "speculative-decoding", "white-box-distillation"} <= set(card.data.tags)
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results["alpha_greedy"] == 0.5 and "loss" not in results
+
+
+TRAINERS = [
+    (BlackBoxSFTTrainer, BlackBoxSFTConfig, {}),
+    (WhiteBoxDistillTrainer, WhiteBoxDistillConfig, {"teacher_model": "target"}),
+    (OnlineGKDTrainer, OnlineGKDConfig, {"teacher_model": "target"}),
+]
+
+
+@pytest.mark.parametrize("adapter", [None, "kept", "merged"])
+@pytest.mark.parametrize(("trainer_class", "config_class", "models"), TRAINERS)
+def test_every_card_is_a_drafts_and_names_no_folder_of_this_machine(
+    tokenizer, rows, options, tmp_path, adapter, trainer_class, config_class, models
+):
+    """Draft, target and data set are in folders here; the card of each save, checkpoint and export is a draft's."""
+    for name, seed in (("draft", 0), ("target", 1)):
+        build_llama(seed=seed).save_pretrained(tmp_path / "models" / name)
+        tokenizer.save_pretrained(tmp_path / "models" / name)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    online = {"lmbda": 0.0} if config_class is OnlineGKDConfig else {}
+    trainer = trainer_class(
+        model=str(tmp_path / "models" / "draft"),
+        args=config_class(**{**options, **online, "max_steps": 1, "save_strategy": "steps", "save_steps": 1},
+                          merge_adapter=adapter == "merged"),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora if adapter else None,
+        **{name: str(tmp_path / "models" / model) for name, model in models.items()},
+    )  # fmt: skip
+    trainer.dataset_name = str(tmp_path / "data" / "responses")
+    trainer.target_name = str(tmp_path / "models" / "target")
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    trainer.create_model_card()
+    run = Path(options["output_dir"])
+    export_draft(run, tmp_path / "exported")
+    cards = [path for path in tmp_path.rglob("README.md")]
+    assert {path.parent for path in cards} >= {run, tmp_path / "elsewhere", tmp_path / "exported"}
+    for path in cards:
+        text = path.read_text()
+        assert str(tmp_path) not in text and "None" not in text, path
+        for of_others in ("fine-tuned version", "Quick start", "pipeline(", "More Information Needed", "Model ID"):
+            assert of_others not in text, (path, of_others)
+        assert (
+            "drafts for `target`" in text and "from `draft` on `responses`" in text and "assistant_model=draft" in text
+        )
+        is_adapter = (path.parent / "adapter_config.json").exists()
+        assert ("holds a LoRA adapter" in text) == is_adapter, path
+        data = ModelCard.load(path).data
+        assert data.library_name == ("peft" if is_adapter else "transformers")
+        assert {"draft-model", "spec_kd"} <= set(data.tags)
+    assert (run / "adapter_config.json").exists() == (adapter == "kept")
+    assert not (tmp_path / "exported" / "adapter_config.json").exists()
+
+
+def test_a_card_that_somebody_wrote_stays(tokenizer, rows, options, tmp_path):
+    build_llama(seed=0).save_pretrained(tmp_path / "draft")
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    trainer = BlackBoxSFTTrainer(
+        model=str(tmp_path / "draft"),
+        args=BlackBoxSFTConfig(**options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    card = Path(options["output_dir"]) / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# My draft\n")
+    trainer.save_model()
+    text = card.read_text()
+    assert "license: mit" in text and "# My draft" in text and "fine-tuned" not in text
+    assert str(tmp_path) not in text  # PEFT adds the folder of the base
