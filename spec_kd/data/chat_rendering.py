@@ -11,8 +11,8 @@ from transformers import ProcessorMixin
 from trl import prepare_multimodal_messages
 from trl.data_utils import common_prefix_length
 
-from spec_kd.data.end_of_turn import find_end_ids, find_first, get_texts
 from spec_kd.data.written_text import TurnNotRenderedError, find_written_text, hide
+from spec_kd.end_of_turn import find_end_ids, find_first, get_texts
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 Message = Mapping[str, Any]

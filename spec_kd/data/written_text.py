@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spec_kd.data.end_of_turn import find_first
+from spec_kd.end_of_turn import find_first
 
 REASONING_TAGS = {
     "<think>": "</think>",

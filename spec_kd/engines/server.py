@@ -70,8 +70,8 @@ class ServerEngine:
         logprobs_are (`str`, *optional*, defaults to `"raw"`): `"raw"` or `"processed"`, as the server was started.
         extra_body (`dict`, *optional*): Fields to add to every request, or with `None` to take out. No secrets.
         eos_token_ids (`list[int]`, *optional*):
-            Ids that end a completion; the tokenizer's EOS by default. Targets with several in their generation config
-            need them all here.
+            Ids that end a completion; by default the tokenizer's EOS, and what its chat template ends a reply with.
+            Targets with several in their generation config need them all here.
         is_text_only (`bool`, *optional*, defaults to `False`): Whether the server speaks text only.
         backoff (`float`, *optional*, defaults to `1.0`): Longest pause before the first retry in seconds, then doubled.
 
@@ -107,7 +107,7 @@ class ServerEngine:
         self._tokenizer = get_tokenizer(tokenizer)
         self.logprobs_are = logprobs_are
         self.is_text_only = is_text_only
-        self._reader = AnswerReader(self._tokenizer, eos_token_ids, is_text_only)
+        self._reader = AnswerReader(tokenizer, eos_token_ids, is_text_only)
         self.eos_token_ids = self._reader.eos_token_ids
         self._requests = RequestBuilder(model, self._tokenizer, self.eos_token_ids, is_text_only, extra_body)
         self._base_url = hide_userinfo(base_url)

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
+from spec_kd.end_of_turn import find_turn_end_id
 from spec_kd.engines.base import Completion, SignalRequest, TokenSlots, UnsupportedByEngineError
 from spec_kd.engines.server_logprobs import (
     REPLACEMENT,
@@ -15,27 +14,34 @@ from spec_kd.engines.server_logprobs import (
     read_positions,
     read_slots,
 )
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 
 class AnswerReader:
     """Reads answers of `/v1/completions`, parsed from JSON.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The target's.
-        eos_token_ids (`Sequence[int]`, *optional*): Ids that end a completion; the tokenizer's by default.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        eos_token_ids (`Sequence[int]`, *optional*):
+            Ids that end a completion; by default the tokenizer's and the one that its chat template ends a reply with.
         is_text_only (`bool`): Whether completions are text, tokenised again.
 
     Raises:
         `ValueError`: No EOS id.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int] | None, is_text_only: bool):
-        self._tokenizer = tokenizer
+    def __init__(self, processing_class: ProcessingClass, eos_token_ids: Sequence[int] | None, is_text_only: bool):
+        self._tokenizer = tokenizer = get_tokenizer(processing_class)
         own_id = tokenizer.eos_token_id
-        self.eos_token_ids = sorted(set(eos_token_ids if eos_token_ids else [own_id] if own_id is not None else []))
+        known = set(eos_token_ids or [own_id]) - {None}
+        turn_end = find_turn_end_id(processing_class, known)
+        self.eos_token_ids = sorted(known if eos_token_ids else (known | {turn_end}) - {None})
         if not self.eos_token_ids:
             raise ValueError("The tokenizer has no EOS token, so no completion would ever end: give `eos_token_ids`.")
-        self._appended_eos_id = own_id if own_id in self.eos_token_ids else self.eos_token_ids[0]
+        # what the target wrote where a server leaves it out: the end of a reply, which need not be the tokenizer's EOS
+        self._appended_eos_id = next(
+            (id for id in (turn_end, own_id) if id in self.eos_token_ids), self.eos_token_ids[0]
+        )
         self._is_text_only = is_text_only
         self._names = TokenNames(tokenizer)
 

@@ -16,9 +16,8 @@ JSON_ITEMS = List(Json())  # messages of which each keeps the keys and the types
 def unify_columns(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Casts columns of the same name to a type that holds them all; rows and columns stay as they are.
 
-    `tools` become JSON text, as in every prompt data set. Messages get the keys that any message has (`None` where one
-    lacks a key, which rendering leaves out); where the values of a key have different types, as arguments of tool calls
-    do, messages are kept as JSON items. Numbers get the wider type.
+    `tools` become JSON text, as in every prompt data set. Messages whose keys differ become JSON items, which keep the
+    keys that each has, `None` among them. Numbers get the wider type.
 
     Args:
         datasets (`Mapping[str, Dataset]`): By name.
@@ -45,12 +44,12 @@ def _unify_features(column: str, features: Mapping[str, Feature]) -> Feature:
     known = [feature for feature in features.values() if feature != NULL]
     if all(feature == known[0] for feature in known):
         return known[0] if known else NULL
+    if all(isinstance(feature, List) and isinstance(feature.feature, dict | Json) for feature in known):
+        return JSON_ITEMS
     schemas = [Features({column: feature}).arrow_schema.remove_metadata() for feature in known]
     try:
         return Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))[column]
     except pa.ArrowTypeError as error:
-        if all(isinstance(feature, List) and isinstance(feature.feature, dict | Json) for feature in known):
-            return JSON_ITEMS
         found = "; ".join(f"in `{name}`: {feature}" for name, feature in features.items())
         raise ValueError(
             f"The column `{column}` has types that no common one holds ({found}). Bring it to one type with "

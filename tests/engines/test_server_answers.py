@@ -1,11 +1,13 @@
 import pytest
 import torch
+from chat_templates import FORMS
 from local_server import GREEDY, TOKEN_ONLY, generate_alone
 from tiny import build_llama, build_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spec_kd.engines.base import UnsupportedByEngineError
+from spec_kd.engines.server_answers import AnswerReader
 from spec_kd.engines.server_client import ServerRequestError
 from spec_kd.engines.server_logprobs import TokenNames, UnmappedTokensError
 
@@ -190,3 +192,16 @@ def test_ends_that_were_not_asked_for_are_errors(serve, prompts):
         with pytest.raises(ServerRequestError, match=message) as raised:
             engine.generate(prompts[1:2], GREEDY)
         assert raised.value.index == 0
+
+
+def test_a_dropped_end_is_the_one_that_the_target_wrote():
+    """Gemma ends its turns with `<end_of_turn>`, and its tokenizer's EOS is another token."""
+    for name in ("gemma", "phi3", "llama3", "command-r"):
+        form, tokenizer = FORMS[name], FORMS[name].build()
+        end = tokenizer(form.end, add_special_tokens=False)["input_ids"][-1]
+        known = [tokenizer.eos_token_id, end]
+        for eos_token_ids in (None, known):
+            reader = AnswerReader(tokenizer, eos_token_ids, is_text_only=True)
+            answer = {"choices": [{"text": "Fine.", "finish_reason": "stop"}]}
+            assert reader.read_completion(answer, None, 9).ids[-1] == end and end in reader.eos_token_ids
+    assert AnswerReader(build_tokenizer(), [1, 3], is_text_only=True).eos_token_ids == [1, 3]

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMix
 
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
-PROBE = "Fine"
+PROBE = "Zqxjv"  # a text that no template changes or has
 
 
 def find_end_ids(processing_class: ProcessingClass, eos_token_id: int | Iterable[int] | None = None) -> list[int]:
@@ -29,10 +29,39 @@ def find_end_ids(processing_class: ProcessingClass, eos_token_id: int | Iterable
     given = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     if tokenizer.eos_token_id is not None:
         given.append(tokenizer.eos_token_id)
-    after_reply = _find_end_after_reply(processing_class, get_texts(tokenizer, given))
-    if after_reply is not None:
-        given.append(tokenizer.convert_tokens_to_ids(after_reply))
-    return list(dict.fromkeys(given))
+    turn_end = find_turn_end_id(processing_class, given)
+    return list(dict.fromkeys(given if turn_end is None else [*given, turn_end]))
+
+
+def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) -> int | None:
+    """The id that the chat template writes behind a reply, and so the target: one of `end_ids` if it writes any.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        end_ids (`Iterable[int]`): Ids that end a completion.
+
+    Returns:
+        `int`, *optional*: `None` without a chat template, and where it writes no added token behind a reply.
+    """
+    if not processing_class.chat_template:
+        return None
+    wrap = (lambda text: [{"type": "text", "text": text}]) if isinstance(processing_class, ProcessorMixin) else str
+    messages = [{"role": "user", "content": wrap("Hi")}, {"role": "assistant", "content": wrap(PROBE)}]
+    try:
+        rendered = processing_class.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, TypeError, ValueError, KeyError):  # a template of other messages: known ends have to do
+        return None
+    if PROBE not in rendered:
+        return None
+    after = rendered.rpartition(PROBE)[2]
+    tokenizer = get_tokenizer(processing_class)
+    texts = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
+    first, end = find_first(after, texts), find_first(after, get_texts(tokenizer, end_ids))
+    if first is None:
+        return None
+    # a model writes no line break between two ends: what comes behind it, the template adds to the whole conversation
+    is_other = end is None or (end[0] > first[0] and "\n" in after[first[0] + len(first[1]) : end[0]])
+    return texts[first[1] if is_other else end[1]]
 
 
 def get_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[str, int]:
@@ -57,28 +86,3 @@ def _load_eos_token_ids(processing_class: ProcessingClass) -> list[int]:
     except (OSError, ValueError):
         return []
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-
-
-def _find_end_after_reply(processing_class: ProcessingClass, known: dict[str, int]) -> str | None:
-    """The token behind a reply where it is not a known end, or is not the same turn's."""
-    if not processing_class.chat_template:
-        return None
-    wrap = (lambda text: [{"type": "text", "text": text}]) if isinstance(processing_class, ProcessorMixin) else str
-    messages = [{"role": "user", "content": wrap("Hi")}, {"role": "assistant", "content": wrap(PROBE)}]
-    try:
-        rendered = processing_class.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, TypeError, ValueError, KeyError):  # a template of other messages: known ends have to do
-        return None
-    if PROBE not in rendered:
-        return None
-    after = rendered.rpartition(PROBE)[2]
-    tokenizer = get_tokenizer(processing_class)
-    first = find_first(after, [token.content for token in tokenizer.added_tokens_decoder.values()])
-    end = find_first(after, known)
-    if first is None:
-        return None
-    if end is None:
-        return first[1]
-    # a model writes no line break between two ends: what comes behind it, the template adds to the whole conversation
-    between = after[first[0] + len(first[1]) : end[0]]
-    return first[1] if end[0] > first[0] and "\n" in between else None
