@@ -24,7 +24,7 @@ _ROOMS = {
         "save_report",
     ),
     "spec_kd.finite": ("NonFiniteError",),
-    "spec_kd.hub": ("export_draft", "serving_commands"),
+    "spec_kd.hub": ("export_draft",),
     "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
     "spec_kd.queries.curated": ("load_curated_prompts",),
     "spec_kd.queries.logged_completions": ("add_completion_ids",),
@@ -32,6 +32,7 @@ _ROOMS = {
     "spec_kd.queries.prompt_report": ("describe_prompts",),
     "spec_kd.queries.query_logs": ("load_query_logs",),
     "spec_kd.queries.synthesis": ("synthesize_queries",),
+    "spec_kd.serving": ("serving_commands",),
     "spec_kd.trainer": (
         "BlackBoxSFTConfig",
         "BlackBoxSFTTrainer",
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
         save_report,
     )
     from spec_kd.finite import NonFiniteError
-    from spec_kd.hub import export_draft, serving_commands
+    from spec_kd.hub import export_draft
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
     from spec_kd.queries.curated import load_curated_prompts
     from spec_kd.queries.logged_completions import add_completion_ids
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from spec_kd.queries.prompt_report import describe_prompts
     from spec_kd.queries.query_logs import load_query_logs
     from spec_kd.queries.synthesis import synthesize_queries
+    from spec_kd.serving import serving_commands
     from spec_kd.trainer import (
         BlackBoxSFTConfig,
         BlackBoxSFTTrainer,

@@ -98,7 +98,7 @@ class EvaluateArguments:
         from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
         from spec_kd.decoding.warpers import check_truncation
         from spec_kd.evaluation.gates import parse_gate
-        from spec_kd.evaluation.serving_engines import find_serving_engine
+        from spec_kd.serving import find_serving_engine
 
         rule = find_serving_engine(self.serving_engine)
         check_num_assistant_tokens(self.num_assistant_tokens)

@@ -9,11 +9,9 @@ from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.gates import check_gates
 from spec_kd.evaluation.replay import TextScores, replay, score_texts
 from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
-from spec_kd.evaluation.serving_engines import SERVING_ENGINES
 from spec_kd.evaluation.statistics import Interval, bootstrap, bootstrap_ratio
 
 __all__ = [
-    "SERVING_ENGINES",
     "AcceptanceFigures",
     "AssistedFigures",
     "EvaluationReport",

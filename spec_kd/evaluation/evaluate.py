@@ -25,11 +25,11 @@ from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
 from spec_kd.evaluation.provenance import describe_model, describe_surroundings, describe_texts
 from spec_kd.evaluation.replay import score_texts
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport
-from spec_kd.evaluation.serving_engines import find_serving_engine
 from spec_kd.evaluation.setting_report import TextDescription, describe_setting
 from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.timing import MEASURE, Costs, describe_costs, find_costs, measure_or_say
 from spec_kd.heads import find_input_device
+from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 DEFAULT_TEMPERATURES = (0.0, 1.0)

@@ -14,7 +14,7 @@ from spec_kd.escaping import (
     make_public_name,
     make_table,
 )
-from spec_kd.hub.serving import serving_commands
+from spec_kd.serving import SERVING_ENGINES, serving_commands
 
 FACTS_BEGIN, FACTS_END = "<!-- spec_kd: facts ", " -->"
 NAMES = ("target_name", "dataset_name", "draft_name", "base_name")
@@ -135,7 +135,7 @@ class CardFacts:
             "acceptance depends on the sampling settings of the server.",
         ]
         for engine, command in commands.items():
-            parts += [f"{engine}:", make_code_block(command, "python" if engine == "tensorrt-llm" else "bash")]
+            parts += [f"{engine}:", make_code_block(command, SERVING_ENGINES[engine].command_language)]
         return "\n\n".join(parts)
 
 

@@ -10,10 +10,10 @@ import torch
 from hostile import HOSTILE
 from tiny import build_llama
 
-from spec_kd.hub import serving_commands
+from spec_kd.serving import SERVING_ENGINES, serving_commands
 
-PYTHON = ("tensorrt-llm", "transformers")
-SHELL = ("vllm", "sglang", "llama.cpp")
+PYTHON = [name for name, engine in SERVING_ENGINES.items() if engine.command_language == "python"]
+SHELL = [name for name, engine in SERVING_ENGINES.items() if engine.command_language == "bash"]
 
 
 def get_option(words, name):
@@ -26,7 +26,7 @@ def as_word(name):
 
 def test_every_engine_has_its_command():
     commands = serving_commands("me/draft", "org/target", 4)
-    assert set(commands) == {*SHELL, *PYTHON}
+    assert set(commands) == {"vllm", "sglang", "llama.cpp", "tensorrt-llm", "transformers"}
     words = shlex.split(commands["vllm"])
     assert words[:3] == ["vllm", "serve", "org/target"]
     assert json.loads(get_option(words, "--speculative-config")) == {
@@ -39,14 +39,16 @@ def test_every_engine_has_its_command():
     assert get_option(words, "--speculative-num-steps") == "4"
     assert get_option(words, "--speculative-eagle-topk") == "1"
     assert get_option(words, "--speculative-num-draft-tokens") == "5"
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="is 0, but must be at least 1"):
         serving_commands("me/draft", "org/target", 0)
 
 
 def test_llama_cpp_is_told_to_draft():
-    convert, serve = map(shlex.split, serving_commands("me/draft", "org/target", 4)["llama.cpp"].splitlines())
-    assert convert[:3] == ["python", "convert_hf_to_gguf.py", "me/draft"]
-    assert get_option(convert, "--outfile") == get_option(serve, "-md")
+    lines = serving_commands("me/draft", "org/target", 4)["llama.cpp"].splitlines()
+    draft, target, serve = map(shlex.split, lines)
+    for convert, name, flag in ((draft, "me/draft", "-md"), (target, "org/target", "-m")):
+        assert convert[:3] == ["python", "convert_hf_to_gguf.py", name]
+        assert get_option(convert, "--outfile") == get_option(serve, flag)
     assert get_option(serve, "--spec-type") == "draft-simple"
     assert get_option(serve, "--spec-draft-n-max") == "4"
     assert "--draft-max" not in serve  # removed: the server aborts
@@ -60,7 +62,8 @@ def test_names_are_one_word_of_a_shell_and_one_literal_of_python(name):
     assert json.loads(words["vllm"][4])["model"] == name
     assert get_option(words["sglang"], "--model-path") == as_word(f"{name}2") and len(words["sglang"]) == 15
     assert get_option(words["sglang"], "--speculative-draft-model-path") == as_word(name)
-    assert words["llama.cpp"][2] == as_word(name) and len(words["llama.cpp"]) == 14
+    assert words["llama.cpp"][2] == as_word(name) and words["llama.cpp"][7] == as_word(f"{name}2")
+    assert len(words["llama.cpp"]) == 19
     for engine in PYTHON:
         tree = ast.parse(commands[engine])
         strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
@@ -81,8 +84,8 @@ def test_a_real_shell_runs_nothing_of_the_names(tmp_path):
     for name in names:
         assert words[:2] == ["serve", as_word(name)] and json.loads(words[3])["model"] == name
         assert words[4 + 3] == words[4 + 7] == as_word(name)
-        assert words[18:20] == ["convert_hf_to_gguf.py", as_word(name)]
-        words = words[22:]
+        assert words[18:20] == words[22:24] == ["convert_hf_to_gguf.py", as_word(name)]
+        words = words[26:]
 
 
 def test_a_null_character_is_refused():

@@ -1,0 +1,49 @@
+"""Engines that serve a draft: how they draft and accept, what they ask of a draft, and their commands."""
+
+from spec_kd.acceptance import check_num_assistant_tokens
+from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.llama_cpp import LLAMA_CPP
+from spec_kd.serving.sglang import SGLANG
+from spec_kd.serving.tensorrt_llm import TENSORRT_LLM
+from spec_kd.serving.transformers import TRANSFORMERS
+from spec_kd.serving.vllm import VLLM
+
+__all__ = ["SERVING_ENGINES", "ServingEngine", "find_serving_engine", "serving_commands"]
+
+SERVING_ENGINES: dict[str, ServingEngine] = {
+    engine.name: engine for engine in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM)
+}
+
+
+def find_serving_engine(name: str) -> ServingEngine:
+    """The engine of that name; raises `ValueError` that lists them."""
+    if name not in SERVING_ENGINES:
+        raise ValueError(f"`engine` is {name!r}, but must be one of {', '.join(SERVING_ENGINES)}.")
+    return SERVING_ENGINES[name]
+
+
+def serving_commands(draft_path: str, target_name: str, num_assistant_tokens: int = 5) -> dict[str, str]:
+    """Commands and snippets that serve `target_name` with the draft.
+
+    They are written after the documentation of each engine. The draft must have as many vocabulary rows as the target,
+    see [`export_draft`]. Names are quoted, so that no text in them is run by a shell or by Python.
+
+    Args:
+        draft_path (`str`): Folder or Hub id of the draft.
+        target_name (`str`): Folder or Hub id of the target.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round.
+
+    Returns:
+        `dict[str, str]`: Engine to command (vLLM, SGLang, llama.cpp: shell; TensorRT-LLM, transformers: Python).
+
+    Raises:
+        `ValueError`: `num_assistant_tokens` below 1, or a name that holds a null character, which no command takes.
+    """
+    check_num_assistant_tokens(num_assistant_tokens)
+    for name, value in (("draft_path", draft_path), ("target_name", target_name)):
+        if "\0" in value:
+            raise ValueError(f"`{name}={value!r}` holds a null character, which no command takes.")
+    return {
+        name: engine.write_command(draft_path, target_name, num_assistant_tokens)
+        for name, engine in SERVING_ENGINES.items()
+    }

@@ -1,0 +1,26 @@
+"""SGLang: a standalone draft under `--speculative-algorithm STANDALONE`."""
+
+from spec_kd.escaping import quote_argument
+from spec_kd.serving.engine import ServingEngine
+
+
+def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+    # A chain of drafted tokens: top-k 1, and the token that starts the round counts as one more
+    return (
+        f"python -m sglang.launch_server --model-path {quote_argument(target)} --speculative-algorithm STANDALONE "
+        f"--speculative-draft-model-path {quote_argument(draft)} --speculative-num-steps {num_draft_tokens} "
+        f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {num_draft_tokens + 1}"
+    )
+
+
+SGLANG = ServingEngine(
+    name="sglang",
+    draft_sampling="greedy",
+    rule="the draft proposes its most likely token, which is accepted with the target's probability for it",
+    source="SGLang 0.5.23, STANDALONE with top-k 1; issue 10308 of sgl-project/sglang",
+    vocabulary="`vocab_size` and `get_vocab()` of draft and target must be equal",
+    counters="`meta_info.spec_*` of each answer",
+    default_num_draft_tokens=3,
+    command_language="bash",
+    write_command=write_command,
+)
