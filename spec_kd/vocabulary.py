@@ -56,11 +56,19 @@ def fingerprint_tokenizer(processing_class: ProcessingClass) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def check_same_tokenizer(draft_processing_class: ProcessingClass, target_processing_class: ProcessingClass) -> None:
+def check_same_tokenizer(
+    draft_processing_class: ProcessingClass,
+    target_processing_class: ProcessingClass,
+    names: tuple[str, str] = ("draft", "target"),
+) -> None:
     """Checks that both sides give the same ids to the same text.
 
     Compares all tokens with their ids, then the encoding of a few probe texts (without special tokens: which of those
     are added is a matter of serving, see [`describe_served_differences`]).
+
+    Args:
+        draft_processing_class, target_processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): To compare.
+        names (`tuple[str, str]`, *optional*, defaults to `("draft", "target")`): What they are called in the error.
 
     Raises:
         `VocabularyMismatchError`: Says what differs.
@@ -68,10 +76,11 @@ def check_same_tokenizer(draft_processing_class: ProcessingClass, target_process
     draft, target = get_tokenizer(draft_processing_class), get_tokenizer(target_processing_class)
     if draft is target:
         return
-    differences = _compare_tokens(_get_ids(draft), _get_ids(target)) or _compare_encodings(draft, target)
+    differences = _compare_tokens(_get_ids(draft), _get_ids(target), names) or _compare_encodings(draft, target, names)
     if differences:
         raise VocabularyMismatchError(
-            "Draft and target do not share a tokenizer, so their distributions cannot be compared id by id: "
+            f"{_capitalize(names[0])} and {names[1]} do not share a tokenizer, so their distributions cannot be "
+            "compared id by id: "
             + "; ".join(differences)
             + ". Choose a draft of the target's family, or train on the target's text with `BlackBoxSFTTrainer`, which "
             "needs no common vocabulary (most servers, however, want one for a draft model)."
@@ -82,15 +91,19 @@ def _get_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
-def _compare_tokens(draft: dict[str, int], target: dict[str, int]) -> list[str]:
+def _capitalize(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _compare_tokens(draft: dict[str, int], target: dict[str, int], names: tuple[str, str]) -> list[str]:
     differences = []
     if len(draft) != len(target) or max(draft.values()) != max(target.values()):
         differences.append(
-            f"the draft has {len(draft)} tokens with ids up to {max(draft.values())}, "
-            f"the target {len(target)} with ids up to {max(target.values())}"
+            f"the {names[0]} has {len(draft)} tokens with ids up to {max(draft.values())}, "
+            f"the {names[1]} {len(target)} with ids up to {max(target.values())}"
         )
     moved = [
-        f"{t!r} is {draft[t]} in the draft and {target[t]} in the target"
+        f"{t!r} is {draft[t]} in the {names[0]} and {target[t]} in the {names[1]}"
         for t in draft
         if draft[t] != target.get(t, draft[t])
     ]
@@ -98,8 +111,8 @@ def _compare_tokens(draft: dict[str, int], target: dict[str, int]) -> list[str]:
     only_target = [repr(token) for token in target if token not in draft]
     for what, tokens in (
         ("other ids", moved),
-        ("only in the draft", only_draft),
-        ("only in the target", only_target),
+        (f"only in the {names[0]}", only_draft),
+        (f"only in the {names[1]}", only_target),
     ):
         if tokens:
             more = f" and {len(tokens) - NUM_DIFFERENCES_SHOWN} more" if len(tokens) > NUM_DIFFERENCES_SHOWN else ""
@@ -107,14 +120,17 @@ def _compare_tokens(draft: dict[str, int], target: dict[str, int]) -> list[str]:
     return differences
 
 
-def _compare_encodings(draft: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> list[str]:
+def _compare_encodings(
+    draft: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> list[str]:
     for text in PROBE_TEXTS:
         ours = draft(text, add_special_tokens=False)["input_ids"]
         theirs = target(text, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             return [
                 "all tokens have the same ids, but text is cut differently (other merges, normaliser or "
-                f"pre-tokeniser): {text!r} becomes {ours[:12]}... in the draft and {theirs[:12]}... in the target"
+                f"pre-tokeniser): {text!r} becomes {ours[:12]}... in the {names[0]} and {theirs[:12]}... in the "
+                f"{names[1]}"
             ]
     return []
 

@@ -172,14 +172,13 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
     }
 
     def work() -> dict[str, Any]:
-        from transformers import AutoTokenizer
-
         from spec_kd import evaluate_draft, save_report
         from spec_kd.evaluation.gates import collect_figures
+        from spec_kd.loading import load_tokenizer
 
         texts_dir, model = None, None
         if target.target is None:
-            processing_class = AutoTokenizer.from_pretrained(list(drafts.values())[-1])
+            processing_class = load_tokenizer(list(drafts.values())[-1])
         else:
             texts_dir = arguments.texts_dir or str(Path(arguments.output_dir, "texts"))
             of_texts = {name: value for name, value in options.items() if name in OF_TEXTS}

@@ -96,8 +96,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
         import json
         from pathlib import Path
 
-        from transformers import AutoTokenizer
-
+        from spec_kd.loading import load_tokenizer
         from spec_kd.queries.prompt_report import describe_prompts
 
         sets = {split: {name: load_prompts(folder, split) for name, folder in parts.items()} for split in SPLITS}
@@ -114,7 +113,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
         train = mixes["train"].dataset
         test = mixes["test"].dataset if tests else train.select([])
         saved = save_prompts(arguments.output_dir, train, test)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer is not None else None
+        tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer is not None else None
         report = describe_prompts(train, tokenizer, other=test if tests else None)
         report.save(arguments.output_dir)
         shares = {split: mixed.report.to_dict() if mixed is not None else None for split, mixed in mixes.items()}

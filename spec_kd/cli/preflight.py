@@ -20,9 +20,9 @@ def check_sources(recipe: Recipe) -> None:
             that cannot serve the loss with the temperatures chosen.
         OSError: For files and models that are not there.
     """
-    from transformers import AutoTokenizer
-
+    from spec_kd.loading import load_tokenizer
     from spec_kd.trainer.cached_teacher import check_cached_teacher
+    from spec_kd.trainer.draft_trainer import get_load_options
     from spec_kd.vocabulary import check_same_tokenizer
 
     method, config, draft = recipe.train.method, recipe.train.config, recipe.train.draft
@@ -36,7 +36,9 @@ def check_sources(recipe: Recipe) -> None:
             raise ValueError(f"the tokenizer of `{recipe.evaluate[1].target}` has no chat template.")
     with naming("draft"):
         check_exists(draft.model_name_or_path)
-        draft_class = AutoTokenizer.from_pretrained(draft.model_name_or_path, revision=draft.model_revision)
+        draft_class = load_tokenizer(
+            draft.model_name_or_path, get_load_options(config, {"revision": draft.model_revision})
+        )
         if method != "black-box":
             check_same_tokenizer(draft_class, processing_class)
     with naming("train"):

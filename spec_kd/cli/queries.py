@@ -80,11 +80,10 @@ def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
     }
 
     def work() -> dict[str, Any]:
-        from transformers import AutoTokenizer
-
+        from spec_kd.loading import load_tokenizer
         from spec_kd.queries.query_logs import load_query_logs
 
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer is not None else None
+        tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer is not None else None
         logs = load_query_logs(
             arguments.paths,
             arguments.output_dir,

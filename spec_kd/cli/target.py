@@ -78,12 +78,9 @@ class TargetArguments:
 
     def load_processing_class(self) -> "ProcessingClass":
         """The target's tokenizer."""
-        from transformers import AutoTokenizer
+        from spec_kd.loading import load_tokenizer
 
-        from spec_kd.trainer.draft_trainer import get_hub_options
-
-        options = get_hub_options(self.engine_kwargs) if self.engine != "server" else {}
-        return AutoTokenizer.from_pretrained(self.target, **options)
+        return load_tokenizer(self.target, self.engine_kwargs if self.engine != "server" else {})
 
     def load(self) -> "tuple[PreTrainedModel | Engine, ProcessingClass]":
         """The target as [`~spec_kd.generate_responses`] takes it, and its processing class.
@@ -102,16 +99,6 @@ class TargetArguments:
             from spec_kd.engines import VLLMEngine
 
             return VLLMEngine(self.target, **self.engine_kwargs), processing_class
-        return load_model(self.target, self.engine_kwargs), processing_class
+        from spec_kd.engines import TransformersEngine
 
-
-def load_model(name: str, options: dict[str, Any]) -> "PreTrainedModel":
-    """A model in its own dtype, on this process's card; its options are those of `from_pretrained`."""
-    import accelerate
-
-    from spec_kd._private import create_model_from_path
-
-    state = accelerate.PartialState()
-    # "auto", TRL's default, spreads a model over all cards, which only one process can do
-    placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
-    return create_model_from_path(name, **{"dtype": "auto", **placement, **options})
+        return TransformersEngine(self.target, processing_class, init_kwargs=self.engine_kwargs), processing_class

@@ -180,10 +180,11 @@ def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
 def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
     """The trainer of a method over these rows; raises what it raises for rows or models that do not fit."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
-    from transformers import AutoConfig, AutoTokenizer
     from trl import get_peft_config, get_quantization_config
 
     from spec_kd import SpeculativeEvalCallback
+    from spec_kd.loading import choose_processing_class, find_processing_class, load_config
+    from spec_kd.trainer.draft_trainer import get_load_options
 
     has_signal = "teacher_info" in rows.column_names
     has_teacher = hasattr(config, "teacher_model_name_or_path")
@@ -191,7 +192,7 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
         config.teacher_model_name_or_path = arguments.target
     is_live = has_teacher and config.teacher_model_name_or_path is not None
     if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
-        target_config = AutoConfig.from_pretrained(arguments.target, trust_remote_code=config.trust_remote_code)
+        target_config = load_config(arguments.target, {"trust_remote_code": config.trust_remote_code})
         config.target_vocab_size = target_config.get_text_config().vocab_size
     config.model_init_kwargs = {
         "revision": draft.model_revision,
@@ -221,8 +222,9 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
         args=config,
         train_dataset=rows,
         eval_dataset=held_out,
-        processing_class=AutoTokenizer.from_pretrained(
-            arguments.target or draft.model_name_or_path, trust_remote_code=config.trust_remote_code
+        processing_class=choose_processing_class(
+            find_processing_class(draft.model_name_or_path, get_load_options(config, config.model_init_kwargs)),
+            arguments.target and find_processing_class(arguments.target, get_load_options(config, None)),
         ),
         peft_config=get_peft_config(draft),
         quantization_config=get_quantization_config(draft),

@@ -7,19 +7,19 @@ vocabulary: 20 GB at 64 x 512 x 152k.
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import accelerate
 import numpy as np
 import torch
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
 )
 
-from spec_kd._private import create_model_from_path, get_config_model_id
+from spec_kd._private import get_config_model_id
 from spec_kd.decoding.drawn_token import DrawnToken
 from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import (
@@ -41,6 +41,7 @@ from spec_kd.heads import (
     find_input_device,
     unwrap_peft,
 )
+from spec_kd.loading import load_model, load_tokenizer
 from spec_kd.probes import check_padding, group_for_generation
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
 
@@ -59,9 +60,16 @@ class TransformersEngine:
     Log-probabilities are those of the distribution that was sampled from; of greedy text the plain softmax's.
 
     Args:
-        target (`PreTrainedModel` or `str`): The model, or a path or Hub id to load it from (in its own dtype).
+        target (`PreTrainedModel` or `str`):
+            The model, or a path or Hub id to load it from (in its own dtype); an adapter comes with its base model.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. Loaded from where the target came from by default.
+
+        init_kwargs (`dict`, *optional*):
+            Arguments of `from_pretrained` for a target given by name, such as `trust_remote_code`.
+
+    Attributes:
+        target_name (`str`, *optional*): Where the target was loaded from, if anywhere.
 
     Raises:
         ValueError: If no tokenizer is found, there is no EOS id, or the target has a prompt-learning adapter.
@@ -72,8 +80,15 @@ class TransformersEngine:
     logprobs_are = "processed"
     default_batch_size = 8
 
-    def __init__(self, target: PreTrainedModel | str, processing_class: ProcessingClass | None = None):
-        self.target, self.processing_class = _load(target, processing_class)
+    def __init__(
+        self,
+        target: PreTrainedModel | str,
+        processing_class: ProcessingClass | None = None,
+        *,
+        init_kwargs: dict[str, Any] | None = None,
+    ):
+        self.target, self.processing_class = _load(target, processing_class, init_kwargs or {})
+        self.target_name = target if isinstance(target, str) else get_config_model_id(self.target.config) or None
         self.eos_ids, self.pad_id = find_special_ids(self.target, self.processing_class)
         self.vocab_size = count_real_ids(self.processing_class)
 
@@ -85,11 +100,6 @@ class TransformersEngine:
             "sampler": "one draw a token",
             "target": hash_model(self.target),
         }
-
-    @property
-    def target_name(self) -> str | None:
-        """Where the target was loaded from, if anywhere."""
-        return get_config_model_id(self.target.config) or None
 
     def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
         """Raises `ValueError` for prompts that do not fit the target, or a signal it cannot give.
@@ -225,7 +235,7 @@ def neutral(target: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pa
 
 
 def _load(
-    target: PreTrainedModel | str, processing_class: ProcessingClass | None
+    target: PreTrainedModel | str, processing_class: ProcessingClass | None, init_kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, ProcessingClass]:
     name = target if isinstance(target, str) else get_config_model_id(target.config)
     if processing_class is None:
@@ -233,13 +243,13 @@ def _load(
             raise ValueError(
                 "The target was not loaded from anywhere, so its tokenizer is unknown: give `processing_class`."
             )
-        processing_class = AutoTokenizer.from_pretrained(name)
+        processing_class = load_tokenizer(name, init_kwargs)
     if isinstance(target, str):
         state = accelerate.PartialState()
         # "auto" spreads a target over all cards, which only one process can do
         placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
-        target = create_model_from_path(target, dtype="auto", **placement)
-    elif getattr(getattr(target, "active_peft_config", None), "is_prompt_learning", False):
+        target = load_model(target, **{"dtype": "auto", **placement, **init_kwargs})
+    if getattr(getattr(target, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError("A target with a prompt-learning adapter is not supported: its virtual tokens have no ids.")
     check_is_causal_lm(target, "target")
     return unwrap_peft(target), processing_class

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
@@ -29,6 +29,7 @@ from spec_kd.evaluation.setting_report import TextDescription, describe_setting
 from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.timing import MEASURE, Costs, describe_costs, find_costs, measure_or_say
 from spec_kd.heads import find_input_device
+from spec_kd.loading import load_model
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
@@ -65,6 +66,7 @@ def evaluate_draft(
     num_shown_prompts: int = 5,
     shows_prompt_text: bool = True,
     processing_class: ProcessingClass | None = None,
+    draft_init_kwargs: dict[str, Any] | None = None,
     batch_size: int = 8,
     seed: int = 0,
     output_dir: str | None = None,
@@ -107,6 +109,9 @@ def evaluate_draft(
         num_shown_prompts (`int`): How many of the worst prompts to show token by token.
         shows_prompt_text (`bool`): Whether their prompts are shown too, or only what the target wrote.
         processing_class (*optional*): The target's; found with the target by default.
+        draft_init_kwargs (`dict`, *optional*):
+            Arguments of `from_pretrained` for drafts given by name, such as `trust_remote_code`; `dtype` defaults to
+            the checkpoint's own. A target given by name and options is a `TransformersEngine(name, init_kwargs=...)`.
         batch_size (`int`): Texts at a time.
         seed (`int`): Of the target's sampling.
         output_dir (`str`, *optional*): Where the target's texts are kept, so that a killed run resumes.
@@ -164,10 +169,12 @@ def evaluate_draft(
     figures: dict[str, dict[str, AcceptanceFigures]] = {setting.name: {} for setting in settings}
     progress = tqdm(total=len(named) * len(settings), desc="Drafts by settings", disable=not show_progress)
     for name, draft in named.items():
-        model = AutoModelForCausalLM.from_pretrained(draft, dtype="auto") if isinstance(draft, str) else draft
+        model = draft
+        if isinstance(draft, str):
+            model = load_model(draft, **{"dtype": "auto", "device_map": None, **(draft_init_kwargs or {})})
         if isinstance(draft, str) and target_model is not None:
             model.to(find_input_device(target_model))
-        provenances[name] = describe_model(model)
+        provenances[name] = describe_model(model, draft if isinstance(draft, str) else None)
         unmeasured: list[str] = []
         known_costs = find_costs(costs, model, target_model, batch_sizes, gammas, unmeasured)
         described_settings = []
@@ -343,7 +350,7 @@ def _name_sampling(temperature: float, top_k: int, top_p: float) -> str:
 
 def _describe_target(target: Engine | None, model: PreTrainedModel | None, texts: dict[float, Dataset]) -> Any:
     if model is not None:
-        return describe_model(model)
+        return describe_model(model, target.target_name)
     if target is not None:
         return {"engine": target.name, **target.describe()}
     return {"from the distilled set": sorted({text for rows in texts.values() for text in rows.unique("teacher_info")})}

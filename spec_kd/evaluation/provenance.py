@@ -20,11 +20,17 @@ from spec_kd.heads import unwrap_peft
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-def describe_model(model: PreTrainedModel) -> dict[str, Any]:
-    """Name, size, dtype and a hash of the weights."""
+def describe_model(model: PreTrainedModel, name: str | None = None) -> dict[str, Any]:
+    """Name, size, dtype and a hash of the weights.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        name (`str`, *optional*): Where it was loaded from; found in its config by default, which of an adapter is the
+            base model's.
+    """
     model = unwrap_peft(model)
     return {
-        "name": get_config_model_id(model.config) or "(in memory)",
+        "name": name or get_config_model_id(model.config) or "(in memory)",
         "architecture": type(model).__name__,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),

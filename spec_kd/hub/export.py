@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import is_peft_model
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spec_kd.checks import check_int, read_path
 from spec_kd.heads import unwrap_peft
 from spec_kd.hub.card import carry_model_card
+from spec_kd.loading import find_processing_class, load_model, load_tokenizer
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -104,10 +105,8 @@ def _load(path: Path, processing_class: ProcessingClass | None) -> tuple[PreTrai
     if not path.is_dir():
         raise ValueError(f"`draft={str(path)!r}` is neither a model nor a folder.")
     if processing_class is None:
-        processing_class = AutoTokenizer.from_pretrained(path)
-    if (path / ADAPTER_CONFIG).exists():
-        return AutoPeftModelForCausalLM.from_pretrained(path, dtype="auto"), processing_class
-    return AutoModelForCausalLM.from_pretrained(path, dtype="auto"), processing_class
+        processing_class = find_processing_class(path) or load_tokenizer(path)
+    return load_model(path, dtype="auto", device_map=None), processing_class
 
 
 def _merge(draft: PeftModel) -> PreTrainedModel:

@@ -9,11 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -29,6 +29,7 @@ from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.heads import check_is_causal_lm
 from spec_kd.hub import carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
+from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.probes import check_packing, check_padding
 from spec_kd.trainer.card_names import find_dataset_name, find_target_name
 from spec_kd.trainer.draft_config import DraftConfig
@@ -64,12 +65,18 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         **sft_arguments: Any,
     ):
         args = as_config(args, self._config_class, model)
-        processing_class = processing_class or find_tokenizer(model, args.model_init_kwargs)
+        options = get_load_options(args, args.model_init_kwargs)
+        processing_class = processing_class or find_processing_class(model, options)
         check_output_dir(args.output_dir)
         check_tokens(processing_class, args)
         check_datasets(args, train_dataset, eval_dataset)
         self.dataset_name = find_dataset_name(train_dataset)
         self.target_name = find_target_name(train_dataset)
+        if isinstance(model, str) and find_adapter(model, options) is not None:
+            quantization = sft_arguments.pop("quantization_config", None)
+            options |= {} if quantization is None else {"quantization_config": quantization}
+            placement = {} if args.distributed_state.distributed_type == DistributedType.NO else {"device_map": None}
+            model = load_model(model, is_trainable=True, **{**options, **placement})
         super().__init__(
             model=model,
             args=args,
@@ -283,23 +290,9 @@ def as_config(args: TrainingArguments | None, config_class: type[DraftConfig], m
     return config_class(**values)
 
 
-def find_tokenizer(
-    model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None = None
-) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved with a model (a path, a Hub id, or a model that knows where it came from), or `None`."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    if not name:
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(name, **get_hub_options(init_kwargs))
-    except (OSError, ValueError):
-        return None
-
-
-def get_hub_options(init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """The part of a model's init arguments that also says which config and tokenizer belong to it."""
-    names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
-    return {name: value for name, value in (init_kwargs or {}).items() if name in names}
+def get_load_options(args: DraftConfig, init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a model of the run, with the configuration's `trust_remote_code`."""
+    return {"trust_remote_code": args.trust_remote_code, **(init_kwargs or {})}
 
 
 def check_tokens(processing_class: PreTrainedTokenizerBase | None, args: DraftConfig) -> None:

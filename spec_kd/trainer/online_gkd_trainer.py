@@ -25,9 +25,10 @@ from spec_kd.data.token_columns import TokenColumnCollator
 from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion, SamplingOptions
 from spec_kd.heads import unwrap_peft
+from spec_kd.loading import find_tokenizer
 from spec_kd.trainer.cached_teacher import check_cached_teacher
 from spec_kd.trainer.continuous_batching import ContinuousSource
-from spec_kd.trainer.draft_trainer import as_config, find_tokenizer
+from spec_kd.trainer.draft_trainer import as_config, get_load_options
 from spec_kd.trainer.on_policy import (
     CompletionSource,
     RepeatedWindows,
@@ -133,8 +134,8 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             processing_class = (
                 processing_class
                 or arguments.get("teacher_processing_class")
-                or find_tokenizer(teacher_model, args.teacher_model_init_kwargs)
-                or find_tokenizer(model, args.model_init_kwargs)
+                or find_tokenizer(teacher_model, get_load_options(args, args.teacher_model_init_kwargs))
+                or find_tokenizer(model, get_load_options(args, args.model_init_kwargs))
             )
             if processing_class is not None:  # else the base class says what is missing
                 train_dataset = add_placeholders(train_dataset, processing_class)

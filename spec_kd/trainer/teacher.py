@@ -8,8 +8,8 @@ from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed, prepare_fsdp
 
-from spec_kd._private import create_model_from_path
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
+from spec_kd.loading import load_model
 
 
 class LiveTargets:
@@ -102,7 +102,7 @@ class LiveTeacher:
 def load_teacher(
     teacher_model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None, is_distributed: bool, **defaults: Any
 ) -> PreTrainedModel:
-    """The teacher as a model: a path or Hub id is loaded by TRL's own loader, a model is returned as it is.
+    """The teacher as a model: a path or Hub id is loaded ([`load_model`]), a model is returned as it is.
 
     Args:
         teacher_model (`str` or `PreTrainedModel`): What the user passed.
@@ -123,4 +123,4 @@ def load_teacher(
     kwargs = {**defaults, **(init_kwargs or {})}
     if is_distributed:
         kwargs["device_map"] = None
-    return create_model_from_path(teacher_model, **kwargs)
+    return load_model(teacher_model, **kwargs)

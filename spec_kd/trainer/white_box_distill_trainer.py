@@ -4,12 +4,13 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from peft import PromptLearningConfig
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import check_logits_are_known, unwrap_peft
+from spec_kd.loading import choose_processing_class, find_processing_class, load_config
 from spec_kd.trainer.cached_teacher import (
     CachedSignal,
     CachedTeacher,
@@ -18,7 +19,7 @@ from spec_kd.trainer.cached_teacher import (
     read_teacher_info,
 )
 from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
-from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, find_tokenizer, get_hub_options
+from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, get_load_options
 from spec_kd.trainer.finite_guard import describe_bad_signal
 from spec_kd.trainer.step_clock import TimedSteps
 from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
@@ -121,9 +122,11 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             )
         teacher_tokenizer = teacher_processing_class
         if teacher_tokenizer is None and teacher_model is not None:
-            teacher_tokenizer = find_tokenizer(teacher_model, args.teacher_model_init_kwargs)
-        draft_tokenizer = find_tokenizer(model, args.model_init_kwargs)
-        processing_class = processing_class or teacher_tokenizer or draft_tokenizer
+            teacher_tokenizer = find_processing_class(
+                teacher_model, get_load_options(args, args.teacher_model_init_kwargs)
+            )
+        draft_tokenizer = find_processing_class(model, get_load_options(args, args.model_init_kwargs))
+        processing_class = processing_class or choose_processing_class(draft_tokenizer, teacher_tokenizer)
         self._check_vocabulary(
             model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
         )
@@ -135,16 +138,23 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             check_evaluation_signal(sft_arguments.get("eval_dataset"), cached_info)
             self._teacher, self._teacher_name = CachedTeacher(cached_info), cached_info.target_name
         else:
-            config = _find_config(teacher_model, args.teacher_model_init_kwargs)
+            config = load_config(teacher_model, get_load_options(args, args.teacher_model_init_kwargs))
             self._teacher_vocab_size = config.get_text_config().vocab_size
 
+        known_ids = count_real_ids(processing_class)
         super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
         check_logits_are_known(self.model, "draft")
         vocab_size = count_real_ids(self.processing_class)
+        if vocab_size > known_ids:
+            raise VocabularyMismatchError(
+                f"`chat_template_path={args.chat_template_path!r}` adds {vocab_size - known_ids} tokens, which the "
+                "target does not have. Pass the template alone, as a .jinja file that uses the target's tokens."
+            )
         self.teacher_model = None
         if self._teacher is None:
             self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size, "teacher")
-            self._teacher_name = get_config_model_id(self._teacher.model.config)
+            is_named = isinstance(teacher_model, str)
+            self._teacher_name = teacher_model if is_named else get_config_model_id(self._teacher.model.config)
             self.teacher_model = self._teacher.model
         self._reference = None
         if ref_model is not None:
@@ -199,9 +209,11 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             raise ValueError(
                 "Neither the draft nor the teacher comes with a tokenizer. Pass the target's as `processing_class`."
             )
-        for tokenizer in (teacher_tokenizer, draft_tokenizer):
+        if draft_tokenizer is not None and teacher_tokenizer is not None:
+            check_same_tokenizer(draft_tokenizer, teacher_tokenizer)
+        for role, tokenizer in (("target", teacher_tokenizer), ("draft", draft_tokenizer)):
             if tokenizer is not None and tokenizer is not processing_class:
-                check_same_tokenizer(processing_class, tokenizer)
+                check_same_tokenizer(processing_class, tokenizer, names=("`processing_class`", role))
         if draft_tokenizer is not None and teacher_tokenizer is not None:
             for difference in describe_served_differences(draft_tokenizer, teacher_tokenizer):
                 logger.warning(f"Draft and target differ, and a server goes by the target: {difference}")
@@ -213,7 +225,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         ):
             if named is None:
                 continue
-            rows = _find_config(named, init_kwargs).get_text_config().vocab_size
+            rows = load_config(named, get_load_options(args, init_kwargs)).get_text_config().vocab_size
             if rows < real_ids:
                 raise VocabularyMismatchError(
                     f"The {role}'s head has {rows} rows but the tokenizer has {real_ids} ids, so the {role} cannot "
@@ -307,7 +319,3 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
 def _active_peft_config(model: Any) -> Any:
     is_peft = not isinstance(model, str) and is_peft_model(model)
     return model.peft_config[model.active_adapter] if is_peft else None
-
-
-def _find_config(model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(model, **get_hub_options(init_kwargs)) if isinstance(model, str) else model.config
