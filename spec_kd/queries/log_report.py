@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from spec_kd.escaping import make_code_span
+
 
 @dataclass(frozen=True)
 class QueryLogsReport:
@@ -70,5 +72,5 @@ class QueryLogsReport:
         lines = ["| | |", "|---|---|", *(f"| {name} | {count:,} |" for name, count in counts.items())]
         if self.malformed:
             lines += ["", f"Malformed, the first {len(self.malformed_examples)} of {self.malformed:,}:", ""]
-            lines += [f"- `{example}`" for example in self.malformed_examples]
+            lines += [f"- {make_code_span(example)}" for example in self.malformed_examples]
         return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from spec_kd.checks import check_int, check_number
+from spec_kd.escaping import escape_markdown, make_table
 from spec_kd.queries.unified_columns import unify_columns
 
 Order = str | Callable[[dict[str, object]], object]
@@ -56,12 +57,13 @@ class MixReport:
 
     def to_markdown(self) -> str:
         """The report as a Markdown table."""
-        lines = ["| part | rows | of | repeated | share asked | share |", "|---|---|---|---|---|---|"]
-        for p in self.parts:
-            name = p.name.replace("|", r"\|")
-            shares = f"{p.share_asked:.1%} | {p.share:.1%}"
-            lines.append(f"| {name} | {p.rows:,} | {p.available:,} | {p.repeated:,} | {shares} |")
-        return "\n".join(lines) + "\n"
+        header = ["part", "rows", "of", "repeated", "share asked", "share"]
+        rows = [
+            [escape_markdown(p.name), f"{p.rows:,}", f"{p.available:,}", f"{p.repeated:,}", f"{p.share_asked:.1%}",
+             f"{p.share:.1%}"]
+            for p in self.parts
+        ]  # fmt: skip
+        return "\n".join(make_table(header, rows)) + "\n"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A prompt report as Markdown tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from spec_kd.escaping import escape_markdown, make_table
 
 if TYPE_CHECKING:
     from spec_kd.queries.prompt_report import PromptReport
@@ -30,11 +32,12 @@ def render_markdown(report: "PromptReport") -> str:
         counts["nearly in the other set"] = overlap.near
     lines = _render_counts("prompts", counts, report.num_prompts)
     percents = [PERCENT_NAMES.get(percent, f"{percent} %") for percent in report.characters.percentiles]
-    lines += ["", _render_row(["length", "mean", *percents]), "|---" * (len(percents) + 2) + "|"]
-    for unit, lengths in (("tokens", report.tokens), ("characters", report.characters)):
-        if lengths is not None:
-            numbers = (f"{value:,}" for value in lengths.percentiles.values())
-            lines.append(_render_row([unit, f"{lengths.mean:,.1f}", *numbers]))
+    rows = [
+        [unit, f"{lengths.mean:,.1f}", *(f"{value:,}" for value in lengths.percentiles.values())]
+        for unit, lengths in (("tokens", report.tokens), ("characters", report.characters))
+        if lengths is not None
+    ]
+    lines += ["", *make_table(["length", "mean", *percents], rows)]
     for title, name in BREAKDOWNS.items():
         found = getattr(report, name)
         shown = dict(list(found.items())[:MOST_ROWS])
@@ -45,9 +48,5 @@ def render_markdown(report: "PromptReport") -> str:
 
 
 def _render_counts(title: str, counts: Mapping[str, int], total: int) -> list[str]:
-    rows = [_render_row([label, f"{number:,}", f"{number / total:.1%}"]) for label, number in counts.items()]
-    return [_render_row([title, "number", "share"]), "|---|---|---|", *rows]
-
-
-def _render_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+    rows = [[escape_markdown(label), f"{number:,}", f"{number / total:.1%}"] for label, number in counts.items()]
+    return make_table([title, "number", "share"], rows)

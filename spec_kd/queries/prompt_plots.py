@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from spec_kd.escaping import escape_label
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -63,7 +65,7 @@ def _plot_bars(axis: "Axes", counts: Mapping[str, int], total: int, title: str) 
         shown.append((f"{len(counts) - MOST_BARS} others", sum(counts.values()) - sum(n for _, n in shown)))
     places = range(len(shown))
     axis.barh(places, [n / total for _, n in shown], color="C0", alpha=0.5)
-    axis.set_yticks(places, [f"{label} ({n:,})" for label, n in shown])
+    axis.set_yticks(places, [escape_label(f"{label} ({n:,})") for label, n in shown])
     axis.invert_yaxis()
     axis.set(title=title, xlim=(0, 1), xlabel="share of prompts")
     axis.grid(axis="x", alpha=0.3)

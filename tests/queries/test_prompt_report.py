@@ -1,12 +1,17 @@
 """The report of a prompt set: counts against counts by hand, files on disk."""
 
+import dataclasses
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from hostile import HOSTILE
+from markdown_it import MarkdownIt
 
+from spec_kd.escaping import CONTROLS
 from spec_kd.queries.prompt_plots import plot_prompt_report
 from spec_kd.queries.prompt_report import describe_prompts, summarize_lengths
 
@@ -138,3 +143,16 @@ def test_what_cannot_be_described_is_refused(tokenizer):
     answered = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
     with pytest.raises(ValueError, match="ends with an assistant turn"):
         describe_prompts(answered, tokenizer, show_progress=False)
+
+
+def test_text_from_data_stays_text(report, tmp_path):
+    read = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
+    plain = dataclasses.replace(report, scenarios={"a": 3}, sources={"b": 2, "c": 1}, languages={"en": 5})
+    wanted = re.findall(r"<\w+>", read(plain.to_markdown()))
+    for text in HOSTILE:
+        hostile = dataclasses.replace(report, scenarios={text: 3}, sources={text: 2, "c": 1}, languages={text: 5})
+        markdown = hostile.to_markdown()
+        assert re.findall(r"<\w+[ >]", read(markdown)) == wanted, text
+        assert not set(map(ord, markdown)) & set(CONTROLS)
+    labels = {text: 1 for text in ("$x^2$ $\\frac{", "_a\n\x1b[31m", "\\$x$")}
+    plot_prompt_report(dataclasses.replace(report, languages=labels)).canvas.draw()

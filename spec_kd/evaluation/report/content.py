@@ -244,7 +244,9 @@ class EvaluationReport:
 
     def to_json(self) -> str:
         """Strict JSON (no NaN: an undefined bound is null)."""
-        return json.dumps(_to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(_to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        # halves of surrogate pairs, which no file holds, as JSON writes them
+        return text.encode("utf-8", "backslashreplace").decode()
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluationReport":

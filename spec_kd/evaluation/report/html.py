@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
+from spec_kd.escaping import show_controls
 from spec_kd.evaluation.report import charts, tables, words
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
 
 LONG_PROMPT = 400  # characters; longer ones are folded
 SHADES = 5  # classes a0 to a4 of page.css, from rejected to accepted
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,6 @@ def render_html(report: EvaluationReport) -> str:
         format_times=words.format_interval,
         format_number=words.format_number,
         is_finite=math.isfinite,
-        show_controls=show_controls,
         show_whitespace=show_whitespace,
         choose_shade=choose_shade,
         shades=SHADES,
@@ -57,16 +57,16 @@ def render_html(report: EvaluationReport) -> str:
     )
 
 
-def show_controls(text: str) -> str:
-    """Text whose control characters, which HTML forbids, are replaced by their pictures."""
-    return text.translate(CONTROL_PICTURES)
-
-
 def show_whitespace(text: str) -> str:
     """A token's text with line breaks, tabs, control characters and blank tokens made visible."""
     if text and not text.strip(" "):
         return "·" * len(text)
     return show_controls(text.replace("\n", "⏎\n").replace("\t", "⇥"))
+
+
+def _finalize(value: object) -> object:
+    """Every text of the report without control characters, which HTML forbids and a terminal obeys."""
+    return show_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def choose_shade(acceptance: float) -> int:
@@ -79,6 +79,7 @@ def _load_template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,13 +1,13 @@
 """The report as Markdown, as GitHub renders it: the tables of the page, without its charts."""
 
-import re
 from html import escape as escape_html
 
+from spec_kd.escaping import escape_markdown as escape
+from spec_kd.escaping import make_code_block, make_table, to_one_line
 from spec_kd.evaluation.report import tables, words
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
 
 SHOWN_CHARACTERS = 600  # of a prompt; the page has all of it
-SPECIAL = re.compile(r"[\\`*_~|$]|\](?=[(\[])")
 
 
 def render_markdown(report: EvaluationReport) -> str:
@@ -40,16 +40,10 @@ def render_markdown(report: EvaluationReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def escape(text: str) -> str:
-    """Text that means itself anywhere in a line or a table cell; line breaks become spaces."""
-    return escape_html(SPECIAL.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
-
-
 def render_table(table: tables.Table) -> str:
     """A table with its title in bold above it."""
-    lines = [table.header, *table.rows]
-    cells = ["| " + " | ".join(map(escape, line)) + " |" for line in lines]
-    return "\n".join([f"**{escape(table.title)}**", "", cells[0], "|---" * len(table.header) + "|", *cells[1:]])
+    cells = [list(map(escape, line)) for line in (table.header, *table.rows)]
+    return "\n".join([f"**{escape(table.title)}**", "", *make_table(cells[0], cells[1:])])
 
 
 def _render_section(title: str, *shown: tables.Table) -> list[str]:
@@ -58,8 +52,7 @@ def _render_section(title: str, *shown: tables.Table) -> list[str]:
 
 
 def _fold(summary: str, parts: list[str]) -> list[str]:
-    summary = escape_html(" ".join(summary.split()))
-    return [f"<details><summary>{summary}</summary>", *parts, "</details>"]
+    return [f"<details><summary>{escape_html(to_one_line(summary))}</summary>", *parts, "</details>"]
 
 
 def _render_worst(report: EvaluationReport, names: list[str]) -> list[str]:
@@ -82,12 +75,6 @@ def _render_prompt(shown: ShownPrompt) -> list[str]:
     ).replace("⟧⟦", "")
     return [
         f"**Prompt {shown.row}**: {words.format_number(shown.block_efficiency)} tokens per target pass{note}",
-        _fence(prompt),
-        _fence(completion),
+        make_code_block(prompt),
+        make_code_block(completion),
     ]
-
-
-def _fence(text: str) -> str:
-    """A code block that no run of backticks in the text can end."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks}text\n{text}\n{ticks}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spec_kd.escaping import escape_label
 from spec_kd.evaluation.report.content import Breakdown, EvaluationReport, SettingReport
 from spec_kd.evaluation.report.tables import find_setting, list_batch_sizes, list_settings
 from spec_kd.evaluation.statistics import Interval
@@ -78,15 +79,10 @@ def draw_intervals(
 
 def finish_axis(axis: "Axes", title: str, x_label: str, y_label: str, bottom: float, top: float | None = None) -> None:
     """Titles, limits, whole numbers at the x axis and a grid."""
-    axis.set(title=escape(title), xlabel=x_label, ylabel=y_label)
+    axis.set(title=escape_label(title), xlabel=x_label, ylabel=y_label)
     axis.set_ylim(bottom, top)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-
-
-def escape(text: str) -> str:
-    """Text that matplotlib neither reads as a formula nor, for a leading underscore, leaves out of a legend."""
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _add_legend(figure: "Figure", report: EvaluationReport) -> None:
@@ -94,7 +90,7 @@ def _add_legend(figure: "Figure", report: EvaluationReport) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=_get_color(index), marker="o", label=escape(draft.name))
+        Line2D([], [], color=_get_color(index), marker="o", label=escape_label(draft.name))
         for index, draft in enumerate(report.drafts)
     ]
     figure.legend(handles=handles, loc="outside lower center", frameon=False)
@@ -157,7 +153,7 @@ def _plot_worst_breakdown(axis: "Axes", report: EvaluationReport, name: str) -> 
     ((index, _, setting),) = found
     breakdown = find_worst_breakdown(setting)
     _plot_bars(axis, breakdown, _get_color(index))
-    axis.set_title(escape(f"alpha by {breakdown.title}, {name}"))
+    axis.set_title(escape_label(f"alpha by {breakdown.title}, {name}"))
 
 
 def find_worst_breakdown(setting: SettingReport) -> Breakdown:
@@ -179,7 +175,7 @@ def _plot_bars(axis: "Axes", breakdown: Breakdown, color: str) -> None:
     places = range(len(rows))
     axis.barh(places, [row.alpha.value for row in rows], color=color, alpha=0.5)
     axis.hlines(places, [row.alpha.low for row in rows], [row.alpha.high for row in rows], color="0.2")
-    axis.set_yticks(places, [escape(f"{row.label} ({row.tokens:,})") for row in rows])
+    axis.set_yticks(places, [escape_label(f"{row.label} ({row.tokens:,})") for row in rows])
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel=f"alpha (tokens in brackets){note}")
     axis.grid(axis="x", alpha=0.3)
