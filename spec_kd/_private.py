@@ -3,10 +3,13 @@
 `tests/test_private.py` fails loudly when one of them moves.
 """
 
+import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch._C._autograd import _get_current_graph_task_keep_graph as is_graph_retained
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gather_head_parameters
@@ -16,6 +19,7 @@ __all__ = [
     "gather_head_parameters",
     "get_config_model_id",
     "is_graph_retained",
+    "list_loading_options",
     "suspend_zero3_init",
 ]
 
@@ -31,3 +35,14 @@ def suspend_zero3_init() -> Iterator[None]:
     finally:
         if config is not None:
             hf_deepspeed.set_hf_deepspeed_config(config)
+
+
+def list_loading_options() -> set[str]:
+    """Names that `from_pretrained` takes from its keyword arguments, as its source has them; it lists them nowhere."""
+    names: set[str] = set()
+    for function in (AutoModelForCausalLM.from_pretrained, PreTrainedModel.from_pretrained):
+        source = inspect.getsource(function)
+        names |= set(inspect.signature(function).parameters)
+        names |= set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", source))
+        names |= set(re.findall(r"""["'](\w+)["'] in kwargs""", source))
+    return {name for name in names if not name.startswith("_")} - {"kwargs", "model_args"}

@@ -51,3 +51,9 @@ def test_sft_trainer_still_has_what_the_draft_trainers_override():
     for field in ("entropy", "is_top1", "label_mask", "aux_loss"):
         assert f"outputs.{field}" in source
     assert "_metrics" in inspect.getsource(SFTTrainer.log)
+
+
+def test_loading_options_are_found():
+    known = _private.list_loading_options()
+    assert {"dtype", "device_map", "revision", "attn_implementation", "quantization_config", "cache_dir"} <= known
+    assert "dtipe" not in known and "kwargs" not in known

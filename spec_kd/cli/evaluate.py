@@ -1,10 +1,13 @@
 """`spec-kd evaluate`: what drafts do for a target, as a report, and whether that is enough."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spec_kd.checks import check_int, check_ints
+from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.parsing import Parser, write_pairs
 from spec_kd.cli.respond import take_first
 from spec_kd.cli.sources import check_exists, load_rows
@@ -93,21 +96,37 @@ class EvaluateArguments:
                 "arguments of `ServingCosts`."
             )
 
-    def check(self) -> None:
-        """Raises `ValueError` for what is wrong whatever the drafts, the prompts and the target are."""
-        from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-        from spec_kd.decoding.warpers import check_truncation
-        from spec_kd.evaluation.gates import parse_gate
+    def check(self, engine: str | None = None) -> None:
+        """Raises `ValueError` for what is wrong whatever the drafts and the prompts are.
+
+        Args:
+            engine (`str`, *optional*): Who runs the target; `None` without a target.
+        """
+        from spec_kd.acceptance import check_num_assistant_tokens
+        from spec_kd.evaluation.evaluate import DEFAULT_TEMPERATURES, check_settings, name_settings
+        from spec_kd.evaluation.gates import check_measured
         from spec_kd.serving import find_serving_engine
 
         rule = find_serving_engine(self.serving_engine)
         check_num_assistant_tokens(self.num_assistant_tokens)
-        check_truncation(self.top_k, self.top_p)
-        for temperature in self.temperatures or ():
-            check_sampling(temperature, rule.draft_sampling)
-        for gate in self.fail_under or ():
-            parse_gate(gate)
-        self.find_costs()
+        for name, minimum in (("num_assisted_prompts", 0), ("num_shown_prompts", 0), ("batch_size", 1)):
+            check_int(name, getattr(self, name), minimum)
+        for name, minimum in (("num_prompts", 1), ("max_new_tokens", 1)):
+            check_int(name, getattr(self, name), minimum, is_optional=True)
+        check_int("seed", self.seed, 0)
+        check_ints("batch_sizes", self.batch_sizes or (1,))
+        costs, is_here = self.find_costs(), engine == "transformers"
+        # without a target the temperatures are those of the responses
+        temperatures = self.temperatures or (DEFAULT_TEMPERATURES if engine is not None else None)
+        samplings = (rule.draft_sampling,)
+        check_settings(
+            temperatures or (1.0,), samplings, costs, self.num_assisted_prompts, self.top_k, self.top_p, is_here
+        )
+        settings = temperatures and name_settings(temperatures, samplings, self.top_k, self.top_p)
+        batch_sizes = [table.batch_size for table in costs] if isinstance(costs, list) else self.batch_sizes or (1,)
+        has_costs = 1 in batch_sizes and (isinstance(costs, list) or (costs is not None and is_here))
+        has_assisted = self.num_assisted_prompts > 0
+        check_measured(self.fail_under or (), settings or None, has_costs=has_costs, has_assisted=has_assisted)
 
     def find_costs(self) -> "list[ServingCosts] | str | None":
         """As [`~spec_kd.evaluate_draft`] takes them; raises `ValueError` for a file that has none."""
@@ -154,7 +173,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
 
     The target's texts are a step of their own: they do not depend on the drafts.
     """
-    arguments.check()
+    arguments.check(None if target.target is None else target.engine)
     drafts = arguments.name_drafts()
     check_exists(arguments.prompts)
     if target.target is not None:
@@ -171,6 +190,10 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
         "options": options,
     }
 
+    if not workspace.is_finished(arguments.output_dir, inputs):
+        for name, path in drafts.items():
+            check_model(f"draft {name!r}", path)
+
     def work() -> dict[str, Any]:
         from spec_kd import evaluate_draft, save_report
         from spec_kd.evaluation.gates import collect_figures
@@ -178,7 +201,9 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
 
         texts_dir, model = None, None
         if target.target is None:
-            processing_class = load_tokenizer(list(drafts.values())[-1])
+            draft = list(drafts.values())[-1]
+            with naming_model("tokenizer of the draft", draft):
+                processing_class = load_tokenizer(draft)
         else:
             texts_dir = arguments.texts_dir or str(Path(arguments.output_dir, "texts"))
             of_texts = {name: value for name, value in options.items() if name in OF_TEXTS}
@@ -226,6 +251,9 @@ def hold_against(gates: Sequence[str], report_dir: str) -> dict[str, Any]:
 
     results = check_gates(load_report(report_dir), gates)
     for gate in results:
+        if math.isnan(gate.value.value):
+            tell(f"evaluate: {gate.name} is NaN, which reaches no threshold ({gate.threshold:g})")
+            continue
         verb = "reaches" if gate.has_passed else "lies below"
         tell(f"evaluate: {gate.name} {gate.value.value:.4g} {verb} {gate.threshold:g}")
     return {"gates": [asdict(gate) for gate in results], "has_passed": all(gate.has_passed for gate in results)}

@@ -1,11 +1,13 @@
 """What can be known of a recipe from its files and tokenizers, before the first step."""
 
+import os
 from typing import TYPE_CHECKING
 
-from spec_kd.cli import queries
+from spec_kd.cli import queries, synthesize, train
+from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.recipe import Recipe, naming
 from spec_kd.cli.respond import RespondCall
-from spec_kd.cli.sources import check_exists
+from spec_kd.cli.sources import check_exists, load_rows
 
 if TYPE_CHECKING:
     from spec_kd.data.teacher_signal import TeacherInfo
@@ -26,29 +28,63 @@ def check_sources(recipe: Recipe) -> None:
     from spec_kd.vocabulary import check_same_tokenizer
 
     method, config, draft = recipe.train.method, recipe.train.config, recipe.train.draft
-    for name, part in recipe.parts.items():
-        with naming(f"queries: {name}"):
-            queries.check_part(part)
     with naming("target"):
         recipe.evaluate[1].check()
         processing_class = recipe.evaluate[1].load_processing_class()
         if not getattr(processing_class, "chat_template", None):
             raise ValueError(f"the tokenizer of `{recipe.evaluate[1].target}` has no chat template.")
+    if recipe.respond is not None:
+        with naming("respond"):
+            recipe.respond[1].check()
+    for name, part in recipe.parts.items():
+        with naming(f"queries: {name}"):
+            synthesize.check_synthesis(*part) if isinstance(part, tuple) else queries.check_part(part)
     with naming("draft"):
-        check_exists(draft.model_name_or_path)
-        draft_class = load_tokenizer(
-            draft.model_name_or_path, get_load_options(config, {"revision": draft.model_revision})
-        )
+        load_options = get_load_options(config, {"revision": draft.model_revision})
+        check_model("draft", draft.model_name_or_path, load_options)
+        with naming_model("tokenizer of the draft", draft.model_name_or_path):
+            draft_class = load_tokenizer(draft.model_name_or_path, load_options)
         if method != "black-box":
             check_same_tokenizer(draft_class, processing_class)
     with naming("train"):
+        train.check_call(recipe.train)
+        check_teacher(recipe)
         is_cached = method == "white-box" and config.teacher_model_name_or_path is None
         if is_cached and recipe.respond is not None and (info := describe_signal(recipe.respond, processing_class)):
             check_cached_teacher(info, config.build_loss(), processing_class)
     with naming("evaluate"):
-        prompts = recipe.evaluate[0].prompts
-        if not prompts.startswith(f"{recipe.output_dir}/"):
-            check_exists(prompts)
+        check_evaluation_prompts(recipe)
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Raises `ValueError` for a training whose teacher, or whose reference draft, will not be there."""
+    method, config = recipe.train.method, recipe.train.config
+    has_signal = method == "white-box" and recipe.respond is not None and recipe.respond[0].teacher_signal is not None
+    needs_teacher = method != "black-box" and not has_signal
+    if needs_teacher and config.teacher_model_name_or_path is None:
+        check_model("teacher", recipe.train.arguments.target, config.teacher_model_init_kwargs)
+    if getattr(config, "token_selection", None) == "adaspec" and config.ref_model_name_or_path is None:
+        raise ValueError(
+            "`token_selection: adaspec` compares with a reference draft. Set `ref_model_name_or_path` to a draft that "
+            "was trained before."
+        )
+
+
+def check_evaluation_prompts(recipe: Recipe) -> None:
+    """Raises `ValueError` for test prompts without the columns to group by, `OSError` for those that are not there."""
+    from spec_kd.evaluation.evaluate import check_groups
+    from spec_kd.queries.prompt_store import FEATURES
+
+    arguments = recipe.evaluate[0]
+    columns = [*FEATURES, "chat_template_kwargs"]
+    if not arguments.prompts.startswith(f"{recipe.output_dir}/"):
+        check_exists(arguments.prompts)
+        if not os.path.exists(arguments.prompts):
+            return  # of the Hub
+        columns = load_rows(arguments.prompts, arguments.split).column_names
+        if not {"prompt", "prompt_ids"} & set(columns):
+            raise ValueError(f"`prompts` has the columns {columns}, but neither `prompt` nor `prompt_ids`.")
+    check_groups(arguments.group_by or (), columns)
 
 
 def describe_signal(call: RespondCall, processing_class: "ProcessingClass") -> "TeacherInfo | None":

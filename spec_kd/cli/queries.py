@@ -1,10 +1,13 @@
 """`spec-kd queries KIND`: prompt sets from what there is."""
 
+import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spec_kd.checks import check_int
 from spec_kd.cli.mix import MixArguments, mix
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.prompt_sets import (
@@ -15,7 +18,7 @@ from spec_kd.cli.prompt_sets import (
     leave_out_leaks,
     save_prompts,
 )
-from spec_kd.cli.sources import check_exists
+from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.text import suggest, tell_choices
 
@@ -65,11 +68,20 @@ class LogArguments:
     on_error: str = field(default="skip", metadata={"help": "'skip' (and count) malformed records, or 'raise'."})
     seed: int = field(default=0, metadata={"help": "Of the split by hash."})
 
+    def check(self) -> None:
+        """Raises `ValueError` for an option out of its range."""
+        from spec_kd.queries.query_logs import check_log_options
+
+        names = inspect.signature(check_log_options).parameters
+        options = {name: value for name, value in vars(self).items() if name in names}
+        check_log_options(**{**options, "redact": self.redact or ()}, processing_class=self.tokenizer)
+
 
 def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
     """The step: prompts of logs in `output_dir`."""
     from spec_kd.queries.log_files import find_files
 
+    arguments.check()
     files, _ = find_files(arguments.paths, Path(arguments.output_dir))
     if arguments.tokenizer is not None:
         check_exists(arguments.tokenizer)
@@ -149,9 +161,24 @@ class CuratedArguments:
     def __post_init__(self):
         check_test_fraction(self.test_fraction)
 
+    def check(self) -> None:
+        """Raises `ValueError` for options that are wrong whatever the data set is."""
+        from spec_kd.queries.curated import check_curated_options
+
+        check_int("seed", self.seed, 0)
+        check_curated_options(
+            self.turns, self.prompt_column, self.question_template, self.keep_answers, self.answer_column
+        )
+
+    def name_columns(self) -> dict[str, Any]:
+        """The options that name columns."""
+        names = ("prompt_column", "question_template", "tools_column", "answer_column")
+        return {name: getattr(self, name) for name in names}
+
 
 def read_curated(arguments: CuratedArguments, workspace: Workspace) -> dict[str, Any]:
     """The step: prompts of a curated set in `output_dir`."""
+    arguments.check()
     check_exists(arguments.dataset)
     inputs = {
         "dataset": {arguments.dataset: workspace.fingerprints.of_data(arguments.dataset)},
@@ -212,13 +239,22 @@ def run(arguments: QueryCall) -> dict[str, Any]:
     return (mix if isinstance(arguments, MixArguments) else read_curated)(arguments, Workspace())
 
 
-def check_part(arguments: Any) -> None:
-    """Raises `OSError` for sources of prompts that are not there."""
+def check_part(arguments: LogArguments | CuratedArguments) -> None:
+    """Checks the options and the sources of a part of the prompts.
+
+    Raises:
+        ValueError: For an option out of its range, or columns that a local data set does not have.
+        OSError: For sources that are not there.
+    """
     if isinstance(arguments, LogArguments):
         from spec_kd.queries.log_files import find_files
 
+        arguments.check()
         find_files(arguments.paths, Path(arguments.output_dir))
-    elif isinstance(arguments, CuratedArguments):
-        check_exists(arguments.dataset)
-    elif (catalogue := arguments[0].tool_catalogue) is not None:
-        check_exists(catalogue)
+        return
+    from spec_kd.queries.curated import check_curated_columns
+
+    arguments.check()
+    check_exists(arguments.dataset)
+    if os.path.exists(arguments.dataset):
+        check_curated_columns(load_rows(arguments.dataset, arguments.split).column_names, **arguments.name_columns())

@@ -265,7 +265,7 @@ class _Builder:
                 "output_dir": f"{self.output_dir}/evaluation",
             }
             arguments, target = evaluate.build_parser().parse_values(given)
-            arguments.check()
+            arguments.check(target.engine)
             return arguments, target
 
 
@@ -318,3 +318,5 @@ def naming(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
+    except (OSError, ImportError) as error:
+        raise type(error)(f"{where}: {error}") from error

@@ -1,14 +1,18 @@
 """`spec-kd synthesize`: the target writes the queries that it is then asked."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from spec_kd.cli.parsing import Parser, read_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, hold_out, save_prompts
 from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import TargetArguments
+
+if TYPE_CHECKING:
+    from spec_kd.queries.filters import TextFilter
+    from spec_kd.queries.synthesis_options import SynthesisOptions
 
 DESCRIPTION = (
     "Lets an aligned target write what users might ask it (Magpie, arXiv 2406.08464), filters it, and says what became "
@@ -84,6 +88,35 @@ class SynthesizeArguments:
             read_pairs(self.chat_template_kwargs, "chat_template_kwargs", "enable_thinking=false") or None
         )
 
+    def build_options(self) -> "SynthesisOptions":
+        """What is asked, with the tools that there are.
+
+        Raises:
+            ValueError: For an option out of its range, or options that do not fit each other.
+            OSError: For a catalogue that is not there.
+        """
+        from spec_kd.queries.synthesis import check_amounts
+        from spec_kd.queries.synthesis_options import SynthesisOptions
+        from spec_kd.queries.tool_catalogue import load_tool_catalogue
+
+        check_amounts(self.num_queries, self.max_asked, self.round_size, self.batch_size, self.near_duplicate_threshold)
+        self.build_filter()
+        if self.tool_catalogue is not None:
+            check_exists(self.tool_catalogue)
+        tools = () if self.tool_catalogue is None else load_tool_catalogue(self.tool_catalogue)
+        names = [field.name for field in fields(SynthesisOptions)]
+        values = {name: value for name, value in vars(self).items() if name in names}
+        lists = {name: tuple(value or ()) for name, value in values.items() if isinstance(value, list) or value is None}
+        lists.pop("chat_template_kwargs", None)
+        return SynthesisOptions(**{**values, **lists, "tools": tuple(tools)})
+
+    def build_filter(self) -> "TextFilter":
+        """Which queries are kept; raises `ValueError` for a limit out of its range."""
+        from spec_kd.queries.filters import TextFilter
+
+        languages = tuple(self.languages) if self.languages is not None else None
+        return TextFilter(self.min_tokens, self.max_tokens, self.max_repetition, languages)
+
 
 SynthesizeCall = tuple[SynthesizeArguments, TargetArguments]
 
@@ -105,7 +138,7 @@ def run(call: SynthesizeCall) -> dict[str, Any]:
 
 def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
     """The step: queries of the target in `output_dir`, and their yield."""
-    target.check()
+    check_synthesis(arguments, target)
     sources = [*(arguments.test_sets or ()), *([arguments.tool_catalogue] if arguments.tool_catalogue else [])]
     for source in sources:
         check_exists(source)
@@ -116,16 +149,14 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
     }
 
     def work() -> dict[str, Any]:
-        from spec_kd.queries.filters import TextFilter
         from spec_kd.queries.synthesis import synthesize_queries
 
-        languages = tuple(arguments.languages) if arguments.languages is not None else None
         model, processing_class = target.load()
         queries = synthesize_queries(
             model,
             processing_class=processing_class,
             tool_catalogue=arguments.tool_catalogue,
-            text_filter=TextFilter(arguments.min_tokens, arguments.max_tokens, arguments.max_repetition, languages),
+            text_filter=arguments.build_filter(),
             test_set=load_conversations(arguments.test_sets or ()) or None,
             output_dir=arguments.output_dir,
             **{name: value for name, value in vars(arguments).items() if name not in NOT_PASSED},
@@ -140,6 +171,26 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
         return {**saved, "yield": report}
 
     return workspace.do(arguments.output_dir, "synthesize", inputs, PRODUCTS, work, CONTINUES)
+
+
+def check_synthesis(arguments: SynthesizeArguments, target: TargetArguments) -> None:
+    """Checks a synthesis without weights.
+
+    Raises:
+        ValueError: For options out of their range, a chat template that does not show what it is given, or sampling
+            that the engine does not do.
+        OSError: For what is not there.
+        ImportError: For an engine that is not installed.
+    """
+    from spec_kd.engines.base import SamplingOptions, check_untruncated
+    from spec_kd.queries.synthesis import derive_pre_queries
+
+    options = arguments.build_options()
+    target.check()
+    derive_pre_queries(options, target.load_processing_class())
+    if target.engine != "transformers":
+        for temperature, top_p in options.samplings:
+            check_untruncated(SamplingOptions(arguments.max_new_tokens, temperature, top_p=top_p), target.engine)
 
 
 def load_conversations(sources: Iterable[str]) -> list[Any]:

@@ -1,8 +1,10 @@
 """Who runs the target, for every command that asks it something."""
 
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from spec_kd.cli.model_checks import check_engine_package, check_loading_options, check_model, naming_model
 from spec_kd.cli.parsing import read_pairs
 from spec_kd.cli.sources import Fingerprints, check_exists
 from spec_kd.cli.text import suggest
@@ -62,10 +64,23 @@ class TargetArguments:
                 raise ValueError(f"`{name}` is of a server, but `engine` is {self.engine!r}. Set `engine: server`.")
 
     def check(self) -> None:
-        """Raises `ValueError` without a target, `FileNotFoundError` for a folder that is not there."""
+        """Checks the target and the engine without weights.
+
+        Raises:
+            ValueError: For a missing target, one whose files are damaged, or options that the engine does not know.
+            FileNotFoundError: For a folder that is not there.
+            ImportError: For an engine that is not installed.
+        """
         if self.target is None:
             raise ValueError("`target` is missing: a folder, or a name on the Hub.")
         check_exists(self.target)
+        check_engine_package(self.engine)
+        if self.engine == "server":
+            self.load()  # asks the server nothing
+            return
+        check_model("target", self.target, self.engine_kwargs)
+        if self.engine == "transformers":
+            check_loading_options(self.target, self.engine_kwargs)
 
     def list_inputs(self, fingerprints: Fingerprints) -> dict[str, Any]:
         """What answers depend on; not the address of a server, which may move."""
@@ -80,7 +95,8 @@ class TargetArguments:
         """The target's tokenizer."""
         from spec_kd.loading import load_tokenizer
 
-        return load_tokenizer(self.target, self.engine_kwargs if self.engine != "server" else {})
+        with naming_model("tokenizer of the target", self.target):
+            return load_tokenizer(self.target, self.engine_kwargs if self.engine != "server" else {})
 
     def load(self) -> "tuple[PreTrainedModel | Engine, ProcessingClass]":
         """The target as [`~spec_kd.generate_responses`] takes it, and its processing class.
@@ -94,11 +110,18 @@ class TargetArguments:
             from spec_kd.engines import ServerEngine
 
             name = self.served_model_name or self.target
+            try:
+                inspect.signature(ServerEngine).bind(name, processing_class, self.base_url, **self.engine_kwargs)
+            except TypeError as error:
+                known = [option for option in inspect.signature(ServerEngine).parameters if option != "self"]
+                wrong = next((option for option in self.engine_kwargs if option not in known), "")
+                raise ValueError(f"`engine_kwargs` does not fit: {error}.{suggest(wrong, known)}") from error
             return ServerEngine(name, processing_class, self.base_url, **self.engine_kwargs), processing_class
-        if self.engine == "vllm":
-            from spec_kd.engines import VLLMEngine
+        with naming_model("target", self.target):
+            if self.engine == "vllm":
+                from spec_kd.engines import VLLMEngine
 
-            return VLLMEngine(self.target, **self.engine_kwargs), processing_class
-        from spec_kd.engines import TransformersEngine
+                return VLLMEngine(self.target, **self.engine_kwargs), processing_class
+            from spec_kd.engines import TransformersEngine
 
-        return TransformersEngine(self.target, processing_class, init_kwargs=self.engine_kwargs), processing_class
+            return TransformersEngine(self.target, processing_class, init_kwargs=self.engine_kwargs), processing_class

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from trl import ModelConfig
 
+from spec_kd.checks import check_int
+from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace
@@ -67,6 +69,10 @@ class TrainArguments:
     eval_num_assistant_tokens: int = field(
         default=5, metadata={"help": "Tokens drafted in a round, for acceptance while training."}
     )
+
+    def __post_init__(self):
+        check_int("num_held_out", self.num_held_out)
+        check_int("eval_num_assistant_tokens", self.eval_num_assistant_tokens)
 
 
 @dataclass
@@ -155,6 +161,9 @@ def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
         "options": {name: value for name, value in call.chosen.items() if name not in NOT_INPUTS},
     }
 
+    if not workspace.is_finished(config.output_dir, inputs):
+        check_call(call)
+
     def work() -> dict[str, Any]:
         rows = load_rows(arguments.responses, arguments.split)
         trainer = build_trainer(call, rows)
@@ -177,6 +186,27 @@ def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
     return workspace.do(config.output_dir, f"train {method}", inputs, PRODUCTS, work)
 
 
+def check_call(call: TrainCall) -> None:
+    """Checks what a training needs besides weights and rows.
+
+    Raises:
+        ValueError, OSError, ImportError: As [`~spec_kd.cli.model_checks.check_training`]; for options that do not fit
+            each other, and a teacher or a reference draft whose files are damaged.
+    """
+    config, draft = call.config, call.draft
+    check_training(config, draft)
+    if draft.use_peft and config.align_vocabulary and not config.merge_adapter:
+        raise ValueError("`align_vocabulary` with `use_peft` needs `merge_adapter`: an adapter has no vocabulary rows.")
+    for role in ("teacher", "ref"):
+        name = getattr(config, f"{role}_model_name_or_path", None)
+        if name is not None:
+            check_model(
+                {"teacher": "teacher", "ref": "reference draft"}[role],
+                name,
+                getattr(config, f"{role}_model_init_kwargs", None),
+            )
+
+
 def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
     """The trainer of a method over these rows; raises what it raises for rows or models that do not fit."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
@@ -192,7 +222,8 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
         config.teacher_model_name_or_path = arguments.target
     is_live = has_teacher and config.teacher_model_name_or_path is not None
     if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
-        target_config = load_config(arguments.target, {"trust_remote_code": config.trust_remote_code})
+        with naming_model("target", arguments.target):
+            target_config = load_config(arguments.target, {"trust_remote_code": config.trust_remote_code})
         config.target_vocab_size = target_config.get_text_config().vocab_size
     config.model_init_kwargs = {
         "revision": draft.model_revision,

@@ -289,6 +289,39 @@ def _check_options(
     dataset, target, stored, temperatures, samplings, gammas, group_by, costs, num_assisted_prompts, top_k, top_p
 ) -> None:
     is_here = isinstance(target, str | nn.Module | TransformersEngine)
+    check_settings(temperatures, samplings, costs, num_assisted_prompts, top_k, top_p, is_here)
+    check_groups(group_by, dataset.column_names)
+    if target is None and set(temperatures) - set(stored):
+        raise ValueError(
+            f"Without a target the prompts must be its answers with a `teacher_signal`, at the temperatures "
+            f"{temperatures}; found are answers at {tuple(stored) or 'none'}. Pass `target`, or make them with "
+            "`generate_responses(..., teacher_signal=...)`."
+        )
+
+
+def check_groups(group_by: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises `ValueError` for names in `group_by` that are not among the columns of the prompts."""
+    missing = [name for name in group_by if name not in columns]
+    if missing:
+        raise ValueError(f"`group_by` names {missing}, but the prompts have the columns {list(columns)}.")
+
+
+def check_settings(
+    temperatures: Sequence[float],
+    samplings: Sequence[str],
+    costs: Costs,
+    num_assisted_prompts: int,
+    top_k: int,
+    top_p: float,
+    is_here: bool,
+) -> None:
+    """Raises `ValueError` for options of [`evaluate_draft`] that do not fit each other, whatever the models are.
+
+    Args:
+        samplings (`Sequence[str]`): How the draft is sampled, one or both of `"stochastic"` and `"greedy"`.
+        is_here (`bool`): Whether the target is a transformers model in this process.
+        others: As of [`evaluate_draft`].
+    """
     check_numbers("temperatures", temperatures, minimum=0)
     check_truncation(top_k, top_p)
     if (top_k or top_p < 1) and not is_here:
@@ -298,15 +331,6 @@ def _check_options(
     for temperature in temperatures:
         for sampling in samplings:
             check_sampling(temperature, sampling)
-    missing = [name for name in group_by if name not in dataset.column_names]
-    if missing:
-        raise ValueError(f"`group_by` names {missing}, but the prompts have the columns {dataset.column_names}.")
-    if target is None and set(temperatures) - set(stored):
-        raise ValueError(
-            f"Without a target the prompts must be its answers with a `teacher_signal`, at the temperatures "
-            f"{temperatures}; found are answers at {tuple(stored) or 'none'}. Pass `target`, or make them with "
-            "`generate_responses(..., teacher_signal=...)`."
-        )
     if num_assisted_prompts and not is_here:
         raise ValueError("`num_assisted_prompts` needs the target as a transformers model. Set it to 0, or pass one.")
     if num_assisted_prompts and "stochastic" not in samplings and 0.0 not in temperatures:
@@ -330,6 +354,13 @@ def _name_drafts(drafts: Draft | Mapping[str, Draft]) -> dict[str, Draft]:
         raise ValueError(f"`drafts` is {drafts!r:.80}, but must be a model, its path or Hub id, or these by name.")
     name = drafts if isinstance(drafts, str) else get_config_model_id(drafts.config)
     return {Path(name).name if name else "draft": drafts}
+
+
+def name_settings(
+    temperatures: Sequence[float], samplings: Sequence[str], top_k: int = 0, top_p: float = 1.0
+) -> dict[str, str]:
+    """How each setting of a report will draft, `"stochastic"` or `"greedy"`, by the name of the setting."""
+    return {setting.name: setting.draft_sampling for setting in _list_settings(temperatures, samplings, top_k, top_p)}
 
 
 def _list_settings(temperatures: Sequence[float], samplings: Sequence[str], top_k: int, top_p: float) -> list[_Setting]:

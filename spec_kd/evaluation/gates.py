@@ -1,7 +1,7 @@
 """Thresholds on a report, for a script that must fail where a draft is not good enough."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport, SettingReport
@@ -85,6 +85,36 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
     if not math.isfinite(number):
         raise ValueError(f"The gate {text!r} has the threshold {threshold!r}, which is no finite number.")
     return Gate(name=name, threshold=number)
+
+
+def check_measured(
+    gates: Sequence[str], settings: Mapping[str, str] | None, *, has_costs: bool, has_assisted: bool
+) -> None:
+    """Raises `ValueError` for a gate on a figure that an evaluation will not have, before it runs.
+
+    Args:
+        gates (`Sequence[str]`): `NAME=THRESHOLD` each.
+        settings (`Mapping[str, str]`, *optional*):
+            How each setting will draft, `"stochastic"` or `"greedy"`, by its name; `None` if that is not known.
+        has_costs (`bool`): Whether there will be costs at batch size 1.
+        has_assisted (`bool`): Whether assisted generation will be run.
+    """
+    names = None if settings is None else list(settings)
+    for text in gates:
+        gate = parse_gate(text, names)
+        setting = gate.name.removeprefix("predicted_").removeprefix("speedup").removeprefix("_") or (names or [None])[0]
+        if gate.name.startswith("predicted_speedup") and not has_costs:
+            raise ValueError(
+                f"The gate {text!r} needs costs at batch size 1, but none will be known. Set `costs` and "
+                "`batch_sizes`, or drop the gate."
+            )
+        if gate.name.startswith("speedup"):
+            is_checked = settings is None or settings.get(setting) == "stochastic"
+            if not (has_assisted and is_checked):
+                raise ValueError(
+                    f"The gate {text!r} needs assisted generation, which samples the draft and runs on "
+                    "`num_assisted_prompts` prompts. Raise that number, choose another setting, or drop the gate."
+                )
 
 
 def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | None = None) -> list[GateResult]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
+from spec_kd.checks import check_int
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.queries.curated_files import load_file
 from spec_kd.queries.log_formats import LoggedCall, read_record, split_turns
@@ -85,32 +86,19 @@ def load_curated_prompts(
         `ValueError`: Names columns that the data set does not have, and those that it has; options that contradict each
             other; no row with a question.
     """
-    if turns not in TURNS:
-        raise ValueError(f"`turns` must be one of {', '.join(map(repr, TURNS))}, got {turns!r}.")
-    if prompt_column is not None and question_template is not None:
-        raise ValueError("`prompt_column` and `question_template` both say what the question is: give one of them.")
-    if answer_column is not None and not keep_answers:
-        raise ValueError("`answer_column` is given, but answers are left aside: pass `keep_answers=True` to keep them.")
+    check_curated_options(turns, prompt_column, question_template, keep_answers, answer_column)
+    check_int("seed", seed, 0)
     is_bare = isinstance(dataset, Dataset)
     dataset, source = _open(dataset, split, config_name)
     prefix = source if is_bare else f"{source}:{split}"  # a row of another split is another conversation
     templates = [question_template] if isinstance(question_template, str) else list(question_template or [])
-    if not templates and prompt_column is None:
-        prompt_column = next((name for name in CONVERSATION_COLUMNS if name in dataset.column_names), None)
-        if prompt_column is None:
-            raise ValueError(
-                f"Which column has the question? The data set has {dataset.column_names}, but none of "
-                f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
-            )
-    wanted = {"prompt_column": [prompt_column], "tools_column": [tools_column], "answer_column": [answer_column]}
-    wanted["question_template"] = [name for template in templates for name in find_fields(template)]
-    for option, names in wanted.items():
-        missing = sorted({name for name in names if name is not None} - set(dataset.column_names))
-        if missing:
-            raise ValueError(
-                f"`{option}` names {', '.join(map(repr, missing))}, but the data set has the columns "
-                f"{dataset.column_names}."
-            )
+    prompt_column = check_curated_columns(
+        dataset.column_names,
+        prompt_column=prompt_column,
+        question_template=question_template,
+        tools_column=tools_column,
+        answer_column=answer_column,
+    )
     if keep_answers and answer_column is None and prompt_column == "prompt" and "completion" in dataset.column_names:
         answer_column = "completion"
     choices = np.random.default_rng(seed).integers(len(templates) or 1, size=len(dataset))
@@ -160,6 +148,58 @@ def load_curated_prompts(
         logger.warning("%s and are left out.", reasons)
     unused = ([] if keep_answers else ["completion"]) + ([] if tools_column else ["tools"])
     return prompts.remove_columns(unused)
+
+
+def check_curated_options(
+    turns: str,
+    prompt_column: str | None,
+    question_template: str | Sequence[str] | None,
+    keep_answers: bool,
+    answer_column: str | None,
+) -> None:
+    """Raises `ValueError` for options of [`load_curated_prompts`] that are wrong whatever the data set is."""
+    if turns not in TURNS:
+        raise ValueError(f"`turns` must be one of {', '.join(map(repr, TURNS))}, got {turns!r}.")
+    if prompt_column is not None and question_template is not None:
+        raise ValueError("`prompt_column` and `question_template` both say what the question is: give one of them.")
+    if answer_column is not None and not keep_answers:
+        raise ValueError("`answer_column` is given, but answers are left aside: pass `keep_answers=True` to keep them.")
+
+
+def check_curated_columns(
+    columns: Sequence[str],
+    *,
+    prompt_column: str | None,
+    question_template: str | Sequence[str] | None,
+    tools_column: str | None,
+    answer_column: str | None,
+) -> str | None:
+    """The column with the question: `prompt_column`, or by default the first of `prompt`, `messages`, ...
+
+    Args:
+        columns (`Sequence[str]`): Columns of the data set.
+        others: As of [`load_curated_prompts`].
+
+    Raises:
+        `ValueError`: Names columns that the data set does not have, and those that it has.
+    """
+    templates = [question_template] if isinstance(question_template, str) else list(question_template or [])
+    if not templates and prompt_column is None:
+        prompt_column = next((name for name in CONVERSATION_COLUMNS if name in columns), None)
+        if prompt_column is None:
+            raise ValueError(
+                f"Which column has the question? The data set has {list(columns)}, but none of "
+                f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
+            )
+    wanted = {"prompt_column": [prompt_column], "tools_column": [tools_column], "answer_column": [answer_column]}
+    wanted["question_template"] = [name for template in templates for name in find_fields(template)]
+    for option, names in wanted.items():
+        missing = sorted({name for name in names if name is not None} - set(columns))
+        if missing:
+            raise ValueError(
+                f"`{option}` names {', '.join(map(repr, missing))}, but the data set has the columns {list(columns)}."
+            )
+    return prompt_column
 
 
 def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | None) -> tuple[Dataset, str]:

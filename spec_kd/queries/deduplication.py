@@ -58,6 +58,12 @@ def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> np.nda
     return np.concatenate(flags) if flags else np.zeros(0, dtype=bool)
 
 
+def check_threshold(threshold: float | None, name: str = "threshold", is_optional: bool = False) -> None:
+    """Raises `ValueError` for a similarity that [`NearDuplicateIndex`] cannot tell duplicates by."""
+    reason = "Texts less alike share too few hashes to be found."
+    check_number(name, threshold, LOWEST_THRESHOLD, 1, is_optional=is_optional, reason=reason)
+
+
 class NearDuplicateIndex:
     """Texts seen so far, to be asked whether a new one is nearly the same as one of them.
 
@@ -77,9 +83,7 @@ class NearDuplicateIndex:
     """
 
     def __init__(self, threshold: float = 0.8):
-        check_number(
-            "threshold", threshold, LOWEST_THRESHOLD, 1, reason="Texts less alike share too few hashes to be found."
-        )
+        check_threshold(threshold)
         self.threshold = threshold
         self._band_type = np.dtype(np.uint64 if threshold >= 0.75 else np.uint32)  # a byte for each hash of the band
         self._num_bands = NUM_HASHES // self._band_type.itemsize

@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from spec_kd.checks import check_int, read_path
+from spec_kd.queries.deduplication import check_threshold
 from spec_kd.queries.log_files import Paths, find_files, read_records
 from spec_kd.queries.log_formats import FORMATS, TURNS, LoggedCall, read_record, split_turns
 from spec_kd.queries.log_report import QueryLogsReport
@@ -123,28 +124,12 @@ def load_query_logs(
             `on_error="raise"` the first malformed record, by file and line; nothing is kept at all.
     """
     start = time.monotonic()
-    if format not in FORMATS and not callable(format):
-        raise ValueError(f"`format` must be one of {', '.join(map(repr, FORMATS))} or a function, got {format!r}.")
-    for name, value, choices in (
-        ("turns", turns, TURNS),
-        ("split_by", split_by, SPLITS),
-        ("on_error", on_error, ("skip", "raise")),
-    ):
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-    check_test_fraction(test_fraction)
-    for name, value in (
-        ("min_tokens", min_tokens),
-        ("max_tokens", max_tokens),
-        ("max_per_user", max_per_user),
-        ("max_per_day", max_per_day),
-    ):
-        check_int(name, value, is_optional=True)
-    check_int("seed", seed, None)
+    check_log_options(
+        format=format, turns=turns, processing_class=processing_class, min_tokens=min_tokens, max_tokens=max_tokens,
+        near_duplicate_threshold=near_duplicate_threshold, max_per_user=max_per_user, max_per_day=max_per_day,
+        test_fraction=test_fraction, split_by=split_by, redact=redact, on_error=on_error, seed=seed,
+    )  # fmt: skip
     output_dir = read_path("output_dir", output_dir)
-    if processing_class is None and (min_tokens is not None or max_tokens is not None):
-        raise ValueError("`min_tokens` and `max_tokens` count the target's tokens: give its `processing_class`.")
-    check_redactions(redact)
     prompts = PromptFilter(
         near_duplicate_threshold, processing_class, min_tokens, max_tokens, max_per_user, max_per_day
     )
@@ -199,6 +184,50 @@ def load_query_logs(
         )
     store.finish(fingerprint, report.to_dict())
     return _open(store, fingerprint)
+
+
+def check_log_options(
+    *,
+    format: str | Callable[[Any], Any],
+    turns: str,
+    processing_class: Any,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    near_duplicate_threshold: float | None,
+    max_per_user: int | None,
+    max_per_day: int | None,
+    test_fraction: float,
+    split_by: str,
+    redact: Sequence[str],
+    on_error: str,
+    seed: int,
+) -> None:
+    """Raises `ValueError` for options of [`load_query_logs`] that are wrong whatever the logs hold.
+
+    Of `processing_class` only counts whether there is one.
+    """
+    if format not in FORMATS and not callable(format):
+        raise ValueError(f"`format` must be one of {', '.join(map(repr, FORMATS))} or a function, got {format!r}.")
+    for name, value, choices in (
+        ("turns", turns, TURNS),
+        ("split_by", split_by, SPLITS),
+        ("on_error", on_error, ("skip", "raise")),
+    ):
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    check_test_fraction(test_fraction)
+    for name, value in (
+        ("min_tokens", min_tokens),
+        ("max_tokens", max_tokens),
+        ("max_per_user", max_per_user),
+        ("max_per_day", max_per_day),
+    ):
+        check_int(name, value, is_optional=True)
+    check_int("seed", seed, 0)
+    if processing_class is None and (min_tokens is not None or max_tokens is not None):
+        raise ValueError("`min_tokens` and `max_tokens` count the target's tokens: give its `processing_class`.")
+    check_redactions(redact)
+    check_threshold(near_duplicate_threshold, "near_duplicate_threshold", is_optional=True)
 
 
 def _open(store: PromptStore, fingerprint: dict[str, Any]) -> QueryLogs | None:

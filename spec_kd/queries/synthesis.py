@@ -23,7 +23,7 @@ from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
 from spec_kd.engines.base import Engine, SamplingOptions
 from spec_kd.queries.conversation_writer import ConversationWriter
-from spec_kd.queries.deduplication import NearDuplicateIndex, normalize_text
+from spec_kd.queries.deduplication import NearDuplicateIndex, check_threshold, normalize_text
 from spec_kd.queries.filters import TextFilter, list_user_texts
 from spec_kd.queries.pre_query import derive_pre_query, derive_turn_end
 from spec_kd.queries.synthesis_options import Conversation, SynthesisOptions, as_tuple
@@ -142,11 +142,8 @@ def synthesize_queries(
             given, a prompt that does not fit, or an `output_dir` with the work of other settings.
         `OSError`: `output_dir` cannot be written to.
     """
-    check_int("num_queries", num_queries)
+    check_amounts(num_queries, max_asked, round_size, batch_size, near_duplicate_threshold)
     max_asked = ASKED_PER_QUERY * num_queries if max_asked is None else max_asked
-    for name, value in (("max_asked", max_asked), ("round_size", round_size)):
-        check_int(name, value)
-    check_int("batch_size", batch_size, is_optional=True)
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     options = SynthesisOptions(
@@ -169,7 +166,7 @@ def synthesize_queries(
     if isinstance(target, str | torch.nn.Module):  # an engine of our own
         turn_end = derive_turn_end(processing_class, chat_template_kwargs=chat_template_kwargs)
         engine.eos_ids = sorted({*engine.eos_ids, *turn_end.ids})
-    pre_queries = _derive_pre_queries(options, processing_class)
+    pre_queries = derive_pre_queries(options, processing_class)
     for sampling in options.samplings:
         engine.check(pre_queries, SamplingOptions(max_new_tokens, sampling[0], seed, top_p=sampling[1]), None)
     settings = {
@@ -223,6 +220,21 @@ def synthesize_queries(
     return SyntheticQueries(dataset, report)
 
 
+def check_amounts(
+    num_queries: int,
+    max_asked: int | None,
+    round_size: int,
+    batch_size: int | None,
+    near_duplicate_threshold: float | None,
+) -> None:
+    """Raises `ValueError` for a number of [`synthesize_queries`] out of its range."""
+    check_int("num_queries", num_queries)
+    check_int("max_asked", max_asked, is_optional=True)
+    check_int("round_size", round_size)
+    check_int("batch_size", batch_size, is_optional=True)
+    check_threshold(near_duplicate_threshold, "near_duplicate_threshold", is_optional=True)
+
+
 def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[NearDuplicateIndex, str | None]:
     """What users say in a test set, and a hash of it."""
     index = NearDuplicateIndex() if threshold is None else NearDuplicateIndex(threshold)
@@ -237,7 +249,7 @@ def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[N
     return index, _hash(texts)
 
 
-def _derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
+def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
     """That of each system prompt, with as many tools as there may be."""
     tools = options.tools[: max(options.num_tools)]
     pre_queries = []

@@ -1,0 +1,187 @@
+"""What is known of a model without reading its weights: its configuration, the headers of its files, its modules."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spec_kd.cli.sources import check_exists
+from spec_kd.cli.text import suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
+
+    from spec_kd.cli.train import DraftArguments
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
+
+
+@contextmanager
+def naming_model(role: str, name: str) -> Iterator[None]:
+    """Names a model in what goes wrong while it is read, as errors of the Hub and of file formats do not.
+
+    Args:
+        role (`str`): What the model is, such as `"target"`.
+        name (`str`): Its folder or Hub name.
+
+    Raises:
+        ValueError: With the cause; errors that name the model themselves are passed on.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        if name in text and isinstance(error, (OSError, ValueError, ImportError)):
+            raise
+        raise ValueError(f"the {role} `{name}` cannot be loaded: {text or type(error).__name__}") from error
+
+
+def check_model(role: str, name: str, options: Mapping[str, Any] | None = None) -> "PreTrainedConfig":
+    """Looks at a model's configuration and, in a folder, at the headers of its weight files.
+
+    Args:
+        role (`str`): What the model is, for messages.
+        name (`str`): Its folder or Hub name; an adapter's folder stands for its base model.
+        options (`Mapping`, *optional*): Arguments that it will be loaded with, such as `revision`.
+
+    Returns:
+        `PreTrainedConfig`: Its configuration.
+
+    Raises:
+        ValueError: For files that are cut off or missing, a configuration that cannot be read, or an unknown `dtype`;
+            names the model.
+        FileNotFoundError: For a folder that is not there.
+    """
+    from spec_kd.loading import find_adapter, load_config
+
+    check_exists(name)
+    options = dict(options or {})
+    for option in ("dtype", "torch_dtype"):
+        check_dtype(option, options.get(option))
+    with naming_model(role, name):
+        adapter = find_adapter(name, options)
+        config = load_config(name, options)
+    for place in (name, adapter and adapter.base_model_name_or_path):
+        if place is not None and Path(place).is_dir():
+            check_weight_files(role, Path(place))
+    return config
+
+
+def check_weight_files(role: str, folder: Path) -> None:
+    """Raises `ValueError` for a folder without weights, with a shard missing, or with a file that was cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+    if not files and not any(folder.glob("*.bin")) and not any(folder.glob("*.gguf")):
+        raise ValueError(f"the {role} `{folder}` has no weights: no file there ends in .safetensors or .bin.")
+    for path in files:
+        try:
+            with safe_open(path, "pt"):
+                pass  # compares the length of the file with what its header says
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"the weights `{path}` of the {role} are damaged ({error}). Copy or download the file again."
+            ) from error
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"`{index}` of the {role} is damaged. Copy or download the file again.") from error
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ValueError(f"the {role} `{folder}` lacks {', '.join(missing)}, which `{index.name}` lists.")
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Raises `ValueError` for text that names no dtype of PyTorch; `"auto"` and `None` are fine."""
+    import torch
+
+    if value is None or value == "auto" or isinstance(value, torch.dtype):
+        return
+    if not isinstance(value, str) or not isinstance(getattr(torch, value, None), torch.dtype):
+        raise ValueError(f"`{name}` is {value!r}, which is no dtype.{suggest(str(value), DTYPES)}")
+
+
+def check_engine_package(engine: str) -> None:
+    """Raises `ImportError` for an engine whose package is not installed."""
+    package = ENGINE_PACKAGES.get(engine)
+    if package is not None and find_spec(package) is None:
+        raise ImportError(f"`engine={engine}` needs the package `{package}`, which is not installed: pip install it.")
+
+
+def check_loading_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for arguments that `from_pretrained` does not know and that are no setting of the model."""
+    from transformers import AutoConfig
+
+    from spec_kd._private import list_loading_options
+
+    if options.get("trust_remote_code") or not options:
+        return  # code of the model's own may take anything
+    with naming_model("target", name):
+        _, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options)
+    known = list_loading_options()
+    for option in unused:
+        if option not in known and option in options:
+            raise ValueError(
+                f"`engine_kwargs` has `{option}`, which `from_pretrained` does not know.{suggest(option, known)}"
+            )
+
+
+def build_without_weights(config: "PreTrainedConfig", options: Mapping[str, Any]) -> "PreTrainedModel | None":
+    """The modules of a model, on no device; `None` for one that is not a plain language model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kept = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if options.get(name)}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **kept)
+    except ImportError:
+        raise
+    except Exception:  # a model of its own kind is built where it is trained
+        return None
+
+
+def check_training(config: "TrainingArguments", draft: "DraftArguments") -> None:
+    """Checks what a training needs besides weights and rows: draft, adapter, optimizer, packages, trackers.
+
+    Raises:
+        ValueError: Names the option: a dtype that is none, LoRA modules that the draft does not have, a tracker that is
+            not there.
+        ImportError: For a package that is not installed.
+        OSError: For a draft that is not there.
+    """
+    from peft import get_peft_model
+    from transformers import Trainer
+    from transformers.integrations import get_available_reporting_integrations
+    from trl import get_peft_config, get_quantization_config
+
+    name = draft.model_name_or_path
+    options = {"revision": draft.model_revision, "attn_implementation": draft.attn_implementation, "dtype": draft.dtype}
+    options |= config.model_init_kwargs or {}
+    model_config = check_model("draft", name, {**options, "trust_remote_code": config.trust_remote_code})
+    with naming_model("draft", name):
+        model = build_without_weights(model_config, options)
+    get_quantization_config(draft)
+    peft_config = get_peft_config(draft)
+    if peft_config is not None and model is not None:
+        wanted = peft_config.modules_to_save or []
+        unknown = [part for part in wanted if not any(key.endswith(part) for key, _ in model.named_modules())]
+        if unknown:
+            raise ValueError(f"`lora_modules_to_save` names {unknown}, but the draft has no such module.")
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise ValueError(f"the LoRA options do not fit the draft: {error}") from error
+    if model is not None:
+        Trainer.get_optimizer_cls_and_kwargs(config, model)  # raises for a package that is not installed
+    available = get_available_reporting_integrations()
+    for tracker in config.report_to:
+        if tracker not in available:
+            raise ValueError(f"`report_to` names {tracker!r}, which is not installed.{suggest(tracker, available)}")
+    if getattr(config, "use_vllm", False):
+        check_engine_package("vllm")
