@@ -1,9 +1,7 @@
 """`spec-kd train METHOD`: a draft learns from what the target wrote, or writes with it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl import ModelConfig
@@ -12,7 +10,7 @@ from spec_kd.checks import check_int
 from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.sources import check_exists, load_rows
-from spec_kd.cli.steps import Workspace
+from spec_kd.cli.steps import Workspace, tell
 from spec_kd.cli.text import suggest, tell_choices
 
 if TYPE_CHECKING:
@@ -168,8 +166,7 @@ def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
         rows = load_rows(arguments.responses, arguments.split)
         trainer = build_trainer(call, rows)
         trainer.dataset_name, trainer.target_name = arguments.responses, arguments.target or trainer.target_name
-        checkpoint = config.resume_from_checkpoint or find_last_checkpoint(config.output_dir)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or find_last_checkpoint(config.output_dir))
         trainer.save_model()
         trainer.create_model_card()
         if config.push_to_hub:
@@ -284,11 +281,12 @@ def can_be_replayed(rows: "Dataset") -> bool:
 
 
 def find_last_checkpoint(output_dir: str) -> str | None:
-    """The newest whole checkpoint: its state is what a trainer writes last, so one without it was cut off."""
-    found = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        try:
-            found[json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = folder
-        except (OSError, json.JSONDecodeError):
-            continue
-    return str(found[max(found)]) if found else None
+    """The newest whole checkpoint; says which newer ones are damaged, and so that the draft is trained again."""
+    from spec_kd.trainer.checkpoint_sums import find_whole_checkpoint
+
+    whole, damages = find_whole_checkpoint(output_dir)
+    for folder, damage in damages.items():
+        tell(f"{folder} is not gone on from: {damage}")
+    if damages:
+        tell("training begins from the start" if whole is None else f"training goes on from {whole}")
+    return None if whole is None else str(whole)

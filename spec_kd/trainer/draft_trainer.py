@@ -19,7 +19,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
@@ -32,13 +31,15 @@ from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.probes import check_packing, check_padding
 from spec_kd.trainer.card_names import find_dataset_name, find_target_name
+from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
 from spec_kd.trainer.draft_config import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
+from spec_kd.trainer.resumption import ResumableTraining
 
 logger = get_logger(__name__)
 
 
-class DraftTrainer(FiniteGuard, SFTTrainer):
+class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
     """[`~trl.SFTTrainer`] for a draft model: not used itself, but by every trainer of this package.
 
     It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, hands itself to the
@@ -196,7 +197,7 @@ class DraftTrainer(FiniteGuard, SFTTrainer):
         """As `Trainer.save_model`; outside of checkpoints, `merge_adapter` and `align_vocabulary` are carried out."""
         output_dir = self.args.output_dir if output_dir is None else output_dir
         super().save_model(output_dir, _internal_call)
-        if not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(output_dir).name):
+        if not is_checkpoint_name(output_dir):
             self._export(output_dir)  # a checkpoint is resumed from: it must stay what the optimizer knows
         if self.args.should_save:
             self._save_card(Path(output_dir))

@@ -18,7 +18,6 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.generation import ContinuousBatchingConfig
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl.models import unwrap_model_for_generation
 
 from spec_kd.data.token_columns import TokenColumnCollator
@@ -229,15 +228,10 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return RepeatedWindows(sampler, window, self.args.num_iterations, seed)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; a checkpoint has the completions that are yet to be used again (`num_iterations`)."""
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+    def _load_run_state(self, checkpoint: Path | None) -> None:
         self._window = None
-        if checkpoint and (path := self._find_window_file(Path(checkpoint))).exists():
+        if checkpoint is not None and (path := self._find_window_file(checkpoint)).exists():
             self._window = _Window(**torch.load(path, map_location="cpu", weights_only=True))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _joins_turns(self, args: OnlineGKDConfig) -> bool:
         return args.lmbda == 0  # one completion is generated for a row, in place of its labels
@@ -246,7 +240,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """As `Trainer.get_batch_samples`, with generated completions; loss tokens are counted on those."""
-        if self.args.lmbda == 0:
+        if self.args.lmbda == 0 or self._is_at_end():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         self._clock.start_step()
         batches = list(islice(epoch_iterator, num_batches))
@@ -340,13 +334,13 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
     def _find_window_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"on_policy_window_{self.args.process_index}.pt"
 
-    def _save_window(self) -> None:
-        """Into the checkpoint just written, if its completions are to be used again."""
+    def _save_run_state(self, checkpoint: Path) -> None:
+        """The window, if its completions are to be used again (`num_iterations`)."""
+        path = self._find_window_file(checkpoint)
         if self._window is None or self._window.uses >= self.args.num_iterations:
+            path.unlink(missing_ok=True)  # of a checkpoint that is written over
             return
-        checkpoint = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(self._window), self._find_window_file(checkpoint))
+        torch.save(vars(self._window), path)
 
     def _write_texts(self) -> None:
         if self._window is None:
@@ -379,9 +373,6 @@ class _WindowCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.log_completions and state.is_world_process_zero and "loss" in kwargs["logs"]:
             self._trainer._write_texts()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer._save_window()
 
 
 def _check_live_models(args: OnlineGKDConfig, teacher_model: Any, ref_model: Any) -> None:

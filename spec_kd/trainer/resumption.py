@@ -1,0 +1,183 @@
+"""A resumed training that ends as the uninterrupted one: from a whole checkpoint, and not beyond the end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+
+from spec_kd.trainer.checkpoint_sums import (
+    find_damage,
+    find_whole_checkpoint,
+    is_checkpoint_name,
+    remove_marks,
+    write_sums,
+)
+
+logger = get_logger(__name__)
+
+
+class ResumableTraining:
+    """Goes in front of a `Trainer` as a base class.
+
+    - `train(resume_from_checkpoint=True)` goes on from the newest checkpoint that is whole, and says which newer ones
+      are not and why; a checkpoint given by name is refused where it is damaged.
+    - Every checkpoint gets the sums of its files, and its mark, `trainer_state.json`, once all processes have written.
+    - A run that had reached its end, by `max_steps`, `num_train_epochs` or early stopping, trains no further step; and
+      early stopping goes on counting where it was.
+    """
+
+    _has_ended = False
+    """Whether the checkpoint that this training goes on from is its end."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_ResumptionCallback(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`, from a checkpoint that is whole.
+
+        Raises:
+            ValueError: For a checkpoint given by name that is damaged, or with `True` if none is whole.
+        """
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint or None)
+        self._has_ended = False
+        self._load_run_state(None if checkpoint is None else Path(checkpoint))
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
+        if asked is None:
+            return None
+        answer = [None, None]
+        if self.accelerator.is_main_process:
+            answer = _find_checkpoint(asked, self.args.output_dir)
+        checkpoint, problem = broadcast_object_list(answer)
+        if checkpoint is None:
+            raise ValueError(problem)
+        if problem is not None:
+            logger.warning(problem)
+        return checkpoint
+
+    def _load_run_state(self, checkpoint: Path | None) -> None:
+        """Reads what `_save_run_state` wrote; forgets what an earlier training left where there is no checkpoint."""
+
+    def _save_run_state(self, checkpoint: Path) -> None:
+        """Writes what this process needs of its own to go on, before the checkpoint is marked as complete."""
+
+    def _save_rng_state(self, output_dir: str) -> None:  # the last file of each process; the mark comes right after it
+        super()._save_rng_state(output_dir)
+        self._save_run_state(Path(output_dir))
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save and folder.is_dir():
+            write_sums(folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; a checkpoint that is written over counts as incomplete until it is written."""
+        if output_dir is not None and is_checkpoint_name(output_dir) and self.args.should_save:
+            remove_marks(Path(output_dir))
+        super().save_model(output_dir, _internal_call)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        damage = find_damage(Path(best)) if best is not None and Path(best).is_dir() else None
+        if damage is not None:
+            raise ValueError(
+                f"`load_best_model_at_end=True` would load {best}, but {damage}. Set it to False to keep the weights "
+                "of the last step, which the newest checkpoint has."
+            )
+        super()._load_best_model()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """As `Trainer.get_batch_samples`; nothing where the training has reached its end."""
+        if self._is_at_end():
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        epoch, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None or has_length(self.train_dataset):
+            return epoch, batches
+        # `Trainer` takes a stream for endless; one that was read again from its start says so in `state.epoch`
+        epoch, part = divmod(self.state.epoch or 0.0, 1)
+        batches = round(part * max_steps * self.args.gradient_accumulation_steps)
+        return int(epoch), 0 if self.args.ignore_data_skip else batches
+
+    def _is_at_end(self) -> bool:
+        return self._has_ended or self.state.global_step >= self.state.max_steps
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`; a training that had nothing left to do has no `train_loss`, which would be 0.0."""
+        if self._has_ended:
+            logs = {name: value for name, value in logs.items() if name != "train_loss"}
+        super().log(logs, start_time)
+
+
+class _ResumptionCallback(TrainerCallback):
+    """What happens between a checkpoint's state being read and the first step."""
+
+    def __init__(self, trainer: ResumableTraining):
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        callbacks = self._trainer.callback_handler.callbacks
+        if state.global_step > 0 and not args.restore_callback_states_from_checkpoint:
+            _restore_callbacks(callbacks, state)
+        is_out_of_patience = state.global_step > 0 and any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+        self._trainer._has_ended = state.global_step >= state.max_steps or is_out_of_patience
+        if self._trainer._has_ended:
+            why = "early stopping ended the run there" if is_out_of_patience else f"the run has {state.max_steps} steps"
+            logger.warning(f"The checkpoint is of step {state.global_step}, and {why}: nothing is left to train.")
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._trainer._has_ended:  # evaluated and saved when it got here
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
+def _restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) -> None:
+    """Gives callbacks what they had counted when the checkpoint was saved; their options stay those of this run."""
+    for callback in callbacks:
+        saved = state.stateful_callbacks.get(type(callback).__name__)
+        if isinstance(callback, ExportableState) and isinstance(saved, dict):
+            for name, value in saved.get("attributes", {}).items():
+                setattr(callback, name, value)
+
+
+def _find_checkpoint(asked: str | bool, output_dir: str) -> list[str | None]:
+    """The checkpoint to go on from, or `None`, and what is to be said about it."""
+    if asked is not True:
+        damage = find_damage(Path(asked)) if Path(asked).is_dir() else None  # else `Trainer` says what is missing
+        if damage is None:
+            return [str(asked), None]
+        whole, _ = find_whole_checkpoint(Path(asked).parent)
+        other = "No other checkpoint there is whole." if whole is None else f"The newest whole one is {whole}."
+        return [None, f"The checkpoint {asked} cannot be gone on from: {damage}. {other}"]
+    whole, damages = find_whole_checkpoint(output_dir)
+    listed = "; ".join(f"in {folder.name}, {damage}" for folder, damage in damages.items())
+    if whole is None:
+        known = f" ({listed})" if damages else ""
+        return [None, f"No whole checkpoint was found in `output_dir={output_dir!r}`{known}. Train from the start."]
+    return [
+        str(whole),
+        f"Training goes on from {whole}, since later checkpoints are damaged: {listed}." if damages else None,
+    ]
