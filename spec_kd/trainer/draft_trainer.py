@@ -259,7 +259,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             remove_paths(card)  # somebody's, to which PEFT adds
             return
         is_own = folder.resolve() == own.parent.resolve()
-        is_checkpoint = not is_own and re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name)
+        is_checkpoint = not is_own and is_checkpoint_name(folder)
         if is_checkpoint and not card.exists():
             return  # the card beside it is for all of them
         if is_own or not own.exists():
