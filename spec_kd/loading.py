@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from spec_kd._private import create_model_from_path, get_config_model_id
+from spec_kd.model_folders import finish_replacement
 
 HUB_OPTIONS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only")
 # What says where a file lies; of an adapter that is said by its own config for the base.
@@ -73,6 +74,7 @@ def load_model(name: Name, *, is_trainable: bool = False, **init_kwargs: Any) ->
         OSError: If there is no such model, or the base model of the adapter is not found.
     """
     name = os.fspath(name)
+    finish_replacement(name)
     adapter = find_adapter(name, init_kwargs)
     if adapter is None:
         options = {"trust_remote_code": False, **init_kwargs}

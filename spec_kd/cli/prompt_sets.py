@@ -1,7 +1,6 @@
 """Prompt sets as the commands keep them: `train.arrow` and `test.arrow` in one folder, memory-mapped when read."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +74,10 @@ def check_test_fraction(test_fraction: float) -> None:
 def _write(rows: "Dataset", path: Path) -> None:
     import pyarrow as pa
 
-    part = path.with_name(f".{path.name}.part")
+    from spec_kd.files import replacing
+    from spec_kd.stored_sets import find_own_sum
+
     schema = rows.features.arrow_schema
-    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with replacing(path, find_own_sum(path)) as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in rows.with_format("arrow").iter(ROWS_AT_A_TIME):
             writer.write_table(batch.cast(schema))
-    os.replace(part, path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from spec_kd.cli.parsing import Parser, read_yaml
 from spec_kd.cli.steps import Workspace, tell
+from spec_kd.files import write_text
 from spec_kd.secrets import hide_secrets
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
 def copy_recipe(path: str, output_dir: str) -> None:
     """Copies a recipe to `recipe.yaml` in a folder, with `[hidden]` for the tokens and passwords in it."""
     text = Path(path).read_text(encoding="utf-8")
-    Path(output_dir, "recipe.yaml").write_text(hide_secrets(text, read_yaml(path)), encoding="utf-8")
+    write_text(Path(output_dir, "recipe.yaml"), hide_secrets(text, read_yaml(path)))
 
 
 def run_recipe(recipe: "Recipe") -> dict[str, Any]:

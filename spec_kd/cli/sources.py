@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.checks import read_path
+from spec_kd.files import compute_sum, read_json_object, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,14 +34,18 @@ def load_rows(source: str, split: str = "train", allow_empty: bool = False) -> "
         allow_empty (`bool`, *optional*, defaults to `False`): Whether a set without rows is right.
 
     Raises:
-        ValueError: For a file of another kind or one that cannot be read, a split that is not there, or no rows.
+        ValueError: For a file of another kind, one that cannot be read or is not what was written, a split that is not
+            there, or no rows.
         OSError: For what does not exist.
     """
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
     from spec_kd.queries.curated_files import load_file
+    from spec_kd.stored_sets import check_stored_file
 
     path = Path(read_path("source", source))
+    for file in list_files(path) if path.exists() else ():
+        check_stored_file(file)
     suffix = next((s for s in reversed(path.suffixes) if s not in COMPRESSIONS), "")
     if path.is_file() and suffix not in (*BUILDERS, ".arrow"):
         raise ValueError(f"`{source}` is none of the kinds of file that are read here: {', '.join(BUILDERS)}.")
@@ -122,8 +127,8 @@ class Fingerprints:
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         if memory is not None and memory.exists():
-            with contextlib.suppress(json.JSONDecodeError):  # killed while it was written: computed anew
-                self._known = json.loads(memory.read_text(encoding="utf-8"))
+            with contextlib.suppress(ValueError):  # damaged: what it remembers can be computed again
+                self._known = read_json_object(memory, "")
 
     def of_data(self, source: str) -> str:
         """Of a file, of all files of a folder with their names in it, or of a name on the Hub."""
@@ -149,13 +154,13 @@ class Fingerprints:
     def _of_file(self, path: Path) -> str:
         state, name = path.stat(), str(path.resolve())
         known = self._known.get(name)
-        if known is not None and known[:2] == [state.st_size, state.st_mtime_ns]:
+        is_known = isinstance(known, list) and len(known) == 3 and isinstance(known[2], str)
+        if is_known and known[:2] == [state.st_size, state.st_mtime_ns]:
             return known[2]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = compute_sum(path)
         self._known[name] = [state.st_size, state.st_mtime_ns, digest]
         if self._memory is not None:
-            self._memory.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+            write_text(self._memory, json.dumps(self._known, indent=1))
         return digest
 
 

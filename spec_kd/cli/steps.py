@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spec_kd.cli.sources import Fingerprints, hash_json
+from spec_kd.files import compute_sum, read_json_object, sweep, write_text
 from spec_kd.secrets import strip_secrets
 
 STEP_FILE = ".step.json"  # hidden, so that `load_dataset` takes it for no data
@@ -75,17 +76,19 @@ class Workspace:
         tell(f"{command}: {folder}")
         result = to_json(work())
         written = sorted({path for pattern in products for path in Path(folder).glob(pattern) if path.is_file()})
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in written}
-        _write_note(folder, inputs, result=result, files=sizes)
+        sums = {str(path.relative_to(folder)): compute_sum(path) for path in written}
+        _write_note(folder, inputs, result=result, files=sums)
         return {**result, "is_reused": False}
 
     def is_finished(self, folder: str, inputs: dict[str, Any]) -> bool:
-        """Whether the folder has the result of these inputs, with its files as they were."""
-        note = _read_note(folder)
+        """Whether the folder has the result of these inputs, with its files as they were, to the bit."""
+        inputs, note = strip_secrets(inputs, None), _read_note(folder)
         if note is None or note["result"] is None or note["hash"] != hash_json(inputs):
             return False
-        paths = {Path(folder, name): size for name, size in note["files"].items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+        changed = [name for name, digest in note["files"].items() if not _is_as_written(Path(folder, name), digest)]
+        if changed:
+            tell(f"{folder}: {', '.join(changed)} is not what was written, so the step is done again")
+        return not changed
 
     def open(self, folder: str, inputs: dict[str, Any], products: Sequence[str], continues: Sequence[str] = ()) -> None:
         """Begins or continues the step with these inputs; see `do`."""
@@ -155,25 +158,26 @@ def _read_note(folder: str) -> dict[str, Any] | None:
     path = Path(folder, STEP_FILE)
     if not path.exists():
         return None
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = (
-            set(note) == {"hash", "inputs", "result", "files"}
-            and isinstance(note["hash"], str)
-            and isinstance(note["inputs"], dict)
-            and isinstance(note["inputs"]["options"], dict)
-            and all(note[name] is None or isinstance(note[name], dict) for name in ("result", "files"))
-            and (note["result"] is None) == (note["files"] is None)
-            and all(isinstance(size, int) for size in (note["files"] or {}).values())
-        )
-    except (ValueError, TypeError, KeyError, RecursionError):
-        is_whole = False
+    fix = f"So it is not known what `{folder}` was made from: restore the file, or move the folder away and run again."
+    note = read_json_object(path, fix, ("hash", "inputs", "result", "files"))
+    is_whole = (
+        isinstance(note["hash"], str)
+        and isinstance(note["inputs"], dict)
+        and isinstance(note["inputs"].get("options"), dict)
+        and all(note[name] is None or isinstance(note[name], dict) for name in ("result", "files"))
+        and (note["result"] is None) == (note["files"] is None)
+        and all(isinstance(noted, str | int) for noted in (note["files"] or {}).values())
+    )
     if not is_whole:
-        raise ValueError(
-            f"`{path}` is damaged, so it is not known what `{folder}` was made from. Restore the file, or move the "
-            "folder away and run the command again."
-        )
+        raise ValueError(f"`{path}` is damaged. {fix}")
     return note
+
+
+def _is_as_written(path: Path, noted: str | int) -> bool:
+    """Whether a file has the SHA-256 that was noted; a note of an earlier version has its size."""
+    if not path.is_file():
+        return False
+    return compute_sum(path) == noted if isinstance(noted, str) else path.stat().st_size == noted
 
 
 def _hash_without(inputs: dict[str, Any], names: Sequence[str]) -> str:
@@ -182,15 +186,13 @@ def _hash_without(inputs: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _write_note(
-    folder: str, inputs: dict[str, Any], result: dict[str, Any] | None = None, files: dict[str, int] | None = None
+    folder: str, inputs: dict[str, Any], result: dict[str, Any] | None = None, files: dict[str, str] | None = None
 ) -> None:
     if not is_main_process():
         return
     note = {"hash": hash_json(inputs), "inputs": inputs, "result": result, "files": files}
-    path = Path(folder, STEP_FILE)
-    part = path.with_name(f"{STEP_FILE}.part")
-    part.write_text(json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    sweep(Path(folder))
+    write_text(Path(folder, STEP_FILE), json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:

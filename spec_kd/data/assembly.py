@@ -45,7 +45,7 @@ def add_columns(
     """
     schema = Features({**dataset.features, **features}).arrow_schema
     kept = dataset.with_format("arrow")
-    rows = [row for row in range(answers.num_rows) if row not in answers.unmapped]
+    rows = answers.rows
 
     def build_parts() -> Iterator[pa.Table]:
         for start in range(0, len(rows), ROWS_AT_A_TIME):

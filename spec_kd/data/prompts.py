@@ -8,6 +8,7 @@ from datasets import Dataset, Features, Json, List
 
 from spec_kd.data.arrow_padding import iterate_rows
 from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass
 
 Prompts = Sequence[str] | Sequence[Sequence[Mapping[str, object]]] | Dataset
@@ -21,10 +22,11 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[dict[str, objec
         keys in its own order, which a template that prints tool calls as JSON shows.
 
     Raises:
-        `ValueError`: No prompt at all, or neither a `prompt` nor a `prompt_ids` column.
+        `ValueError`: No prompt at all, neither a `prompt` nor a `prompt_ids` column, or a stored set that is damaged.
         `TypeError`: Something else than texts, conversations or a `Dataset`.
     """
     if isinstance(prompts, Dataset):
+        check_stored_set(prompts)
         dataset = prompts
     elif isinstance(prompts, list | tuple) and (
         all(isinstance(p, str) for p in prompts) or all(isinstance(p, list) for p in prompts)

@@ -3,13 +3,14 @@
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd.data.token_columns import REFERENCE_COLUMN
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.losses import ForwardKL, fused_linear_divergence
 from spec_kd.probes import check_padding
+from spec_kd.progress import RowProgress
+from spec_kd.stored_sets import check_stored_set
 
 
 def add_reference_scores(
@@ -46,21 +47,21 @@ def add_reference_scores(
         )
     if REFERENCE_COLUMN in dataset.column_names:
         raise ValueError(f"The data set has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
+    check_stored_set(dataset)
     models = (ref_model, teacher_model)
     for role, model in zip(("reference", "target"), models, strict=True):
         check_padding(model, role)
     lengths = [len(p) + len(c) for p, c in zip(dataset["prompt_ids"], dataset["completion_ids"], strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     scores: list[list[float]] = [[]] * len(order)
-    progress = tqdm(total=len(order), desc="Reference scores", disable=not show_progress)
-    with progress, evaluation_mode(*models):
+    with RowProgress(len(order), "Reference scores", show_progress) as progress, evaluation_mode(*models):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [dataset[i] for i in rows]
             values = _score(models, batch, vocab_size, temperature).cpu()
             for i, part in zip(rows, values.split([len(row["completion_ids"]) for row in batch]), strict=True):
                 scores[i] = part.tolist()
-            progress.update(len(rows))
+            progress.advance(len(values), len(rows))
     features = Features({REFERENCE_COLUMN: List(Value("float32"))})
     return concatenate_datasets([dataset, Dataset.from_dict({REFERENCE_COLUMN: scores}, features=features)], axis=1)
 

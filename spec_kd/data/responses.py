@@ -14,14 +14,17 @@ from spec_kd.checks import check_dataset, check_int, check_number, check_text, r
 from spec_kd.data.assembly import add_responses, add_signal
 from spec_kd.data.id_lists import IdLists
 from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
-from spec_kd.data.sharded_runs import plan_batches, run_plan
+from spec_kd.data.sharded_runs import PromptRows, plan_batches, run_plan
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.data.unmapped import answer_batch, check_on_unmapped, report_dropped
+from spec_kd.data.unmapped import Answer, answer_batch, check_on_unmapped, report_dropped
+from spec_kd.data.unusable import answer_usable, check_on_unusable_prompt, find_unusable, report_skipped
 from spec_kd.decoding.warpers import check_truncation
-from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest
+from spec_kd.engines.base import Engine, PromptBatch, SamplingOptions, SignalRequest
 from spec_kd.engines.slots import complete_request
 from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.progress import RowProgress
+from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
 
 
@@ -38,9 +41,10 @@ def generate_responses(
     batch_size: int | None = None,
     seed: int = 0,
     on_unmapped: str = "raise",
+    on_unusable_prompt: str = "raise",
     output_dir: str | None = None,
     shard_size: int = 512,
-    show_progress: bool = True,
+    show_progress: bool | RowProgress = True,
 ) -> Dataset:
     """Lets the target answer every prompt: the text that a draft is distilled and evaluated on.
 
@@ -91,9 +95,15 @@ def generate_responses(
             there are prompts, and a warning at the end says how many, why, and which (the first 20). Shards remember
             them, so that a resumed run has the same rows. A folder begun with `"raise"` can be continued with
             `"drop"`.
+        on_unusable_prompt (`str`, *optional*, defaults to `"raise"`):
+            What to do about prompts that the target cannot take, such as those that are too long for a server.
+            `"raise"`: those that the engine knows stop the job before it begins; those that a server refuses stop it
+            once all others are answered, which are kept in `output_dir`, and are asked again by the next call.
+            `"skip"` leaves them out, with a warning that says how many and why; a resumed run leaves out the same.
         output_dir (`str`, *optional*): Where to keep shards and the finished set.
         shard_size (`int`): Responses in a shard, rounded to whole batches.
-        show_progress (`bool`): Whether to show a progress bar.
+        show_progress (`bool` or [`RowProgress`]):
+            Whether to show a progress bar of rows, with tokens a second; or the bar of the work that this is a part of.
 
     Returns:
         `Dataset` in the order of the prompts, with `prompt`, `completion` (messages if the prompt is a conversation,
@@ -108,11 +118,13 @@ def generate_responses(
             have, a signal that the engine cannot give, or an `output_dir` with the responses of other settings. After
             it: `on_unmapped="drop"` leaves no row.
         `UnmappedTokensError`: With `on_unmapped="raise"`, after the batch concerned.
+        `UnusablePromptError`: With `on_unusable_prompt="raise"`; names the rows.
+        `BlockingIOError`: Another process is at work in `output_dir`, with an engine that would answer otherwise.
         `OSError`: `output_dir` cannot be written to.
     """
     signal = _read_signal(teacher_signal)
     options = SamplingOptions(max_new_tokens, temperature, seed, top_k, top_p)
-    check_options(options, signal, batch_size, shard_size, on_unmapped)
+    check_options(options, signal, batch_size, shard_size, on_unmapped, on_unusable_prompt)
     options = replace(options, temperature=float(temperature), top_p=float(top_p))
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
@@ -121,7 +133,7 @@ def generate_responses(
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
     prompt_ids = IdLists(render_prompt_ids(rows, processing_class), store and store.folder)
-    engine.check(prompt_ids, options, signal)
+    unusable = find_unusable(engine, prompt_ids, options, signal, on_unusable_prompt)
     info = None
     if signal is not None:
         info = describe_teacher(engine, processing_class, signal, options.temperature, max_new_tokens)
@@ -133,17 +145,28 @@ def generate_responses(
         )  # fmt: skip
     vocab_size = count_real_ids(processing_class)
 
-    def answer(batch: list[int], index: int):
-        texts = [prompt_ids[i] for i in batch]
-        return answer_batch(
-            lambda: engine.generate(texts, options, signal, f"{seed}:{index}"), batch, vocab_size, on_unmapped
-        )
+    def answer(batch: PromptRows, index: int) -> list[Answer]:
+        def ask(rows: list[int]) -> list[Answer]:
+            texts = PromptBatch([prompt_ids[row] for row in rows], rows, batch.tell)
+            return answer_batch(
+                lambda: engine.generate(texts, options, signal, f"{seed}:{index}"), rows, vocab_size, on_unmapped
+            )
 
-    plan = plan_batches(prompt_ids.lengths.tolist(), batch_size, shard_size)
+        return answer_usable(batch, unusable, ask)
+
     answers = run_plan(
-        plan, answer, store, info, "Target responses", on_unmapped=on_unmapped, show_progress=show_progress
+        plan_batches(prompt_ids.lengths.tolist(), batch_size, shard_size),
+        answer,
+        store,
+        info,
+        "Target responses",
+        on_unmapped=on_unmapped,
+        on_unusable_prompt=on_unusable_prompt,
+        is_reproducible=engine.is_reproducible,
+        show_progress=show_progress,
     )
-    report_dropped(answers.unmapped, answers.num_rows)
+    report_skipped(answers.unusable, answers.num_rows)
+    report_dropped(answers.unmapped, answers.num_rows - len(answers.unusable))
     return add_responses(dataset, prompt_ids, answers, processing_class, info, store)
 
 
@@ -158,9 +181,10 @@ def score_completions(
     batch_size: int | None = None,
     seed: int = 0,
     on_unmapped: str = "raise",
+    on_unusable_prompt: str = "raise",
     output_dir: str | None = None,
     shard_size: int = 512,
-    show_progress: bool = True,
+    show_progress: bool | RowProgress = True,
 ) -> Dataset:
     """Adds the teacher signal to completions that exist already, such as logs of what the target served.
 
@@ -192,13 +216,15 @@ def score_completions(
             "`prompt_ids` and `completion_ids`. Tokenize what the target saw and wrote, with its own tokenizer."
         )
     check_on_unmapped(on_unmapped)
+    check_on_unusable_prompt(on_unusable_prompt)
+    check_stored_set(dataset)
     signal = _read_signal(teacher_signal)
     store = ShardStore(output_dir) if output_dir is not None else None
     starts: list[int] = []
     texts = IdLists(_join_ids(dataset, starts), store and store.folder)
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    engine.check(texts, SamplingOptions(max_new_tokens=0), signal)
+    unusable = find_unusable(engine, texts, SamplingOptions(max_new_tokens=0), signal, on_unusable_prompt)
     info = describe_teacher(engine, processing_class, signal, sampling_temperature, max_new_tokens, is_scored=True)
     if store is not None:
         _open_run(
@@ -208,18 +234,29 @@ def score_completions(
         )  # fmt: skip
     vocab_size = count_real_ids(processing_class)
 
-    def answer(batch: list[int], index: int):
-        prompts = [texts[i][: starts[i]] for i in batch]
-        completions = [texts[i][starts[i] :] for i in batch]
-        return answer_batch(
-            lambda: engine.score(prompts, completions, signal, f"{seed}:{index}"), batch, vocab_size, on_unmapped
-        )
+    def answer(batch: PromptRows, index: int) -> list[Answer]:
+        def ask(rows: list[int]) -> list[Answer]:
+            prompts = PromptBatch([texts[row][: starts[row]] for row in rows], rows, batch.tell)
+            completions = [texts[row][starts[row] :] for row in rows]
+            return answer_batch(
+                lambda: engine.score(prompts, completions, signal, f"{seed}:{index}"), rows, vocab_size, on_unmapped
+            )
 
-    plan = plan_batches(texts.lengths.tolist(), batch_size, shard_size)
+        return answer_usable(batch, unusable, ask)
+
     answers = run_plan(
-        plan, answer, store, info, "Teacher scores", on_unmapped=on_unmapped, show_progress=show_progress
+        plan_batches(texts.lengths.tolist(), batch_size, shard_size),
+        answer,
+        store,
+        info,
+        "Teacher scores",
+        on_unmapped=on_unmapped,
+        on_unusable_prompt=on_unusable_prompt,
+        is_reproducible=engine.is_reproducible,
+        show_progress=show_progress,
     )
-    report_dropped(answers.unmapped, answers.num_rows)
+    report_skipped(answers.unusable, answers.num_rows)
+    report_dropped(answers.unmapped, answers.num_rows - len(answers.unusable))
     return add_signal(dataset, answers, info, store)
 
 
@@ -288,6 +325,7 @@ def check_options(
     batch_size: int | None,
     shard_size: int,
     on_unmapped: str,
+    on_unusable_prompt: str = "raise",
 ) -> None:
     """Raises `ValueError` for options of [`generate_responses`] that are wrong whatever the prompts and the target."""
     check_int("max_new_tokens", options.max_new_tokens)
@@ -296,6 +334,7 @@ def check_options(
     check_int("seed", options.seed, None)
     check_number("temperature", options.temperature, 0, reason="0 is greedy.")
     check_on_unmapped(on_unmapped)
+    check_on_unusable_prompt(on_unusable_prompt)
     check_truncation(options.top_k, options.top_p)
     if options.is_truncated and signal is not None:
         raise ValueError(

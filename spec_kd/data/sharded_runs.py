@@ -1,17 +1,21 @@
 """Running an engine over many rows so that nothing is lost: planned batches, shards on disk, several processes."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import accelerate
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo, pack_slots
 from spec_kd.data.unmapped import Answer, describe_unmapped
+from spec_kd.data.unusable import Unusable, raise_unusable
 from spec_kd.engines.base import Completion
+from spec_kd.progress import PartProgress, RowProgress
 
 SHARD_SCHEMA = pa.schema(
     {
@@ -20,10 +24,20 @@ SHARD_SCHEMA = pa.schema(
         "finish_reason": pa.string(),
         "teacher_token_logprobs": pa.list_(pa.float32()),
         "teacher_signal": pa.binary(),
-        "unmapped_tokens": pa.list_(pa.string()),  # of a row without completion, whose other columns are null
+        # Of a row without completion, whose other columns are null: one of these is there.
+        "unmapped_tokens": pa.list_(pa.string()),
+        "unusable_prompt": pa.string(),
     }
 )
 Plan = list[list[tuple[int, list[int]]]]
+
+
+class PromptRows(list[int]):
+    """Rows of a batch, and whom to tell of tokens and completions, as a `PromptBatch` does."""
+
+    def __init__(self, rows: Iterable[int], tell: Callable[[int, int], None]):
+        super().__init__(rows)
+        self.tell = tell
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, shard_size: int) -> Plan:
@@ -42,17 +56,24 @@ class Answers:
 
     Attributes:
         num_rows (`int`): Of the plan.
-        unmapped (`dict[int, list[str]]`): Names of tokens without an id by row, of the rows without a completion.
+        unmapped (`dict[int, list[str]]`): Names of tokens without an id by row, of rows without a completion.
+        unusable (`dict[int, str]`): Why the target could not take the prompt, of the other rows without one.
     """
 
     def __init__(self, tables: Sequence[pa.Table]):
         self._tables = tables
         self.num_rows = sum(map(len, tables))
-        self.unmapped = find_unmapped(tables)
+        self.unmapped = _find_left_out(tables, "unmapped_tokens")
+        self.unusable = _find_left_out(tables, "unusable_prompt")
         self._places = np.empty((self.num_rows, 2), dtype=np.int64)  # number of the shard, position in it
         for number, table in enumerate(tables):
             rows = table["row"].to_numpy()
             self._places[rows, 0], self._places[rows, 1] = number, np.arange(len(rows))
+
+    @property
+    def rows(self) -> list[int]:
+        """Those with a completion, in order."""
+        return [row for row in range(self.num_rows) if row not in self.unmapped and row not in self.unusable]
 
     def read(self, rows: Sequence[int]) -> pa.Table:
         """A copy of these rows, in their order, of `SHARD_SCHEMA`."""
@@ -60,25 +81,27 @@ class Answers:
         return pa.concat_tables(self._tables[number].slice(position, 1) for number, position in places).combine_chunks()
 
 
-def find_unmapped(tables: Sequence[pa.Table | None]) -> dict[int, list[str]]:
-    """Rows without a completion, in order, and the tokens that are to blame."""
+def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, Any]:
+    """Rows without a completion, in order, and why, by one of the columns that say so."""
     found = {}
     for table in tables:
-        if table is not None and table["unmapped_tokens"].null_count < len(table):
-            lost = table.filter(pc.is_valid(table["unmapped_tokens"]))
-            found.update(zip(lost["row"].to_pylist(), lost["unmapped_tokens"].to_pylist(), strict=True))
+        if table is not None and table[column].null_count < len(table):
+            lost = table.filter(pc.is_valid(table[column]))
+            found.update(zip(lost["row"].to_pylist(), lost[column].to_pylist(), strict=True))
     return dict(sorted(found.items()))
 
 
 def run_plan(
     plan: Plan,
-    answer: Callable[[list[int], int], list[Answer]],
+    answer: Callable[[PromptRows, int], list[Answer]],
     store: ShardStore | None,
     info: TeacherInfo | None,
     description: str,
     *,
     on_unmapped: str,
-    show_progress: bool,
+    on_unusable_prompt: str,
+    is_reproducible: bool,
+    show_progress: bool | RowProgress,
 ) -> Answers:
     """The answers to every row of a plan, those of shards on disk read from there.
 
@@ -87,55 +110,113 @@ def run_plan(
 
     Args:
         plan (`Plan`): From [`plan_batches`].
-        answer (`Callable`): From row numbers and the number of their batch to their answers.
+        answer (`Callable`): From rows and the number of their batch to their answers.
         store (`ShardStore`, *optional*): An opened run.
         info (`TeacherInfo`, *optional*): How slots are packed, where there are any.
         description (`str`): For the progress bar.
         on_unmapped (`str`): Whether rows without a completion, found on disk, are an error (`"raise"`).
-        show_progress (`bool`): Whether to show the bar.
+        on_unusable_prompt (`str`):
+            Whether rows whose prompt the target did not take are left out (`"skip"`), or asked again and then an error.
+        is_reproducible (`bool`):
+            Whether two processes would write the same; if not, they are kept from working side by side in the store.
+        show_progress (`bool` or `RowProgress`): Whether to show a bar; or the bar of the work that this is a part of.
 
     Raises:
         `ValueError`: Before any work, for rows on disk that an earlier call left out and this one does not want to.
+        `UnusablePromptError`: Once all other rows are answered.
+        `BlockingIOError`: Before any work: another process is doing it.
         `RuntimeError`: Another process did not write its shards.
     """
     state = accelerate.PartialState()
     rank, world = (state.process_index, state.num_processes) if store is not None else (0, 1)
-    tables = [store.read(number) if store is not None else None for number in range(len(plan))]
-    unmapped = find_unmapped(tables)
-    if unmapped and on_unmapped == "raise":
+    num_rows = sum(len(rows) for shard in plan for _, rows in shard)
+    tables = _read_tables(store, len(plan))
+    if unmapped := _find_left_out(tables, "unmapped_tokens") if on_unmapped == "raise" else {}:
         raise ValueError(
             f"`{store.output_dir}` was begun with `on_unmapped='drop'`: {describe_unmapped(unmapped)}. Repeat the call "
             "with that to leave them out, or choose another folder."
         )
-    total = sum(len(rows) for shard in plan for _, rows in shard)
-    with tqdm(total=total, desc=description, disable=not (show_progress and rank == 0)) as progress:
-        for number, shard in enumerate(plan):
-            if tables[number] is not None or number % world != rank:
-                progress.update(sum(len(rows) for _, rows in shard))
-                continue
-            written = []
-            for index, rows in shard:
-                written += zip(rows, answer(rows, index), strict=True)
-                progress.update(len(rows))
-            tables[number] = _to_table(written, info)
-            if store is not None:
-                store.write(number, tables[number])
-                tables[number] = store.read(number)  # memory-mapped
-    if world > 1:
-        state.wait_for_everyone()
-    for number, table in enumerate(tables):
-        if table is None:
-            tables[number] = store.read(number)
-            if tables[number] is None:
-                raise RuntimeError(
-                    f"Shard {number} is not whole in `{store.output_dir}`: the process that was to write it failed, or "
-                    "the processes do not share this folder. Repeat the call; finished shards are kept."
-                )
+    asks_again = on_unusable_prompt == "raise"
+    if all(not _is_open(table, asks_again) for table in tables):
+        return Answers(tables)
+    if store is not None and not is_reproducible and world < int(os.environ.get("WORLD_SIZE", "1")):
+        raise ValueError(
+            "These processes were launched together and do not know of each other, so each would do all the work, with "
+            "other results. Call `accelerate.PartialState(cpu=True)` first, or start one process."
+        )
+    with store.alone(not is_reproducible) if store is not None else nullcontext():
+        tables = _read_tables(store, len(plan))  # another process may have finished in between
+        num_done = sum(_count_done(table, asks_again) for table in tables)
+        if isinstance(show_progress, RowProgress):
+            bar = PartProgress(show_progress)
+        else:
+            bar = RowProgress(num_rows, description, show_progress and rank == 0, num_done)
+        with bar as progress:
+            for number, shard in enumerate(plan):
+                if not _is_open(tables[number], asks_again):
+                    continue
+                if number % world != rank:
+                    progress.advance(num_rows=sum(len(rows) for _, rows in shard))
+                    continue
+                written = _answer_shard(shard, tables[number], answer, progress)
+                tables[number] = _to_table(written, info)
+                if store is not None:
+                    store.write(number, tables[number])
+                    tables[number] = store.read(number)  # memory-mapped
+                elif asks_again:
+                    raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, None)
+        if world > 1:
+            state.wait_for_everyone()
+            tables = [table if table is not None else store.read(number) for number, table in enumerate(tables)]
+    missing = [number for number, table in enumerate(tables) if table is None]
+    if missing:
+        raise RuntimeError(
+            f"Shard {missing[0]} is not whole in `{store.output_dir}`: the process that was to write it failed, or "
+            "the processes do not share this folder. Repeat the call; finished shards are kept."
+        )
+    if asks_again:
+        raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, store and store.output_dir)
     return Answers(tables)
 
 
-def _to_table(written: list[tuple[int, Answer]], info: TeacherInfo | None) -> pa.Table:
-    rows, answers = zip(*written, strict=True)
+def _read_tables(store: ShardStore | None, count: int) -> list[pa.Table | None]:
+    return [store.read(number) if store is not None else None for number in range(count)]
+
+
+def _count_done(table: pa.Table | None, asks_again: bool) -> int:
+    """Rows of a shard that are not to be asked."""
+    if table is None:
+        return 0
+    return table["unusable_prompt"].null_count if asks_again else len(table)
+
+
+def _is_open(table: pa.Table | None, asks_again: bool) -> bool:
+    """Whether a shard has something left to be asked."""
+    return table is None or _count_done(table, asks_again) < len(table)
+
+
+def _answer_shard(
+    shard: list[tuple[int, list[int]]],
+    table: pa.Table | None,
+    answer: Callable[[PromptRows, int], list[Answer]],
+    progress: RowProgress,
+) -> list[tuple[int, Answer | dict[str, Any]]]:
+    """The rows of a shard with their answers; those that are in a table of it are taken from there."""
+    found = {}
+    if table is not None:
+        found = {row["row"]: row for row in table.to_pylist() if row["unusable_prompt"] is None}
+    written = list(found.items())
+    for index, rows in shard:
+        open_rows = [row for row in rows if row not in found]
+        if open_rows:
+            with progress.batch(len(open_rows)) as tell:
+                written += zip(open_rows, answer(PromptRows(open_rows, tell), index), strict=True)
+    return written
+
+
+def _to_table(written: list[tuple[int, Answer | dict[str, Any]]], info: TeacherInfo | None) -> pa.Table:
+    found = [answer for _, answer in written if isinstance(answer, dict)]
+    rows, answers = zip(*(pair for pair in written if not isinstance(pair[1], dict)), strict=True)
     completions = [answer if isinstance(answer, Completion) else None for answer in answers]
     columns = [
         rows,
@@ -143,7 +224,9 @@ def _to_table(written: list[tuple[int, Answer]], info: TeacherInfo | None) -> pa
         [c and c.finish_reason for c in completions],
         [c and c.token_logprobs for c in completions],
         [c and c.slots and pack_slots(c.slots, info) for c in completions],
-        [None if isinstance(answer, Completion) else answer for answer in answers],
+        [answer if isinstance(answer, list) else None for answer in answers],
+        [answer.reason if isinstance(answer, Unusable) else None for answer in answers],
     ]
     arrays = [pa.array(values, type=field.type) for values, field in zip(columns, SHARD_SCHEMA, strict=True)]
-    return pa.table(arrays, schema=SHARD_SCHEMA)
+    table = pa.table(arrays, schema=SHARD_SCHEMA)
+    return pa.concat_tables([pa.Table.from_pylist(found, SHARD_SCHEMA), table]) if found else table

@@ -1,12 +1,10 @@
 """Work that survives a kill: results in shards on disk, each whole or not there, under a manifest of what made them."""
 
-import errno
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,33 +12,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from spec_kd.checks import read_path
+from spec_kd.files import alone_in, is_intact, read_json_object, replacing, sweep
+
 WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` sees the finished data set and nothing else
 MAPPED_FOLDER = ".arrow"
 MANIFEST = "manifest.json"
 FINISHED = "responses.parquet"
 MAPPED = "responses.arrow"
+KEPT = "finished shards are kept"
 
 
 class ShardStore:
     """Shards of one run in `output_dir/.shards`, and the finished data set in `output_dir/responses.parquet`.
 
     Every file is written beside its place and moved there (`os.replace`), with its SHA-256 in a second file written
-    last. A file without its matching sum counts as absent, whether the process was killed, the disk was full or
-    somebody cut it. Two processes that write the same shard write the same bytes.
+    last. A file without its matching sum counts as absent, whether the process was killed, the disk was full, the disk
+    lost a bit or somebody cut it.
 
     Nothing has to fit into memory: shards are Arrow files without compression, which can be memory-mapped, and the
     finished data set has a copy of that kind in `output_dir/.arrow`. That folder, where `datasets` also keeps what is
     mapped from the set, may be deleted; the next call with the settings of the run makes it anew.
 
     Args:
-        output_dir (`str` or `Path`): Created if needed.
+        output_dir (`str` or `os.PathLike`): Created if needed.
 
     Raises:
+        `ValueError`: The name is empty.
         `OSError`: If nothing can be written there.
     """
 
-    def __init__(self, output_dir: str | Path):
-        self.output_dir = Path(output_dir)
+    def __init__(self, output_dir: str | os.PathLike):
+        self.output_dir = Path(read_path("output_dir", output_dir))
         self.folder = self.output_dir / WORK_FOLDER
         self._mapped = self.output_dir / MAPPED_FOLDER / MAPPED
         try:
@@ -61,19 +64,21 @@ class ShardStore:
             about (`dict`): Written down for people and not compared.
 
         Raises:
-            `ValueError`: If the folder holds results of another run; names every setting that differs.
+            `ValueError`: If the folder holds results of another run; names every setting that differs. If the note of
+                its settings is damaged.
         """
         path = self.folder / MANIFEST
+        sweep(self.output_dir, self.folder, self._mapped.parent)
         if not path.exists():
             if (self.output_dir / FINISHED).exists():
                 raise ValueError(
                     f"`{self.output_dir}` has a {FINISHED} that no run of this kind started. Choose another folder."
                 )
-            with _replacing(path) as file:
+            with replacing(path, kept=KEPT) as file:
                 manifest = {"fingerprint": fingerprint, "about": about}
                 file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode())
             return
-        found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        found = read_manifest(path)
         if found != fingerprint:
             names = [k for k in {**found, **fingerprint} if found.get(k) != fingerprint.get(k)]
             listed = "; ".join(f"{k}: {found.get(k)} in the folder, {fingerprint.get(k)} now" for k in names)
@@ -82,18 +87,31 @@ class ShardStore:
                 "this one, or repeat the call with the settings of the folder to continue it."
             )
 
+    @contextmanager
+    def alone(self, is_needed: bool) -> Iterator[None]:
+        """Keeps other processes out of the folder until the block or the process ends, where that is needed.
+
+        Raises:
+            `BlockingIOError`: One is at work there.
+        """
+        with alone_in(self.folder) if is_needed else nullcontext():
+            yield
+
     def read(self, shard: int) -> pa.Table | None:
         """The shard, memory-mapped, or `None` where it is absent or damaged."""
         path = self._path(shard)
-        if not _is_intact(path, _sum_path(path)):
+        if not is_intact(path, _sum_path(path)):
             return None
         with pa.memory_map(str(path)) as file:  # closed, the table still has its mapping, and no file is left open
-            return pa.ipc.open_file(file).read_all()
+            table = pa.ipc.open_file(file).read_all()
+        if "unusable_prompt" not in table.column_names:  # of a run that was begun before there was that column
+            table = table.append_column("unusable_prompt", pa.nulls(len(table), pa.string()))
+        return table
 
     def write(self, shard: int, table: pa.Table) -> None:
         """Writes the shard; it is there as a whole or not at all."""
         path = self._path(shard)
-        with _replacing(path, _sum_path(path)) as file, pa.ipc.new_file(file, table.schema) as writer:
+        with replacing(path, _sum_path(path), KEPT) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
     def finish(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
@@ -105,8 +123,8 @@ class ShardStore:
         """
         finished, mapped = self.output_dir / FINISHED, self._mapped
         with (
-            _replacing(finished, _sum_path(finished, self.folder)) as parquet_file,
-            _replacing(mapped, _sum_path(mapped)) as mapped_file,
+            replacing(finished, _sum_path(finished, self.folder), KEPT) as parquet_file,
+            replacing(mapped, _sum_path(mapped), KEPT) as mapped_file,
             _open_parquet(parquet_file, schema) as parquet_writer,
             pa.ipc.new_stream(mapped_file, schema) as mapped_writer,
         ):
@@ -122,6 +140,18 @@ class ShardStore:
         return self.folder / f"{shard:05d}.arrow"
 
 
+def read_manifest(path: Path) -> dict[str, object]:
+    """The fingerprint in a manifest; raises `ValueError` where it is damaged."""
+    fix = (
+        f"It says which settings the shards in `{path.parent}` were made with. Restore the file, or delete that folder "
+        "and what lies beside it to begin again."
+    )
+    fingerprint = read_json_object(path, fix, ("fingerprint",))["fingerprint"]
+    if not isinstance(fingerprint, dict):
+        raise ValueError(f"`{path}` is damaged (its fingerprint is {fingerprint!r}). {fix}")
+    return fingerprint
+
+
 def _open_parquet(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer whose encodings suit ids and log-probabilities.
 
@@ -131,60 +161,10 @@ def _open_parquet(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
         field.name for field in schema if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)
     ]
     leaves = [f"{name}.list.element" for name in floats]
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=leaves)
+    return pq.ParquetWriter(
+        file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=leaves, write_page_checksum=True
+    )
 
 
 def _sum_path(path: Path, folder: Path | None = None) -> Path:
     return (folder or path.parent) / f"{path.name}.sha256"
-
-
-def _is_intact(path: Path, sum_path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return sum_path.read_text() == hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return False
-
-
-class _FullDiskError(OSError):
-    pass
-
-
-@contextmanager
-def _replacing(path: Path, sum_path: Path | None = None) -> Iterator[BinaryIO]:
-    """A file that takes its place when the block ends, and is not there if it fails.
-
-    Args:
-        path (`Path`): Its place.
-        sum_path (`Path`, *optional*): Of its sum. A file that has it already, and is whole, is not replaced.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    digest = None
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if sum_path is not None:
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest is not None and _is_intact(path, sum_path) and sum_path.read_text() == digest:
-            return
-        if sum_path is not None:
-            sum_path.unlink(missing_ok=True)
-        os.replace(temporary, path)
-    except _FullDiskError:  # of a file that was written in the block
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise _FullDiskError(
-            error.errno,
-            f"`{path}` could not be written ({error.strerror}); finished shards are kept. Make room and repeat the "
-            "call to go on from there",
-        ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    if digest is not None:
-        with _replacing(sum_path) as file:
-            file.write(digest.encode())

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import accelerate
 
-from spec_kd.engines.base import Completion
+from spec_kd.data.unusable import Unusable
+from spec_kd.engines.base import Completion, UnansweredPromptsError
 from spec_kd.engines.server_logprobs import UnmappedTokensError, list_examples
 
 CHOICES = ("raise", "drop")
 NUM_LISTED = 20
 
-Answer = Completion | list[str]
-"""A completion, or the names of those of its tokens that are not exactly one id of the tokenizer."""
+Answer = Completion | list[str] | Unusable
+"""A completion, or the names of those of its tokens that are not exactly one id of the tokenizer, or why none."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,12 @@ def answer_batch(
         if on_unmapped == "raise":
             raise
         answers = [names or completion for names, completion in zip(error.names, error.completions, strict=True)]
+    except UnansweredPromptsError as error:
+        if on_unmapped == "raise" and any(error.unmapped):
+            raise UnmappedTokensError(error.unmapped, error.completions) from error
+        answers = [names or completion for names, completion in zip(error.unmapped, error.completions, strict=True)]
+        for position, reason in error.reasons.items():
+            answers[position] = Unusable(reason)
     for position, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         beyond = [id for id in answer.ids if id >= vocab_size] if isinstance(answer, Completion) else []
         if beyond and on_unmapped == "raise":
@@ -76,6 +83,10 @@ def describe_unmapped(unmapped: Mapping[int, Sequence[str]]) -> str:
 
 def report_dropped(unmapped: Mapping[int, Sequence[str]], num_rows: int) -> None:
     """Logs one warning about the rows that are left out.
+
+    Args:
+        unmapped (`Mapping[int, Sequence[str]]`): Names of tokens by row.
+        num_rows (`int`): Rows that were answered.
 
     Raises:
         `ValueError`: No row is left.

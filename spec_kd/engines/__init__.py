@@ -9,6 +9,7 @@ from spec_kd.engines.base import (
     SamplingOptions,
     SignalRequest,
     TokenSlots,
+    UnansweredPromptsError,
     UnsupportedByEngineError,
     UnusablePromptError,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "SignalRequest",
     "TokenSlots",
     "TransformersEngine",
+    "UnansweredPromptsError",
     "UnmappedTokensError",
     "UnsupportedByEngineError",
     "UnusablePromptError",

@@ -1,7 +1,7 @@
 """Who runs the target: one small protocol, behind which stand transformers, vLLM and OpenAI-compatible servers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,12 +17,77 @@ class UnusablePromptError(ValueError):
 
     Args:
         message (`str`): Which prompt, why, and what to do.
-        fault (`str`): In a word, for counting: `"context_full"` or `"not_text"`.
+        fault (`str`): In a word, for counting: `"context_full"`, `"not_text"` or `"refused"`.
     """
 
     def __init__(self, message: str, fault: str):
         super().__init__(message)
         self.fault = fault
+
+
+class UnansweredPromptsError(UnusablePromptError):
+    """Prompts of a batch turned out to be unusable when they were asked; the others have their answers.
+
+    Args:
+        message (`str`): Which prompts, why, and what to do.
+        reasons (`Mapping[int, str]`): Why, by the index in the batch.
+        completions (`Sequence[Completion | None]`): Of the batch; `None` for these and for unmapped ones.
+        unmapped (`Sequence[list[str]]`): As the `names` of `UnmappedTokensError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        reasons: Mapping[int, str],
+        completions: Sequence["Completion | None"],
+        unmapped: Sequence[list[str]],
+    ):
+        super().__init__(message, fault="refused")
+        self.reasons = dict(reasons)
+        self.completions = list(completions)
+        self.unmapped = list(unmapped)
+
+
+class PromptBatch(list[list[int]]):
+    """Prompts of a job, as ids, that know their places in it and whom to tell of what is done.
+
+    An engine that does not look at either treats it as the list that it is.
+
+    Args:
+        prompts (`Iterable[list[int]]`): The prompts.
+        places (`Sequence[int]`): Of each in the data set, for errors and warnings.
+        tell (`Callable[[int, int], None]`, *optional*):
+            Called with tokens that were written and completions that are done by them, 0 or more.
+    """
+
+    def __init__(
+        self,
+        prompts: Iterable[list[int]],
+        places: Sequence[int],
+        tell: Callable[[int, int], None] | None = None,
+    ):
+        super().__init__(prompts)
+        self.places = places
+        self.tell = tell
+
+
+def pick_prompts(prompts: Sequence[list[int]], indices: Sequence[int]) -> list[list[int]]:
+    """Some of the prompts of a batch, with what the batch knows of them."""
+    picked = [prompts[index] for index in indices]
+    if not isinstance(prompts, PromptBatch):
+        return picked
+    return PromptBatch(picked, [prompts.places[index] for index in indices], prompts.tell)
+
+
+def name_prompt(prompts: Sequence[list[int]], index: int) -> str:
+    """A prompt by its place in the data set, where that is known: `"Row 7"`, else `"Prompt 7"` of the batch."""
+    return f"Row {prompts.places[index]}" if isinstance(prompts, PromptBatch) else f"Prompt {index}"
+
+
+def tell_of(prompts: Sequence[list[int]], num_tokens: int, num_rows: int = 1) -> None:
+    """Tells whoever waits for these prompts of tokens and of completions that are done."""
+    if isinstance(prompts, PromptBatch) and prompts.tell is not None:
+        prompts.tell(num_tokens, num_rows)
 
 
 @dataclass(frozen=True)
@@ -150,6 +215,7 @@ class Engine(Protocol):
         Raises:
             UnsupportedByEngineError: Before any generation, for a signal the engine cannot give.
             UnmappedTokensError: After the batch, for completions of which the engine does not know the exact ids.
+            UnansweredPromptsError: After the batch, for prompts that turned out to be unusable.
         """
         ...
 

@@ -11,11 +11,13 @@ from spec_kd.engines.base import (
     check_untruncated,
     derive_seed,
     join_texts,
+    name_prompt,
+    tell_of,
 )
 from spec_kd.engines.server_address import check_base_url, hide_userinfo
 from spec_kd.engines.server_answers import AnswerReader
-from spec_kd.engines.server_client import CompletionsClient, ServerRequestError
-from spec_kd.engines.server_logprobs import MalformedAnswerError, UnmappedTokens, UnmappedTokensError
+from spec_kd.engines.server_client import CompletionsClient, RefusedPromptsError, ServerRequestError
+from spec_kd.engines.server_logprobs import FullContextError, MalformedAnswerError, UnmappedTokens, UnmappedTokensError
 from spec_kd.engines.server_requests import RequestBuilder
 from spec_kd.engines.server_scoring import verify_scoring
 from spec_kd.secrets import strip_secrets
@@ -176,6 +178,8 @@ class ServerEngine:
             `UnsupportedByEngineError`: Before any request, for a method that servers do not give; after the first
                 answers, where they lack ids, log-probabilities, or that of the EOS.
             `UnmappedTokensError`: After the batch: tokens without an exact id. Holds the completions that are whole.
+            `RefusedPromptsError`: After the batch: the server refused some prompts, as those that are too long for it.
+                Holds the completions of the others.
             `ServerRequestError`: A request failed for good, or its answer makes no sense; the others are cancelled.
             `ValueError`: Before any request, as of `check`.
         """
@@ -183,7 +187,7 @@ class ServerEngine:
         check_int("max_new_tokens", options.max_new_tokens)
         bodies = [
             self._requests.build(
-                index,
+                name_prompt(prompts, index),
                 ids,
                 options.max_new_tokens,
                 options.temperature,
@@ -192,7 +196,9 @@ class ServerEngine:
             )
             for index, ids in enumerate(prompts)
         ]
-        return self._collect(bodies, lambda _, a: self._reader.read_completion(a, signal, options.max_new_tokens))
+        return self._collect(
+            prompts, bodies, lambda _, a: self._reader.read_completion(a, signal, options.max_new_tokens)
+        )
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
@@ -223,23 +229,42 @@ class ServerEngine:
         if bodies and not self._is_scoring_verified:
             verify_scoring(prompts, self._requests, self._reader, self._post_all, self._collect)
             self._is_scoring_verified = True
-        return self._collect(bodies, lambda i, a: self._reader.read_scored(a, texts[i], len(prompts[i]), signal))
+        return self._collect(
+            prompts, bodies, lambda i, a: self._reader.read_scored(a, texts[i], len(prompts[i]), signal)
+        )
 
     def _collect(
-        self, bodies: list[dict[str, Any]], read: Callable[[int, dict[str, Any]], Completion]
+        self,
+        prompts: Sequence[list[int]],
+        bodies: list[dict[str, Any]],
+        read: Callable[[int, dict[str, Any]], Completion],
     ) -> list[Completion]:
         names: list[list[str]] = [[] for _ in bodies]
+        refusals: dict[int, ServerRequestError] = {}
+
+        def refuse(index: int, error: ServerRequestError) -> None:
+            refusals[index] = error
 
         def read_one(index: int, answer: dict[str, Any]) -> Completion | None:
             try:
-                return read(index, answer)
+                completion = read(index, answer)
             except UnmappedTokens as error:
                 names[index] = error.names
                 return None
             except MalformedAnswerError as error:
-                raise ServerRequestError(f"Prompt {index}: the answer cannot be used: {error}.", index) from error
+                message = f"{name_prompt(prompts, index)}: the answer cannot be used: {error}."
+                refusal = ServerRequestError(message, index)
+                if not isinstance(error, FullContextError):
+                    raise refusal from error
+                return refuse(index, refusal)
+            tell_of(prompts, len(completion.ids))
+            return completion
 
-        completions = self._post_all(bodies, read_one)
+        completions = self._post_all(
+            bodies, read_one, names=[name_prompt(prompts, index) for index in range(len(bodies))], refuse=refuse
+        )
+        if refusals:
+            raise RefusedPromptsError(refusals, completions, names)
         if any(names):
             raise UnmappedTokensError(names, completions)
         return completions
@@ -249,9 +274,10 @@ class ServerEngine:
         bodies: list[dict[str, Any]],
         read: Callable[[int, dict[str, Any]], Any],
         fails_at_once: Collection[int] = (),
+        **options: Any,
     ) -> list[Any]:
         try:
-            return self._client.post_all(bodies, read, fails_at_once)
+            return self._client.post_all(bodies, read, fails_at_once, **options)
         except ServerRequestError as error:
             if error.status_code not in (400, 422):
                 raise

@@ -7,6 +7,7 @@ from spec_kd.end_of_turn import find_turn_end_id
 from spec_kd.engines.base import Completion, SignalRequest, TokenSlots, UnsupportedByEngineError
 from spec_kd.engines.server_logprobs import (
     REPLACEMENT,
+    FullContextError,
     MalformedAnswerError,
     Position,
     TokenNames,
@@ -200,7 +201,7 @@ class AnswerReader:
             return ids[: end + 1], "stop"
         if reason == "length":
             if len(ids) < max_new_tokens:
-                raise MalformedAnswerError(
+                raise FullContextError(
                     f"it ends for its length after {len(ids)} of {max_new_tokens} tokens, as the server's context is "
                     "full. Raise that, lower `max_new_tokens`, or remove long prompts"
                 )

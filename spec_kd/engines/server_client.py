@@ -12,20 +12,30 @@ import json
 import logging
 import os
 import random
+import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
 from spec_kd.checks import check_int, check_number
+from spec_kd.engines.base import Completion, UnansweredPromptsError
+from spec_kd.engines.connection_errors import explain_connection_error
 from spec_kd.engines.server_address import Userinfo, hide_userinfo
 from spec_kd.secrets import hide_secrets
 
 MAX_BACKOFF = 60.0  # seconds
 MAX_RETRY_AFTER = 300.0  # seconds; a server that wants more is not worth waiting for unattended
 RETRIED_STATUS_CODES = (408, 409, 429)
+REFUSED_STATUS_CODES = (400, 422)  # of a body that is understood and not accepted
+# What vLLM, SGLang, llama.cpp, TensorRT-LLM and OpenAI say of a prompt that is too long for them.
+TOO_LONG = re.compile(
+    r"context (?:length|size|window)|context_length|maximum context|max_model_len|max_input|too long|longer than|"
+    r"exceeds? (?:the|max)|too many tokens",
+    re.IGNORECASE,
+)
 MESSAGE_LENGTH = 1000
 
 Result = TypeVar("Result")
@@ -44,6 +54,28 @@ class ServerRequestError(RuntimeError):
         super().__init__(message)
         self.index = index
         self.status_code = status_code
+
+
+class RefusedPromptsError(UnansweredPromptsError, ServerRequestError):
+    """A server refused some prompts of a batch and answered the others.
+
+    Args:
+        refusals (`Mapping[int, ServerRequestError]`): By the index in the batch.
+        completions (`Sequence[Completion | None]`), unmapped (`Sequence[list[str]]`): Of the batch.
+    """
+
+    def __init__(
+        self,
+        refusals: Mapping[int, ServerRequestError],
+        completions: Sequence[Completion | None],
+        unmapped: Sequence[list[str]],
+    ):
+        first = min(refusals)
+        rest = f" ({len(refusals)} of {len(completions)} prompts were refused)" if len(refusals) > 1 else ""
+        reasons = {index: str(refusals[index]).partition(": ")[2] for index in sorted(refusals)}
+        super().__init__(f"{refusals[first]}{rest}", reasons, completions, unmapped)
+        self.index = first
+        self.status_code = refusals[first].status_code
 
 
 @dataclass(frozen=True)
@@ -99,6 +131,7 @@ class CompletionsClient:
         self._timeout = timeout
         self._api_key_env = api_key_env
         self._backoff = backoff
+        self._has_answered = False
         self._random = random.Random()  # not the global one, whose state belongs to the experiment
 
     def post_all(
@@ -106,6 +139,8 @@ class CompletionsClient:
         bodies: Sequence[dict[str, Any]],
         read: Callable[[int, dict[str, Any]], Result],
         fails_at_once: Collection[int] = (),
+        names: Sequence[str] | None = None,
+        refuse: Callable[[int, ServerRequestError], Result] | None = None,
     ) -> list[Result]:
         """Posts all bodies and returns what `read(index, answer)` makes of the answers, in order.
 
@@ -116,25 +151,44 @@ class CompletionsClient:
             bodies (`Sequence[dict]`): JSON objects.
             read (`Callable`): From the index of a body and its answer to what is kept of it.
             fails_at_once (`Collection[int]`, *optional*): HTTP statuses that are not tried again in this call.
+            names (`Sequence[str]`, *optional*): Of the bodies, for messages; `"Prompt 0"`, ... by default.
+            refuse (`Callable`, *optional*):
+                What is kept of a request that the server refused for its prompt, while others go on: one that is too
+                long by the server's words, or any other as soon as the server has answered one.
 
         Raises:
             `ServerRequestError`: Names the index of the body that failed.
             `ValueError`: The API key cannot be sent.
         """
-        return _run_to_end(self._post_all(bodies, read, fails_at_once)) if bodies else []
+        if not bodies:
+            return []
+        names = [f"Prompt {index}" for index in range(len(bodies))] if names is None else names
+        return _run_to_end(self._post_all(bodies, read, fails_at_once, names, refuse))
 
     async def _post_all(
         self,
         bodies: Sequence[dict[str, Any]],
         read: Callable[[int, dict[str, Any]], Result],
         fails_at_once: Collection[int],
+        names: Sequence[str],
+        refuse: Callable[[int, ServerRequestError], Result] | None,
     ) -> list[Result]:
         openai = import_openai()
         places = asyncio.Semaphore(self._max_concurrency)
+        jury = _Jury(self._has_answered)
 
         async def post(index: int, body: dict[str, Any]) -> Result:
             async with places:
-                return read(index, await self._post(client, index, body, fails_at_once))
+                jury.open()
+                try:
+                    answer = await self._post(client, index, names[index], body, fails_at_once)
+                except ServerRequestError as error:
+                    if refuse is None or not await jury.blames_prompt(error):
+                        raise
+                    return refuse(index, error)
+                jury.note_answer()
+                self._has_answered = True
+                return read(index, answer)
 
         failures: BaseExceptionGroup | None = None
         async with openai.AsyncOpenAI(
@@ -154,7 +208,7 @@ class CompletionsClient:
         return [task.result() for task in tasks]
 
     async def _post(
-        self, client: Any, index: int, body: dict[str, Any], fails_at_once: Collection[int]
+        self, client: Any, index: int, name: str, body: dict[str, Any], fails_at_once: Collection[int]
     ) -> dict[str, Any]:
         for attempt in itertools.count():
             await self._wait_for_turn()
@@ -162,10 +216,10 @@ class CompletionsClient:
             if failure is None:
                 return answer
             if not failure.is_transient or failure.status_code in fails_at_once:
-                raise ServerRequestError(f"Prompt {index}: {failure.reason}", index, failure.status_code)
+                raise ServerRequestError(f"{name}: {failure.reason}", index, failure.status_code)
             if attempt == self._max_retries:
                 raise ServerRequestError(
-                    f"Prompt {index}: no usable answer in {attempt + 1} attempts; the last: {failure.reason}",
+                    f"{name}: no usable answer in {attempt + 1} attempts; the last: {failure.reason}",
                     index,
                     failure.status_code,
                 )
@@ -173,15 +227,15 @@ class CompletionsClient:
             if failure.retry_after is not None:
                 if failure.retry_after > MAX_RETRY_AFTER:
                     raise ServerRequestError(
-                        f"Prompt {index}: the server wants to be left alone for {failure.retry_after:.0f} s, more than "
+                        f"{name}: the server wants to be left alone for {failure.retry_after:.0f} s, more than "
                         f"the {MAX_RETRY_AFTER:.0f} s that are waited: {failure.reason}",
                         index,
                         failure.status_code,
                     )
                 pause = max(pause, failure.retry_after)
             logger.warning(
-                "Prompt %d: %s; attempt %d of %d in %.1f s",
-                index,
+                "%s: %s; attempt %d of %d in %.1f s",
+                name,
                 failure.reason,
                 attempt + 2,
                 self._max_retries + 1,
@@ -208,8 +262,8 @@ class CompletionsClient:
         except openai.APIStatusError as error:
             return {}, self._describe_status(error.response)
         except openai.APIConnectionError as error:
-            kind = type(error.__cause__).__name__ if error.__cause__ is not None else "connection error"
-            return {}, _Failure(f"the connection to {self._base_url} failed ({kind})", is_transient=True)
+            reason, is_transient = explain_connection_error(error, self._base_url)
+            return {}, _Failure(f"the connection to {self._base_url} failed: {reason}", is_transient)
         try:
             answer = json.loads(response.http_response.content)
         except ValueError:  # of JSON, or of the characters in it
@@ -233,6 +287,47 @@ class CompletionsClient:
         text = text.replace(_read_key(self._api_key_env), "[API key]") if os.environ.get(self._api_key_env) else text
         text = hide_secrets(self._userinfo.hide(text))
         return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]}... ({len(text)} characters)"
+
+
+class _Jury:
+    """Tells a prompt that a server refuses from a form of requests that it refuses.
+
+    A server that has answered some request takes the form. Before that, a refusal waits for the requests that are under
+    way: if all are refused, it is the form.
+    """
+
+    def __init__(self, has_answered: bool):
+        self._has_answered = has_answered
+        self._verdict = asyncio.Event()
+        if has_answered:
+            self._verdict.set()
+        self._num_open = self._num_waiting = 0
+
+    def open(self) -> None:
+        """Notes a request that is under way."""
+        self._num_open += 1
+
+    def note_answer(self) -> None:
+        """Notes the answer to one."""
+        self._has_answered = True
+        self._verdict.set()
+        self._close()
+
+    async def blames_prompt(self, error: ServerRequestError) -> bool:
+        """Whether a request that failed did so for its prompt."""
+        is_too_long = error.status_code == 413 or TOO_LONG.search(str(error)) is not None
+        if error.status_code not in REFUSED_STATUS_CODES or is_too_long:
+            self._close()
+            return error.status_code in (413, *REFUSED_STATUS_CODES)
+        self._num_waiting += 1
+        self._close()
+        await self._verdict.wait()
+        return self._has_answered
+
+    def _close(self) -> None:
+        self._num_open -= 1
+        if self._num_open == 0 and self._num_waiting:
+            self._verdict.set()
 
 
 def import_openai() -> ModuleType:

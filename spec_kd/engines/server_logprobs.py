@@ -80,6 +80,10 @@ class MalformedAnswerError(ValueError):
     """An answer whose parts do not fit together; the message says which."""
 
 
+class FullContextError(MalformedAnswerError):
+    """An answer that ends before its limit, as the server has no room for more behind this prompt."""
+
+
 class UnmappedTokens(Exception):  # caught within the engine, which counts them over the batch
     """Of one completion: the names that are not one id."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from spec_kd.engines.base import SignalRequest, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import SignalRequest, UnsupportedByEngineError, UnusablePromptError, name_prompt
 from spec_kd.losses.sparse import SPARSE_METHODS
 from spec_kd.vocabulary import count_real_ids
 
@@ -94,32 +94,34 @@ class RequestBuilder:
             )
         return signal.top_k
 
-    def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+    def check_prompts(self, prompts: Sequence[list[int]]) -> None:
         """Raises `ValueError` for prompts that are empty, have unknown ids, or must be said as text and cannot."""
         for index, ids in enumerate(prompts):
             if not len(ids):
-                raise ValueError(f"Prompt {index} is empty, and servers need at least one id: begin it with the BOS.")
+                raise ValueError(
+                    f"{name_prompt(prompts, index)} is empty, and servers need at least one id: begin it with the BOS."
+                )
             if not 0 <= min(ids) <= max(ids) < self._num_ids:
                 raise ValueError(
-                    f"Prompt {index} has ids from {min(ids)} to {max(ids)}, but the tokenizer has {self._num_ids}: "
-                    "they are of another one."
+                    f"{name_prompt(prompts, index)} has ids from {min(ids)} to {max(ids)}, but the tokenizer has "
+                    f"{self._num_ids}: they are of another one."
                 )
             if self._is_text_only:
-                self._say_as_text(index, list(ids))
+                self._say_as_text(name_prompt(prompts, index), list(ids))
 
     def build(
         self,
-        index: int,
+        name: str,
         ids: Sequence[int],
         max_tokens: int,
         temperature: float,
         num_logprobs: int = 1,
         seed: int | None = None,
     ) -> dict[str, Any]:
-        """The body that asks for a completion of `ids`, prompt number `index`; they were checked before."""
+        """The body that asks for a completion of the prompt `ids` of this name; they were checked before."""
         own = {"model": self._model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
         if self._is_text_only:
-            own["prompt"] = self._say_as_text(index, list(ids))
+            own["prompt"] = self._say_as_text(name, list(ids))
             own["generation_config"] = self._build_generation_config(temperature)
         else:
             own |= {"prompt": list(ids), "logprobs": num_logprobs}
@@ -128,16 +130,16 @@ class RequestBuilder:
     def build_echo(self, ids: Sequence[int], num_logprobs: int = 1) -> dict[str, Any]:
         """The body that asks for the log-probabilities of `ids` themselves; at temperature 1, raw is processed."""
         # One more token is generated, since not all servers can generate none.
-        return self.build(0, ids, 1, 1.0, num_logprobs) | {"echo": True}
+        return self.build("The text", ids, 1, 1.0, num_logprobs) | {"echo": True}
 
-    def _say_as_text(self, index: int, ids: list[int]) -> str:
+    def _say_as_text(self, name: str, ids: list[int]) -> str:
         """The text that gives these ids when the server tokenises it, with or without the BOS that it adds."""
         for start in (0, 1):
             text = self._tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
             if list(self._tokenizer(text)["input_ids"]) == ids:
                 return text
         raise UnusablePromptError(
-            f"Prompt {index} cannot be sent as text: tokenised again it has other ids. Use a server that takes ids.",
+            f"{name} cannot be sent as text: tokenised again it has other ids. Use a server that takes ids.",
             fault="not_text",
         )
 

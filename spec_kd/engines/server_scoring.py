@@ -40,7 +40,7 @@ def verify_scoring(
         `ServerRequestError`: As of `generate`.
     """
     shortest = sorted(prompts, key=len)[:NUM_PROBES]
-    bodies = [requests.build(i, ids, PROBE_LENGTH, 1.0, seed=i) for i, ids in enumerate(shortest)]
+    bodies = [requests.build("A probe", ids, PROBE_LENGTH, 1.0, seed=i) for i, ids in enumerate(shortest)]
     texts, starts, written = [], [], []
     for prompt, answer in zip(shortest, post(bodies, _keep), strict=True):
         ids, positions = reader.read_ids(answer["choices"][0])
@@ -53,6 +53,7 @@ def verify_scoring(
         raise UnsupportedByEngineError(f"The server gives no log-probabilities of exact ids. To score, use {SCORERS}.")
     _check_echo(texts[0], requests, post)
     scored = collect(
+        [text[:start] for text, start in zip(texts, starts, strict=True)],
         [requests.build_echo(text) for text in texts],
         lambda i, answer: reader.read_scored(answer, texts[i], starts[i], SignalRequest()),
     )
@@ -81,7 +82,7 @@ def _check_echo(text: Sequence[int], requests: RequestBuilder, post: Callable[..
             refusal, may_pass = str(error), error.status_code >= 500
         if not may_pass:
             break
-        post([requests.build(0, text, 1, 1.0)], _keep)
+        post([requests.build("A probe", text, 1, 1.0)], _keep)
     raise UnsupportedByEngineError(f"The server cannot score given text (it refuses `echo`): use {SCORERS}. {refusal}")
 
 

@@ -24,11 +24,14 @@ from spec_kd.decoding.drawn_token import DrawnToken
 from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import (
     Completion,
+    PromptBatch,
     SamplingOptions,
     SignalRequest,
     UnusablePromptError,
     derive_seed,
     join_texts,
+    pick_prompts,
+    tell_of,
 )
 from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
 from spec_kd.finite import check_finite_weights
@@ -127,7 +130,7 @@ class TransformersEngine:
             return self._generate(prompts, options, signal, seed)
         answers = {}
         for rows in groups:
-            written = self._generate([prompts[i] for i in rows], options, signal, f"{seed}:{rows[0]}")
+            written = self._generate(pick_prompts(prompts, rows), options, signal, f"{seed}:{rows[0]}")
             answers |= dict(zip(rows, written, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
@@ -140,6 +143,9 @@ class TransformersEngine:
         device = find_input_device(self.target)
         processors = LogitsProcessorList([RealIdsOnly(self.vocab_size)])
         processors += build_warpers(options.temperature, options.top_k, options.top_p)
+        watch = ProgressWatch(prompts, self.eos_ids)
+        if isinstance(prompts, PromptBatch):
+            processors.append(watch)
         recorder = None
         if signal is not None:
             recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
@@ -155,6 +161,7 @@ class TransformersEngine:
                 logits_processor=processors,
             )
         written = output[:, length:]  # (B, T)
+        watch.note(written[:, -1].tolist(), is_last=True)
         answers = [cut_after_eos(ids, self.eos_ids) for ids in written.tolist()]
         if recorder is None:
             return [Completion(ids, reason) for ids, reason in answers]
@@ -191,6 +198,7 @@ class TransformersEngine:
             reason = "stop" if completion[-1] in self.eos_ids else "length"
             logprobs = np.concatenate([logprobs for logprobs, _ in parts]).tolist()
             scored.append(Completion(list(completion), reason, logprobs, stack_slots([s for _, s in parts])))
+            tell_of(prompts, len(completion))
         return scored
 
 
@@ -209,6 +217,35 @@ class RealIdsOnly(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, self.vocab_size :] = -torch.inf  # (B, V)
         return scores
+
+
+class ProgressWatch(LogitsProcessor):
+    """Tells of tokens and of completions as they are written; changes no score.
+
+    Args:
+        prompts (`Sequence[list[int]]`): The batch that is answered.
+        eos_ids (`Collection[int]`): What ends a completion.
+    """
+
+    def __init__(self, prompts: Sequence[list[int]], eos_ids: Collection[int]):
+        self._prompts, self._eos_ids = prompts, set(eos_ids)
+        self._is_open = [True] * len(prompts)
+        self._is_first = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self._is_first:
+            self.note(input_ids[:, -1].tolist())
+        self._is_first = False
+        return scores
+
+    def note(self, written: list[int], is_last: bool = False) -> None:
+        """Counts a token of each row that has not ended before it."""
+        num_open = sum(self._is_open)
+        self._is_open = [
+            is_open and not is_last and id not in self._eos_ids
+            for is_open, id in zip(self._is_open, written, strict=True)
+        ]
+        tell_of(self._prompts, num_open, num_open - sum(self._is_open))
 
 
 @contextmanager

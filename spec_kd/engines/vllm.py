@@ -14,6 +14,7 @@ import numpy as np
 
 from spec_kd.engines.base import (
     Completion,
+    PromptBatch,
     SamplingOptions,
     SignalRequest,
     TokenSlots,
@@ -22,7 +23,10 @@ from spec_kd.engines.base import (
     check_untruncated,
     derive_seed,
     join_texts,
+    name_prompt,
+    tell_of,
 )
+from spec_kd.progress import forward_updates
 
 LOGPROBS_ARE = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
 SEED_BITS = 56  # never -1, which vLLM takes for no seed, and within the 64 bits of its generators
@@ -128,11 +132,13 @@ class VLLMEngine:
         room, limit = max(options.max_new_tokens, 1), self._config.max_model_len  # past which it stops without a word
         for number, prompt in enumerate(prompts):
             if not prompt:
-                raise ValueError(f"Prompt {number} is empty, but vLLM needs an id to start from: put the BOS there.")
+                raise ValueError(
+                    f"{name_prompt(prompts, number)} is empty, but vLLM needs an id to start from: put the BOS there."
+                )
             if len(prompt) + room > limit:
                 raise UnusablePromptError(
-                    f"Prompt {number} with {len(prompt)} tokens leaves no room for {room} more in vLLM's {limit} "
-                    "positions: raise `max_model_len`, lower `max_new_tokens`, or remove the row.",
+                    f"{name_prompt(prompts, number)} with {len(prompt)} tokens leaves no room for {room} more in "
+                    f"vLLM's {limit} positions: raise `max_model_len`, lower `max_new_tokens`, or remove the row.",
                     fault="context_full",
                 )
 
@@ -172,7 +178,10 @@ class VLLMEngine:
             )
             for index in range(len(prompts))
         ]
-        return [self._read_completion(out, params[i], i) for i, out in enumerate(self._run(prompts, params))]
+        outputs = self._run(prompts, params, prompts)
+        completions = [self._read_completion(out, params[i], i) for i, out in enumerate(outputs)]
+        tell_of(prompts, sum(len(completion.ids) for completion in completions), 0)
+        return completions
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
@@ -199,7 +208,7 @@ class VLLMEngine:
         top_k = self._count_logprobs(signal)
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
         scored = []
-        for number, output in enumerate(self._run(texts, [params] * len(texts))):
+        for number, output in enumerate(self._run(texts, [params] * len(texts), prompts)):
             ids = list(completions[number])
             positions = output.prompt_logprobs and output.prompt_logprobs[len(prompts[number]) :]
             finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
@@ -226,10 +235,12 @@ class VLLMEngine:
             )
         return signal.top_k
 
-    def _run(self, prompts: Sequence[list[int]], params: list[Any]) -> list[Any]:
-        """A finished `RequestOutput` per prompt, in order."""
+    def _run(self, prompts: Sequence[list[int]], params: list[Any], batch: Sequence[list[int]]) -> list[Any]:
+        """A finished `RequestOutput` per prompt, in order; whoever waits for the batch is told of each."""
+        is_watched = isinstance(batch, PromptBatch) and batch.tell is not None
+        use_tqdm = forward_updates(batch.tell) if is_watched else False
         inputs = [self._vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        outputs = self._llm.generate(inputs, params, use_tqdm=False) if inputs else []
+        outputs = self._llm.generate(inputs, params, use_tqdm=use_tqdm) if inputs else []
         if len(outputs) != len(prompts):
             raise RuntimeError(f"vLLM returned {len(outputs)} answers to {len(prompts)} prompts.")
         for number, (output, ids) in enumerate(zip(outputs, prompts, strict=True)):

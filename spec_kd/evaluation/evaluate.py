@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
@@ -167,7 +166,6 @@ def evaluate_draft(
     vocab_size = count_real_ids(processing_class)
     reports, provenances = [], {}
     figures: dict[str, dict[str, AcceptanceFigures]] = {setting.name: {} for setting in settings}
-    progress = tqdm(total=len(named) * len(settings), desc="Drafts by settings", disable=not show_progress)
     for name, draft in named.items():
         model = draft
         if isinstance(draft, str):
@@ -191,6 +189,7 @@ def evaluate_draft(
                 top_p=top_p,
                 batch_size=batch_size,
                 measures_entropy=True,
+                description=f"{name}, {setting.name}" if show_progress else None,
             )
             by_gamma = {gamma: scores.replay(gamma, max_new_tokens) for gamma in gammas}
             headline = figures[setting.name][name] = by_gamma[num_assistant_tokens]
@@ -225,7 +224,6 @@ def evaluate_draft(
                     assisted=check,
                 )
             )
-            progress.update()
         reports.append(
             DraftReport(
                 name=name,
@@ -234,7 +232,6 @@ def evaluate_draft(
                 unmeasured=unmeasured,
             )
         )
-    progress.close()
     return EvaluationReport(
         drafts=reports,
         comparisons=[c for setting, of_draft in figures.items() for c in compare_drafts(of_draft, setting)],

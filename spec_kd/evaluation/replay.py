@@ -18,6 +18,7 @@ from spec_kd.evaluation.stored_texts import check_stored_logprobs, read_stored_s
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.probes import check_padding
+from spec_kd.progress import RowProgress
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 TextRows = Iterable[Mapping[str, Sequence[int]]]
@@ -103,6 +104,7 @@ def replay(
     top_k: int = 0,
     top_p: float = 1.0,
     batch_size: int = 8,
+    show_progress: bool = True,
 ) -> AcceptanceFigures:
     """The figures that speculative decoding would have on texts the target wrote; see [`score_texts`].
 
@@ -126,6 +128,7 @@ def replay(
         top_k (`int`), top_p (`float`):
             Of the sampling of the text and of a stochastic draft; 0 and 1.0 for none. Needs the target.
         batch_size (`int`): Texts at a time.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Raises:
         `ValueError`: Before any model runs, for an option out of its range or an unusable text (names its row).
@@ -142,6 +145,7 @@ def replay(
         top_k=top_k,
         top_p=top_p,
         batch_size=batch_size,
+        description="Replay" if show_progress else None,
     )
     return scores.replay(num_assistant_tokens, max_new_tokens)
 
@@ -159,12 +163,14 @@ def score_texts(
     top_p: float = 1.0,
     batch_size: int = 8,
     measures_entropy: bool = False,
+    description: str | None = None,
 ) -> TextScores:
     """Runs each model once over the texts and keeps the acceptance at every position of the completions.
 
     Logits are formed for completion tokens only, a bounded number at a time. Train and eval modes are restored.
     Arguments and errors are those of [`replay`]; without `max_new_tokens` the lengths are checked by
-    [`TextScores.replay`] only. With `measures_entropy` the target, if there is one, reads greedy text too.
+    [`TextScores.replay`] only. With `measures_entropy` the target, if there is one, reads greedy text too. With a
+    `description` there is a progress bar of that name.
     """
     check_sampling(temperature, draft_sampling)
     check_truncation(top_k, top_p)
@@ -192,13 +198,17 @@ def score_texts(
     parts: list[torch.Tensor | None] = [None] * len(texts)
     for role, model in zip(("draft", "target"), models, strict=False):
         check_padding(model, role)
-    with evaluation_mode(*models):
+    with (
+        evaluation_mode(*models),
+        RowProgress(len(texts), description or "", description is not None) as progress,
+    ):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [texts[i] for i in rows]
             scores = _score_batch(models, batch, vocab_size, temperature, draft_sampling, top_k, top_p)  # (S, N)
             for i, part in zip(rows, scores.split([len(text.completion) for text in batch], dim=-1), strict=True):
                 parts[i] = part.T  # (N, S)
+            progress.advance(scores.shape[-1], len(rows))
     padded = pad_sequence(parts, batch_first=True)  # (P, N, S)
     return TextScores(
         values={name: padded[..., i] for i, name in enumerate(SCORES) if not padded[..., i].isnan().any()},

@@ -10,10 +10,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spec_kd.escaping import escape_markdown, is_hub_id, make_public_name
 from spec_kd.hub.card_facts import FACTS_BEGIN, CardFacts, find_finite
+from spec_kd.model_folders import ADAPTER_CONFIG
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
-ADAPTER_CONFIG = "adapter_config.json"
 # What TRL's card says of a chat model, and what PEFT's says of nothing.
 TRL_OPENING = re.compile(
     r"^This model is a fine-tuned version of .*?\nIt has been trained using \[TRL\][^\n]*\n", re.M | re.S

@@ -3,7 +3,6 @@
 import copy
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,14 +12,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from spec_kd.checks import check_int, read_path
+from spec_kd.files import explain_full_disk
 from spec_kd.heads import unwrap_peft
 from spec_kd.hub.card import carry_model_card
 from spec_kd.loading import find_processing_class, load_model, load_tokenizer
+from spec_kd.model_folders import STAGING, finish_replacement, replace_model
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
-
-ADAPTER_CONFIG = "adapter_config.json"
-# What an earlier save may have left: engines that load every weight file of a folder would load these too.
-WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*", ADAPTER_CONFIG)
 
 
 def export_draft(
@@ -33,9 +30,11 @@ def export_draft(
 ) -> Path:
     """Saves a draft in the form that servers take: one model, no adapter, as many vocabulary rows as the target.
 
-    The model given is left as it is: merging and aligning happen on a copy. Files are written to a folder beside
-    `output_dir` and moved in at the end; weights of an earlier save there are removed, other files stay. The model card
-    of `draft` comes with it; without one, one is started.
+    The model given is left as it is: merging and aligning happen on a copy. Files are written to a hidden folder in
+    `output_dir` and moved to their places once they are whole: weights first, then the configuration; weights of an
+    earlier save are removed last, other files stay. A call that was killed in between loses nothing: the next one with
+    this folder, as `draft` or as `output_dir`, finishes the move or removes what was not whole. The model card of
+    `draft` comes with it; without one, one is started.
 
     Args:
         draft (`PreTrainedModel`, `PeftModel` or path):
@@ -54,12 +53,14 @@ def export_draft(
 
     Raises:
         `ValueError`: Before anything is written: no processing class to align by, an adapter to be aligned but not
-            merged, a quantised base to be merged into, partitioned (ZeRO-3) weights, real ids beyond the target's rows.
-        `OSError`: `output_dir` cannot be created.
+            merged, an adapter whose base is the model in `output_dir`, a quantised base to be merged into, partitioned
+            (ZeRO-3) weights, real ids beyond the target's rows.
+        `OSError`: `output_dir` cannot be created, or there is no room for the files.
     """
     output_dir = read_path("output_dir", output_dir)
     check_int("target_vocab_size", target_vocab_size, is_optional=True)
     is_ours = isinstance(draft, str | os.PathLike)  # loaded here, so nobody minds if it changes
+    finish_replacement(output_dir)
     source = None
     if is_ours:
         source = Path(read_path("draft", draft))
@@ -81,22 +82,28 @@ def export_draft(
     if is_adapter and not merge_adapter and target_vocab_size is not None:
         raise ValueError("`target_vocab_size` needs `merge_adapter=True`: rows of an adapter's base cannot be aligned.")
     output_dir = Path(output_dir)
+    if is_adapter and not merge_adapter:
+        _check_base_stays(draft, output_dir)
+    staging = output_dir / STAGING
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.")
+        staging.mkdir(parents=True)
     except OSError as error:
         raise OSError(f"`output_dir={str(output_dir)!r}` cannot be written to ({error}).") from error
-    with staging as folder:
+    try:
         if is_adapter and merge_adapter:
             draft = _merge(draft if is_ours else copy.deepcopy(draft))
             is_ours = True
         if target_vocab_size is not None:
             draft = draft if is_ours else copy.deepcopy(draft)
             align_vocabulary(draft, target_vocab_size, count_real_ids(processing_class))
-        draft.save_pretrained(folder)
-        if processing_class is not None:
-            processing_class.save_pretrained(folder)
-        _move_in(Path(folder), output_dir)
+        with explain_full_disk(output_dir, "what was there before is whole"):
+            draft.save_pretrained(staging)
+            if processing_class is not None:
+                processing_class.save_pretrained(staging)
+            replace_model(output_dir)
+    except BaseException:
+        shutil.rmtree(output_dir / STAGING, ignore_errors=True)
+        raise
     carry_model_card(source, output_dir)
     return output_dir
 
@@ -104,6 +111,7 @@ def export_draft(
 def _load(path: Path, processing_class: ProcessingClass | None) -> tuple[PreTrainedModel | PeftModel, ProcessingClass]:
     if not path.is_dir():
         raise ValueError(f"`draft={str(path)!r}` is neither a model nor a folder.")
+    finish_replacement(path)
     if processing_class is None:
         processing_class = find_processing_class(path) or load_tokenizer(path)
     return load_model(path, dtype="auto", device_map=None), processing_class
@@ -123,16 +131,11 @@ def _merge(draft: PeftModel) -> PreTrainedModel:
     return merged
 
 
-def _move_in(source: Path, output_dir: Path) -> None:
-    for pattern in WEIGHT_PATTERNS:
-        for stale in output_dir.glob(pattern):
-            if not (source / stale.name).exists():
-                stale.unlink()
-    for file in source.iterdir():
-        # PEFT writes a README of its own; a model card that is there is worth more
-        if file.name == "README.md" and (output_dir / file.name).exists():
-            continue
-        if file.is_dir():
-            shutil.copytree(file, output_dir / file.name, dirs_exist_ok=True)
-        else:
-            os.replace(file, output_dir / file.name)
+def _check_base_stays(draft: PeftModel, output_dir: Path) -> None:
+    """Raises `ValueError` for an adapter that would replace the weights it sits on."""
+    base = draft.peft_config[draft.active_adapter].base_model_name_or_path
+    if base and Path(base).is_dir() and output_dir.is_dir() and Path(base).samefile(output_dir):
+        raise ValueError(
+            f"The adapter's base model is the one in `{output_dir}`, which saving the adapter there would remove. "
+            "Choose another `output_dir`, or merge the adapter."
+        )

@@ -8,6 +8,7 @@ from datasets import Dataset
 from spec_kd.data.prompts import render_prompt_ids
 from spec_kd.data.responses import generate_responses
 from spec_kd.engines.base import Engine, SamplingOptions, UnusablePromptError, derive_seed
+from spec_kd.progress import RowProgress
 from spec_kd.queries.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.queries.filters import TextFilter
 from spec_kd.queries.pre_query import cut_user_text, derive_pre_query, derive_turn_end
@@ -49,10 +50,12 @@ class ConversationWriter:
         self._test_texts = test_texts
         self._batch_size = batch_size
         self._folder = folder
+        self._progress: RowProgress | bool = False
         self._turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
 
-    def write(self, conversations: Sequence[Conversation]) -> None:
-        """Gives each conversation all its turns, or a fault."""
+    def write(self, conversations: Sequence[Conversation], progress: RowProgress | None = None) -> None:
+        """Gives each conversation all its turns, or a fault; what the target writes is counted in a bar."""
+        self._progress = progress or False
         name = f"{conversations[0].index:08d}-{len(conversations)}"
         active = list(conversations)
         for turn in range(max(self._options.num_turns)):
@@ -122,9 +125,10 @@ class ConversationWriter:
             batch_size=self._batch_size,
             seed=sampling.seed,
             on_unmapped="drop",
+            on_unusable_prompt="skip",
             output_dir=None if self._folder is None else str(self._folder / name),
             shard_size=BATCHES_PER_SHARD * self._batch_size if self._batch_size else len(pairs),
-            show_progress=False,
+            show_progress=self._progress,
         )
         for conversation, _ in pairs:
             conversation.fault = "unmapped_tokens"

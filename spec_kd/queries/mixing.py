@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 from spec_kd.checks import check_int, check_number
 from spec_kd.escaping import escape_markdown, make_table
 from spec_kd.queries.unified_columns import unify_columns
+from spec_kd.stored_sets import check_stored_set
 
 Order = str | Callable[[dict[str, object]], object]
 
@@ -118,6 +119,7 @@ def mix_prompts(
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset):
             raise ValueError(f"`datasets[{name!r}]` must be a `datasets.Dataset`, got a {type(dataset).__name__}.")
+    check_stored_set(datasets)
     check_int("num_prompts", num_prompts, is_optional=True)
     check_int("seed", seed, 0)
     sizes = {name: len(dataset) for name, dataset in datasets.items()}

@@ -1,6 +1,7 @@
 """Where the prompts of a log lie: written a piece at a time, in place when they are whole."""
 
 import json
+import logging
 import os
 import shutil
 from array import array
@@ -13,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
+from spec_kd.files import compute_sum, explain_full_disk, is_intact, sweep, write_text
 from spec_kd.queries.deduplication import normalize_text
 from spec_kd.queries.prompt_filter import LoggedPrompt
 from spec_kd.queries.splitting import hash_text
+from spec_kd.stored_sets import find_own_sum
 
 # Messages as JSON items: each keeps its own keys in their order, which chat templates print.
 FEATURES = Features(
@@ -32,6 +35,8 @@ ROWS_AT_A_TIME = 1024
 PARTIAL_FOLDER = ".partial"
 KEPT, REPORT = "kept.arrow", "report.json"
 SPLIT_FILES = ("train.arrow", "test.arrow")
+
+logger = logging.getLogger(__name__)
 
 
 class PromptStore:
@@ -61,13 +66,19 @@ class PromptStore:
             return None
         if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
             return None
-        train, test = (Dataset.from_file(str(self.output_dir / name)) for name in SPLIT_FILES)
+        paths = [self.output_dir / name for name in SPLIT_FILES]
+        if any(find_own_sum(path).exists() and not is_intact(path, find_own_sum(path)) for path in paths):
+            logger.warning("The prompts in `%s` are not what was written; they are read again.", self.output_dir)
+            return None
+        shutil.rmtree(self._partial, ignore_errors=True)  # of a run that was killed between its last two steps
+        train, test = (Dataset.from_file(str(path)) for path in paths)
         return train, test, manifest["report"]
 
     def write(self, prompts: Iterable[LoggedPrompt]) -> None:
         """Writes all prompts to one file, removing what a killed run left."""
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
+        sweep(self.output_dir)
         with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
             for rows in _batch(prompts):
                 self.conversations.extend(row.conversation for row in rows)
@@ -107,10 +118,14 @@ class PromptStore:
         for path in self._partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        sums = {name: compute_sum(self._partial / name) for name in SPLIT_FILES}
         (self.output_dir / REPORT).unlink(missing_ok=True)
-        for name in (*SPLIT_FILES, REPORT):
+        for name, digest in sums.items():
+            find_own_sum(self.output_dir / name).unlink(missing_ok=True)
             os.replace(self._partial / name, self.output_dir / name)
-        self._partial.rmdir()
+            write_text(find_own_sum(self.output_dir / name), digest)
+        os.replace(self._partial / REPORT, self.output_dir / REPORT)
+        shutil.rmtree(self._partial)
 
 
 def _batch(prompts: Iterable[LoggedPrompt]) -> Iterator[list[LoggedPrompt]]:
@@ -145,5 +160,9 @@ def _to_json_lists(texts: list[list[str] | None]) -> pa.Array:
 
 @contextmanager
 def _open_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with (
+        explain_full_disk(path),
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
         yield writer

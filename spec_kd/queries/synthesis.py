@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 from datasets import Dataset, Features, List, Value
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd.checks import check_int, read_path
@@ -22,6 +20,8 @@ from spec_kd.data.prompts import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
 from spec_kd.engines.base import Engine, SamplingOptions
+from spec_kd.files import replacing
+from spec_kd.progress import RowProgress
 from spec_kd.queries.conversation_writer import ConversationWriter
 from spec_kd.queries.deduplication import NearDuplicateIndex, check_threshold, normalize_text
 from spec_kd.queries.filters import TextFilter, list_user_texts
@@ -29,6 +29,7 @@ from spec_kd.queries.pre_query import derive_pre_query, derive_turn_end
 from spec_kd.queries.synthesis_options import Conversation, SynthesisOptions, as_tuple
 from spec_kd.queries.synthesis_report import SynthesisReport, Tally
 from spec_kd.queries.tool_catalogue import dump_tools, load_tool_catalogue
+from spec_kd.stored_sets import find_own_sum
 from spec_kd.vocabulary import ProcessingClass, fingerprint_tokenizer
 
 WORK_FOLDER = ".rounds"  # hidden, so that `load_dataset(output_dir)` sees the finished set alone
@@ -192,21 +193,21 @@ def synthesize_queries(
 
     tally, kept = Tally(num_queries), []
     is_main = accelerate.PartialState().is_main_process
-    with tqdm(total=num_queries, desc="Synthetic queries", disable=not (show_progress and is_main)) as progress:
+    with RowProgress(num_queries, "Synthetic queries", show_progress and is_main) as progress:
         while len(kept) < num_queries and tally.num_asked < max_asked:
             asked = tally.num_asked
             share = max(tally.num_good / asked, LOWEST_YIELD) if asked else 1.0
             count = min(round_size, max_asked - asked, math.ceil((num_queries - len(kept)) / share))
             conversations = [options.plan(index) for index in range(asked, asked + count)]
-            writer.write(conversations)
+            writer.write(conversations, progress)
             for conversation in conversations:
                 _compare_with_written(conversation, written)
                 tally.add(conversation)
             good = [conversation for conversation in conversations if conversation.fault is None]
+            num_kept = len(kept)
             kept += good[: num_queries - len(kept)]
             tally.num_rounds += 1
-            progress.set_postfix(asked=tally.num_asked, refresh=False)
-            progress.update(len(kept) - progress.n)
+            progress.advance(num_rows=len(kept) - num_kept)
     report = tally.build_report()
     if not report.is_complete and is_main:
         logger.warning(
@@ -306,10 +307,9 @@ def _build_dataset(
 def _save(dataset: Dataset, path: Path) -> None:
     state = accelerate.PartialState()
     if state.is_main_process:
-        partial = path.with_name(f".{path.name}.partial")
         schema = dataset.features.arrow_schema  # with the features as metadata, as `to_parquet` writes it
-        pq.write_table(dataset.data.table.cast(schema), partial)
-        os.replace(partial, path)
+        with replacing(path, find_own_sum(path)) as file:
+            pq.write_table(dataset.data.table.cast(schema), file, write_page_checksum=True)
     state.wait_for_everyone()
 
 

@@ -1,12 +1,14 @@
 """What the draft trainers' configurations share."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import SFTConfig
 
 from spec_kd.checks import read_path
 from spec_kd.finite import check_finite_options
+from spec_kd.secrets import strip_secrets
 from spec_kd.trainer.option_checks import check_training_options
 
 
@@ -40,6 +42,10 @@ class DraftConfig(SFTConfig):
         default=None,
         metadata={"help": "Vocabulary rows of the target, for `align_vocabulary` where there is no teacher model."},
     )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `TrainingArguments.to_dict`, which trackers log, without secrets such as a token for the draft."""
+        return strip_secrets(super().to_dict())
 
     def __post_init__(self):
         check_finite_options(self)

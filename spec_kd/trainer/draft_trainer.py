@@ -25,11 +25,14 @@ from spec_kd._private import get_config_model_id, suspend_zero3_init
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import check_training_columns, count_cut_rows, cut_and_pack, to_training_rows
 from spec_kd.escaping import is_hub_id, make_public_name
+from spec_kd.files import explain_full_disk
 from spec_kd.heads import check_is_causal_lm
 from spec_kd.hub import carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.probes import check_packing, check_padding
+from spec_kd.secrets import strip_secrets
+from spec_kd.stored_sets import check_stored_set
 from spec_kd.trainer.card_names import find_dataset_name, find_target_name
 from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
 from spec_kd.trainer.draft_config import DraftConfig
@@ -217,6 +220,18 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 )
         self.accelerator.wait_for_everyone()
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As `Trainer._save`; what it pickles of the options, and `push_to_hub` uploads, has no secrets."""
+        args = self.args
+        public = copy.copy(args)
+        public.__dict__ = strip_secrets(vars(args), None)
+        self.args = public
+        try:
+            with explain_full_disk(output_dir or args.output_dir, "the last whole checkpoint is kept"):
+                super()._save(output_dir, state_dict)
+        finally:
+            self.args = args
+
     def _describe_training(self) -> dict[str, Any]:
         """What the model card says of the method, besides its name."""
         return {"target_name": self.target_name}
@@ -309,13 +324,14 @@ def check_tokens(processing_class: PreTrainedTokenizerBase | None, args: DraftCo
 
 
 def check_datasets(args: DraftConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises `ValueError` for a missing or empty data set, or one without what the target wrote."""
+    """Raises `ValueError` for a missing, empty or damaged data set, or one without what the target wrote."""
     if train_dataset is None:
         raise ValueError("`train_dataset` is required: the target's responses to learn from.")
     eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
     for name, dataset in {"training": train_dataset, **eval_datasets}.items():
         if dataset is not None:
             check_training_columns(dataset, name)
+            check_stored_set(dataset)
 
 
 def check_output_dir(output_dir: str) -> None:

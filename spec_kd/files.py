@@ -1,0 +1,206 @@
+"""Files that are whole or not there, whenever the process is killed and whatever the disk does.
+
+One rule for modes: what is written follows the umask, as what other tools write does.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which does not remove a file that is open
+    fcntl = None
+
+PART_SUFFIX = ".part"
+LOCK_FILE = "lock"
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What libraries say that write without Python: torch's zip writer gives no reason at all.
+FULL_DISK_WORDS = ("No space left", "File too large", "Disk quota exceeded", "PytorchStreamWriter failed")
+
+
+class FullDiskError(OSError):
+    """A file could not be written as there is no room for it; the message names the file."""
+
+
+@contextmanager
+def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Iterator[BinaryIO]:
+    """A file that takes its place when the block ends, and is not there if it fails.
+
+    Args:
+        path (`Path`): Its place.
+        sum_path (`Path`, *optional*):
+            Of a second file with its SHA-256, written last. A file that has the same sum already is not replaced.
+        kept (`str`, *optional*): What a full disk leaves, for the error.
+
+    Raises:
+        `FullDiskError`: There is no room for it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
+    digest = None
+    try:
+        with explain_full_disk(path, kept), open(temporary, "x+b") as file:
+            _mark_in_use(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sum_path is not None:
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if is_intact(path, sum_path) and read_sum(sum_path) == digest:
+                    return
+                sum_path.unlink(missing_ok=True)
+            if os.name == "nt":
+                file.close()
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if digest is not None:
+        with replacing(sum_path, kept=kept) as file:
+            file.write(digest.encode())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 with `\\n` as it stands; an older file stays whole until the new one is."""
+    with replacing(Path(path)) as file:
+        file.write(text.encode("utf-8"))
+
+
+def read_sum(sum_path: Path) -> str | None:
+    """The SHA-256 in a file, or `None` where there is none or it is damaged."""
+    try:
+        text = sum_path.read_bytes()
+    except FileNotFoundError:
+        return None
+    is_sum = len(text) == 64 and all(byte in b"0123456789abcdef" for byte in text)
+    return text.decode() if is_sum else None
+
+
+def compute_sum(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, sum_path: Path) -> bool:
+    """Whether a file has the SHA-256 that stands in the other one."""
+    expected = read_sum(sum_path)
+    return expected is not None and path.is_file() and compute_sum(path) == expected
+
+
+def read_json_object(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in a file of ours.
+
+    Args:
+        path (`Path`): The file.
+        fix (`str`): What to do where it is damaged, a sentence.
+        names (`Sequence[str]`, *optional*): What it must hold.
+
+    Raises:
+        `FileNotFoundError`: There is none.
+        `ValueError`: It is damaged; names it and the fix.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is damaged ({type(error).__name__}: {error}). {fix}") from error
+    missing = [name for name in names if not isinstance(value, dict) or name not in value]
+    if missing or not isinstance(value, dict):
+        what = f"has no {', '.join(map(repr, missing))}" if isinstance(value, dict) else "holds no JSON object"
+        raise ValueError(f"`{path}` is damaged (it {what}). {fix}")
+    return value
+
+
+def sweep(*folders: Path) -> None:
+    """Removes files that killed processes left half written; those that are being written stay."""
+    for folder in folders:
+        for path in folder.glob(f".*{PART_SUFFIX}"):
+            if path.is_file() and not _is_in_use(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which the end of the process releases, however it ends.
+
+    Processes that were launched together (`RANK` in the environment) share the work and hold it together.
+
+    Raises:
+        `BlockingIOError`: Another process holds it.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"Another process is at work in `{folder}`, and the two would write different results into it. Wait until "
+            "it has finished, or choose another folder; `accelerate launch` lets processes share the work."
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def explain_full_disk(path: str | os.PathLike, kept: str = "") -> Iterator[None]:
+    """Says in one sentence that there is no room, whichever library found out.
+
+    Args:
+        path (`str` or `os.PathLike`): What is written in the block.
+        kept (`str`, *optional*): What is there nevertheless, as the end of the sentence.
+
+    Raises:
+        `FullDiskError`: In place of the errors of Python, safetensors and torch.
+    """
+    try:
+        yield
+    except FullDiskError:  # of a file that was written in the block
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        code = getattr(error, "errno", None)
+        if code not in FULL_DISK_ERRORS and not any(word in str(error) for word in FULL_DISK_WORDS):
+            raise
+        code = code if code in FULL_DISK_ERRORS else errno.ENOSPC
+        raise FullDiskError(
+            code,
+            f"`{path}` could not be written ({os.strerror(code)}){kept and f'; {kept}'}. Make room and repeat the call "
+            "to go on from there",
+        ) from error
+
+
+def _mark_in_use(file: BinaryIO) -> None:
+    """For as long as it is open, by this process."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_in_use(path: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
