@@ -23,8 +23,8 @@ def check_sources(recipe: Recipe) -> None:
         OSError: For files and models that are not there.
     """
     from spec_kd.loading import load_tokenizer
+    from spec_kd.trainer.arguments import get_load_options
     from spec_kd.trainer.cached_teacher import check_cached_teacher
-    from spec_kd.trainer.draft_trainer import get_load_options
     from spec_kd.vocabulary import check_same_tokenizer
 
     method, config, draft = recipe.train.method, recipe.train.config, recipe.train.draft

@@ -211,7 +211,7 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
 
     from spec_kd import SpeculativeEvalCallback
     from spec_kd.loading import choose_processing_class, find_processing_class, load_config
-    from spec_kd.trainer.draft_trainer import get_load_options
+    from spec_kd.trainer.arguments import get_load_options
 
     has_signal = "teacher_info" in rows.column_names
     has_teacher = hasattr(config, "teacher_model_name_or_path")

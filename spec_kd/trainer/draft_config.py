@@ -21,6 +21,9 @@ class DraftConfig(SFTConfig):
     `logging_nan_inf_filter` is always off: it would log other batches' losses in place of a NaN.
 
     Args:
+        assume_target_wrote (`bool`, *optional*, defaults to `False`):
+            Whether rows that do not say what the target wrote are taken as the target's from the first token to the
+            last: `text` and `input_ids` alone, what a `formatting_func` returns, and `messages` with images.
         merge_adapter (`bool`, *optional*, defaults to `False`):
             Whether `save_model` and `push_to_hub` write LoRA weights merged into the draft, as servers want it.
             Checkpoints written during training stay adapters, so that training can resume.
@@ -31,6 +34,10 @@ class DraftConfig(SFTConfig):
             Rows of the target's head. Read from the teacher where there is one; otherwise `align_vocabulary` needs it.
     """
 
+    assume_target_wrote: bool = field(
+        default=False,
+        metadata={"help": "Whether rows that do not say what the target wrote are trained on as a whole."},
+    )
     merge_adapter: bool = field(
         default=False, metadata={"help": "Whether the final model is saved with its LoRA weights merged."}
     )
@@ -55,3 +62,13 @@ class DraftConfig(SFTConfig):
         if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
             self.bf16 = False
         super().__post_init__()
+
+    @classmethod
+    def translate(cls, values: dict[str, Any], source: type) -> dict[str, Any]:
+        """Options of another configuration class, by this one's names.
+
+        Args:
+            values (`dict[str, Any]`): The options' values by their names there.
+            source (`type`): That class.
+        """
+        return values

@@ -5,25 +5,31 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
 from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTTrainer
+from trl import SFTTrainer, is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
-from spec_kd.data.training_rows import check_training_columns, count_cut_rows, cut_and_pack, to_training_rows
+from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, to_training_rows
 from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.files import explain_full_disk
 from spec_kd.heads import check_is_causal_lm
@@ -32,12 +38,22 @@ from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.probes import check_packing, check_padding
 from spec_kd.secrets import strip_secrets
-from spec_kd.stored_sets import check_stored_set
+from spec_kd.trainer.arguments import as_config, check_tokens, get_load_options
 from spec_kd.trainer.card_names import find_dataset_name, find_target_name
 from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
 from spec_kd.trainer.draft_config import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
 from spec_kd.trainer.resumption import ResumableTraining
+from spec_kd.trainer.training_data import (
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    AnyDataset,
+    EvalDataset,
+    apply_formatting,
+    check_dataset,
+    check_datasets,
+    find_columns,
+)
 
 logger = get_logger(__name__)
 
@@ -46,49 +62,71 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
     """[`~trl.SFTTrainer`] for a draft model: not used itself, but by every trainer of this package.
 
     It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, hands itself to the
-    callbacks that want a trainer (`bind`), and saves drafts that a server can load.
+    callbacks that want a trainer (`bind`), and saves drafts that a server can load. The arguments, in TRL's order, are
+    those of [`~trl.SFTTrainer`].
 
     Attributes:
         dataset_name (`str`, *optional*), target_name (`str`, *optional*):
             For the model card: folder or Hub id, as far as the data set says it. Set them where it does not.
     """
 
-    _tag_names = ("trl", "spec_kd", "speculative-decoding", "draft-model")
+    _tag_names = ("trl", "sft", "spec_kd", "speculative-decoding", "draft-model")
     _config_class: type[DraftConfig] = DraftConfig
     _method: str
     _card_tags: str | list[str] | None = None
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: TrainingArguments | None = None,
-        *,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        **sft_arguments: Any,
+        data_collator: DataCollator | None = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
     ):
         args = as_config(args, self._config_class, model)
         options = get_load_options(args, args.model_init_kwargs)
         processing_class = processing_class or find_processing_class(model, options)
         check_output_dir(args.output_dir)
         check_tokens(processing_class, args)
-        check_datasets(args, train_dataset, eval_dataset)
+        check_datasets(args, train_dataset, eval_dataset, formatting_func)
         self.dataset_name = find_dataset_name(train_dataset)
         self.target_name = find_target_name(train_dataset)
         if isinstance(model, str) and find_adapter(model, options) is not None:
-            quantization = sft_arguments.pop("quantization_config", None)
-            options |= {} if quantization is None else {"quantization_config": quantization}
+            options |= {} if quantization_config is None else {"quantization_config": quantization_config}
             placement = {} if args.distributed_state.distributed_type == DistributedType.NO else {"device_map": None}
             model = load_model(model, is_trainable=True, **{**options, **placement})
+            quantization_config = None
+        assistant_only_loss = args.assistant_only_loss
+        if is_conversational(next(iter(train_dataset))) and not IMAGE_COLUMNS & find_columns(train_dataset):
+            args.assistant_only_loss = False  # the rows get their labels here, whatever the chat template
         super().__init__(
             model=model,
             args=args,
+            data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            **sft_arguments,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
         )
+        args.assistant_only_loss = assistant_only_loss
         if self._used_token_columns:
             self.data_collator = TokenColumnCollator(self.data_collator)
         self._check_reading(self.model, "draft")
@@ -134,6 +172,15 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         return True
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        check_dataset(args, dataset, dataset_name, formatting_func)
+        if IMAGE_COLUMNS & find_columns(dataset):
+            raise ValueError(
+                f"The {dataset_name} data set has images and the training set has none. Give both the same columns."
+            )
+        if formatting_func is not None and not ID_COLUMNS & find_columns(dataset):
+            dataset = apply_formatting(dataset, formatting_func, args.dataset_text_field)
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
         dataset = to_training_rows(
@@ -150,14 +197,11 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             # TRL truncates and drops in silence. So: prepare without a limit, count, and let TRL apply the limit.
             unlimited = copy.copy(args)
             unlimited.max_length, unlimited.shuffle_dataset = None, False
-            dataset = super()._prepare_dataset(
-                dataset, processing_class, unlimited, False, formatting_func, dataset_name
-            )
-            formatting_func = None
+            dataset = super()._prepare_dataset(dataset, processing_class, unlimited, False, None, dataset_name)
         if is_limited:
             self._report_cut_rows(dataset, args, packing, dataset_name)
         if not columns:
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            return super()._prepare_dataset(dataset, processing_class, args, packing, None, dataset_name)
         return cut_and_pack(
             dataset,
             columns,
@@ -174,22 +218,21 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
 
     @staticmethod
     def _report_cut_rows(dataset: Dataset, args: DraftConfig, packing: bool, name: str) -> None:
-        max_length = args.max_length
         cut, lost = count_cut_rows(
             dataset,
-            max_length,
+            args.max_length,
             truncation_mode=args.truncation_mode,
             packing_strategy=args.packing_strategy if packing else None,
         )
         if lost == len(dataset):
             raise ValueError(
-                f"All {lost} completions of the {name} data set lie beyond `max_length={max_length}` or are empty: "
-                "nothing is left to learn from. Raise `max_length` above the prompt lengths."
+                f"All {lost} completions of the {name} data set lie beyond `max_length={args.max_length}` or are "
+                "empty: nothing is left to learn from. Raise `max_length` above the prompt lengths."
             )
         if cut or lost:
             logger.warning(
-                f"{name} data set: `max_length={max_length}` cuts {cut} of {len(dataset)} rows; {lost} rows have no "
-                "completion token within it and teach nothing. Raise `max_length` to keep them whole."
+                f"{name} data set: `max_length={args.max_length}` cuts {cut} of {len(dataset)} rows; {lost} rows have "
+                "no completion token within it and teach nothing. Raise `max_length` to keep them whole."
             )
 
     def _get_target_vocab_size(self) -> int | None:
@@ -282,56 +325,6 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         if not is_own:
             shutil.copy(own, card)
             carry_model_card(None, folder, keeps_name=True)
-
-
-def as_config(args: TrainingArguments | None, config_class: type[DraftConfig], model: Any) -> DraftConfig:
-    """`args` as the trainer's own configuration: a default one for `None`, a copy for an `SFTConfig` and the like."""
-    if isinstance(args, config_class):
-        return args
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return config_class(output_dir=f"{name.split('/')[-1]}-{config_class.__name__.removesuffix('Config')}")
-    if not isinstance(args, TrainingArguments):
-        raise TypeError(f"`args` must be a `{config_class.__name__}` or another TrainingArguments, got {type(args)}.")
-    known = {field.name for field in fields(config_class) if field.init}
-    values = args.to_dict()
-    unknown = {name for name in values if name not in known}
-    if unknown:
-        raise ValueError(
-            f"`args` is a {type(args).__name__} with options that {config_class.__name__} does not have: "
-            f"{sorted(unknown)}. Use {config_class.__name__}."
-        )
-    # `to_dict` writes a placeholder for every `*_token`, `eos_token` among them
-    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}
-    return config_class(**values)
-
-
-def get_load_options(args: DraftConfig, init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a model of the run, with the configuration's `trust_remote_code`."""
-    return {"trust_remote_code": args.trust_remote_code, **(init_kwargs or {})}
-
-
-def check_tokens(processing_class: PreTrainedTokenizerBase | None, args: DraftConfig) -> None:
-    """Raises `ValueError` without a tokenizer or an EOS token (a missing pad token is replaced by EOS, as in TRL)."""
-    if processing_class is None:
-        raise ValueError("No tokenizer was found with the model. Pass the target's as `processing_class`.")
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    if args.eos_token is None and tokenizer.eos_token is None:
-        raise ValueError(
-            "The processing class has no `eos_token`, so the draft could not learn where a response ends (nor have "
-            "a default for a missing `pad_token`). Set `tokenizer.eos_token` to the target's."
-        )
-
-
-def check_datasets(args: DraftConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises `ValueError` for a missing, empty or damaged data set, or one without what the target wrote."""
-    if train_dataset is None:
-        raise ValueError("`train_dataset` is required: the target's responses to learn from.")
-    eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
-    for name, dataset in {"training": train_dataset, **eval_datasets}.items():
-        if dataset is not None:
-            check_training_columns(dataset, name)
-            check_stored_set(dataset)
 
 
 def check_output_dir(output_dir: str) -> None:

@@ -1,20 +1,20 @@
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
 from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.generation import ContinuousBatchingConfig
@@ -24,10 +24,10 @@ from spec_kd.data.token_columns import TokenColumnCollator
 from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion, SamplingOptions
 from spec_kd.heads import unwrap_peft
-from spec_kd.loading import find_tokenizer
+from spec_kd.loading import choose_processing_class, find_processing_class
+from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.cached_teacher import check_cached_teacher
 from spec_kd.trainer.continuous_batching import ContinuousSource
-from spec_kd.trainer.draft_trainer import as_config, get_load_options
 from spec_kd.trainer.on_policy import (
     CompletionSource,
     RepeatedWindows,
@@ -41,9 +41,11 @@ from spec_kd.trainer.on_policy import (
 )
 from spec_kd.trainer.online_gkd_config import OnlineGKDConfig
 from spec_kd.trainer.streaming import RequestServer, ServedCompletion, ServedTeacher, describe_served_signal
+from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.vllm_writer import VLLMWriter, check_vllm
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
-from spec_kd.vocabulary import get_tokenizer
+from spec_kd.trainer.window import Window, WindowCallback
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 
 class OnlineGKDTrainer(WhiteBoxDistillTrainer):
@@ -79,7 +81,8 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         processing_class (`PreTrainedTokenizerBase`, *optional*): As for [`WhiteBoxDistillTrainer`].
         teacher_model (`str` or `PreTrainedModel`, *optional*): The target, unless the configuration names it.
         ref_model (`str` or `PreTrainedModel`, *optional*): As for [`WhiteBoxDistillTrainer`].
-        arguments: Every other argument of [`WhiteBoxDistillTrainer`].
+
+    All other arguments are those of [`WhiteBoxDistillTrainer`], in its order.
 
     Raises:
         ValueError: Without a live teacher, for prompts that leave no room for `max_new_tokens`, a data set without
@@ -107,14 +110,25 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: ProcessingClass | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
         *,
-        train_dataset: Dataset | IterableDataset | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
         teacher_model: str | PreTrainedModel | None = None,
         ref_model: str | PreTrainedModel | None = None,
-        **arguments: Any,
+        teacher_processing_class: ProcessingClass | None = None,
     ):
         args = as_config(args, self._config_class, model)
         if args.mode == "streaming":
@@ -130,11 +144,10 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
                     f"The training data set has prompts only, but `lmbda={args.lmbda}` takes completions from it as "
                     "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
                 )
-            processing_class = (
-                processing_class
-                or arguments.get("teacher_processing_class")
-                or find_tokenizer(teacher_model, get_load_options(args, args.teacher_model_init_kwargs))
-                or find_tokenizer(model, get_load_options(args, args.model_init_kwargs))
+            processing_class = processing_class or choose_processing_class(
+                find_processing_class(model, get_load_options(args, args.model_init_kwargs)),
+                teacher_processing_class
+                or find_processing_class(teacher_model, get_load_options(args, args.teacher_model_init_kwargs)),
             )
             if processing_class is not None:  # else the base class says what is missing
                 train_dataset = add_placeholders(train_dataset, processing_class)
@@ -146,18 +159,29 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
         super().__init__(
             model,
             args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_loss_func,
+            compute_metrics,
+            callbacks,
+            optimizers,
+            optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics,
+            quantization_config,
+            peft_config,
+            formatting_func,
             teacher_model=teacher_model,
             ref_model=ref_model,
-            **arguments,
+            teacher_processing_class=teacher_processing_class,
         )
         if args.lmbda > 0:
             self._check_generation()  # before vLLM starts
         self._source = self._build_source()
-        self._window: _Window | None = None
+        self._window: Window | None = None
         if args.lmbda > 0:
-            self.add_callback(_WindowCallback(self))
+            self.add_callback(WindowCallback(self))
 
     def _build_source(self) -> CompletionSource | RequestServer | VLLMWriter:
         args = self.args
@@ -231,7 +255,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
     def _load_run_state(self, checkpoint: Path | None) -> None:
         self._window = None
         if checkpoint is not None and (path := self._find_window_file(checkpoint)).exists():
-            self._window = _Window(**torch.load(path, map_location="cpu", weights_only=True))
+            self._window = Window(**torch.load(path, map_location="cpu", weights_only=True))
 
     def _joins_turns(self, args: OnlineGKDConfig) -> bool:
         return args.lmbda == 0  # one completion is generated for a row, in place of its labels
@@ -256,7 +280,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             num_tokens = num_tokens.clamp(min=1)  # a window in which nothing was rejected has nothing to teach
         return samples, num_tokens
 
-    def _generate_window(self, batches: list[dict[str, Any]], device: torch.device) -> "_Window":
+    def _generate_window(self, batches: list[dict[str, Any]], device: torch.device) -> "Window":
         start = time.perf_counter()
         self.check_weights(with_frozen=self._first_step is None)  # what a NaN writes is not text
         rows = [read_rows(batch) for batch in batches]
@@ -285,7 +309,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             rebuilt.append(batch)
         self._log_generation(completions, len(is_drawn), time.perf_counter() - start, device)
         texts = [[prompt, completion.ids] for prompt, completion in written]
-        return _Window(source=batches, batches=rebuilt, texts=texts)
+        return Window(source=batches, batches=rebuilt, texts=texts)
 
     @contextmanager
     def _whole_models(self) -> Iterator[dict[str, PreTrainedModel]]:
@@ -352,27 +376,6 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             for prompt, completion in self._window.texts:
                 text = {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion)}
                 file.write(json.dumps(text, ensure_ascii=False) + "\n")
-
-
-@dataclass
-class _Window:
-    """The batches of an optimizer step on this process, as they came and with generated completions."""
-
-    source: list[dict[str, torch.Tensor]]
-    batches: list[dict[str, torch.Tensor]]
-    texts: list[list[list[int]]]
-    uses: int = 1
-
-
-class _WindowCallback(TrainerCallback):
-    """Calls the trainer where it has no method of its own to override."""
-
-    def __init__(self, trainer: OnlineGKDTrainer):
-        self._trainer = trainer
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.log_completions and state.is_world_process_zero and "loss" in kwargs["logs"]:
-            self._trainer._write_texts()
 
 
 def _check_live_models(args: OnlineGKDConfig, teacher_model: Any, ref_model: Any) -> None:

@@ -1,16 +1,25 @@
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from peft import PromptLearningConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import check_logits_are_known, unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
+from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.cached_teacher import (
     CachedSignal,
     CachedTeacher,
@@ -19,17 +28,14 @@ from spec_kd.trainer.cached_teacher import (
     read_teacher_info,
 )
 from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
-from spec_kd.trainer.draft_trainer import DraftTrainer, as_config, get_load_options
+from spec_kd.trainer.draft_trainer import DraftTrainer
 from spec_kd.trainer.finite_guard import describe_bad_signal
+from spec_kd.trainer.shared_vocabulary import check_pair, check_rows, count_loss_ids
 from spec_kd.trainer.step_clock import TimedSteps
 from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
+from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
-from spec_kd.vocabulary import (
-    VocabularyMismatchError,
-    check_same_tokenizer,
-    count_real_ids,
-    describe_served_differences,
-)
+from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
 
 logger = get_logger(__name__)
 
@@ -48,7 +54,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         model (`str` or `PreTrainedModel`): The draft.
         args ([`WhiteBoxDistillConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
         train_dataset (`Dataset` or `IterableDataset`): As for [`BlackBoxSFTTrainer`].
-        processing_class (`PreTrainedTokenizerBase`, *optional*):
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             Defaults to the *target's* tokenizer where it can be found: that is what the draft reads when it serves.
         teacher_model (`str` or `PreTrainedModel`, *optional*):
             The target. It is frozen and put in eval mode. Not needed for a data set with the target's signal
@@ -58,7 +64,8 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             scores in a `reference_forward_kl` column.
         teacher_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The target's tokenizer, where `teacher_model` is a model that does not know where it was loaded from.
-        sft_arguments: Every other argument of [`~trl.SFTTrainer`].
+
+    All other arguments are those of [`~trl.SFTTrainer`], in its order.
 
     Raises:
         VocabularyMismatchError: If draft and target do not share a tokenizer. Differently padded heads are fine.
@@ -86,20 +93,28 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: ProcessingClass | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
         *,
-        processing_class: PreTrainedTokenizerBase | None = None,
         teacher_model: str | PreTrainedModel | None = None,
         ref_model: str | PreTrainedModel | None = None,
-        teacher_processing_class: PreTrainedTokenizerBase | None = None,
-        compute_loss_func: Any = None,
-        peft_config: Any = None,
-        **sft_arguments: Any,
+        teacher_processing_class: ProcessingClass | None = None,
     ):
         args = as_config(args, self._config_class, model)
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        train_dataset = sft_arguments.get("train_dataset")
         cached_info = read_teacher_info(train_dataset) if teacher_model is None else None
         if teacher_model is None and cached_info is None:
             raise ValueError(
@@ -120,36 +135,63 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             raise ValueError(
                 "Prompt-learning adapters cannot be merged into a draft, so no server could use it. Use LoRA."
             )
-        teacher_tokenizer = teacher_processing_class
-        if teacher_tokenizer is None and teacher_model is not None:
-            teacher_tokenizer = find_processing_class(
-                teacher_model, get_load_options(args, args.teacher_model_init_kwargs)
-            )
-        draft_tokenizer = find_processing_class(model, get_load_options(args, args.model_init_kwargs))
-        processing_class = processing_class or choose_processing_class(draft_tokenizer, teacher_tokenizer)
-        self._check_vocabulary(
-            model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
+        target_class = teacher_processing_class
+        if target_class is None and teacher_model is not None:
+            target_class = find_processing_class(teacher_model, get_load_options(args, args.teacher_model_init_kwargs))
+        draft_class = find_processing_class(model, get_load_options(args, args.model_init_kwargs))
+        processing_class = processing_class or choose_processing_class(draft_class, target_class)
+        check_pair(processing_class, target_class, draft_class)
+        named = {
+            "draft": (model, args.model_init_kwargs),
+            "teacher": (teacher_model, args.teacher_model_init_kwargs),
+            "reference draft": (ref_model, args.ref_model_init_kwargs),
+        }
+        check_rows(
+            processing_class,
+            {
+                role: load_config(name, get_load_options(args, init_kwargs))
+                for role, (name, init_kwargs) in named.items()
+                if name is not None
+            },
         )
         self._teacher: LiveTeacher | CachedTeacher | None = None
         self._batch_signal: DistillSignal | None = None
         self._teacher_vocab_size = None
         if cached_info is not None:
             check_cached_teacher(cached_info, self.token_loss, processing_class)
-            check_evaluation_signal(sft_arguments.get("eval_dataset"), cached_info)
+            check_evaluation_signal(eval_dataset, cached_info)
+            if args.completion_only_loss is False:
+                raise ValueError(
+                    "`completion_only_loss=False` trains on the prompts as well, of which the data set's teacher "
+                    "signal says nothing. Drop it, or pass a `teacher_model`."
+                )
             self._teacher, self._teacher_name = CachedTeacher(cached_info), cached_info.target_name
         else:
             config = load_config(teacher_model, get_load_options(args, args.teacher_model_init_kwargs))
             self._teacher_vocab_size = config.get_text_config().vocab_size
+        vocab_size = count_real_ids(processing_class)
+        target_tokens = None if target_class is None else set(get_tokenizer(target_class).get_vocab())
 
-        known_ids = count_real_ids(processing_class)
-        super().__init__(model, args, processing_class=processing_class, peft_config=peft_config, **sft_arguments)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
+        )
+        vocab_size = count_loss_ids(
+            self.processing_class, vocab_size, target_tokens, self._get_target_vocab_size(), args.chat_template_path
+        )
         check_logits_are_known(self.model, "draft")
-        vocab_size = count_real_ids(self.processing_class)
-        if vocab_size > known_ids:
-            raise VocabularyMismatchError(
-                f"`chat_template_path={args.chat_template_path!r}` adds {vocab_size - known_ids} tokens, which the "
-                "target does not have. Pass the template alone, as a .jinja file that uses the target's tokens."
-            )
         self.teacher_model = None
         if self._teacher is None:
             self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size, "teacher")
@@ -200,38 +242,6 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
     def _used_token_columns(self) -> tuple[str, ...]:
         cached = self._teacher.columns if isinstance(self._teacher, CachedTeacher) else ()
         return (*cached, REFERENCE_COLUMN) if self._reads_reference_column else cached
-
-    @staticmethod
-    def _check_vocabulary(
-        model, teacher_model, ref_model, args, processing_class, teacher_tokenizer, draft_tokenizer
-    ) -> None:
-        if processing_class is None:
-            raise ValueError(
-                "Neither the draft nor the teacher comes with a tokenizer. Pass the target's as `processing_class`."
-            )
-        if draft_tokenizer is not None and teacher_tokenizer is not None:
-            check_same_tokenizer(draft_tokenizer, teacher_tokenizer)
-        for role, tokenizer in (("target", teacher_tokenizer), ("draft", draft_tokenizer)):
-            if tokenizer is not None and tokenizer is not processing_class:
-                check_same_tokenizer(processing_class, tokenizer, names=("`processing_class`", role))
-        if draft_tokenizer is not None and teacher_tokenizer is not None:
-            for difference in describe_served_differences(draft_tokenizer, teacher_tokenizer):
-                logger.warning(f"Draft and target differ, and a server goes by the target: {difference}")
-        real_ids = count_real_ids(processing_class)
-        for role, named, init_kwargs in (
-            ("draft", model, args.model_init_kwargs),
-            ("teacher", teacher_model, args.teacher_model_init_kwargs),
-            ("reference draft", ref_model, args.ref_model_init_kwargs),
-        ):
-            if named is None:
-                continue
-            rows = load_config(named, get_load_options(args, init_kwargs)).get_text_config().vocab_size
-            if rows < real_ids:
-                raise VocabularyMismatchError(
-                    f"The {role}'s head has {rows} rows but the tokenizer has {real_ids} ids, so the {role} cannot "
-                    "speak this vocabulary. Pass the tokenizer that belongs to both models, or use BlackBoxSFTTrainer, "
-                    "which needs no shared vocabulary."
-                )
 
     def _get_target_vocab_size(self) -> int | None:
         return self._teacher_vocab_size or self.args.target_vocab_size

@@ -1,0 +1,65 @@
+"""From the arguments that a script already has to a trainer's own: configurations of TRL and transformers."""
+
+import copy
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from transformers import TrainingArguments
+
+from spec_kd._private import get_config_model_id
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+
+if TYPE_CHECKING:
+    from spec_kd.trainer.draft_config import DraftConfig
+
+Config = TypeVar("Config", bound="DraftConfig")
+
+
+def as_config(args: TrainingArguments | None, config_class: type[Config], model: Any) -> Config:
+    """`args` as the trainer's own configuration; what the caller passed is not changed.
+
+    Args:
+        args (`TrainingArguments`, *optional*):
+            Returned if it is a `config_class`; copied if it is an `SFTConfig` or another configuration whose options
+            `config_class` has; `None` for the defaults.
+        config_class (`type`): The trainer's own configuration class.
+        model (`str` or `PreTrainedModel`): The draft, whose name is that of the default `output_dir`.
+
+    Raises:
+        TypeError: If `args` is no configuration.
+        ValueError: If it has options that `config_class` does not have.
+    """
+    if isinstance(args, config_class):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(output_dir=f"{name.split('/')[-1]}-{config_class.__name__.removesuffix('Config')}")
+    if not isinstance(args, TrainingArguments):
+        raise TypeError(f"`args` must be a `{config_class.__name__}` or another TrainingArguments, got {type(args)}.")
+    # not `to_dict()`, which writes dtypes as text into the caller's own dictionaries and hides tokens
+    values = {field.name: copy.deepcopy(getattr(args, field.name)) for field in fields(args) if field.init}
+    values = config_class.translate(values, type(args))
+    known = {field.name for field in fields(config_class) if field.init}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"`args` is a {type(args).__name__} with options that {config_class.__name__} does not have: {unknown}. "
+            f"Use {config_class.__name__}."
+        )
+    return config_class(**values)
+
+
+def get_load_options(args: "DraftConfig", init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a model of the run, with the configuration's `trust_remote_code`."""
+    return {"trust_remote_code": args.trust_remote_code, **(init_kwargs or {})}
+
+
+def check_tokens(processing_class: ProcessingClass | None, args: "DraftConfig") -> None:
+    """Raises `ValueError` without a tokenizer or an EOS token (a missing pad token is replaced by EOS, as in TRL)."""
+    if processing_class is None:
+        raise ValueError("No tokenizer was found with the model. Pass the target's as `processing_class`.")
+    if args.eos_token is None and get_tokenizer(processing_class).eos_token is None:
+        raise ValueError(
+            "The processing class has no `eos_token`, so the draft could not learn where a response ends (nor have "
+            "a default for a missing `pad_token`). Set `tokenizer.eos_token` to the target's."
+        )

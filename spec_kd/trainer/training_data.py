@@ -1,0 +1,74 @@
+"""Data sets as a trainer is given them: checked before anything expensive starts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from spec_kd.data.training_rows import check_training_columns
+from spec_kd.stored_sets import check_stored_set
+from spec_kd.trainer.draft_config import DraftConfig
+
+AnyDataset = Dataset | IterableDataset
+EvalDataset = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
+IMAGE_COLUMNS = {"image", "images"}
+ID_COLUMNS = {"input_ids", "prompt_ids"}
+
+
+def check_datasets(
+    args: DraftConfig, train_dataset: Any, eval_dataset: Any, formatting_func: Callable | None = None
+) -> None:
+    """Raises unless the training and evaluation data say what the target wrote.
+
+    Raises:
+        ValueError: For a missing, empty or damaged data set, or one without what the target wrote.
+        TypeError: For a training set that is no data set, or several of them.
+    """
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required: the target's responses to learn from.")
+    if isinstance(train_dataset, dict):
+        raise TypeError(
+            f"`train_dataset` is a {type(train_dataset).__name__} with the splits {list(train_dataset)}. Pass one of "
+            'them, such as `dataset["train"]`.'
+        )
+    if not isinstance(train_dataset, Dataset | IterableDataset):
+        raise TypeError(f"`train_dataset` must be a `Dataset` or an `IterableDataset`, got {type(train_dataset)}.")
+    eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
+    for name, dataset in {"training": train_dataset, **eval_datasets}.items():
+        if dataset is not None:
+            check_dataset(args, dataset, name, formatting_func)
+            check_stored_set(dataset)
+
+
+def check_dataset(args: DraftConfig, dataset: AnyDataset, name: str, formatting_func: Callable | None = None) -> None:
+    """Raises `ValueError` unless one data set says what the target wrote, in a form that will be prepared."""
+    columns = find_columns(dataset)
+    if formatting_func is not None and columns and not ID_COLUMNS & columns and not args.assume_target_wrote:
+        raise ValueError(
+            f"`formatting_func` makes one text of each row of the {name} data set, which does not say which part the "
+            "target wrote. If it wrote all of it, set `assume_target_wrote=True`; otherwise give `prompt` and "
+            "`completion`."
+        )
+    check_training_columns(dataset, name, assume_target_wrote=args.assume_target_wrote)
+    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or args.assume_target_wrote
+    if IMAGE_COLUMNS & columns and not has_spans:
+        raise ValueError(
+            f"The {name} data set has `messages` with images, of which every token would be trained on. Set "
+            "`assistant_only_loss=True`, or `assume_target_wrote=True` if the target wrote all of them."
+        )
+    if (args.dataset_kwargs or {}).get("skip_prepare_dataset") and ID_COLUMNS & columns == {"prompt_ids"}:
+        raise ValueError(
+            f"`skip_prepare_dataset=True` leaves the `prompt_ids` and `completion_ids` of the {name} data set as they "
+            "are, and no collator can batch them. Drop it from `dataset_kwargs`."
+        )
+
+
+def find_columns(dataset: AnyDataset) -> set[str]:
+    """Names of the columns; those of the first row where a stream does not know them."""
+    return set(dataset.column_names or next(iter(dataset), {}))
+
+
+def apply_formatting(dataset: AnyDataset, formatting_func: Callable[[dict], str], text_column: str) -> AnyDataset:
+    """The texts that a function makes of the rows, without the columns that it made them of."""
+    columns = list(find_columns(dataset))
+    return dataset.map(lambda row: {text_column: formatting_func(row)}, remove_columns=columns)
