@@ -1,5 +1,6 @@
 """A turn of a conversation as its server and its target see it: the ids it is asked with, the ids it writes."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class ChatRenderer:
             messages (`Sequence[Mapping]`): At least one.
             template_arguments: `tools` and what else the template is given.
         """
-        return self._encode(self._render(messages, True, template_arguments))
+        return self._encode(self._render(messages, True, template_arguments))[0]
 
     def render_turn(self, messages: Sequence[Message], answer: Message, **template_arguments: Any) -> Turn:
         """What the server reads and the target writes where `answer` follows on `messages`.
@@ -87,7 +88,6 @@ class ChatRenderer:
             TurnNotRenderedError: The template does not print the answer, or prints another one.
         """
         prompt = self._render(messages, True, template_arguments)
-        prompt_ids = self._encode(prompt)
         stand_ins = self._choose_stand_ins(answer)
         hidden = hide(answer, stand_ins)
         whole = self._render([*messages, hidden], False, template_arguments)
@@ -99,7 +99,7 @@ class ChatRenderer:
             pass  # gpt-oss ends a call with a token of its own, which only its generation config counts as an EOS
         elif not end and self._needs_end:
             raise TurnNotRenderedError("the chat template writes no end of turn that the target could have written")
-        completion_ids = self._encode_behind(prompt, prompt_ids, text, end, stand_ins)
+        prompt_ids, completion_ids = self._encode_turn(prompt, text, end, stand_ins)
         return Turn(prompt_ids, completion_ids, self._mask(messages, answer, template_arguments, completion_ids))
 
     def render_text(self, prompt: str, completion: str) -> Turn:
@@ -109,12 +109,12 @@ class ChatRenderer:
         completion = completion if completion.endswith(eos) else completion + eos
         joint = self.tokenizer(prompt + completion)["input_ids"]
         start = len(prompt_ids)
-        ids = joint[start:] if joint[:start] == prompt_ids else self._encode_alone(completion)
+        ids = joint[start:] if joint[:start] == prompt_ids else self._encode_inside(completion)
         return Turn(prompt_ids, ids, [1] * len(ids))
 
     def _choose_stand_ins(self, answer: Message) -> dict[str, str]:
         """Characters that are not in an answer, for what looks like an end of turn and is text."""
-        shown = str(answer)  # may escape other characters, which are not searched for
+        shown = json.dumps(answer, ensure_ascii=False, default=str)
         texts = [text for text in self._end_texts if text in shown]
         free = (character for character in STAND_INS if character not in shown)
         return dict(zip(free, texts, strict=False)) if texts else {}
@@ -160,21 +160,27 @@ class ChatRenderer:
         tokens = self.tokenizer.added_tokens_decoder.values()
         return any(token.special and text.endswith(token.content) for token in tokens)
 
-    def _encode_behind(
-        self, prompt: str, prompt_ids: list[int], text: str, end: str, stand_ins: Mapping[str, str]
-    ) -> list[int]:
-        first, *rest = re.split(f"([{''.join(stand_ins)}])", text) if stand_ins else [text]
-        first += "" if rest else end
-        joint = self._encode(prompt + first)
-        if joint[: len(prompt_ids)] == prompt_ids:
-            ids = joint[len(prompt_ids) :]
-        else:  # tokens merge across the boundary, where the target began a new one
-            ids = self._encode_alone(first)
-            if self._decode(prompt_ids + ids) != self._decode(joint):
-                raise TurnNotRenderedError("the answer does not start where a token starts")
-        for part in rest:
-            ids = ids + (self._encode_as_text(stand_ins[part]) if part in stand_ins else self._encode_alone(part))
-        return ids + self._encode_alone(end) if rest else ids
+    def _encode_turn(
+        self, prompt: str, text: str, end: str, stand_ins: Mapping[str, str]
+    ) -> tuple[list[int], list[int]]:
+        """Ids of a prompt, and those of the text behind it with its end."""
+        parts = re.split(f"([{''.join(stand_ins)}])", text) if stand_ins else [text]
+        shown = "".join(stand_ins.get(part, part) for part in parts)
+        prompt_ids, joint = self._encode(prompt, prompt + shown + end)
+        if len(parts) == 1 and joint[: len(prompt_ids)] == prompt_ids:
+            return prompt_ids, joint[len(prompt_ids) :]
+        # tokens merge across the boundary, where the target began a new one; or a part of the text is hidden
+        first = self._encode(prompt + parts[0])[0]
+        is_prefix = first[: len(prompt_ids)] == prompt_ids
+        start = first[len(prompt_ids) :] if is_prefix else self._encode_inside(parts[0])
+        for encode_as_text in (self._encode_as_text, self._encode_cut):
+            ids = list(start)
+            for part in parts[1:]:
+                ids += encode_as_text(stand_ins[part]) if part in stand_ins else self._encode_inside(part)
+            ids += self._encode_inside(end)
+            if not set(ids[:-1]) & set(self.end_ids) and self._decode(prompt_ids + ids) == self._decode(joint):
+                return prompt_ids, ids
+        raise TurnNotRenderedError("the tokenizer does not give back the text of the answer from where it starts")
 
     def _get_template(self) -> str:
         template = self.processing_class.chat_template
@@ -188,20 +194,34 @@ class ChatRenderer:
             messages, add_generation_prompt=is_prompt, tokenize=False, **arguments
         )
 
-    def _encode(self, text: str) -> list[int]:
-        # as `apply_chat_template` of tokenizers and of processors
+    def _encode(self, *texts: str) -> list[list[int]]:
+        """Ids of texts that begin alike, with special tokens where `apply_chat_template` of a processor adds them."""
         is_bare = isinstance(self.processing_class, ProcessorMixin) and not (
-            self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+            self.tokenizer.bos_token is not None and texts[0].startswith(self.tokenizer.bos_token)
         )
-        return self.tokenizer(text, add_special_tokens=is_bare)["input_ids"]
+        return self.tokenizer(list(texts), add_special_tokens=is_bare)["input_ids"]
 
     def _encode_alone(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def _encode_inside(self, text: str) -> list[int]:
+        """Ids of a text that is not the first one, which some tokenizers begin with a space: as behind an end."""
+        if self._anchor is None or not text:
+            return self._encode_alone(text)
+        return self._encode_alone(self._anchor + text)[1:]
+
+    @cached_property
+    def _anchor(self) -> str | None:
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        return next((token.content for token in tokens if token.special and not token.rstrip), None)
+
     def _encode_as_text(self, text: str) -> list[int]:
         """Ids of a text that looks like an end of turn and is none."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids if not set(ids) & set(self.end_ids) else self._encode_alone(text[0]) + self._encode_alone(text[1:])
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _encode_cut(self, text: str) -> list[int]:
+        """The same for tokenizers that do not split it, or not without a space before it."""
+        return self._encode_inside(text[0]) + self._encode_inside(text[1:])
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -1,7 +1,11 @@
 """Prompt and completion are what a server of the target reads and what the target writes."""
 
+import string
+
 import pytest
 from chat_templates import FORMS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from spec_kd.data.chat_rendering import ChatRenderer
 from spec_kd.data.prompts import render_prompt_ids
@@ -109,3 +113,38 @@ def test_tool_calls():
 def test_calls_that_a_template_does_not_print(name):
     with pytest.raises(TurnNotRenderedError, match="does not print"):
         render(FORMS[name], {"role": "assistant", "content": "I call.", "tool_calls": [CALL]})
+
+
+def train_tokenizer(kind):
+    """A tokenizer with merges: of bytes, or of words that begin with `▁`."""
+    form = FORMS["deepseek-r1"]
+    texts = ["<think>\n\n Hm.\n</think>\n\nFine. I am fine.\n\n" * 9, "A turn ends with <|eos|>, I say."] * 9
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>") if kind == "words" else models.BPE())
+    if kind == "words":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else sorted({*string.printable, "▁"})
+    special = [*form.tokens, "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=form.eos, unk_token="<unk>", chat_template=form.template
+    )
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+@pytest.mark.parametrize("start", ["", "\n", "\n\n", " "])
+def test_tokens_that_merge_across_the_boundary(kind, start):
+    """What the server reads is the same for every answer, and what is written spells the answer."""
+    tokenizer = train_tokenizer(kind)
+    answer = {"role": "assistant", "content": start + "Hm.\n</think>\n\nI say <|eos|>, I am fine."}
+    turn = ChatRenderer(tokenizer).render_turn(HISTORY[:1], answer)
+    assert turn.prompt_ids == next(render_prompt_ids([{"prompt": HISTORY[:1]}], tokenizer))
+    prompt = "<|bos|><|User|>Hi<|Assistant|><think>\n"
+    ids = encode(tokenizer, prompt + answer["content"])
+    assert tokenizer.decode(turn.prompt_ids + turn.completion_ids) == tokenizer.decode(ids) + "<|eos|>"
+    eos_id = tokenizer.eos_token_id
+    assert turn.completion_ids[-1] == eos_id and eos_id not in turn.completion_ids[:-1]
