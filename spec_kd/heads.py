@@ -14,6 +14,7 @@ from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
@@ -227,6 +228,33 @@ def check_is_causal_lm(model: PreTrainedModel, role: str) -> None:
         raise ValueError(
             f"The {role} ({type(model).__name__}) is an encoder-decoder model, whose encoder would read the prompt. "
             "Pass a causal language model."
+        )
+
+
+def check_plain_head(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless the head of `model` is a matrix of floating-point numbers, and nothing besides it.
+
+    The fused losses take the head as that: they work with its weight and bias, and do not call it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): What it is called in the error.
+    """
+    head = unwrap_peft(model).get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if isinstance(head, BaseTunerLayer):
+        raise ValueError(
+            f"The head of the {role} has an adapter of its own, which the fused loss would pass by. Merge it "
+            "(`model.merge_and_unload()`), or leave `lm_head` out of `target_modules`; `modules_to_save` is supported."
+        )
+    # torchao's numbers hide in a tensor of floating-point dtype, and FSDP2 shards parameters as DTensors
+    is_wrapped = hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)
+    if weight is None or is_wrapped or not weight.is_floating_point():
+        kind = f"weights of dtype {weight.dtype}" if weight is not None and not is_wrapped else "no weight"
+        kind = f"quantized weights ({type(weight).__name__})" if is_wrapped else kind
+        raise ValueError(
+            f"The {role}'s head ({type(head).__name__}) has {kind}, so the divergence cannot be computed through it. "
+            f"Load the {role} with its head in full precision (bitsandbytes does so by default)."
         )
 
 

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from spec_kd.data.token_columns import REFERENCE_COLUMN
-from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
+from spec_kd.heads import LogitHead, check_plain_head, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.losses import ForwardKL, fused_linear_divergence
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
@@ -49,6 +49,7 @@ def add_reference_scores(
         raise ValueError(f"The data set has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
     check_stored_set(dataset)
     models = (ref_model, teacher_model)
+    check_plain_head(ref_model, "reference")
     for role, model in zip(("reference", "target"), models, strict=True):
         check_padding(model, role)
     lengths = [len(p) + len(c) for p, c in zip(dataset["prompt_ids"], dataset["completion_ids"], strict=True)]
@@ -87,7 +88,7 @@ def _score(models: tuple, batch: list[dict], vocab_size: int, temperature: float
         lambda chunk: head(hidden[1][chunk]).to(device),
         ids.roll(-1, dims=1)[predicts].to(device),
         divergence=ForwardKL(),
-        bias=reference.module.bias,
+        bias=getattr(reference.module, "bias", None),
         temperature=temperature,
         logit_scale=reference.transform.scale,
         softcap=reference.transform.softcap,

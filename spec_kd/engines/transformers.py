@@ -328,8 +328,17 @@ def hash_model(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, weight in model.named_parameters():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.numel() and not weight.is_meta:
-            flat = weight.detach().flatten()
-            values = flat[:: max(1, len(flat) // 64)][:64].cpu().contiguous()
-            digest.update(values.view(torch.uint8).numpy().tobytes())
+        for part in _list_parts(weight.detach()):
+            if part.numel() and not part.is_meta:
+                flat = part.flatten()
+                values = flat[:: max(1, len(flat) // 64)][:64].cpu().contiguous()
+                digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _list_parts(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of a weight: itself, or those inside a tensor subclass (numbers and scales of torchao)."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    names, _ = weight.__tensor_flatten__()
+    return [part for name in names for part in _list_parts(getattr(weight, name))]

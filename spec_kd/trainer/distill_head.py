@@ -49,23 +49,6 @@ class DistillOutput(ModelOutput):
     aux_loss: torch.Tensor | None = None
 
 
-def check_plain_head(model: PreTrainedModel, role: str) -> None:
-    """Raises `ValueError` unless the head of `model` is a matrix of floating-point numbers, and nothing besides it."""
-    head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if hasattr(head, "lora_A"):
-        raise ValueError(
-            f"The head of the {role} has a LoRA adapter, which the fused loss would pass by. Merge it "
-            "(`model.merge_and_unload()`), or leave `lm_head` out of `target_modules`; `modules_to_save` is supported."
-        )
-    if weight is None or not weight.is_floating_point():
-        kind = "no weight" if weight is None else f"weights of dtype {weight.dtype}"
-        raise ValueError(
-            f"The {role}'s head ({type(head).__name__}) has {kind}, so the divergence cannot be computed through it. "
-            f"Load the {role} with its head in full precision (bitsandbytes does so by default)."
-        )
-
-
 def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: int) -> None:
     """Patches `model.forward` so that `model(..., fused_lm_head=True, distill_signal=...)` returns a `DistillOutput`.
 
@@ -88,7 +71,7 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
         labels = kwargs.pop("labels")[:, 1:]
         head = self.get_output_embeddings()  # looked up at each call: PEFT and FSDP replace it after patching
         hidden, outputs = run_up_to_head(previous_forward, head, **kwargs)
-        weight, bias = head.weight, head.bias
+        weight, bias = head.weight, getattr(head, "bias", None)
         if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
         mask = labels != -100  # (B, T - 1)
@@ -157,7 +140,7 @@ def _compute_reference(
         targets,
         tokens,
         divergence=selection.score,
-        bias=None if head.module.bias is None else head.module.bias.to(mask.device),
+        bias=None if (bias := getattr(head.module, "bias", None)) is None else bias.to(mask.device),
         temperature=loss.temperature,
         logit_scale=head.transform.scale,
         softcap=head.transform.softcap,

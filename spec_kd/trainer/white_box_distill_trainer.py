@@ -17,7 +17,7 @@ from transformers import (
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
-from spec_kd.heads import check_logits_are_known, unwrap_peft
+from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
 from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.cached_teacher import (
@@ -27,7 +27,7 @@ from spec_kd.trainer.cached_teacher import (
     check_evaluation_signal,
     read_teacher_info,
 )
-from spec_kd.trainer.distill_head import add_distillation_head, check_plain_head
+from spec_kd.trainer.distill_head import add_distillation_head
 from spec_kd.trainer.draft_trainer import DraftTrainer
 from spec_kd.trainer.finite_guard import describe_bad_signal
 from spec_kd.trainer.shared_vocabulary import check_pair, check_rows, count_loss_ids
@@ -201,12 +201,12 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         self._reference = None
         if ref_model is not None:
             self._reference = self._load_frozen(ref_model, args.ref_model_init_kwargs, vocab_size, "reference")
-            check_plain_head(unwrap_peft(self._reference.model), "reference")
+            check_plain_head(self._reference.model, "reference")
         add_distillation_head(unwrap_peft(self.model), self.token_loss, vocab_size)
 
     def _check_reading(self, model: PreTrainedModel, role: str) -> None:
         if role == "draft":
-            check_plain_head(unwrap_peft(model), role)
+            check_plain_head(model, role)
         super()._check_reading(model, role)
 
     def _load_frozen(
