@@ -1,28 +1,38 @@
 """One record of a log, in the forms that servers, gateways and data sets write, as prompts with answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spec_kd.queries.log_messages import Message, clean_messages, parse_json
-
-Record = Mapping[str, Any]
+from spec_kd.queries.conversations import strip_piece_number
+from spec_kd.queries.log_answers import check_succeeded, find_answer
+from spec_kd.queries.log_fields import (
+    KNOWN_KEYS,
+    MEDIA_KEYS,
+    TEXT_KEYS,
+    Record,
+    find_fields,
+    find_request,
+)
+from spec_kd.queries.log_messages import MARKS, Message, clean_messages, find_mark, parse_json
+from spec_kd.queries.log_requests import read_request
+from spec_kd.queries.log_tracing import LeftOutError, is_langfuse, is_langsmith, unwrap_langfuse, unwrap_langsmith
+from spec_kd.queries.tool_catalogue import Tool, dump_tools, read_tools, wrap_tool
 
 TURNS = ("auto", "all", "last")
 SHAREGPT_ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "observation": "tool", "function_response": "tool",
+    "model": "assistant", "observation": "tool", "function_response": "tool", "tool_response": "tool",
 }  # fmt: skip
-# Where loggers nest what the client sent and what the server answered. `body`: batch files of OpenAI and `vllm
-# run-batch`. `proxy_server_request`: rows of LiteLLM_SpendLogs, whose `messages` are empty.
-REQUEST_KEYS = ("request", "body", "request_body", "proxy_server_request", "reqPayload", "kwargs", "input", "inputs")
-TEXT_KEYS = ("prompt", "text")
-RESPONSE_KEYS = ("response", "response_body", "respPayload", "output", "outputs")
-CONVERSATION_KEYS = ("conversation_id", "session_id", "litellm_session_id", "thread_id", "chat_id", "trace_id")
-USER_KEYS = ("user", "user_id", "end_user", "safety_identifier", "user_api_key_end_user_id", "user_api_key_user_id")
-TIME_KEYS = ("timestamp", "created_at", "startTime", "start_time", "created", "requestedAt", "time", "date")
-LITELLM_REDACTED = "redacted-by-litellm"  # in place of every text, with `turn_off_message_logging`
+CALL_ROLES = ("function_call", "tool_call")
+USER_ROLES = ("user", "human", "prompter")  # of a text alone
+ASSISTANT_ROLES = ("assistant", "gpt", "chatgpt", "model", "ai", "bot", "system", "tool", "function")
+SPEAKER_KEYS = ("role", "from", "author", "speaker", "sender")
+RENDERED_MARKS = (
+    "<|im_start|>", "<|start_header_id|>", "<|start|>assistant", "<start_of_turn>", "<|assistant|>", "[/INST]",
+    "### Assistant:", "\n\nAssistant:",
+)  # fmt: skip
+NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class LoggedCall:
         user (`str`, *optional*): As logged.
         timestamp (`float`, *optional*): Seconds since 1970.
         is_whole (`bool`): Whether the record is a conversation as a whole, not one request of it.
+        notes (`tuple[str, ...]`): What to count of it, such as why an answer that was logged is not kept.
     """
 
     prompt: list[Message]
@@ -46,6 +57,7 @@ class LoggedCall:
     user: str | None = None
     timestamp: float | None = None
     is_whole: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def read_record(record: Any, format: str | Callable[[Any], Any] = "auto") -> LoggedCall | None:
@@ -63,11 +75,14 @@ def read_record(record: Any, format: str | Callable[[Any], Any] = "auto") -> Log
 
     Raises:
         `ValueError`: Says what is missing or not understood.
+        `LeftOutError`: The record is no request, by what it says of itself.
     """
     if callable(format):
         record, format = format(record), "auto"
         if record is None:
             return None
+    if isinstance(record, Mapping) and not isinstance(record, dict):
+        record = dict(record)
     call = FORMATS[format](record)
     if not call.prompt:
         raise ValueError("no messages before the assistant's answer")
@@ -75,8 +90,16 @@ def read_record(record: Any, format: str | Callable[[Any], Any] = "auto") -> Log
         raise ValueError(f"the prompt ends with the {call.prompt[-1]['role']}'s turn, not the user's or a tool's")
     if not any(message["content"].strip() for message in call.prompt if message["role"] in ("user", "tool")):
         raise ValueError("the user's turns are empty")
-    if any(message["content"] == LITELLM_REDACTED for message in call.prompt):
-        raise ValueError(f"the text was left out when it was logged ({LITELLM_REDACTED!r})")
+    last = call.prompt[-1]
+    if last["role"] == "user" and not last["content"].strip():
+        raise ValueError("the user's last turn is empty")
+    for message in call.prompt:
+        if mark := find_mark(message):
+            raise ValueError(f"the text, or a part of it, was left out when it was logged ({mark!r})")
+    if call.tools:
+        text = dump_tools(call.tools)
+        if mark := next((mark for mark in MARKS if mark in text), None):
+            raise ValueError(f"a part of the tools was left out when it was logged ({mark!r})")
     return call
 
 
@@ -101,73 +124,99 @@ def split_turns(call: LoggedCall, turns: str = "auto") -> list[LoggedCall]:
 def _read_any(record: Any) -> LoggedCall:
     if isinstance(record, str):
         return _read_text(record)
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a record must be a JSON object, got {record!r:.60}")
+    if _is_list_of_messages(record):
+        record = {"messages": record}
+    _check_object(record)
+    if is_langsmith(record):
+        return _read_openai(unwrap_langsmith(record))
+    if is_langfuse(record):
+        return _read_openai(unwrap_langfuse(record))
     if "conversations" in record:
         return _read_sharegpt(record)
-    if isinstance(record.get("prompt"), list | tuple):
+    prompt = record.get("prompt")
+    if isinstance(prompt, list | tuple) or _is_list_of_messages(parse_json(prompt)):
         return _read_trl(record)
-    if _find_part(record, REQUEST_KEYS, ("messages",)) is not None:
+    if find_request(record, ("messages",)) is not None or read_request(record) is not None:
         return _read_openai(record)
-    if _find_part(record, REQUEST_KEYS, TEXT_KEYS) is not None:
+    if find_request(record, TEXT_KEYS) is not None:
         return _read_text(record)
-    raise ValueError(
-        f"none of the known forms: the keys are {sorted(map(str, record))[:12]}. Give `format` a function that makes "
-        "`messages` of it"
-    )
+    raise ValueError(_describe_unknown(record))
+
+
+def _is_list_of_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _check_object(record: Any) -> None:
+    if not isinstance(record, dict):
+        raise ValueError(f"a record must be a JSON object, got {record!r:.60}")
+
+
+def _describe_unknown(record: Record) -> str:
+    keys = f"the keys are {sorted(map(str, record))[:12]}"
+    if "custom_id" in record and ("response" in record or "result" in record):
+        return f"an answer of a batch without its request ({record['custom_id']!r:.60}): read both files in one call"
+    if "role" in record and "content" in record:
+        return f"one message alone ({keys}): put the messages of a conversation into one record, as `messages`"
+    return f"none of the known forms: {keys}. Give `format` a function that makes `messages` of it"
 
 
 def _read_openai(record: Record) -> LoggedCall:
-    """Chat completions: the request and the response in one object or nested, also of vLLM and LiteLLM.
+    """Requests of the chat completions, Anthropic and Responses APIs, with the response in one object or nested.
 
     LiteLLM: https://docs.litellm.ai/docs/proxy/logging_spec (`StandardLoggingPayload`).
     """
-    request = _find_part(record, REQUEST_KEYS, ("messages",))
+    _check_object(record)
+    request = read_request(record)
     if request is None:
         raise ValueError(f"no `messages`: the keys are {sorted(map(str, record))[:12]}")
-    if record.get("status") == "failure" or record.get("error"):
-        raise ValueError("the request failed")
-    messages = clean_messages(parse_json(request["messages"]))
-    completion = _find_completion(record)
-    is_whole = completion is None and bool(messages) and messages[-1]["role"] == "assistant"
+    check_succeeded(record)
+    messages = request.messages
+    completion, note = find_answer(record)
+    # A request that ends with the assistant's turn has it continued: that turn is no answer.
+    is_ended = bool(messages) and messages[-1]["role"] == "assistant"
+    is_whole = completion is None and note is None and is_ended and request.source is record
     if is_whole:
         *messages, completion = messages
-    parameters = parse_json(record.get("model_parameters") or record.get("optional_params") or {})
-    return _build(record, messages, completion, request.get("tools") or parameters.get("tools"), is_whole, request)
+    notes = _note_answer(record, completion, note)
+    if request.source.get("chat_template_kwargs"):
+        notes.append("prompts whose `chat_template_kwargs` are not kept")
+    return _build(record, messages, completion, request.tools, is_whole, request.source, notes)
 
 
 def _read_sharegpt(record: Record) -> LoggedCall:
     """`conversations` of `from` and `value`, as FastChat, LLaMA-Factory and Axolotl read them."""
     turns = parse_json(record.get("conversations"))
-    if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError("no `conversations` with a list of turns")
     messages = []
     for turn in turns:
         role = turn.get("from") or turn.get("role")
-        if role == "function_call":
-            messages.append({"role": "assistant", "tool_calls": _read_function_calls(turn.get("value"))})
+        rest = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
+        if role in CALL_ROLES:
+            message = {"role": "assistant", "tool_calls": _read_function_calls(turn.get("value", turn.get("content")))}
         else:
             content = turn.get("value", turn.get("content"))
-            messages.append({"role": SHAREGPT_ROLES.get(role, role), "content": content})
+            message = {"role": SHAREGPT_ROLES.get(role, role), "content": content}
+        messages.append({**rest, **message})
     if record.get("system"):
         messages.insert(0, {"role": "system", "content": record["system"]})
-    # Long conversations were cut into pieces with the ids `x_0`, `x_17`, ...
     name = record.get("id")
-    parts = str(name).rsplit("_", 1)
-    names = {} if name is None else {"conversation_id": parts[0] if parts[-1].isdigit() else name}
+    names = {} if name is None else {"conversation_id": strip_piece_number(str(name))}
     return _split_last({**names, **record}, clean_messages(messages))
 
 
 def _read_function_calls(value: Any) -> list[dict[str, Any]]:
     calls = parse_json(value)
     calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, Mapping) and "name" in call for call in calls):
+    if not all(isinstance(call, dict) and "name" in call for call in calls):
         raise ValueError(f"a `function_call` turn must be JSON with a `name`, got {value!r:.60}")
     return [{"type": "function", "function": dict(call)} for call in calls]
 
 
 def _read_trl(record: Record) -> LoggedCall:
     """TRL's conversational forms: `prompt` with or without `completion`, or `messages`."""
+    _check_object(record)
     if "prompt" not in record:
         if "messages" not in record:
             raise ValueError(f"neither `prompt` nor `messages`: the keys are {sorted(map(str, record))[:12]}")
@@ -175,7 +224,9 @@ def _read_trl(record: Record) -> LoggedCall:
     prompt = clean_messages(parse_json(record["prompt"]))
     completion = parse_json(record.get("completion"))
     if completion is None:
-        return _build(record, prompt, None, record.get("tools"), False)
+        answer, note = find_answer(record)
+        notes = _note_answer(record, answer, note)
+        return _build(record, prompt, answer, record.get("tools"), False, record, notes)
     completion = clean_messages(
         [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     )
@@ -183,22 +234,50 @@ def _read_trl(record: Record) -> LoggedCall:
     if messages[-1]["role"] != "assistant":
         raise ValueError("`completion` does not end with the assistant's turn")
     # A completion of several turns (tool calls and their results) is a conversation of which each turn counts.
-    return _build(record, messages[:-1], messages[-1], record.get("tools"), len(completion) > 1)
+    return _build(record, messages[:-1], messages[-1], record.get("tools"), len(completion) > 1, record)
 
 
 def _read_text(record: Record | str) -> LoggedCall:
-    """A line of text; or `prompt` or `text` with, where logged, `completion`, `response` or `choices`."""
+    """A line of text; or `prompt` or `text` with, where logged, the answer as text or as a response."""
     if isinstance(record, str):
+        _check_not_rendered(record)
         return LoggedCall([{"role": "user", "content": record}])
-    request = _find_part(record, REQUEST_KEYS, TEXT_KEYS) or {}
+    _check_object(record)
+    request = find_request(record, TEXT_KEYS) or record
     text = next((request[key] for key in TEXT_KEYS if request.get(key)), None)
     if not isinstance(text, str):
         raise ValueError(f"no text in `prompt` or `text`: the keys are {sorted(map(str, record))[:12]}")
-    answer = next((record[key] for key in ("completion", "response", "answer") if record.get(key)), None)
-    completion = {"role": "assistant", "content": answer} if isinstance(answer, str) else _find_completion(record)
+    _check_speaker(record)
+    _check_not_rendered(text)
+    if request.get("suffix"):
+        raise ValueError("a `suffix`: text between two others is no prompt of a chat")
+    check_succeeded(record)
+    answer, note = find_answer(record)
     system = [{"role": "system", "content": request["system"]}] if request.get("system") else []
     prompt = clean_messages([*system, {"role": "user", "content": text}])
-    return _build(record, prompt, completion, request.get("tools"), False, request)
+    notes = _note_answer(record, answer, note)
+    return _build(record, prompt, answer, request.get("tools"), False, request, notes)
+
+
+def _check_not_rendered(text: str) -> None:
+    """Text with the marks of turns is a conversation, whose answers would be taken for the user's words."""
+    if mark := next((mark for mark in RENDERED_MARKS if mark in text), None):
+        raise ValueError(f"a text with the mark of a turn ({mark!r}), a rendered conversation: log its `messages`")
+
+
+def _check_speaker(record: Record) -> None:
+    """A text that says who wrote it is a prompt only if that was the user, at the start of a conversation."""
+    for key in SPEAKER_KEYS:
+        speaker = record.get(key)
+        speaker = speaker.get("role") if isinstance(speaker, dict) else speaker
+        if not isinstance(speaker, str):
+            continue
+        if speaker.lower() in ASSISTANT_ROLES:
+            raise LeftOutError(f"a text of the {speaker.lower()}, not the user's (`{key}`)")
+        if key == "role" and speaker.lower() not in USER_ROLES:
+            raise ValueError(f"a text with the role {speaker!r}, which is not known")
+    if "role" in record and record.get("parent_id"):
+        raise LeftOutError("a reply whose conversation is in other records (`parent_id`)")
 
 
 FORMATS: dict[str, Callable[[Any], LoggedCall]] = {
@@ -212,11 +291,22 @@ FORMATS: dict[str, Callable[[Any], LoggedCall]] = {
 }
 
 
+def _note_answer(record: Record, completion: Message | None, note: str | None) -> list[str]:
+    """What to count of a record's answer: what there is to say of it, or keys under which there may be one."""
+    if note is not None:
+        return [f"answers {note}" if completion is not None else f"answers not kept, {note}"]
+    if completion is not None:
+        return []
+    keys = [key for key in record if key not in KNOWN_KEYS and isinstance(record[key], str | dict | list)]
+    keys = sorted(str(key) for key in keys if record[key])
+    return [f"records without a known answer, with the unknown keys {keys[:NUM_NAMED]}"] if keys else []
+
+
 def _split_last(record: Record, messages: list[Message]) -> LoggedCall:
     """A conversation as a whole; what the user said after the last answer has none."""
     is_answered = bool(messages) and messages[-1]["role"] == "assistant"
     completion = messages.pop() if is_answered else None
-    return _build(record, messages, completion, record.get("tools"), True)
+    return _build(record, messages, completion, record.get("tools"), True, record)
 
 
 def _build(
@@ -225,72 +315,33 @@ def _build(
     completion: Message | None,
     tools: Any,
     is_whole: bool,
-    request: Record | None = None,
+    request: Record,
+    notes: Sequence[str] = (),
 ) -> LoggedCall:
-    sources = [record, request or {}]
-    sources += [metadata for source in sources if isinstance(metadata := parse_json(source.get("metadata")), Mapping)]
-    sources.append(_find_response(record) or {})  # `created`
-
-    def find(keys: Sequence[str]) -> Any:
-        return next((s[key] for key in keys for s in sources if s.get(key) not in (None, "")), None)
-
-    name, user = find(CONVERSATION_KEYS), find(USER_KEYS)
+    for part in (record, request):
+        if media := next((key for key in MEDIA_KEYS if part.get(key)), None):
+            raise ValueError(f"the prompt has `{media}`; only text is understood")
     return LoggedCall(
         prompt=prompt,
-        tools=parse_json(tools) or None,
+        tools=_read_tools(tools, request.get("functions")),
         completion=completion,
-        conversation_id=None if name is None else str(name),
-        user=None if user is None else str(user),
-        timestamp=_read_time(find(TIME_KEYS)),
+        **find_fields(record, request),
         is_whole=is_whole,
+        notes=tuple(notes),
     )
 
 
-def _find_part(record: Record, places: Sequence[str], wanted: Sequence[str]) -> Record | None:
-    """The record itself or what is nested in it, whichever has one of the wanted keys."""
-    nested = (parse_json(record[key]) for key in places if record.get(key))
-    for candidate in (record, *nested):
-        if isinstance(candidate, Mapping):
-            for part in (candidate, candidate.get("body")):
-                if isinstance(part, Mapping) and any(parse_json(part.get(key)) for key in wanted):
-                    return part
-    return None
+def _read_tools(tools: Any, functions: Any) -> list[Tool] | None:
+    """Tools of the Anthropic and Responses APIs, and `functions`, in OpenAI's form; others as they are."""
+    known = [_wrap_foreign(tool) for tool in read_tools(tools) or []]
+    known += [wrap_tool(tool) for tool in read_tools(functions, "`functions`") or []]
+    return known or None
 
 
-def _find_response(record: Record) -> Record | None:
-    return _find_part(record, RESPONSE_KEYS, ("choices",))
-
-
-def _find_completion(record: Record) -> Message | None:
-    """The first choice: prompts with several answers count once. One that was cut off is not the target's answer."""
-    response = _find_response(record)
-    if response is None:
-        return None
-    choice = response["choices"][0]
-    if choice.get("finish_reason") in ("length", "content_filter"):
-        return None
-    if isinstance(choice.get("text"), str):
-        return {"role": "assistant", "content": choice["text"]}
-    message = choice.get("message")
-    if not isinstance(message, Mapping) or not any(message.get(key) for key in ("content", "tool_calls")):
-        return None
-    return clean_messages([{**message, "role": "assistant"}])[0]
-
-
-def _read_time(value: Any) -> float | None:
-    """Seconds since 1970 of a number (seconds, milliseconds, microseconds), an ISO 8601 text or a `datetime`."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            try:
-                value = datetime.fromisoformat(value.strip())
-            except ValueError:
-                return None
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    if not isinstance(value, int | float) or not 0 < value < 1e17:
-        return None
-    while value > 1e11:  # seconds reach that in the year 5138
-        value /= 1000
-    return float(value)
+def _wrap_foreign(tool: Tool) -> Tool:
+    if "input_schema" in tool:
+        named = {"name": tool["name"], "description": tool.get("description"), "parameters": tool["input_schema"]}
+        return wrap_tool({key: value for key, value in named.items() if value is not None})
+    if tool.get("type") == "function" and "function" not in tool:
+        return wrap_tool({key: value for key, value in tool.items() if key != "type"})
+    return tool

@@ -1,75 +1,194 @@
-"""Messages as logs have them, brought to the form in which servers hand them to the chat template."""
+"""Messages as logs have them, brought to the form in which servers hand them to the chat template.
+
+What is understood is listed here; what is not on a list is an error, so that no turn loses its content in silence.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLE_NAMES = {role: role for role in ROLES} | {"function": "tool"}  # `function`: OpenAI's before `tool`
+# Keys that hold content and are understood, and keys that hold none.
+CONTENT_KEYS = {"content", "text", "parts", "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"}
+OTHER_KEYS = {
+    "role", "name", "tool_call_id", "id", "index", "type", "object", "status", "weight", "model", "annotations",
+    "citations", "metadata", "logprobs", "usage", "cache_control", "provider_specific_fields", "reasoning_details",
+    "thinking_blocks", "stop_reason", "stop_sequence", "finish_reason", "token_ids", "prefix", "phase", "tool_name",
+    "additional_kwargs", "response_metadata", "usage_metadata", "invalid_tool_calls", "example", "timestamp",
+    "created_at", "feedback", "tags", "loss", "train",
+}  # fmt: skip
+TEXT_TYPES = {None, "text", "input_text", "output_text"}
+REASONING_TYPES = {"thinking": "thinking", "reasoning": "text", "reasoning_text": "text"}
+# What loggers put in the place of a text, or into one that they shorten.
+REPLACED_TEXTS = {"redacted-by-litellm", "REDACTED_BY_LITELM", "<truncated due to size exceeding limit>"}
+MARKS = ("(litellm_truncated ", "<truncated due to size exceeding limit>", "@@@langfuseMedia:")
 
 
 def clean_messages(messages: Any) -> list[Message]:
     """Messages with the keys that templates know.
 
-    Text in parts is joined by line breaks, arguments of tool calls are parsed, a missing content is empty text; keys
-    that no template knows (`refusal`, `annotations`) are left out.
+    Text in parts is joined by line breaks, arguments of tool calls are parsed, and a call of the older form
+    (`function_call`) becomes a tool call. Blocks of the Anthropic API (`tool_use`, `tool_result`, `thinking`) become
+    tool calls, messages of tools and reasoning. Keys without content (`annotations`, `logprobs`) are left out.
 
     Args:
-        messages (`list[dict]`): With a role of [`ROLES`].
+        messages (`list[dict]`): With a role of [`ROLES`] or `"function"`.
 
     Raises:
-        `ValueError`: Other roles, content that is not text, tool calls without a name or with arguments that are not
-            JSON.
+        `ValueError`: Other roles, content that is not text, a turn without content that is understood, keys with
+            content that are not known, tool calls without a name or with arguments that are not JSON.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
+    if not isinstance(messages, list | tuple):
         raise ValueError(f"messages must be a list, got {messages!r:.60}")
-    return [_clean_message(message) for message in messages]
+    return [cleaned for message in messages for cleaned in _clean_message(message)]
 
 
-def _clean_message(message: Any) -> Message:
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in ROLES:
+def _clean_message(message: Any) -> list[Message]:
+    role = message.get("role") if isinstance(message, dict) else None
+    known = ROLE_NAMES.get(role) if isinstance(role, str) else None
+    if known is None:
         raise ValueError(f"a message must have a role of {', '.join(ROLES)}, got {role!r}")
-    cleaned: Message = {"role": role, "content": _join_text(message.get("content"))}
+    content = message.get("content")
+    if content is None:
+        content = message.get("text") if message.get("text") is not None else message.get("parts")
+    _check_keys(message)
+    # Most messages are a role and a text.
+    if isinstance(content, str) and (known != "assistant" or len(message) == 2):
+        cleaned: Message = {"role": known, "content": content}
+        _copy_names(message, cleaned)
+        return [cleaned]
+    blocks = _Blocks()
+    blocks.read(content)
+    cleaned = {"role": known, "content": blocks.join_text()}
     # vLLM names it `reasoning` now; chat templates and older versions say `reasoning_content`.
-    if reasoning := message.get("reasoning_content") or message.get("reasoning"):
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    if reasoning := reasoning or "\n".join(blocks.reasoning):
+        if not isinstance(reasoning, str):
+            raise ValueError(f"the reasoning of a message must be text, got {reasoning!r:.60}")
         cleaned["reasoning_content"] = reasoning
-    if message.get("tool_calls"):
-        cleaned["tool_calls"] = [_clean_tool_call(call) for call in parse_json(message["tool_calls"])]
+    calls = [_clean_tool_call(call) for call in parse_json(message.get("tool_calls")) or []]
+    if message.get("function_call"):
+        calls.append(_clean_tool_call({"function": parse_json(message["function_call"])}))
+    calls += [_clean_tool_call(call) for call in blocks.calls]
+    if calls:
+        if known != "assistant":
+            raise ValueError(f"a message of the {known} holds tool calls")
+        cleaned["tool_calls"] = calls
+    _copy_names(message, cleaned)
+    if blocks.results and known != "user":
+        raise ValueError(f"a message of the {known} holds the results of tools")
+    if content is None and not calls:
+        raise ValueError(f"a message of the {known} has no content that is understood: its keys are {_list(message)}")
+    is_only_results = blocks.results and not blocks.texts
+    return [*blocks.results, *([] if is_only_results else [cleaned])]
+
+
+def _check_keys(message: Mapping[str, Any]) -> None:
+    for key, value in message.items():
+        if key in CONTENT_KEYS or key in OTHER_KEYS:
+            continue
+        # A scalar beside the content is what a logger notes about it; lists and objects hold images and the like.
+        if value and (isinstance(value, dict | list) or key in ("refusal", "audio", "images", "value")):
+            raise ValueError(f"a message has {key!r}, which is not understood: its keys are {_list(message)}")
+
+
+def _copy_names(message: Mapping[str, Any], cleaned: Message) -> None:
     for key in ("tool_call_id", "name"):
         if message.get(key) is not None:
             cleaned[key] = message[key]
-    return cleaned
 
 
-def _join_text(content: Any) -> str:
-    """Parts of text joined by line breaks, as vLLM does for templates that take text (`chat_utils.py`)."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content if isinstance(content, Sequence) else [content]:
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+class _Blocks:
+    """The parts of one message's content, by what they are."""
+
+    def __init__(self):
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.results: list[Message] = []
+
+    def join_text(self) -> str:
+        """Parts of text joined by line breaks, as vLLM does for templates that take text (`chat_utils.py`)."""
+        return "\n".join(self.texts)
+
+    def read(self, content: Any) -> None:
+        if content is None:
+            return
+        if isinstance(content, str):
+            self.texts.append(content)
+            return
+        if isinstance(content, dict) and "parts" in content:  # ChatGPT's export
+            if content.get("content_type", "text") != "text":
+                raise ValueError(f"a message has content of type {content['content_type']!r}; only text is understood")
+            content = content["parts"]
+        if isinstance(content, list) and not content:
+            raise ValueError("a message has an empty list as content")
+        for part in content if isinstance(content, list) else [content]:
+            self._read_part(part)
+
+    def _read_part(self, part: Any) -> None:
+        if isinstance(part, str):
+            self.texts.append(part)
+            return
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if not isinstance(part, dict) or not isinstance(kind, str | None):
             raise ValueError(f"a message has a part of type {kind!r}; only text is understood")
-        texts.append(text)
-    return "\n".join(texts)
+        if kind in TEXT_TYPES:
+            text = part.get("text", part.get("value"))
+            if isinstance(text, dict):  # OpenAI's Assistants
+                text = text.get("value")
+            if not isinstance(text, str):
+                raise ValueError(f"a part of a message has no text in `text` or `value`: its keys are {_list(part)}")
+            self.texts.append(text)
+        elif kind in REASONING_TYPES and isinstance(text := part.get(REASONING_TYPES[kind]), str):
+            self.reasoning.append(text)
+        elif kind == "tool_use":
+            call = {"name": part.get("name"), "arguments": part.get("input")}
+            self.calls.append({"id": part.get("id"), "function": call})
+        elif kind == "tool_result":
+            result = _Blocks()
+            result.read(part.get("content"))
+            if result.reasoning or result.calls or result.results:
+                raise ValueError("the result of a tool holds more than text")
+            name = {} if part.get("tool_use_id") is None else {"tool_call_id": part["tool_use_id"]}
+            self.results.append({"role": "tool", "content": result.join_text(), **name})
+        else:
+            raise ValueError(f"a message has a part of type {kind!r}; only text is understood")
 
 
 def _clean_tool_call(call: Any) -> dict[str, Any]:
     """Arguments parsed, as vLLM and SGLang do before they render the chat template, which prints them as JSON."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not function.get("name"):
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not function.get("name"):
         raise ValueError(f"a tool call must have a `function` with a `name`, got {call!r:.60}")
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"arguments of the tool call {function['name']!r} are not JSON ({error})") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"arguments of the tool call {function['name']!r} are no object: {arguments!r:.60}")
     cleaned = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return cleaned if call.get("id") is None else {"id": call["id"], **cleaned}
+
+
+def find_mark(message: Message) -> str | None:
+    """What a logger left in a message of which it did not keep the whole text; `None` for a whole one."""
+    texts = [message["content"]]
+    if len(message) > 2:
+        texts.append(message.get("reasoning_content", ""))
+        texts += [json.dumps(call["function"]["arguments"]) for call in message.get("tool_calls", ())]
+    for text in texts:
+        if len(text) < 50 and text in REPLACED_TEXTS:
+            return text
+        for mark in MARKS:
+            if mark in text:
+                return mark
+    return None
 
 
 def parse_json(value: Any) -> Any:
@@ -77,6 +196,10 @@ def parse_json(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
+
+
+def _list(value: Mapping[str, Any]) -> list[str]:
+    return sorted(map(str, value))[:12]

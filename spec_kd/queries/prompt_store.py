@@ -15,9 +15,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
 from spec_kd.files import compute_sum, explain_full_disk, is_intact, sweep, write_text
-from spec_kd.queries.deduplication import normalize_text
+from spec_kd.queries.conversations import ConversationLinks
 from spec_kd.queries.prompt_filter import LoggedPrompt
-from spec_kd.queries.splitting import hash_text
 from spec_kd.stored_sets import find_own_sum
 
 # Messages as JSON items: each keeps its own keys in their order, which chat templates print.
@@ -46,8 +45,6 @@ class PromptStore:
         output_dir (`Path`): Created when something is written.
 
     Attributes:
-        conversations (`array` of `"Q"`): Numbers of the conversations of the prompts written.
-        texts (`array` of `"Q"`): Hashes of what the user and the tools say in the prompts written, normalized.
         timestamps (`array` of `"d"`): Of the prompts written, NaN where unknown.
         num_completions (`int`): Prompts written with an answer.
     """
@@ -55,16 +52,40 @@ class PromptStore:
     def __init__(self, output_dir: Path):
         self.output_dir = output_dir
         self._partial = output_dir / PARTIAL_FOLDER
-        self.conversations, self.texts, self.timestamps = array("Q"), array("Q"), array("d")
+        self.timestamps = array("d")
         self.num_completions = self._num_tools = 0
+        self._links = ConversationLinks()
+        self._joined = np.zeros(0, dtype=np.int64)
+
+    @property
+    def batches_path(self) -> Path:
+        """Where the answers of batches may lie while prompts are written."""
+        return self._partial / "batches.sqlite"
+
+    @property
+    def conversations(self) -> np.ndarray:
+        """Numbers of the conversations of the prompts written, (N,), uint64."""
+        return self._links.numbers
+
+    def check_place(self) -> None:
+        """Raises `ValueError` if something is in the way that this class did not write."""
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"`output_dir` is `{self.output_dir}`, which is a file: give a folder.")
+        # A run that was killed while it put its files in their places has its report in `.partial` still.
+        if self._read_manifest() is not None or (self._partial / REPORT).exists():
+            return
+        for name in (*SPLIT_FILES, REPORT):
+            path = self.output_dir / name
+            if path.exists() and not find_own_sum(path).exists():
+                raise ValueError(
+                    f"`{path}` is there already and `load_query_logs` did not write it: give another "
+                    "`output_dir`, or move it away."
+                )
 
     def open_finished(self, fingerprint: dict[str, Any]) -> tuple[Dataset, Dataset, dict[str, Any]] | None:
         """Train, test and report, if the folder has those of this fingerprint."""
-        try:
-            manifest = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
+        manifest = self._read_manifest()
+        if manifest is None or manifest["fingerprint"] != fingerprint:
             return None
         paths = [self.output_dir / name for name in SPLIT_FILES]
         if any(find_own_sum(path).exists() and not is_intact(path, find_own_sum(path)) for path in paths):
@@ -74,6 +95,13 @@ class PromptStore:
         train, test = (Dataset.from_file(str(path)) for path in paths)
         return train, test, manifest["report"]
 
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            manifest = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return manifest if isinstance(manifest, dict) and {"fingerprint", "report"} <= set(manifest) else None
+
     def write(self, prompts: Iterable[LoggedPrompt]) -> None:
         """Writes all prompts to one file, removing what a killed run left."""
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -81,20 +109,37 @@ class PromptStore:
         sweep(self.output_dir)
         with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
             for rows in _batch(prompts):
-                self.conversations.extend(row.conversation for row in rows)
-                self.texts.extend(hash_text(normalize_text(row.call.prompt)) for row in rows)
+                for row in rows:
+                    self._links.add(row.conversation, row.call.prompt)
                 self.timestamps.extend(np.nan if row.call.timestamp is None else row.call.timestamp for row in rows)
                 self.num_completions += sum(row.completion is not None for row in rows)
                 self._num_tools += sum(row.tools is not None for row in rows)
                 writer.write_batch(_to_batch(rows))
 
+    def group_prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each prompt written the first of its conversation, and of its side of a split, see [`ConversationLinks`].
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]` of int64, (N,).
+        """
+        self._joined = self._links.join()
+        return self._joined, self._links.group()
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
     def split(self, is_test: np.ndarray) -> None:
-        """Distributes the prompts written. Optional columns that none of them has are left out."""
+        """Distributes the prompts written. Optional columns that none of them has are left out.
+
+        Prompts of conversations that were joined get the `conversation_id` of the first one.
+        """
         absent = {"tools"} if not self._num_tools else set()
         absent |= {"completion"} if not self.num_completions else set()
         columns = [name for name in FEATURES if name not in absent]
         schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
         train_path, test_path = (self._partial / name for name in SPLIT_FILES)
+        rename = _JoinedNames(self._links.numbers, self._joined)
         start = 0
         with (
             # Not mapped: the pages of the whole file would count as memory of this process.
@@ -104,8 +149,10 @@ class PromptStore:
         ):
             for batch in pa.ipc.open_stream(file):
                 chosen = is_test[start : start + len(batch)]
+                values = {name: batch.column(name) for name in columns}
+                values["conversation_id"] = rename(values["conversation_id"], start)
                 start += len(batch)
-                batch = pa.RecordBatch.from_arrays([batch.column(name) for name in columns], schema=schema)
+                batch = pa.RecordBatch.from_arrays(list(values.values()), schema=schema)
                 for writer, mask in ((train, ~chosen), (test, chosen)):
                     if mask.any():
                         writer.write_batch(batch.filter(pa.array(mask)))
@@ -126,6 +173,24 @@ class PromptStore:
             write_text(find_own_sum(self.output_dir / name), digest)
         os.replace(self._partial / REPORT, self.output_dir / REPORT)
         shutil.rmtree(self._partial)
+
+
+class _JoinedNames:
+    """Gives the prompts of joined conversations one name, the first prompt's."""
+
+    def __init__(self, numbers: np.ndarray, groups: np.ndarray):
+        self._groups = groups
+        self._several = np.unique(groups[numbers != numbers[groups]])
+        self._names: dict[int, str] = {}
+
+    def __call__(self, names: pa.Array, start: int) -> pa.Array:
+        groups = self._groups[start : start + len(names)]
+        if not len(self._several) or not (is_joined := np.isin(groups, self._several)).any():
+            return names
+        values = names.to_pylist()
+        for row in np.flatnonzero(is_joined):
+            values[row] = self._names.setdefault(int(groups[row]), values[row])
+        return pa.array(values, names.type)
 
 
 def _batch(prompts: Iterable[LoggedPrompt]) -> Iterator[list[LoggedPrompt]]:

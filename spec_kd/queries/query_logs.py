@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +15,20 @@ from tqdm.auto import tqdm
 
 from spec_kd.checks import check_int, read_path
 from spec_kd.queries.deduplication import check_threshold
+from spec_kd.queries.log_batches import BatchAnswers, is_batch_answer
 from spec_kd.queries.log_files import Paths, find_files, read_records
 from spec_kd.queries.log_formats import FORMATS, TURNS, LoggedCall, read_record, split_turns
-from spec_kd.queries.log_report import QueryLogsReport
+from spec_kd.queries.log_ledger import LEFT_OUT, MALFORMED, READ, LogLedger
+from spec_kd.queries.log_report import QueryLogsReport, describe_nothing
+from spec_kd.queries.log_tracing import LeftOutError, expand_record
 from spec_kd.queries.prompt_filter import REASONS, LoggedPrompt, PromptFilter, number_conversation
 from spec_kd.queries.prompt_store import PromptStore
 from spec_kd.queries.redaction import check_redactions, redact_messages, redact_text
-from spec_kd.queries.splitting import SPLITS, check_test_fraction, choose_test_rows, group_rows, warn_of_empty_side
+from spec_kd.queries.splitting import SPLITS, check_test_fraction, choose_test_rows, warn_of_empty_side
 from spec_kd.queries.vllm_log import VLLMLogReader
 
 NUM_LISTED = 100
-VERSION = 2  # of what is made of the same logs with the same options
+VERSION = 3  # of what is made of the same logs with the same options
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +138,7 @@ def load_query_logs(
         near_duplicate_threshold, processing_class, min_tokens, max_tokens, max_per_user, max_per_day
     )
     store = PromptStore(Path(output_dir))
+    store.check_place()
     files, ignored = find_files(paths, store.output_dir)
     fingerprint = {
         "version": VERSION,
@@ -150,38 +155,26 @@ def load_query_logs(
     reader = _LogReader(
         files, format, turns, redact, on_error, split_by == "time", prompts, processing_class, show_progress
     )
-    store.write(reader.read_prompts())
-    conversations = np.array(store.conversations)
-    if not len(conversations):
-        raise ValueError(
-            f"No prompt of {reader.num_records} records is kept: {reader.num_malformed} are malformed "
-            f"({'; '.join(reader.malformed_examples[:3])}), dropped are {dict(prompts.dropped)}."
-        )
-    groups = group_rows(conversations, np.array(store.texts))
-    is_test = choose_test_rows(conversations[groups], np.array(store.timestamps), test_fraction, split_by, seed)
+    store.write(reader.read_prompts(store.batches_path))
+    if not len(store.timestamps):
+        store.discard()
+        ledger = reader.ledger
+        raise ValueError(describe_nothing(ledger, prompts.dropped))
+    joined, groups = store.group_prompts()
+    is_test = choose_test_rows(store.conversations[groups], np.array(store.timestamps), test_fraction, split_by, seed)
     warn_of_empty_side(is_test, groups, test_fraction)
     store.split(is_test)
-    report = QueryLogsReport(
-        files=len(files),
-        ignored_files=tuple(map(str, ignored)),
-        records=reader.num_records,
-        malformed=reader.num_malformed,
-        malformed_examples=tuple(reader.malformed_examples),
-        left_out=reader.num_left_out,
-        prompts=reader.num_prompts,
-        dropped={reason: prompts.dropped[reason] for reason in REASONS if prompts.dropped[reason]},
+    report = reader.report(
+        ignored_files=tuple(redact_text(str(path), redact) for path in ignored),
         kept=len(is_test),
         train=int((~is_test).sum()),
         test=int(is_test.sum()),
-        conversations=len(np.unique(conversations)),
+        conversations=len(np.unique(joined)),
         with_completion=store.num_completions,
-        redacted=reader.num_redacted,
         seconds=time.monotonic() - start,
     )
-    if report.malformed:
-        logger.warning(
-            "%d of %d records are malformed, such as %s", report.malformed, report.records, report.malformed_examples[0]
-        )
+    for warning in report.list_warnings():
+        logger.warning(warning)
     store.finish(fingerprint, report.to_dict())
     return _open(store, fingerprint)
 
@@ -248,43 +241,71 @@ class _LogReader:
         self._read = VLLMLogReader(processing_class) if format == "vllm" else format
         self._on_error, self._needs_time, self._prompts = on_error, needs_time, prompts
         self._progress = tqdm(desc="Query logs", unit=" records", disable=not show_progress)
-        self.num_records = self.num_malformed = self.num_left_out = self.num_prompts = 0
-        self.num_redacted = 0
+        self.num_records = self.num_prompts = self.num_redacted = 0
         self.malformed_examples: list[str] = []
+        self.notes: Counter[str] = Counter()
+        self.ledger = LogLedger()
         self._renamed: dict[str, int] = {}
 
-    def read_prompts(self) -> Iterator[LoggedPrompt]:
-        """The prompts that are kept, in order."""
+    def read_prompts(self, batches_path: Path) -> Iterator[LoggedPrompt]:
+        """The prompts that are kept, in order.
+
+        Args:
+            batches_path (`Path`): For the answers of batches, until all is read.
+        """
+        # Answers of batches are joined with requests as they are logged, not as a function makes them.
+        batches = None if callable(self._format) else BatchAnswers.collect(self._files, batches_path)
         with self._progress:
             for path in self._files:
+                self.ledger.start_file(redact_text(str(path), self._redact))
                 for number, record in read_records(path, keeps_text=self._format == "vllm"):
-                    self.num_records += 1
-                    self._progress.update()
-                    try:
-                        if isinstance(record, Exception):
-                            raise ValueError(str(record)) from record
-                        for prompt in self._encode(record, str(path)):
-                            yield from self._prompts.push(prompt)
-                            self.num_prompts += 1
-                    except ValueError as error:
-                        self._note_malformed(f"{path}:{number}: {error}", error)
+                    if batches is not None:
+                        if is_batch_answer(record) and batches.has_request(record):
+                            self._note(path, number, READ)
+                            continue
+                        record, note = batches.join(record)
+                        self.notes.update([note] if note else [])
+                    for part in expand_record(record):
+                        yield from self._read_one(part, path, number)
             yield from self._prompts.flush()
+        if batches is not None:
+            batches.close()
+
+    def _read_one(self, record: Any, path: Path, number: int) -> Iterator[LoggedPrompt]:
+        try:
+            if isinstance(record, Exception):
+                raise ValueError(str(record) or type(record).__name__) from record
+            for prompt in self._encode(record, str(path)):
+                yield from self._prompts.push(prompt)
+                self.num_prompts += 1
+            self._note(path, number, READ)
+        except LeftOutError as error:
+            self._note(path, number, LEFT_OUT, str(error))
+        except ValueError as error:
+            self._note(path, number, MALFORMED, str(error), error)
 
     def _encode(self, record: Any, source: str) -> list[LoggedPrompt]:
         try:
             call = read_record(record, self._read)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:  # shapes that no reader foresaw
+            if call is None:
+                is_log = self._format == "vllm"
+                raise LeftOutError("no request of vLLM's log" if is_log else "`format` returned `None` for it")
+            if self._needs_time and call.timestamp is None:
+                raise ValueError('no timestamp that is understood, which `split_by="time"` needs')
+            calls = split_turns(call, self._turns)
+            if not self._redact:
+                prompts = [LoggedPrompt.encode(call, source) for call in calls]
+            else:
+                source = redact_text(source, self._redact)
+                prompts = [
+                    LoggedPrompt.encode(self._redact_call(call), source, number_conversation(call)) for call in calls
+                ]
+        except (ValueError, LeftOutError):
+            raise
+        except Exception as error:  # shapes that no reader foresaw; one record must not end the reading of a log
             raise ValueError(f"not of a known form ({type(error).__name__}: {error})") from error
-        if call is None:
-            self.num_left_out += 1
-            return []
-        if self._needs_time and call.timestamp is None:
-            raise ValueError('no timestamp that is understood, which `split_by="time"` needs')
-        calls = split_turns(call, self._turns)
-        if not self._redact:
-            return [LoggedPrompt.encode(call, source) for call in calls]
-        source = redact_text(source, self._redact)
-        return [LoggedPrompt.encode(self._redact_call(call), source, number_conversation(call)) for call in calls]
+        self.notes.update(call.notes)
+        return prompts
 
     def _redact_call(self, call: LoggedCall) -> LoggedCall:
         """All of a call that is stored, redacted. A name that was replaced is numbered, so that names stay apart."""
@@ -298,13 +319,46 @@ class _LogReader:
             redacted["conversation_id"] = f"{name}-{number}"
         return replace(call, **redacted)
 
-    def _note_malformed(self, message: str, error: ValueError) -> None:
-        if self._on_error == "raise":
-            raise ValueError(f'{message}. Pass `on_error="skip"` to count such records and go on.') from error
-        self.num_malformed += 1
-        message = redact_text(message, self._redact)
-        if len(self.malformed_examples) < NUM_LISTED:
-            self.malformed_examples.append(message)
+    def _note(
+        self, path: Path, number: int, outcome: str, reason: str | None = None, error: ValueError | None = None
+    ) -> None:
+        if error is not None and self._on_error == "raise":
+            raise ValueError(
+                f'{path}:{number}: {reason}. Pass `on_error="skip"` to count such records and go on.'
+            ) from error
+        self.num_records += 1
+        self._progress.update()
+        reason = None if reason is None else redact_text(reason, self._redact)
+        self.ledger.note(number, outcome, reason)
+        if outcome == MALFORMED and len(self.malformed_examples) < NUM_LISTED:
+            self.malformed_examples.append(f"{redact_text(str(path), self._redact)}:{number}: {reason}")
+
+    def report(self, kept: int, **counts: Any) -> QueryLogsReport:
+        """The report, with the counts that the reader does not know.
+
+        Raises:
+            `RuntimeError`: The counts do not add up, so that prompts were lost.
+        """
+        dropped = {reason: self._prompts.dropped[reason] for reason in REASONS if self._prompts.dropped[reason]}
+        if self.num_prompts != kept + sum(dropped.values()):
+            raise RuntimeError(f"{self.num_prompts} prompts were read, but {kept} are kept and {dropped} dropped.")
+        totals = {name: sum(file[name] for file in self.ledger.files) for name in (LEFT_OUT, MALFORMED)}
+        return QueryLogsReport(
+            files=len(self._files),
+            records=self.num_records,
+            malformed_examples=tuple(self.malformed_examples),
+            prompts=self.num_prompts,
+            dropped=dropped,
+            kept=kept,
+            redacted=self.num_redacted,
+            reasons=self.ledger.count_reasons(),
+            notes=dict(self.notes),
+            per_file=tuple({**file, "reasons": dict(file["reasons"])} for file in self.ledger.files),
+            outcomes=tuple(self.ledger.runs),
+            num_unlisted_outcomes=self.ledger.num_unlisted,
+            **totals,
+            **counts,
+        )
 
 
 def _describe_processing_class(processing_class) -> list[str]:

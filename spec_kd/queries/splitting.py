@@ -18,11 +18,12 @@ SPLITS = ("hash", "time")
 logger = logging.getLogger(__name__)
 
 
-def group_rows(*keys: np.ndarray) -> np.ndarray:
+def group_rows(*keys: np.ndarray, links: np.ndarray | None = None) -> np.ndarray:
     """The rows that belong on one side of a split because they share a key, directly or through other rows.
 
     Args:
         keys (`np.ndarray`): One array of integers, (N,), for each kind of key, such as the conversation and the text.
+        links (`np.ndarray`, *optional*): Pairs of rows that belong together as well, (M, 2).
 
     Returns:
         `np.ndarray` of int64, (N,): For each row the first row of its group.
@@ -39,10 +40,16 @@ def group_rows(*keys: np.ndarray) -> np.ndarray:
             parents[row] = row = parents[parents[row]]
         return row
 
+    def join(row: int, other: int) -> None:
+        early, late = sorted((find(row), find(other)))
+        parents[late] = early
+
     for first in firsts[1:]:
         for row in np.flatnonzero(first != np.arange(num_rows)).tolist():
-            one, other = sorted((find(row), find(int(first[row]))))
-            parents[other] = one
+            join(row, int(first[row]))
+    if links is not None:
+        for row, other in links[firsts[0][links[:, 0]] != firsts[0][links[:, 1]]].tolist():
+            join(row, other)
     return np.fromiter(map(find, range(num_rows)), np.int64, num_rows)
 
 

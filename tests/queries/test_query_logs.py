@@ -332,3 +332,48 @@ def test_options_are_checked(tmp_path, option):
     with pytest.raises(ValueError, match=next(iter(option)).split("_")[-1]):
         load(tmp_path / "log.jsonl", tmp_path / "out", **option)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_files_of_others_is_refused(tmp_path):
+    write(tmp_path / "log.jsonl", [ask(question(1))])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train.arrow").write_bytes(b"of another")
+    with pytest.raises(ValueError, match=r"out/train.arrow` is there already"):
+        load(tmp_path / "log.jsonl", tmp_path / "out")
+    assert (tmp_path / "out/train.arrow").read_bytes() == b"of another"
+    (tmp_path / "out/train.arrow").unlink()
+    load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0)
+    load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0, turns="all")  # its own is replaced
+    with pytest.raises(ValueError, match="is a file"):
+        load(tmp_path / "log.jsonl", tmp_path / "log.jsonl")
+
+
+def test_the_report_says_what_became_of_each_record(tmp_path, caplog):
+    def read(record):
+        return None if "skip" in record else record
+
+    records = [ask(question(1)), {"skip": 1}, {"skip": 2}, {"foo": 1}, ask(question(2), response={"strange": 1})]
+    write(tmp_path / "log.jsonl", records)
+    result = load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0, format=read)
+    report = result.report
+    path = str(tmp_path / "log.jsonl")
+    assert [(r["file"], r["first"], r["last"], r["outcome"]) for r in report.outcomes] == [
+        (path, 2, 3, "left_out"),
+        (path, 4, 4, "malformed"),
+    ]
+    (file,) = report.per_file
+    assert (file["records"], file["read"], file["left_out"], file["malformed"]) == (5, 2, 2, 1)
+    assert report.reasons == {"`format` returned `None` for it": 2, "none of the known forms": 1}
+    assert any("not understood: `response`" in note for note in report.notes)
+    assert "1 of 5 records are malformed" in caplog.text and "not understood: `response`" in caplog.text
+    assert load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0, format=read).report == report
+    assert "none of the known forms" in report.to_markdown()
+
+
+def test_any_error_of_one_record_is_malformed(tmp_path):
+    def read(record):
+        raise {"recursion": RecursionError, "zero": ZeroDivisionError, "key": KeyError}[record["kind"]]("x")
+
+    write(tmp_path / "log.jsonl", [{"kind": kind} for kind in ("recursion", "zero", "key")])
+    with pytest.raises(ValueError, match="3 are malformed"):
+        load(tmp_path / "log.jsonl", tmp_path / "out", format=read)

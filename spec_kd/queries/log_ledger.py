@@ -1,0 +1,67 @@
+"""What became of every record of a log: counted by file, and listed by line where it was not read."""
+
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+READ, LEFT_OUT, MALFORMED = "read", "left_out", "malformed"
+NUM_REASONS = 30  # kept apart in one file; what comes after counts as one
+NUM_RUNS = 20_000  # listed; a log of a million lines has some thousands that are malformed
+OTHER = "other reasons"
+
+
+class LogLedger:
+    """Keeps account of the records of log files, in bounded memory.
+
+    Attributes:
+        files (`list[dict]`): For each file its `path`, and how many of its `records` were `read`, `left_out` and
+            `malformed`, with the number for each of the `reasons`.
+        runs (`list[dict]`): Neighboring records that were not read for the same reason: the `file`, the `first` and the
+            `last` line (row, item), the `outcome` (`"left_out"`, `"malformed"`) and the `reason`; the first 20,000.
+        num_unlisted (`int`): Runs that came after.
+    """
+
+    def __init__(self):
+        self.files: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self.num_unlisted = 0
+        self._reasons: Counter[str] = Counter()
+        self._run: dict[str, Any] | None = None
+
+    def start_file(self, name: str) -> None:
+        """The next records are of this file."""
+        self._reasons, self._run = Counter(), None
+        self.files.append({"path": name, "records": 0, READ: 0, LEFT_OUT: 0, MALFORMED: 0, "reasons": self._reasons})
+
+    def note(self, number: int, outcome: str, reason: str | None = None) -> None:
+        """What became of the record on this line."""
+        counts = self.files[-1]
+        counts["records"] += 1
+        counts[outcome] += 1
+        if reason is None:
+            self._run = None
+            return
+        kind = shorten_reason(reason)
+        self._reasons[kind if kind in self._reasons or len(self._reasons) < NUM_REASONS else OTHER] += 1
+        if self._run is not None and (self._run["outcome"], self._run["reason"]) == (outcome, reason):
+            self._run["last"] = number
+            return
+        self._run = {"file": counts["path"], "first": number, "last": number, "outcome": outcome, "reason": reason}
+        if len(self.runs) < NUM_RUNS:
+            self.runs.append(self._run)
+        else:
+            self.num_unlisted += 1
+
+    def count_reasons(self) -> dict[str, int]:
+        """Records that were left out or malformed in any file, by reason, the most frequent first."""
+        total: Counter[str] = Counter()
+        for counts in self.files:
+            total.update(counts["reasons"])
+        return dict(total.most_common())
+
+
+def shorten_reason(reason: str) -> str:
+    """A reason without what is particular to one record: up to the first colon or bracket."""
+    with suppress(ValueError):
+        reason = reason[: min(place for mark in (": ", " (", " {", " [") if (place := reason.find(mark)) > 0)]
+    return reason[:200]
