@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from trl import prepare_multimodal_messages
 from trl.data_utils import common_prefix_length
 
-from spec_kd.data.written_text import TurnNotRenderedError, find_written_text, hide
+from spec_kd.data.written_text import TurnNotRenderedError, adds_empty_reasoning, find_written_text, hide
 from spec_kd.end_of_turn import find_end_ids, find_first, get_texts
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -30,11 +30,13 @@ class Turn:
         completion_ids (`list[int]`): What the target writes behind it, up to and with the end of turn.
         mask (`list[int]`): As long as `completion_ids`: 1 where a template with generation markers marks a token as
             the assistant's; all 1 with other templates.
+        has_added_reasoning (`bool`): Whether the template wrote an empty reasoning that the answer does not have.
     """
 
     prompt_ids: list[int]
     completion_ids: list[int]
     mask: list[int]
+    has_added_reasoning: bool = False
 
 
 class ChatRenderer:
@@ -100,7 +102,8 @@ class ChatRenderer:
         elif not end and self._needs_end:
             raise TurnNotRenderedError("the chat template writes no end of turn that the target could have written")
         prompt_ids, completion_ids = self._encode_turn(prompt, text, end, stand_ins)
-        return Turn(prompt_ids, completion_ids, self._mask(messages, answer, template_arguments, completion_ids))
+        mask = self._mask(messages, answer, template_arguments, completion_ids)
+        return Turn(prompt_ids, completion_ids, mask, adds_empty_reasoning(prompt, text, answer))
 
     def render_text(self, prompt: str, completion: str) -> Turn:
         """The same for plain text: the prompt with the tokenizer's special tokens, the completion with its EOS."""

@@ -20,7 +20,8 @@ IGNORED_LABEL = -100
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 """What data sets of `from` and `value` call the roles that templates know."""
 
-Row = dict[str, list[int]]
+Row = dict[str, Any]
+"""`input_ids` and `labels`; `added` says how many turns have a reasoning that the template added."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def render_rows(
     unread = ("messages", "conversations") if {"prompt", "completion"} <= set(columns) else ("prompt", "completion")
 
     def render(batch: Mapping[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "left_out": []}
+        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "left_out": [], "added": []}
         for position, index in enumerate(indices):
             given = {key: values[position] for key, values in batch.items() if key not in unread}
             row = remove_row_padding(given, features)
@@ -76,28 +77,51 @@ def render_rows(
                 made["input_ids"].append(made_row["input_ids"])
                 made["labels"].append(made_row["input_ids" if completion_only_loss is False else "labels"])
                 made["left_out"].append(None)
+                made["added"].append(made_row["added"])
             for reason in reasons:
                 made["input_ids"].append([])
                 made["labels"].append([])
                 made["left_out"].append(reason)
+                made["added"].append(0)
         return made
 
     # the version is in the fingerprint: `datasets` reuses rows on disk, and sees no change of this package
     options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": {"version": spec_kd.__version__}}
     options["remove_columns"] = columns
-    ids = List(Value("int64"))
-    options["features"] = Features({"input_ids": ids, "labels": ids, "left_out": Value("string")})
-    if not isinstance(dataset, Dataset):
-        mapped = dataset.map(render, **options)
-        return mapped.filter(lambda reason: reason is None, input_columns=["left_out"]).remove_columns("left_out")
+    ids = List(Value("int32"))
+    options["features"] = Features(
+        {"input_ids": ids, "labels": ids, "left_out": Value("string"), "added": Value("int32")}
+    )
+    if not isinstance(dataset, Dataset):  # a row at a time: the next one may not be there yet
+        mapped = dataset.map(render, **options, batch_size=1)
+        mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
+        return mapped.remove_columns(["left_out", "added"])
     mapped = dataset.with_format(None).map(render, **options, num_proc=num_proc, desc=f"Rendering {name} data set")
-    left_out = Counter(reason for reason in mapped["left_out"] if reason is not None)
+    left_out = count_values(mapped, "left_out")
+    report_added_reasoning(sum(mapped.with_format("numpy")["added"]), f"turns of the {name} data set")
     if left_out:
         report_left_out(left_out, f"turns of the {name} data set")
         mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
         if not len(mapped):
             raise ValueError(f"No turn of the {name} data set is left to learn from: {describe_reasons(left_out)}.")
-    return mapped.remove_columns("left_out")
+    return mapped.remove_columns(["left_out", "added"])
+
+
+def count_values(dataset: Dataset, column: str) -> Counter[str]:
+    """How often each text is in a column, without `None`."""
+    counts = dataset.select_columns([column]).with_format("arrow")[:][column].value_counts().to_pylist()
+    return Counter({pair["values"]: pair["counts"] for pair in counts if pair["values"] is not None})
+
+
+def report_added_reasoning(count: int, what: str) -> None:
+    """Logs one warning if the template wrote empty reasonings."""
+    if count and accelerate.PartialState().is_main_process:
+        logger.warning(
+            "%d %s have no reasoning, and the chat template writes an empty one before them. If the target reasoned "
+            "and your log or data left that out, the target wrote something else there: leave these rows out.",
+            count,
+            what,
+        )
 
 
 def report_left_out(reasons: Counter[str], what: str) -> None:
@@ -135,6 +159,7 @@ def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str],
         length = len(joined["input_ids"]) if joined else 0
         if joined and joins_turns and turn.prompt_ids[:length] == joined["input_ids"]:
             following["labels"] = joined["labels"] + following["labels"][length:]
+            following["added"] += joined["added"]
         elif joined:
             yield joined
         joined = following
@@ -164,4 +189,5 @@ def _start(turn: Turn) -> Row:
     return {
         "input_ids": turn.prompt_ids + turn.completion_ids,
         "labels": [IGNORED_LABEL] * len(turn.prompt_ids) + labels,
+        "added": int(turn.has_added_reasoning),
     }

@@ -100,6 +100,17 @@ def _has_reasoning(content: str) -> bool:
     )
 
 
+def adds_empty_reasoning(prompt: str, text: str, answer: Mapping[str, Any]) -> bool:
+    """Whether a template wrote an empty reasoning into `text`, which is the target's only if it did not reason."""
+    tags = find_open_reasoning(prompt)
+    text = (tags[0] if tags else "") + text
+    given = get_text(answer.get("content")) + get_reasoning(answer)
+    return any(
+        close not in given and re.match(rf"\s*{re.escape(opening)}\s*{re.escape(close)}", text)
+        for opening, close in REASONING_TAGS.items()
+    )
+
+
 def _is_in(part: str, text: str) -> bool:
     return "".join(part.split()) in "".join(text.split())
 

@@ -1,6 +1,5 @@
 """The answers of a log as ids, for what needs them: `score_completions`, evaluation without the target."""
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,13 +8,18 @@ from jinja2 import TemplateError
 
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer
-from spec_kd.data.conversation_rows import describe_reasons, report_left_out
+from spec_kd.data.conversation_rows import (
+    count_values,
+    describe_reasons,
+    report_added_reasoning,
+    report_left_out,
+)
 from spec_kd.data.prompts import check_chat_template, read_template_arguments
 from spec_kd.data.written_text import TurnNotRenderedError
 from spec_kd.vocabulary import ProcessingClass
 
 COLUMNS = ("prompt", "completion")
-LEFT_OUT = "left_out"
+LEFT_OUT, ADDED = "left_out", "added_reasoning"
 
 
 def add_completion_ids(
@@ -36,7 +40,8 @@ def add_completion_ids(
 
     Returns:
         `Dataset`: The rows with an answer and both columns (lists of int32). A warning says how many others there are
-        and why: no answer, an answer of several messages, one that the template does not print as a whole.
+        and why: no answer, an answer of several messages, one that the template does not print as a whole. Another one
+        says where the template wrote an empty reasoning that the answer does not have.
 
     Raises:
         `ValueError`: A column is missing or holds text instead of messages, or no row is left; a prompt that cannot be
@@ -65,8 +70,12 @@ def add_completion_ids(
             return _leave_out("there is no answer")
         if len(answers) > 1:
             return _leave_out("the answer has several messages")
+        if answers[0].get("role") != "assistant":
+            return _leave_out(f"the answer has the role {answers[0].get('role')!r}")
         if not row.get("prompt"):
             return _leave_out("there is no prompt")
+        if row["prompt"][-1].get("role") == "assistant":
+            return _leave_out("the prompt ends with an assistant turn")
         try:
             turn = renderer.render_turn(row["prompt"], answers[0], **read_template_arguments(row))
         except TurnNotRenderedError as error:
@@ -75,23 +84,27 @@ def add_completion_ids(
             raise ValueError(
                 f"The chat template cannot render row {index} ({error}). Correct the row or leave it out."
             ) from error
-        return {"prompt_ids": turn.prompt_ids, "completion_ids": turn.completion_ids, LEFT_OUT: None}
+        ids = {"prompt_ids": turn.prompt_ids, "completion_ids": turn.completion_ids}
+        return {**ids, LEFT_OUT: None, ADDED: turn.has_added_reasoning}
 
     ids = List(Value("int32"))
     added = dataset.map(
         add,
         with_indices=True,
-        features=Features({**features, "prompt_ids": ids, "completion_ids": ids, LEFT_OUT: Value("string")}),
+        features=Features(
+            {**features, "prompt_ids": ids, "completion_ids": ids, LEFT_OUT: Value("string"), ADDED: Value("bool")}
+        ),
         desc="Completion ids",
     )
-    left_out = Counter(reason for reason in added[LEFT_OUT] if reason is not None)
+    left_out = count_values(added, LEFT_OUT)
+    report_added_reasoning(sum(added[ADDED]), "answers")
     if left_out.total() == len(dataset):
         raise ValueError(f"No row has an answer that can be rendered: nothing is left. {describe_reasons(left_out)}.")
     if left_out:
         report_left_out(left_out, f"of {len(dataset)} rows")
         added = added.filter(lambda reason: reason is None, input_columns=[LEFT_OUT])
-    return added.remove_columns(LEFT_OUT)
+    return added.remove_columns([LEFT_OUT, ADDED])
 
 
 def _leave_out(reason: str) -> dict[str, Any]:
-    return {"prompt_ids": None, "completion_ids": None, LEFT_OUT: reason}
+    return {"prompt_ids": None, "completion_ids": None, LEFT_OUT: reason, ADDED: False}

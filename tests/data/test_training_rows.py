@@ -191,9 +191,24 @@ def test_prompts_are_learned_where_it_is_asked_for():
 
 
 def test_streams_of_conversations():
-    tokenizer = FORMS["qwen3"].build()
-    stream = IterableDataset.from_generator(lambda: iter([{"messages": TURNS}] * 2))
-    assert list(to_training_rows(stream, tokenizer)) == prepare([{"messages": TURNS}] * 2, tokenizer)
+    """A row comes when it is there, not when the next ones are."""
+    tokenizer, read = FORMS["qwen3"].build(), []
+
+    def stream():
+        for i in range(2):
+            read.append(i)
+            yield {"messages": TURNS}
+
+    rows = to_training_rows(IterableDataset.from_generator(stream), tokenizer)
+    read.clear()
+    first = next(iter(rows))
+    assert len(read) <= 1
+    assert [first, *list(rows)[1:]] == prepare([{"messages": TURNS}] * 2, tokenizer)
+
+
+def test_empty_reasoning_of_the_template_is_said(caplog):
+    prepare([{"messages": TURNS}], FORMS["qwen3"].build())
+    assert "2 turns of the training data set have no reasoning" in caplog.text
 
 
 def test_prompt_and_completion_win_over_messages():

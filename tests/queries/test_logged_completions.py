@@ -81,6 +81,18 @@ def test_answers_end_where_the_target_ends_them(name):
     assert rows.features["completion_ids"] == rows.features["prompt_ids"]
 
 
+def test_empty_reasoning_of_the_template_is_said(caplog):
+    """A log that lacks the reasoning looks like one of a target that did not reason."""
+    tokenizer = FORMS["qwen3"].build()
+    answers = [[REPLY], [{**REPLY, "reasoning_content": "Hm."}], [REPLY]]
+    add_completion_ids(make_dataset(*answers), tokenizer)
+    assert "2 answers have no reasoning, and the chat template writes an empty one" in caplog.text
+    caplog.clear()
+    add_completion_ids(make_dataset(answers[1]), tokenizer)
+    add_completion_ids(make_dataset([REPLY]), FORMS["gemma4"].build())
+    assert "have no reasoning" not in caplog.text
+
+
 def test_ends_of_turn_of_the_generation_config(tmp_path):
     """Given, or saved with the tokenizer: GLM's template leaves the end of a turn to the turn behind it."""
     tokenizer = FORMS["phi3"].build()
@@ -118,13 +130,17 @@ def test_what_the_template_does_not_print_is_left_out_and_counted(tokenizer, cap
         [REPLY, REPLY],
         [],
         None,
+        [{"role": "tool", "content": "Fine."}],
+        [REPLY],
+        prompt=[[USER]] * 9 + [[USER, REPLY]],
     )
     rows = add_completion_ids(dataset, tokenizer)
     assert decode(rows, tokenizer) == ["Fine.<|end|>"]
-    assert "7 of 8 rows are left out" in caplog.text
+    assert "9 of 10 rows are left out" in caplog.text
     for reason in (
         "does not print the answer (2)", "does not print the reasoning (1)", "the answer is empty (1)",
         "the answer has several messages (1)", "there is no answer (2)",
+        "the answer has the role 'tool' (1)", "the prompt ends with an assistant turn (1)",
     ):  # fmt: skip
         assert reason in caplog.text
 
