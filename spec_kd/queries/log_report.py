@@ -10,6 +10,11 @@ from spec_kd.queries.log_ledger import LEFT_OUT, MALFORMED, READ, LogLedger
 NUM_SHOWN = 50
 TUPLES = ("ignored_files", "malformed_examples", "per_file", "outcomes")
 
+NEAR_DUPLICATES = (
+    "Near-duplicates are nearly the same as a whole and, where they are long, in their first and last 100 characters. "
+    "Long prompts that differ in their middle alone are among them: `near_duplicate_threshold=None` keeps them."
+)
+
 
 @dataclass(frozen=True)
 class QueryLogsReport:
@@ -103,6 +108,8 @@ class QueryLogsReport:
             **self.notes,
         }
         lines = make_table(("", ""), [(escape_markdown(name), f"{count:,}") for name, count in counts.items()])
+        if self.dropped.get("near_duplicate"):
+            lines += ["", NEAR_DUPLICATES]
         files = [
             (make_code_span(f["path"], in_table=True), *(f"{f[n]:,}" for n in ("records", READ, LEFT_OUT, MALFORMED)))
             for f in self.per_file[:NUM_SHOWN]

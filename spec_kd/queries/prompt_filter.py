@@ -80,7 +80,8 @@ class PromptFilter:
     Two prompts are exact duplicates if their messages and tools are the same. They are near-duplicates if they have
     equally many turns of the user and of tools, the text of these is nearly the same, and so are their system prompts
     with the tools. (Compared as a whole, different questions behind one long system prompt would be near-duplicates, as
-    would the turns of one conversation.)
+    would the turns of one conversation.) Long texts are compared at their ends as well, so that different questions
+    before or after one long document are kept.
 
     A prompt is remembered by 64 bits of its hash, and for near-duplicates as in [`NearDuplicateIndex`].
 
@@ -115,7 +116,7 @@ class PromptFilter:
         self._seen: set[int] = set()
         self._index = self._contexts = None
         if near_duplicate_threshold is not None:
-            self._index = NearDuplicateIndex(near_duplicate_threshold)
+            self._index = NearDuplicateIndex(near_duplicate_threshold, compare_ends=True)
             self._contexts = NearDuplicateIndex(near_duplicate_threshold)
         self._context_numbers: dict[int, int] = {}
         self._waiting: list[LoggedPrompt] = []

@@ -189,7 +189,7 @@ def describe_prompts(
         ids = track(render_prompt_ids(rows, processing_class), "Rendering prompts")
         tokens = summarize_lengths(np.fromiter(map(len, ids), np.int64, len(dataset)))
     texts = track(_iterate_texts(dataset), "Looking for near duplicates")
-    near_duplicates = find_near_duplicates(texts, near_duplicate_threshold)
+    near_duplicates = find_near_duplicates(texts, near_duplicate_threshold, compare_ends=True)
     overlap = None
     if other_dataset is not None:
         overlap = _measure_overlap(dataset, np.array(digests), other_dataset, near_duplicate_threshold, track)

@@ -68,8 +68,8 @@ def load_query_logs(
 ) -> QueryLogs:
     """Reads logs of what a target was asked into prompts to distil on.
 
-    Logs are streamed. Of a prompt that is kept, memory holds what recognises it again and nothing of its text: 650
-    bytes in all, 300 without near-duplicates (measured on a million lines). The order of the logs is kept, and of
+    Logs are streamed. Of a prompt that is kept, memory holds what recognises it again and nothing of its text: 800
+    bytes in all, 300 without near-duplicates. The order of the logs is kept, and of
     several duplicates the first.
 
     The result lies in `output_dir` as `train.arrow`, `test.arrow` and `report.json`; `load_dataset(output_dir)` opens

@@ -161,7 +161,9 @@ def synthesize_queries(
         seed=seed,
     )
     text_filter = TextFilter() if text_filter is None else text_filter
-    written = None if near_duplicate_threshold is None else NearDuplicateIndex(near_duplicate_threshold)
+    written = None
+    if near_duplicate_threshold is not None:
+        written = NearDuplicateIndex(near_duplicate_threshold, compare_ends=True)
     test_texts, test_hash = _index_test_set(test_set, near_duplicate_threshold)
     engine, processing_class = as_engine(target, processing_class)
     if isinstance(target, str | torch.nn.Module):  # an engine of our own

@@ -195,3 +195,43 @@ def test_normalized_text():
     ]
     assert normalize_text(messages) == "hello world 21 c"
     assert find_near_duplicates([], 0.8).shape == (0,)
+
+
+QUESTIONS = [
+    "What is the main argument of the author?",
+    "Which year does the second paragraph mention?",
+    "Who pays for the damage, and until when?",
+    "Summarize this in one sentence.",
+]
+
+
+@pytest.mark.parametrize(
+    "place", ["{document} {question}", "{question} {document}", "Read. {document} Q: {question} A:"]
+)
+@pytest.mark.parametrize("num_words", [60, 200, 3000])
+def test_questions_about_one_document_are_no_duplicates(place, num_words):
+    document = write_text(random.Random(7), num_words)
+    texts = [normalize_text(place.format(document=document, question=question)) for question in QUESTIONS]
+    assert find_near_duplicates(texts, 0.8)[1:].any()  # as a whole they are
+    assert not find_near_duplicates(texts, 0.8, compare_ends=True).any()
+    index = NearDuplicateIndex(0.8, compare_ends=True)
+    for text in texts:  # one by one, through the tables
+        assert not index.contains(text)
+        index.add(text)
+    again = [text + "!" for text in texts]
+    assert all(map(index.contains, texts)) and all(map(index.contains, again))
+    assert find_near_duplicates(texts + again, 0.8, compare_ends=True).tolist() == [False] * 4 + [True] * 4
+
+
+def test_ends_of_short_texts_are_not_compared():
+    texts = [text[:140] for text in build_chains(40, seed=8)]
+    expected = find_near_duplicates(texts, 0.8)
+    np.testing.assert_array_equal(find_near_duplicates(texts, 0.8, compare_ends=True), expected)
+    assert expected.any()
+
+
+def test_ends_survive_growth():
+    rng = random.Random(9)
+    texts = [write_text(rng, 60) for _ in range(3000)]
+    found = find_near_duplicates(texts + texts, 0.9, compare_ends=True)
+    assert not found[: len(texts)].any() and found[len(texts) :].all()

@@ -132,6 +132,16 @@ def test_near_duplicates_are_told_from_turns_and_system_prompts(tmp_path):
     assert everything.report.kept == len(kept + dropped)
 
 
+def test_questions_about_one_document_are_kept(tmp_path):
+    document = "Please read this. " + " ".join(question(n) for n in range(100, 110))
+    asked = ["What is the author's main point?", "Which places are named?", "Is the tone formal?", "Give it a title."]
+    records = [ask(f"{document}\n\n{text}") for text in asked] + [ask(f"{document}\n\n{asked[0]}!")]
+    write(tmp_path / "log.jsonl", records)
+    result = load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0)
+    assert [text.split("\n\n")[1] for text in read_texts(result.train)] == asked
+    assert "in their middle alone" in result.report.to_markdown()
+
+
 @pytest.mark.parametrize("split_by", ["hash", "time"])
 def test_a_conversation_is_in_one_split(tmp_path, split_by):
     records = []
