@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from torch._C._autograd import _get_current_graph_task_keep_graph as is_graph_retained
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gather_head_parameters
 
 __all__ = [
     "create_model_from_path",
+    "disable_dropout_in_model",
     "gather_head_parameters",
     "get_config_model_id",
     "is_graph_retained",

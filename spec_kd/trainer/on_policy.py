@@ -243,6 +243,23 @@ def add_placeholders(
     return dataset.map(render, remove_columns=columns)
 
 
+def check_live_models(args: Any, teacher_model: Any, ref_model: Any) -> None:
+    """Raises `ValueError` unless there is a target, and a reference draft where the loss needs one, to ask online."""
+    if teacher_model is None:
+        raise ValueError(
+            "OnlineGKDTrainer needs a live `teacher_model`: a signal cached in the data set is of the text there, not "
+            "of what is generated. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer."
+        )
+    selection = args.build_loss().selection
+    has_reference = ref_model is not None or args.ref_model_name_or_path is not None
+    if args.lmbda > 0 and selection is not None and selection.needs_reference and not has_reference:
+        raise ValueError(
+            f"`token_selection={args.token_selection!r}` needs a live `ref_model` with `lmbda={args.lmbda}`: scores in "
+            "a `reference_forward_kl` column are of the text there, not of what is generated. Pass `ref_model`, or "
+            "set `lmbda=0`."
+        )
+
+
 class RepeatedWindows(Sampler[int]):
     """Another sampler's indices, each window of them several times in a row; the last ones, if fewer, once.
 

@@ -1,4 +1,5 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int, check_number
@@ -8,6 +9,7 @@ from spec_kd.engines.slots import complete_request
 from spec_kd.losses import SPARSE_METHODS
 from spec_kd.trainer.on_policy import SOURCES
 from spec_kd.trainer.streaming import TRAINED_POSITIONS
+from spec_kd.trainer.trl_distillation import DEFAULTS_OF_TRL, TRLDistillationOptions, translate_options
 from spec_kd.trainer.vllm_config import VLLMOptions
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
 
@@ -15,9 +17,10 @@ MODES = ("on_policy", "streaming")
 
 
 @dataclass
-class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
+class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, TRLDistillationOptions):
     r"""
-    Configuration of [`OnlineGKDTrainer`]: everything of [`WhiteBoxDistillConfig`] and [`VLLMOptions`], and:
+    Configuration of [`OnlineGKDTrainer`]: everything of [`WhiteBoxDistillConfig`], [`VLLMOptions`] and
+    [`TRLDistillationOptions`], and:
 
     Args:
         mode (`str`, *optional*, defaults to `"on_policy"`):
@@ -134,6 +137,7 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
             raise ValueError(f"`sample_from` is {self.sample_from!r}, but must be one of {', '.join(SOURCES)}.")
         check_number("generation_temperature", self.generation_temperature, 0, reason="0 is greedy.")
         check_truncation(self.top_k, self.top_p)
+        self.read_lengths(type(self).max_new_tokens)
         for name in ("max_new_tokens", "num_iterations", "num_assistant_tokens"):
             check_int(name, getattr(self, name))
         for name in ("generation_batch_size", "update_interval", "served_signal_size"):
@@ -161,8 +165,23 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions):
                 "Raise `num_train_epochs` to repeat those of the data set."
             )
         super().__post_init__()
+        self.read_revision()
         if self.mode == "streaming":
             SPARSE_METHODS[self.served_signal].check_serves(self.build_loss().divergence)
+
+    @classmethod
+    def translate(cls, values: dict[str, Any], source: type) -> dict[str, Any]:
+        """As [`DraftConfig.translate`], of TRL's `GKDConfig` and `DistillationConfig`."""
+        return translate_options(values, source, {option.name for option in fields(cls) if option.init})
+
+    def describe(self) -> str:
+        """What a script of TRL may expect to be otherwise, in one sentence."""
+        return (
+            f"Divergence {self.divergence}{'' if self.beta is None else f' (beta={self.beta})'} at temperature "
+            f"{self.temperature}, learning rate {self.learning_rate}; {self.lmbda:.0%} of the completions are "
+            f"generated, at temperature {self.generation_temperature} and with at most {self.max_new_tokens} tokens "
+            f"(in TRL, {DEFAULTS_OF_TRL})."
+        )
 
     def build_signal_request(self) -> SignalRequest:
         """What `served_signal` and `served_signal_size` ask for; raises `ValueError` if they do not go together."""

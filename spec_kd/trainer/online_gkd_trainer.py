@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.generation import ContinuousBatchingConfig
 from trl.models import unwrap_model_for_generation
 
+from spec_kd._private import disable_dropout_in_model
 from spec_kd.data.token_columns import TokenColumnCollator
 from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion, SamplingOptions
@@ -32,6 +34,7 @@ from spec_kd.trainer.on_policy import (
     CompletionSource,
     RepeatedWindows,
     add_placeholders,
+    check_live_models,
     check_room,
     draw_rows,
     find_prompt,
@@ -40,6 +43,7 @@ from spec_kd.trainer.on_policy import (
     read_rows,
 )
 from spec_kd.trainer.online_gkd_config import OnlineGKDConfig
+from spec_kd.trainer.prompt_evaluation import PromptEvaluation, prepare_prompts_only
 from spec_kd.trainer.streaming import RequestServer, ServedCompletion, ServedTeacher, describe_served_signal
 from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.vllm_writer import VLLMWriter, check_vllm
@@ -47,8 +51,10 @@ from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.trainer.window import Window, WindowCallback
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
+logger = get_logger(__name__)
 
-class OnlineGKDTrainer(WhiteBoxDistillTrainer):
+
+class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
     """
     Online distillation: the draft learns from the target on text that is generated while it trains. It is
     [`WhiteBoxDistillTrainer`] with another source of completions.
@@ -63,7 +69,7 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
     Resuming skips the requests that were served; a stream that cannot be read again wants `ignore_data_skip=True`.
 
     What is drawn and sampled follows from the seed, the step and the process. Evaluation is on the data set's
-    completions.
+    completions; where it has prompts only, on ones that are generated as in training.
 
     Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (of the examples),
     `generated_tokens_per_second`, `time/generation_share` (of a step's time), `completions/mean_length` (tokens) and
@@ -135,22 +141,25 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             self._method = "online (streaming) distillation"
             self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        _check_live_models(args, teacher_model, ref_model)
+        check_live_models(args, teacher_model, ref_model)
         if args.use_vllm:
             check_vllm(args, model, args.world_size)
-        if train_dataset is not None and is_prompts_only(train_dataset):
-            if args.lmbda < 1:
-                raise ValueError(
-                    f"The training data set has prompts only, but `lmbda={args.lmbda}` takes completions from it as "
-                    "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
-                )
-            processing_class = processing_class or choose_processing_class(
-                find_processing_class(model, get_load_options(args, args.model_init_kwargs)),
-                teacher_processing_class
-                or find_processing_class(teacher_model, get_load_options(args, args.teacher_model_init_kwargs)),
+        has_prompts = train_dataset is not None and is_prompts_only(train_dataset)
+        if has_prompts and args.lmbda < 1:
+            raise ValueError(
+                f"The training data set has prompts only, but `lmbda={args.lmbda}` takes completions from it as "
+                "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
             )
-            if processing_class is not None:  # else the base class says what is missing
-                train_dataset = add_placeholders(train_dataset, processing_class)
+        processing_class = processing_class or choose_processing_class(
+            find_processing_class(model, get_load_options(args, args.model_init_kwargs)),
+            teacher_processing_class
+            or find_processing_class(teacher_model, get_load_options(args, args.teacher_model_init_kwargs)),
+        )
+        if processing_class is not None:  # else the base class says what is missing
+            train_dataset = add_placeholders(train_dataset, processing_class) if has_prompts else train_dataset
+            prepared = prepare_prompts_only(eval_dataset, processing_class, args.lmbda, args.mode)
+            self._evaluates_prompts = prepared is not None
+            eval_dataset = eval_dataset if prepared is None else prepared
         if args.num_iterations > 1 and isinstance(train_dataset, IterableDataset):
             raise ValueError(
                 f"`num_iterations={args.num_iterations}` repeats the examples of an optimizer step, which needs a "
@@ -176,6 +185,10 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             ref_model=ref_model,
             teacher_processing_class=teacher_processing_class,
         )
+        if args.mode == "on_policy":
+            logger.warning(args.describe())
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
         if args.lmbda > 0:
             self._check_generation()  # before vLLM starts
         self._source = self._build_source()
@@ -376,19 +389,3 @@ class OnlineGKDTrainer(WhiteBoxDistillTrainer):
             for prompt, completion in self._window.texts:
                 text = {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion)}
                 file.write(json.dumps(text, ensure_ascii=False) + "\n")
-
-
-def _check_live_models(args: OnlineGKDConfig, teacher_model: Any, ref_model: Any) -> None:
-    if teacher_model is None:
-        raise ValueError(
-            "OnlineGKDTrainer needs a live `teacher_model`: a signal cached in the data set is of the text there, not "
-            "of what is generated. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer."
-        )
-    selection = args.build_loss().selection
-    has_reference = ref_model is not None or args.ref_model_name_or_path is not None
-    if args.lmbda > 0 and selection is not None and selection.needs_reference and not has_reference:
-        raise ValueError(
-            f"`token_selection={args.token_selection!r}` needs a live `ref_model` with `lmbda={args.lmbda}`: scores in "
-            "a `reference_forward_kl` column are of the text there, not of what is generated. Pass `ref_model`, or "
-            "set `lmbda=0`."
-        )
