@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         else:
-            print(f"spec-kd {command}: error: {hide_secrets(str(error))}", file=sys.stderr)
+            message = " ".join(hide_secrets(str(error)).split())  # on one line, whatever a library wrote
+            print(f"spec-kd {command}: error: {message}", file=sys.stderr)
         return USAGE_EXIT_STATUS
     return get_exit_status(result)
 

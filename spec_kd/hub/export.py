@@ -66,7 +66,7 @@ def export_draft(
         source = Path(read_path("draft", draft))
         draft, processing_class = _load(source, processing_class)
     elif not isinstance(draft, torch.nn.Module):
-        raise ValueError(f"`draft` must be a model or its path, got {draft!r:.80}.")
+        raise ValueError(f"`draft` is {draft!r:.80}, but must be a model or its path.")
     if any(hasattr(parameter, "ds_id") for parameter in draft.parameters()):
         raise ValueError(
             "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path."

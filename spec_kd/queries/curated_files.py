@@ -41,6 +41,8 @@ def load_file(path: str, split: str) -> Dataset:
     suffix = Path(path).suffix.lower()
     if suffix not in BUILDERS:
         raise ValueError(f"`{path}` must be one of {', '.join(BUILDERS)}, or load it and pass the `Dataset`.")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"`{path}` is empty.")
     encoding = None if suffix == ".parquet" else find_encoding(Path(path))
     try:
         if encoding is None:

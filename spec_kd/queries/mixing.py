@@ -115,7 +115,7 @@ def mix_prompts(
             that do not fit together.
     """
     if not isinstance(datasets, Mapping):
-        raise ValueError(f"`datasets` must be prompt sets by name, got {datasets!r:.80}.")
+        raise ValueError(f"`datasets` must be prompt sets by name, got a {type(datasets).__name__}.")
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset):
             raise ValueError(f"`datasets[{name!r}]` must be a `datasets.Dataset`, got a {type(dataset).__name__}.")

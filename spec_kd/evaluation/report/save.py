@@ -65,4 +65,7 @@ def load_report(path: str | os.PathLike) -> EvaluationReport:
         raise FileNotFoundError(
             f"There is no report at `{path}`. Pass a `report.json` of `save_report`, or its folder."
         )
-    return EvaluationReport.from_json(path.read_text(encoding="utf-8"))
+    try:
+        return EvaluationReport.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` cannot be read: {error}") from error
