@@ -12,7 +12,13 @@ from transformers import ProcessorMixin
 from trl import prepare_multimodal_messages
 from trl.data_utils import common_prefix_length
 
-from spec_kd.data.written_text import TurnNotRenderedError, adds_empty_reasoning, find_written_text, hide
+from spec_kd.data.written_text import (
+    TurnNotRenderedError,
+    adds_empty_reasoning,
+    find_written_text,
+    hide,
+    remove_reasoning,
+)
 from spec_kd.end_of_turn import find_end_ids, find_first, get_texts
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -149,9 +155,11 @@ class ChatRenderer:
     def _find_end_in_history(self, messages: Sequence[Message], answer: Message, whole: str, arguments: Any) -> str:
         """The end of a turn that the template leaves to the turn behind it, as GLM's does; "" if there is none."""
         following = {"role": "tool" if answer.get("tool_calls") else "user", "content": "-"}
-        messages = [*messages, answer, following]
+        bare = remove_reasoning(answer)  # which history may not have
         try:
-            longer = self._render(messages, False, arguments)
+            if bare != answer:
+                whole = self._render([*messages, bare], False, arguments)
+            longer = self._render([*messages, bare, following], False, arguments)
         except (TemplateError, TypeError, ValueError, KeyError):
             return ""
         if not longer.startswith(whole.rstrip()):

@@ -54,9 +54,7 @@ def find_written_text(
         body = body.rstrip()
     if is_whole and (tags is None or tags[1] in body):
         return _keep_margins(body, content) if not (names or reasoning) else body, end
-    visible = content
-    for close in REASONING_TAGS.values():
-        visible = visible.rpartition(close)[2]
+    visible = get_text(remove_reasoning(answer).get("content"))
     if names or not visible.strip() or not _is_in(visible, body):
         raise TurnNotRenderedError("the chat template does not print the answer")
     text = _strip_opening(prompt, content)
@@ -81,6 +79,17 @@ def get_text(content: Any) -> str:
 def get_reasoning(message: Mapping[str, Any]) -> str:
     """The reasoning of a message, under any of its usual names."""
     return next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
+
+
+def remove_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without its reasoning, whether that has a key or tags of its own."""
+    bare = {key: value for key, value in message.items() if key not in REASONING_KEYS}
+    if any(close in get_text(bare.get("content")) for close in REASONING_TAGS.values()):
+        text = get_text(bare["content"])
+        for close in REASONING_TAGS.values():
+            text = text.rpartition(close)[2]
+        bare["content"] = text if isinstance(bare["content"], str) else [{"type": "text", "text": text}]
+    return bare
 
 
 def find_open_reasoning(prompt: str) -> tuple[str, str] | None:
