@@ -112,6 +112,11 @@ def _find_value(record: Record) -> tuple[str | None, Any]:
     return None, None
 
 
+def find_fault(record: Record) -> str | None:
+    """Why an answer is not kept, by the reason that stands beside it in a record or a message; `None` for no reason."""
+    return _find_fault(_find_reason(record))
+
+
 def _find_fault(reason: Any) -> str | None:
     """Why an answer that ended so is not kept."""
     if reason is _ABSENT:
@@ -146,8 +151,8 @@ def _read_object(value: Record) -> tuple[Record | None, Any]:
         if isinstance(inner, dict) and "choices" not in value:
             message, reason = _read_object(inner)
             return message, _find_reason(value) if reason is _ABSENT else reason
-    if value.get("choices"):
-        return _read_choice(value["choices"][0])
+    if choices := parse_json(value.get("choices")):
+        return _read_choice(choices[0] if isinstance(choices, list) else None)
     if value.get("generations"):
         return _read_generation(value["generations"])
     output = value.get("output")

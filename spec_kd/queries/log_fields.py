@@ -28,7 +28,8 @@ MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios", "image_pa
 OTHER_KEYS = (
     "messages", "conversations", "conversation", "completion", "system", "tools", "functions", "metadata", "model",
     "id", "custom_id", "method", "url", "error", "status", "model_parameters", "optional_params", "request_id",
-    "trace_id", "call_type", "object", "usage", "source", "split", "language", "response_cost", "endTime", "end_time",
+    "trace_id", "message_id", "parent_id", "role", "call_type", "object", "usage", "source",
+    "split", "language", "response_cost", "endTime", "end_time",
 )  # fmt: skip
 KNOWN_KEYS = {
     *REQUEST_KEYS, *ANSWER_KEYS, *TEXT_KEYS, *CONVERSATION_KEYS, *USER_KEYS, *TIME_KEYS, *MEDIA_KEYS, *OTHER_KEYS,

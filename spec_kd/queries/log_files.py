@@ -208,6 +208,8 @@ def _read_text(line: bytes) -> Any:
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
+    except UnicodeDecodeError as error:
+        return _explain_encoding(error)
     except ValueError as error:
         return ValueError(f"not JSON ({error})")
     except RecursionError:
@@ -218,4 +220,8 @@ def _decode(line: bytes) -> Any:
     try:
         return line.decode()
     except ValueError as error:
-        return ValueError(f"not UTF-8 ({error}): save the file as UTF-8")
+        return _explain_encoding(error)
+
+
+def _explain_encoding(error: ValueError) -> ValueError:
+    return ValueError(f"not UTF-8 ({error}): save the file as UTF-8")

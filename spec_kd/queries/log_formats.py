@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spec_kd.queries.conversations import strip_piece_number
-from spec_kd.queries.log_answers import check_succeeded, find_answer
+from spec_kd.queries.log_answers import check_succeeded, find_answer, find_fault
 from spec_kd.queries.log_fields import (
     KNOWN_KEYS,
     MEDIA_KEYS,
@@ -90,10 +90,9 @@ def read_record(record: Any, format: str | Callable[[Any], Any] = "auto") -> Log
         raise ValueError(f"the prompt ends with the {call.prompt[-1]['role']}'s turn, not the user's or a tool's")
     if not any(message["content"].strip() for message in call.prompt if message["role"] in ("user", "tool")):
         raise ValueError("the user's turns are empty")
-    last = call.prompt[-1]
-    if last["role"] == "user" and not last["content"].strip():
-        raise ValueError("the user's last turn is empty")
     for message in call.prompt:
+        if message["role"] == "user" and not message["content"].strip():
+            raise ValueError("a turn of the user is empty")
         if mark := find_mark(message):
             raise ValueError(f"the text, or a part of it, was left out when it was logged ({mark!r})")
     if call.tools:
@@ -175,13 +174,12 @@ def _read_openai(record: Record) -> LoggedCall:
     completion, note = find_answer(record)
     # A request that ends with the assistant's turn has it continued: that turn is no answer.
     is_ended = bool(messages) and messages[-1]["role"] == "assistant"
-    is_whole = completion is None and note is None and is_ended and request.source is record
-    if is_whole:
-        *messages, completion = messages
+    if completion is None and note is None and is_ended and request.source is record:
+        return _split_last(record, messages, record["messages"])
     notes = _note_answer(record, completion, note)
     if request.source.get("chat_template_kwargs"):
         notes.append("prompts whose `chat_template_kwargs` are not kept")
-    return _build(record, messages, completion, request.tools, is_whole, request.source, notes)
+    return _build(record, messages, completion, request.tools, False, request.source, notes)
 
 
 def _read_sharegpt(record: Record) -> LoggedCall:
@@ -203,7 +201,7 @@ def _read_sharegpt(record: Record) -> LoggedCall:
         messages.insert(0, {"role": "system", "content": record["system"]})
     name = record.get("id")
     names = {} if name is None else {"conversation_id": strip_piece_number(str(name))}
-    return _split_last({**names, **record}, clean_messages(messages))
+    return _split_last({**names, **record}, clean_messages(messages), turns)
 
 
 def _read_function_calls(value: Any) -> list[dict[str, Any]]:
@@ -220,7 +218,7 @@ def _read_trl(record: Record) -> LoggedCall:
     if "prompt" not in record:
         if "messages" not in record:
             raise ValueError(f"neither `prompt` nor `messages`: the keys are {sorted(map(str, record))[:12]}")
-        return _split_last(record, clean_messages(parse_json(record["messages"])))
+        return _split_last(record, clean_messages(parse_json(record["messages"])), record["messages"])
     prompt = clean_messages(parse_json(record["prompt"]))
     completion = parse_json(record.get("completion"))
     if completion is None:
@@ -233,8 +231,13 @@ def _read_trl(record: Record) -> LoggedCall:
     messages = prompt + completion
     if messages[-1]["role"] != "assistant":
         raise ValueError("`completion` does not end with the assistant's turn")
+    fault = find_fault(record)
+    notes = [] if fault is None else [f"answers not kept, {fault}"]
     # A completion of several turns (tool calls and their results) is a conversation of which each turn counts.
-    return _build(record, messages[:-1], messages[-1], record.get("tools"), len(completion) > 1, record)
+    is_whole = len(completion) > 1
+    return _build(
+        record, messages[:-1], messages[-1] if fault is None else None, record.get("tools"), is_whole, record, notes
+    )
 
 
 def _read_text(record: Record | str) -> LoggedCall:
@@ -302,11 +305,25 @@ def _note_answer(record: Record, completion: Message | None, note: str | None) -
     return [f"records without a known answer, with the unknown keys {keys[:NUM_NAMED]}"] if keys else []
 
 
-def _split_last(record: Record, messages: list[Message]) -> LoggedCall:
-    """A conversation as a whole; what the user said after the last answer has none."""
+def _split_last(record: Record, messages: list[Message], logged: Any) -> LoggedCall:
+    """A conversation as a whole; what the user said after the last answer has none.
+
+    Args:
+        record (`dict`): With the conversation.
+        messages (`list[dict]`): The conversation.
+        logged (`list[dict]`): The same as it was logged, where messages may say how they ended.
+    """
     is_answered = bool(messages) and messages[-1]["role"] == "assistant"
     completion = messages.pop() if is_answered else None
-    return _build(record, messages, completion, record.get("tools"), True, record)
+    logged = parse_json(logged)
+    faults = [find_fault(message) for message in logged if isinstance(message, dict)]
+    fault = (faults[-1] or find_fault(record)) if is_answered and faults else None
+    # Earlier turns are answers too, if all of them are whole.
+    is_whole = not any(faults[:-1])
+    notes = [] if is_whole else ["conversations with unfinished turns, of which the last alone is taken"]
+    notes += [] if fault is None else [f"answers not kept, {fault}"]
+    completion = completion if fault is None else None
+    return _build(record, messages, completion, record.get("tools"), is_whole, record, notes)
 
 
 def _build(

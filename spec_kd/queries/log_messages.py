@@ -24,7 +24,7 @@ TEXT_TYPES = {None, "text", "input_text", "output_text"}
 REASONING_TYPES = {"thinking": "thinking", "reasoning": "text", "reasoning_text": "text"}
 # What loggers put in the place of a text, or into one that they shorten.
 REPLACED_TEXTS = {"redacted-by-litellm", "REDACTED_BY_LITELM", "<truncated due to size exceeding limit>"}
-MARKS = ("(litellm_truncated ", "<truncated due to size exceeding limit>", "@@@langfuseMedia:")
+MARKS = ("(litellm_truncated", "... (truncated ", "<truncated due to size exceeding limit>", "@@@langfuseMedia:")
 
 
 def clean_messages(messages: Any) -> list[Message]:
@@ -56,7 +56,7 @@ def _clean_message(message: Any) -> list[Message]:
         content = message.get("text") if message.get("text") is not None else message.get("parts")
     _check_keys(message)
     # Most messages are a role and a text.
-    if isinstance(content, str) and (known != "assistant" or len(message) == 2):
+    if isinstance(content, str) and (known != "assistant" or (len(message) == 2 and content.strip())):
         cleaned: Message = {"role": known, "content": content}
         _copy_names(message, cleaned)
         return [cleaned]
@@ -82,6 +82,8 @@ def _clean_message(message: Any) -> list[Message]:
         raise ValueError(f"a message of the {known} holds the results of tools")
     if content is None and not calls:
         raise ValueError(f"a message of the {known} has no content that is understood: its keys are {_list(message)}")
+    if known == "assistant" and not calls and not cleaned["content"].strip():
+        raise ValueError("a turn of the assistant is empty")
     is_only_results = blocks.results and not blocks.texts
     return [*blocks.results, *([] if is_only_results else [cleaned])]
 

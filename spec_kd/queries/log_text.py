@@ -2,24 +2,14 @@
 
 import codecs
 import io
-import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import pyarrow as pa
+from spec_kd.queries.log_compression import BUFFER, open_decompressed
 
 LONGEST = 2**24  # bytes of a line, characters of an item or a cell: what is longer is counted and skipped
 BOM = codecs.BOM_UTF8
-BUFFER = 2**16  # what is in the buffer when a compressed file breaks off is lost, so it is small
-MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
-    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},
-    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # of nothing
-}
 MARKS = (  # the longer ones first
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -49,7 +39,7 @@ def open_text(path: Path) -> io.BufferedReader:
         `OSError`: A file that cannot be read.
         `ValueError`: A file of a kind that holds no text, with what to do about it.
     """
-    stream = _decompress(path)
+    stream = open_decompressed(path)
     start = stream.peek(512)[:512]
     for magic, kind in NOT_TEXT.items():
         if start.startswith(magic):
@@ -63,15 +53,6 @@ def open_text(path: Path) -> io.BufferedReader:
     if encoding is None and len(start) >= 4 and (start[0] == 0) != (start[1] == 0):
         encoding = "utf-16-be" if start[0] == 0 and start[2] == 0 else "utf-16-le" if start[3] == 0 else None
     return stream if encoding is None else io.BufferedReader(_Transcoder(stream, encoding), BUFFER)
-
-
-def _decompress(path: Path) -> io.BufferedReader:
-    with path.open("rb") as file:
-        start = file.read(10)
-    kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
-    if kind == "xz":  # which Arrow cannot read
-        return io.BufferedReader(lzma.open(path), BUFFER)
-    return io.BufferedReader(pa.input_stream(str(path), compression=kind), BUFFER)
 
 
 class _Transcoder(io.RawIOBase):

@@ -14,7 +14,7 @@ LANGFUSE_TYPES = {
 THREAD_KEYS = ("session_id", "thread_id", "conversation_id")  # of LangSmith's metadata, in its order
 
 
-class LeftOutError(Exception):
+class LeftOutError(ValueError):
     """A record that is no request by what it says of itself; the text is the reason."""
 
 

@@ -27,7 +27,8 @@ from spec_kd.queries.redaction import check_redactions, redact_messages, redact_
 from spec_kd.queries.splitting import SPLITS, check_test_fraction, choose_test_rows, warn_of_empty_side
 from spec_kd.queries.vllm_log import VLLMLogReader
 
-NUM_LISTED = 100
+NUM_LISTED = NUM_NOTES = 100
+OTHER_NOTES = "records with other notes"
 VERSION = 3  # of what is made of the same logs with the same options
 
 logger = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ class _LogReader:
                             self._note(path, number, READ)
                             continue
                         record, note = batches.join(record)
-                        self.notes.update([note] if note else [])
+                        self._count_notes([note] if note else [])
                     for part in expand_record(record):
                         yield from self._read_one(part, path, number)
             yield from self._prompts.flush()
@@ -304,8 +305,13 @@ class _LogReader:
             raise
         except Exception as error:  # shapes that no reader foresaw; one record must not end the reading of a log
             raise ValueError(f"not of a known form ({type(error).__name__}: {error})") from error
-        self.notes.update(call.notes)
+        self._count_notes(call.notes)
         return prompts
+
+    def _count_notes(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            note = redact_text(note, self._redact)
+            self.notes[note if note in self.notes or len(self.notes) < NUM_NOTES else OTHER_NOTES] += 1
 
     def _redact_call(self, call: LoggedCall) -> LoggedCall:
         """All of a call that is stored, redacted. A name that was replaced is numbered, so that names stay apart."""

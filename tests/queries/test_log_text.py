@@ -1,5 +1,6 @@
 """Text of files whatever its compression and encoding, by lines that memory can hold."""
 
+import bz2
 import gzip
 import json
 import lzma
@@ -82,6 +83,13 @@ def test_what_came_before_a_break_is_not_lost(tmp_path):
         *records, (number, error) = read_records(tmp_path / name)
         assert isinstance(error, Exception) and [n for n, _ in records] == list(range(1, number))
         assert number > 100
+    for compress in (gzip.compress, lzma.compress, bz2.compress):
+        (tmp_path / "a.jsonl").write_bytes(
+            compress(LINE.encode()) + compress(b"\n" + LINE.encode()) + bytes(9) + b"more"
+        )
+        *records, (number, error) = read_records(tmp_path / "a.jsonl")
+        assert [n for n, _ in records] == list(range(1, number)) and records
+        assert "follows the compressed data" in str(error)
     (tmp_path / "a.json").write_bytes(f"[{LINE}, {LINE}, ".encode() + b'{"text": "\xff"}, ' + f"{LINE}]".encode())
     assert [isinstance(record, dict) for _, record in read_records(tmp_path / "a.json")] == [True, True, False, True]
 
