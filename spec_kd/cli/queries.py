@@ -114,7 +114,8 @@ def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
             seed=arguments.seed,
         )
         report = logs.report.to_dict()
-        counts = {name: report[name] for name in ("records", "malformed", "dropped", "with_completion")}
+        names = ("records", "malformed", "left_out", "reasons", "notes", "ignored_files", "dropped", "with_completion")
+        counts = {name: report[name] for name in names}
         return {**describe_saved(arguments.output_dir, logs.train, logs.test), **counts}
 
     return workspace.do(arguments.output_dir, "queries logs", inputs, PRODUCTS, work)

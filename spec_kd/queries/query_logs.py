@@ -80,18 +80,20 @@ def load_query_logs(
 
     Args:
         paths (`str`, `Path` or a list of them):
-            Files, glob patterns and folders: JSON lines, JSON arrays, Parquet, or plain text with a prompt a line; all
-            but Parquet also compressed (`.gz`, `.zst`, `.bz2`, `.lz4`).
+            Files, glob patterns and folders: JSON lines, JSON arrays, CSV, TSV, Parquet, or plain text with a prompt a
+            line; numbered as log rotation does it (`.jsonl.1`); all but Parquet also compressed (`.gz`, `.zst`, `.bz2`,
+            `.xz`, `.lz4`), and in UTF-8, UTF-16 or UTF-32.
         output_dir (`str` or `Path`): Created if needed.
         format (`str` or `Callable`):
-            `"auto"` recognises each record by its keys. `"openai"`: chat completions with `messages`, `tools` and
-            `choices`, in one object or as `request` and `response` (batch files with their `body` too), which is also
-            how LiteLLM (`"litellm"`: its standard payload and its table of spend logs) has it. `"vllm"`: the same
-            (files of `vllm run-batch`), or the log that the server prints with `--enable-log-requests`, whose rendered
-            prompts are read with the chat template of the `processing_class`; its other lines are left out.
-            `"sharegpt"`: `conversations`. `"trl"`: `prompt` and `completion`, or `messages`. `"text"`: `prompt` or
-            `text`, or lines of text. A function is given each record and returns it in one of these forms, or `None` to
-            leave it out.
+            `"auto"` recognises each record by its keys, also runs of LangSmith and observations of Langfuse.
+            `"openai"`: requests of the chat completions, Responses and Anthropic APIs, in one object with the response
+            or as `request` and `response`, also as a stream of events, which is also how LiteLLM (`"litellm"`: its
+            standard payload and its table of spend logs) has it; input and output files of batches are joined.
+            `"vllm"`: the same (files of `vllm run-batch`), or the log that the server prints with
+            `--enable-log-requests`, whose rendered prompts are read with the chat template of the `processing_class`;
+            its other lines are left out. `"sharegpt"`: `conversations`. `"trl"`: `prompt` and `completion`, or
+            `messages`. `"text"`: `prompt` or `text`, or lines of text. A function is given each record and returns it
+            in one of these forms, or `None` to leave it out.
         turns (`str`):
             Every turn of the assistant is a prompt with the history it had (`"all"`), or the last one (`"last"`).
             `"auto"`: all of a record that is a conversation as a whole, and the last of one that is a request, since
@@ -107,8 +109,9 @@ def load_query_logs(
         split_by (`str`):
             `"hash"`: by conversation, stable when the log grows. `"time"`: the conversations that began last. A
             conversation is on one side: it is known by its logged `conversation_id`, `session_id`, `thread_id` or
-            `chat_id`, else by the user's first turn. A trace id, which each request has anew, does not count.
-            Conversations that hold the same prompt, under whatever system prompts, are on one side as well.
+            `chat_id`, else by the user's first turn. Ids of a trace or a request do not count, and a request that
+            continues the history of another is of the same conversation whatever its ids are. Conversations that hold
+            the same prompt, under whatever system prompts, are on one side as well.
         redact (`Sequence[str]`):
             Of `"email"`, `"phone"`, `"key"` and `"card"`: what to replace in all that is stored (prompts, answers,
             arguments of tool calls, tools, ids, names of files), see [`redact_text`].
@@ -119,14 +122,15 @@ def load_query_logs(
     Returns:
         `QueryLogs` with `train`, `test` and `report`. Columns: `prompt` (messages); `tools` (JSON text) and
         `completion` (a list with the assistant's message), `None` where a record has none, and left out where no record
-        has one; `scenario` (`"historical"`), `source` (file) and `conversation_id`. Answers that were cut off
-        (`finish_reason` `"length"`) are left out. That it was the target that wrote them is for you to know;
-        [`add_completion_ids`] prepares them for `score_completions`.
+        has one; `scenario` (`"historical"`), `source` (file) and `conversation_id`. Answers with a `finish_reason` that
+        is not known as the target's own end are left out and counted, as are those that are not understood. That it was
+        the target that wrote them is for you to know; [`add_completion_ids`] prepares them for `score_completions`.
 
     Raises:
         `FileNotFoundError`: A path that no log is found for.
-        `ValueError`: An option out of its range, limits of tokens without `processing_class`; with
-            `on_error="raise"` the first malformed record, by file and line; nothing is kept at all.
+        `ValueError`: An option out of its range, limits of tokens without `processing_class`; a file of something else
+            where the result goes; with `on_error="raise"` the first malformed record, by file and line; nothing is kept
+            at all, with the reasons.
     """
     start = time.monotonic()
     check_log_options(
