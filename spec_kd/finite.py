@@ -54,6 +54,24 @@ def check_finite_weights(model: nn.Module, role: str) -> None:
         raise NonFiniteError(describe_bad_weight(role, name))
 
 
+def check_logits(logits: torch.Tensor, model: nn.Module, role: str) -> None:
+    """Raises [`NonFiniteError`] if a logit is NaN, and names the weight that is to blame where there is one.
+
+    Infinities pass: -inf rules an id out. A NaN would count as the most likely id.
+
+    Args:
+        logits (`torch.Tensor`): Of any shape.
+        model (`torch.nn.Module`): The model that they are of.
+        role (`str`): What the model is, such as `"draft"`.
+    """
+    if logits.isnan().any():
+        check_finite_weights(model, role)
+        raise NonFiniteError(
+            f"The {role} gives NaN for logits, with weights that are finite: they overflow in its dtype. Load the "
+            f"{role} in bfloat16 or float32."
+        )
+
+
 def describe_bad_weight(role: str, name: str) -> str:
     """The sentences for a model whose weight `name` was not finite when it was loaded."""
     return (

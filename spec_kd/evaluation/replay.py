@@ -16,6 +16,7 @@ from spec_kd.decoding.warpers import check_truncation
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.stored_texts import check_stored_logprobs, read_stored_slots
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
+from spec_kd.finite import check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
@@ -296,6 +297,8 @@ def _score_batch(
     for start in range(0, len(tokens), chunk_size):
         chunk = slice(start, start + chunk_size)
         logits = [head(states[chunk]) for head, states in zip(heads, hidden, strict=True)]  # (n, V) each
+        for role, model, values in zip(("draft", "target"), models, logits, strict=False):
+            check_logits(values, model, role)
         expected = tokens[chunk].to(logits[0].device)
         if stored is None:
             target_logits = logits[1] if len(models) > 1 else None

@@ -3,7 +3,9 @@ import dataclasses
 import pytest
 from example_report import AFTER, BEFORE, NAN, build_report, build_small_report
 
-from spec_kd.evaluation.gates import FAILED_EXIT_STATUS, Gate, check_gates, parse_gate
+from spec_kd.cli.evaluate import hold_against
+from spec_kd.evaluation import save_report
+from spec_kd.evaluation.gates import FAILED_EXIT_STATUS, Gate, check_gates, check_measured, parse_gate
 from spec_kd.evaluation.statistics import Interval
 
 
@@ -101,3 +103,42 @@ def test_undefined_figures_do_not_pass():
 
 def test_the_exit_status_is_not_that_of_an_error():
     assert FAILED_EXIT_STATUS not in (0, 1, 2)
+
+
+def test_a_gate_says_that_a_metric_is_nan(report, tmp_path, capsys):
+    setting = report.draft.settings[0]
+    broken = dataclasses.replace(setting, alpha=Interval(NAN, NAN, NAN))
+    draft = dataclasses.replace(report.draft, settings=[broken, *report.draft.settings[1:]])
+    save_report(dataclasses.replace(report, drafts=[draft]), tmp_path)
+    result = hold_against([f"alpha_{setting.name}=0.1"], str(tmp_path))
+    assert not result["has_passed"]
+    assert f"alpha_{setting.name} is NaN, which reaches no threshold (0.1)" in capsys.readouterr().err
+
+
+SETTINGS = {"greedy": "stochastic", "t1_greedy_draft": "greedy"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "known", "message"),
+    [
+        ("predicted_speedup=1", {"has_assisted": True}, "needs costs at batch size 1"),
+        ("predicted_speedup_greedy=1", {"has_assisted": True}, "needs costs at batch size 1"),
+        ("speedup=1", {"has_costs": True}, "needs assisted generation"),
+        ("speedup_t1_greedy_draft=1", {"has_costs": True, "has_assisted": True}, "needs assisted generation"),
+        ("alpha_t2=1", {}, "names the setting 't2', but there are greedy, t1_greedy_draft"),
+        ("speed=1", {}, "names no figure"),
+    ],
+)
+def test_a_gate_on_what_will_not_be_measured_is_refused(gate, known, message):
+    with pytest.raises(ValueError, match=message):
+        check_measured([gate], SETTINGS, **{"has_costs": False, "has_assisted": False, **known})
+
+
+def test_a_gate_on_what_will_be_measured_is_fine():
+    check_measured(
+        ["alpha_greedy=0.5", "block_efficiency_t1_greedy_draft=2"], SETTINGS, has_costs=False, has_assisted=False
+    )
+    check_measured(
+        ["predicted_speedup=1", "speedup=1", "speedup_greedy=1"], SETTINGS, has_costs=True, has_assisted=True
+    )
+    check_measured(["speedup_t1=1"], None, has_costs=False, has_assisted=True)

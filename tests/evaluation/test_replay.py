@@ -7,6 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from spec_kd.evaluation.replay import replay, score_texts
+from spec_kd.finite import NonFiniteError
 
 replay_module = importlib.import_module("spec_kd.evaluation.replay")  # the package has a function of that name
 
@@ -165,3 +166,18 @@ def test_sampled_text_needs_the_target_and_a_prompt_adapter_is_refused(pair):
     draft = get_peft_model(draft, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ValueError, match="prompt-learning"):
         replay(draft, target, [ROW], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("draft_sampling", ["stochastic", "greedy"])
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_a_model_of_nan_is_named_and_not_evaluated(pair, role, temperature, draft_sampling):
+    """Its most likely id would be the first that is NaN, and be accepted or not."""
+    broken = copy.deepcopy(dict(zip(("draft", "target"), pair, strict=True)))
+    with torch.no_grad():
+        broken[role].get_input_embeddings().weight[ROW["prompt_ids"][0]] = float("nan")
+    with pytest.raises(NonFiniteError, match=f"The {role}'s weight"):
+        score_texts(
+            broken["draft"], broken["target"], [ROW], temperature=temperature, draft_sampling=draft_sampling,
+            measures_entropy=True,
+        )  # fmt: skip
