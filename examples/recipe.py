@@ -24,6 +24,7 @@ from spec_kd import (
     generate_responses,
 )
 from spec_kd.losses import SPARSE_METHODS
+from spec_kd.queries.splitting import hold_out_rows
 from spec_kd.trainer.draft_trainer import DraftTrainer
 from spec_kd.trainer.teacher import load_teacher
 
@@ -184,7 +185,8 @@ def run_recipe(
                 teacher_signal=signal,
                 output_dir=os.path.join(training.output_dir, "responses"),
             )
-    num_held_out = min(64, max(1, len(rows) // 20))  # rows of `eval_loss`; acceptance has its own prompts
+    # rows of `eval_loss`; acceptance has its own prompts
+    held_out, train_rows = hold_out_rows(rows, min(64, max(1, len(rows) // 20)))
     callback = SpeculativeEvalCallback(
         test_prompts.select_columns(
             [name for name in ("prompt", "tools", "chat_template_kwargs") if name in test_prompts.column_names]
@@ -197,8 +199,8 @@ def run_recipe(
     )
     common = {
         "model": draft_path,
-        "train_dataset": rows.select(range(num_held_out, len(rows))),
-        "eval_dataset": rows.select(range(num_held_out)),
+        "train_dataset": train_rows,
+        "eval_dataset": held_out,
         "processing_class": tokenizer,
         "peft_config": None if model is None else get_peft_config(model),
         "quantization_config": None if model is None else get_quantization_config(model),

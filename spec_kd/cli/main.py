@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from spec_kd.cli.steps import is_main_process, to_json
 from spec_kd.cli.text import suggest
+from spec_kd.escaping import to_one_line
 from spec_kd.secrets import hide_secrets
 
 USAGE_EXIT_STATUS = 2
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         else:
-            message = " ".join(hide_secrets(str(error)).split())  # on one line, whatever a library wrote
+            message = to_one_line(hide_secrets(str(error)))  # whatever a library wrote
             print(f"spec-kd {command}: error: {message}", file=sys.stderr)
         return USAGE_EXIT_STATUS
     return get_exit_status(result)

@@ -211,6 +211,7 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
 
     from spec_kd import SpeculativeEvalCallback
     from spec_kd.loading import choose_processing_class, find_processing_class, load_config
+    from spec_kd.queries.splitting import hold_out_rows
     from spec_kd.trainer.arguments import get_load_options
 
     has_signal = "teacher_info" in rows.column_names
@@ -234,7 +235,7 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
     held_out, callbacks = None, []
     if config.eval_strategy != "no":
         num_held_out = min(arguments.num_held_out, max(1, len(rows) // 20))
-        held_out, rows = rows.select(range(num_held_out)), rows.select(range(num_held_out, len(rows)))
+        held_out, rows = hold_out_rows(rows, num_held_out)
         if is_live or can_be_replayed(rows):
             limit = max(map(len, held_out["completion_ids"])) if "completion_ids" in rows.column_names else None
             callbacks.append(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("hash", "time")
+TEXT_COLUMNS = ("prompt", "messages", "prompt_ids", "input_ids", "text")  # the first one there tells rows apart
 
 logger = logging.getLogger(__name__)
 
@@ -88,16 +89,36 @@ def split_prompts(dataset: "Dataset", test_fraction: float, seed: int = 0) -> "t
         `ValueError`: A fraction outside [0, 1).
     """
     check_test_fraction(test_fraction)
-    texts = hash_prompts(dataset["prompt"])
-    names = dataset["conversation_id"] if "conversation_id" in dataset.column_names else [None] * len(dataset)
-    conversations = [
-        hash_text("opening\0" + _find_opening(prompt) if name is None else f"name\0{name}")
-        for name, prompt in zip(names, dataset["prompt"], strict=True)
-    ]
-    groups = group_rows(np.array(conversations, dtype=np.uint64), texts)
+    conversations, texts = _hash_keys(dataset)
+    groups = group_rows(conversations, texts)
     is_test = choose_test_rows(texts[groups], np.zeros(len(dataset)), test_fraction, "hash", seed)
     warn_of_empty_side(is_test, groups, test_fraction)
     return dataset.select(np.flatnonzero(~is_test)), dataset.select(np.flatnonzero(is_test))
+
+
+def hold_out_rows(dataset: "Dataset", num_rows: int) -> "tuple[Dataset, Dataset]":
+    """Rows to evaluate on while training, from the start of a set, and the rest, with each conversation on one side.
+
+    Args:
+        dataset (`Dataset`): With `prompt`, `messages`, `prompt_ids` or other columns; grouped as by [`split_prompts`].
+        num_rows (`int`): How many to hold out; more by what a conversation has besides.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: Rows held out, and rows to train on.
+
+    Raises:
+        `ValueError`: All rows belong to one conversation.
+    """
+    groups = group_rows(*_hash_keys(dataset))
+    firsts, sizes = np.unique(groups, return_counts=True)
+    if len(firsts) < 2:
+        raise ValueError(
+            f"The {len(dataset)} rows belong to one conversation, so none can be held out for evaluation. Give more "
+            "rows, an evaluation set, or none."
+        )
+    num_groups = min(int(np.searchsorted(np.cumsum(sizes), num_rows)) + 1, len(firsts) - 1)
+    is_held_out = groups <= firsts[num_groups - 1]
+    return dataset.select(np.flatnonzero(is_held_out)), dataset.select(np.flatnonzero(~is_held_out))
 
 
 def find_leaks(train: "Dataset", test: "Dataset") -> np.ndarray:
@@ -145,6 +166,23 @@ def warn_of_empty_side(is_test: np.ndarray, groups: np.ndarray, test_fraction: f
         if num_groups == 1
         else "Take another `seed`, a larger or smaller `test_fraction`, or more prompts.",
     )
+
+
+def _hash_keys(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the conversations and of the texts of the rows, (N,) each."""
+    names = dataset["conversation_id"] if "conversation_id" in dataset.column_names else [None] * len(dataset)
+    column = next((name for name in TEXT_COLUMNS if name in dataset.column_names), None)
+    if column in ("prompt", "messages"):
+        texts, openings = hash_prompts(dataset[column]), map(_find_opening, dataset[column])
+    else:  # ids, which are compared as they are
+        values = map(str, dataset[column]) if column is not None else map(str, range(len(dataset)))
+        texts = np.array([hash_text(value) for value in values], dtype=np.uint64)
+        openings = map(str, texts)
+    conversations = [
+        hash_text(f"opening\0{opening}" if name is None else f"name\0{name}")
+        for name, opening in zip(names, openings, strict=True)
+    ]
+    return np.array(conversations, dtype=np.uint64), texts
 
 
 def _find_opening(prompt: object) -> str:

@@ -6,7 +6,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_kd.queries.splitting import choose_test_rows, find_leaks, group_rows, split_prompts
+from spec_kd.queries.splitting import choose_test_rows, find_leaks, group_rows, hold_out_rows, split_prompts
 
 
 def choose(conversations, timestamps, fraction, split_by, seed=0):
@@ -120,3 +120,23 @@ def test_leaks_are_rows_of_the_same_text_or_conversation():
     )
     assert find_leaks(train, test).tolist() == [True, True, False, False]
     assert find_leaks(train.remove_columns("source"), test).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 100])
+def test_rows_held_out_are_whole_conversations(num_rows):
+    prompts = [turns for n in range(4) for turns in (follow_up(f"q{n}"), follow_up(f"q{n}", "why?"))]
+    prompts += [follow_up("q0", "how?")]  # the first conversation again, far behind
+    held_out, rest = hold_out_rows(Dataset.from_dict({"prompt": prompts}), num_rows)
+    openings = [{prompt[0]["content"] for prompt in side["prompt"]} for side in (held_out, rest)]
+    assert not openings[0] & openings[1] and len(openings[0] | openings[1]) == 4
+    assert len(held_out) == {1: 3, 2: 3, 3: 3, 100: 7}[num_rows] and len(rest) == 9 - len(held_out)
+
+
+def test_rows_of_ids_are_told_apart_by_them():
+    dataset = Dataset.from_dict({"prompt_ids": [[1, 2], [3], [1, 2], [4]], "completion_ids": [[5], [6], [7], [8]]})
+    held_out, rest = hold_out_rows(dataset, 1)
+    assert held_out["completion_ids"][:] == [[5], [7]] and rest["completion_ids"][:] == [[6], [8]]
+    with pytest.raises(ValueError, match="The 2 rows belong to one conversation"):
+        hold_out_rows(dataset.select([0, 2]), 1)
+    other = Dataset.from_dict({"completion": ["a", "a", "b"]})
+    assert [len(side) for side in hold_out_rows(other, 1)] == [1, 2]
