@@ -97,6 +97,16 @@ def check_fused_log_probs(model: PreTrainedModel, role: str) -> None:
         )
 
 
+def gives_auxiliary_loss(model: PreTrainedModel) -> bool:
+    """Whether a mixture of experts returns its load-balancing loss when asked for router logits (Llama 4 does not)."""
+    model = unwrap_peft(model)
+    if not is_whole(model):
+        return True
+    with evaluation_mode(model):
+        output = model(input_ids=make_texts(model)[0], output_router_logits=True, use_cache=False)
+    return getattr(output, "aux_loss", None) is not None
+
+
 def takes_padded_prompts(model: PreTrainedModel) -> bool:
     """Whether `generate` writes the same to a prompt in a batch, padded on the left with its mask, as to it alone.
 

@@ -188,6 +188,21 @@ def describe_served_differences(
     return differences
 
 
+def check_alignable(model: PreTrainedModel) -> None:
+    """Raises `ValueError` for a model whose embedding has other rows than its head, which no config could tell.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The draft.
+    """
+    model = unwrap_peft(model)
+    embedding, head = count_rows(model.get_input_embeddings()), count_rows(model.get_output_embeddings())
+    if embedding != head:
+        raise ValueError(
+            f"{type(model).__name__} has {embedding} rows in its embedding and {head} in its head, so its vocabulary "
+            "cannot be aligned with the target's. Save it without `align_vocabulary` (`target_vocab_size`)."
+        )
+
+
 def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: int) -> None:
     """Gives `model` as many embedding and head rows as the target has, in place.
 
@@ -207,6 +222,7 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
 
     Raises:
         `VocabularyMismatchError`: If `target_rows` or the model's own rows are fewer than `real_vocab_size`.
+        `ValueError`: If embedding and head have unequal rows.
         `TypeError`: If the model is a `PeftModel`, or its rows are quantised or partitioned.
     """
     if is_peft_model(model):
@@ -217,6 +233,7 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
             "cutting would remove tokens that are in use."
         )
     check_head_covers(model, real_vocab_size, role="draft")
+    check_alignable(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     for module in (embedding, head):
         if hasattr(module.weight, "ds_shape") or not module.weight.is_floating_point():

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import build_llama, build_tokenizer
+from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from spec_kd import (
     BlackBoxSFTConfig,
@@ -19,7 +20,15 @@ from spec_kd import (
     score_completions,
 )
 from spec_kd.hub import export_draft
-from spec_kd.loading import find_adapter, find_tokenizer, load_config, load_model, load_tokenizer
+from spec_kd.loading import (
+    choose_processing_class,
+    find_adapter,
+    find_processing_class,
+    find_tokenizer,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 
 ROWS = {"prompt_ids": [[5, 6, 7], [8, 9]] * 2, "completion_ids": [[10, 11, 1], [12, 13, 14, 1]] * 2}
 
@@ -167,3 +176,24 @@ def test_code_of_a_repository_is_trusted_by_every_loader(remote, tmp_path, monke
     )
     assert BlackBoxSFTTrainer(remote, args, train_dataset=Dataset.from_dict(ROWS)).processing_class is not None
     assert find_tokenizer(remote, options) is not None
+
+
+def test_a_multimodal_draft_comes_with_its_processor(tmp_path):
+    tokenizer = build_tokenizer()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4, "projection_dim": 16, "model_type": "clip_vision_model"}
+    config = LlavaConfig(text_config=build_llama(seed=0).config, vision_config=vision, image_token_index=250)
+    folder = tmp_path / "draft"
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    LlavaProcessor(CLIPImageProcessor(), tokenizer, patch_size=4, image_token="<|user|>").save_pretrained(folder)
+    assert isinstance(find_processing_class(folder), LlavaProcessor)
+    args = BlackBoxSFTConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, report_to="none", use_cpu=True, bf16=False, save_strategy="no"
+    )
+    trainer = BlackBoxSFTTrainer(str(folder), args, train_dataset=Dataset.from_dict(ROWS))
+    assert isinstance(trainer.processing_class, LlavaProcessor)
+    trainer.save_model()
+    assert (tmp_path / "out" / "processor_config.json").exists()
+    # a text draft of a multimodal target is trained with the tokenizer alone
+    chosen = choose_processing_class(build_tokenizer(), find_processing_class(folder))
+    assert not isinstance(chosen, LlavaProcessor)

@@ -1,10 +1,13 @@
 """Embeddings and heads that are no plain matrices: trained by an adapter, or quantized inside a plain `nn.Linear`."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import build_llama, build_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from spec_kd import (
     WhiteBoxDistillConfig,
@@ -30,10 +33,10 @@ ADAPTERS = {
 }  # fmt: skip
 
 
-def make_trainer(draft, teacher, tmp_path, **options):
+def make_trainer(draft, teacher, tmp_path, bf16=False, **options):
     config = WhiteBoxDistillConfig(
         output_dir=str(tmp_path), max_steps=2, learning_rate=1e-2, per_device_train_batch_size=4, logging_steps=1,
-        report_to="none", use_cpu=True, bf16=False, save_strategy="no", **options,
+        report_to="none", use_cpu=True, bf16=bf16, save_strategy="no", **options,
     )  # fmt: skip
     return WhiteBoxDistillTrainer(
         draft, config, teacher_model=teacher, train_dataset=Dataset.from_dict(ROWS), processing_class=build_tokenizer()
@@ -67,14 +70,40 @@ def test_adapted_embeddings_and_heads(kind, tmp_path):
     torch.testing.assert_close(compute_logits(saved)[..., :261], compute_logits(trainer.model), rtol=1e-4, atol=1e-5)
 
 
+class Int8Weight(torch.Tensor):
+    """A weight as torchao makes them: a tensor subclass of floating-point dtype that only `linear` can read."""
+
+    @staticmethod
+    def __new__(cls, numbers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype, device=numbers.device)
+
+    def __init__(self, numbers, scale):
+        self.numbers, self.scale = numbers, scale
+
+    def __tensor_flatten__(self):
+        return ["numbers", "scale"], None
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.linear:
+            hidden, weight, *bias = args
+            return function(hidden, weight.numbers.to(hidden.dtype) * weight.scale, *bias, **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].numbers, args[0].scale)
+        raise NotImplementedError(f"Int8Weight does not implement {function}")
+
+
 def quantize(with_head):
-    torchao = pytest.importorskip("torchao.quantization")
     model = build_llama(seed=1, tie=False)
-
-    def is_chosen(module, name):
-        return isinstance(module, torch.nn.Linear) and (with_head or name != "lm_head")
-
-    torchao.quantize_(model, torchao.Int8WeightOnlyConfig(), filter_fn=is_chosen)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and (with_head or name != "lm_head"):
+            scale = module.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+            numbers = (module.weight.detach() / scale).round().to(torch.int8)
+            module.weight = torch.nn.Parameter(Int8Weight(numbers, scale), requires_grad=False)
     return model
 
 
@@ -103,9 +132,29 @@ def test_a_target_of_quantized_weights(with_head, tmp_path):
 
 
 def test_a_quantized_head_is_refused_where_the_loss_needs_the_matrix(tmp_path):
-    with pytest.raises(ValueError, match=r"The draft's head \(Linear\) has quantized weights \(Int8Tensor\)"):
+    with pytest.raises(ValueError, match=r"The draft's head \(Linear\) has quantized weights \(Int8Weight\)"):
         make_trainer(quantize(with_head=True), build_llama(seed=0), tmp_path)
     with pytest.raises(ValueError, match="The reference's head"):
         add_reference_scores(
             Dataset.from_dict(ROWS), quantize(with_head=True), build_llama(seed=0), vocab_size=261, show_progress=False
         )
+
+
+def test_a_float16_teacher_under_bfloat16_autocast(tmp_path):
+    """Its norms refuse a mixture of the two on a CPU, so it runs in its own dtype."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 261, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
+    teacher = GPT2LMHeadModel(GPT2Config(**sizes, pad_token_id=0, bos_token_id=None, eos_token_id=1))
+    exact = make_trainer(build_llama(seed=0), copy.deepcopy(teacher), tmp_path)
+    exact.train()
+    half = make_trainer(build_llama(seed=0), teacher.half(), tmp_path, bf16=True)
+    half.train()
+    losses = [trainer.state.log_history[0]["loss"] for trainer in (exact, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
+def test_rows_that_cannot_be_aligned_are_refused_before_training(tmp_path):
+    draft = build_llama(seed=0, tie=False)
+    draft.model.embed_tokens = torch.nn.Embedding(269, 32)
+    with pytest.raises(ValueError, match="269 rows in its embedding and 261 in its head"):
+        make_trainer(draft, build_llama(seed=1), tmp_path, align_vocabulary=True)

@@ -54,6 +54,7 @@ from spec_kd.trainer.training_data import (
     check_datasets,
     find_columns,
 )
+from spec_kd.vocabulary import check_alignable
 
 logger = get_logger(__name__)
 
@@ -142,6 +143,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
     def _check_export(self) -> None:
         if not self.args.align_vocabulary:
             return
+        check_alignable(self.model)
         if is_peft_model(self.model) and not self.args.merge_adapter:
             raise ValueError(
                 "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "

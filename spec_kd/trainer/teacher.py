@@ -1,5 +1,6 @@
 """The teacher of a white-box run: loaded as TRL loads one, frozen, and asked for hidden states only."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,19 +85,27 @@ class LiveTeacher:
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator, vocab_size: int):
         model.eval().requires_grad_(False)
+        self._is_apart = False
         self._head = LogitHead.of(model, vocab_size)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.model = prepare_deepspeed(model, accelerator)
         elif accelerator.distributed_type == DistributedType.FSDP:
             self.model = prepare_fsdp(model, accelerator)
         else:
-            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+            # float16 weights do not mix with bfloat16: norms on a CPU refuse, and rounding once is enough
+            self._is_apart = model.dtype == torch.float16 and accelerator.mixed_precision == "bf16"
+            if self._is_apart:
+                self.model = model.to(accelerator.device)
+            else:
+                self.model = accelerator.prepare_model(model, evaluation_mode=True)
 
     @torch.no_grad()
     def compute_signal(self, inputs: dict[str, Any]) -> TeacherSignal:
         """Runs the teacher over the draft's own inputs (ids, mask or position ids; labels are left out)."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "output_router_logits")}
-        return TeacherSignal(compute_last_hidden_states(self.model, self._head.module, **inputs), self._head)
+        with torch.autocast(inputs["input_ids"].device.type, enabled=False) if self._is_apart else nullcontext():
+            hidden = compute_last_hidden_states(self.model, self._head.module, **inputs)
+        return TeacherSignal(hidden, self._head)
 
 
 def load_teacher(

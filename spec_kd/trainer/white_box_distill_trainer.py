@@ -19,6 +19,7 @@ from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
+from spec_kd.probes import gives_auxiliary_loss
 from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.cached_teacher import (
     CachedSignal,
@@ -192,6 +193,12 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             self.processing_class, vocab_size, target_tokens, self._get_target_vocab_size(), args.chat_template_path
         )
         check_logits_are_known(self.model, "draft")
+        if self.aux_loss_enabled and not gives_auxiliary_loss(self.model):
+            self.aux_loss_enabled = False
+            logger.warning(
+                f"{type(unwrap_peft(self.model)).__name__} does not return the load-balancing loss of its experts: it "
+                f"is trained without, not with `router_aux_loss_coef={self.router_aux_loss_coef}`."
+            )
         self.teacher_model = None
         if self._teacher is None:
             self._teacher = self._load_frozen(teacher_model, args.teacher_model_init_kwargs, vocab_size, "teacher")
