@@ -23,7 +23,7 @@ def explain_connection_error(error: BaseException, url: str) -> tuple[str, bool]
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
             return (
-                f"TLS could not be set up ({cause.reason or cause}); if the server speaks plain HTTP, the address "
+                f"TLS could not be set up ({getattr(cause, 'reason', None) or cause}); if the server speaks plain HTTP, the address "
                 "begins with http://",
                 False,
             )
