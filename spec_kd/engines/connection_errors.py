@@ -22,11 +22,8 @@ def explain_connection_error(error: BaseException, url: str) -> tuple[str, bool]
             return f"its TLS certificate is not accepted ({cause.verify_message or cause})", False
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
-            return (
-                f"TLS could not be set up ({getattr(cause, 'reason', None) or cause}); if the server speaks plain HTTP, the address "
-                "begins with http://",
-                False,
-            )
+            reason = getattr(cause, "reason", None) or cause
+            return f"TLS could not be set up ({reason}); a server of plain HTTP has an address with http://", False
     for cause in causes:
         if isinstance(cause, socket.gaierror):
             may_pass = cause.errno == socket.EAI_AGAIN

@@ -31,7 +31,7 @@ def make_certificate_error():
     ("cause", "words", "may_pass"),
     [
         (make_certificate_error(), "certificate is not accepted (self-signed certificate)", False),
-        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "begins with http://", False),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "an address with http://", False),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "'the-host' has no address (Name or", False),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "'the-host' has no address (Temporary", True),
         (ConnectionRefusedError(111, "Connection refused"), "connection refused", True),
@@ -55,7 +55,7 @@ def test_a_port_where_nothing_listens(serve, prompts):
 def test_tls_to_a_server_without_it_fails_at_once(serve, prompts):
     server, _ = serve()
     engine = build_engine(server, base_url=server.base_url.replace("http:", "https:"), max_retries=5)
-    with pytest.raises(ServerRequestError, match=r"TLS could not be set up.*begins with http://"):
+    with pytest.raises(ServerRequestError, match=r"TLS could not be set up.*an address with http://"):
         engine.generate(prompts[:1], GREEDY)
     assert not server.requests
 
