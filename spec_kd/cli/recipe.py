@@ -54,8 +54,8 @@ does not give its memory back and training runs out of it, the same command goes
 
 What a step is made from is noted in its folder as `.step.json`: the options that are not defaults, and hashes of the
 files it reads (see `spec_kd.cli.sources.Fingerprints`), those that earlier steps wrote among them. A changed input
-redoes what depends on it and nothing else; what was there is moved to `replaced/` in `output_dir`. Versions of libraries and of this package are no inputs: delete a folder to
-redo its step.
+redoes what depends on it and nothing else; what was there is moved to `replaced/` in `output_dir`. Versions of
+libraries and of this package are no inputs: delete a folder to redo its step.
 """
 
 from collections.abc import Iterator, Mapping
