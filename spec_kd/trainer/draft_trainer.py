@@ -54,7 +54,7 @@ from spec_kd.trainer.training_data import (
     check_datasets,
     find_columns,
 )
-from spec_kd.vocabulary import check_alignable
+from spec_kd.vocabulary import check_alignable, count_real_ids
 
 logger = get_logger(__name__)
 
@@ -153,6 +153,12 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             raise ValueError(
                 "`align_vocabulary=True` needs to know the rows of the target's head. Set `target_vocab_size` to "
                 "`target.config.vocab_size`."
+            )
+        rows, ids = self._get_target_vocab_size(), count_real_ids(self.processing_class)
+        if rows < ids:
+            raise ValueError(
+                f"`align_vocabulary=True` cannot cut the draft to the target's {rows} rows: its tokenizer has {ids} "
+                "ids. Train with the target's tokenizer, and with a chat template that adds no tokens."
             )
 
     def _bind(self, callback: TrainerCallback) -> None:

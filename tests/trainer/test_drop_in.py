@@ -235,6 +235,8 @@ def test_a_cloned_template_may_fill_up_the_drafts_rows(template_folder, options)
     assert trainer.model.config.vocab_size == 320 and trainer.teacher_model.config.vocab_size == 261
     trainer.train()
     assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+    with pytest.raises(ValueError, match="cannot cut the draft to the target's 261 rows"):
+        make_trainer(WhiteBoxTrainer, options, rows, chat_template_path=template_folder(), align_vocabulary=True)
 
 
 def test_a_cloned_template_with_tokens_that_the_target_cannot_read_is_refused(template_folder, options):
