@@ -96,6 +96,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
         import json
         from pathlib import Path
 
+        from spec_kd.files import write_text
         from spec_kd.loading import load_tokenizer
         from spec_kd.queries.prompt_report import describe_prompts
 
@@ -117,7 +118,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
         report = describe_prompts(train, tokenizer, other=test if tests else None)
         report.save(arguments.output_dir)
         shares = {split: mixed.report.to_dict() if mixed is not None else None for split, mixed in mixes.items()}
-        Path(arguments.output_dir, REPORT[-1]).write_text(json.dumps(shares, indent=2) + "\n", encoding="utf-8")
+        write_text(Path(arguments.output_dir, REPORT[-1]), json.dumps(shares, indent=2) + "\n")
         described = report.to_dict()
         return {
             **saved,

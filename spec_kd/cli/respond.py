@@ -16,7 +16,7 @@ DESCRIPTION = (
     "spec_kd.cli respond ...` shares the shards between processes."
 )
 PRODUCTS = ("responses.parquet",)
-NOT_INPUTS = ("prompts", "output_dir", "on_unmapped")  # the first by its content
+NOT_INPUTS = ("prompts", "output_dir", "on_unmapped", "on_unusable_prompt")  # the first by its content
 
 
 @dataclass
@@ -62,6 +62,11 @@ class RespondArguments:
         metadata={"help": "'raise' or 'drop' answers of a server of which the exact ids are not known."},
     )
 
+    on_unusable_prompt: str = field(
+        default="raise",
+        metadata={"help": "'raise' or 'skip' prompts that the target cannot take, such as those that are too long."},
+    )
+
     def check(self) -> None:
         """Raises `ValueError` for what is wrong whatever the prompts and the target are."""
         from spec_kd.data.responses import check_options
@@ -70,7 +75,14 @@ class RespondArguments:
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
         options = SamplingOptions(self.max_new_tokens, self.temperature, self.seed, self.top_k, self.top_p)
-        check_options(options, self.build_signal(), self.batch_size, self.shard_size, self.on_unmapped)
+        check_options(
+            options,
+            self.build_signal(),
+            self.batch_size,
+            self.shard_size,
+            self.on_unmapped,
+            self.on_unusable_prompt,
+        )
 
     def build_signal(self) -> Any:
         """The request for a signal, or `None`; raises `ValueError` for numbers that do not fit the method."""
@@ -134,6 +146,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
             shard_size=arguments.shard_size,
             seed=arguments.seed,
             on_unmapped=arguments.on_unmapped,
+            on_unusable_prompt=arguments.on_unusable_prompt,
             output_dir=arguments.output_dir,
         )
         return {

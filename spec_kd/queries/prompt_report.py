@@ -14,6 +14,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
+from spec_kd.files import write_text
 from spec_kd.queries.deduplication import NearDuplicateIndex, find_near_duplicates, normalize_text
 from spec_kd.queries.languages import detect_language
 from spec_kd.queries.prompt_markdown import render_markdown
@@ -118,7 +119,7 @@ class PromptReport:
         texts = {"json": json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "md": self.to_markdown()}
         paths = {kind: folder / f"prompts.{kind}" for kind in texts}
         for kind, text in texts.items():
-            paths[kind].write_text(text, encoding="utf-8", newline="\n")
+            write_text(paths[kind], text)
         picture = folder / "prompts.png"
         picture.unlink(missing_ok=True)  # an older report's picture beside these figures would mislead
         try:

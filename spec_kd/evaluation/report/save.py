@@ -8,6 +8,7 @@ from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.html import render_html
 from spec_kd.evaluation.report.markdown import render_markdown
 from spec_kd.evaluation.report.plots import plot_report
+from spec_kd.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def save_report(report: EvaluationReport, output_dir: str | os.PathLike) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"report.{kind}" for kind in texts}
     for kind, text in texts.items():
-        paths[kind].write_text(text, encoding="utf-8", newline="\n")
+        write_text(paths[kind], text)
     picture = folder / "report.png"
     picture.unlink(missing_ok=True)  # an older report's picture beside these figures would mislead
     try:
