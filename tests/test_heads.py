@@ -23,6 +23,7 @@ ARCHITECTURES = [
     ("Granite", {"logits_scaling": 4.0}, LogitTransform(scale=0.25)),
     ("GraniteMoe", {"logits_scaling": 4.0, "num_local_experts": 4}, LogitTransform(scale=0.25)),
     ("HyperCLOVAX", {"logits_scaling": 4.0}, LogitTransform(scale=4.0)),
+    ("RecurrentGemma", {"lru_width": 32, "num_hidden_layers": 3}, LogitTransform(softcap=30.0)),
     ("NanoChat", {"final_logit_softcapping": 1.5}, LogitTransform(softcap=1.5)),
 ]
 
