@@ -229,7 +229,7 @@ def test_a_mark_in_a_file_of_a_folder_is_no_text(tmp_path):
     ("name", "data", "reason"),
     [
         ("a.jsonl", b'{"q": ', "JSON"),
-        ("a.csv", b"", "EmptyDataError"),
+        ("a.csv", b"", "is empty"),
         ("a.csv", "q\nGrüße\n".encode("cp1252"), "Save it as UTF-8"),
         ("a.txt", "Grüße\n".encode("cp1252"), "Save it as UTF-8"),
         ("a.parquet", b"PAR1", "Arrow"),
