@@ -117,8 +117,7 @@ def evaluate_draft(
         show_progress (`bool`): Whether to show progress bars.
 
     Returns:
-        [`EvaluationReport`](spec_kd.evaluation.report.EvaluationReport); `save_report` writes it as HTML, Markdown,
-        JSON and PNG.
+        [`EvaluationReport`]; `save_report` writes it as HTML, Markdown, JSON and PNG.
 
     Raises:
         ValueError: Before any model runs, for an option out of its range or options that do not fit each other.

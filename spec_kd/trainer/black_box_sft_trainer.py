@@ -10,8 +10,9 @@ class BlackBoxSFTTrainer(DraftTrainer):
     Supervised fine-tuning of a draft on what the target wrote: sequence-level distillation (Kim and Rush 2016,
     arXiv 1606.07947), black-box because the target's probabilities are not needed.
 
-    The signature is that of [`~trl.SFTTrainer`]. The loss is on the completion alone; draft and target may have
-    different tokenizers, as long as the text is what the target writes.
+    The signature is that of [`~trl.SFTTrainer`]; arguments that are not listed here mean what they mean there. The loss
+    is on the completion alone; draft and target may have different tokenizers, as long as the text is what the target
+    writes.
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
@@ -19,7 +20,6 @@ class BlackBoxSFTTrainer(DraftTrainer):
         train_dataset (`Dataset` or `IterableDataset`):
             Target-written rows: `prompt` + `completion` (conversational or plain, with `tools` and
             `chat_template_kwargs`), or `prompt_ids` + `completion_ids`, as `spec_kd.generate_responses` returns them.
-        sft_arguments: Every other argument of [`~trl.SFTTrainer`].
 
     Example:
 

@@ -18,7 +18,7 @@ from spec_kd import generate_responses
 from spec_kd.cli.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+) -->\s*)?^```(?P<language>python|bash|yaml)\n(?P<code>.*?)^```", re.M | re.S
 )
