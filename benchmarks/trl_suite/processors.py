@@ -94,7 +94,8 @@ def _gemma3(tokenizer):
     def configure(text_config, vision_config):
         text = _with_ids(tokenizer, {"head_dim": 8, **SMALL, **text_config})
         return transformers.Gemma3Config(
-            text_config=text, vision_config={"patch_size": 14, **vision_config}, mm_tokens_per_image=256,
+            text_config=text, vision_config={"patch_size": 14, "vision_use_head": False, **vision_config},
+            mm_tokens_per_image=256,
             boi_token_index=tokenizer.boi_token_id, eoi_token_index=tokenizer.eoi_token_id,
             image_token_index=tokenizer.image_token_id,
         )  # fmt: skip
@@ -109,7 +110,11 @@ def _gemma4(tokenizer):
     )  # fmt: skip
 
     def configure():
-        text = _with_ids(tokenizer, {"head_dim": 8, "vocab_size_per_layer_input": len(tokenizer.vocab)})
+        layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+        text = _with_ids(
+            tokenizer,
+            {"head_dim": 8, "vocab_size_per_layer_input": len(tokenizer.vocab), "num_kv_shared_layers": 0, **layers},
+        )
         return transformers.Gemma4Config(
             text_config=text, vision_config={"head_dim": 4}, audio_config=None,
             image_token_id=tokenizer.image_token_id, boi_token_id=tokenizer.boi_token_id,
