@@ -47,6 +47,11 @@ def clean_messages(messages: Any) -> list[Message]:
 
 
 def _clean_message(message: Any) -> list[Message]:
+    # Most messages are a role and a text.
+    if isinstance(message, dict) and len(message) == 2:
+        role, content = message.get("role"), message.get("content")
+        if isinstance(content, str) and role in ROLES and (role != "assistant" or content.strip()):
+            return [{"role": role, "content": content}]
     role = message.get("role") if isinstance(message, dict) else None
     known = ROLE_NAMES.get(role) if isinstance(role, str) else None
     if known is None:
@@ -55,8 +60,7 @@ def _clean_message(message: Any) -> list[Message]:
     if content is None:
         content = message.get("text") if message.get("text") is not None else message.get("parts")
     _check_keys(message)
-    # Most messages are a role and a text.
-    if isinstance(content, str) and (known != "assistant" or (len(message) == 2 and content.strip())):
+    if isinstance(content, str) and known != "assistant":
         cleaned: Message = {"role": known, "content": content}
         _copy_names(message, cleaned)
         return [cleaned]

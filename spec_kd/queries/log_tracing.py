@@ -27,7 +27,7 @@ def expand_record(record: Any) -> Sequence[Any]:
     Returns:
         `list`: The record alone if it is none of these. Observations get session and user of their trace.
     """
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "messages" in record or "request" in record or "conversations" in record:
         return [record]
     observations = parse_json(record.get("observations"))
     if isinstance(observations, list) and observations and all(isinstance(item, dict) for item in observations):

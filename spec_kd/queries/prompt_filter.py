@@ -14,6 +14,7 @@ from spec_kd.queries.log_formats import LoggedCall
 from spec_kd.queries.log_messages import Message
 from spec_kd.queries.splitting import hash_text
 
+ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` makes one each time
 REASONS = ("exact_duplicate", "too_short", "too_long", "near_duplicate", "over_user_limit", "over_day_limit")
 
 
@@ -56,7 +57,7 @@ class LoggedPrompt:
 
 
 def _to_json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = ENCODER.encode(value)
     text.encode()  # halves of surrogate pairs, which Arrow refuses, are a `ValueError`
     return text
 
