@@ -10,6 +10,7 @@ from datasets import Dataset, Features, List, Value
 from spec_kd.data.id_lists import IdLists
 from spec_kd.data.sharded_runs import Answers
 from spec_kd.data.shards import ShardStore
+from spec_kd.data.signal_checks import CHECKSUM_COLUMN, compute_checksum
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -18,6 +19,7 @@ TEACHER_FEATURES = {
     "teacher_token_logprobs": List(Value("float32")),
     "teacher_signal": Value("binary"),
     "teacher_info": Value("string"),
+    CHECKSUM_COLUMN: List(Value("int64")),
 }
 
 Columns = Mapping[str, Any]
@@ -113,7 +115,7 @@ def add_responses(
             "prompt_ids": prompts,
             "completion_ids": answered["completion_ids"],
             "finish_reason": answered["finish_reason"],
-            **_build_teacher_columns(answered, info),
+            **_build_teacher_columns(answered, info, prompts, answered["completion_ids"].to_pylist()),
         }
         if not has_prompt:
             columns["prompt"] = tokenizer.batch_decode(prompts, clean_up_tokenization_spaces=False)
@@ -128,7 +130,13 @@ def add_signal(dataset: Dataset, answers: Answers, info: TeacherInfo, store: Sha
     """The rows with the teacher's columns, in place of any that they had."""
     kept = dataset.remove_columns([name for name in TEACHER_FEATURES if name in dataset.column_names])
     features = Features(_list_teacher_features(info))
-    return add_columns(kept, features, lambda _, answered: _build_teacher_columns(answered, info), answers, store)
+    texts = dataset.select_columns(["prompt_ids", "completion_ids"]).with_format(None)
+
+    def build(rows: Sequence[int], answered: pa.Table) -> Columns:
+        ids = texts[rows]
+        return _build_teacher_columns(answered, info, ids["prompt_ids"], ids["completion_ids"])
+
+    return add_columns(kept, features, build, answers, store)
 
 
 def _list_teacher_features(info: TeacherInfo | None) -> dict[str, Any]:
@@ -138,11 +146,23 @@ def _list_teacher_features(info: TeacherInfo | None) -> dict[str, Any]:
     return {name: feature for name, feature in TEACHER_FEATURES.items() if not (name == "teacher_signal" and is_absent)}
 
 
-def _build_teacher_columns(answered: pa.Table, info: TeacherInfo | None) -> dict[str, Any]:
+def _build_teacher_columns(
+    answered: pa.Table,
+    info: TeacherInfo | None,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+) -> dict[str, Any]:
     if info is None:
         return {}
     recorded = [name for name in _list_teacher_features(info) if name in answered.column_names]
-    return {name: answered[name] for name in recorded} | {"teacher_info": [info.to_json()] * len(answered)}
+    columns = {name: answered[name] for name in recorded}
+    no_value = [None] * len(answered)
+    parts = [
+        columns[name].to_pylist() if name in columns else no_value
+        for name in ("teacher_token_logprobs", "teacher_signal")
+    ]
+    checksums = map(compute_checksum, prompt_ids, completion_ids, *parts)
+    return columns | {"teacher_info": [info.to_json()] * len(answered), CHECKSUM_COLUMN: list(checksums)}
 
 
 def _to_arrow(values: Any, type: pa.DataType) -> pa.Array | pa.ChunkedArray:

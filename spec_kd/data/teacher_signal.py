@@ -105,7 +105,8 @@ def pack_slots(slots: TokenSlots, info: TeacherInfo) -> bytes:
         info (`TeacherInfo`): Whose method, numbers and vocabulary say what the bits mean.
 
     Raises:
-        ValueError: If a token has another number of slots or draws than the method says.
+        ValueError: If a token has another number of slots or draws than the method says, or for what is no
+            log-probability.
     """
     ids = np.concatenate(slots.ids).astype(np.int64)
     parts = []
@@ -121,6 +122,8 @@ def pack_slots(slots: TokenSlots, info: TeacherInfo) -> bytes:
     parts.append(_pack_bits(ids, _count_id_bits(info.vocab_size)))
     if info.sparse_method.has_log_p:
         log_p = np.concatenate(slots.log_p).astype(np.float64)
+        if not (log_p <= 0.01).all():  # False for NaN; a server may round 0 up
+            raise ValueError(f"A signal holds {log_p[~(log_p <= 0.01)][0]}, which is no log-probability.")
         codes = np.where(log_p < -(LOWEST_CODE - 1) / LOG_P_STEPS, LOWEST_CODE, np.round(-log_p * LOG_P_STEPS))
         parts.append(codes.clip(0, LOWEST_CODE).astype("<u2").tobytes())
     return b"".join(parts)

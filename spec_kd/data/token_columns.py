@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
+from spec_kd.data.signal_checks import check_logprobs, check_slots, is_reference_score
 from spec_kd.data.teacher_signal import SLOT, TeacherInfo, split_tokens, unpack_slots
 
 REFERENCE_COLUMN = "reference_forward_kl"
@@ -40,18 +41,29 @@ def read_token_column(row: Mapping[str, Any], name: str, where: str) -> list[Any
     """A row's entries of a token column, one per completion token.
 
     Raises:
-        ValueError: If there is not exactly one entry per token of the completion; `where` names the row.
+        ValueError: If there is not exactly one entry per token of the completion, an entry is not what the column
+            holds, or it belongs to other ids; `where` names the row.
     """
     length = len(row["completion_ids"])
     if name == SLOT_COLUMN:
+        info = _read_info(row["teacher_info"])
         try:
-            return split_tokens(*unpack_slots(row["teacher_signal"], length, _read_info(row["teacher_info"])))
+            slots, per_token = unpack_slots(row["teacher_signal"], length, info)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-    if len(row[name]) != length:
+        check_slots(row, slots, per_token, info, where)
+        return split_tokens(slots, per_token)
+    if name == LOGPROB_COLUMN:
+        check_logprobs(row, where)
+    elif len(row[name]) != length:
         raise ValueError(
             f"{where} has {length} completion tokens but {len(row[name])} entries in `{name}`, which must have one per "
             "token. Make the column from these completions."
+        )
+    if name == REFERENCE_COLUMN and not all(map(is_reference_score, row[name])):
+        raise ValueError(
+            f"{where}: `{name}` has a number that is no KL divergence (NaN, infinite or negative). Make the column "
+            "anew with `add_reference_scores`."
         )
     return list(row[name])
 

@@ -11,6 +11,8 @@ from trl.chat_template_utils import has_generation_markers
 
 from spec_kd.data.chat_rendering import ChatRenderer
 from spec_kd.data.conversation_rows import IGNORED_LABEL, render_rows
+from spec_kd.data.signal_checks import check_same_teacher
+from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import TOKEN_COLUMNS, read_token_column
 from spec_kd.vocabulary import ProcessingClass
 
@@ -130,7 +132,12 @@ def _apply_masks(
 def _join_ids(
     dataset: Dataset | IterableDataset, token_columns: Sequence[str], completion_only: bool
 ) -> Dataset | IterableDataset:
+    first: list[str] = []  # of a stream, which cannot be asked for all of them
+
     def join(row: dict[str, Any], index: int) -> dict[str, list[Any]]:
+        if token_columns and row.get("teacher_info") not in (None, *first):
+            first.append(row["teacher_info"])
+            check_same_teacher([TeacherInfo.from_json(text) for text in (first[0], first[-1])])
         prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
         start = [IGNORED_LABEL] * len(prompt) if completion_only else prompt
         joined = {"input_ids": prompt + completion, "labels": start + completion}
@@ -185,9 +192,31 @@ def cut_and_pack(
     return dataset if shuffle_seed is None else dataset.shuffle(seed=shuffle_seed)
 
 
+def report_unlabeled_rows(dataset: Dataset, name: str) -> None:
+    """Says how many rows teach nothing, where no `max_length` counts and drops them.
+
+    Args:
+        dataset (`Dataset`): Nothing is said of one without `labels`.
+        name (`str`): What to call it in messages.
+
+    Raises:
+        ValueError: If no row has a label.
+    """
+    if "labels" not in dataset.column_names:
+        return
+    _, lost = count_cut_rows(dataset, None)
+    if lost == len(dataset):
+        raise ValueError(f"All {lost} completions of the {name} data set are empty: nothing is left to learn from.")
+    if lost and accelerate.PartialState().is_main_process:
+        logger.warning(
+            "%s data set: %s of %s rows have no completion token and teach nothing. Remove them.",
+            name, lost, len(dataset),
+        )  # fmt: skip
+
+
 def count_cut_rows(
     dataset: Dataset,
-    max_length: int,
+    max_length: int | None,
     *,
     truncation_mode: str = "keep_start",
     packing_strategy: str | None = None,
@@ -196,13 +225,13 @@ def count_cut_rows(
 
     Args:
         dataset (`Dataset`): With `labels`.
-        max_length (`int`): In tokens, prompt and completion together.
+        max_length (`int`, *optional*): In tokens, prompt and completion together; `None` for no limit.
         truncation_mode (`str`, *optional*, defaults to `"keep_start"`): Which end of a row is kept without packing:
             `"keep_start"` or `"keep_end"`.
         packing_strategy (`str`, *optional*): As in `trl.pack_dataset`: `"bfd"` keeps the start of a row, `"bfd_split"`
             and `"wrapped"` keep all of it. `None` packs nothing.
     """
-    if packing_strategy in ("bfd_split", "wrapped"):
+    if max_length is None or packing_strategy in ("bfd_split", "wrapped"):
         kept = slice(None)
     elif packing_strategy is None and truncation_mode == "keep_end":
         kept = slice(-max_length, None)

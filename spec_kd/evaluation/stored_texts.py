@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from spec_kd.data.signal_checks import check_logprobs, check_slots
 from spec_kd.data.teacher_signal import SLOT, TeacherInfo, unpack_slots
 from spec_kd.losses import SparseTargets
 
@@ -26,11 +27,7 @@ def check_stored_logprobs(texts: Sequence[Mapping[str, Any]], temperature: float
                 f"{info.logprobs_are}, at temperature {info.logprobs_temperature}; exact replay at {temperature} needs "
                 "both at it. Pass `target`, or make the responses with processed log-probabilities."
             )
-        if len(row["teacher_token_logprobs"]) != len(row["completion_ids"]):
-            raise ValueError(
-                f"Row {i} has {len(row['completion_ids'])} completion tokens but "
-                f"{len(row['teacher_token_logprobs'])} log-probabilities: it was changed after they were made."
-            )
+        check_logprobs(row, f"Row {i}")
 
 
 def read_stored_slots(texts: Sequence[Mapping[str, Any]]) -> SparseTargets | None:
@@ -45,10 +42,10 @@ def read_stored_slots(texts: Sequence[Mapping[str, Any]]) -> SparseTargets | Non
     has_signal = all(row.get("teacher_signal") is not None for row in texts)
     if not (has_signal and method.has_log_p and all(info.sparse_method == method for info in infos)):
         return None
-    unpacked = [
-        unpack_slots(row["teacher_signal"], len(row["completion_ids"]), info)
-        for row, info in zip(texts, infos, strict=True)
-    ]
+    unpacked = []
+    for i, (row, info) in enumerate(zip(texts, infos, strict=True)):
+        unpacked.append(unpack_slots(row["teacher_signal"], len(row["completion_ids"]), info))
+        check_slots(row, *unpacked[-1], info, f"Row {i}")
     slots, counts = (np.concatenate(parts) for parts in zip(*unpacked, strict=True))
     padded = np.zeros((len(counts), counts.max()), SLOT)  # (N, K)
     padded["log_p"] = -np.inf

@@ -8,13 +8,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SLOT_COLUMN, SLOT_TENSORS
 from spec_kd.losses import SparseTargets, TokenLoss
 from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
-
-# What two parts of one training set may not differ in: the loss would mean two things.
-SHARED_FACTS = ("tokenizer", "vocab_size", "method", "num_draws", "top_k", "logprobs_are", "logprobs_temperature")
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,7 @@ def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo 
         return None
     texts: Iterable[str] = dataset.unique("teacher_info") if isinstance(dataset, Dataset) else [_first(dataset)]
     infos = [TeacherInfo.from_json(text) for text in texts]
-    for info in infos[1:]:
-        different = [name for name in SHARED_FACTS if getattr(info, name) != getattr(infos[0], name)]
-        if different:
-            listed = "; ".join(f"{name}: {getattr(infos[0], name)} and {getattr(info, name)}" for name in different)
-            raise ValueError(f"The data set mixes teacher signals of two kinds ({listed}). Train on one of them.")
+    check_same_teacher(infos)
     return infos[0]
 
 

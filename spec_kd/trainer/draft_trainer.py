@@ -28,8 +28,9 @@ from transformers import (
 from trl import SFTTrainer, is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
+from spec_kd.data.id_checks import check_ids
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
-from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, to_training_rows
+from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, report_unlabeled_rows, to_training_rows
 from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.files import explain_full_disk
 from spec_kd.heads import check_is_causal_lm
@@ -191,6 +192,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             dataset = apply_formatting(dataset, formatting_func, args.dataset_text_field)
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
+        dataset = check_ids(dataset, count_real_ids(processing_class), dataset_name)
         dataset = to_training_rows(
             dataset,
             processing_class,
@@ -208,6 +210,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             dataset = super()._prepare_dataset(dataset, processing_class, unlimited, False, None, dataset_name)
         if is_limited:
             self._report_cut_rows(dataset, args, packing, dataset_name)
+        elif isinstance(dataset, Dataset):
+            report_unlabeled_rows(dataset, dataset_name)
         if not columns:
             return super()._prepare_dataset(dataset, processing_class, args, packing, None, dataset_name)
         return cut_and_pack(

@@ -136,7 +136,7 @@ def test_the_text_does_not_depend_on_the_signal_and_its_columns_are_replaced(tar
     plain, kept = call(target, teacher_signal=None), call(target)
     assert plain["completion_ids"][:] == kept["completion_ids"][:]
     assert set(kept.column_names) - set(plain.column_names) == {
-        "teacher_token_logprobs", "teacher_signal", "teacher_info"
+        "teacher_token_logprobs", "teacher_signal", "teacher_info", "teacher_checksum"
     }  # fmt: skip
     again = generate_responses(target, kept, processing_class=build_tokenizer(), max_new_tokens=4, show_progress=False)
     assert again.column_names == plain.column_names  # nothing of the old answers is left beside the new ones
