@@ -220,7 +220,7 @@ def test_every_entry_stays_with_its_token(lengths, max_length, packing, seed, ba
         })  # fmt: skip
     columns = ["teacher_token_logprobs", "reference_forward_kl"]
     dataset = cut_and_pack(
-        to_training_rows(Dataset.from_list(rows), columns), columns, max_length=max_length,
+        to_training_rows(Dataset.from_list(rows), token_columns=columns), columns, max_length=max_length,
         truncation_mode="keep_start", packing_strategy=packing, shuffle_seed=seed, name="test",
     )  # fmt: skip
 
