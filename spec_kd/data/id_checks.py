@@ -35,7 +35,7 @@ def check_ids(
                 _check_row(row[column], vocab_size, f"Row {index} of the {name} dataset", column)
             return row
 
-        return dataset.map(check_row, with_indices=True)
+        return dataset.map(check_row, with_indices=True, features=dataset.features)
     table = dataset.select_columns(names).with_format("arrow")
     for number, batch in enumerate(table.iter(batch_size=ROWS_AT_A_TIME)):
         for column in names:
