@@ -26,7 +26,13 @@ PART_SUFFIX = ".part"
 LOCK_FILE = "lock"
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say that write without Python: torch's zip writer gives no reason at all.
-FULL_DISK_WORDS = ("No space left", "File too large", "Disk quota exceeded", "PytorchStreamWriter failed")
+FULL_DISK_WORDS = (
+    "No space left",
+    "File too large",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "basic_ios::clear: iostream error",
+)
 
 
 class FullDiskError(OSError):
@@ -174,16 +180,26 @@ def explain_full_disk(path: str | os.PathLike, kept: str = "") -> Iterator[None]
         yield
     except FullDiskError:  # of a file that was written in the block
         raise
-    except (OSError, SafetensorError, RuntimeError) as error:
-        code = getattr(error, "errno", None)
-        if code not in FULL_DISK_ERRORS and not any(word in str(error) for word in FULL_DISK_WORDS):
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if (code := _find_full_disk(error)) is None:
             raise
-        code = code if code in FULL_DISK_ERRORS else errno.ENOSPC
         raise FullDiskError(
             code,
             f"`{path}` could not be written ({os.strerror(code)}){kept and f'; {kept}'}. Make room and repeat the call "
             "to go on from there",
         ) from error
+
+
+def _find_full_disk(error: BaseException | None) -> int | None:
+    """The number of the error that says so, of this one or of one that it came from; closing a file hides the first."""
+    while error is not None:
+        code = getattr(error, "errno", None)
+        if code in FULL_DISK_ERRORS:
+            return code
+        if any(word in str(error) for word in FULL_DISK_WORDS):
+            return errno.ENOSPC
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _mark_in_use(file: BinaryIO) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spec_kd.cli.sources import Fingerprints, hash_json
-from spec_kd.files import compute_sum, read_json_object, sweep, write_text
+from spec_kd.files import compute_sum, explain_full_disk, read_json_object, sweep, write_text
 from spec_kd.secrets import strip_secrets
 
 STEP_FILE = ".step.json"  # hidden, so that `load_dataset` takes it for no data
@@ -74,7 +74,8 @@ class Workspace:
             return {**_read_note(folder)["result"], "is_reused": True}
         self.open(folder, inputs, products, continues)
         tell(f"{command}: {folder}")
-        result = to_json(work())
+        with explain_full_disk(folder, "what is finished is kept"):
+            result = to_json(work())
         written = sorted({path for pattern in products for path in Path(folder).glob(pattern) if path.is_file()})
         sums = {str(path.relative_to(folder)): compute_sum(path) for path in written}
         _write_note(folder, inputs, result=result, files=sums)

@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
+from spec_kd.files import explain_full_disk
 from spec_kd.trainer.checkpoint_sums import (
     find_damage,
     find_whole_checkpoint,
@@ -75,7 +76,8 @@ class ResumableTraining:
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with explain_full_disk(self.args.output_dir, "the last whole checkpoint is kept"):
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save and folder.is_dir():
