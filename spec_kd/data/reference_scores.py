@@ -5,6 +5,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from spec_kd.checks import check_dataset, check_int, check_number
 from spec_kd.data.token_columns import REFERENCE_COLUMN
 from spec_kd.heads import LogitHead, check_plain_head, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.losses import ForwardKL, fused_linear_divergence
@@ -40,6 +41,10 @@ def add_reference_scores(
     Raises:
         ValueError: If the data set has no ids, or the column already.
     """
+    check_dataset("dataset", dataset)
+    check_int("vocab_size", vocab_size)
+    check_int("batch_size", batch_size)
+    check_number("temperature", temperature, above=0)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
             f"The data set has the columns {dataset.column_names}; scores belong to ids. Make it with "

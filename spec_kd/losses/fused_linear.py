@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from spec_kd._private import is_graph_retained
+from spec_kd.checks import check_number
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.sparse import SparseTargets
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
@@ -113,13 +114,8 @@ def fused_linear_divergence(
         TypeError: If the head's weight is quantised.
     """
     vocab_size = weight.shape[0] if vocab_size is None else vocab_size
-    if temperature <= 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}: it divides the logits of both models.")
-    if not 0.0 <= ce_weight < 1.0:
-        raise ValueError(
-            f"`ce_weight` must lie in [0, 1), got {ce_weight}: at 1 nothing of the divergence is left. For pure "
-            "cross-entropy use BlackBoxSFTTrainer."
-        )
+    check_number("temperature", temperature, above=0, reason="It divides the logits of both models.")
+    check_number("ce_weight", ce_weight, 0, below=1, reason="For pure cross-entropy use BlackBoxSFTTrainer.")
     if not 0 < vocab_size <= weight.shape[0]:
         raise ValueError(f"`vocab_size` {vocab_size} does not fit a head of {weight.shape[0]} rows.")
     if not weight.is_floating_point():

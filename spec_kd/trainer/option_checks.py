@@ -18,6 +18,10 @@ INTEGERS: dict[str, dict[str, Any]] = {
     "dataset_num_proc": {"is_optional": True},
     "dataloader_num_workers": {"minimum": 0},
     "target_vocab_size": {"is_optional": True},
+    "vllm_server_port": {"maximum": 65535},
+    "vllm_group_port": {"maximum": 65535},
+    "vllm_tensor_parallel_size": {},
+    "vllm_max_model_length": {"is_optional": True},
 }
 # By name: the bounds of numbers as `check_number` takes them.
 NUMBERS: dict[str, dict[str, Any]] = {
@@ -34,6 +38,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "eval_steps": {"minimum": 0, "is_optional": True},
     "save_steps": {"minimum": 0},
     "label_smoothing_factor": {"minimum": 0, "maximum": 1},
+    "vllm_server_timeout": {"above": 0},
+    "vllm_gpu_memory_utilization": {"above": 0, "maximum": 1},
     "neftune_noise_alpha": {"minimum": 0, "is_optional": True},
 }
 

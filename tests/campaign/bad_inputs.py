@@ -201,6 +201,25 @@ PYTHON = {
         lambda w: w.configure("WhiteBoxDistill", divergence="lk_hybrid", divergence_kwargs={"eta": NAN}),
         "is nan, but must be a finite number",
     ),
+    "vLLM's port 99999": (lambda w: w.configure("OnlineGKD", vllm_server_port=99999), "`vllm_server_port` is 99999"),
+    "vLLM's share of 2": (
+        lambda w: w.configure("OnlineGKD", vllm_gpu_memory_utilization=2),
+        "`vllm_gpu_memory_utilization` is 2",
+    ),
+    "reference scores of a list": (
+        lambda w: spec_kd.add_reference_scores([1], w.model, w.model, vocab_size=261),
+        "`dataset` is a list",
+    ),
+    "reference scores at nan": (
+        lambda w: spec_kd.add_reference_scores(w.rows, w.model, w.model, vocab_size=261, temperature=NAN),
+        is_number("temperature", NAN),
+    ),
+    "completion ids of a list": (lambda w: spec_kd.add_completion_ids([1], w.tokenizer), "`dataset` is a list"),
+    "describe by nan": (
+        lambda w: spec_kd.describe_prompts(["a"], near_duplicate_threshold=NAN),
+        is_number("near_duplicate_threshold", NAN),
+    ),
+    "save a report into nowhere": (lambda w: spec_kd.save_report(None, ""), "`output_dir` is ''"),
     "lmbda of nan": (lambda w: w.configure("OnlineGKD", lmbda=NAN), is_number("lmbda", NAN)),
     "online max_new_tokens as text": (
         lambda w: w.configure("OnlineGKD", max_new_tokens="5"),
