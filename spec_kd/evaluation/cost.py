@@ -291,8 +291,8 @@ def measure_assisted_costs(
         max_new_tokens, temperature, top_k, top_p, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
 
     Raises:
-        ValueError: For fewer than two gammas, and as [`generate_assisted`].
-        MeasurementError: If texts are too short to time, or the times contradict each other.
+        ValueError: For fewer than two gammas, texts too short to time, and as [`generate_assisted`].
+        MeasurementError: If the times contradict each other.
     """
     if len(set(gammas)) < 2:
         raise ValueError(f"`gammas` is {tuple(gammas)}: two or more are needed to tell a draft step from the overhead.")
@@ -348,7 +348,7 @@ def _measure_paces(run: AssistedFigures) -> tuple[np.ndarray, np.ndarray]:
     """Seconds per plain step and per round behind the first one of each answer `(P,)`, NaN where it ends there."""
     is_timed = (run.plain_tokens > 1) & (run.target_calls > 1)
     if not is_timed.any():
-        raise MeasurementError(
+        raise ValueError(
             "The target's answers are over within one round, so nothing can be timed. Raise `max_new_tokens`, or pass "
             "prompts with longer answers."
         )
