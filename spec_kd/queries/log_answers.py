@@ -23,6 +23,7 @@ FINISHED = {
     "eos", "eos_token",  # text-generation-inference, Together
     "complete", "tool_call",  # Cohere
 }  # fmt: skip
+FAILURE_KEYS = {"status", "type", "level", "status_code", "body", "error"}
 FAILURES = ("failure", "failed", "error", "errored", "cancelled", "canceled", "expired")
 EMPTY = ("", [], {}, "{}", "[]")
 REASON_KEYS = ("finish_reason", "finishReason", "stop_reason", "done_reason")
@@ -91,6 +92,8 @@ def check_succeeded(record: Record) -> None:
 
 
 def _has_failed(part: Record) -> bool:
+    if FAILURE_KEYS.isdisjoint(part):
+        return False
     for key in ("status", "type", "level"):
         if key in part and isinstance(part[key], str) and part[key].lower() in FAILURES:
             return True

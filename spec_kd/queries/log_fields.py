@@ -24,7 +24,7 @@ USER_KEYS = (
     "user", "user_id", "userId", "end_user", "safety_identifier", "user_api_key_end_user_id", "user_api_key_user_id",
 )  # fmt: skip
 TIME_KEYS = ("timestamp", "created_at", "startTime", "start_time", "created", "requestedAt", "time", "date")
-MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios", "image_path", "documents")
+MEDIA_KEYS = {"image", "images", "video", "videos", "audio", "audios", "image_path", "documents"}
 OTHER_KEYS = (
     "messages", "conversations", "conversation", "completion", "system", "tools", "functions", "metadata", "model",
     "id", "custom_id", "method", "url", "error", "status", "model_parameters", "optional_params", "request_id",

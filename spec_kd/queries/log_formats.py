@@ -335,8 +335,10 @@ def _build(
     request: Record,
     notes: Sequence[str] = (),
 ) -> LoggedCall:
-    for part in (record, request):
-        if media := next((key for key in MEDIA_KEYS if part.get(key)), None):
+    for part in (record,) if request is record else (record, request):
+        if not MEDIA_KEYS.isdisjoint(part) and (
+            media := next((key for key in sorted(MEDIA_KEYS) if part.get(key)), None)
+        ):
             raise ValueError(f"the prompt has `{media}`; only text is understood")
     return LoggedCall(
         prompt=prompt,
