@@ -354,7 +354,7 @@ def check_output_dir(output_dir: str) -> None:
 def find_acceptance_metrics(log_history: list[dict[str, float]]) -> dict[str, dict[str, float] | None]:
     """The first and the last logged figures of `SpeculativeEvalCallback`, as `metrics_before` and `metrics`."""
     logs = [
-        {key: value for key, value in log.items() if re.search(r"alpha_(greedy|t[\d.]+)|acceptance|block_eff", key)}
+        {key: log[key] for key in sorted(log) if re.search(r"alpha_(greedy|t[\d.]+)|acceptance|block_eff", key)}
         for log in log_history
         if any(key.endswith("block_efficiency") for key in log)
     ]
