@@ -71,39 +71,59 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
         labels = kwargs.pop("labels")[:, 1:]
         head = self.get_output_embeddings()  # looked up at each call: PEFT and FSDP replace it after patching
         hidden, outputs = run_up_to_head(previous_forward, head, **kwargs)
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
-            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
-        mask = labels != -100  # (B, T - 1)
-        hidden, mask_there = hidden[:, :-1][mask].to(weight.device), mask.to(weight.device)  # (N, H)
-        tokens = labels[mask].to(weight.device)  # (N,)
         used_loss = loss if self.training else replace(loss, selection=None)
-        with gather_head_parameters(weight, bias), gather_head_parameters(*_head_parameters(distill_signal)):
-            targets = distill_signal.teacher.select(mask_there)
-            result, is_kept = selected_linear_divergence(
-                hidden,
-                weight,
-                targets,
-                tokens,
-                used_loss,
-                sequence=_number_sequences(labels, kwargs.get("position_ids"))[mask].to(weight.device),
-                reference=_compute_reference(distill_signal.reference, mask_there, targets, tokens, used_loss),
-                bias=bias,
-                logit_scale=transform.scale,
-                softcap=transform.softcap,
-                vocab_size=vocab_size,
-            )
-        return DistillOutput(
-            log_probs=-result.loss,
-            label_mask=mask,
-            entropy=result.entropy,
-            is_top1=result.is_top1,
-            alpha=result.alpha,
-            is_kept=is_kept,
-            aux_loss=getattr(outputs, "aux_loss", None),
+        output = _compute_output(
+            head, hidden, labels, kwargs.get("position_ids"), distill_signal, used_loss, transform, vocab_size
         )
+        output.aux_loss = getattr(outputs, "aux_loss", None)
+        return output
 
     model.forward = types.MethodType(forward, model)
+
+
+# Under `torch_compile` this is left as it is: its chunks follow the number of tokens, on a GPU its tiles are compiled
+# anyway, and Dynamo cannot make the sparse targets of a stored signal.
+@torch.compiler.disable
+def _compute_output(
+    head: torch.nn.Module,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    position_ids: torch.Tensor | None,
+    signal: DistillSignal,
+    loss: TokenLoss,
+    transform: LogitTransform,
+    vocab_size: int,
+) -> DistillOutput:
+    """The loss of a batch from the draft's hidden states `(B, T, H)` and the labels behind them, `(B, T - 1)`."""
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
+        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+    mask = labels != -100  # (B, T - 1)
+    hidden, mask_there = hidden[:, :-1][mask].to(weight.device), mask.to(weight.device)  # (N, H)
+    tokens = labels[mask].to(weight.device)  # (N,)
+    with gather_head_parameters(weight, bias), gather_head_parameters(*_head_parameters(signal)):
+        targets = signal.teacher.select(mask_there)
+        result, is_kept = selected_linear_divergence(
+            hidden,
+            weight,
+            targets,
+            tokens,
+            loss,
+            sequence=_number_sequences(labels, position_ids)[mask].to(weight.device),
+            reference=_compute_reference(signal.reference, mask_there, targets, tokens, loss),
+            bias=bias,
+            logit_scale=transform.scale,
+            softcap=transform.softcap,
+            vocab_size=vocab_size,
+        )
+    return DistillOutput(
+        log_probs=-result.loss,
+        label_mask=mask,
+        entropy=result.entropy,
+        is_top1=result.is_top1,
+        alpha=result.alpha,
+        is_kept=is_kept,
+    )
 
 
 def _head_parameters(signal: DistillSignal) -> list[torch.Tensor]:

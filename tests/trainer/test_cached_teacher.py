@@ -289,3 +289,13 @@ def test_the_card_says_how_the_teacher_was_kept(tokenizer, distilled, options, t
     trainer = make_trainer(tokenizer, distilled["top_k_tail"], options)
     trainer.create_model_card()
     assert "coarsened from top_k_tail" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_compiled_draft_learns_the_same(tokenizer, distilled, options):
+    """Dynamo cannot trace what a stored signal is read into: the loss stays outside of what it compiles."""
+    results = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        trainer = make_trainer(tokenizer, distilled["sampled_logprobs"], options, max_steps=1, **compiled)
+        trainer.train()
+        results.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert results[1] == pytest.approx(results[0], rel=1e-5) and len(results[0]) == 1
