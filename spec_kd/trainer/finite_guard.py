@@ -47,7 +47,9 @@ class FiniteGuard:
             if self.accelerator.num_processes > 1:
                 is_bad = self.accelerator.reduce(is_bad, reduction="sum")
             if is_bad.item():
-                self.stop(f"The training loss is {loss.detach().float().mean().item()}")
+                own = loss.detach().float().mean().item()
+                where = f"is {own}" if not math.isfinite(own) else "of another process is not finite"
+                self.stop(f"The training loss {where}")
         return result
 
     def check_weights(self, with_frozen: bool = False) -> None:
