@@ -16,7 +16,7 @@ from spec_kd.decoding.warpers import check_truncation
 from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.stored_texts import check_stored_logprobs, read_stored_slots
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
-from spec_kd.finite import check_logits
+from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
@@ -198,6 +198,7 @@ def score_texts(
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].prompt) - len(texts[i].completion))
     parts: list[torch.Tensor | None] = [None] * len(texts)
     for role, model in zip(("draft", "target"), models, strict=False):
+        check_finite_weights(model, role)
         check_padding(model, role)
     with (
         evaluation_mode(*models),

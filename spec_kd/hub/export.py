@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from spec_kd.checks import check_int, read_path
 from spec_kd.files import explain_full_disk
+from spec_kd.finite import check_finite_weights
 from spec_kd.heads import unwrap_peft
 from spec_kd.hub.card import carry_model_card
 from spec_kd.loading import find_processing_class, load_model, load_tokenizer
@@ -71,6 +72,7 @@ def export_draft(
         raise ValueError(
             "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path."
         )
+    check_finite_weights(draft, "draft")
     is_adapter = is_peft_model(draft)
     if target_vocab_size is not None and processing_class is None:
         raise ValueError("`target_vocab_size` needs `processing_class`, to know which rows are in use.")
