@@ -84,6 +84,7 @@ def build_target(model: Any, args: Any) -> PreTrainedModel | str:
         config = copy.deepcopy(config)
         text = config.get_text_config()
         text.vocab_size += 128
+        config.name_or_path = ""  # its tokenizer is the one that the test trains with
         torch.manual_seed(1)
         name = config.architectures[0]
         if hasattr(transformers, name):
