@@ -27,7 +27,6 @@ from transformers import AutoConfig, PreTrainedModel
 from spec_kd import (
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,
-    OnlineGKDConfig,
     OnlineGKDTrainer,
     WhiteBoxDistillConfig,
     WhiteBoxDistillTrainer,
@@ -65,12 +64,8 @@ SWAPS: dict[str, dict[str, Any]] = {
     "TRL": {},
     "BlackBoxSFTTrainer": {"SFTTrainer": _BlackBox, "SFTConfig": _BlackBoxConfig},
     "WhiteBoxDistillTrainer": {"SFTTrainer": _WhiteBox, "SFTConfig": _WhiteBoxConfig},
-    "OnlineGKDTrainer": {
-        "GKDTrainer": OnlineGKDTrainer,
-        "GKDConfig": OnlineGKDConfig,
-        "DistillationTrainer": OnlineGKDTrainer,
-        "DistillationConfig": OnlineGKDConfig,
-    },
+    # with TRL's own configurations, which are taken over with their values
+    "OnlineGKDTrainer": {"GKDTrainer": OnlineGKDTrainer, "DistillationTrainer": OnlineGKDTrainer},
 }
 
 
