@@ -28,14 +28,17 @@ def compress_zstd(data: bytes) -> bytes:
     [
         ("log.jsonl", LINES),
         ("log", LINES),
-        ("log.jsonl.gz", gzip.compress(LINES)),
-        ("log.jsonl.gz", gzip.compress(LINES[:30]) + gzip.compress(LINES[30:])),  # as appended by a log rotation
+        ("log.jsonl.gz", gzip.compress(LINES, mtime=0)),
+        (
+            "log.jsonl.gz",
+            gzip.compress(LINES[:30], mtime=0) + gzip.compress(LINES[30:], mtime=0),
+        ),  # as appended by a log rotation
         ("log.jsonl.zst", compress_zstd(LINES)),
         ("log.ndjson.bz2", bz2.compress(LINES)),
         ("log.json", LINES),
         ("log.json", json.dumps(RECORDS).encode()),
         ("log.json", json.dumps(RECORDS, indent=2).encode()),
-        ("log.json.gz", gzip.compress(json.dumps(RECORDS, indent=2).encode())),
+        ("log.json.gz", gzip.compress(json.dumps(RECORDS, indent=2).encode(), mtime=0)),
     ],
 )
 def test_json_in_every_wrapping(tmp_path, name, data):
