@@ -131,5 +131,5 @@ def test_scores_share_the_path(tmp_path, watch):
     assert scored[0].column_names[:-2] == responses.column_names[:-2]
     for row in scored[0].select(range(0, ROWS, 13)):
         assert row["teacher_token_logprobs"] == pytest.approx([-i / 500 for i in row["completion_ids"]])
-    with pytest.raises(ValueError, match="`dataset` is empty"):
+    with pytest.raises(ValueError, match="`dataset` has no rows"):
         score_completions(Writer(), responses.select([]), show_progress=False)
