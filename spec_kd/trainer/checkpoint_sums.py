@@ -27,6 +27,11 @@ def is_checkpoint_name(folder: str | Path) -> bool:
     return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(folder).name) is not None
 
 
+def has_sums(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the sums of its files."""
+    return (checkpoint / SUMS_FILE).is_file()
+
+
 def write_sums(checkpoint: Path) -> None:
     """Writes the sums of all files of a finished checkpoint beside them."""
     sums = {name: [path.stat().st_size, _compute_sum(path)] for name, path in _list_files(checkpoint).items()}
@@ -53,7 +58,7 @@ def find_damage(checkpoint: Path) -> str | None:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
     except (ValueError, KeyError, TypeError):
         return f"`{TRAINER_STATE_NAME}` cannot be read"
-    if not (checkpoint / SUMS_FILE).is_file():
+    if not has_sums(checkpoint):
         return _find_malformed(checkpoint)
     try:
         sums = json.loads((checkpoint / SUMS_FILE).read_text(encoding="utf-8"))

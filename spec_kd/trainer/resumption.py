@@ -15,6 +15,7 @@ from spec_kd.files import explain_full_disk
 from spec_kd.trainer.checkpoint_sums import (
     find_damage,
     find_whole_checkpoint,
+    has_sums,
     is_checkpoint_name,
     remove_marks,
     write_sums,
@@ -62,6 +63,10 @@ class ResumableTraining:
             raise ValueError(problem)
         if problem is not None:
             logger.warning(problem)
+        # A kill after the mark can leave a checkpoint without its sums
+        folder = Path(checkpoint)
+        if self.args.should_save and folder.parent == Path(self.args.output_dir) and not has_sums(folder):
+            write_sums(folder)
         return checkpoint
 
     def _load_run_state(self, checkpoint: Path | None) -> None:

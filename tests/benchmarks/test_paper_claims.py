@@ -153,6 +153,7 @@ def test_only_positions_of_the_loss_are_projected_and_the_loss_is_the_same(draft
     args = BlackBoxSFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     trainer = BlackBoxSFTTrainer(draft, args, train_dataset=rows, processing_class=tokenizer)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    projected.clear()  # of the probes before training
     everywhere = trainer.compute_loss(trainer.model, dict(batch))
     with project_loss_positions_only():
         there = trainer.compute_loss(trainer.model, dict(batch))

@@ -194,6 +194,17 @@ def test_a_checkpoint_without_sums_is_checked_by_its_form(name, kept_run, tmp_pa
     assert whole is None and name in damages[tmp_path / "checkpoint-2"]
 
 
+def test_a_kill_before_the_sums_leaves_a_checkpoint_that_gets_them(make_trainer, options):
+    make_trainer(max_steps=2).train()
+    newest = Path(options["output_dir"], "checkpoint-2")
+    sums = (newest / SUMS_FILE).read_text()
+    (newest / SUMS_FILE).unlink()
+    (newest / f"{SUMS_FILE}.part").write_text(sums[:20])
+    make_trainer().train(resume_from_checkpoint=True)
+    assert (newest / SUMS_FILE).read_text() == sums
+    assert not (newest / f"{SUMS_FILE}.part").exists()
+
+
 def test_none_whole_is_said(make_trainer, options):
     trainer = make_trainer(max_steps=1)
     trainer.train()
