@@ -296,6 +296,8 @@ def test_a_tokenizer_without_eos_needs_eos_ids(serve):
     server, _ = serve()
     bare = build_tokenizer()
     bare.eos_token = None
+    assert build_engine(server, tokenizer=bare).eos_token_ids == [1]  # what its template writes after a reply
+    bare.chat_template = None
     with pytest.raises(ValueError, match="give `eos_token_ids`"):
         build_engine(server, tokenizer=bare)
     assert build_engine(server, tokenizer=bare, eos_token_ids=[7, 3, 7]).eos_token_ids == [3, 7]
