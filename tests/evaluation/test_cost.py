@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from spec_kd.acceptance import expect_block_efficiency, predict_speedup
 from spec_kd.evaluation import ServingCosts, measure_assisted_costs, measure_costs
 from spec_kd.evaluation import cost as cost_module
 from spec_kd.evaluation.assisted import AssistedFigures
-from spec_kd.evaluation.cost import AssistedCosts, PrefillCost
+from spec_kd.evaluation.cost import AssistedCosts, MeasurementError, PrefillCost
 
 
 def test_speedup_is_tokens_over_the_cost_of_a_round():
@@ -195,7 +196,12 @@ def test_costs_add_up_to_the_rounds_measured(pair, monkeypatch):
 
 def test_an_engine_is_really_timed(pair, prompts):
     draft, target = pair
-    found = measure_assisted_costs(draft, target, prompts[:2], gammas=(1, 3), max_new_tokens=12, eos_token_id=1)
+    for _ in range(5):  # on a busy machine the times can contradict each other, which is said
+        with contextlib.suppress(MeasurementError):
+            found = measure_assisted_costs(draft, target, prompts[:2], gammas=(1, 3), max_new_tokens=12, eos_token_id=1)
+            break
+    else:
+        pytest.fail("no measurement of five was free of contradictions")
     assert isinstance(found, AssistedCosts) and found.costs.target_step_seconds > 0
     assert found.costs.cost_ratio >= 0 and found.costs.round_overhead >= 0
     assert [figures.num_assistant_tokens for figures in found.figures] == [1, 3]
