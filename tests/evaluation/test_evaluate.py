@@ -220,7 +220,7 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
     ],
 )
 def test_bad_options_are_refused_before_any_model_runs(pair, questions, options, changed, message, monkeypatch):
-    for name in ("generate_responses", "score_texts", "measure_costs"):
+    for name in ("generate_responses", "score_texts", "find_costs"):
         monkeypatch.setattr(evaluate_module, name, lambda *_, **__: pytest.fail("a model ran"))
     with pytest.raises(ValueError, match=message):
         evaluate_draft(*pair, questions, **{**options, **changed})
