@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_compiled_module, is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
@@ -65,7 +65,10 @@ class LogitTransform:
 
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under a `PeftModel` (its LoRA layers stay active), or `model` itself."""
+    """The transformers model under `torch.compile` and a `PeftModel` (LoRA layers stay active), or `model` itself."""
+    if is_compiled_module(model):
+        # Text is written with a growing cache and with hooks, which take Dynamo minutes to trace.
+        model = model._orig_mod
     return model.get_base_model() if is_peft_model(model) else model
 
 

@@ -5,8 +5,10 @@ import itertools
 
 import pytest
 import torch
+from accelerate.utils import is_compiled_module
 from datasets import Dataset, IterableDataset
 from test_online_gkd import Recorder, assert_equal_weights, losses, make_trainer, weights
+from tiny import build_llama
 
 from spec_kd import OnlineGKDConfig, OnlineGKDTrainer, WhiteBoxDistillTrainer, generate_speculatively
 from spec_kd.trainer.streaming import RequestServer
@@ -256,3 +258,20 @@ def test_text_of_another_distribution_is_refused(target, tokenizer, rows, option
             make_near_draft(target), target, tokenizer, Dataset.from_list(rows), options, Keeper,
             served_signal="token_only", **STREAM,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [STREAM, {"lmbda": 1.0, "generation_temperature": 0.0, "max_new_tokens": 8}])
+def test_compiled_models_teach_and_learn_the_same(tokenizer, rows, options, mode):
+    """The loss is computed by compiled models, the text is written by those underneath."""
+    results = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        trainer = make_trainer(
+            build_llama(seed=0), build_llama(seed=1, hidden_size=48), tokenizer, Dataset.from_list(rows), options,
+            OnlineGKDTrainer, max_steps=3, **mode, **compiled,
+        )  # fmt: skip
+        trainer.train()
+        assert is_compiled_module(trainer.model_wrapped) == is_compiled_module(trainer._teacher.model) == bool(compiled)
+        with trainer._whole_models() as models:
+            assert models and not any(map(is_compiled_module, models.values()))
+        results.append(losses(trainer))
+    assert results[1] == pytest.approx(results[0], rel=1e-5) and len(results[0]) == 3
