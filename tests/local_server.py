@@ -2,6 +2,9 @@
 
 import collections
 import json
+import os
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +40,9 @@ class LocalServer:
         requests (`list[dict]`): Bodies in the order of arrival, of refused and failed attempts too.
         headers (`list[Message]`): Of the same.
         times (`list[float]`): `time.monotonic()` of the same.
-        faults (`deque`): Each is used by one request: a name of `FAULTS`, or a function of the handler that answers.
+        faults (`deque`):
+            Each is used by one request: a name of `FAULTS`, `SURPLUS` or `STRAY`, or a function of the handler. The
+            handler's `body` is the request, and its `answer(**changes)` the right answer to it with these changes.
         most_in_flight (`int`): Most requests that were under way at one time.
     """
 
@@ -86,9 +91,10 @@ class LocalServer:
             fault = self.faults.popleft() if self.faults else None
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        handler.body, handler.answer = body, lambda **changes: self._answer({**body, **changes})[1]
         try:
             if fault is not None:
-                (FAULTS[fault] if isinstance(fault, str) else fault)(handler)
+                ({**FAULTS, **SURPLUS, **STRAY}[fault] if isinstance(fault, str) else fault)(handler)
             elif "status" in self.traits:
                 send_json(handler, {"error": {"message": self.traits["message"]}}, self.traits["status"])
             else:
@@ -204,6 +210,29 @@ def _drop_connection(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
 
+def _reset_connection(handler: BaseHTTPRequestHandler) -> None:
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(handler.connection.detach())
+    handler.close_connection = True
+
+
+def _reset_within_the_answer(handler: BaseHTTPRequestHandler) -> None:
+    send_bytes(handler, b'{"choices": [{"text": "ab', Content_Length="1000")
+    _reset_connection(handler)
+
+
+def _send_twice(handler: BaseHTTPRequestHandler, first_status: int = 200) -> None:
+    """In one piece, so that the second is there when the first is read."""
+    data = json.dumps(handler.answer()).encode()
+    heads = [f"HTTP/1.1 {status} -\r\nContent-Length: {len(data)}\r\n\r\n".encode() for status in (first_status, 200)]
+    handler.wfile.write(heads[0] + data + heads[1] + data)
+
+
+def _send_late(handler: BaseHTTPRequestHandler) -> None:
+    time.sleep(0.6)
+    send_json(handler, handler.answer())
+
+
 def _send_half(handler: BaseHTTPRequestHandler) -> None:
     send_bytes(handler, b'{"choices": [{"text": "ab', Content_Length="1000")
     handler.close_connection = True
@@ -221,7 +250,24 @@ FAULTS = {
     "429": lambda handler: send_json(handler, {"error": {"message": "slow down"}}, 429),
     "500": lambda handler: send_json(handler, {"error": {"message": "out of memory"}}, 500),
     "503 as text": lambda handler: send_bytes(handler, b"upstream gone", 503),
+    "429 with Retry-After": lambda handler: send_json(handler, {}, 429, Retry_After="0"),
+    "502 as HTML": lambda handler: send_bytes(handler, b"<html>Bad gateway</html>", 502, Content_Type="text/html"),
+    "HTML": lambda handler: send_bytes(handler, b"<html>Sign in</html>", Content_Type="text/html"),
+    "empty body": lambda handler: send_bytes(handler, b""),
+    "empty choices": lambda handler: send_json(handler, {"choices": []}),
+    "connection reset": _reset_connection,
+    "connection reset within the answer": _reset_within_the_answer,
+    "500, then the answer": lambda handler: _send_twice(handler, 500),
     "slow": lambda handler: time.sleep(0.6),
+    "late answer": _send_late,
+}
+
+# Right answers, followed by bytes that are not the answer to the next request.
+SURPLUS = {"answer sent twice": _send_twice}
+
+# Whole answers to another prompt, which end the job.
+STRAY = {
+    "answer to another prompt": lambda handler: send_json(handler, handler.answer(prompt=handler.body["prompt"][:-1]))
 }
 
 

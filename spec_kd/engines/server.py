@@ -197,7 +197,9 @@ class ServerEngine:
             for index, ids in enumerate(prompts)
         ]
         return self._collect(
-            prompts, bodies, lambda _, a: self._reader.read_completion(a, signal, options.max_new_tokens)
+            prompts,
+            bodies,
+            lambda i, a: self._reader.read_completion(a, signal, options.max_new_tokens, prompts[i]),
         )
 
     def score(

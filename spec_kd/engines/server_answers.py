@@ -47,17 +47,27 @@ class AnswerReader:
         self._names = TokenNames(tokenizer)
 
     def read_completion(
-        self, answer: Mapping[str, Any], signal: SignalRequest | None, max_new_tokens: int
+        self,
+        answer: Mapping[str, Any],
+        signal: SignalRequest | None,
+        max_new_tokens: int,
+        prompt_ids: Sequence[int],
     ) -> Completion:
-        """The completion of an answer, with the signal.
+        """The completion of an answer to `prompt_ids`, with the signal.
 
         Raises:
             `UnsupportedByEngineError`: Ids, log-probabilities or that of the EOS are missing.
             `UnmappedTokens`: Tokens are not exactly one id, or were left out.
             `MalformedAnswerError`: The parts do not fit together, the server did not do what it was asked, or it
-                stopped at a special token that is not known as an EOS.
+                stopped at a special token that is not known as an EOS; it names the ids of another prompt.
         """
         choice = answer["choices"][0]
+        completed = choice.get("prompt_token_ids")
+        if completed is not None and list(completed) != list(prompt_ids):
+            raise MalformedAnswerError(
+                f"it belongs to another prompt ({len(completed)} tokens; {len(prompt_ids)} were sent): the server, or a "
+                "proxy in front of it, truncates prompts or mixes them up"
+            )
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length"):
             raise MalformedAnswerError(f"its finish_reason is {reason!r}, neither 'stop' nor 'length'")

@@ -92,7 +92,8 @@ class CompletionsClient:
     Connection errors, timeouts, statuses 408, 409, 429 and 5xx, and answers that are no JSON object with `choices` are
     tried again after a pause drawn uniformly from 0 to min(60 s, `backoff` x 2^attempt), or after what the server's
     `Retry-After` says if that is longer (more than 300 s is refused). Any other status fails at once. A request keeps
-    its place among the `max_concurrency` while it waits, so that a server in trouble gets fewer requests.
+    its place among the `max_concurrency` while it waits, so that a server in trouble gets fewer requests. Each attempt
+    opens its own connection.
 
     Args:
         base_url (`str`):
@@ -196,7 +197,8 @@ class CompletionsClient:
             base_url=self._base_url,
             timeout=self._timeout,
             max_retries=0,
-            default_headers=self._userinfo.build_headers(),
+            # On a connection that is kept, bytes left over from one answer would be read as the answer to the next.
+            default_headers={"Connection": "close", **self._userinfo.build_headers()},
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:

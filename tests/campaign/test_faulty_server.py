@@ -4,7 +4,7 @@ from collections import deque
 
 import pytest
 from campaign_table import Table
-from local_server import FAULTS, LocalServer, build_engine
+from local_server import FAULTS, STRAY, SURPLUS, LocalServer, build_engine
 from tiny import build_llama, build_tokenizer
 
 from spec_kd import generate_responses
@@ -12,10 +12,17 @@ from spec_kd.engines.server_client import ServerRequestError
 
 GENERATE, RESUME, MANY = "retries in one run", "runs that fail and go on", "2,000 requests"
 ALL = "all faults in turn"
-ROWS = {**{fault: [fault] for fault in FAULTS}, ALL: list(FAULTS)}
+ROWS = {**{fault: [fault] for fault in (*FAULTS, *SURPLUS, *STRAY)}, ALL: [*FAULTS, *SURPLUS]}
 ONE_IS_ENOUGH = {MANY: "the faults in turn cover it"}
+NONE_FAILS = {RESUME: "no request fails"}
+NOT_RETRIED = {GENERATE: "the job ends at once"}
 TABLE = Table(
-    "faulty_server", ROWS, columns=(GENERATE, RESUME, MANY), missing={fault: ONE_IS_ENOUGH for fault in FAULTS}
+    "faulty_server",
+    ROWS,
+    columns=(GENERATE, RESUME, MANY),
+    missing={fault: ONE_IS_ENOUGH for fault in FAULTS}
+    | {name: ONE_IS_ENOUGH | NONE_FAILS for name in SURPLUS}
+    | {name: ONE_IS_ENOUGH | NOT_RETRIED for name in STRAY},
 )
 NUM_PROMPTS = {GENERATE: 24, RESUME: 24, MANY: 1_600}
 FAULT_EVERY = {GENERATE: 3, RESUME: 7, MANY: 4}  # requests

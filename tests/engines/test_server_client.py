@@ -23,7 +23,9 @@ KEY = "sk-a-very-secret-key-0123456789"
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_faults_that_may_pass_are_tried_again(serve, writer, prompts, fault, caplog):
-    server, engine = serve(engine_options={"timeout": 0.4 if fault == "slow" else 5.0, "max_retries": 2})
+    server, engine = serve(
+        engine_options={"timeout": 0.4 if fault in ("slow", "late answer") else 5.0, "max_retries": 2}
+    )
     server.faults.extend([fault] * 2)
     completions = engine.generate(prompts[:3], SamplingOptions(3), TOKEN_ONLY)
     assert [c.ids for c in completions] == [generate_alone(writer, prompt, 3) for prompt in prompts[:3]]
@@ -33,6 +35,26 @@ def test_faults_that_may_pass_are_tried_again(serve, writer, prompts, fault, cap
     with pytest.raises(ServerRequestError, match="Prompt 0: no usable answer in 3 attempts; the last: ") as raised:
         engine.generate(prompts[:1], GREEDY)
     assert raised.value.index == 0 and len(server.requests) == 8
+
+
+@pytest.mark.parametrize("fault", ["answer sent twice", "500, then the answer"])
+def test_what_comes_after_an_answer_is_no_answer_to_the_next_request(serve, writer, prompts, fault):
+    server, engine = serve(engine_options={"max_concurrency": 1, "max_retries": 2})
+    server.traits["edit"] = lambda answer: {**answer, "choices": [{**answer["choices"][0], "prompt_token_ids": None}]}
+    server.faults.extend([fault, None] * 3)
+    completions = engine.generate(prompts, SamplingOptions(3), TOKEN_ONLY)
+    assert [c.ids for c in completions] == [generate_alone(writer, prompt, 3) for prompt in prompts]
+
+
+def test_an_answer_to_another_prompt_is_refused(serve, prompts):
+    def name_other(answer):
+        return {**answer, "choices": [{**answer["choices"][0], "prompt_token_ids": prompts[1]}]}
+
+    _, engine = serve(edit=name_other)
+    with pytest.raises(
+        ServerRequestError, match=r"Prompt 0: .*belongs to another prompt.*truncates prompts or mixes them up"
+    ):
+        engine.generate(prompts[:1], GREEDY)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
