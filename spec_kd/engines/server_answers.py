@@ -65,8 +65,8 @@ class AnswerReader:
         completed = choice.get("prompt_token_ids")
         if completed is not None and list(completed) != list(prompt_ids):
             raise MalformedAnswerError(
-                f"it belongs to another prompt ({len(completed)} tokens; {len(prompt_ids)} were sent): the server, or a "
-                "proxy in front of it, truncates prompts or mixes them up"
+                f"it belongs to another prompt ({len(completed)} tokens; {len(prompt_ids)} were sent): the server, or "
+                "a proxy in front of it, truncates prompts or mixes them up"
             )
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length"):
