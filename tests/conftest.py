@@ -23,6 +23,18 @@ def pytest_addoption(parser):
     group.addoption("--campaign-record", metavar="FILE", help="File that gets one JSON line per cell.")
 
 
+NUM_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    """Fails a test that leaves PyTorch with other threads than it found: more slow down all tests that follow."""
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
+    assert left == NUM_THREADS, f"This test sets {left} threads for the tests that follow."
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()

@@ -10,7 +10,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.paper_claims.__main__ import main
+from benchmarks.paper_claims import __main__ as command
 
 COLORS = ("red", "blue", "green", "white")
 THINGS = ("stone", "river", "bird", "tree", "lamp")
@@ -89,14 +89,22 @@ def profile_path(tmp_path_factory):
     return folder / "smoke.yaml"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_cores():
+    """Stages keep to the threads of the test session: it has a process for each core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "use_all_cores", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
-def run(profile_path):
+def run(profile_path, few_cores):
     """Runs a stage on the profile's own folders."""
 
     def run(stage: str, *arguments: str) -> None:
         folder = profile_path.parent
         options = ["--profile", str(profile_path), "--work_dir", str(folder / "work"), "--results_dir", str(folder)]
-        main([stage, *options, *arguments])
+        command.main([stage, *options, *arguments])
 
     return run
 
