@@ -32,8 +32,8 @@ class BuildArguments:
         domain (`str`): Name of the domain's folder, or `generated_function_calling`.
         models_dir (`str`): Where models are kept.
         vocab_size (`int`): Ids of the tokenizer.
-        max_prompt_and_answer (`int`): Longest training row in ids.
-        general_steps, domain_steps, draft_steps (`int`): Optimiser steps of generic target, domain target and (at most)
+        max_prompt_and_completion (`int`): Longest training row in ids.
+        general_steps, domain_steps, draft_steps (`int`): Optimizer steps of generic target, domain target and (at most)
             generic draft.
         tokens_per_step (`int`): Tokens of a batch.
         build_seed (`int`): Seed of weights and order.
@@ -44,7 +44,7 @@ class BuildArguments:
     models_dir: str = field(default="outputs/models", metadata={"help": "Where models are kept."})
     domain: str = field(default="function_calling", metadata={"help": "Name of the domain's folder."})
     vocab_size: int = field(default=4096, metadata={"help": "Ids of the tokenizer."})
-    max_prompt_and_answer: int = field(default=1024, metadata={"help": "Longest training row in ids."})
+    max_prompt_and_completion: int = field(default=1024, metadata={"help": "Longest training row in ids."})
     general_steps: int = field(default=900, metadata={"help": "Steps of the generic target."})
     domain_steps: int = field(default=1000, metadata={"help": "Steps of the domain target."})
     draft_steps: int = field(default=4000, metadata={"help": "Steps of the generic draft at most."})
@@ -89,7 +89,7 @@ def build_from_folder(arguments: BuildArguments) -> tuple[BuiltModels, Corpus]:
     )
     recipe = BuildRecipe(
         vocab_size=arguments.vocab_size,
-        max_length=arguments.max_prompt_and_answer,
+        max_length=arguments.max_prompt_and_completion,
         target=ModelSize(256, 640, 4, 8),
         draft=ModelSize(128, 352, 2, 4),
         general_target=replace(budget, eval_steps=300),

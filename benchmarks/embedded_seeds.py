@@ -42,7 +42,7 @@ def score_target(result, seed: int, num_prompts: int, max_new_tokens: int) -> di
     return score_answers(answers, list(prompts))
 
 
-def summarise(runs: list[dict]) -> dict[str, dict[str, dict]]:
+def summarize(runs: list[dict]) -> dict[str, dict[str, dict]]:
     """Mean, lowest and highest value over seeds, by label of the table and by figure."""
     values: dict[str, dict[str, list[float]]] = {}
     for run in runs:
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> dict:
     parser.add_argument("--runs_dir", type=Path, default=Path("outputs/embedded_seeds"))
     arguments, rest = parser.parse_known_args(argv)
     runs = [run(seed, method, arguments.runs_dir, rest) for seed in arguments.seeds for method in METHODS]
-    summary = summarise(runs)
+    summary = summarize(runs)
     record = {
         "what": "the embedded default of examples/train_fc.py; each seed has its own data, weights and order",
         "machine": describe_machine(),

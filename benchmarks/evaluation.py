@@ -30,7 +30,7 @@ from spec_kd import (
     generate_speculatively,
     save_report,
 )
-from spec_kd.evaluation import measure_assisted_costs, score_texts
+from spec_kd.evaluation import measure_assisted_costs, score_responses
 
 BUILD_DEFAULTS = {"vocab_size": 32768, "general_steps": 400, "domain_steps": 600, "draft_steps": 800}
 GAMMA = 5
@@ -50,7 +50,7 @@ class EvaluationArguments:
         num_report_prompts (`int`): Prompts of the report.
         num_timed_prompts (`int`): Prompts that assisted generation is timed on, and as many others for its costs.
         max_new_tokens (`int`): Longest answer.
-        steps (`int`): Optimiser steps of the draft.
+        steps (`int`): Optimizer steps of the draft.
     """
 
     work_dir: str = field(default="outputs/evaluation", metadata={"help": "Where everything is kept."})
@@ -62,7 +62,7 @@ class EvaluationArguments:
     num_report_prompts: int = field(default=96, metadata={"help": "Prompts of the report."})
     num_timed_prompts: int = field(default=12, metadata={"help": "Prompts of speed, and others of costs."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
-    steps: int = field(default=120, metadata={"help": "Optimiser steps of the draft."})
+    steps: int = field(default=120, metadata={"help": "Optimizer steps of the draft."})
 
 
 class Timer:
@@ -83,7 +83,7 @@ def train_draft(arguments: EvaluationArguments, generic_draft: str, target, toke
         return str(folder)
     rows = generate_responses(
         target, prompts, processing_class=tokenizer, max_new_tokens=arguments.max_new_tokens, temperature=1.0,
-        batch_size=32, output_dir=str(Path(arguments.work_dir) / "training_answers"),
+        batch_size=32, output_dir=str(Path(arguments.work_dir) / "training_completions"),
     )  # fmt: skip
     options = WhiteBoxDistillConfig(
         output_dir=str(folder), max_steps=arguments.steps, per_device_train_batch_size=8, learning_rate=1.5e-3,
@@ -107,7 +107,7 @@ def compare_with_generate(arguments, draft, target, tokenizer, prompts: Dataset)
         )
     vocab_size = len(tokenizer)
     with Timer() as replaying:
-        scores = score_texts(draft, None, texts, vocab_size=vocab_size, batch_size=32)
+        scores = score_responses(draft, None, texts, vocab_size=vocab_size, batch_size=32)
         figures = {gamma: scores.replay(gamma, arguments.max_new_tokens) for gamma in GAMMAS}
     with Timer() as assisting:
         assisted = generate_assisted(
@@ -135,7 +135,7 @@ def compare_sampled(arguments, draft, target, tokenizer, prompts: Dataset) -> di
         {"prompt_ids": row["prompt_ids"], "completion_ids": ids}
         for row, ids in zip(prompts, assisted.completion_ids, strict=True)
     ]
-    scores = score_texts(draft, target, rows, temperature=1.0, vocab_size=len(tokenizer), batch_size=16)
+    scores = score_responses(draft, target, rows, temperature=1.0, vocab_size=len(tokenizer), batch_size=16)
     replayed = scores.replay(GAMMA, arguments.max_new_tokens)
     difference = assisted.target_calls - replayed.target_calls
     return {
@@ -167,7 +167,9 @@ def compare_prediction(arguments, draft, target, tokenizer, timed: Dataset, othe
             {"prompt_ids": row["prompt_ids"], "completion_ids": ids}
             for row, ids in zip(timed, measured.completion_ids, strict=True)
         ]
-        replayed = score_texts(draft, None, texts, vocab_size=len(tokenizer)).replay(gamma, arguments.max_new_tokens)
+        replayed = score_responses(draft, None, texts, vocab_size=len(tokenizer)).replay(
+            gamma, arguments.max_new_tokens
+        )
         lengths = np.array([len(row["prompt_ids"]) for row in timed])
         rows.append(
             {
@@ -293,7 +295,7 @@ def main(argv: list[str]) -> None:
         max_new_tokens=arguments.max_new_tokens,
         batch_sizes=(1, 8),
         num_assisted_prompts=6,
-        shows_prompt_text=False,
+        show_prompt_text=False,
         batch_size=16,
         output_dir=str(Path(arguments.work_dir) / "report_texts"),
     )

@@ -66,20 +66,20 @@ class Case:
 
     def make_targets(self):
         from spec_kd.heads import LogitHead, LogitTransform
-        from spec_kd.trainer.teacher import LiveTargets
+        from spec_kd.trainer.teachers.live import LiveLogits
 
         head = LogitHead(self.teacher_head, LogitTransform(), self.vocab)
-        return LiveTargets(self.teacher_hidden, head, self.device)
+        return LiveLogits(self.teacher_hidden, head, self.device)
 
     def make_sparse_targets(self, k: int):
-        from spec_kd.losses import SPARSE_METHODS, SparseTargets
+        from spec_kd.losses import SPARSE_METHODS, SparseTensors
 
         targets, parts = self.make_targets(), []
         for start in range(0, self.tokens, 64):
             logits = targets(slice(start, min(start + 64, self.tokens)))
             parts.append(logits.log_softmax(-1).topk(k))
         log_p, ids = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-        return SparseTargets(SPARSE_METHODS["top_k_tail"], ids, log_p)
+        return SparseTensors(SPARSE_METHODS["top_k_tail"], ids, log_p)
 
     def run_fused(self, name: str, targets) -> None:
         from spec_kd.losses import build_divergence, fused_linear_divergence

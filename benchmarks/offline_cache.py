@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from machine import describe_machine
-from offline_cache_figures import compare, describe_alpha, describe_without_target, sum_column_bytes
+from offline_cache_metrics import compare, describe_alpha, describe_without_target, sum_column_bytes
 from offline_cache_report import LIVE, PLAIN, UNSIGNED, write_report
 from recipe import save_record, use_all_cores
 from tiny_models import BuiltModels
@@ -36,14 +36,14 @@ from trl import TrlParser
 from spec_kd import (
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,
-    SignalRequest,
+    SignalSpec,
     WhiteBoxDistillConfig,
     WhiteBoxDistillTrainer,
     generate_responses,
     score_completions,
 )
-from spec_kd.data.teacher_signal import TeacherInfo, unpack_slots
-from spec_kd.evaluation import TextScores, score_texts
+from spec_kd.data.teacher_signal import TeacherInfo, unpack_sparse
+from spec_kd.evaluation import ResponseScores, score_responses
 
 ID_COLUMNS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 TIMED_STEPS = 20
@@ -71,14 +71,14 @@ class Signals:
         return self.trained[0]
 
     @property
-    def requests(self) -> dict[str, SignalRequest]:
+    def requests(self) -> dict[str, SignalSpec]:
         """All signals."""
-        counts, logprobs = (SignalRequest(m, num_draws=self.num_draws) for m in ("sampled_counts", "sampled_logprobs"))
+        counts, logprobs = (SignalSpec(m, num_draws=self.num_draws) for m in ("sampled_counts", "sampled_logprobs"))
         return {
-            "token_only": SignalRequest("token_only"),
+            "token_only": SignalSpec("token_only"),
             self.trained[0]: counts,
             self.trained[1]: logprobs,
-            "top_k_tail": SignalRequest("top_k_tail"),
+            "top_k_tail": SignalSpec("top_k_tail"),
         }
 
 
@@ -92,7 +92,7 @@ class CacheArguments:
         num_size_prompts (`int`): Prompts whose answers are measured on disk, and trained from where speed is timed.
         num_test_prompts (`int`): Prompts that alpha is measured on.
         max_new_tokens (`int`): Longest answer.
-        steps (`int`): Optimiser steps of every draft.
+        steps (`int`): Optimizer steps of every draft.
         num_draws (`int`): Draws a token of the sampled signals.
         timing_rounds (`int`): How often generation with and without each signal takes turns.
     """
@@ -105,7 +105,7 @@ class CacheArguments:
     num_size_prompts: int = field(default=400, metadata={"help": "Prompts whose answers are measured on disk."})
     num_test_prompts: int = field(default=400, metadata={"help": "Prompts that alpha is measured on."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer."})
-    steps: int = field(default=725, metadata={"help": "Optimiser steps of every draft."})
+    steps: int = field(default=725, metadata={"help": "Optimizer steps of every draft."})
     num_draws: int = field(default=50, metadata={"help": "Draws a token of the sampled signals."})
     timing_rounds: int = field(default=3, metadata={"help": "Rounds of the generation timing."})
 
@@ -121,7 +121,7 @@ BUILD_DEFAULTS = {
 
 
 class StepTimer(TrainerCallback):
-    """Seconds of every optimiser step, from its first forward to the end of its update."""
+    """Seconds of every optimizer step, from its first forward to the end of its update."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -175,14 +175,14 @@ class Benchmark:
             output_dir=str(self.folder / folder),
         )
 
-    def answer_prompts(self, prompts: Dataset, signal: str) -> Dataset:
+    def complete_prompts(self, prompts: Dataset, signal: str) -> Dataset:
         """Answers sampled at temperature 1: written once, with one signal; the others are added to the same text."""
         folder = self.name_answers(prompts, signal)
         if signal == self.signals.written:
             return self.answer(prompts, signal, 1.0, folder)
         return score_completions(
             self.target,
-            self.answer_prompts(prompts, self.signals.written).select_columns(ID_COLUMNS),
+            self.complete_prompts(prompts, self.signals.written).select_columns(ID_COLUMNS),
             processing_class=self.tokenizer,
             teacher_signal=self.signals.requests[signal],
             sampling_temperature=1.0,
@@ -197,7 +197,7 @@ class Benchmark:
 
     def measure_size(self, signal: str) -> dict:
         """Bytes on disk per completion token of all that a signal adds, as Parquet keeps it."""
-        rows = self.answer_prompts(self.size_prompts, signal)
+        rows = self.complete_prompts(self.size_prompts, signal)
         path = self.folder / self.name_answers(self.size_prompts, signal) / "responses.parquet"
         tokens = sum(map(len, rows["completion_ids"]))
         sizes = sum_column_bytes(path)
@@ -206,7 +206,7 @@ class Benchmark:
         if "teacher_signal" in rows.column_names:
             info = TeacherInfo.from_json(rows["teacher_info"][0])
             counts = [
-                unpack_slots(content, len(ids), info)[1]
+                unpack_sparse(content, len(ids), info)[1]
                 for content, ids in zip(rows["teacher_signal"], rows["completion_ids"], strict=True)
             ]
             distinct = float(np.concatenate(counts).mean())
@@ -241,18 +241,18 @@ class Benchmark:
     def train(self, method: str) -> dict:
         """Trains the generic draft by one method; its loss, and alpha per test prompt."""
         signal = method if method in self.signals.trained else self.signals.written
-        rows = self.answer_prompts(self.train_prompts, signal)
+        rows = self.complete_prompts(self.train_prompts, signal)
         trainer = self.make_trainer(method, rows, self.arguments.steps)
         trainer.train()
         loss = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         return {"loss": loss, **self.measure_alpha(trainer.model, method == LIVE)}
 
     def time_training(self) -> dict[str, float]:
-        """Median seconds of an optimiser step of each method, on the answers whose size was measured."""
+        """Median seconds of an optimizer step of each method, on the answers whose size was measured."""
         seconds = {}
         for method in (LIVE, PLAIN, *self.signals.trained):
             signal = method if method in self.signals.trained else self.signals.written
-            rows = self.answer_prompts(self.size_prompts, signal)
+            rows = self.complete_prompts(self.size_prompts, signal)
             timer = StepTimer()
             self.make_trainer(method, rows, TIMED_STEPS, callbacks=[timer]).train()
             seconds[method] = statistics.median(timer.seconds[5:])
@@ -293,14 +293,14 @@ class Benchmark:
         result: dict[str, Any] = {}
         for temperature in TEMPERATURES:
             texts = self.answer(self.test_prompts, "token_only", temperature, f"test/t{temperature:g}")
-            scores = score_texts(draft, self.target, texts, temperature=temperature, batch_size=16)
+            scores = score_responses(draft, self.target, texts, temperature=temperature, batch_size=16)
             result[f"T={temperature:g}"] = {
                 "alpha_sum": scores.alpha_sum.tolist(),
                 "tokens": scores.lengths.tolist(),
                 "block_efficiency": self._efficiency(scores),
             }
             if all_ways:
-                alone = score_texts(draft, None, texts, temperature=temperature, batch_size=16)
+                alone = score_responses(draft, None, texts, temperature=temperature, batch_size=16)
                 result[f"T={temperature:g}"]["without_target"] = {
                     "alpha_sum": alone.alpha_sum.tolist(),
                     "block_efficiency": self._efficiency(alone),
@@ -308,7 +308,7 @@ class Benchmark:
                 }
         return result
 
-    def _efficiency(self, scores: TextScores) -> list[float]:
+    def _efficiency(self, scores: ResponseScores) -> list[float]:
         return list(scores.replay(5, self.arguments.max_new_tokens).block_efficiency)
 
 

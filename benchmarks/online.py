@@ -3,7 +3,7 @@
     python benchmarks/online.py --data_dir DATA --work_dir outputs/online
 
 DATA is described in build_models.py. `OnlineGKDTrainer`, TRL's `DistillationTrainer` and TRL's GKD train the same
-generic draft on the same prompts, an optimiser step each in turn (taking_turns.py). Every part is kept in `work_dir`
+generic draft on the same prompts, an optimizer step each in turn (taking_turns.py). Every part is kept in `work_dir`
 when it is done; the same command continues. Writes online.{json,md,png} to `results_dir`. About 12 minutes on two
 cores.
 """
@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import TrlParser
 
 from spec_kd import generate_responses
-from spec_kd.evaluation import bootstrap, score_texts
+from spec_kd.evaluation import bootstrap, score_responses
 
 BUILD_DEFAULTS = {"vocab_size": 32768, "general_steps": 400, "domain_steps": 600, "draft_steps": 800}
 BATCHES = {"8 prompts": (8, 1), "32 prompts in 4 micro batches": (8, 4)}
@@ -49,7 +49,7 @@ class OnlineArguments:
         max_prompt_tokens (`int`): Longest prompt.
         max_new_tokens (`int`): Longest completion.
         timed_prompts (`int`): Prompts that speed is measured on with every batch, after a step that does not count.
-        alpha_steps (`int`): Optimiser steps of the race to a given alpha.
+        alpha_steps (`int`): Optimizer steps of the race to a given alpha.
         eval_steps (`int`): Steps between two measurements of alpha.
         num_test_prompts (`int`): Prompts that alpha is measured on.
         beta (`float`): Of the divergence, in TRL's convention: 0 is forward KL.
@@ -138,7 +138,7 @@ class Benchmark:
         return train_in_turns(trainers, **evaluation)
 
     def count_timed_steps(self, batch: str) -> int:
-        """Optimiser steps over the timed prompts."""
+        """Optimizer steps over the timed prompts."""
         return self.arguments.timed_prompts // math.prod(BATCHES[batch])
 
     def time_steps(self, batch: str) -> dict[str, list[dict]]:
@@ -160,7 +160,7 @@ class Benchmark:
         )
 
         def measure_alpha(draft: PreTrainedModel) -> list[float]:
-            scores = score_texts(draft, target, texts, temperature=1.0, batch_size=16)
+            scores = score_responses(draft, target, texts, temperature=1.0, batch_size=16)
             columns = scores.alpha_sum.numpy(), scores.lengths.numpy()
             return list(bootstrap(lambda alpha, tokens: alpha / tokens, *columns))
 

@@ -37,7 +37,7 @@ def describe_throughput(record: dict) -> list[str]:
         "## Tokens per second",
         "",
         "Completion tokens generated and trained on, per second of wall-clock, everything between the ends of two "
-        "optimiser steps counted. The trainers take turns, a step each, on the same prompts; the first step of each is "
+        "optimizer steps counted. The trainers take turns, a step each, on the same prompts; the first step of each is "
         "left out. Intervals are over steps.",
     ]
     for batch, speed in record["throughput"].items():
@@ -106,7 +106,7 @@ def describe_settings(record: dict) -> list[str]:
         "Where two values stand, they are of the two batches; everything else is at its default, which all three share "
         "where they have it. TRL's documentation advises vLLM for speed, which needs a GPU. On a CPU "
         "DistillationTrainer projects padded completion positions too; GKD projects prompts too, and generates for "
-        "each micro batch by itself. GKD divides its loss by the number of tokens of the data set's completions.",
+        "each micro batch by itself. GKD divides its loss by the number of tokens of the dataset's completions.",
     ]
 
 

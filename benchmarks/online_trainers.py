@@ -1,9 +1,9 @@
 """`OnlineGKDTrainer` and its two peers in TRL, set alike: on-policy distillation of the same draft on the same prompts.
 
 What differs is what a trainer does by itself: ours and `DistillationTrainer` generate the completions of all micro
-batches of an optimiser step at once, GKD those of each micro batch. On a CPU `DistillationTrainer` projects padded
+batches of an optimizer step at once, GKD those of each micro batch. On a CPU `DistillationTrainer` projects padded
 completion positions too; GKD makes all logits, of the prompts too, and divides its loss by the number of tokens of the
-data set's completions, which changes what gradient clipping does and nothing else under Adam.
+dataset's completions, which changes what gradient clipping does and nothing else under Adam.
 """
 
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ COMMON = {
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
-# Order of the prompts, sampling from the draft's softmax at temperature 1, nothing from the data set.
+# Order of the prompts, sampling from the draft's softmax at temperature 1, nothing from the dataset.
 SEQUENTIAL = {"train_sampling_strategy": "sequential"}
 OWN = {
     OURS: {**SEQUENTIAL, "lmbda": 1.0, "temperature": 1.0, "generation_temperature": 1.0, "max_length": None},
@@ -46,9 +46,9 @@ class EqualSettings:
 
     Args:
         per_device_train_batch_size (`int`): Prompts of a micro batch.
-        gradient_accumulation_steps (`int`): Micro batches of an optimiser step.
+        gradient_accumulation_steps (`int`): Micro batches of an optimizer step.
         max_new_tokens (`int`): Longest completion.
-        max_steps (`int`): Optimiser steps.
+        max_steps (`int`): Optimizer steps.
         beta (`float`): Of the divergence: 0 is forward KL, 1 reverse KL, between them JSD.
         learning_rate (`float`): Constant.
         seed (`int`): Of the sampling.

@@ -41,7 +41,7 @@ CHILD = """
 import json, resource, sys, time
 def read_peak():
     return 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-from spec_kd.queries.query_logs import load_query_logs
+from spec_kd.prompts.logs.query_logs import load_query_logs
 imported = read_peak()
 start = time.monotonic()
 result = load_query_logs(sys.argv[1], sys.argv[2], show_progress=False, **json.loads(sys.argv[3]))

@@ -20,8 +20,8 @@ from recipe import (
     METHODS,
     RecipeArguments,
     RecipeResult,
-    describe_figures,
     describe_history,
+    describe_metrics,
     format_table,
     plot_histories,
     run_recipe,
@@ -58,7 +58,7 @@ class RecordArguments:
     )
 
 
-def answer_prompts(models: BuiltModels, rows: list[dict], arguments: RecipeArguments, folder: Path) -> Dataset:
+def complete_prompts(models: BuiltModels, rows: list[dict], arguments: RecipeArguments, folder: Path) -> Dataset:
     """The domain target's answers to the first training prompts."""
     rows = rows[: arguments.num_train_prompts]
     return generate_responses(
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> dict:
     seconds = {"building or loading the models": round(time.perf_counter() - start, 1)}
     output_dir = Path(training.output_dir)
     start = time.perf_counter()
-    rows = answer_prompts(models, corpus.domain_train, recipe, output_dir / "responses")
+    rows = complete_prompts(models, corpus.domain_train, recipe, output_dir / "responses")
     seconds["target responses"] = round(time.perf_counter() - start, 1)
     test_prompts = Dataset.from_list(corpus.domain_test)
     general_prompts = Dataset.from_list(corpus.general_test)
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> dict:
         "seconds": seconds,
         "models": models.records,
         "histories": {method: describe_history(result.history) for method, result in results.items()},
-        "figures": {label: {f"T={t:g}": describe_figures(f) for t, f in fs.items()} for label, fs in table.items()},
+        "figures": {label: {f"T={t:g}": describe_metrics(f) for t, f in fs.items()} for label, fs in table.items()},
     }
     folder = Path(record_arguments.results_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
 from spec_kd.evaluation import load_report
-from spec_kd.evaluation.gates import collect_figures
+from spec_kd.evaluation.gates import collect_metrics
 
 DOMAIN = "biology"
 SCENARIOS = ("historical", "curated", "synthetic")
@@ -49,7 +49,7 @@ class ScenarioArguments:
         work_dir (`str`): Where models, raw inputs and runs are kept.
         results_dir (`str`): Where the record is written.
         num_queries (`int`): Training prompts of each scenario.
-        steps (`int`): Optimiser steps of each draft.
+        steps (`int`): Optimizer steps of each draft.
         seconds_between_kills (`float`): How long the killed run may live at first; half as long again each time.
         general_steps, domain_steps, draft_steps (`int`): Budgets of the models.
     """
@@ -60,7 +60,7 @@ class ScenarioArguments:
         default=str(Path(__file__).parent / "results"), metadata={"help": "Where the record is written."}
     )
     num_queries: int = field(default=400, metadata={"help": "Training prompts of each scenario."})
-    steps: int = field(default=100, metadata={"help": "Optimiser steps of each draft."})
+    steps: int = field(default=100, metadata={"help": "Optimizer steps of each draft."})
     seconds_between_kills: float = field(default=30.0, metadata={"help": "Life of the killed run at first."})
     general_steps: int = field(default=300, metadata={"help": "Steps of the generic target."})
     domain_steps: int = field(default=700, metadata={"help": "Steps of the domain target."})
@@ -147,7 +147,7 @@ def write_recipe(arguments: ScenarioArguments, models: BuiltModels, name: str, p
             "shard_size": 64,
         },
         "train": {
-            "method": "white-box",
+            "method": "white_box",
             "max_steps": arguments.steps,
             "per_device_train_batch_size": 8,
             "learning_rate": 1e-3,
@@ -196,7 +196,7 @@ def describe_run(result: dict[str, Any]) -> dict[str, Any]:
     report = load_report(str(Path(result["output_dir"]) / "evaluation"))
     return {
         "num_prompts": load_dataset("arrow", data_files=str(prompts), split="train").num_rows,
-        "before": collect_figures(report, report.drafts[0]),
+        "before": collect_metrics(report, report.drafts[0]),
     }
 
 

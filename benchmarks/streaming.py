@@ -139,7 +139,7 @@ def serve(arguments: StreamArguments, models: BuiltModels, requests: list[dict],
     ]
 
 
-def summarise(runs: dict[str, list[dict]], updates_per_domain: int) -> dict[str, dict[str, dict[str, list[float]]]]:
+def summarize(runs: dict[str, list[dict]], updates_per_domain: int) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Tokens a target pass in the first 5 and the last 15 updates of each domain, with 95 % intervals over updates."""
     summary: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name, logs in runs.items():
@@ -192,7 +192,7 @@ def main(argv: list[str]) -> None:
         },
         "domains": list(DOMAINS),
         "runs": runs,
-        "summary": summarise(runs, arguments.requests_per_domain // arguments.update_interval),
+        "summary": summarize(runs, arguments.requests_per_domain // arguments.update_interval),
     }
     folder = Path(arguments.results_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from spec_kd import (
     generate_responses,
 )
 from spec_kd.data import score_completions
-from spec_kd.engines.base import SignalRequest
+from spec_kd.engines.base import SignalSpec
 
 RESULTS = Path(__file__).parent / "results"
 SHARPER = 3.0  # logits have this standard deviation, and the distribution an entropy of some nats less than ln V
@@ -191,7 +191,7 @@ def main() -> None:
         )]} for row in ids]  # fmt: skip
         prompts = Dataset.from_list([{"prompt": row["messages"][:1]} for row in text])
         new_tokens, teacher = length // 8, {"teacher_model": target}
-        signal = SignalRequest("sampled_logprobs", num_draws=50)
+        signal = SignalSpec("sampled_logprobs", num_draws=50)
 
         few = rows.select(range(4 * batch))
         score(target, few.select(range(batch)), tokenizer, signal, batch)  # what the first call loads does not count

@@ -13,8 +13,8 @@ from datasets import Dataset
 from recipe import (
     RecipeArguments,
     RecipeResult,
-    describe_figures,
     describe_history,
+    describe_metrics,
     format_table,
     load_prompts,
     parse_arguments,
@@ -26,7 +26,7 @@ from recipe import (
 from tiny_models import BuildRecipe, BuiltModels, Corpus, build_models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spec_kd import AcceptanceFigures, WhiteBoxDistillConfig, generate_responses, replay
+from spec_kd import AcceptanceMetrics, WhiteBoxDistillConfig, generate_responses, replay
 
 # Of the run without models; each can be changed on the command line.
 EMBEDDED_DEFAULTS = {
@@ -169,7 +169,7 @@ def load_embedded_data(domain: Domain, seed: int = 0) -> dict[str, Dataset]:
 
 def compare_on_general_prompts(
     arguments: RecipeArguments, result: RecipeResult, models: BuiltModels, prompts
-) -> dict[str, dict[float, AcceptanceFigures]]:
+) -> dict[str, dict[float, AcceptanceMetrics]]:
     """The drift: the generic draft on the target it was made for, and what domain training cost the draft there."""
     tokenizer = AutoTokenizer.from_pretrained(models.generic_target)
     target = AutoModelForCausalLM.from_pretrained(models.generic_target)
@@ -178,7 +178,7 @@ def compare_on_general_prompts(
         "general prompts, generic target: domain draft": result.trainer.model,
     }
     prompts = prompts.select(range(min(arguments.num_eval_prompts, len(prompts)))).select_columns(["prompt"])
-    rows: dict[str, dict[float, AcceptanceFigures]] = {label: {} for label in drafts}
+    rows: dict[str, dict[float, AcceptanceMetrics]] = {label: {} for label in drafts}
     for temperature in (0.0, 1.0):
         options = {"temperature": temperature, "max_new_tokens": arguments.max_new_tokens}
         texts = generate_responses(
@@ -198,7 +198,7 @@ def compare_on_general_prompts(
 
 def report(
     result: RecipeResult,
-    rows: dict[str, dict[float, AcceptanceFigures]],
+    rows: dict[str, dict[float, AcceptanceMetrics]],
     arguments: RecipeArguments,
     training: WhiteBoxDistillConfig,
     extra: dict,
@@ -212,12 +212,12 @@ def report(
     record = {
         "method": arguments.method,
         "divergence": training.divergence if arguments.method == "white_box" else None,
-        "teacher_signal": arguments.cached_signal,
+        "teacher_signal": arguments.stored_targets,
         "seed": training.seed,
         "steps": result.trainer.state.global_step,
         "num_assistant_tokens": arguments.num_assistant_tokens,
         "figures": {
-            label: {f"T={t:g}": describe_figures(f) for t, f in figures.items()} for label, figures in rows.items()
+            label: {f"T={t:g}": describe_metrics(f) for t, f in figures.items()} for label, figures in rows.items()
         },
         "history": history,
         **extra,

@@ -1,4 +1,4 @@
-"""Bundled function-calling conversations, generated from a catalogue of tools: deterministic for a seed, no network.
+"""Bundled function-calling conversations, generated from a catalog of tools: deterministic for a seed, no network.
 
 A row is a prompt-completion conversation: the system message lists 2-4 tools as JSON schemas, the user asks for
 something in one of several phrasings, and the completion is the JSON list of calls. Tools of the test split never
@@ -37,7 +37,7 @@ SECOND_REQUESTS = ("{} Also: {}", "{} And then: {}", "{} After that: {}", "First
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool of the catalogue.
+    """A tool of the catalog.
 
     Args:
         area (`str`): The area of life it belongs to.
@@ -92,9 +92,9 @@ class Tool:
 
 
 @cache
-def load_tools(catalogue: Path = CATALOGUE) -> tuple[Tool, ...]:
-    """All tools of the catalogue, in its order."""
-    areas = yaml.safe_load(catalogue.read_text(encoding="utf-8"))
+def load_tools(catalog: Path = CATALOGUE) -> tuple[Tool, ...]:
+    """All tools of the catalog, in its order."""
+    areas = yaml.safe_load(catalog.read_text(encoding="utf-8"))
     return tuple(Tool(area=area, **tool) for area, tools in areas.items() for tool in tools)
 
 

@@ -1,6 +1,6 @@
 """The language-model training of the small models: batches of whole rows, one loop, a held-out loss curve.
 
-TRL's trainers distil; this loop only makes the models that there are to distil. Rows are padded to the longest of a
+TRL's trainers distill; this loop only makes the models that there are to distill. Rows are padded to the longest of a
 batch of similar lengths, so each row is seen as it is at inference: alone, from position 0.
 """
 
@@ -35,7 +35,7 @@ class Budget:
     """How long and how fast to train.
 
     Args:
-        max_steps (`int`): Optimiser steps at most.
+        max_steps (`int`): Optimizer steps at most.
         until_flat (`bool`):
             `True`: the learning rate is cut to a third whenever the held-out loss stops falling (by `FLAT_SHARE`, twice
             in a row), and training ends when it has stopped at the third rate too. `False`: exactly `max_steps` with a

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from spec_kd import (
-    AcceptanceFigures,
+    AcceptanceMetrics,
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,
     SpeculativeEvalCallback,
@@ -24,13 +24,13 @@ from spec_kd import (
     generate_responses,
 )
 from spec_kd.losses import SPARSE_METHODS
-from spec_kd.queries.splitting import hold_out_rows
+from spec_kd.prompts.splitting import hold_out_rows
 from spec_kd.trainer.draft_trainer import DraftTrainer
-from spec_kd.trainer.teacher import load_teacher
+from spec_kd.trainer.teachers.live import load_teacher
 
 METHODS = ("white_box", "black_box")
 LIVE = "live"
-History = list[tuple[int, dict[float, AcceptanceFigures]]]  # step, and figures by temperature
+History = list[tuple[int, dict[float, AcceptanceMetrics]]]  # step, and figures by temperature
 
 
 @dataclass
@@ -41,7 +41,7 @@ class RecipeArguments(ScriptArguments):
     Args:
         method (`str`): `"white_box"` (the target's distribution) or `"black_box"` (its tokens).
         generate_responses (`bool`):
-            Whether the target answers the training prompts first. `False` takes the data set's completions as they are,
+            Whether the target answers the training prompts first. `False` takes the dataset's completions as they are,
             which is right only if the target wrote them.
         response_temperature (`float`):
             Sampling temperature of those answers, 0 for greedy. Sampled text shows the draft more of what the target
@@ -87,10 +87,10 @@ class RecipeArguments(ScriptArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
 
     @property
-    def cached_signal(self) -> str | None:
+    def stored_targets(self) -> str | None:
         """What takes the place of the target in training, if anything does."""
-        is_cached = self.method == "white_box" and self.generate_responses and self.teacher_signal != LIVE
-        return self.teacher_signal if is_cached else None
+        is_stored = self.method == "white_box" and self.generate_responses and self.teacher_signal != LIVE
+        return self.teacher_signal if is_stored else None
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ class RecipeResult:
     history: History
 
     @property
-    def before(self) -> dict[float, AcceptanceFigures]:
+    def before(self) -> dict[float, AcceptanceMetrics]:
         return self.history[0][1]
 
     @property
-    def after(self) -> dict[float, AcceptanceFigures]:
+    def after(self) -> dict[float, AcceptanceMetrics]:
         return self.history[-1][1]
 
 
@@ -122,7 +122,7 @@ def parse_arguments(
 
 
 def load_prompts(arguments: RecipeArguments) -> tuple[Dataset, Dataset]:
-    """Training and test rows of a data set on the Hub or in a local folder (`train.jsonl`, `test.jsonl`, ...)."""
+    """Training and test rows of a dataset on the Hub or in a local folder (`train.jsonl`, `test.jsonl`, ...)."""
     if arguments.dataset_name is None:
         raise ValueError("`--dataset_name` is missing: a Hub name, or a folder with train.jsonl and test.jsonl.")
     data = load_dataset(arguments.dataset_name, name=arguments.dataset_config)
@@ -152,9 +152,9 @@ def run_recipe(
         target_path (`str`): Folder or Hub id of the target.
         train_prompts (`Dataset`): Rows with `prompt` (and `completion`, if the target does not answer anew).
         test_prompts (`Dataset`): Rows with `prompt`.
-        model (`ModelConfig`, *optional*): TRL's flags for LoRA and for a quantised base.
+        model (`ModelConfig`, *optional*): TRL's flags for LoRA and for a quantized base.
     """
-    signal = arguments.cached_signal
+    signal = arguments.stored_targets
     if signal is not None:
         training.build_loss().check_served_by(SPARSE_METHODS[signal])
     if arguments.num_train_prompts is not None:
@@ -228,7 +228,7 @@ def to_black_box(training: WhiteBoxDistillConfig, target_vocab_size: int) -> Bla
     return BlackBoxSFTConfig(**{**shared, "target_vocab_size": target_vocab_size})
 
 
-def describe_figures(figures: AcceptanceFigures) -> dict[str, list[float]]:
+def describe_metrics(figures: AcceptanceMetrics) -> dict[str, list[float]]:
     """Value and 95 % interval of each figure, as JSON: `[value, low, high]`."""
     named = {
         "alpha": figures.alpha,
@@ -238,7 +238,7 @@ def describe_figures(figures: AcceptanceFigures) -> dict[str, list[float]]:
     return {name: [round(x, 4) for x in interval] for name, interval in named.items() if interval is not None}
 
 
-def format_table(rows: dict[str, dict[float, AcceptanceFigures]]) -> str:
+def format_table(rows: dict[str, dict[float, AcceptanceMetrics]]) -> str:
     """A Markdown table, one line for each label: alpha, block efficiency and acceptance with 95 % intervals."""
 
     def cell(interval: Any) -> str:
@@ -258,7 +258,7 @@ def format_table(rows: dict[str, dict[float, AcceptanceFigures]]) -> str:
 def describe_history(history: History) -> list[dict[str, Any]]:
     """Step and figures of every evaluation, as JSON."""
     return [
-        {"step": step, **{f"T={t:g}": describe_figures(f) for t, f in figures.items()}} for step, figures in history
+        {"step": step, **{f"T={t:g}": describe_metrics(f) for t, f in figures.items()}} for step, figures in history
     ]
 
 

@@ -1,4 +1,4 @@
-"""The small models of a run: a generic target, its specialised version and a generic draft, built once and cached.
+"""The small models of a run: a generic target, its specialized version and a generic draft, built once and cached.
 
     tokenizer -> generic target (general data) -> domain target (domain data, some general)
               -> generic draft  (general data only, until its held-out loss is flat)
@@ -61,7 +61,7 @@ class BuildRecipe:
         target, draft (`ModelSize`): Shapes.
         general_target, domain_target, general_draft (`Budget`): How long each is trained.
         general_share (`float`): Share of general rows in the domain target's data, so that it does not forget them all.
-        seed (`int`): Seed of initialisation and data order.
+        seed (`int`): Seed of initialization and data order.
     """
 
     vocab_size: int = 1536

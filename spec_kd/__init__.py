@@ -1,4 +1,4 @@
-"""Distil draft models for speculative decoding.
+"""Distill draft models for speculative decoding.
 
 The public names are imported when they are first used, so that `import spec_kd` costs nothing.
 """
@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "spec_kd.data": ("add_reference_scores", "generate_responses", "score_completions"),
-    "spec_kd.engines": ("ServerEngine", "SignalRequest", "TransformersEngine", "VLLMEngine"),
+    "spec_kd.engines": ("ServerEngine", "SignalSpec", "TransformersEngine", "VLLMEngine"),
     "spec_kd.decoding": ("generate_speculatively",),
     "spec_kd.evaluation": (
-        "AcceptanceFigures",
+        "AcceptanceMetrics",
         "EvaluationReport",
         "ServingCosts",
         "SpeculativeEvalCallback",
@@ -26,12 +26,12 @@ _ROOMS = {
     "spec_kd.finite": ("NonFiniteError",),
     "spec_kd.hub": ("export_draft",),
     "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
-    "spec_kd.queries.curated": ("load_curated_prompts",),
-    "spec_kd.queries.logged_completions": ("add_completion_ids",),
-    "spec_kd.queries.mixing": ("mix_prompts",),
-    "spec_kd.queries.prompt_report": ("describe_prompts",),
-    "spec_kd.queries.query_logs": ("load_query_logs",),
-    "spec_kd.queries.synthesis": ("synthesize_queries",),
+    "spec_kd.prompts.curated": ("load_curated_prompts",),
+    "spec_kd.prompts.logs.completion_ids": ("add_completion_ids",),
+    "spec_kd.prompts.mixing": ("mix_prompts",),
+    "spec_kd.prompts.report": ("describe_prompts",),
+    "spec_kd.prompts.logs.query_logs": ("load_query_logs",),
+    "spec_kd.prompts.synthesis.synthesis": ("synthesize_queries",),
     "spec_kd.serving": ("serving_commands",),
     "spec_kd.trainer": (
         "BlackBoxSFTConfig",
@@ -48,9 +48,9 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 if TYPE_CHECKING:
     from spec_kd.data import add_reference_scores, generate_responses, score_completions
     from spec_kd.decoding import generate_speculatively
-    from spec_kd.engines import ServerEngine, SignalRequest, TransformersEngine, VLLMEngine
+    from spec_kd.engines import ServerEngine, SignalSpec, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
-        AcceptanceFigures,
+        AcceptanceMetrics,
         EvaluationReport,
         ServingCosts,
         SpeculativeEvalCallback,
@@ -63,12 +63,12 @@ if TYPE_CHECKING:
     from spec_kd.finite import NonFiniteError
     from spec_kd.hub import export_draft
     from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
-    from spec_kd.queries.curated import load_curated_prompts
-    from spec_kd.queries.logged_completions import add_completion_ids
-    from spec_kd.queries.mixing import mix_prompts
-    from spec_kd.queries.prompt_report import describe_prompts
-    from spec_kd.queries.query_logs import load_query_logs
-    from spec_kd.queries.synthesis import synthesize_queries
+    from spec_kd.prompts.curated import load_curated_prompts
+    from spec_kd.prompts.logs.completion_ids import add_completion_ids
+    from spec_kd.prompts.logs.query_logs import load_query_logs
+    from spec_kd.prompts.mixing import mix_prompts
+    from spec_kd.prompts.report import describe_prompts
+    from spec_kd.prompts.synthesis.synthesis import synthesize_queries
     from spec_kd.serving import serving_commands
     from spec_kd.trainer import (
         BlackBoxSFTConfig,
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from spec_kd.vocabulary import VocabularyMismatchError, align_vocabulary
 
 __all__ = [
-    "AcceptanceFigures",
+    "AcceptanceMetrics",
     "BlackBoxSFTConfig",
     "BlackBoxSFTTrainer",
     "Divergence",
@@ -91,7 +91,7 @@ __all__ = [
     "OnlineGKDTrainer",
     "ServerEngine",
     "ServingCosts",
-    "SignalRequest",
+    "SignalSpec",
     "SpeculativeEvalCallback",
     "TransformersEngine",
     "VLLMEngine",

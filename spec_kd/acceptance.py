@@ -87,7 +87,7 @@ class Rounds:
     Args:
         target_calls (`torch.Tensor`): Target forward passes `(P,)`.
         accepted (`torch.Tensor`): Drafted tokens that were accepted, an accepted EOS included `(P,)`.
-        drafted (`torch.Tensor`): Drafted tokens, those behind the end of the text excluded `(P,)`.
+        drafted (`torch.Tensor`): Drafted tokens, those after the end of the text excluded `(P,)`.
         drafting_rounds (`torch.Tensor`): Rounds that drafted at least one token `(P,)`.
         accepted_by_position (`torch.Tensor`): Rounds in which drafted token k = 1..gamma was accepted `(P, gamma)`.
         drafted_by_position (`torch.Tensor`): Rounds in which token k was drafted `(P, gamma)`.

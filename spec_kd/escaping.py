@@ -91,7 +91,7 @@ def quote_argument(text: str) -> str:
 
 
 def make_public_name(name: str | os.PathLike) -> str:
-    """What a model or data set is called in front of others: its Hub id, or the last name of its path.
+    """What a model or dataset is called in front of others: its Hub id, or the last name of its path.
 
     Args:
         name (`str` or `os.PathLike`):

@@ -1,6 +1,6 @@
 """From a causal LM to its last hidden states and its logits, in two separate steps and with public APIs only.
 
-Losses and replayed evaluation need logits of *some* positions: materialising `(B, T, V)` for all of them is what runs
+Losses and replayed evaluation need logits of *some* positions: materializing `(B, T, V)` for all of them is what runs
 out of memory first. So the backbone runs once, and whoever needs logits calls the head on the positions it wants.
 """
 
@@ -147,7 +147,7 @@ class LogitHead:
 
     Args:
         module (`torch.nn.Module`):
-            The output embeddings. Its `forward` is called, so quantised, LoRA and offloaded heads compute what they
+            The output embeddings. Its `forward` is called, so quantized, LoRA and offloaded heads compute what they
             should. `forward` and not `__call__`: ZeRO-3's hooks on the module would gather and release the weight at
             every call, which deadlocks when ranks make different numbers of calls; gather around the calls instead.
         transform (`LogitTransform`): Scale and soft cap.

@@ -56,7 +56,7 @@ def check_stored_file(path: str | os.PathLike) -> None:
 
 
 def check_stored_set(dataset: object) -> None:
-    """Checks the files that a data set was read from, as far as it knows them; anything else passes.
+    """Checks the files that a dataset was read from, as far as it knows them; anything else passes.
 
     Args:
         dataset: A `Dataset`, `DatasetDict`, mapping or list of them; other objects have no files.

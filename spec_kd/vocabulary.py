@@ -18,14 +18,14 @@ from spec_kd.heads import count_rows, unwrap_peft
 
 NUM_DIFFERENCES_SHOWN = 5
 PADDING_BIAS = -1e4  # finite in float16, and exp() of it is 0 in every dtype
-# Same ids do not mean same merges, normaliser or pre-tokeniser: these texts reach the usual places where they differ.
+# Same ids do not mean same merges, normaliser or pre-tokenizer: these texts reach the usual places where they differ.
 PROBE_TEXTS = (
     "Hello world, it's 12345.67 o'clock!  Two  spaces\tand a tab.",
     "def f(x):\n    return {'key': [x ** 2, None]}  # comment\n\n\treturn\r\n",
     "Ünïcödé: naïve café, ﬁ ligature, ½, Ⅷ, e\u0301 (combining), \u00a0non-breaking",
     "汉字和標點。日本語のテキスト、한국어 문장, العربية, हिन्दी, ไทย",
     "🙂👩‍👩‍👧🏽 ∑∫√ ≤ → $x_i^{2}$ <b>html</b> https://example.org/a?b=c&d=%20",
-    "ALLCAPS camelCase snake_case internationalisation antidisestablishmentarianism",
+    "ALLCAPS camelCase snake_case internationalization antidisestablishmentarianism",
 )
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
@@ -129,7 +129,7 @@ def _compare_encodings(
         if ours != theirs:
             return [
                 "all tokens have the same ids, but text is cut differently (other merges, normaliser or "
-                f"pre-tokeniser): {text!r} becomes {ours[:12]}... in the {names[0]} and {theirs[:12]}... in the "
+                f"pre-tokenizer): {text!r} becomes {ours[:12]}... in the {names[0]} and {theirs[:12]}... in the "
                 f"{names[1]}"
             ]
     return []
@@ -208,7 +208,7 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
 
     vLLM, SGLang and `generate(assistant_model=...)` compare `config.vocab_size` of the pair. Rows of real ids do
     not change by a bit, so neither does the distribution over them. Every row beyond the real ids, new
-    or old (a padded row keeps whatever it was initialised with, since training leaves it out), becomes the mean of the
+    or old (a padded row keeps whatever it was initialized with, since training leaves it out), becomes the mean of the
     real rows: its logit is the mean of the real logits, so by Jensen's inequality its probability is at most that of
     the average token, 1 / `real_vocab_size`. Where the head has a bias, that of padded rows is -1e4 and their
     probability 0.
@@ -223,7 +223,7 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
     Raises:
         `VocabularyMismatchError`: If `target_rows` or the model's own rows are fewer than `real_vocab_size`.
         `ValueError`: If embedding and head have unequal rows.
-        `TypeError`: If the model is a `PeftModel`, or its rows are quantised or partitioned.
+        `TypeError`: If the model is a `PeftModel`, or its rows are quantized or partitioned.
     """
     if is_peft_model(model):
         raise TypeError("A `PeftModel` cannot be resized safely: merge it first (`spec_kd.export_draft` does both).")
@@ -238,7 +238,7 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
     for module in (embedding, head):
         if hasattr(module.weight, "ds_shape") or not module.weight.is_floating_point():
             raise TypeError(
-                f"The rows of {type(module).__name__} are partitioned or quantised and cannot be aligned in place. "
+                f"The rows of {type(module).__name__} are partitioned or quantized and cannot be aligned in place. "
                 "Save the model, load it again in full precision on one process, then align it."
             )
     if not count_rows(embedding) == count_rows(head) == target_rows:

@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and data sets, made here: no test needs the network."""
+"""Tiny models, tokenizers and datasets, made here: no test needs the network."""
 
 import os
 

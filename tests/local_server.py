@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from spec_kd.engines.base import SamplingOptions, SignalRequest
-from spec_kd.engines.server import ServerEngine
+from spec_kd.engines.base import SamplingOptions, SignalSpec
+from spec_kd.engines.server.engine import ServerEngine
 
 GREEDY = SamplingOptions(max_new_tokens=12)
-TOKEN_ONLY = SignalRequest("token_only")
-TOP_5 = SignalRequest("top_k_tail", top_k=5)
+TOKEN_ONLY = SignalSpec("token_only")
+TOP_5 = SignalSpec("top_k_tail", top_k=5)
 TEXTS = ["a", "hello there", "f(x) = 2x", "the quick brown fox", "b", "1 + 1 ="]
 
 

@@ -163,5 +163,5 @@ def test_what_cannot_be_aligned_is_refused(draft):
     with pytest.raises(TypeError, match="merge it first"):
         align_vocabulary(get_peft_model(copy.deepcopy(draft), LoraConfig(task_type="CAUSAL_LM")), 320, REAL)
     draft.lm_head.weight = torch.nn.Parameter(torch.zeros(REAL, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match="quantised"):
+    with pytest.raises(TypeError, match="quantized"):
         align_vocabulary(draft, 320, REAL)

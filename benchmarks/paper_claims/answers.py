@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from spec_kd import SignalRequest, generate_responses, score_completions
-from spec_kd.queries.mixing import mix_prompts
-from spec_kd.queries.pre_query import derive_pre_query
-from spec_kd.queries.prompt_report import describe_prompts
+from spec_kd import SignalSpec, generate_responses, score_completions
+from spec_kd.prompts.mixing import mix_prompts
+from spec_kd.prompts.report import describe_prompts
+from spec_kd.prompts.synthesis.pre_query import derive_pre_query
 from spec_kd.vocabulary import count_real_ids
 
 from .batches import order_by_length
@@ -101,7 +101,7 @@ class Lab:
         Raises:
             `ValueError`: The scenario has fewer queries than the cell wants.
         """
-        rows = self.answer_scenario(cell.scenario, cell.answer_temperature)
+        rows = self.answer_scenario(cell.scenario, cell.completion_temperature)
         if len(rows) < cell.num_prompts:
             raise ValueError(
                 f"{cell.domain} has {len(rows)} {cell.scenario} queries, but a cell wants {cell.num_prompts}. Lower "
@@ -118,8 +118,8 @@ class Lab:
             self.target,
             rows,
             processing_class=self.tokenizer,
-            teacher_signal=SignalRequest(**training.signals[cell.signal]),
-            sampling_temperature=cell.answer_temperature,
+            teacher_signal=SignalSpec(**training.signals[cell.signal]),
+            sampling_temperature=cell.completion_temperature,
             max_new_tokens=self.profile.data.max_new_tokens,
             batch_size=training.batch_size,
             seed=cell.seed,
@@ -153,9 +153,9 @@ def make_answers(lab: Lab) -> None:
                 **judge_queries(lab, prompts, answers), made=queries.report if scenario != "curated" else {},
             )  # fmt: skip
     key = lab.folder.name
-    if record.find("answer_seconds", key, lab.build) is None:
+    if record.find("completion_seconds", key, lab.build) is None:
         seconds = time_answers(lab)
-        record.append("answer_seconds", key, build=lab.build, domain=lab.domain, seconds_per_answer=seconds)
+        record.append("completion_seconds", key, build=lab.build, domain=lab.domain, seconds_per_completion=seconds)
 
 
 def judge_queries(lab: Lab, prompts: Dataset, answers: Dataset) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def judge_queries(lab: Lab, prompts: Dataset, answers: Dataset) -> dict[str, Any
         "report": report.to_dict(),
         "perplexity": compute_perplexity(lab.target, lab.tokenizer, judged["prompt"]),
         "judged": len(judged),
-        "mean_answer_tokens": sum(map(len, answers["completion_ids"])) / len(answers),
+        "mean_completion_tokens": sum(map(len, answers["completion_ids"])) / len(answers),
         "samples": [
             {"query": row["prompt"][-1]["content"][:SHOWN_CHARACTERS],
              "answer": row["completion"][0]["content"][:SHOWN_CHARACTERS]}

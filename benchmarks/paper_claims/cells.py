@@ -22,7 +22,7 @@ class Cell:
         method (`str`): `"white_box"`, `"black_box"` or an online method of the profile.
         divergence, token_selection (`str`): As of `WhiteBoxDistillConfig`.
         signal (`str`, *optional*): A cached teacher's signal of the profile; the live teacher by default.
-        answer_temperature (`float`): At which the target wrote its answers.
+        completion_temperature (`float`): At which the target wrote its answers.
         adapter (`str`, *optional*): An adapter of the profile; full fine-tuning by default.
         draft (`str`): Which generic draft it begins with.
         polish (`str`, *optional*): Online method of the last part.
@@ -41,7 +41,7 @@ class Cell:
     divergence: str = "forward_kl"
     token_selection: str = "all"
     signal: str | None = None
-    answer_temperature: float = 1.0
+    completion_temperature: float = 1.0
     adapter: str | None = None
     draft: str = "default"
     polish: str | None = None

@@ -44,7 +44,7 @@ CLAIMS = [
     Claim("Synthetic queries reach 80 % of historical ones", "80 to 93 %", "scenarios", -0.2, "synthetic"),
     Claim("Our goal: the recipe beats offline forward KL by 5 % at equal cost", "(ours)", "recipe", 0.05),
 ]
-DRIFT = "A generic draft loses acceptance when the target is specialised"
+DRIFT = "A generic draft loses acceptance when the target is specialized"
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from datasets import Dataset
 from tiny_models import build_stage
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spec_kd.queries.curated import load_curated_prompts
-from spec_kd.queries.filters import TextFilter
-from spec_kd.queries.query_logs import load_query_logs
-from spec_kd.queries.synthesis import SyntheticQueries, synthesize_queries
+from spec_kd.prompts.curated import load_curated_prompts
+from spec_kd.prompts.filters import TextFilter
+from spec_kd.prompts.logs.query_logs import load_query_logs
+from spec_kd.prompts.synthesis.synthesis import SyntheticQueries, synthesize_queries
 
 from .profile import Data, Profile
 
@@ -149,12 +149,12 @@ def write_queries(
     if "text_filter" in options:
         options["text_filter"] = TextFilter(**options["text_filter"])
     if pattern is not None:
-        options |= {"tool_catalogue": collect_tools(rows, pattern), "keep_system_prompt": True}
+        options |= {"tool_catalog": collect_tools(rows, pattern), "keep_system_prompt": True}
     return synthesize_queries(
         target,
         profile.domains[domain].num_synthetic,
         processing_class=tokenizer,
-        max_answer_tokens=profile.data.max_new_tokens,
+        max_completion_tokens=profile.data.max_new_tokens,
         test_set=test,
         batch_size=profile.training.batch_size,
         output_dir=str(folder),

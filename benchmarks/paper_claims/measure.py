@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.evaluation import generate_assisted, measure_costs, score_texts
+from spec_kd.evaluation import generate_assisted, measure_costs, score_responses
 
 from .answers import Lab
 from .models import count_parameters, load_model
@@ -26,7 +26,7 @@ def measure_draft(
     """
     training, limit, figures = lab.profile.training, lab.profile.data.max_new_tokens, {}
     for setting, (temperature, rows) in texts.items():
-        scores = score_texts(
+        scores = score_responses(
             draft,
             target,
             rows,

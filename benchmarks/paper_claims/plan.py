@@ -74,7 +74,7 @@ def _find_kind(cell: Mapping[str, Any]) -> tuple[Any, ...]:
 def _estimate_step(profile: Profile, domain: str, method: str) -> float:
     estimates, options = profile.estimates, profile.training.options
     rows = options["per_device_train_batch_size"] * options.get("gradient_accumulation_steps", 1)
-    answer = rows * estimates.answer_tokens[domain]
+    answer = rows * estimates.completion_tokens[domain]
     tokens = rows * estimates.prompt_tokens[domain] + answer
     seconds = tokens / estimates.draft_training
     if method == BLACK_BOX:
@@ -98,7 +98,7 @@ def estimate_stages(profile: Profile) -> dict[str, float]:
     for name, domain in profile.domains.items():
         queries = domain.num_synthetic / estimates.synthesis_yield
         asked = len(SCENARIOS) * max(profile.plan.num_prompts, domain.num_synthetic)
-        answers += (queries * 60 + asked * estimates.answer_tokens[name]) / estimates.target_writing
+        answers += (queries * 60 + asked * estimates.completion_tokens[name]) / estimates.target_writing
     hours["answers"] = answers / 3600
     return hours
 
@@ -127,7 +127,7 @@ def format_plan(profile: Profile, record: Record) -> str:
     if FINAL not in ranks.values() and profile.plan.search:
         bases = [make_base(profile, domain) for domain in profile.domains]
         pending = bases * (1 + 2 * len(profile.plan.seeds))  # the recipe, and forward KL with its options
-        if not find_search_outcome(profile, record).finalists:
+        if not find_search_outcome(profile, record).finalizts:
             others = [base for base in bases if base.domain != profile.plan.ablation_domain]
             pending += others * len(profile.plan.search)
         hours = _sum_hours(profile, record, pending)

@@ -40,7 +40,7 @@ class Names:
     """Models that exist already, by path or Hub name.
 
     Args:
-        generic_target, domain_target (`str`): The target before and after it was specialised.
+        generic_target, domain_target (`str`): The target before and after it was specialized.
         drafts (`dict[str, str]`): Generic drafts of the same tokenizer; `default` is the one of most cells.
     """
 
@@ -128,7 +128,7 @@ class Training:
         options (`dict`): Of the trainers' configuration.
         learning_rates (`dict[str, float]`): Of domains whose best is not that of `options`.
         online (`dict[str, dict]`): Options of `OnlineGKDConfig` by the method's name.
-        signals (`dict[str, dict]`): Options of `SignalRequest` by name, for cached teachers.
+        signals (`dict[str, dict]`): Options of `SignalSpec` by name, for cached teachers.
         adapters (`dict[str, dict]`): `peft` (options of `LoraConfig`) and a `learning_rate`, by name.
         num_assistant_tokens (`int`): gamma of the tables.
         num_timed_prompts (`int`): Prompts of real assisted generation, which the measured speed-up is of.
@@ -197,7 +197,7 @@ class Estimates:
     """What the plan is estimated from before anything was measured.
 
     Args:
-        prompt_tokens, answer_tokens (`dict[str, int]`): Means by domain.
+        prompt_tokens, completion_tokens (`dict[str, int]`): Means by domain.
         draft_training, target_training, target_reading, draft_writing, target_writing, serving (`float`): Tokens a
             second; `serving` is speculative decoding.
         evaluation_minutes (`float`): Of a cell.
@@ -205,7 +205,7 @@ class Estimates:
     """
 
     prompt_tokens: dict[str, int]
-    answer_tokens: dict[str, int]
+    completion_tokens: dict[str, int]
     draft_training: float
     target_training: float
     target_reading: float

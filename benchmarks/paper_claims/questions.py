@@ -51,12 +51,12 @@ class SearchOutcome:
     """How far the search of a recipe is; all are changes of the base cell. See `recipe_search`.
 
     Args:
-        finalists (`list[dict]`): The best of each axis in the ablation's domain, for the other domains to try.
+        finalizts (`list[dict]`): The best of each axis in the ablation's domain, for the other domains to try.
         combined (`dict`, *optional*): Those of them that beat the base cell over all domains, put together.
         winner (`dict`, *optional*): What the search ended with.
     """
 
-    finalists: list[dict[str, Any]] = field(default_factory=list)
+    finalizts: list[dict[str, Any]] = field(default_factory=list)
     combined: dict[str, Any] | None = None
     winner: dict[str, Any] | None = None
 
@@ -149,7 +149,7 @@ def _list_ablations(profile: Profile) -> list[Question]:
         vary("cached", "Cached teacher against a live one", name_all("signal", list(training.signals)), base, "live"),
         vary("mixes", "Mixed scenarios", name_all("scenario", list(plan.mixes)), same_size, "historical"),
         vary("adapters", "LoRA against full fine-tuning", adapters, base, "full"),
-        vary("answers", "Greedy answers", {"greedy answers": {"answer_temperature": 0.0}}, base, "sampled ones"),
+        vary("answers", "Greedy answers", {"greedy answers": {"completion_temperature": 0.0}}, base, "sampled ones"),
         vary("online", "Other online methods", name_all("method", plan.more_online), base, "offline"),
         Question(
             "synthetic_size", f"More synthetic queries ({plan.ablation_domain})", ABLATION, plan.ablation_seeds, sizes
@@ -174,7 +174,7 @@ def _list_search(profile: Profile, outcome: SearchOutcome) -> list[Question]:
         if domain == profile.plan.ablation_domain:
             tried = [changes for options in list_search_axes(profile).values() for changes in options.values()]
         else:
-            tried = list(outcome.finalists)
+            tried = list(outcome.finalizts)
         for changes in tried + ([outcome.combined] if outcome.combined else []):
             cell = apply_changes(validated, changes)
             search.append(Comparison(f"{domain}: {describe_changes(changes)}", cell, validated))

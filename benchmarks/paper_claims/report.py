@@ -124,7 +124,7 @@ def _write_drift(profile: Profile, record: Record) -> list[str]:
         lines = Lines({0: line})
         label = f"{line['domain']}, {line['draft']} draft, {line['target']} target"
         label += _describe_build_of(record, line["domain"], line)
-        rows.append([label, *_describe_figures(lines, record, line["domain"], line["draft"])])
+        rows.append([label, *_describe_metrics(lines, record, line["domain"], line["draft"])])
     return ["", "## The drift: generic drafts, untrained", *_make_table(["", *FIGURES], rows)]
 
 
@@ -138,7 +138,7 @@ def _describe_build_of(record: Record, domain: str, line: dict[str, Any]) -> str
     return describe_build(number_builds(record, domain).get(line.get("build", ""), 0))
 
 
-def _describe_figures(lines: Lines, record: Record, domain: str, draft: str) -> list[str]:
+def _describe_metrics(lines: Lines, record: Record, domain: str, draft: str) -> list[str]:
     cells = [format_interval(lines.measure(s, ratio)) for ratio in (ALPHA, BLOCK_EFFICIENCY) for s in SETTING_NAMES]
     by_setting = {s: [line["figures"][s] for line in lines.by_seed.values()] for s in SETTING_NAMES}
     measured = [
@@ -166,7 +166,7 @@ def _write_queries(record: Record) -> list[str]:
                 f"{line['domain']}, {line['scenario']}" + _describe_build_of(record, line["domain"], line),
                 f"{report['num_prompts']:,}",
                 f"{report['tokens']['mean']:.0f}",
-                f"{line['mean_answer_tokens']:.0f}",
+                f"{line['mean_completion_tokens']:.0f}",
                 f"{report['num_near_duplicates']:,}",
                 f"{report['overlap']['near']:,}",
                 f"{line['perplexity']:.1f}",
@@ -212,8 +212,8 @@ def _write_question(profile: Profile, record: Record, question: Question) -> lis
             name,
             str(len(own.by_seed)),
             f"{own.mean('steps'):.0f}",
-            f"{own.mean('train_seconds') / 60:.1f} + {own.mean('answer_seconds') / 60:.1f}",
-            *_describe_figures(own, record, cell.domain, cell.draft),
+            f"{own.mean('train_seconds') / 60:.1f} + {own.mean('completion_seconds') / 60:.1f}",
+            *_describe_metrics(own, record, cell.domain, cell.draft),
         ]
         for name, (cell, own) in cells.items()
     ]

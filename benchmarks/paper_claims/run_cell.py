@@ -95,7 +95,7 @@ def run_cell(lab: Lab, cell: Cell, questions: list[str]) -> dict[str, Any]:
         questions=questions,
         steps=steps,
         probed=probed,
-        answer_seconds=find_answer_seconds(lab, cell),
+        completion_seconds=find_completion_seconds(lab, cell),
         evaluation_seconds=time.perf_counter() - started,
         threads=torch.get_num_threads(),
         **training,
@@ -114,20 +114,20 @@ def find_steps(lab: Lab, cell: Cell, rows: Dataset) -> tuple[int, dict[str, floa
     base = replace(make_base(lab.profile, cell.domain), seed=cell.seed)
     base_seconds = probe(lab, base, lab.choose_rows(base), base.method)
     own_seconds = sum(share * probe(lab, cell, rows, method) for method, share in cell.phases)
-    budget = steps * base_seconds + find_answer_seconds(lab, base)
+    budget = steps * base_seconds + find_completion_seconds(lab, base)
     passes = 2 if cell.token_selection == ADASPEC else 1  # its reference is trained for as long
-    fitting = (budget - find_answer_seconds(lab, cell)) / (own_seconds * passes)
+    fitting = (budget - find_completion_seconds(lab, cell)) / (own_seconds * passes)
     return max(1, int(fitting)), {"base_step_seconds": base_seconds, "own_step_seconds": own_seconds}
 
 
-def find_answer_seconds(lab: Lab, cell: Cell) -> float:
+def find_completion_seconds(lab: Lab, cell: Cell) -> float:
     """What the target took to answer a cell's queries, and to leave its signal where its teacher is cached."""
     if not cell.reads_answers:
         return 0.0
-    line = lab.workspace.record.find("answer_seconds", lab.folder.name, lab.build)
+    line = lab.workspace.record.find("completion_seconds", lab.folder.name, lab.build)
     if line is None:
         raise ValueError(f"Nothing is known about answers in {cell.domain}. Run the stage `answers` first.")
-    seconds = cell.num_prompts * line["seconds_per_answer"]
+    seconds = cell.num_prompts * line["seconds_per_completion"]
     return seconds if cell.signal is None else seconds * (1 + SIGNAL_SHARE)
 
 

@@ -4,6 +4,6 @@
 python -m benchmarks.trl_suite path/to/a/checkout/of/trl --work /tmp/trl_suite
 ```
 
-Nothing is downloaded: the checkout's own scripts make the tiny models and data sets that its tests name, from
+Nothing is downloaded: the checkout's own scripts make the tiny models and datasets that its tests name, from
 tokenizers that are trained here.
 """

@@ -38,12 +38,12 @@ OUTCOMES: dict[str, dict[str, str]] = {}
 
 @dataclass
 class _BlackBoxConfig(BlackBoxSFTConfig):
-    assume_target_wrote: bool = True
+    assume_target_completions: bool = True
 
 
 @dataclass
 class _WhiteBoxConfig(WhiteBoxDistillConfig):
-    assume_target_wrote: bool = True
+    assume_target_completions: bool = True
 
 
 class _BlackBox(BlackBoxSFTTrainer):

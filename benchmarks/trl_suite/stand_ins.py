@@ -1,4 +1,4 @@
-"""The tiny models and data sets that TRL's tests name, made here by the scripts of its checkout."""
+"""The tiny models and datasets that TRL's tests name, made here by the scripts of its checkout."""
 
 import ast
 import importlib
@@ -36,7 +36,7 @@ TOKENIZERS = ("Qwen/Qwen3-4B",)
 
 
 def build_datasets(checkout: Path, folder: Path) -> None:
-    """Runs the checkout's scripts of data sets; what they would push to the Hub lies in `folder/name/config` after."""
+    """Runs the checkout's scripts of datasets; what they would push to the Hub lies in `folder/name/config` after."""
     sys.path.insert(0, str(checkout / "scripts"))
     random.seed(0)
     np.random.seed(0)
@@ -54,7 +54,7 @@ def build_datasets(checkout: Path, folder: Path) -> None:
 
 
 def read_texts(folder: Path) -> list[str]:
-    """All texts of the data sets, which the tokenizers learn their merges from."""
+    """All texts of the datasets, which the tokenizers learn their merges from."""
     texts = []
     for config in sorted(folder.glob("*/*")):
         for split in DatasetDict.load_from_disk(config).values():
@@ -170,7 +170,7 @@ class ModelFactory:
 
 
 def build_stand_ins(checkout: Path, work: Path, test_files: list[Path]) -> dict[str, str]:
-    """Makes what is not there yet of the data sets (`work/data`) and models (`work/hub`) that the tests name.
+    """Makes what is not there yet of the datasets (`work/data`) and models (`work/hub`) that the tests name.
 
     Returns:
         `dict[str, str]`: Models that could not be made, with the reason.

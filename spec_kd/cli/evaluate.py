@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.checks import check_int, check_ints
+from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.parsing import Parser, write_pairs
 from spec_kd.cli.respond import take_first
-from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.cli.target import TargetArguments
 
@@ -80,7 +80,7 @@ class EvaluateArguments:
         default=0, metadata={"help": "Prompts on which real assisted generation is run as a cross-check; slow."}
     )
     num_shown_prompts: int = field(default=5, metadata={"help": "Worst prompts to show token by token."})
-    shows_prompt_text: bool = field(default=True, metadata={"help": "Whether their prompts are shown too."})
+    show_prompt_text: bool = field(default=True, metadata={"help": "Whether their prompts are shown too."})
     batch_size: int = field(default=8, metadata={"help": "Texts at a time."})
     seed: int = field(default=0, metadata={"help": "Of the target's sampling."})
     texts_dir: str | None = field(
@@ -196,7 +196,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
 
     def work() -> dict[str, Any]:
         from spec_kd import evaluate_draft, save_report
-        from spec_kd.evaluation.gates import collect_figures
+        from spec_kd.evaluation.gates import collect_metrics
         from spec_kd.loading import load_tokenizer
 
         texts_dir, model = None, None
@@ -225,7 +225,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
             batch_sizes=arguments.batch_sizes or (1,),
             num_assisted_prompts=arguments.num_assisted_prompts,
             num_shown_prompts=arguments.num_shown_prompts,
-            shows_prompt_text=arguments.shows_prompt_text,
+            show_prompt_text=arguments.show_prompt_text,
             processing_class=processing_class,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -234,7 +234,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
         paths = save_report(report, arguments.output_dir)
         return {
             "draft": report.draft.name,
-            "figures": collect_figures(report, report.draft),
+            "figures": collect_metrics(report, report.draft),
             "report": {kind: str(path) for kind, path in paths.items()},
         }
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from spec_kd.cli.steps import is_main_process, to_json
-from spec_kd.cli.text import suggest
+from spec_kd.cli.suggestions import suggest
 from spec_kd.escaping import to_one_line
 from spec_kd.secrets import hide_secrets
 
@@ -26,10 +26,10 @@ INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
 TRACEBACK_VARIABLE = "SPEC_KD_TRACEBACK"
 
 COMMANDS = {
-    "queries": "a prompt set from query logs or a curated data set, or a mix of prompt sets",
+    "prompts": "a prompt set from query logs or a curated dataset, or a mix of prompt sets",
     "synthesize": "a prompt set that the target itself writes",
     "respond": "the target's answers to a prompt set, with the signal of its distribution where asked",
-    "train": "a draft distilled from the target: white-box, black-box or online-gkd",
+    "train": "a draft distilled from the target: white_box, black_box or online_gkd",
     "evaluate": "acceptance, tokens per target pass and predicted speed-up of drafts, as a report",
     "run": "all of it from a recipe in YAML, leaving out what is finished",
 }
@@ -102,7 +102,7 @@ def describe_commands() -> str:
         [
             "usage: spec-kd COMMAND [options]",
             "",
-            "Distil draft models for speculative decoding.",
+            "Distill draft models for speculative decoding.",
             "",
             *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
             "",

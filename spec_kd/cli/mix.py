@@ -1,4 +1,4 @@
-"""`spec-kd queries mix`: prompt sets become one, for training and for testing."""
+"""`spec-kd prompts mix`: prompt sets become one, for training and for testing."""
 
 import logging
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.checks import check_int, check_number
+from spec_kd.cli.fingerprints import check_exists
 from spec_kd.cli.parsing import read_pairs, write_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, leave_out_leaks, load_prompts, save_prompts
-from spec_kd.cli.sources import check_exists
 from spec_kd.cli.steps import Workspace, list_options
 
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ REPORT = ("prompts.json", "prompts.md", "prompts.png", "mix.json")
 @dataclass
 class MixArguments:
     r"""
-    Options of [`~spec_kd.queries.mix_prompts`].
+    Options of [`~spec_kd.prompts.mix_prompts`].
 
     Args:
-        parts (`list[str]`): `NAME=FOLDER` each, as the other commands for queries leave them.
+        parts (`list[str]`): `NAME=FOLDER` each, as the other commands for prompts leave them.
         output_dir (`str`): For `train.arrow`, `test.arrow` and a report of them.
         weights (`dict` or `str`, *optional*): By name of the part.
         tokenizer (`str`, *optional*): The target, to count tokens for the report.
-        others: As of [`~spec_kd.queries.mix_prompts`]; `num_prompts` is of the training prompts.
+        others: As of [`~spec_kd.prompts.mix_prompts`]; `num_prompts` is of the training prompts.
     """
 
     _argument_group_name = "mix"
 
-    parts: list[str] = field(metadata={"help": "Prompt sets as NAME=FOLDER, of the other commands for queries."})
+    parts: list[str] = field(metadata={"help": "Prompt sets as NAME=FOLDER, of the other commands for prompts."})
     output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and a report of them."})
     weights: dict[str, float] | str | None = field(
         default=None, metadata={"help": "How much of each part, such as logs=2 synthetic=1; all by default."}
@@ -98,7 +98,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
 
         from spec_kd.files import write_text
         from spec_kd.loading import load_tokenizer
-        from spec_kd.queries.prompt_report import describe_prompts
+        from spec_kd.prompts.report import describe_prompts
 
         sets = {split: {name: load_prompts(folder, split) for name, folder in parts.items()} for split in SPLITS}
         tests = {name: rows for name, rows in sets["test"].items() if len(rows) and is_in(name, arguments.weights)}
@@ -127,7 +127,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
             "num_train_like_test": described["overlap"]["near"] if tests else 0,
         }
 
-    return workspace.do(arguments.output_dir, "queries mix", inputs, (*PRODUCTS, *REPORT), work)
+    return workspace.do(arguments.output_dir, "prompts mix", inputs, (*PRODUCTS, *REPORT), work)
 
 
 def is_in(name: str, weights: Mapping[str, float] | None) -> bool:
@@ -139,6 +139,6 @@ def mix_parts(
     parts: "dict[str, Dataset]", weights: Mapping[str, float] | None, num_prompts: int | None, arguments: MixArguments
 ) -> Any:
     """`mix_prompts` with the order and the seed of the command."""
-    from spec_kd.queries.mixing import mix_prompts
+    from spec_kd.prompts.mixing import mix_prompts
 
     return mix_prompts(parts, weights, num_prompts, arguments.order, arguments.seed)

@@ -11,14 +11,14 @@ import yaml
 from trl import TrlParser
 
 from spec_kd.checks import read_path
-from spec_kd.cli.text import suggest
+from spec_kd.cli.suggestions import suggest
 
 CONFIG_HELP = "YAML file with options of this command; those on the command line win."
 # Options that name a file, a folder or something on the Hub: `~` is the home folder, and no text at all is refused.
 PATH_OPTIONS = frozenset(
     ("chat_template_path", "costs", "dataset", "deepspeed", "drafts", "model_name_or_path", "output_dir", "parts",
      "paths", "prompts", "recipe", "ref_model_name_or_path", "responses", "resume_from_checkpoint", "target",
-     "teacher_model_name_or_path", "test_sets", "texts_dir", "tokenizer", "tool_catalogue")
+     "teacher_model_name_or_path", "test_sets", "texts_dir", "tokenizer", "tool_catalog")
 )  # fmt: skip
 # Options that are pairs: `NAME=VALUE ...` on a command line (JSON too), a mapping in YAML.
 PAIR_OPTIONS = frozenset(("chat_template_kwargs", "drafts", "engine_kwargs", "fail_under", "parts", "weights"))
@@ -28,7 +28,7 @@ class Parser(TrlParser):
     """TRL's parser without abbreviations. All errors are `ValueError`s, and name the nearest option that exists.
 
     Args:
-        command (`str`): Such as `"train white-box"`.
+        command (`str`): Such as `"train white_box"`.
         description (`str`): What it does, for `--help`.
         dataclass_types (`Sequence[type]`): Whose fields are the options.
 

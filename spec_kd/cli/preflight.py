@@ -3,11 +3,11 @@
 import os
 from typing import TYPE_CHECKING
 
-from spec_kd.cli import queries, synthesize, train
+from spec_kd.cli import prompts, synthesize, train
+from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.recipe import Recipe, naming
 from spec_kd.cli.respond import RespondCall
-from spec_kd.cli.sources import check_exists, load_rows
 
 if TYPE_CHECKING:
     from spec_kd.data.teacher_signal import TeacherInfo
@@ -24,7 +24,7 @@ def check_sources(recipe: Recipe) -> None:
     """
     from spec_kd.loading import load_tokenizer
     from spec_kd.trainer.arguments import get_load_options
-    from spec_kd.trainer.cached_teacher import check_cached_teacher
+    from spec_kd.trainer.teachers.stored import check_stored_teacher
     from spec_kd.vocabulary import check_same_tokenizer
 
     method, config, draft = recipe.train.method, recipe.train.config, recipe.train.draft
@@ -37,21 +37,21 @@ def check_sources(recipe: Recipe) -> None:
         with naming("respond"):
             recipe.respond[1].check()
     for name, part in recipe.parts.items():
-        with naming(f"queries: {name}"):
-            synthesize.check_synthesis(*part) if isinstance(part, tuple) else queries.check_part(part)
+        with naming(f"prompts: {name}"):
+            synthesize.check_synthesis(*part) if isinstance(part, tuple) else prompts.check_part(part)
     with naming("draft"):
         load_options = get_load_options(config, {"revision": draft.model_revision})
         check_model("draft", draft.model_name_or_path, load_options)
         with naming_model("tokenizer of the draft", draft.model_name_or_path):
             draft_class = load_tokenizer(draft.model_name_or_path, load_options)
-        if method != "black-box":
+        if method != "black_box":
             check_same_tokenizer(draft_class, processing_class)
     with naming("train"):
         train.check_call(recipe.train)
         check_teacher(recipe)
-        is_cached = method == "white-box" and config.teacher_model_name_or_path is None
-        if is_cached and recipe.respond is not None and (info := describe_signal(recipe.respond, processing_class)):
-            check_cached_teacher(info, config.build_loss(), processing_class)
+        is_stored = method == "white_box" and config.teacher_model_name_or_path is None
+        if is_stored and recipe.respond is not None and (info := describe_signal(recipe.respond, processing_class)):
+            check_stored_teacher(info, config.build_loss(), processing_class)
     with naming("evaluate"):
         check_evaluation_prompts(recipe)
 
@@ -59,8 +59,8 @@ def check_sources(recipe: Recipe) -> None:
 def check_teacher(recipe: Recipe) -> None:
     """Raises `ValueError` for a training whose teacher, or whose reference draft, will not be there."""
     method, config = recipe.train.method, recipe.train.config
-    has_signal = method == "white-box" and recipe.respond is not None and recipe.respond[0].teacher_signal is not None
-    needs_teacher = method != "black-box" and not has_signal
+    has_signal = method == "white_box" and recipe.respond is not None and recipe.respond[0].teacher_signal is not None
+    needs_teacher = method != "black_box" and not has_signal
     if needs_teacher and config.teacher_model_name_or_path is None:
         check_model("teacher", recipe.train.arguments.target, config.teacher_model_init_kwargs)
     if getattr(config, "token_selection", None) == "adaspec" and config.ref_model_name_or_path is None:
@@ -73,7 +73,7 @@ def check_teacher(recipe: Recipe) -> None:
 def check_evaluation_prompts(recipe: Recipe) -> None:
     """Raises `ValueError` for test prompts without the columns to group by, `OSError` for those that are not there."""
     from spec_kd.evaluation.evaluate import check_groups
-    from spec_kd.queries.prompt_store import FEATURES
+    from spec_kd.prompts.logs.prompt_store import FEATURES
 
     arguments = recipe.evaluate[0]
     columns = [*FEATURES, "chat_template_kwargs"]
@@ -101,7 +101,7 @@ def describe_signal(call: RespondCall, processing_class: "ProcessingClass") -> "
         and {
             "transformers": True,
             "vllm": target.engine_kwargs.get("logprobs_mode", "processed_logprobs") == "processed_logprobs",
-            "server": target.engine_kwargs.get("logprobs_are", "raw") == "processed",
+            "server": target.engine_kwargs.get("logprobs_mode", "raw") == "processed",
         }[target.engine]
     )
     return TeacherInfo(
@@ -115,6 +115,6 @@ def describe_signal(call: RespondCall, processing_class: "ProcessingClass") -> "
         top_k=signal.top_k,
         sampling_temperature=arguments.temperature,
         max_new_tokens=arguments.max_new_tokens,
-        logprobs_are="processed" if is_processed else "raw",
+        logprobs_mode="processed" if is_processed else "raw",
         logprobs_temperature=arguments.temperature if is_processed else 1.0,
     )

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.sources import load_rows
+from spec_kd.cli.fingerprints import load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,8 +35,8 @@ def load_prompts(source: str, split: str) -> "Dataset":
 
 
 def hold_out(rows: "Dataset", test_fraction: float, seed: int) -> "tuple[Dataset, Dataset]":
-    """Training and test rows, see [`~spec_kd.queries.splitting.split_prompts`]."""
-    from spec_kd.queries.splitting import split_prompts
+    """Training and test rows, see [`~spec_kd.prompts.splitting.split_prompts`]."""
+    from spec_kd.prompts.splitting import split_prompts
 
     return split_prompts(rows, test_fraction, seed)
 
@@ -53,7 +53,7 @@ def leave_out_leaks(train: "Dataset", test: "Dataset", name: str = "train") -> "
     """
     import numpy as np
 
-    from spec_kd.queries.splitting import find_leaks
+    from spec_kd.prompts.splitting import find_leaks
 
     leaks = find_leaks(train, test)
     if not leaks.any():
@@ -65,8 +65,8 @@ def leave_out_leaks(train: "Dataset", test: "Dataset", name: str = "train") -> "
 
 
 def check_test_fraction(test_fraction: float) -> None:
-    """See [`~spec_kd.queries.splitting.check_test_fraction`]."""
-    from spec_kd.queries import splitting
+    """See [`~spec_kd.prompts.splitting.check_test_fraction`]."""
+    from spec_kd.prompts import splitting
 
     splitting.check_test_fraction(test_fraction)
 

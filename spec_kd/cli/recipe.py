@@ -6,11 +6,11 @@ draft: Qwen/Qwen2.5-0.5B-Instruct      # folder or Hub name
 output_dir: runs/medical               # one folder per step; paths are relative to the working directory
 seed: 0                                # of every step that has none of its own
 
-queries:                               # one or several parts; a part's options are those of its command
-  historical:                          # `spec-kd queries logs`
+prompts:                               # one or several parts; a part's options are those of its command
+  historical:                          # `spec-kd prompts logs`
     paths: [logs/2025-*.jsonl.gz]
     redact: [email, phone]
-  curated:                             # `spec-kd queries curated`
+  curated:                             # `spec-kd prompts curated`
     dataset: my-org/medical-questions
     prompt_column: question
   synthetic:                           # `spec-kd synthesize`
@@ -18,7 +18,7 @@ queries:                               # one or several parts; a part's options 
   leaflets:                            # any other name, with its scenario
     scenario: curated
     dataset: data/leaflets.jsonl
-  mix:                                 # `spec-kd queries mix`; may be left out
+  mix:                                 # `spec-kd prompts mix`; may be left out
     weights: {historical: 0.5, curated: 0.2, synthetic: 0.2, leaflets: 0.1}
     num_prompts: 20000
 
@@ -28,7 +28,7 @@ respond:                               # `spec-kd respond`; `false` learns from 
   teacher_signal: sampled_logprobs     # training then needs no target; without it the target is loaded for training
 
 train:                                 # `spec-kd train METHOD`: `method`, ours, and every argument of the trainer
-  method: white-box                    # white-box, black-box or online-gkd
+  method: white_box                    # white_box, black_box or online_gkd
   divergence: forward_kl
   learning_rate: 2e-5
   num_train_epochs: 3
@@ -44,7 +44,7 @@ evaluate:                              # `spec-kd evaluate`; on the test prompts
 `{name: my-org/target, engine: server, base_url: "http://localhost:8000/v1"}`; see `spec-kd respond --help`. A section
 may set another `engine` for itself. Training with a live target always loads it with transformers.
 
-Synthetic queries that repeat a test prompt, of the other parts or of `evaluate: prompts`, are dropped. So they depend
+Synthetic prompts that repeat a test prompt, of the other parts or of `evaluate: prompts`, are dropped. So they depend
 on those, unless `test_sets` of the part says otherwise.
 
 Set by the recipe, and refused in a section: `output_dir`, `target`, `drafts` and what one step reads of another. Leave
@@ -53,7 +53,7 @@ process; to train on several cards, run `accelerate launch -m spec_kd.cli train 
 does not give its memory back and training runs out of it, the same command goes on with the training.
 
 What a step is made from is noted in its folder as `.step.json`: the options that are not defaults, and hashes of the
-files it reads (see `spec_kd.cli.sources.Fingerprints`), those that earlier steps wrote among them. A changed input
+files it reads (see `spec_kd.cli.fingerprints.Fingerprints`), those that earlier steps wrote among them. A changed input
 redoes what depends on it and nothing else; what was there is moved to `replaced/` in `output_dir`. Versions of
 libraries and of this package are no inputs: delete a folder to redo its step.
 """
@@ -65,26 +65,26 @@ from pathlib import Path
 from typing import Any
 
 from spec_kd.checks import read_path
-from spec_kd.cli import evaluate, queries, respond, synthesize, train
+from spec_kd.cli import evaluate, prompts, respond, synthesize, train
 from spec_kd.cli.mix import MixArguments
 from spec_kd.cli.parsing import check_keys, read_yaml
+from spec_kd.cli.suggestions import suggest
 from spec_kd.cli.target import TargetArguments
-from spec_kd.cli.text import suggest
 
-SECTIONS = ("target", "draft", "output_dir", "seed", "queries", "respond", "train", "evaluate")
-REQUIRED = ("target", "draft", "output_dir", "queries", "train")
+SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
+REQUIRED = ("target", "draft", "output_dir", "prompts", "train")
 SCENARIOS = ("historical", "curated", "synthetic")
 MIX = "mix"
 NUM_EVALUATION_PROMPTS = 200
 SET_BY_RECIPE = {
-    "queries": ("output_dir", "target"),
+    "prompts": ("output_dir", "target"),
     MIX: ("output_dir", "parts"),
     "respond": ("output_dir", "target", "prompts", "split"),
     "train": ("output_dir", "target", "responses", "split", "model_name_or_path"),
     "evaluate": ("output_dir", "target", "drafts", "texts_dir"),
 }
 
-Part = queries.LogArguments | queries.CuratedArguments | synthesize.SynthesizeCall
+Part = prompts.LogArguments | prompts.CuratedArguments | synthesize.SynthesizeCall
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,16 @@ class _Builder:
                 raise ValueError("`name` is missing: a folder or a name on the Hub.")
             self.target = {"target": read_path("name", target.pop("name")), **target}
             TargetArguments(**self.target)
-        self.queries = dict(_as_mapping(values["queries"], "queries"))
-        self.mix = self.queries.pop(MIX, None) or {}
-        if not self.queries:
-            raise ValueError(f"`queries` has no part: give {', '.join(SCENARIOS[:-1])} or {SCENARIOS[-1]}.")
+        self.prompts = dict(_as_mapping(values["prompts"], "prompts"))
+        self.mix = self.prompts.pop(MIX, None) or {}
+        if not self.prompts:
+            raise ValueError(f"`prompts` has no part: give {', '.join(SCENARIOS[:-1])} or {SCENARIOS[-1]}.")
 
     def build_parts(self) -> dict[str, Part]:
-        return {name: self._build_part(name, part) for name, part in self.queries.items()}
+        return {name: self._build_part(name, part) for name, part in self.prompts.items()}
 
     def _build_part(self, name: str, part: Any) -> Part:
-        with naming(f"queries: {name}"):
+        with naming(f"prompts: {name}"):
             part = dict(_as_mapping(part))
             if "/" in name or name.startswith("."):
                 raise ValueError("the name of a part is that of a folder: no slash, and no dot at the beginning.")
@@ -178,36 +178,36 @@ class _Builder:
                     f"`scenario` is {scenario!r}.{suggest(str(scenario), SCENARIOS)} A part with a name of its own "
                     "needs one of them."
                 )
-            _refuse(part, SET_BY_RECIPE["queries"])
+            _refuse(part, SET_BY_RECIPE["prompts"])
             given = {**self.seed, **part, "output_dir": self.find_part_folder(name)}
             if scenario == "synthetic":
                 given = {"test_sets": self.find_test_sets(), **self.target, **given}
                 return synthesize.build_parser().parse_values(given)
             if scenario == "historical":
-                (arguments,) = queries.build_parser("logs").parse_values({"tokenizer": self.target["target"], **given})
+                (arguments,) = prompts.build_parser("logs").parse_values({"tokenizer": self.target["target"], **given})
             else:
-                (arguments,) = queries.build_parser("curated").parse_values(given)
+                (arguments,) = prompts.build_parser("curated").parse_values(given)
             return arguments
 
     def find_test_sets(self) -> list[str]:
-        """Test prompts that are there before any are synthesised, so that those need not repeat them."""
+        """Test prompts that are there before any are synthesized, so that those need not repeat them."""
         evaluation = self.values.get("evaluate") or {}
         if isinstance(evaluation, Mapping) and "prompts" in evaluation:
             return [read_path("evaluate: prompts", evaluation["prompts"])]
-        others = {n: part.get("scenario", n) for n, part in self.queries.items() if isinstance(part, Mapping)}
+        others = {n: part.get("scenario", n) for n, part in self.prompts.items() if isinstance(part, Mapping)}
         return [f"{self.find_part_folder(n)}/test.arrow" for n, kind in others.items() if kind != "synthetic"]
 
     def find_part_folder(self, name: str) -> str:
-        return f"{self.output_dir}/queries/{name}"
+        return f"{self.output_dir}/parts/{name}"
 
     def build_mix(self) -> MixArguments:
-        with naming("queries: mix"):
+        with naming("prompts: mix"):
             mix = dict(_as_mapping(self.mix))
             _refuse(mix, SET_BY_RECIPE[MIX])
-            parts = [f"{name}={self.find_part_folder(name)}" for name in self.queries]
+            parts = [f"{name}={self.find_part_folder(name)}" for name in self.prompts]
             given = {"tokenizer": self.target["target"], **self.seed, **mix}
             given |= {"parts": parts, "output_dir": f"{self.output_dir}/prompts"}
-            (arguments,) = queries.build_parser("mix").parse_values(given)
+            (arguments,) = prompts.build_parser("mix").parse_values(given)
             arguments.name_parts()
             return arguments
 
@@ -252,7 +252,7 @@ class _Builder:
         with naming("evaluate"):
             section = dict(_as_mapping(self.values.get("evaluate") or {}))
             _refuse(section, SET_BY_RECIPE["evaluate"])
-            if len(self.queries) > 1 and "prompts" not in section:
+            if len(self.prompts) > 1 and "prompts" not in section:
                 section.setdefault("group_by", ["scenario"])
             given = {
                 "prompts": self.find_prompts("test"),
@@ -276,15 +276,15 @@ def _check_together(recipe: Recipe) -> None:
     method, config = recipe.train.method, recipe.train.config
     if recipe.respond is None:
         for name, part in recipe.parts.items():
-            has_answers = isinstance(part, queries.LogArguments) or getattr(part, "keep_answers", False)
-            if not has_answers and not (method == "online-gkd" and config.lmbda == 1):
+            has_answers = isinstance(part, prompts.LogArguments) or getattr(part, "keep_completions", False)
+            if not has_answers and not (method == "online_gkd" and config.lmbda == 1):
                 raise ValueError(
-                    f"respond: false learns from answers that come with the prompts, but `queries: {name}` has none. "
-                    "Let the target answer (a `respond` section), or for a curated set set `keep_answers: true`."
+                    f"respond: false learns from answers that come with the prompts, but `prompts: {name}` has none. "
+                    "Let the target answer (a `respond` section), or for a curated set set `keep_completions: true`."
                 )
         return
     signal = recipe.respond[0].teacher_signal
-    if method != "white-box" or signal is None or config.teacher_model_name_or_path is not None:
+    if method != "white_box" or signal is None or config.teacher_model_name_or_path is not None:
         return
     with naming("train: (from `respond: teacher_signal`)"):
         config.build_loss().check_served_by(SPARSE_METHODS[signal])

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.parsing import Parser
-from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import TargetArguments
 
@@ -16,7 +16,7 @@ DESCRIPTION = (
     "spec_kd.cli respond ...` shares the shards between processes."
 )
 PRODUCTS = ("responses.parquet",)
-NOT_INPUTS = ("prompts", "output_dir", "on_unmapped", "on_unusable_prompt")  # the first by its content
+NOT_INPUTS = ("prompts", "output_dir", "on_unidentified_token", "on_unusable_prompt")  # the first by its content
 
 
 @dataclass
@@ -57,7 +57,7 @@ class RespondArguments:
     )
     shard_size: int = field(default=512, metadata={"help": "Answers between two savings."})
     seed: int = field(default=0, metadata={"help": "Of the sampling."})
-    on_unmapped: str = field(
+    on_unidentified_token: str = field(
         default="raise",
         metadata={"help": "'raise' or 'drop' answers of a server of which the exact ids are not known."},
     )
@@ -80,21 +80,21 @@ class RespondArguments:
             self.build_signal(),
             self.batch_size,
             self.shard_size,
-            self.on_unmapped,
+            self.on_unidentified_token,
             self.on_unusable_prompt,
         )
 
     def build_signal(self) -> Any:
         """The request for a signal, or `None`; raises `ValueError` for numbers that do not fit the method."""
-        from spec_kd.engines import SignalRequest
-        from spec_kd.engines.slots import complete_request
+        from spec_kd.engines import SignalSpec
+        from spec_kd.engines.sparse_recorder import complete_request
 
         if self.teacher_signal is None:
             for name in ("num_draws", "signal_top_k"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` belongs to a `teacher_signal`, which is not set.")
             return None
-        return complete_request(SignalRequest(self.teacher_signal, self.num_draws, self.signal_top_k))
+        return complete_request(SignalSpec(self.teacher_signal, self.num_draws, self.signal_top_k))
 
 
 RespondCall = tuple[RespondArguments, TargetArguments]
@@ -145,7 +145,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
             batch_size=arguments.batch_size,
             shard_size=arguments.shard_size,
             seed=arguments.seed,
-            on_unmapped=arguments.on_unmapped,
+            on_unidentified_token=arguments.on_unidentified_token,
             on_unusable_prompt=arguments.on_unusable_prompt,
             output_dir=arguments.output_dir,
         )
@@ -169,5 +169,5 @@ def join_processes() -> None:
 
 
 def take_first(rows: Any, count: int | None) -> Any:
-    """The first `count` rows of a data set, or all of them."""
+    """The first `count` rows of a dataset, or all of them."""
     return rows if count is None else rows.select(range(min(count, len(rows))))

@@ -77,18 +77,18 @@ def run_recipe(recipe: "Recipe") -> dict[str, Any]:
     Returns:
         `dict`: Which steps were done and which were there, and of the evaluation the figures and the gates.
     """
-    from spec_kd.cli import evaluate, mix, queries, respond, synthesize, train
+    from spec_kd.cli import evaluate, mix, prompts, respond, synthesize, train
 
     workspace = Workspace(recipe.output_dir)
     results = {}
     # synthetic ones last: they keep away from the test prompts of the others
     for name, part in sorted(recipe.parts.items(), key=lambda item: isinstance(item[1], tuple)):
-        if isinstance(part, queries.LogArguments):
-            results[f"queries/{name}"] = queries.read_logs(part, workspace)
-        elif isinstance(part, queries.CuratedArguments):
-            results[f"queries/{name}"] = queries.read_curated(part, workspace)
+        if isinstance(part, prompts.LogArguments):
+            results[f"parts/{name}"] = prompts.read_logs(part, workspace)
+        elif isinstance(part, prompts.CuratedArguments):
+            results[f"parts/{name}"] = prompts.read_curated(part, workspace)
         else:
-            results[f"queries/{name}"] = synthesize.synthesize(*part, workspace)
+            results[f"parts/{name}"] = synthesize.synthesize(*part, workspace)
     results["prompts"] = mix.mix(recipe.mix, workspace)
     if results["prompts"]["num_test"] == 0 and recipe.evaluate[0].prompts.startswith(f"{recipe.output_dir}/"):
         raise ValueError(

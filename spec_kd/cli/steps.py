@@ -17,7 +17,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from spec_kd.cli.sources import Fingerprints, hash_json
+from spec_kd.cli.fingerprints import Fingerprints, hash_json
 from spec_kd.files import compute_sum, explain_full_disk, read_json_object, sweep, write_text
 from spec_kd.secrets import strip_secrets
 

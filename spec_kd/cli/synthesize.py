@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.parsing import Parser, read_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, hold_out, save_prompts
-from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import TargetArguments
 
 if TYPE_CHECKING:
-    from spec_kd.queries.filters import TextFilter
-    from spec_kd.queries.synthesis_options import SynthesisOptions
+    from spec_kd.prompts.filters import TextFilter
+    from spec_kd.prompts.synthesis.options import SynthesisOptions
 
 DESCRIPTION = (
     "Lets an aligned target write what users might ask it (Magpie, arXiv 2406.08464), filters it, and says what became "
@@ -20,7 +20,7 @@ DESCRIPTION = (
 )
 CONTINUES = ("num_queries", "max_asked", "test_fraction")
 OF_FILTER = ("min_tokens", "max_tokens", "max_repetition", "languages")
-NOT_PASSED = ("output_dir", "test_sets", "test_fraction", "tool_catalogue", *OF_FILTER)
+NOT_PASSED = ("output_dir", "test_sets", "test_fraction", "tool_catalog", *OF_FILTER)
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SynthesizeArguments:
         output_dir (`str`): For `train.arrow`, `test.arrow` and the work.
         test_sets (`list[str]`, *optional*): Prompts that must not be written again: files, folders or Hub names.
         test_fraction (`float`, *optional*, defaults to `0.05`): Share of queries held out for testing.
-        min_tokens, max_tokens, max_repetition, languages: As of [`~spec_kd.queries.filters.TextFilter`].
+        min_tokens, max_tokens, max_repetition, languages: As of [`~spec_kd.prompts.filters.TextFilter`].
         others: As of [`~spec_kd.synthesize_queries`]; lists where it takes one value or several.
     """
 
@@ -47,7 +47,7 @@ class SynthesizeArguments:
     keep_system_prompt: bool = field(
         default=False, metadata={"help": "Whether it belongs to the prompt, as one of the deployment does."}
     )
-    tool_catalogue: str | None = field(
+    tool_catalog: str | None = field(
         default=None, metadata={"help": "File with schemas of tools (YAML, JSON or JSON lines) to draw from."}
     )
     num_tools: list[int] = field(
@@ -63,7 +63,7 @@ class SynthesizeArguments:
         default_factory=lambda: [1.0], metadata={"help": "Mass of the most likely ids; goes along with temperature."}
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of a query; a longer one is dropped."})
-    max_answer_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer between turns."})
+    max_completion_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer between turns."})
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Variables of the chat template, such as enable_thinking=false."}
     )
@@ -93,17 +93,17 @@ class SynthesizeArguments:
 
         Raises:
             ValueError: For an option out of its range, or options that do not fit each other.
-            OSError: For a catalogue that is not there.
+            OSError: For a catalog that is not there.
         """
-        from spec_kd.queries.synthesis import check_amounts
-        from spec_kd.queries.synthesis_options import SynthesisOptions
-        from spec_kd.queries.tool_catalogue import load_tool_catalogue
+        from spec_kd.prompts.synthesis.options import SynthesisOptions
+        from spec_kd.prompts.synthesis.synthesis import check_amounts
+        from spec_kd.prompts.tool_catalog import load_tool_catalog
 
         check_amounts(self.num_queries, self.max_asked, self.round_size, self.batch_size, self.near_duplicate_threshold)
         self.build_filter()
-        if self.tool_catalogue is not None:
-            check_exists(self.tool_catalogue)
-        tools = () if self.tool_catalogue is None else load_tool_catalogue(self.tool_catalogue)
+        if self.tool_catalog is not None:
+            check_exists(self.tool_catalog)
+        tools = () if self.tool_catalog is None else load_tool_catalog(self.tool_catalog)
         names = [field.name for field in fields(SynthesisOptions)]
         values = {name: value for name, value in vars(self).items() if name in names}
         lists = {name: tuple(value or ()) for name, value in values.items() if isinstance(value, list) or value is None}
@@ -112,7 +112,7 @@ class SynthesizeArguments:
 
     def build_filter(self) -> "TextFilter":
         """Which queries are kept; raises `ValueError` for a limit out of its range."""
-        from spec_kd.queries.filters import TextFilter
+        from spec_kd.prompts.filters import TextFilter
 
         languages = tuple(self.languages) if self.languages is not None else None
         return TextFilter(self.min_tokens, self.max_tokens, self.max_repetition, languages)
@@ -139,23 +139,23 @@ def run(call: SynthesizeCall) -> dict[str, Any]:
 def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
     """The step: queries of the target in `output_dir`, and their yield."""
     check_synthesis(arguments, target)
-    sources = [*(arguments.test_sets or ()), *([arguments.tool_catalogue] if arguments.tool_catalogue else [])]
+    sources = [*(arguments.test_sets or ()), *([arguments.tool_catalog] if arguments.tool_catalog else [])]
     for source in sources:
         check_exists(source)
     inputs = {
         "target": target.list_inputs(workspace.fingerprints),
         "sources": [workspace.fingerprints.of_data(source) for source in sources],
-        "options": list_options(arguments, ("output_dir", "test_sets", "tool_catalogue")),
+        "options": list_options(arguments, ("output_dir", "test_sets", "tool_catalog")),
     }
 
     def work() -> dict[str, Any]:
-        from spec_kd.queries.synthesis import synthesize_queries
+        from spec_kd.prompts.synthesis.synthesis import synthesize_queries
 
         model, processing_class = target.load()
         queries = synthesize_queries(
             model,
             processing_class=processing_class,
-            tool_catalogue=arguments.tool_catalogue,
+            tool_catalog=arguments.tool_catalog,
             text_filter=arguments.build_filter(),
             test_set=load_conversations(arguments.test_sets or ()) or None,
             output_dir=arguments.output_dir,
@@ -183,7 +183,7 @@ def check_synthesis(arguments: SynthesizeArguments, target: TargetArguments) -> 
         ImportError: For an engine that is not installed.
     """
     from spec_kd.engines.base import SamplingOptions, check_untruncated
-    from spec_kd.queries.synthesis import derive_pre_queries
+    from spec_kd.prompts.synthesis.synthesis import derive_pre_queries
 
     options = arguments.build_options()
     target.check()

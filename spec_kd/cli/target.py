@@ -4,10 +4,10 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from spec_kd.cli.fingerprints import Fingerprints, check_exists
 from spec_kd.cli.model_checks import check_engine_package, check_loading_options, check_model, naming_model
 from spec_kd.cli.parsing import read_pairs
-from spec_kd.cli.sources import Fingerprints, check_exists
-from spec_kd.cli.text import suggest
+from spec_kd.cli.suggestions import suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ class TargetArguments:
         served_model_name (`str`, *optional*): Under which the server has the target; `target` by default.
         engine_kwargs (`dict` or `str`, *optional*):
             Of `from_pretrained` (such as `revision`, `dtype`), of `vllm.LLM`, or of [`ServerEngine`] (such as
-            `max_concurrency`, `logprobs_are`).
+            `max_concurrency`, `logprobs_mode`).
     """
 
     _argument_group_name = "target"

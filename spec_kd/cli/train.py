@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from trl import ModelConfig
 
 from spec_kd.checks import check_int
+from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
-from spec_kd.cli.sources import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, tell
-from spec_kd.cli.text import suggest, tell_choices
+from spec_kd.cli.suggestions import suggest, tell_choices
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from spec_kd.trainer.draft_trainer import DraftTrainer
 
 METHODS = {
-    "white-box": "learns the target's distribution at every token, from a signal in the responses or a live target",
-    "black-box": "learns the tokens that the target wrote",
-    "online-gkd": "learns on text that the draft, the target or both write while it trains; needs a live target",
+    "white_box": "learns the target's distribution at every token, from a signal in the responses or a live target",
+    "black_box": "learns the tokens that the target wrote",
+    "online_gkd": "learns on text that the draft, the target or both write while it trains; needs a live target",
 }
 PRODUCTS = ("checkpoint-*", "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "README.md")
 # Of where and how a run is written and watched, not of what it learns.
@@ -42,10 +42,10 @@ class TrainArguments:
     Args:
         responses (`str`):
             Rows to learn from: what `spec-kd respond` wrote, any of TRL's formats with the target's completions, or for
-            `online-gkd` with `lmbda=1` prompts alone.
+            `online_gkd` with `lmbda=1` prompts alone.
         target (`str`, *optional*):
             The target: its tokenizer is what the draft reads when it serves. Its weights are loaded where the responses
-            have no signal of it (white-box), and for `online-gkd`.
+            have no signal of it (white-box), and for `online_gkd`.
         split (`str`, *optional*, defaults to `"train"`): Of a folder or a Hub name.
         num_held_out (`int`, *optional*, defaults to `64`):
             With an `eval_strategy`: rows kept for evaluation while training, 5 % of all at most. Besides the loss,
@@ -106,7 +106,7 @@ def find_classes(method: str) -> "tuple[type[DraftConfig], type[DraftTrainer]]":
     check_method(method)
     import spec_kd
 
-    name = {"white-box": "WhiteBoxDistill", "black-box": "BlackBoxSFT", "online-gkd": "OnlineGKD"}[method]
+    name = {"white_box": "WhiteBoxDistill", "black_box": "BlackBoxSFT", "online_gkd": "OnlineGKD"}[method]
     return getattr(spec_kd, f"{name}Config"), getattr(spec_kd, f"{name}Trainer")
 
 
@@ -211,12 +211,12 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
 
     from spec_kd import SpeculativeEvalCallback
     from spec_kd.loading import choose_processing_class, find_processing_class, load_config
-    from spec_kd.queries.splitting import hold_out_rows
+    from spec_kd.prompts.splitting import hold_out_rows
     from spec_kd.trainer.arguments import get_load_options
 
     has_signal = "teacher_info" in rows.column_names
     has_teacher = hasattr(config, "teacher_model_name_or_path")
-    if has_teacher and config.teacher_model_name_or_path is None and not (method == "white-box" and has_signal):
+    if has_teacher and config.teacher_model_name_or_path is None and not (method == "white_box" and has_signal):
         config.teacher_model_name_or_path = arguments.target
     is_live = has_teacher and config.teacher_model_name_or_path is not None
     if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
@@ -275,7 +275,7 @@ def check_completions(rows: "Dataset") -> None:
 
 def can_be_replayed(rows: "Dataset") -> bool:
     """Whether rows hold what exact replay without the target needs: greedy text, or log p at the text's temperature."""
-    from spec_kd.trainer.cached_teacher import read_teacher_info
+    from spec_kd.trainer.teachers.stored import read_teacher_info
 
     info = read_teacher_info(rows)
     return info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)

@@ -22,7 +22,7 @@ def remove_padding(value: Any, feature: Any) -> Any:
 
     Args:
         value: Of a row.
-        feature: What the data set's `features` say of it.
+        feature: What the dataset's `features` say of it.
     """
     return _remove(value, feature, is_data=False)
 
@@ -31,8 +31,8 @@ def remove_row_padding(row: Mapping[str, Any], features: Features | None) -> dic
     """A row as it was written, columns that are `None` in it left out.
 
     Args:
-        row (`Mapping[str, Any]`): Of a data set.
-        features (`Features`, *optional*): Of the data set. An `IterableDataset` that does not know its features yields
+        row (`Mapping[str, Any]`): Of a dataset.
+        features (`Features`, *optional*): Of the dataset. An `IterableDataset` that does not know its features yields
             the objects that somebody wrote, without padding.
     """
     present = {name: value for name, value in row.items() if value is not None}
@@ -40,7 +40,7 @@ def remove_row_padding(row: Mapping[str, Any], features: Features | None) -> dic
 
 
 def iterate_rows(dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
-    """The rows of a data set as [`remove_row_padding`] gives them back."""
+    """The rows of a dataset as [`remove_row_padding`] gives them back."""
     return (remove_row_padding(row, dataset.features) for row in dataset.with_format(None))
 
 

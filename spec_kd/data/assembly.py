@@ -1,4 +1,4 @@
-"""From the answers of a run to its data set, a slice of rows at a time, so that nothing has to fit into memory."""
+"""From the answers of a run to its dataset, a slice of rows at a time, so that nothing has to fit into memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def add_columns(
     answers: Answers,
     store: ShardStore | None,
 ) -> Dataset:
-    """The rows of a data set that have a completion, in order, with columns made of the answers.
+    """The rows of a dataset that have a completion, in order, with columns made of the answers.
 
     Args:
         dataset (`Dataset`): A row for each answer; may have no columns.

@@ -12,10 +12,10 @@ from transformers import ProcessorMixin
 from trl import prepare_multimodal_messages
 from trl.data_utils import common_prefix_length
 
-from spec_kd.data.written_text import (
+from spec_kd.data.rendered_completion import (
     TurnNotRenderedError,
     adds_empty_reasoning,
-    find_written_text,
+    find_rendered_completion,
     hide,
     remove_reasoning,
 )
@@ -100,7 +100,7 @@ class ChatRenderer:
         hidden = hide(answer, stand_ins)
         whole = self._render([*messages, hidden], False, template_arguments)
         start = self._find_start(prompt, whole)
-        text, end = find_written_text(prompt, whole[start:], hidden, self._get_template(), self._end_texts)
+        text, end = find_rendered_completion(prompt, whole[start:], hidden, self._get_template(), self._end_texts)
         self._check_arguments(messages, hidden, whole, template_arguments)
         end = end or self._find_end_in_history(messages, hidden, whole, template_arguments)
         if not end and hidden.get("tool_calls") and self._ends_in_token(text):

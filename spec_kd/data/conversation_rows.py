@@ -13,12 +13,12 @@ from trl import is_conversational_from_value, maybe_convert_to_chatml
 import spec_kd
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer, Message, Turn
-from spec_kd.data.prompts import check_chat_template, read_template_arguments
-from spec_kd.data.written_text import TurnNotRenderedError
+from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
+from spec_kd.data.rendered_completion import TurnNotRenderedError
 
 IGNORED_LABEL = -100
 SPEAKERS = {"human": "user", "gpt": "assistant"}
-"""What data sets of `from` and `value` call the roles that templates know."""
+"""What datasets of `from` and `value` call the roles that templates know."""
 
 Row = dict[str, Any]
 """`input_ids` and `labels`; `added` says how many turns have a reasoning that the template added."""
@@ -31,7 +31,7 @@ def render_rows(
     renderer: ChatRenderer,
     *,
     completion_only_loss: bool | None = None,
-    joins_turns: bool = True,
+    join_turns: bool = True,
     num_proc: int | None = None,
     name: str = "training",
 ) -> Dataset | IterableDataset:
@@ -46,9 +46,9 @@ def render_rows(
             (conversations or text), and optionally `tools` and `chat_template_kwargs`.
         renderer (`ChatRenderer`): Of the target's processing class.
         completion_only_loss (`bool`, *optional*): `False` puts labels on everything. `None` and `True` are the same.
-        joins_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
+        join_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
         num_proc (`int`, *optional*): Processes, for a `Dataset`.
-        name (`str`, *optional*, defaults to `"training"`): What to call the data set.
+        name (`str`, *optional*, defaults to `"training"`): What to call the dataset.
 
     Returns:
         A warning says how many turns could not be rendered as what the target wrote, and why; they have no labels.
@@ -67,10 +67,10 @@ def render_rows(
             row = remove_row_padding(given, features)
             reasons: list[str] = []
             try:
-                rows = list(_render_row(row, renderer, reasons, joins_turns))
+                rows = list(_render_row(row, renderer, reasons, join_turns))
             except (TemplateError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
-                    f"The chat template cannot render row {index} of the {name} data set ({error}). Correct the row "
+                    f"The chat template cannot render row {index} of the {name} dataset ({error}). Correct the row "
                     "or leave it out."
                 ) from error
             for made_row in rows:
@@ -96,14 +96,14 @@ def render_rows(
         mapped = dataset.map(render, **options, batch_size=1)
         mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
         return mapped.remove_columns(["left_out", "added"])
-    mapped = dataset.with_format(None).map(render, **options, num_proc=num_proc, desc=f"Rendering {name} data set")
+    mapped = dataset.with_format(None).map(render, **options, num_proc=num_proc, desc=f"Rendering {name} dataset")
     left_out = count_values(mapped, "left_out")
-    report_added_reasoning(sum(mapped.with_format("numpy")["added"]), f"turns of the {name} data set")
+    report_added_reasoning(sum(mapped.with_format("numpy")["added"]), f"turns of the {name} dataset")
     if left_out:
-        report_left_out(left_out, f"turns of the {name} data set")
+        report_left_out(left_out, f"turns of the {name} dataset")
         mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
         if not len(mapped):
-            raise ValueError(f"No turn of the {name} data set is left to learn from: {describe_reasons(left_out)}.")
+            raise ValueError(f"No turn of the {name} dataset is left to learn from: {describe_reasons(left_out)}.")
     return mapped.remove_columns(["left_out", "added"])
 
 
@@ -135,7 +135,7 @@ def describe_reasons(reasons: Counter[str]) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
 
 
-def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str], joins_turns: bool) -> Iterator[Row]:
+def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str], join_turns: bool) -> Iterator[Row]:
     texts = [isinstance(row[name], str) for name in ("prompt", "completion") if name in row]
     if texts == [True, True]:
         yield _start(renderer.render_text(row["prompt"], row["completion"]))
@@ -157,7 +157,7 @@ def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str],
     for turn in _render_turns(messages, first, renderer, read_template_arguments(row), reasons):
         following = _start(turn)
         length = len(joined["input_ids"]) if joined else 0
-        if joined and joins_turns and turn.prompt_ids[:length] == joined["input_ids"]:
+        if joined and join_turns and turn.prompt_ids[:length] == joined["input_ids"]:
             following["labels"] = joined["labels"] + following["labels"][length:]
             following["added"] += joined["added"]
         elif joined:

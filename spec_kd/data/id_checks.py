@@ -19,11 +19,11 @@ def check_ids(
         dataset (`Dataset` or `IterableDataset`): Rows with some of the columns, lists of ids. A stream is checked as it
             is read.
         vocab_size (`int`): Number of real ids.
-        name (`str`): What to call the data set in the error.
+        name (`str`): What to call the dataset in the error.
         columns (`Iterable[str]`, *optional*): Which to check; those that are not there are left out.
 
     Returns:
-        The data set; a stream with the check in it.
+        The dataset; a stream with the check in it.
     """
     names = [column for column in columns if column in (dataset.column_names or next(iter(dataset), {}))]
     if not names:

@@ -39,7 +39,7 @@ def add_reference_scores(
         `Dataset`: The rows with the column, float32, one entry per completion token.
 
     Raises:
-        ValueError: If the data set has no ids, or the column already.
+        ValueError: If the dataset has no ids, or the column already.
     """
     check_dataset("dataset", dataset)
     check_int("vocab_size", vocab_size)
@@ -47,11 +47,11 @@ def add_reference_scores(
     check_number("temperature", temperature, above=0)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
-            f"The data set has the columns {dataset.column_names}; scores belong to ids. Make it with "
+            f"The dataset has the columns {dataset.column_names}; scores belong to ids. Make it with "
             "`spec_kd.generate_responses`, which keeps `prompt_ids` and `completion_ids`."
         )
     if REFERENCE_COLUMN in dataset.column_names:
-        raise ValueError(f"The data set has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
+        raise ValueError(f"The dataset has `{REFERENCE_COLUMN}` already. Remove the column to score it again.")
     check_stored_set(dataset)
     models = (ref_model, teacher_model)
     check_plain_head(ref_model, "reference")

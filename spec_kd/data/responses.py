@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 from spec_kd.checks import check_dataset, check_int, check_number, check_text, read_path
 from spec_kd.data.assembly import add_responses, add_signal
 from spec_kd.data.id_lists import IdLists
-from spec_kd.data.prompts import Prompts, prepare_prompts, render_prompt_ids
+from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.data.sharded_runs import PromptRows, plan_batches, run_plan
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.data.unmapped import Answer, answer_batch, check_on_unmapped, report_dropped
-from spec_kd.data.unusable import answer_usable, check_on_unusable_prompt, find_unusable, report_skipped
-from spec_kd.decoding.warpers import check_truncation
-from spec_kd.engines.base import Engine, PromptBatch, SamplingOptions, SignalRequest
-from spec_kd.engines.slots import complete_request
+from spec_kd.data.unidentified_tokens import Answer, check_on_unidentified_token, complete_batch, report_dropped
+from spec_kd.data.unusable_prompts import check_on_unusable_prompt, complete_usable, find_unusable, report_skipped
+from spec_kd.engines.base import Engine, PromptBatch, SamplingOptions, SignalSpec
+from spec_kd.engines.sparse_recorder import complete_request
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.progress import RowProgress
+from spec_kd.sampling.logits_processors import check_truncation
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
 
@@ -37,10 +37,10 @@ def generate_responses(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    teacher_signal: str | SignalRequest | None = None,
+    teacher_signal: str | SignalSpec | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    on_unmapped: str = "raise",
+    on_unidentified_token: str = "raise",
     on_unusable_prompt: str = "raise",
     output_dir: str | None = None,
     shard_size: int = 512,
@@ -56,7 +56,7 @@ def generate_responses(
     draft can be trained and evaluated without the target from then on. The text does not depend on it.
 
     With `output_dir` a killed run continues after its last whole shard; with the transformers engine it ends with the
-    data set of an uninterrupted one: batches are planned up front (longest prompts first, so that running out of memory
+    dataset of an uninterrupted one: batches are planned up front (longest prompts first, so that running out of memory
     shows at once) and each has its own seed. The finished set lies in `output_dir/responses.parquet`; the same call
     again asks the target nothing. Under `accelerate launch` the processes share the shards of an `output_dir` between
     them; without one each does all the work.
@@ -70,7 +70,7 @@ def generate_responses(
             The model, or a path or Hub id to load it from (in its own dtype); modes are restored afterwards. Or an
             engine that runs it elsewhere ([`ServerEngine`], [`VLLMEngine`]).
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            A data set has `prompt` (text or messages, with `tools` as list or JSON text, and `chat_template_kwargs`
+            A dataset has `prompt` (text or messages, with `tools` as list or JSON text, and `chat_template_kwargs`
             where wanted) or `prompt_ids`. Its other columns are kept; `completion`, `completion_ids`, `finish_reason`
             and the teacher's columns are replaced.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
@@ -80,7 +80,7 @@ def generate_responses(
         top_k (`int`), top_p (`float`):
             Sample from the most likely ids only, so many or of so much mass; 0 and 1.0 for all. With the transformers
             engine, and for text alone: a `teacher_signal` is of the whole distribution.
-        teacher_signal (`str` or `SignalRequest`, *optional*):
+        teacher_signal (`str` or `SignalSpec`, *optional*):
             What to keep of the distribution at every token: `"token_only"`, `"sampled_counts"`, `"sampled_logprobs"`
             or `"top_k_tail"` (what each may be used for: `spec_kd.losses.SPARSE_METHODS`), or a request with numbers
             of its own.
@@ -88,7 +88,7 @@ def generate_responses(
             Prompts handed to the engine at a time: 8 by default for transformers; a whole shard for engines that batch
             and queue on their own.
         seed (`int`): Of the sampling. The same seed, prompts, batch size and target give the same set.
-        on_unmapped (`str`):
+        on_unidentified_token (`str`):
             What to do about answers of a server of which the exact ids are not known, because it names tokens in a way
             that is not exactly one id (or, from vLLM, ids of padded rows of the head). `"raise"` stops the job, with
             the finished shards kept. `"drop"` goes on and leaves these rows out: the set then has fewer rows than
@@ -116,15 +116,15 @@ def generate_responses(
         `ValueError`: Before any generation: no prompts, missing columns, an option out of its range, no EOS id, a
             prompt that leaves no room for `max_new_tokens` in the target's context, ids that the target does not
             have, a signal that the engine cannot give, or an `output_dir` with the responses of other settings. After
-            it: `on_unmapped="drop"` leaves no row.
-        `UnmappedTokensError`: With `on_unmapped="raise"`, after the batch concerned.
+            it: `on_unidentified_token="drop"` leaves no row.
+        `UnidentifiedTokensError`: With `on_unidentified_token="raise"`, after the batch concerned.
         `UnusablePromptError`: With `on_unusable_prompt="raise"`; names the rows.
         `BlockingIOError`: Another process is at work in `output_dir`, with an engine that would answer otherwise.
         `OSError`: `output_dir` cannot be written to.
     """
     signal = _read_signal(teacher_signal)
     options = SamplingOptions(max_new_tokens, temperature, seed, top_k, top_p)
-    check_options(options, signal, batch_size, shard_size, on_unmapped, on_unusable_prompt)
+    check_options(options, signal, batch_size, shard_size, on_unidentified_token, on_unusable_prompt)
     options = replace(options, temperature=float(temperature), top_p=float(top_p))
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
@@ -148,11 +148,14 @@ def generate_responses(
     def answer(batch: PromptRows, index: int) -> list[Answer]:
         def ask(rows: list[int]) -> list[Answer]:
             texts = PromptBatch([prompt_ids[row] for row in rows], rows, batch.tell)
-            return answer_batch(
-                lambda: engine.generate(texts, options, signal, f"{seed}:{index}"), rows, vocab_size, on_unmapped
+            return complete_batch(
+                lambda: engine.generate(texts, options, signal, f"{seed}:{index}"),
+                rows,
+                vocab_size,
+                on_unidentified_token,
             )
 
-        return answer_usable(batch, unusable, ask)
+        return complete_usable(batch, unusable, ask)
 
     answers = run_plan(
         plan_batches(prompt_ids.lengths.tolist(), batch_size, shard_size),
@@ -160,13 +163,13 @@ def generate_responses(
         store,
         info,
         "Target responses",
-        on_unmapped=on_unmapped,
+        on_unidentified_token=on_unidentified_token,
         on_unusable_prompt=on_unusable_prompt,
         is_reproducible=engine.is_reproducible,
         show_progress=show_progress,
     )
     report_skipped(answers.unusable, answers.num_rows)
-    report_dropped(answers.unmapped, answers.num_rows - len(answers.unusable))
+    report_dropped(answers.unidentified, answers.num_rows - len(answers.unusable))
     return add_responses(dataset, prompt_ids, answers, processing_class, info, store)
 
 
@@ -175,12 +178,12 @@ def score_completions(
     dataset: Dataset,
     *,
     processing_class: ProcessingClass | None = None,
-    teacher_signal: str | SignalRequest = "sampled_logprobs",
+    teacher_signal: str | SignalSpec = "sampled_logprobs",
     sampling_temperature: float | None = None,
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    on_unmapped: str = "raise",
+    on_unidentified_token: str = "raise",
     on_unusable_prompt: str = "raise",
     output_dir: str | None = None,
     shard_size: int = 512,
@@ -193,7 +196,7 @@ def score_completions(
 
     Args:
         dataset (`Dataset`): With `prompt_ids` and `completion_ids`; teacher columns it has are replaced.
-        teacher_signal (`str` or `SignalRequest`, *optional*, defaults to `"sampled_logprobs"`): What to keep.
+        teacher_signal (`str` or `SignalSpec`, *optional*, defaults to `"sampled_logprobs"`): What to keep.
         sampling_temperature (`float`, *optional*):
             At which the text was sampled, 0.0 for greedy. Where it is not known, what rests on it (exact replay, the
             written token as a draw from p) is refused later.
@@ -212,10 +215,10 @@ def score_completions(
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
-            f"The data set has the columns {dataset.column_names}; log-probabilities belong to ids, which are "
+            f"The dataset has the columns {dataset.column_names}; log-probabilities belong to ids, which are "
             "`prompt_ids` and `completion_ids`. Tokenize what the target saw and wrote, with its own tokenizer."
         )
-    check_on_unmapped(on_unmapped)
+    check_on_unidentified_token(on_unidentified_token)
     check_on_unusable_prompt(on_unusable_prompt)
     check_stored_set(dataset)
     signal = _read_signal(teacher_signal)
@@ -238,11 +241,14 @@ def score_completions(
         def ask(rows: list[int]) -> list[Answer]:
             prompts = PromptBatch([texts[row][: starts[row]] for row in rows], rows, batch.tell)
             completions = [texts[row][starts[row] :] for row in rows]
-            return answer_batch(
-                lambda: engine.score(prompts, completions, signal, f"{seed}:{index}"), rows, vocab_size, on_unmapped
+            return complete_batch(
+                lambda: engine.score(prompts, completions, signal, f"{seed}:{index}"),
+                rows,
+                vocab_size,
+                on_unidentified_token,
             )
 
-        return answer_usable(batch, unusable, ask)
+        return complete_usable(batch, unusable, ask)
 
     answers = run_plan(
         plan_batches(texts.lengths.tolist(), batch_size, shard_size),
@@ -250,13 +256,13 @@ def score_completions(
         store,
         info,
         "Teacher scores",
-        on_unmapped=on_unmapped,
+        on_unidentified_token=on_unidentified_token,
         on_unusable_prompt=on_unusable_prompt,
         is_reproducible=engine.is_reproducible,
         show_progress=show_progress,
     )
     report_skipped(answers.unusable, answers.num_rows)
-    report_dropped(answers.unmapped, answers.num_rows - len(answers.unusable))
+    report_dropped(answers.unidentified, answers.num_rows - len(answers.unusable))
     return add_signal(dataset, answers, info, store)
 
 
@@ -295,13 +301,13 @@ def check_target(target: PreTrainedModel | str | Engine) -> None:
 def describe_teacher(
     engine: Engine,
     processing_class: ProcessingClass,
-    signal: SignalRequest,
+    signal: SignalSpec,
     sampling_temperature: float | None,
     max_new_tokens: int | None,
     is_scored: bool = False,
 ) -> TeacherInfo:
     """What the teacher columns are of. Scored and greedy text has the log-probabilities of the plain softmax."""
-    is_processed = engine.logprobs_are == "processed" and not is_scored and bool(sampling_temperature)
+    is_processed = engine.logprobs_mode == "processed" and not is_scored and bool(sampling_temperature)
     identity = engine.describe()
     return TeacherInfo(
         target_name=getattr(engine, "target_name", None),
@@ -314,17 +320,17 @@ def describe_teacher(
         top_k=signal.top_k,
         sampling_temperature=sampling_temperature,
         max_new_tokens=max_new_tokens,
-        logprobs_are="processed" if is_processed else "raw",
+        logprobs_mode="processed" if is_processed else "raw",
         logprobs_temperature=float(sampling_temperature) if is_processed else 1.0,
     )
 
 
 def check_options(
     options: SamplingOptions,
-    signal: SignalRequest | None,
+    signal: SignalSpec | None,
     batch_size: int | None,
     shard_size: int,
-    on_unmapped: str,
+    on_unidentified_token: str,
     on_unusable_prompt: str = "raise",
 ) -> None:
     """Raises `ValueError` for options of [`generate_responses`] that are wrong whatever the prompts and the target."""
@@ -333,7 +339,7 @@ def check_options(
     check_int("shard_size", shard_size)
     check_int("seed", options.seed, None)
     check_number("temperature", options.temperature, 0, reason="0 is greedy.")
-    check_on_unmapped(on_unmapped)
+    check_on_unidentified_token(on_unidentified_token)
     check_on_unusable_prompt(on_unusable_prompt)
     check_truncation(options.top_k, options.top_p)
     if options.is_truncated and signal is not None:
@@ -344,13 +350,13 @@ def check_options(
         )
 
 
-def _read_signal(signal: str | SignalRequest | None) -> SignalRequest | None:
+def _read_signal(signal: str | SignalSpec | None) -> SignalSpec | None:
     if signal is None:
         return None
-    return complete_request(SignalRequest(signal) if isinstance(signal, str) else signal)
+    return complete_request(SignalSpec(signal) if isinstance(signal, str) else signal)
 
 
-def _open_run(store, engine, processing_class, ids: IdLists, signal: SignalRequest | None, **settings) -> None:
+def _open_run(store, engine, processing_class, ids: IdLists, signal: SignalSpec | None, **settings) -> None:
     fingerprint = {
         **settings,
         "signal": None if signal is None else vars(signal),

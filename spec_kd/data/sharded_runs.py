@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spec_kd.data.shards import ShardStore
-from spec_kd.data.teacher_signal import TeacherInfo, pack_slots
-from spec_kd.data.unmapped import Answer, describe_unmapped
-from spec_kd.data.unusable import Unusable, raise_unusable
+from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
+from spec_kd.data.unidentified_tokens import Answer, describe_unidentified
+from spec_kd.data.unusable_prompts import Unusable, raise_unusable
 from spec_kd.engines.base import Completion
 from spec_kd.progress import PartProgress, RowProgress
 
@@ -56,14 +56,14 @@ class Answers:
 
     Attributes:
         num_rows (`int`): Of the plan.
-        unmapped (`dict[int, list[str]]`): Names of tokens without an id by row, of rows without a completion.
+        unidentified (`dict[int, list[str]]`): Names of tokens without an id by row, of rows without a completion.
         unusable (`dict[int, str]`): Why the target could not take the prompt, of the other rows without one.
     """
 
     def __init__(self, tables: Sequence[pa.Table]):
         self._tables = tables
         self.num_rows = sum(map(len, tables))
-        self.unmapped = _find_left_out(tables, "unmapped_tokens")
+        self.unidentified = _find_left_out(tables, "unmapped_tokens")
         self.unusable = _find_left_out(tables, "unusable_prompt")
         self._places = np.empty((self.num_rows, 2), dtype=np.int64)  # number of the shard, position in it
         for number, table in enumerate(tables):
@@ -73,7 +73,7 @@ class Answers:
     @property
     def rows(self) -> list[int]:
         """Those with a completion, in order."""
-        return [row for row in range(self.num_rows) if row not in self.unmapped and row not in self.unusable]
+        return [row for row in range(self.num_rows) if row not in self.unidentified and row not in self.unusable]
 
     def read(self, rows: Sequence[int]) -> pa.Table:
         """A copy of these rows, in their order, of `SHARD_SCHEMA`."""
@@ -98,7 +98,7 @@ def run_plan(
     info: TeacherInfo | None,
     description: str,
     *,
-    on_unmapped: str,
+    on_unidentified_token: str,
     on_unusable_prompt: str,
     is_reproducible: bool,
     show_progress: bool | RowProgress,
@@ -114,7 +114,7 @@ def run_plan(
         store (`ShardStore`, *optional*): An opened run.
         info (`TeacherInfo`, *optional*): How slots are packed, where there are any.
         description (`str`): For the progress bar.
-        on_unmapped (`str`): Whether rows without a completion, found on disk, are an error (`"raise"`).
+        on_unidentified_token (`str`): Whether rows without a completion, found on disk, are an error (`"raise"`).
         on_unusable_prompt (`str`):
             Whether rows whose prompt the target did not take are left out (`"skip"`), or asked again and then an error.
         is_reproducible (`bool`):
@@ -131,13 +131,14 @@ def run_plan(
     rank, world = (state.process_index, state.num_processes) if store is not None else (0, 1)
     num_rows = sum(len(rows) for shard in plan for _, rows in shard)
     tables = _read_tables(store, len(plan))
-    if unmapped := _find_left_out(tables, "unmapped_tokens") if on_unmapped == "raise" else {}:
+    if unidentified := _find_left_out(tables, "unmapped_tokens") if on_unidentified_token == "raise" else {}:
         raise ValueError(
-            f"`{store.output_dir}` was begun with `on_unmapped='drop'`: {describe_unmapped(unmapped)}. Repeat the call "
+            f"`{store.output_dir}` was begun with `on_unidentified_token='drop'`: "
+            f"{describe_unidentified(unidentified)}. Repeat the call "
             "with that to leave them out, or choose another folder."
         )
-    asks_again = on_unusable_prompt == "raise"
-    if all(not _is_open(table, asks_again) for table in tables):
+    ask_again = on_unusable_prompt == "raise"
+    if all(not _is_open(table, ask_again) for table in tables):
         return Answers(tables)
     if store is not None and not is_reproducible and world < int(os.environ.get("WORLD_SIZE", "1")):
         raise ValueError(
@@ -146,24 +147,24 @@ def run_plan(
         )
     with store.alone(not is_reproducible) if store is not None else nullcontext():
         tables = _read_tables(store, len(plan))  # another process may have finished in between
-        num_done = sum(_count_done(table, asks_again) for table in tables)
+        num_done = sum(_count_done(table, ask_again) for table in tables)
         if isinstance(show_progress, RowProgress):
             bar = PartProgress(show_progress)
         else:
             bar = RowProgress(num_rows, description, show_progress and rank == 0, num_done)
         with bar as progress:
             for number, shard in enumerate(plan):
-                if not _is_open(tables[number], asks_again):
+                if not _is_open(tables[number], ask_again):
                     continue
                 if number % world != rank:
                     progress.advance(num_rows=sum(len(rows) for _, rows in shard))
                     continue
-                written = _answer_shard(shard, tables[number], answer, progress)
+                written = _complete_shard(shard, tables[number], answer, progress)
                 tables[number] = _to_table(written, info)
                 if store is not None:
                     store.write(number, tables[number])
                     tables[number] = store.read(number)  # memory-mapped
-                elif asks_again:
+                elif ask_again:
                     raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, None)
         if world > 1:
             state.wait_for_everyone()
@@ -174,7 +175,7 @@ def run_plan(
             f"Shard {missing[0]} is not whole in `{store.output_dir}`: the process that was to write it failed, or "
             "the processes do not share this folder. Repeat the call; finished shards are kept."
         )
-    if asks_again:
+    if ask_again:
         raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, store and store.output_dir)
     return Answers(tables)
 
@@ -183,19 +184,19 @@ def _read_tables(store: ShardStore | None, count: int) -> list[pa.Table | None]:
     return [store.read(number) if store is not None else None for number in range(count)]
 
 
-def _count_done(table: pa.Table | None, asks_again: bool) -> int:
+def _count_done(table: pa.Table | None, ask_again: bool) -> int:
     """Rows of a shard that are not to be asked."""
     if table is None:
         return 0
-    return table["unusable_prompt"].null_count if asks_again else len(table)
+    return table["unusable_prompt"].null_count if ask_again else len(table)
 
 
-def _is_open(table: pa.Table | None, asks_again: bool) -> bool:
+def _is_open(table: pa.Table | None, ask_again: bool) -> bool:
     """Whether a shard has something left to be asked."""
-    return table is None or _count_done(table, asks_again) < len(table)
+    return table is None or _count_done(table, ask_again) < len(table)
 
 
-def _answer_shard(
+def _complete_shard(
     shard: list[tuple[int, list[int]]],
     table: pa.Table | None,
     answer: Callable[[PromptRows, int], list[Answer]],
@@ -223,7 +224,7 @@ def _to_table(written: list[tuple[int, Answer | dict[str, Any]]], info: TeacherI
         [c and c.ids for c in completions],
         [c and c.finish_reason for c in completions],
         [c and c.token_logprobs for c in completions],
-        [c and c.slots and pack_slots(c.slots, info) for c in completions],
+        [c and c.slots and pack_sparse(c.slots, info) for c in completions],
         [answer if isinstance(answer, list) else None for answer in answers],
         [answer.reason if isinstance(answer, Unusable) else None for answer in answers],
     ]

@@ -15,7 +15,7 @@ from datasets import Dataset
 from spec_kd.checks import read_path
 from spec_kd.files import alone_in, is_intact, read_json_object, replacing, sweep
 
-WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` sees the finished data set and nothing else
+WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` sees the finished dataset and nothing else
 MAPPED_FOLDER = ".arrow"
 MANIFEST = "manifest.json"
 FINISHED = "responses.parquet"
@@ -24,14 +24,14 @@ KEPT = "finished shards are kept"
 
 
 class ShardStore:
-    """Shards of one run in `output_dir/.shards`, and the finished data set in `output_dir/responses.parquet`.
+    """Shards of one run in `output_dir/.shards`, and the finished dataset in `output_dir/responses.parquet`.
 
     Every file is written beside its place and moved there (`os.replace`), with its SHA-256 in a second file written
     last. A file without its matching sum counts as absent, whether the process was killed, the disk was full, the disk
     lost a bit or somebody cut it.
 
     Nothing has to fit into memory: shards are Arrow files without compression, which can be memory-mapped, and the
-    finished data set has a copy of that kind in `output_dir/.arrow`. That folder, where `datasets` also keeps what is
+    finished dataset has a copy of that kind in `output_dir/.arrow`. That folder, where `datasets` also keeps what is
     mapped from the set, may be deleted; the next call with the settings of the run makes it anew.
 
     Args:
@@ -115,11 +115,11 @@ class ShardStore:
             writer.write_table(table)
 
     def finish(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        """Writes the finished data set, in both forms, unless the same one is there and whole.
+        """Writes the finished dataset, in both forms, unless the same one is there and whole.
 
         Args:
             tables (`Iterable[pa.Table]`): One after the other; each becomes a row group.
-            schema (`pa.Schema`): Of all of them, with the features of the data set as metadata.
+            schema (`pa.Schema`): Of all of them, with the features of the dataset as metadata.
         """
         finished, mapped = self.output_dir / FINISHED, self._mapped
         with (
@@ -133,7 +133,7 @@ class ShardStore:
                 mapped_writer.write_table(table)
 
     def open_finished(self) -> Dataset:
-        """The finished data set, memory-mapped."""
+        """The finished dataset, memory-mapped."""
         return Dataset.from_file(str(self._mapped))
 
     def _path(self, shard: int) -> Path:

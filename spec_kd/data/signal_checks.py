@@ -17,7 +17,7 @@ from spec_kd.data.teacher_signal import TeacherInfo
 CHECKSUM_COLUMN = "teacher_checksum"
 
 # What two parts of one training set may not differ in: the loss would mean two things.
-SHARED_FACTS = ("tokenizer", "vocab_size", "method", "num_draws", "top_k", "logprobs_are", "logprobs_temperature")
+SHARED_FACTS = ("tokenizer", "vocab_size", "method", "num_draws", "top_k", "logprobs_mode", "logprobs_temperature")
 
 # A log p is stored in steps of 0.001 nats, and other programs round in ways of their own.
 LOG_P_TOLERANCE = 0.01
@@ -68,14 +68,14 @@ def check_logprobs(row: Mapping[str, Any], where: str) -> None:
     _check_tie(row, 0, where)
 
 
-def check_slots(
+def check_sparse(
     row: Mapping[str, Any], slots: np.ndarray, per_token: np.ndarray, info: TeacherInfo, where: str
 ) -> None:
     """Raises `ValueError` unless an unpacked signal holds distributions, and those of this row's completion.
 
     Args:
         row (`Mapping`): As for [`check_logprobs`], with `teacher_signal`.
-        slots (`np.ndarray`), per_token (`np.ndarray`): What `unpack_slots` returned.
+        slots (`np.ndarray`), per_token (`np.ndarray`): What `unpack_sparse` returned.
         info (`TeacherInfo`): Of the row.
         where (`str`): Names the row in the error.
     """
@@ -108,7 +108,7 @@ def check_same_teacher(infos: Sequence[TeacherInfo]) -> None:
         different = [name for name in SHARED_FACTS if getattr(info, name) != getattr(infos[0], name)]
         if different:
             listed = "; ".join(f"{name}: {getattr(infos[0], name)} and {getattr(info, name)}" for name in different)
-            raise ValueError(f"The data set mixes teacher signals of two kinds ({listed}). Train on one of them.")
+            raise ValueError(f"The dataset mixes teacher signals of two kinds ({listed}). Train on one of them.")
         one, other = _identify_target(infos[0]), _identify_target(info)
         has_same_name = info.target_name is not None and info.target_name == infos[0].target_name
         if one != other and not (has_same_name and info.engine != infos[0].engine):
@@ -116,7 +116,7 @@ def check_same_teacher(infos: Sequence[TeacherInfo]) -> None:
                 f"{i.target_name or 'a model without a name'} ({_identify_target(i)[:12]})" for i in (infos[0], info)
             ]
             raise ValueError(
-                f"The data set has the signals of two targets, {names[0]} and {names[1]}: a draft can follow only one. "
+                f"The dataset has the signals of two targets, {names[0]} and {names[1]}: a draft can follow only one. "
                 "Keep the rows of one `teacher_info`."
             )
 

@@ -16,21 +16,21 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from spec_kd.engines.base import SignalRequest, TokenSlots
+from spec_kd.engines.base import SignalSpec, SparseDistribution
 from spec_kd.losses import SPARSE_METHODS, SparseMethod
 
 LOG_P_STEPS = 1024
 LOWEST_CODE = 2**16 - 1
 
-SLOT = np.dtype([("id", "<i4"), ("log_p", "<f4"), ("weight", "<f4")])
+SPARSE_FEATURE = np.dtype([("id", "<i4"), ("log_p", "<f4"), ("weight", "<f4")])
 """One slot of a token in memory: `weight` is the share of the draws (1 for top-k), `log_p` NaN where not kept."""
 
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """What the teacher columns of a data set are of; kept as JSON in its `teacher_info` column.
+    """What the teacher columns of a dataset are of; kept as JSON in its `teacher_info` column.
 
-    A column and not the data set's metadata: it survives `select`, `concatenate_datasets`, streaming and the Hub, and
+    A column and not the dataset's metadata: it survives `select`, `concatenate_datasets`, streaming and the Hub, and
     takes no room on disk, where equal values are stored once. Nothing in it is about a loss.
 
     Args:
@@ -45,7 +45,7 @@ class TeacherInfo:
         sampling_temperature (`float`, *optional*): How the text was sampled, 0.0 for greedy, `None` for text that was
             there already and of which it is not known.
         max_new_tokens (`int`, *optional*): The limit that the text was written under, where it is known.
-        logprobs_are (`str`): `"processed"` or `"raw"`: which distribution the log-probabilities are of.
+        logprobs_mode (`str`): `"processed"` or `"raw"`: which distribution the log-probabilities are of.
         logprobs_temperature (`float`): The temperature of that distribution.
     """
 
@@ -59,7 +59,7 @@ class TeacherInfo:
     top_k: int | None
     sampling_temperature: float | None
     max_new_tokens: int | None
-    logprobs_are: str
+    logprobs_mode: str
     logprobs_temperature: float
 
     def to_json(self) -> str:
@@ -72,12 +72,12 @@ class TeacherInfo:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"The `teacher_info` {text!r:.200} cannot be read ({error}). Make the data set anew."
+                f"The `teacher_info` {text!r:.200} cannot be read ({error}). Make the dataset anew."
             ) from error
 
     @property
-    def request(self) -> SignalRequest:
-        return SignalRequest(self.method, self.num_draws, self.top_k)
+    def request(self) -> SignalSpec:
+        return SignalSpec(self.method, self.num_draws, self.top_k)
 
     @property
     def sparse_method(self) -> SparseMethod:
@@ -97,11 +97,11 @@ def _unpack_bits(content: bytes, count: int, bits: int) -> np.ndarray:
     return flags @ (1 << np.arange(bits, dtype=np.int64))
 
 
-def pack_slots(slots: TokenSlots, info: TeacherInfo) -> bytes:
+def pack_sparse(slots: SparseDistribution, info: TeacherInfo) -> bytes:
     """The slots of a completion in as few bytes as they need.
 
     Args:
-        slots (`TokenSlots`): T tokens.
+        slots (`SparseDistribution`): T tokens.
         info (`TeacherInfo`): Whose method, numbers and vocabulary say what the bits mean.
 
     Raises:
@@ -113,7 +113,7 @@ def pack_slots(slots: TokenSlots, info: TeacherInfo) -> bytes:
     if info.num_draws is not None:
         for i, counts in enumerate(slots.counts):
             if counts.sum() != info.num_draws:
-                raise ValueError(f"Token {i} has {counts.sum()} draws, the data set {info.num_draws} a token.")
+                raise ValueError(f"Token {i} has {counts.sum()} draws, the dataset {info.num_draws} a token.")
         ends = np.zeros(len(slots.ids) * info.num_draws, np.uint8)
         ends[np.cumsum(np.concatenate(slots.counts)) - 1] = 1
         parts.append(np.packbits(ends, bitorder="little").tobytes())
@@ -129,16 +129,16 @@ def pack_slots(slots: TokenSlots, info: TeacherInfo) -> bytes:
     return b"".join(parts)
 
 
-def unpack_slots(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[np.ndarray, np.ndarray]:
+def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[np.ndarray, np.ndarray]:
     """The slots of a completion.
 
     Args:
-        content (`bytes`): What `pack_slots` wrote.
+        content (`bytes`): What `pack_sparse` wrote.
         num_tokens (`int`): Tokens of the completion, T.
-        info (`TeacherInfo`): As for `pack_slots`.
+        info (`TeacherInfo`): As for `pack_sparse`.
 
     Returns:
-        The slots of all tokens, of dtype `SLOT`, and the number of each token's, `(T,)`.
+        The slots of all tokens, of dtype `SPARSE_FEATURE`, and the number of each token's, `(T,)`.
 
     Raises:
         ValueError: If the bytes are not of so many tokens.
@@ -162,7 +162,7 @@ def unpack_slots(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[np
             f"A teacher signal of {len(content)} bytes does not belong to {num_tokens} tokens and {info.method!r} with "
             f"{info.vocab_size} ids: the completion was changed after the signal was made. Make it anew."
         )
-    slots = np.empty(total, SLOT)
+    slots = np.empty(total, SPARSE_FEATURE)
     slots["id"] = _unpack_bits(content[:id_bytes], total, id_bits)
     slots["weight"] = 1.0 if weights is None else weights
     slots["log_p"] = np.nan
@@ -174,7 +174,8 @@ def unpack_slots(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[np
 
 def split_tokens(slots: np.ndarray, per_token: np.ndarray) -> list[bytes]:
     """The slots of each token as bytes: an entry per token, which can be cut and packed with it."""
-    content, ends = slots.tobytes(), np.cumsum(per_token) * SLOT.itemsize
+    content, ends = slots.tobytes(), np.cumsum(per_token) * SPARSE_FEATURE.itemsize
     return [
-        content[end - size : end] for end, size in zip(ends.tolist(), (per_token * SLOT.itemsize).tolist(), strict=True)
+        content[end - size : end]
+        for end, size in zip(ends.tolist(), (per_token * SPARSE_FEATURE.itemsize).tolist(), strict=True)
     ]

@@ -1,6 +1,6 @@
 """Columns with one entry per token, kept in step with their ids: joined, cut, packed and batched with them.
 
-In a data set of responses they have one entry per completion token. In training rows they are as long as `input_ids`;
+In a dataset of responses they have one entry per completion token. In training rows they are as long as `input_ids`;
 the entry at t speaks of token t, and is empty where the target did not write it.
 """
 
@@ -12,28 +12,28 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from spec_kd.data.signal_checks import check_logprobs, check_slots, is_reference_score
-from spec_kd.data.teacher_signal import SLOT, TeacherInfo, split_tokens, unpack_slots
+from spec_kd.data.signal_checks import check_logprobs, check_sparse, is_reference_score
+from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, split_tokens, unpack_sparse
 
 REFERENCE_COLUMN = "reference_forward_kl"
 """KL(p‖q_ref) in nats of a reference draft, for AdaSPEC."""
 LOGPROB_COLUMN = "teacher_token_logprobs"
 """log p of the written token."""
-SLOT_COLUMN = "teacher_slots"
-"""The slots of a sparse teacher, unpacked from `teacher_signal`: bytes of `SLOT` records."""
+SPARSE_COLUMN = "teacher_sparse"
+"""The slots of a sparse teacher, unpacked from `teacher_signal`: bytes of `SPARSE_FEATURE` records."""
 
-TOKEN_COLUMNS: dict[str, Any] = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SLOT_COLUMN: b""}
+TOKEN_COLUMNS: dict[str, Any] = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SPARSE_COLUMN: b""}
 """Names, and what stands at a token that the target did not write."""
 
-SLOT_TENSORS = {"id": "teacher_slot_ids", "log_p": "teacher_slot_log_p", "weight": "teacher_slot_weights"}
-"""What `teacher_slots` becomes in a batch, each `(B, T, K)`; unused slots have id 0, weight 0 and log p -inf."""
+SPARSE_TENSORS = {"id": "teacher_slot_ids", "log_p": "teacher_slot_log_p", "weight": "teacher_slot_weights"}
+"""What `teacher_sparse` becomes in a batch, each `(B, T, K)`; unused slots have id 0, weight 0 and log p -inf."""
 
 
 def find_token_columns(dataset: Dataset | IterableDataset) -> list[str]:
-    """The token columns that a data set has, packed ones among them."""
+    """The token columns that a dataset has, packed ones among them."""
     names = list(dataset.column_names or next(iter(dataset)))
     if "teacher_signal" in names:
-        names.append(SLOT_COLUMN)
+        names.append(SPARSE_COLUMN)
     return [name for name in TOKEN_COLUMNS if name in names]
 
 
@@ -45,13 +45,13 @@ def read_token_column(row: Mapping[str, Any], name: str, where: str) -> list[Any
             holds, or it belongs to other ids; `where` names the row.
     """
     length = len(row["completion_ids"])
-    if name == SLOT_COLUMN:
+    if name == SPARSE_COLUMN:
         info = _read_info(row["teacher_info"])
         try:
-            slots, per_token = unpack_slots(row["teacher_signal"], length, info)
+            slots, per_token = unpack_sparse(row["teacher_signal"], length, info)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        check_slots(row, slots, per_token, info, where)
+        check_sparse(row, slots, per_token, info, where)
         return split_tokens(slots, per_token)
     if name == LOGPROB_COLUMN:
         check_logprobs(row, where)
@@ -78,8 +78,8 @@ def check_token_columns(dataset: Dataset | IterableDataset, columns: list[str], 
     first = next(iter(dataset))
     if columns and not ({"prompt_ids", "completion_ids"} <= first.keys() or {"input_ids", "labels"} <= first.keys()):
         raise ValueError(
-            f"The {name} data set has {' and '.join(f'`{c}`' for c in columns)} with an entry per token, but text "
-            "instead of ids: tokenised again it need not fall into the same tokens. Keep its `prompt_ids` and "
+            f"The {name} dataset has {' and '.join(f'`{c}`' for c in columns)} with an entry per token, but text "
+            "instead of ids: tokenized again it need not fall into the same tokens. Keep its `prompt_ids` and "
             "`completion_ids`."
         )
 
@@ -101,7 +101,7 @@ class TokenColumnCollator:
         for name, rows in values.items():
             if shape[0] == 1:  # one row after the other, where they were strung together
                 rows = [[entry for row in rows for entry in row]]
-            batch |= _align_slots(rows, shape) if name == SLOT_COLUMN else {name: _align(rows, shape)}
+            batch |= _align_sparse(rows, shape) if name == SPARSE_COLUMN else {name: _align(rows, shape)}
         return batch
 
 
@@ -113,13 +113,13 @@ def _align(rows: list[list[float]], shape: torch.Size) -> torch.Tensor:
     return aligned
 
 
-def _align_slots(rows: list[list[bytes]], shape: torch.Size) -> dict[str, torch.Tensor]:
-    counts = [np.fromiter(map(len, row), np.int64, len(row)) // SLOT.itemsize for row in rows]
+def _align_sparse(rows: list[list[bytes]], shape: torch.Size) -> dict[str, torch.Tensor]:
+    counts = [np.fromiter(map(len, row), np.int64, len(row)) // SPARSE_FEATURE.itemsize for row in rows]
     width = max(1, max(int(count.max(initial=0)) for count in counts))
-    aligned = np.zeros((*shape, width), SLOT)  # (B, T, K)
+    aligned = np.zeros((*shape, width), SPARSE_FEATURE)  # (B, T, K)
     aligned["log_p"] = -np.inf
     for target, row, count in zip(aligned, rows, counts, strict=True):
         token = np.repeat(np.arange(len(row)), count)
         slot = np.arange(len(token)) - np.repeat(np.cumsum(count) - count, count)
-        target[token, slot] = np.frombuffer(b"".join(row), SLOT)
-    return {name: torch.from_numpy(np.ascontiguousarray(aligned[field])) for field, name in SLOT_TENSORS.items()}
+        target[token, slot] = np.frombuffer(b"".join(row), SPARSE_FEATURE)
+    return {name: torch.from_numpy(np.ascontiguousarray(aligned[field])) for field, name in SPARSE_TENSORS.items()}

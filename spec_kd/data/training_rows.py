@@ -29,27 +29,29 @@ ACCEPTED_COLUMNS = (
 logger = logging.getLogger(__name__)
 
 
-def check_training_columns(dataset: Dataset | IterableDataset, name: str, assume_target_wrote: bool = False) -> None:
+def check_training_columns(
+    dataset: Dataset | IterableDataset, name: str, assume_target_completions: bool = False
+) -> None:
     """Raises unless every row says which tokens the target wrote.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Training or evaluation data.
         name (`str`): What to call it in the error.
-        assume_target_wrote (`bool`, *optional*, defaults to `False`): Whether any other row is the target's as a whole.
+        assume_target_completions (`bool`, *optional*, defaults to `False`): Whether the target wrote all other rows.
 
     Raises:
-        ValueError: If the data set is empty, or none of `ACCEPTED_COLUMNS` is complete.
+        ValueError: If the dataset is empty, or none of `ACCEPTED_COLUMNS` is complete.
     """
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"The {name} data set is empty: there is no row to learn from. Check the path and the split.")
-    if assume_target_wrote or any(set(columns) <= first.keys() for columns in ACCEPTED_COLUMNS):
+        raise ValueError(f"The {name} dataset is empty: there is no row to learn from. Check the path and the split.")
+    if assume_target_completions or any(set(columns) <= first.keys() for columns in ACCEPTED_COLUMNS):
         return
     accepted = ", ".join(" + ".join(f"`{column}`" for column in columns) for columns in ACCEPTED_COLUMNS)
     raise ValueError(
-        f"The {name} data set has the columns {sorted(first)}, which do not say what the target wrote. Needed is one "
-        f"of: {accepted}. If the target wrote all of the text, set `assume_target_wrote=True`; a set of prompts gets "
-        "its responses with `spec_kd.generate_responses(target, prompts)`."
+        f"The {name} dataset has the columns {sorted(first)}, which do not say what the target wrote. Needed is one "
+        f"of: {accepted}. If the target wrote all of the text, set `assume_target_completions=True`; a set of prompts "
+        "gets its responses with `spec_kd.generate_responses(target, prompts)`."
     )
 
 
@@ -59,15 +61,15 @@ def to_training_rows(
     *,
     token_columns: Sequence[str] = (),
     completion_only_loss: bool | None = None,
-    joins_turns: bool = True,
+    join_turns: bool = True,
     eos_token_id: int | Iterable[int] | None = None,
     num_proc: int | None = None,
     name: str = "training",
 ) -> Dataset | IterableDataset:
     """Turns rows that say what the target wrote into `input_ids` + `labels`, with labels on that alone.
 
-    Where a row has both text and ids, the ids count: they are what the target saw and wrote, and text tokenised again
-    need not give them back. Conversations and text are rendered as [`render_rows`] says. A data set that has labels is
+    Where a row has both text and ids, the ids count: they are what the target saw and wrote, and text tokenized again
+    need not give them back. Conversations and text are rendered as [`render_rows`] says. A dataset that has labels is
     returned as it is, and so is one that says nothing of what the target wrote, or has images.
 
     Args:
@@ -76,11 +78,11 @@ def to_training_rows(
         token_columns (`Sequence[str]`, *optional*): Names of `TOKEN_COLUMNS` to keep; those of the prompt are empty.
         completion_only_loss (`bool`, *optional*): As in [`~trl.SFTConfig`]: `False` puts labels on prompts as well.
             `None` and `True` are the same here.
-        joins_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
+        join_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
         eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops; by default those of
             the tokenizer, of its chat template and of the generation config that was saved with it.
         num_proc (`int`, *optional*): Processes for rendering a `Dataset`.
-        name (`str`, *optional*, defaults to `"training"`): What to call the data set in messages.
+        name (`str`, *optional*, defaults to `"training"`): What to call the dataset in messages.
 
     Raises:
         ValueError: No row is left, or a chat template refuses one; while mapping: a token column that does not have one
@@ -98,7 +100,7 @@ def to_training_rows(
         return dataset
     if not {"prompt", "completion"} <= columns and accelerate.PartialState().is_main_process:
         logger.warning(
-            "%s data set: every assistant turn of its conversations is taken as the target's.", name.capitalize()
+            "%s dataset: every assistant turn of its conversations is taken as the target's.", name.capitalize()
         )
     template = processing_class.chat_template
     renderer = ChatRenderer(
@@ -111,7 +113,7 @@ def to_training_rows(
         dataset,
         renderer,
         completion_only_loss=completion_only_loss,
-        joins_turns=joins_turns,
+        join_turns=join_turns,
         num_proc=num_proc,
         name=name,
     )
@@ -206,10 +208,10 @@ def report_unlabeled_rows(dataset: Dataset, name: str) -> None:
         return
     _, lost = count_cut_rows(dataset, None)
     if lost == len(dataset):
-        raise ValueError(f"All {lost} completions of the {name} data set are empty: nothing is left to learn from.")
+        raise ValueError(f"All {lost} completions of the {name} dataset are empty: nothing is left to learn from.")
     if lost and accelerate.PartialState().is_main_process:
         logger.warning(
-            "%s data set: %s of %s rows have no completion token and teach nothing. Remove them.",
+            "%s dataset: %s of %s rows have no completion token and teach nothing. Remove them.",
             name, lost, len(dataset),
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from spec_kd.decoding.growing_layer import GrowingLayer
+from spec_kd.decoding.kv_cache_layer import GrowingCacheLayer
 from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole
 from spec_kd.probes import make_texts
 
@@ -47,7 +47,7 @@ class RaggedModel:
         self._last_position = _find_last_position(model)
         self._is_gapless = find_layout(model) if is_gapless is None else is_gapless
         # Without the windows, whose layers would drop what a row that takes tokens back still needs.
-        self._cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self._cache = Cache(layer_class_to_replicate=GrowingCacheLayer)
         padding = padding.to(find_input_device(model))
         self._settle(padding, lengths=torch.zeros_like(padding), width=0)
 
@@ -144,7 +144,7 @@ class RaggedModel:
         self._settle(padding, torch.cat([self._lengths, added._lengths]), width)
 
     @property
-    def _layers(self) -> list[GrowingLayer]:
+    def _layers(self) -> list[GrowingCacheLayer]:
         return [layer for layer in self._cache.layers if layer.is_initialized]
 
 
@@ -217,14 +217,14 @@ def check_reversible(model: PreTrainedModel, role: str) -> None:
         raise ValueError(f"The {role} does not fit: {error}") from error
 
 
-def check_positions(model: PreTrainedModel, role: str, prompts_ids: list[list[int]], max_new_tokens: int) -> None:
+def check_positions(model: PreTrainedModel, role: str, prompt_ids: list[list[int]], max_new_tokens: int) -> None:
     """Raises `ValueError` if a prompt leaves no room for `max_new_tokens` in the model's positions."""
     last_position = _find_last_position(model)
-    longest = max(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
+    longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     # the last token written is not read any more
-    if last_position is not None and len(prompts_ids[longest]) + max_new_tokens - 2 > last_position:
+    if last_position is not None and len(prompt_ids[longest]) + max_new_tokens - 2 > last_position:
         raise ValueError(
-            f"Prompt {longest} has {len(prompts_ids[longest])} tokens, which leaves no room for "
+            f"Prompt {longest} has {len(prompt_ids[longest])} tokens, which leaves no room for "
             f"`max_new_tokens={max_new_tokens}` in the {role}'s {last_position + 1} positions. Remove prompts that are "
             "as long, or lower `max_new_tokens`."
         )

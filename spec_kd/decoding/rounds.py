@@ -9,7 +9,7 @@ class Round(NamedTuple):
     """One target call: tokens drafted for it, how many of them were accepted, and how many tokens it emitted.
 
     An accepted EOS counts as accepted, and ends the text without a bonus token. Tokens that were drafted for positions
-    behind the end of the text do not count as drafted.
+    after the end of the text do not count as drafted.
     """
 
     drafted: int
@@ -18,7 +18,7 @@ class Round(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeculativeText:
+class SpeculativeCompletion:
     """What was written to P prompts, and how.
 
     Args:
@@ -36,7 +36,7 @@ class SpeculativeText:
     seconds: float
 
 
-class TextInProgress:
+class CompletionInProgress:
     """One completion while it is written, with its rounds and rejected positions so far.
 
     Args:
@@ -80,7 +80,7 @@ class TextInProgress:
         self.rounds.append(Round(len(drafted), accepted, len(emitted)))
 
 
-def leave_out_drafts_behind_end(rounds: Sequence[Round]) -> list[Round]:
+def leave_out_drafts_after_end(rounds: Sequence[Round]) -> list[Round]:
     """The rounds of one whole text without the tokens that were drafted for positions behind its last token."""
     left, counted = 0, []
     for record in reversed(rounds):

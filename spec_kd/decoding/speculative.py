@@ -16,21 +16,21 @@ from transformers import PreTrainedModel
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int
 from spec_kd.decoding.acceptance_sampling import sample, verify_greedily, verify_sampled
-from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
+from spec_kd.decoding.model_checks import check_prompts, find_causal_lm, resolve_vocab_size
 from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
-from spec_kd.decoding.rounds import SpeculativeText, TextInProgress, leave_out_drafts_behind_end
+from spec_kd.decoding.rounds import CompletionInProgress, SpeculativeCompletion, leave_out_drafts_after_end
 from spec_kd.heads import evaluation_mode, find_input_device
 
 # A pass over more prompts would be no faster on a CPU, and would need more memory
 PROMPT_TOKENS_PER_PASS = 2048
 
-Observer = Callable[[Sequence[TextInProgress], torch.Tensor], None]
+Observer = Callable[[Sequence[CompletionInProgress], torch.Tensor], None]
 
 
 def generate_speculatively(
     target: PreTrainedModel,
     draft: PreTrainedModel,
-    prompts_ids: Sequence[Sequence[int]],
+    prompt_ids: Sequence[Sequence[int]],
     *,
     temperature: float = 0.0,
     num_assistant_tokens: int = 5,
@@ -42,7 +42,7 @@ def generate_speculatively(
     seed: int = 0,
     show_progress: bool = False,
     observe: Observer | None = None,
-) -> SpeculativeText:
+) -> SpeculativeCompletion:
     """Lets the target write with the draft's help, many prompts at a time, and records every round.
 
     Lossless (Leviathan et al., arXiv 2211.17192): greedy text is the target's own, sampled text is distributed as the
@@ -53,7 +53,7 @@ def generate_speculatively(
     Args:
         target (`PreTrainedModel` or `PeftModel`): The target.
         draft (`PreTrainedModel` or `PeftModel`): The draft.
-        prompts_ids (`list[list[int]]`): Ids of each prompt.
+        prompt_ids (`list[list[int]]`): Ids of each prompt.
         temperature (`float`): 0.0 for greedy.
         num_assistant_tokens (`int`): Tokens drafted in a round (gamma).
         max_new_tokens (`int`): Most tokens written to a prompt.
@@ -84,10 +84,10 @@ def generate_speculatively(
     check_int("seed", seed, None)
     target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
-    prompts_ids = [list(ids) for ids in prompts_ids]
-    check_prompts(prompts_ids, vocab_size)
+    prompt_ids = [list(ids) for ids in prompt_ids]
+    check_prompts(prompt_ids, vocab_size)
     for role, model in (("target", target), ("draft", draft)):
-        check_positions(model, role, prompts_ids, max_new_tokens)
+        check_positions(model, role, prompt_ids, max_new_tokens)
         check_reversible(model, role)
     if eos_token_id is None:
         eos_token_id = target.generation_config.eos_token_id
@@ -103,22 +103,22 @@ def generate_speculatively(
         generator=torch.Generator(device).manual_seed(seed),
         observe=observe,
     )
-    texts = [TextInProgress(i, max_new_tokens, eos_ids) for i in range(len(prompts_ids))]
-    waiting = sorted(texts, key=lambda text: -len(prompts_ids[text.index]))
+    texts = [CompletionInProgress(i, max_new_tokens, eos_ids) for i in range(len(prompt_ids))]
+    waiting = sorted(texts, key=lambda text: -len(prompt_ids[text.index]))
     batch = _Batch(target, draft, options)
     progress = tqdm(total=len(texts), desc="Speculative decoding", disable=not show_progress)
     start = time.perf_counter()
     with progress, evaluation_mode(target, draft):
         while waiting or batch.texts:
             while waiting and (num_free := batch_size - len(batch.texts)):
-                count = min(num_free, max(1, PROMPT_TOKENS_PER_PASS // len(prompts_ids[waiting[0].index])))
+                count = min(num_free, max(1, PROMPT_TOKENS_PER_PASS // len(prompt_ids[waiting[0].index])))
                 new, waiting = waiting[:count], waiting[count:]
-                batch.add(new, [prompts_ids[text.index] for text in new])
+                batch.add(new, [prompt_ids[text.index] for text in new])
             batch.write_round()
             progress.update(len(texts) - len(waiting) - len(batch.texts) - progress.n)
-    return SpeculativeText(
+    return SpeculativeCompletion(
         completion_ids=[text.ids for text in texts],
-        rounds=[leave_out_drafts_behind_end(text.rounds) for text in texts],
+        rounds=[leave_out_drafts_after_end(text.rounds) for text in texts],
         rejected_positions=[text.rejected_positions for text in texts],
         seconds=time.perf_counter() - start,
     )
@@ -140,7 +140,7 @@ class _Batch:
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, options: _Options):
         device = options.generator.device
-        self.texts: list[TextInProgress] = []  # those that are not complete, one for each row
+        self.texts: list[CompletionInProgress] = []  # those that are not complete, one for each row
         self._options = options
         # (B, 2), the last tokens of each text: the target has not read the second, the draft neither
         self._last_ids = torch.zeros(0, 2, dtype=torch.long, device=device)
@@ -148,7 +148,7 @@ class _Batch:
             RaggedModel(model, self._last_ids[:, 0], options.vocab_size, device) for model in (target, draft)
         )
 
-    def add(self, texts: list[TextInProgress], prompts: list[list[int]]) -> None:
+    def add(self, texts: list[CompletionInProgress], prompts: list[list[int]]) -> None:
         """Reads the prompts of more texts, up to where the next round begins."""
         self.texts = self.texts + texts
         self._target.add_rows([prompt[:-1] for prompt in prompts], [0] * len(prompts))

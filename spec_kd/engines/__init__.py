@@ -6,40 +6,40 @@ from typing import TYPE_CHECKING
 from spec_kd.engines.base import (
     Completion,
     Engine,
+    MissingCompletionsError,
     SamplingOptions,
-    SignalRequest,
-    TokenSlots,
-    UnansweredPromptsError,
+    SignalSpec,
+    SparseDistribution,
     UnsupportedByEngineError,
     UnusablePromptError,
 )
 
 _HOME = {
-    "ServerEngine": "spec_kd.engines.server",
-    "ServerRequestError": "spec_kd.engines.server_client",
+    "ServerEngine": "spec_kd.engines.server.engine",
+    "ServerRequestError": "spec_kd.engines.server.client",
     "TransformersEngine": "spec_kd.engines.transformers",
-    "UnmappedTokensError": "spec_kd.engines.server_logprobs",
+    "UnidentifiedTokensError": "spec_kd.engines.server.logprobs",
     "VLLMEngine": "spec_kd.engines.vllm",
 }
 
 if TYPE_CHECKING:
-    from spec_kd.engines.server import ServerEngine
-    from spec_kd.engines.server_client import ServerRequestError
-    from spec_kd.engines.server_logprobs import UnmappedTokensError
+    from spec_kd.engines.server.client import ServerRequestError
+    from spec_kd.engines.server.engine import ServerEngine
+    from spec_kd.engines.server.logprobs import UnidentifiedTokensError
     from spec_kd.engines.transformers import TransformersEngine
     from spec_kd.engines.vllm import VLLMEngine
 
 __all__ = [
     "Completion",
     "Engine",
+    "MissingCompletionsError",
     "SamplingOptions",
     "ServerEngine",
     "ServerRequestError",
-    "SignalRequest",
-    "TokenSlots",
+    "SignalSpec",
+    "SparseDistribution",
     "TransformersEngine",
-    "UnansweredPromptsError",
-    "UnmappedTokensError",
+    "UnidentifiedTokensError",
     "UnsupportedByEngineError",
     "UnusablePromptError",
     "VLLMEngine",

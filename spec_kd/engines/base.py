@@ -25,14 +25,14 @@ class UnusablePromptError(ValueError):
         self.fault = fault
 
 
-class UnansweredPromptsError(UnusablePromptError):
+class MissingCompletionsError(UnusablePromptError):
     """Prompts of a batch turned out to be unusable when they were asked; the others have their answers.
 
     Args:
         message (`str`): Which prompts, why, and what to do.
         reasons (`Mapping[int, str]`): Why, by the index in the batch.
-        completions (`Sequence[Completion | None]`): Of the batch; `None` for these and for unmapped ones.
-        unmapped (`Sequence[list[str]]`): As the `names` of `UnmappedTokensError`.
+        completions (`Sequence[Completion | None]`): Of the batch; `None` for these and for unidentified ones.
+        unidentified (`Sequence[list[str]]`): As the `names` of `UnidentifiedTokensError`.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class UnansweredPromptsError(UnusablePromptError):
         message: str,
         reasons: Mapping[int, str],
         completions: Sequence["Completion | None"],
-        unmapped: Sequence[list[str]],
+        unidentified: Sequence[list[str]],
     ):
         super().__init__(message, fault="refused")
         self.reasons = dict(reasons)
         self.completions = list(completions)
-        self.unmapped = list(unmapped)
+        self.unidentified = list(unidentified)
 
 
 class PromptBatch(list[list[int]]):
@@ -55,7 +55,7 @@ class PromptBatch(list[list[int]]):
 
     Args:
         prompts (`Iterable[list[int]]`): The prompts.
-        places (`Sequence[int]`): Of each in the data set, for errors and warnings.
+        places (`Sequence[int]`): Of each in the dataset, for errors and warnings.
         tell (`Callable[[int, int], None]`, *optional*):
             Called with tokens that were written and completions that are done by them, 0 or more.
     """
@@ -80,7 +80,7 @@ def pick_prompts(prompts: Sequence[list[int]], indices: Sequence[int]) -> list[l
 
 
 def name_prompt(prompts: Sequence[list[int]], index: int) -> str:
-    """A prompt by its place in the data set, where that is known: `"Row 7"`, else `"Prompt 7"` of the batch."""
+    """A prompt by its place in the dataset, where that is known: `"Row 7"`, else `"Prompt 7"` of the batch."""
     return f"Row {prompts.places[index]}" if isinstance(prompts, PromptBatch) else f"Prompt {index}"
 
 
@@ -115,7 +115,7 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
-class SignalRequest:
+class SignalSpec:
     """What to keep of the target's distribution at every completion token.
 
     Args:
@@ -131,7 +131,7 @@ class SignalRequest:
 
 
 @dataclass(frozen=True)
-class TokenSlots:
+class SparseDistribution:
     """What was kept of p at each of T tokens, by the method of the request; lists of T arrays with K_t entries each.
 
     Args:
@@ -144,10 +144,10 @@ class TokenSlots:
     log_p: list[np.ndarray] | None = None
     counts: list[np.ndarray] | None = None
 
-    def cut(self, part: slice) -> "TokenSlots":
+    def cut(self, part: slice) -> "SparseDistribution":
         """Those of some of the tokens."""
         log_p = None if self.log_p is None else self.log_p[part]
-        return TokenSlots(self.ids[part], log_p, None if self.counts is None else self.counts[part])
+        return SparseDistribution(self.ids[part], log_p, None if self.counts is None else self.counts[part])
 
 
 @dataclass(frozen=True)
@@ -158,22 +158,22 @@ class Completion:
         ids (`list[int]`): What it wrote, the EOS included if it wrote one, nothing behind it.
         finish_reason (`str`): `"stop"` or `"length"`.
         token_logprobs (`list[float]`, *optional*): log p of each id; `None` where the engine cannot say.
-        slots (`TokenSlots`, *optional*): Where more than `"token_only"` was asked for.
+        slots (`SparseDistribution`, *optional*): Where more than `"token_only"` was asked for.
     """
 
     ids: list[int]
     finish_reason: str
     token_logprobs: list[float] | None = None
-    slots: TokenSlots | None = None
+    slots: SparseDistribution | None = None
 
 
 class Engine(Protocol):
     """Runs the target on token ids. The chat template is rendered by the caller: both sides mean the same tokens.
 
     Attributes:
-        name (`str`): As in a data set's provenance.
+        name (`str`): As in a dataset's provenance.
         is_reproducible (`bool`): Whether the same call gives the same answer, also when sampling.
-        logprobs_are (`str`):
+        logprobs_mode (`str`):
             `"processed"`: log-probabilities of the distribution that was sampled from, temperature included; `"raw"`:
             of the model before any temperature (what most servers return). Equal at temperature 1; for greedy text,
             which has no distribution of its own, engines return raw ones and say so.
@@ -181,9 +181,9 @@ class Engine(Protocol):
 
     name: str
     is_reproducible: bool
-    logprobs_are: str
+    logprobs_mode: str
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
         """Raises before the expensive work: prompts that do not fit, options or a signal that cannot be met.
 
         Raises:
@@ -201,7 +201,7 @@ class Engine(Protocol):
         self,
         prompts: Sequence[list[int]],
         options: SamplingOptions,
-        signal: SignalRequest | None = None,
+        signal: SignalSpec | None = None,
         seed: str = "",
     ) -> list[Completion]:
         """Answers prompts, given as ids, in their order.
@@ -209,18 +209,18 @@ class Engine(Protocol):
         Args:
             prompts (`Sequence[list[int]]`): A batch.
             options (`SamplingOptions`): For all of them.
-            signal (`SignalRequest`, *optional*): What to keep of p; `None` keeps nothing.
+            signal (`SignalSpec`, *optional*): What to keep of p; `None` keeps nothing.
             seed (`str`): Distinguishes this batch from the job's others.
 
         Raises:
             UnsupportedByEngineError: Before any generation, for a signal the engine cannot give.
-            UnmappedTokensError: After the batch, for completions of which the engine does not know the exact ids.
-            UnansweredPromptsError: After the batch, for prompts that turned out to be unusable.
+            UnidentifiedTokensError: After the batch, for completions of which the engine does not know the exact ids.
+            MissingCompletionsError: After the batch, for prompts that turned out to be unusable.
         """
         ...
 
     def score(
-        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
         """The log-probabilities (and slots) of completions that exist already, raw, in their order.
 

@@ -20,20 +20,18 @@ from transformers import (
 )
 
 from spec_kd._private import get_config_model_id
-from spec_kd.decoding.drawn_token import DrawnToken
-from spec_kd.decoding.warpers import build_warpers
 from spec_kd.engines.base import (
     Completion,
     PromptBatch,
     SamplingOptions,
-    SignalRequest,
+    SignalSpec,
     UnusablePromptError,
     derive_seed,
     join_texts,
     pick_prompts,
     tell_of,
 )
-from spec_kd.engines.slots import SlotRecorder, check_signal, stack_slots
+from spec_kd.engines.sparse_recorder import SparseRecorder, check_signal, stack_sparse
 from spec_kd.finite import check_finite_weights
 from spec_kd.heads import (
     LogitHead,
@@ -46,6 +44,8 @@ from spec_kd.heads import (
 )
 from spec_kd.loading import load_model, load_tokenizer
 from spec_kd.probes import check_padding, group_for_generation
+from spec_kd.sampling.drawn_token import DrawnToken
+from spec_kd.sampling.logits_processors import build_warpers
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
 
 MAX_SCORED_LOGITS = 2**24
@@ -80,7 +80,7 @@ class TransformersEngine:
 
     name = "transformers"
     is_reproducible = True
-    logprobs_are = "processed"
+    logprobs_mode = "processed"
     default_batch_size = 8
 
     def __init__(
@@ -104,7 +104,7 @@ class TransformersEngine:
             "target": hash_model(self.target),
         }
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
         """Raises `ValueError` for prompts that do not fit the target, or a signal it cannot give.
 
         And [`NonFiniteError`] for weights that are not finite: what a NaN writes is not text.
@@ -118,7 +118,7 @@ class TransformersEngine:
         self,
         prompts: Sequence[list[int]],
         options: SamplingOptions,
-        signal: SignalRequest | None = None,
+        signal: SignalSpec | None = None,
         seed: str = "",
     ) -> list[Completion]:
         """As [`Engine.generate`]; the text does not depend on what is kept of the distribution.
@@ -135,7 +135,7 @@ class TransformersEngine:
         return [answers[i] for i in range(len(prompts))]
 
     def _generate(
-        self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None, seed: str
+        self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None, seed: str
     ) -> list[Completion]:
         length = max(map(len, prompts))
         padded = [[self.pad_id] * (length - len(ids)) + ids for ids in prompts]
@@ -148,7 +148,7 @@ class TransformersEngine:
             processors.append(watch)
         recorder = None
         if signal is not None:
-            recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
+            recorder = SparseRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
             processors.append(recorder)
         if options.temperature > 0:
             generator = torch.Generator(device).manual_seed(derive_seed(seed, SEED_BITS))
@@ -170,7 +170,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def score(
-        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
         """As [`Engine.score`]: one teacher-forced pass, the head on the completion tokens alone."""
         check_signal(signal, self.vocab_size)
@@ -185,7 +185,7 @@ class TransformersEngine:
                 self.target, self.target.get_output_embeddings(), input_ids=ids, attention_mask=mask
             )  # (B, T, H)
         head = LogitHead.of(self.target, self.vocab_size)
-        recorder = SlotRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
+        recorder = SparseRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal", SEED_BITS))
         chunk = max(1, MAX_SCORED_LOGITS // self.vocab_size)
         scored = []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -197,7 +197,7 @@ class TransformersEngine:
             ]
             reason = "stop" if completion[-1] in self.eos_ids else "length"
             logprobs = np.concatenate([logprobs for logprobs, _ in parts]).tolist()
-            scored.append(Completion(list(completion), reason, logprobs, stack_slots([s for _, s in parts])))
+            scored.append(Completion(list(completion), reason, logprobs, stack_sparse([s for _, s in parts])))
             tell_of(prompts, len(completion))
         return scored
 

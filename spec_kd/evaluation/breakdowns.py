@@ -5,16 +5,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from spec_kd.evaluation.figures import AcceptanceFigures
-from spec_kd.evaluation.replay import TextScores
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report.content import Breakdown, BreakdownRow
+from spec_kd.evaluation.response_replay import ResponseScores
 from spec_kd.evaluation.statistics import bootstrap_ratio
 
 POSITION_EDGES = (0, 1, 4, 16, 64, 256, 1024)
 ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)
 
 
-def break_down_by_position(scores: TextScores) -> Breakdown:
+def break_down_by_position(scores: ResponseScores) -> Breakdown:
     """alpha by how far into the completion a token stands."""
     positions = np.broadcast_to(np.arange(scores.acceptance.shape[1]), scores.acceptance.shape)
     groups = np.digitize(positions, POSITION_EDGES) - 1
@@ -30,7 +30,7 @@ def _name_range(start: int, end: int | None) -> str:
     return "first" if end == 1 else f"{start + 1} to {end}"
 
 
-def break_down_by_entropy(scores: TextScores) -> Breakdown | None:
+def break_down_by_entropy(scores: ResponseScores) -> Breakdown | None:
     """alpha by the entropy of the target's distribution, in nats; `None` where it was not measured."""
     if "target_entropy" not in scores.values:
         return None
@@ -40,7 +40,7 @@ def break_down_by_entropy(scores: TextScores) -> Breakdown | None:
     return Breakdown(title="entropy of the target", rows=rows)
 
 
-def break_down_by_class(scores: TextScores, classes: Sequence[Sequence[str]]) -> Breakdown:
+def break_down_by_class(scores: ResponseScores, classes: Sequence[Sequence[str]]) -> Breakdown:
     """alpha by the class of the token (`token_classes.classify_tokens`), most frequent first."""
     counts: dict[str, int] = {}
     for row in classes:
@@ -54,7 +54,7 @@ def break_down_by_class(scores: TextScores, classes: Sequence[Sequence[str]]) ->
 
 
 def break_down_by_column(
-    scores: TextScores, figures: AcceptanceFigures, values: Sequence[object], name: str
+    scores: ResponseScores, figures: AcceptanceMetrics, values: Sequence[object], name: str
 ) -> Breakdown:
     """alpha and block efficiency by a value of the prompts, such as their domain."""
     labels = sorted({str(value) for value in values})
@@ -65,10 +65,10 @@ def break_down_by_column(
 
 
 def _make_rows(
-    scores: TextScores,
+    scores: ResponseScores,
     groups: np.ndarray,
     labels: Sequence[str],
-    figures: AcceptanceFigures | None = None,
+    figures: AcceptanceMetrics | None = None,
     of_prompt: np.ndarray | None = None,
 ) -> list[BreakdownRow]:
     """A row for each group that has tokens; `groups` is `(P, N)` and counts where a text has a token."""

@@ -14,13 +14,13 @@ from trl.models import unwrap_model_for_generation
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int, check_numbers
-from spec_kd.data.prompts import Prompts, prepare_prompts
+from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import generate_responses
 from spec_kd.engines.transformers import find_special_ids
 from spec_kd.evaluation.assisted import generate_assisted
-from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
-from spec_kd.evaluation.replay import replay
-from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
+from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
+from spec_kd.evaluation.response_replay import replay
+from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
@@ -68,7 +68,7 @@ class SpeculativeEvalCallback(TrainerCallback):
             Unbound, the metrics reach `metric_for_best_model` but no tracker.
 
     Attributes:
-        history (`list[tuple[int, dict[float, AcceptanceFigures]]]`): Step and figures by temperature.
+        history (`list[tuple[int, dict[float, AcceptanceMetrics]]]`): Step and figures by temperature.
 
     Raises:
         `ValueError`: For no prompts or an option out of its range, at once; when training begins, for a run that
@@ -125,7 +125,7 @@ class SpeculativeEvalCallback(TrainerCallback):
         self.seed = seed
         self.metric_key_prefix = metric_key_prefix
         self.trainer = trainer
-        self.history: list[tuple[int, dict[float, AcceptanceFigures]]] = []
+        self.history: list[tuple[int, dict[float, AcceptanceMetrics]]] = []
         self._texts: dict[float, Dataset] = {}
         self._users_eval_on_start: bool | None = None
 
@@ -149,7 +149,7 @@ class SpeculativeEvalCallback(TrainerCallback):
             if self.trainer.is_fsdp_enabled:
                 raise ValueError(
                     "SpeculativeEvalCallback cannot read models sharded by FSDP. Train with DDP or DeepSpeed, or "
-                    "evaluate the saved draft with `spec_kd.evaluation.replay`."
+                    "evaluate the saved draft with `spec_kd.evaluation.response_replay`."
                 )
             handler = self.trainer.callback_handler
             handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
@@ -190,7 +190,7 @@ class SpeculativeEvalCallback(TrainerCallback):
                 log_picture(self.trainer, f"{self.metric_key_prefix}/acceptance", picture, state.global_step)
 
     def _is_first_dataset(self, metrics: dict[str, float]) -> bool:
-        """Whether this event is for the only, or the first of several, evaluation data sets."""
+        """Whether this event is for the only, or the first of several, evaluation datasets."""
         datasets = getattr(self.trainer, "eval_dataset", None)
         if not isinstance(datasets, dict):
             return True
@@ -248,7 +248,7 @@ class SpeculativeEvalCallback(TrainerCallback):
                 for wrapped in (self.trainer.model_wrapped, target)
             )
 
-    def _measure(self, draft: nn.Module, target: PreTrainedModel | None, temperature: float) -> AcceptanceFigures:
+    def _measure(self, draft: nn.Module, target: PreTrainedModel | None, temperature: float) -> AcceptanceMetrics:
         processing_class = self._find_processing_class()
         if target is None:
             self._texts[temperature] = self._stored[temperature]

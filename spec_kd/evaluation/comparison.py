@@ -5,17 +5,17 @@ from itertools import combinations
 
 import numpy as np
 
-from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report.content import Comparison
 from spec_kd.evaluation.statistics import Interval, bootstrap
 
 
-def compare_alpha(figures: AcceptanceFigures, baseline: AcceptanceFigures) -> Interval:
+def compare_alpha(figures: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
     """alpha minus the baseline's, by drawing the prompts of both together."""
     return _compare((figures.alpha_sum, figures.alpha_tokens), (baseline.alpha_sum, baseline.alpha_tokens))
 
 
-def compare_block_efficiency(figures: AcceptanceFigures, baseline: AcceptanceFigures) -> Interval:
+def compare_block_efficiency(figures: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
     """Tokens per target pass minus the baseline's, by drawing the prompts of both together."""
     return _compare((figures.tokens, figures.target_calls), (baseline.tokens, baseline.target_calls))
 
@@ -25,11 +25,11 @@ def _compare(ratio: tuple[np.ndarray, np.ndarray], baseline: tuple[np.ndarray, n
     return bootstrap(lambda a, n, b, m: a / n - b / m, *ratio, *baseline)
 
 
-def compare_drafts(figures: Mapping[str, AcceptanceFigures], setting: str) -> list[Comparison]:
+def compare_drafts(figures: Mapping[str, AcceptanceMetrics], setting: str) -> list[Comparison]:
     """Every pair of drafts, the later one minus the earlier one.
 
     Args:
-        figures (`Mapping[str, AcceptanceFigures]`): By name of the draft, on the same prompts at the same gamma.
+        figures (`Mapping[str, AcceptanceMetrics]`): By name of the draft, on the same prompts at the same gamma.
         setting (`str`): Name of the setting.
     """
     comparisons = []

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficiency, predict_speedup
 from spec_kd.checks import check_int, check_ints, check_number
-from spec_kd.decoding.inputs import find_causal_lm, resolve_vocab_size
-from spec_kd.evaluation.assisted import AssistedFigures, generate_assisted
-from spec_kd.evaluation.clock import synchronize
+from spec_kd.decoding.model_checks import find_causal_lm, resolve_vocab_size
+from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
+from spec_kd.evaluation.device_timing import synchronize
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
@@ -237,13 +237,13 @@ class AssistedCosts:
         costs (`ServingCosts`): Of a round, at batch size 1.
         plain_prefill (`PrefillCost`): Of plain generation, until its first token, the step of that taken off.
         assisted_prefill (`PrefillCost`): The same of assisted generation, its first round taken off.
-        figures (`list[AssistedFigures]`): The runs it was measured in, one for each gamma.
+        figures (`list[AssistedMetrics]`): The runs it was measured in, one for each gamma.
     """
 
     costs: ServingCosts
     plain_prefill: PrefillCost
     assisted_prefill: PrefillCost
-    figures: list[AssistedFigures] = field(repr=False)
+    figures: list[AssistedMetrics] = field(repr=False)
 
     def predict_speedup(self, prompt_tokens: np.ndarray, tokens: np.ndarray, target_calls: np.ndarray, gamma: int):
         """Speed-up of whole requests, prompts included: seconds without the draft over seconds with it.
@@ -263,7 +263,7 @@ class AssistedCosts:
 def measure_assisted_costs(
     draft: PreTrainedModel,
     target: PreTrainedModel,
-    prompts_ids: Sequence[Sequence[int]],
+    prompt_ids: Sequence[Sequence[int]],
     *,
     gammas: Sequence[int] = (2, 5, 12),
     max_new_tokens: int,
@@ -286,7 +286,7 @@ def measure_assisted_costs(
 
     Args:
         draft, target: The models.
-        prompts_ids (`Sequence[Sequence[int]]`): Prompts to time on: others than those a prediction is compared on.
+        prompt_ids (`Sequence[Sequence[int]]`): Prompts to time on: others than those a prediction is compared on.
         gammas (`Sequence[int]`): Two or more numbers of drafted tokens; the range in which predictions hold.
         max_new_tokens, temperature, top_k, top_p, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
 
@@ -300,7 +300,7 @@ def measure_assisted_costs(
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
     figures = [
         generate_assisted(
-            target, draft, prompts_ids, num_assistant_tokens=gamma, max_new_tokens=max_new_tokens,
+            target, draft, prompt_ids, num_assistant_tokens=gamma, max_new_tokens=max_new_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, vocab_size=vocab_size, eos_token_id=eos_token_id,
             seed=seed, measure_speed=True,
         )
@@ -309,7 +309,7 @@ def measure_assisted_costs(
     paces = [_measure_paces(run) for run in figures]
     step = float(np.nanmedian([steps for steps, _ in paces]))
     round_steps = np.array([np.nanmedian(rounds / steps) for steps, rounds in paces])
-    context = int(np.mean([len(ids) for ids in prompts_ids]) + max_new_tokens / 2)
+    context = int(np.mean([len(ids) for ids in prompt_ids]) + max_new_tokens / 2)
     limit = min(getattr(m.config.get_text_config(), "max_position_embeddings", None) or 2**30 for m in (draft, target))
     bare = measure_costs(draft, target, gammas=gammas, context_length=min(context, limit - max(gammas) - 1))[0]
     # A pass inside `generate` costs more than a bare one, by the same amount for any number of tokens
@@ -320,7 +320,7 @@ def measure_assisted_costs(
         slope, intercept = float((rest / np.array(gammas)).mean()), 0.0
     slope = max(0.0, float(slope))
     verify = {g: float(total - slope * g - intercept) for g, total in zip(gammas, round_steps, strict=True)}
-    lengths = np.array([len(ids) for ids in prompts_ids] * len(figures))
+    lengths = np.array([len(ids) for ids in prompt_ids] * len(figures))
     if slope < 0 or min(verify.values()) <= 0 or not np.isfinite([step, slope, intercept, *verify.values()]).all():
         raise MeasurementError(
             "the measured rounds contradict each other (a pass over more tokens would cost "
@@ -333,7 +333,7 @@ def measure_assisted_costs(
             verify_cost=verify,
             round_overhead=float(intercept),
             target_step_seconds=step,
-            source=f"rounds of assisted generation on {len(prompts_ids)} prompts, on this machine",
+            source=f"rounds of assisted generation on {len(prompt_ids)} prompts, on this machine",
         ),
         plain_prefill=PrefillCost.fit(lengths, np.concatenate([f.plain_first_seconds for f in figures]) - step),
         assisted_prefill=PrefillCost.fit(
@@ -344,7 +344,7 @@ def measure_assisted_costs(
     )
 
 
-def _measure_paces(run: AssistedFigures) -> tuple[np.ndarray, np.ndarray]:
+def _measure_paces(run: AssistedMetrics) -> tuple[np.ndarray, np.ndarray]:
     """Seconds per plain step and per round behind the first one of each answer `(P,)`, NaN where it ends there."""
     is_timed = (run.plain_tokens > 1) & (run.target_calls > 1)
     if not is_timed.any():

@@ -13,22 +13,22 @@ from transformers import PreTrainedModel
 from spec_kd._private import get_config_model_id
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int, check_ints, check_numbers, check_text, read_path
-from spec_kd.data.prompts import Prompts, prepare_prompts
+from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target, generate_responses
-from spec_kd.decoding.warpers import check_truncation
 from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine, find_special_ids
+from spec_kd.evaluation.assisted_check import cross_check
 from spec_kd.evaluation.comparison import compare_drafts
-from spec_kd.evaluation.cross_check import cross_check
-from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
+from spec_kd.evaluation.cost_measurement import MEASURE, Costs, describe_costs, find_costs, measure_or_say
+from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
 from spec_kd.evaluation.provenance import describe_model, describe_surroundings, describe_texts
-from spec_kd.evaluation.replay import score_texts
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport
+from spec_kd.evaluation.response_replay import score_responses
 from spec_kd.evaluation.setting_report import TextDescription, describe_setting
-from spec_kd.evaluation.stored_texts import find_max_new_tokens, split_by_temperature
-from spec_kd.evaluation.timing import MEASURE, Costs, describe_costs, find_costs, measure_or_say
+from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.heads import find_input_device
 from spec_kd.loading import load_model
+from spec_kd.sampling.logits_processors import check_truncation
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
@@ -63,7 +63,7 @@ def evaluate_draft(
     batch_sizes: Sequence[int] = (1,),
     num_assisted_prompts: int = 0,
     num_shown_prompts: int = 5,
-    shows_prompt_text: bool = True,
+    show_prompt_text: bool = True,
     processing_class: ProcessingClass | None = None,
     draft_init_kwargs: dict[str, Any] | None = None,
     batch_size: int = 8,
@@ -106,7 +106,7 @@ def evaluate_draft(
             to time its rounds. It samples the draft as transformers does, so greedy drafts at a temperature above 0 go
             unchecked. Slow, so 0 by default.
         num_shown_prompts (`int`): How many of the worst prompts to show token by token.
-        shows_prompt_text (`bool`): Whether their prompts are shown too, or only what the target wrote.
+        show_prompt_text (`bool`): Whether their prompts are shown too, or only what the target wrote.
         processing_class (*optional*): The target's; found with the target by default.
         draft_init_kwargs (`dict`, *optional*):
             Arguments of `from_pretrained` for drafts given by name, such as `trust_remote_code`; `dtype` defaults to
@@ -164,7 +164,7 @@ def evaluate_draft(
 
     vocab_size = count_real_ids(processing_class)
     reports, provenances = [], {}
-    figures: dict[str, dict[str, AcceptanceFigures]] = {setting.name: {} for setting in settings}
+    figures: dict[str, dict[str, AcceptanceMetrics]] = {setting.name: {} for setting in settings}
     for name, draft in named.items():
         model = draft
         if isinstance(draft, str):
@@ -176,7 +176,7 @@ def evaluate_draft(
         known_costs = find_costs(costs, model, target_model, batch_sizes, gammas, unmeasured)
         described_settings = []
         for setting in settings:
-            scores = score_texts(
+            scores = score_responses(
                 model,
                 target_model,
                 texts[setting.temperature],
@@ -187,7 +187,7 @@ def evaluate_draft(
                 top_k=top_k,
                 top_p=top_p,
                 batch_size=batch_size,
-                measures_entropy=True,
+                measure_entropy=True,
                 description=f"{name}, {setting.name}" if show_progress else None,
             )
             by_gamma = {gamma: scores.replay(gamma, max_new_tokens) for gamma in gammas}
@@ -219,7 +219,7 @@ def evaluate_draft(
                     costs=known_costs,
                     text=described[setting.temperature],
                     num_shown_prompts=num_shown_prompts,
-                    shows_prompt_text=shows_prompt_text,
+                    show_prompt_text=show_prompt_text,
                     assisted=check,
                 )
             )

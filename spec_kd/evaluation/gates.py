@@ -129,7 +129,7 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
         `ValueError`: For an unknown draft, a gate that cannot be read, or a figure that the report does not have; the
             message lists what there is.
     """
-    values = collect_figures(report, _find_draft(report, draft))
+    values = collect_metrics(report, _find_draft(report, draft))
     parsed = [parse_gate(gate) for gate in gates]
     unknown = [gate.name for gate in parsed if gate.name not in values]
     if unknown:
@@ -149,7 +149,7 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
     ]
 
 
-def collect_figures(report: EvaluationReport, draft: DraftReport) -> dict[str, Interval]:
+def collect_metrics(report: EvaluationReport, draft: DraftReport) -> dict[str, Interval]:
     """Every figure that a gate can name, by its name; those of the first setting also without a setting."""
     named: dict[str, Interval] = {}
     for setting in draft.settings:

@@ -13,9 +13,9 @@ from spec_kd.evaluation.breakdowns import (
     break_down_by_position,
 )
 from spec_kd.evaluation.cost import ServingCosts
-from spec_kd.evaluation.figures import AcceptanceFigures
-from spec_kd.evaluation.replay import TextScores
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report.content import AssistedReport, GammaReport, SettingReport, ShownPrompt
+from spec_kd.evaluation.response_replay import ResponseScores
 from spec_kd.evaluation.statistics import Interval
 from spec_kd.evaluation.token_classes import classify_tokens, split_into_pieces
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
@@ -48,10 +48,10 @@ class TextDescription:
         columns = {name: rows[name][:] for name in group_by}
         return cls(rows["prompt_ids"][:], pieces, classes, columns, processing_class)
 
-    def show(self, row: int, scores: TextScores, figures: AcceptanceFigures, shows_prompt_text: bool) -> ShownPrompt:
+    def show(self, row: int, scores: ResponseScores, figures: AcceptanceMetrics, show_prompt_text: bool) -> ShownPrompt:
         """One prompt, token by token."""
         prompt = "(not shown)"
-        if shows_prompt_text:
+        if show_prompt_text:
             prompt = get_tokenizer(self.processing_class).decode(self.prompt_ids[row], skip_special_tokens=False)
         return ShownPrompt(
             row=row,
@@ -64,26 +64,26 @@ class TextDescription:
 
 def describe_setting(
     name: str,
-    scores: TextScores,
-    by_gamma: Mapping[int, AcceptanceFigures],
+    scores: ResponseScores,
+    by_gamma: Mapping[int, AcceptanceMetrics],
     *,
     num_assistant_tokens: int,
     costs: Sequence[ServingCosts],
     text: TextDescription,
     num_shown_prompts: int,
-    shows_prompt_text: bool,
+    show_prompt_text: bool,
     assisted: AssistedReport | None,
 ) -> SettingReport:
     """Puts together what [`SettingReport`] holds.
 
     Args:
         name (`str`): Of the setting.
-        scores (`TextScores`): Of the draft on the texts.
-        by_gamma (`Mapping[int, AcceptanceFigures]`): Their replay, by number of drafted tokens.
+        scores (`ResponseScores`): Of the draft on the texts.
+        by_gamma (`Mapping[int, AcceptanceMetrics]`): Their replay, by number of drafted tokens.
         num_assistant_tokens (`int`): gamma of the headline.
         costs (`Sequence[ServingCosts]`): Known costs; a prediction is made for each, as far as its gammas go.
         text (`TextDescription`): Of the same texts.
-        num_shown_prompts (`int`), shows_prompt_text (`bool`): Which prompts to show, and whether with their text.
+        num_shown_prompts (`int`), show_prompt_text (`bool`): Which prompts to show, and whether with their text.
         assisted (`AssistedReport`, *optional*): The cross-check.
     """
     headline = by_gamma[num_assistant_tokens]
@@ -115,12 +115,12 @@ def describe_setting(
         best_gamma=best,
         break_even_alpha={str(cost.batch_size): cost.find_break_even_alpha(max(by_gamma)) for cost in costs},
         breakdowns=[breakdown for breakdown in breakdowns if breakdown is not None],
-        worst=[text.show(int(row), scores, headline, shows_prompt_text) for row in worst],
+        worst=[text.show(int(row), scores, headline, show_prompt_text) for row in worst],
         assisted=assisted,
     )
 
 
-def _describe_gamma(gamma: int, figures: AcceptanceFigures, costs: Sequence[ServingCosts]) -> GammaReport:
+def _describe_gamma(gamma: int, figures: AcceptanceMetrics, costs: Sequence[ServingCosts]) -> GammaReport:
     efficiency = figures.block_efficiency
     return GammaReport(
         num_assistant_tokens=gamma,

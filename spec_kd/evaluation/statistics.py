@@ -28,7 +28,7 @@ def bootstrap(
     Args:
         statistic: Takes one sum for each column (scalars, or arrays over resamples) and returns the figure.
         columns (`np.ndarray`): Per-prompt values `(P,)`.
-        num_resamples (`int`): Data sets drawn.
+        num_resamples (`int`): Datasets drawn.
         confidence (`float`): Mass of the interval.
         seed (`int`): Of the draws.
 

@@ -9,8 +9,8 @@ from spec_kd.acceptance import (
     compute_token_acceptance,
     match_tokens,
 )
-from spec_kd.decoding.warpers import build_warpers
-from spec_kd.losses import SparseTargets
+from spec_kd.losses import SparseTensors
+from spec_kd.sampling.logits_processors import build_warpers
 
 SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
 """Rows of what the functions return, float64; NaN where there is no word on it."""
@@ -60,7 +60,7 @@ def score_from_stored(
     tokens: torch.Tensor,
     temperature: float,
     draft_sampling: str,
-    slots: SparseTargets | None = None,
+    slots: SparseTensors | None = None,
 ) -> torch.Tensor:
     """Scores of tokens sampled at a temperature > 0, from what the target left of its distribution at it.
 
@@ -73,7 +73,7 @@ def score_from_stored(
         tokens (`torch.Tensor`): int64 `(n,)`.
         temperature (`float`): Of the text and of the log-probabilities.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
-        slots (`SparseTargets`, *optional*): What else was kept, with log p.
+        slots (`SparseTensors`, *optional*): What else was kept, with log p.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.
@@ -85,10 +85,10 @@ def score_from_stored(
     acceptance = compute_token_acceptance(token_log_p, _at(log_q, tokens))
     if slots is None:
         return _stack(acceptance, acceptance)
-    log_q_slots = log_q.gather(-1, slots.ids)  # (n, K)
+    log_q_sparse = log_q.gather(-1, slots.ids)  # (n, K)
     if slots.method.is_sampled:
-        return _stack(acceptance, (compute_token_acceptance(slots.log_p, log_q_slots) * slots.weights).sum(-1))
-    return _stack(acceptance, acceptance, *bound_alpha(slots.log_p, log_q_slots))
+        return _stack(acceptance, (compute_token_acceptance(slots.log_p, log_q_sparse) * slots.weights).sum(-1))
+    return _stack(acceptance, acceptance, *bound_alpha(slots.log_p, log_q_sparse))
 
 
 def _at(log: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

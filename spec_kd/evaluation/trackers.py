@@ -8,9 +8,9 @@ import numpy as np
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from spec_kd.evaluation.figures import AcceptanceFigures, name_temperature
+from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
+from spec_kd.evaluation.report.formatting import format_interval
 from spec_kd.evaluation.report.plots import draw_intervals, finish_axis, new_figure
-from spec_kd.evaluation.report.words import format_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,11 +52,11 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> list
     return [name for callback, name, send in found if send(callback, tag, pixels, step)]
 
 
-def plot_acceptance(figures_by_temperature: Mapping[float, AcceptanceFigures]) -> "Figure":
+def plot_acceptance(metrics_by_temperature: Mapping[float, AcceptanceMetrics]) -> "Figure":
     """Acceptance by drafted position with 95 % intervals, a line for each temperature; block efficiencies in the title.
 
     Args:
-        figures_by_temperature (`Mapping[float, AcceptanceFigures]`): As in `SpeculativeEvalCallback.history`.
+        metrics_by_temperature (`Mapping[float, AcceptanceMetrics]`): As in `SpeculativeEvalCallback.history`.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -64,7 +64,7 @@ def plot_acceptance(figures_by_temperature: Mapping[float, AcceptanceFigures]) -
     figure = new_figure(6.0, 4.0)
     axis = figure.subplots()
     title = ["tokens per target pass:"]
-    for i, (temperature, figures) in enumerate(figures_by_temperature.items()):
+    for i, (temperature, figures) in enumerate(metrics_by_temperature.items()):
         name = name_temperature(temperature)
         rates = figures.acceptance_rate_per_position
         draw_intervals(axis, range(1, len(rates) + 1), rates, f"C{i % 10}", label=name)

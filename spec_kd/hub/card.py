@@ -75,7 +75,7 @@ def extend_model_card(
 
 
 def carry_model_card(
-    source: str | os.PathLike | None, output_dir: str | os.PathLike, *, keeps_name: bool = False
+    source: str | os.PathLike | None, output_dir: str | os.PathLike, *, keep_name: bool = False
 ) -> None:
     """Gives an exported draft the card that it had, or one of its own, for the form in which it is there.
 
@@ -84,7 +84,7 @@ def carry_model_card(
     Args:
         source (`str` or `os.PathLike`, *optional*): The folder that the draft is from, if it is from one.
         output_dir (`str` or `os.PathLike`): The folder that it was exported to.
-        keeps_name (`bool`, *optional*, defaults to `False`):
+        keep_name (`bool`, *optional*, defaults to `False`):
             Whether a draft that has no id on the Hub keeps its name, instead of being called by `output_dir`.
     """
     path = Path(output_dir) / "README.md"
@@ -98,7 +98,7 @@ def carry_model_card(
             facts = CardFacts.read(found.text)
             card = found if facts is not None else card
     facts = facts or CardFacts(draft_name=card.data.model_name)
-    if not keeps_name and not _is_id(facts.draft_name):
+    if not keep_name and not _is_id(facts.draft_name):
         facts = replace(facts, draft_name=path.resolve().parent.name)
         card.data.model_name = facts.draft_name
     _save(card, path, facts)

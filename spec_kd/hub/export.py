@@ -54,7 +54,7 @@ def export_draft(
 
     Raises:
         `ValueError`: Before anything is written: no processing class to align by, an adapter to be aligned but not
-            merged, an adapter whose base is the model in `output_dir`, a quantised base to be merged into, partitioned
+            merged, an adapter whose base is the model in `output_dir`, a quantized base to be merged into, partitioned
             (ZeRO-3) weights, real ids beyond the target's rows.
         `OSError`: `output_dir` cannot be created, or there is no room for the files.
     """
@@ -78,7 +78,7 @@ def export_draft(
         raise ValueError("`target_vocab_size` needs `processing_class`, to know which rows are in use.")
     if is_adapter and merge_adapter and getattr(unwrap_peft(draft), "is_quantized", False):
         raise ValueError(
-            "The adapter sits on a quantised base, and merging into that would round it. Save the adapter and export "
+            "The adapter sits on a quantized base, and merging into that would round it. Save the adapter and export "
             "it from its path, which loads the base in its own precision."
         )
     if is_adapter and not merge_adapter and target_vocab_size is not None:

@@ -14,7 +14,7 @@ from spec_kd.losses.reference import dense_divergence
 from spec_kd.losses.registry import DIVERGENCES, build_divergence, register_divergence
 from spec_kd.losses.selected import TokenLoss, selected_linear_divergence
 from spec_kd.losses.selection import TOKEN_SELECTIONS, TokenSelection, build_selection
-from spec_kd.losses.sparse import SPARSE_METHODS, SparseMethod, SparseTargets
+from spec_kd.losses.sparse import SPARSE_METHODS, SparseMethod, SparseTensors
 
 __all__ = [
     "DIVERGENCES",
@@ -28,7 +28,7 @@ __all__ = [
     "NegLogAcceptance",
     "ReverseKL",
     "SparseMethod",
-    "SparseTargets",
+    "SparseTensors",
     "TVDPlusPlus",
     "TokenDistributions",
     "TokenLoss",

@@ -107,7 +107,7 @@ class ReverseKL(Divergence):
 
 
 class JensenShannon(Divergence):
-    """Generalised JSD of GKD (arXiv 2306.13649): b KL(p‖m) + (1-b) KL(q‖m) with m = b p + (1-b) q.
+    """Generalized JSD of GKD (arXiv 2306.13649): b KL(p‖m) + (1-b) KL(q‖m) with m = b p + (1-b) q.
 
     The gradient is (1-b) q (r - E_q r) with r = log q - log m.
 
@@ -171,7 +171,7 @@ class TotalVariation(Divergence):
 
 
 class TVDPlusPlus(TotalVariation):
-    """TVD++ (arXiv 2403.00858): the TVD as a policy gradient whose rewards r = 1[p > q] are normalised.
+    """TVD++ (arXiv 2403.00858): the TVD as a policy gradient whose rewards r = 1[p > q] are normalized.
 
     The value is the TVD, the gradient dTVD/dz / sigma with sigma^2 = Var_q r over the vocabulary of one position. The
     paper takes the moments over a batch, which is one number and nearly nothing under Adam; per position they weigh

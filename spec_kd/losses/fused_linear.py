@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from spec_kd._private import is_graph_retained
 from spec_kd.checks import check_number
 from spec_kd.losses.divergences import Divergence
-from spec_kd.losses.sparse import SparseTargets
+from spec_kd.losses.sparse import SparseTensors
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
 from spec_kd.projection import accumulate_product, project, project_back
 
@@ -35,7 +35,7 @@ GPU_ALIGNMENT = 8
 # block of this size, allocated, not touched and freed, ends that; elsewhere it does nothing.
 HEAP_BYTES = 24 * 2**20
 
-Teacher = Callable[[slice], torch.Tensor | SparseTargets]
+Teacher = Callable[[slice], torch.Tensor | SparseTensors]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def fused_linear_divergence(
     Args:
         hidden (`torch.Tensor`): Draft hidden states of the tokens of the loss, `(N, H)`. N = 0 gives a zero loss.
         weight (`torch.Tensor`): Draft head, `(rows, H)` with `rows >= vocab_size`.
-        teacher (`Callable[[slice], torch.Tensor | SparseTargets]`):
+        teacher (`Callable[[slice], torch.Tensor | SparseTensors]`):
             Returns, for a slice of the N tokens, the teacher's logits `(n, vocab_size)` before the temperature, or
-            what a sparse teacher says ([`SparseTargets`] is such a function). Called once per chunk under no_grad.
+            what a sparse teacher says ([`SparseTensors`] is such a function). Called once per chunk under no_grad.
         labels (`torch.Tensor`): Written token per position, int64 `(N,)`, for `is_top1` and the cross-entropy.
         divergence (`Divergence`): D.
         bias (`torch.Tensor`, *optional*): Draft head bias, `(rows,)`.
@@ -111,7 +111,7 @@ def fused_linear_divergence(
 
     Raises:
         ValueError: For a temperature, a weight or shapes that cannot be, before anything is computed.
-        TypeError: If the head's weight is quantised.
+        TypeError: If the head's weight is quantized.
     """
     vocab_size = weight.shape[0] if vocab_size is None else vocab_size
     check_number("temperature", temperature, above=0, reason="It divides the logits of both models.")
@@ -119,7 +119,7 @@ def fused_linear_divergence(
     if not 0 < vocab_size <= weight.shape[0]:
         raise ValueError(f"`vocab_size` {vocab_size} does not fit a head of {weight.shape[0]} rows.")
     if not weight.is_floating_point():
-        raise TypeError(f"The draft's head has dtype {weight.dtype}: a quantised head cannot be trained through.")
+        raise TypeError(f"The draft's head has dtype {weight.dtype}: a quantized head cannot be trained through.")
     device = hidden.device.type
     chunk_tokens = choose_chunk_tokens(hidden.shape[0], vocab_size, device, chunk_tokens)
     is_autocast = torch.is_autocast_enabled(device)
@@ -200,9 +200,9 @@ class _FusedLinearDivergence(torch.autograd.Function):
         return (*returned, None, None, None)
 
 
-def _ask_teacher(teacher: Teacher, chunk: slice, shape: torch.Size) -> torch.Tensor | SparseTargets:
+def _ask_teacher(teacher: Teacher, chunk: slice, shape: torch.Size) -> torch.Tensor | SparseTensors:
     target = teacher(chunk)
-    if isinstance(target, SparseTargets):
+    if isinstance(target, SparseTensors):
         if len(target) != shape[0]:
             raise ValueError(f"The sparse teacher speaks of {len(target)} tokens, expected {shape[0]}.")
     elif target.shape != shape:

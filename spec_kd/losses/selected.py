@@ -8,20 +8,20 @@ import torch
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.selection import TokenScores, TokenSelection
-from spec_kd.losses.sparse import SparseMethod, SparseTargets
+from spec_kd.losses.sparse import SparseMethod, SparseTensors
 
 
 class TokenTargets(Protocol):
     """What a teacher says of N tokens: callable as `fused_linear_divergence` wants it, and divisible by a mask."""
 
-    def __call__(self, chunk: slice) -> torch.Tensor | SparseTargets: ...
+    def __call__(self, chunk: slice) -> torch.Tensor | SparseTensors: ...
 
     def __getitem__(self, mask: torch.Tensor) -> "TokenTargets": ...
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """What a white-box run minimises.
+    """What a white-box run minimizes.
 
     Args:
         divergence (`Divergence`): D.

@@ -23,7 +23,7 @@ class SparseMethod:
     """A way to keep a teacher's distribution in a few numbers per token.
 
     Args:
-        name (`str`): As written in a data set.
+        name (`str`): As written in a dataset.
         is_sampled (`bool`): Ids drawn from p; otherwise the most likely ids and a bucket for the rest.
         has_log_p (`bool`): Whether the true log p of the ids is kept.
         alpha (`str`, *optional*): What it says of sum_v min(p, q): `"unbiased"`, `"upper bound"` or nothing.
@@ -54,7 +54,7 @@ class SparseMethod:
         raise ValueError(
             f"A teacher kept as {self.name!r} cannot serve the divergence {divergence.name!r}: it gives neither an "
             f"unbiased estimate of bounded variance nor a bound. Use a live `teacher_model`"
-            + (f", a data set made with {' or '.join(others)}" if others else "")
+            + (f", a dataset made with {' or '.join(others)}" if others else "")
             + f", or one of the divergences it serves: {', '.join(served)}."
         )
 
@@ -71,7 +71,7 @@ SPARSE_METHODS: dict[str, SparseMethod] = {
 
 
 @dataclass(frozen=True)
-class SparseTargets:
+class SparseTensors:
     """What a sparse teacher says of N tokens, K slots each.
 
     Args:
@@ -89,18 +89,18 @@ class SparseTargets:
     log_p: torch.Tensor | None = None
     weights: torch.Tensor | None = None
 
-    def __getitem__(self, tokens: slice) -> "SparseTargets":
+    def __getitem__(self, tokens: slice) -> "SparseTensors":
         log_p = None if self.log_p is None else self.log_p[tokens]
         weights = None if self.weights is None else self.weights[tokens]
-        return SparseTargets(self.method, self.ids[tokens], log_p, weights)
+        return SparseTensors(self.method, self.ids[tokens], log_p, weights)
 
-    def to(self, device: torch.device) -> "SparseTargets":
+    def to(self, device: torch.device) -> "SparseTensors":
         """The same on another device."""
         log_p = None if self.log_p is None else self.log_p.to(device)
         weights = None if self.weights is None else self.weights.to(device)
-        return SparseTargets(self.method, self.ids.to(device), log_p, weights)
+        return SparseTensors(self.method, self.ids.to(device), log_p, weights)
 
-    def __call__(self, chunk: slice) -> "SparseTargets":
+    def __call__(self, chunk: slice) -> "SparseTensors":
         """The slice, so that targets can be handed to `fused_linear_divergence` as they are."""
         return self[chunk]
 
@@ -119,13 +119,13 @@ class SparseResult:
 
 
 def compute_sparse(
-    z: torch.Tensor, targets: SparseTargets, divergence: Divergence, needs_gradient: bool = True
+    z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool = True
 ) -> SparseResult:
     """Divergence of the draft's logits from a sparse teacher, and its gradient.
 
     Args:
         z (`torch.Tensor`): Draft logits over the loss temperature, float32 `(N, V)`; left as they are.
-        targets (`SparseTargets`): N tokens.
+        targets (`SparseTensors`): N tokens.
         divergence (`Divergence`): One that the method serves (`SparseMethod.check_serves`, not asked again here).
         needs_gradient (`bool`, *optional*, defaults to `True`): Whether to form dD/dz.
 
@@ -143,7 +143,7 @@ def _softmax(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _compute_sampled(
-    z: torch.Tensor, targets: SparseTargets, divergence: Divergence, needs_gradient: bool
+    z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool
 ) -> SparseResult:
     q, log_normaliser = _softmax(z)
     log_q = z.gather(-1, targets.ids) - log_normaliser  # (N, K)
@@ -160,7 +160,7 @@ def _compute_sampled(
 
 
 def _compute_coarsened(
-    z: torch.Tensor, targets: SparseTargets, divergence: Divergence, needs_gradient: bool
+    z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool
 ) -> SparseResult:
     is_used = targets.log_p > LOG_ZERO  # not so: an empty slot, or an id of probability 0, which belongs to the bucket
     z_head = z.gather(-1, targets.ids).masked_fill_(~is_used, LOG_ZERO)  # (N, K)

@@ -15,7 +15,7 @@ from transformers.utils import is_triton_available
 
 from spec_kd.acceptance import compute_alpha, weigh_
 from spec_kd.losses.divergences import Divergence, TokenDistributions
-from spec_kd.losses.sparse import SparseTargets, compute_sparse
+from spec_kd.losses.sparse import SparseTensors, compute_sparse
 
 # Elements of one float32 buffer of a tile: 2 MiB, so that the ten or so alive stay in a shared cache.
 TILE_ELEMENTS = 2**19
@@ -57,7 +57,7 @@ class TileResult:
 def compute_tile(
     raw: torch.Tensor,
     bias: torch.Tensor | None,
-    target: torch.Tensor | SparseTargets,
+    target: torch.Tensor | SparseTensors,
     labels: torch.Tensor,
     settings: TileSettings,
 ) -> TileResult:
@@ -66,7 +66,7 @@ def compute_tile(
     Args:
         raw (`torch.Tensor`): hidden @ weight.T, `(n, V)`, any dtype; left as it is.
         bias (`torch.Tensor`, *optional*): Of the draft's head, float32 `(V,)`.
-        target (`torch.Tensor` or `SparseTargets`): Teacher logits `(n, V)` before the temperature, or a sparse teacher.
+        target (`torch.Tensor` or `SparseTensors`): Teacher logits `(n, V)` before the temperature, or a sparse teacher.
         labels (`torch.Tensor`): Written tokens, int64 `(n,)`.
         settings (`TileSettings`): The rest.
 
@@ -76,7 +76,7 @@ def compute_tile(
     """
     logits, cap_slope = _transform(raw, bias, settings)
     z = logits if settings.temperature == 1.0 else logits / settings.temperature
-    compute = _compute_from_sparse if isinstance(target, SparseTargets) else _compute_from_logits
+    compute = _compute_from_sparse if isinstance(target, SparseTensors) else _compute_from_logits
     divergence, entropy, alpha, gradient = compute(z, target, settings)
     if gradient is not None and settings.temperature != 1.0:
         gradient = gradient.div_(settings.temperature)
@@ -118,7 +118,7 @@ def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSe
     return value, entropy, compute_alpha(d.p, d.q), gradient
 
 
-def _compute_from_sparse(z: torch.Tensor, target: SparseTargets, settings: TileSettings):
+def _compute_from_sparse(z: torch.Tensor, target: SparseTensors, settings: TileSettings):
     result = compute_sparse(z, target, settings.divergence, settings.needs_gradient)
     return result.value, result.entropy, result.alpha, result.gradient
 

@@ -12,7 +12,7 @@ class ServingEngine:
         name (`str`): The engine.
         draft_sampling (`str`):
             What the draft proposes where the target samples: `"stochastic"`, a sample, or `"greedy"`, its most likely
-            token; see [`~spec_kd.evaluation.replay`]. With greedy decoding all engines accept the same tokens.
+            token; see [`~spec_kd.evaluation.response_replay`]. With greedy decoding all engines accept the same tokens.
         rule (`str`): How a drafted token is proposed and accepted, in words.
         source (`str`): Where the rule is stated, with the version that was read.
         vocabulary (`str`): What the engine asks of the draft's vocabulary, in words.

@@ -1,7 +1,7 @@
 from spec_kd.trainer.black_box_sft_config import BlackBoxSFTConfig
 from spec_kd.trainer.black_box_sft_trainer import BlackBoxSFTTrainer
-from spec_kd.trainer.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online_gkd_trainer import OnlineGKDTrainer
+from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
+from spec_kd.trainer.online.online_gkd_trainer import OnlineGKDTrainer
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 

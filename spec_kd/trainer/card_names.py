@@ -1,21 +1,21 @@
-"""What a data set says for the model card of a draft that is trained on it."""
+"""What a dataset says for the model card of a draft that is trained on it."""
 
 from typing import Any
 
 from datasets import Dataset
 
-from spec_kd.trainer.cached_teacher import read_teacher_info
+from spec_kd.trainer.teachers.stored import read_teacher_info
 
 
 def find_dataset_name(dataset: Any) -> str | None:
-    """The name of a data set that was loaded by one; `None` for others, such as those of files or of lists."""
+    """The name of a dataset that was loaded by one; `None` for others, such as those of files or of lists."""
     info = getattr(dataset, "info", None)
     name = getattr(info, "dataset_name", None)
     return name if name != getattr(info, "builder_name", None) else None
 
 
 def find_target_name(dataset: Any) -> str | None:
-    """The target that wrote a data set, where its rows say so."""
+    """The target that wrote a dataset, where its rows say so."""
     if not isinstance(dataset, Dataset):
         return None
     try:

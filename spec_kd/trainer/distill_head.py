@@ -1,7 +1,7 @@
 """Gives a draft a forward that ends in the fused divergence instead of logits.
 
 The loss has to be computed *inside* the wrapped model's forward: calling the backbone of an unwrapped model would skip
-DDP's gradient synchronisation and ZeRO-3's gathering without a word. TRL patches `model.forward` for the same reason,
+DDP's gradient synchronization and ZeRO-3's gathering without a word. TRL patches `model.forward` for the same reason,
 and `SFTTrainer.compute_loss` only reads named fields of what comes back; we patch on top and fill the same fields.
 """
 
@@ -19,14 +19,14 @@ from spec_kd.heads import LogitTransform, run_up_to_head
 from spec_kd.losses import TokenLoss, fused_linear_divergence, selected_linear_divergence
 from spec_kd.losses.selected import TokenTargets
 from spec_kd.losses.selection import TokenSelection
-from spec_kd.trainer.teacher import DistillSignal, TeacherSignal
+from spec_kd.trainer.teachers.live import DistillSignal, LiveTargets
 
 
 @dataclass
 class DistillOutput(ModelOutput):
     """Output of a draft called with `fused_lm_head=True` and a `distill_signal`.
 
-    `SFTTrainer.compute_loss` minimises `-log_probs.sum() / num_tokens`, whatever `log_probs` is. Here it holds minus
+    `SFTTrainer.compute_loss` minimizes `-log_probs.sum() / num_tokens`, whatever `log_probs` is. Here it holds minus
     the summed divergence, so that gradient accumulation, token averaging across processes and the auxiliary loss of
     mixtures of experts stay TRL's own code.
 
@@ -57,7 +57,7 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
 
     Args:
         model (`PreTrainedModel`): Draft, without its PEFT wrapper.
-        loss (`TokenLoss`): What to minimise.
+        loss (`TokenLoss`): What to minimize.
         vocab_size (`int`): Number of real ids.
     """
     previous_forward = model.forward
@@ -127,7 +127,7 @@ def _compute_output(
 
 
 def _head_parameters(signal: DistillSignal) -> list[torch.Tensor]:
-    models = [part for part in (signal.teacher, signal.reference) if isinstance(part, TeacherSignal)]
+    models = [part for part in (signal.teacher, signal.reference) if isinstance(part, LiveTargets)]
     return [parameter for part in models for parameter in part.head.module.parameters()]
 
 
@@ -141,7 +141,7 @@ def _number_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None) -
 
 @torch.no_grad()
 def _compute_reference(
-    reference: TeacherSignal | torch.Tensor | None,
+    reference: LiveTargets | torch.Tensor | None,
     mask: torch.Tensor,
     targets: TokenTargets,
     tokens: torch.Tensor,

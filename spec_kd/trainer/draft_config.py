@@ -21,7 +21,7 @@ class DraftConfig(SFTConfig):
     `logging_nan_inf_filter` is always off: it would log other batches' losses in place of a NaN.
 
     Args:
-        assume_target_wrote (`bool`, *optional*, defaults to `False`):
+        assume_target_completions (`bool`, *optional*, defaults to `False`):
             Whether rows that do not say what the target wrote are taken as the target's from the first token to the
             last: `text` and `input_ids` alone, what a `formatting_func` returns, and `messages` with images.
         merge_adapter (`bool`, *optional*, defaults to `False`):
@@ -34,7 +34,7 @@ class DraftConfig(SFTConfig):
             Rows of the target's head. Read from the teacher where there is one; otherwise `align_vocabulary` needs it.
     """
 
-    assume_target_wrote: bool = field(
+    assume_target_completions: bool = field(
         default=False,
         metadata={"help": "Whether rows that do not say what the target wrote are trained on as a whole."},
     )

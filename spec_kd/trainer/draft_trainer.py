@@ -69,7 +69,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
 
     Attributes:
         dataset_name (`str`, *optional*), target_name (`str`, *optional*):
-            For the model card: folder or Hub id, as far as the data set says it. Set them where it does not.
+            For the model card: folder or Hub id, as far as the dataset says it. Set them where it does not.
     """
 
     _tag_names = ("trl", "sft", "spec_kd", "speculative-decoding", "draft-model")
@@ -176,7 +176,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         """Columns with an entry per token that this trainer's loss reads, where the training set has them."""
         return ()
 
-    def _joins_turns(self, args: DraftConfig) -> bool:
+    def _join_turns(self, args: DraftConfig) -> bool:
         """Whether a row may have several turns of the target."""
         return True
 
@@ -186,7 +186,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         check_dataset(args, dataset, dataset_name, formatting_func)
         if IMAGE_COLUMNS & find_columns(dataset):
             raise ValueError(
-                f"The {dataset_name} data set has images and the training set has none. Give both the same columns."
+                f"The {dataset_name} dataset has images and the training set has none. Give both the same columns."
             )
         if formatting_func is not None and not ID_COLUMNS & find_columns(dataset):
             dataset = apply_formatting(dataset, formatting_func, args.dataset_text_field)
@@ -198,7 +198,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             processing_class,
             token_columns=columns,
             completion_only_loss=args.completion_only_loss,
-            joins_turns=self._joins_turns(args),
+            join_turns=self._join_turns(args),
             num_proc=args.dataset_num_proc,
             name=dataset_name,
         )
@@ -238,12 +238,12 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         )
         if lost == len(dataset):
             raise ValueError(
-                f"All {lost} completions of the {name} data set lie beyond `max_length={args.max_length}` or are "
+                f"All {lost} completions of the {name} dataset lie beyond `max_length={args.max_length}` or are "
                 "empty: nothing is left to learn from. Raise `max_length` above the prompt lengths."
             )
         if cut or lost:
             logger.warning(
-                f"{name} data set: `max_length={args.max_length}` cuts {cut} of {len(dataset)} rows; {lost} rows have "
+                f"{name} dataset: `max_length={args.max_length}` cuts {cut} of {len(dataset)} rows; {lost} rows have "
                 "no completion token within it and teach nothing. Raise `max_length` to keep them whole."
             )
 
@@ -336,7 +336,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             self.create_model_card()
         if not is_own:
             shutil.copy(own, card)
-            carry_model_card(None, folder, keeps_name=True)
+            carry_model_card(None, folder, keep_name=True)
 
 
 def check_output_dir(output_dir: str) -> None:

@@ -138,7 +138,7 @@ class FiniteGuard:
         if bad and self.is_in_train:
             raise NonFiniteError(
                 f"The evaluation after step {self.state.global_step} gave {bad}, with weights that are finite: a row "
-                "of the evaluation data set, or the teacher, makes it so. " + self._describe_last_checkpoint()
+                "of the evaluation dataset, or the teacher, makes it so. " + self._describe_last_checkpoint()
             )
         if bad:
             logger.warning(f"The evaluation gave {bad}, which is no finite number.")
@@ -154,7 +154,7 @@ def describe_bad_signal(signal: Any, loss: TokenLoss) -> str | None:
     """Why a loss over what a teacher said of a batch is not finite, as sentences; `None` where it gives no reason.
 
     Args:
-        signal (`TeacherSignal` or `CachedSignal`): Of the teacher.
+        signal (`LiveTargets` or `StoredTargets`): Of the teacher.
         loss (`TokenLoss`): What was to be computed of it.
     """
     if loss.temperature < 1e-3:

@@ -1,4 +1,4 @@
-"""Data sets as a trainer is given them: checked before anything expensive starts."""
+"""Datasets as a trainer is given them: checked before anything expensive starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ def check_datasets(
     """Raises unless the training and evaluation data say what the target wrote.
 
     Raises:
-        ValueError: For a missing, empty or damaged data set, or one without what the target wrote.
-        TypeError: For a training set that is no data set, or several of them.
+        ValueError: For a missing, empty or damaged dataset, or one without what the target wrote.
+        TypeError: For a training set that is no dataset, or several of them.
     """
     if train_dataset is None:
         raise ValueError("`train_dataset` is required: the target's responses to learn from.")
@@ -41,24 +41,24 @@ def check_datasets(
 
 
 def check_dataset(args: DraftConfig, dataset: AnyDataset, name: str, formatting_func: Callable | None = None) -> None:
-    """Raises `ValueError` unless one data set says what the target wrote, in a form that will be prepared."""
+    """Raises `ValueError` unless one dataset says what the target wrote, in a form that will be prepared."""
     columns = find_columns(dataset)
-    if formatting_func is not None and columns and not ID_COLUMNS & columns and not args.assume_target_wrote:
+    if formatting_func is not None and columns and not ID_COLUMNS & columns and not args.assume_target_completions:
         raise ValueError(
-            f"`formatting_func` makes one text of each row of the {name} data set, which does not say which part the "
-            "target wrote. If it wrote all of it, set `assume_target_wrote=True`; otherwise give `prompt` and "
+            f"`formatting_func` makes one text of each row of the {name} dataset, which does not say which part the "
+            "target wrote. If it wrote all of it, set `assume_target_completions=True`; otherwise give `prompt` and "
             "`completion`."
         )
-    check_training_columns(dataset, name, assume_target_wrote=args.assume_target_wrote)
-    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or args.assume_target_wrote
+    check_training_columns(dataset, name, assume_target_completions=args.assume_target_completions)
+    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or args.assume_target_completions
     if IMAGE_COLUMNS & columns and not has_spans:
         raise ValueError(
-            f"The {name} data set has `messages` with images, of which every token would be trained on. Set "
-            "`assistant_only_loss=True`, or `assume_target_wrote=True` if the target wrote all of them."
+            f"The {name} dataset has `messages` with images, of which every token would be trained on. Set "
+            "`assistant_only_loss=True`, or `assume_target_completions=True` if the target wrote all of them."
         )
     if (args.dataset_kwargs or {}).get("skip_prepare_dataset") and ID_COLUMNS & columns == {"prompt_ids"}:
         raise ValueError(
-            f"`skip_prepare_dataset=True` leaves the `prompt_ids` and `completion_ids` of the {name} data set as they "
+            f"`skip_prepare_dataset=True` leaves the `prompt_ids` and `completion_ids` of the {name} dataset as they "
             "are, and no collator can batch them. Drop it from `dataset_kwargs`."
         )
 

@@ -9,7 +9,7 @@ INSTEAD = {
     "min_p": "Text is drawn with `top_k` and `top_p` alone.",
     "repetition_penalty": "Text is drawn from the model's own distribution, `top_k` and `top_p` of it.",
     "generation_kwargs": "Text is drawn with `generation_temperature`, `top_k` and `top_p` alone.",
-    "chat_template_kwargs": "Add a `chat_template_kwargs` column to the data set.",
+    "chat_template_kwargs": "Add a `chat_template_kwargs` column to the dataset.",
     "cache_implementation": "Use `use_transformers_continuous_batching=True` or `use_vllm=True` to generate faster.",
     "max_tool_calling_iterations": "Tools are not called; put their results into the prompts.",
 }

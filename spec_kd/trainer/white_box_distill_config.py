@@ -15,7 +15,7 @@ class WhiteBoxDistillConfig(DraftConfig):
 
     Args:
         divergence (`str`, *optional*):
-            What to minimise at every token the target wrote: `"forward_kl"` (the default), `"reverse_kl"`, `"jsd"`,
+            What to minimize at every token the target wrote: `"forward_kl"` (the default), `"reverse_kl"`, `"jsd"`,
             `"tvd"`, `"neg_log_acceptance"`, `"lk_hybrid"`, `"tvd_plus_plus"`, or a name of your own, registered with
             [`~spec_kd.losses.register_divergence`].
         divergence_kwargs (`dict` or `str`, *optional*):
@@ -36,7 +36,7 @@ class WhiteBoxDistillConfig(DraftConfig):
         token_selection_fraction (`float`, *optional*):
             Share of each sequence kept by `"adaspec"` and `"target_entropy"`, 0.4 unless given.
         ref_model_name_or_path (`str`, *optional*):
-            Reference draft of `"adaspec"`, if `ref_model` is not passed to the trainer and the data set has no
+            Reference draft of `"adaspec"`, if `ref_model` is not passed to the trainer and the dataset has no
             `reference_forward_kl` column.
         ref_model_init_kwargs (`dict` or `str`, *optional*):
             Arguments of `from_pretrained` for a reference draft given by name.

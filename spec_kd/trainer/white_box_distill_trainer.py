@@ -21,19 +21,19 @@ from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
 from spec_kd.probes import gives_auxiliary_loss
 from spec_kd.trainer.arguments import as_config, get_load_options
-from spec_kd.trainer.cached_teacher import (
-    CachedSignal,
-    CachedTeacher,
-    check_cached_teacher,
-    check_evaluation_signal,
-    read_teacher_info,
-)
 from spec_kd.trainer.distill_head import add_distillation_head
 from spec_kd.trainer.draft_trainer import DraftTrainer
 from spec_kd.trainer.finite_guard import describe_bad_signal
 from spec_kd.trainer.shared_vocabulary import check_pair, check_rows, count_loss_ids
 from spec_kd.trainer.step_clock import TimedSteps
-from spec_kd.trainer.teacher import DistillSignal, LiveTeacher, load_teacher
+from spec_kd.trainer.teachers.live import DistillSignal, LiveTeacher, load_teacher
+from spec_kd.trainer.teachers.stored import (
+    StoredTargets,
+    StoredTeacher,
+    check_evaluation_signal,
+    check_stored_teacher,
+    read_teacher_info,
+)
 from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
@@ -58,10 +58,10 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             Defaults to the *target's* tokenizer where it can be found: that is what the draft reads when it serves.
         teacher_model (`str` or `PreTrainedModel`, *optional*):
-            The target. It is frozen and put in eval mode. Not needed for a data set with the target's signal
+            The target. It is frozen and put in eval mode. Not needed for a dataset with the target's signal
             (`generate_responses(..., teacher_signal=...)` or `score_completions`): the loss then reads its columns.
         ref_model (`str` or `PreTrainedModel`, *optional*):
-            Reference draft of `token_selection="adaspec"`: one distilled before. Not needed where the data set has its
+            Reference draft of `token_selection="adaspec"`: one distilled before. Not needed where the dataset has its
             scores in a `reference_forward_kl` column.
         teacher_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The target's tokenizer, where `teacher_model` is a model that does not know where it was loaded from.
@@ -119,7 +119,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         cached_info = read_teacher_info(train_dataset) if teacher_model is None else None
         if teacher_model is None and cached_info is None:
             raise ValueError(
-                "`teacher_model` is required: the target as a model, a path or a Hub id; or a data set with its signal "
+                "`teacher_model` is required: the target as a model, a path or a Hub id; or a dataset with its signal "
                 "(`generate_responses(..., teacher_signal=...)`). Without access to the target's probabilities, use "
                 "BlackBoxSFTTrainer."
             )
@@ -155,18 +155,18 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
                 if name is not None
             },
         )
-        self._teacher: LiveTeacher | CachedTeacher | None = None
+        self._teacher: LiveTeacher | StoredTeacher | None = None
         self._batch_signal: DistillSignal | None = None
         self._teacher_vocab_size = None
         if cached_info is not None:
-            check_cached_teacher(cached_info, self.token_loss, processing_class)
+            check_stored_teacher(cached_info, self.token_loss, processing_class)
             check_evaluation_signal(eval_dataset, cached_info)
             if args.completion_only_loss is False:
                 raise ValueError(
-                    "`completion_only_loss=False` trains on the prompts as well, of which the data set's teacher "
+                    "`completion_only_loss=False` trains on the prompts as well, of which the dataset's teacher "
                     "signal says nothing. Drop it, or pass a `teacher_model`."
                 )
-            self._teacher, self._teacher_name = CachedTeacher(cached_info), cached_info.target_name
+            self._teacher, self._teacher_name = StoredTeacher(cached_info), cached_info.target_name
         else:
             config = load_config(teacher_model, get_load_options(args, args.teacher_model_init_kwargs))
             self._teacher_vocab_size = config.get_text_config().vocab_size
@@ -242,12 +242,12 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         if self._reads_reference_column and is_missing:
             raise ValueError(
                 f"`token_selection={selection.name!r}` compares the draft with a reference draft. Pass `ref_model`, or "
-                f"a data set with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`)."
+                f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`)."
             )
 
     @property
     def _used_token_columns(self) -> tuple[str, ...]:
-        cached = self._teacher.columns if isinstance(self._teacher, CachedTeacher) else ()
+        cached = self._teacher.columns if isinstance(self._teacher, StoredTeacher) else ()
         return (*cached, REFERENCE_COLUMN) if self._reads_reference_column else cached
 
     def _get_target_vocab_size(self) -> int | None:
@@ -271,7 +271,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             described += f", cross-entropy weight {args.ce_weight}"
         if self.token_loss.selection is not None:
             described += f", tokens: {args.token_selection}"
-        if isinstance(self._teacher, CachedTeacher):
+        if isinstance(self._teacher, StoredTeacher):
             info = self._teacher.info
             described += f", {info.sparse_method.describe_service(self.token_loss.divergence)} from {info.method}"
         return described
@@ -295,7 +295,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         self._batch_signal = None
         self._log_alpha(measured[0].alpha, teacher_signal)
-        if isinstance(teacher_signal, CachedSignal):
+        if isinstance(teacher_signal, StoredTargets):
             tail_mass = teacher_signal.compute_tail_mass(inputs["labels"])
             if tail_mass is not None:
                 self._log_token_mean("teacher_tail_mass", tail_mass)
@@ -319,7 +319,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
 
     def _log_alpha(self, alpha: torch.Tensor, signal: Any) -> None:
         """Under a name that says what it is: a coarsened teacher gives an upper bound, counts alone give nothing."""
-        kind = signal.info.sparse_method.alpha if isinstance(signal, CachedSignal) else "exact"
+        kind = signal.info.sparse_method.alpha if isinstance(signal, StoredTargets) else "exact"
         if kind is not None:
             self._log_token_mean("alpha_upper_bound_on_data" if kind == "upper bound" else "alpha_on_data", alpha)
 

@@ -56,7 +56,8 @@ PROFILE = {
         "search": {"divergence": [{"divergence": "tvd"}], "polish": [{"polish": "on_policy", "polish_share": 0.5}]},
     },
     "estimates": {
-        "prompt_tokens": {"tools": 40}, "answer_tokens": {"tools": 6}, "draft_training": 1000, "target_training": 1000,
+        "prompt_tokens": {"tools": 40}, "completion_tokens": {"tools": 6}, "draft_training": 1000,
+        "target_training": 1000,
         "target_reading": 1000, "draft_writing": 1000, "target_writing": 1000, "serving": 1000,
         "evaluation_minutes": 0.1, "synthesis_yield": 0.5,
     },

@@ -62,7 +62,7 @@ def test_steps_of_equal_wall_clock_take_as_long_as_the_base_cell(profile_path, r
     profile, record = read_profile(str(profile_path)), Record(record_path)
     base = make_base(profile, "tools")
     (first,) = record.find_builds("cell", compute_key(profile, base)).values()
-    answers = first["answer_seconds"]
+    answers = first["completion_seconds"]
     for method, own_answers in (("black_box", answers), ("on_policy", 0.0)):
         cell = replace(base, method=method, budget="wall_clock")
         (line,) = record.find_builds("cell", compute_key(profile, cell)).values()
@@ -71,7 +71,7 @@ def test_steps_of_equal_wall_clock_take_as_long_as_the_base_cell(profile_path, r
         assert line["steps"] == max(1, int(budget / line["probed"]["own_step_seconds"]))
     cached = replace(base, signal="sampled_counts")
     (line,) = record.find_builds("cell", compute_key(profile, cached)).values()
-    assert line["answer_seconds"] == pytest.approx(1.09 * answers)
+    assert line["completion_seconds"] == pytest.approx(1.09 * answers)
 
 
 def test_a_cell_that_diverges_is_noted_once_and_the_others_are_run(profile_path, record_path, tmp_path, monkeypatch):

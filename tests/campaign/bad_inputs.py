@@ -16,8 +16,8 @@ from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.evaluation import load_report
 from spec_kd.evaluation.cost_table import read_costs
 from spec_kd.evaluation.gates import parse_gate
-from spec_kd.queries.deduplication import NearDuplicateIndex
-from spec_kd.queries.filters import TextFilter
+from spec_kd.prompts.deduplication import NearDuplicateIndex
+from spec_kd.prompts.filters import TextFilter
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -104,7 +104,7 @@ PYTHON = {
     "prompts of numbers": (lambda w: spec_kd.generate_responses(w.model, [1]), "`prompts` must be"),
     "unknown signal": (lambda w: w.generate(teacher_signal="top_k"), "Unknown method 'top_k'"),
     "signal of 2.5 draws": (
-        lambda w: w.generate(teacher_signal=spec_kd.SignalRequest("sampled_counts", num_draws=2.5)),
+        lambda w: w.generate(teacher_signal=spec_kd.SignalSpec("sampled_counts", num_draws=2.5)),
         is_whole("num_draws", 2.5),
     ),
     "score a list": (lambda w: w.score([{"prompt_ids": [5]}]), "`dataset` is a list"),
@@ -228,7 +228,7 @@ PYTHON = {
     "config into nowhere": (lambda w: w.configure("BlackBoxSFT", output_dir=""), "`output_dir` is ''"),
     "train on a list": (lambda w: w.train([{"prompt": "a", "completion": "b"}]), "`train_dataset`"),
     "train on nothing": (lambda w: w.train(None), "`train_dataset` is required"),
-    "train on no rows": (lambda w: w.train(w.rows.select([])), "training data set is empty"),
+    "train on no rows": (lambda w: w.train(w.rows.select([])), "training dataset is empty"),
 }
 
 COMMANDS = {
@@ -275,19 +275,19 @@ COMMANDS = {
     "synthesize nothing": ("synthesize --target {model} --num_queries 0 --output_dir {out}", "`num_queries` is 0"),
     "train without a method": ("train --draft {model} --responses {log} --output_dir {out}", "no method '--draft'"),
     "train at nan": (
-        "train black-box --draft {model} --responses {log} --output_dir {out} --learning_rate nan",
+        "train black_box --draft {model} --responses {log} --output_dir {out} --learning_rate nan",
         "`learning_rate` is nan",
     ),
     "train without an optimizer's package": (
-        "train black-box --draft {model} --responses {log} --output_dir {out} --optim adamw_bnb_8bit --use_cpu",
+        "train black_box --draft {model} --responses {log} --output_dir {out} --optim adamw_bnb_8bit --use_cpu",
         "bitsandbytes",
     ),
-    "train half a draft": ("train black-box --draft {truncated} --responses {log} --output_dir {out}", "are damaged"),
+    "train half a draft": ("train black_box --draft {truncated} --responses {log} --output_dir {out}", "are damaged"),
     "train with -1 held out": (
-        "train black-box --draft {model} --responses {log} --output_dir {out} --num_held_out -1",
+        "train black_box --draft {model} --responses {log} --output_dir {out} --num_held_out -1",
         "`num_held_out` is -1",
     ),
-    "train an unknown draft": ("train black-box --draft org/none --responses {log} --output_dir {out}", "`org/none`"),
+    "train an unknown draft": ("train black_box --draft org/none --responses {log} --output_dir {out}", "`org/none`"),
     "evaluate by a gate of nan": (
         "evaluate --draft {model} --target {model} --prompts {log} --output_dir {out} "
         "--fail_under block_efficiency=nan",
@@ -319,16 +319,16 @@ RECIPES = {
     "gate without costs": ({"evaluate.fail_under": {"predicted_speedup": 2}}, "needs costs"),
     "gate without a setting": ({"evaluate.fail_under": {"alpha_t0.3": 0.5}}, "names the setting 't0.3'"),
     "gate as number": ({"evaluate.fail_under": 1.0}, "`fail_under` is 1.0"),
-    "format": ({"queries.historical.format": "csv"}, "`format` must be one of"),
-    "redaction": ({"queries.historical.redact": ["emial"]}, "emial"),
+    "format": ({"prompts.historical.format": "csv"}, "`format` must be one of"),
+    "redaction": ({"prompts.historical.redact": ["emial"]}, "emial"),
     "numeric key": ({5: "a"}, "the key 5"),
-    "numeric part": ({"queries": {5: {"paths": "log.jsonl"}}}, "the key 5"),
+    "numeric part": ({"prompts": {5: {"paths": "log.jsonl"}}}, "the key 5"),
     "engine option": ({"respond.engine_kwargs": {"dtipe": "a"}}, "`engine_kwargs` has `dtipe`"),
     "engine that is not there": ({"respond.engine": "vllm"}, "not installed"),
     "empty output_dir": ({"output_dir": ""}, "`output_dir` is ''"),
-    "empty path": ({"queries.historical.paths": ""}, "`paths` is ''"),
+    "empty path": ({"prompts.historical.paths": ""}, "`paths` is ''"),
     "temperature inf": ({"respond.temperature": INFINITY}, "`temperature` is inf"),
-    "test_fraction nan": ({"queries.historical.test_fraction": NAN}, "`test_fraction` is nan"),
+    "test_fraction nan": ({"prompts.historical.test_fraction": NAN}, "`test_fraction` is nan"),
     "half a draft": ({"draft": "{truncated}"}, "are damaged"),
     "half a target": ({"target": "{truncated}"}, "are damaged"),
     "reference draft": ({"train.token_selection": "adaspec"}, "reference draft"),

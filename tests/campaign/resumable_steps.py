@@ -24,9 +24,10 @@ from tiny import build_llama, build_tokenizer
 
 import spec_kd
 from spec_kd import export_draft, score_completions
-from spec_kd.cli import evaluate, mix, queries, respond, synthesize, train  # noqa: F401  (imported once for all)
+from spec_kd.cli import evaluate, mix, respond, synthesize, train  # noqa: F401  (imported once for all)
+from spec_kd.cli import prompts as prompt_commands  # noqa: F401
+from spec_kd.cli.fingerprints import load_rows
 from spec_kd.cli.main import main
-from spec_kd.cli.sources import load_rows
 
 QUESTIONS = (
     "how do I bake bread", "what is the capital of France", "explain photosynthesis to a child",
@@ -140,13 +141,13 @@ def export_over(given: Path, folder: Path) -> None:
 def run_recipe(given: Path, folder: Path) -> None:
     recipe = {
         "target": str(given / "target"), "draft": str(given / "draft"), "output_dir": str(folder), "seed": 3,
-        "queries": {
+        "prompts": {
             "historical": {"paths": str(given / "log.jsonl"), "test_fraction": 0.3},
             "curated": {"dataset": str(given / "curated.jsonl"), "prompt_column": "question", "test_fraction": 0.3},
         },
         "respond": {"temperature": 1.0, "max_new_tokens": 5, "teacher_signal": "token_only", "batch_size": 4,
                     "shard_size": 8},
-        "train": {"method": "white-box", "divergence": "forward_kl", **TRAINING, "max_length": None, "max_steps": 2},
+        "train": {"method": "white_box", "divergence": "forward_kl", **TRAINING, "max_length": None, "max_steps": 2},
         "evaluate": {"costs": "none", "max_new_tokens": 5, "num_prompts": 3, "num_shown_prompts": 1},
     }  # fmt: skip
     path = folder.with_name("recipe.yaml")
@@ -156,14 +157,14 @@ def run_recipe(given: Path, folder: Path) -> None:
 
 STEPS: dict[str, Callable[[Path, Path], None]] = {
     "logs": lambda given, folder: call(
-        "queries", "logs", "--paths", given / "log.jsonl", "--output_dir", folder, "--test_fraction", 0.3
+        "prompts", "logs", "--paths", given / "log.jsonl", "--output_dir", folder, "--test_fraction", 0.3
     ),
     "curated": lambda given, folder: call(
-        "queries", "curated", "--dataset", given / "curated.jsonl", "--prompt_column", "question", "--test_fraction",
+        "prompts", "curated", "--dataset", given / "curated.jsonl", "--prompt_column", "question", "--test_fraction",
         0.3, "--output_dir", folder,
     ),
     "mix": lambda given, folder: call(
-        "queries", "mix", "--parts", f"a={given / 'logs'}", f"b={given / 'curated'}", "--output_dir", folder
+        "prompts", "mix", "--parts", f"a={given / 'logs'}", f"b={given / 'curated'}", "--output_dir", folder
     ),
     "synthesize": lambda given, folder: call(
         "synthesize", "--target", given / "target", "--output_dir", folder, "--max_new_tokens", 40, "--num_queries", 3,
@@ -175,12 +176,12 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
     "respond, sampled_logprobs": build_respond("sampled_logprobs"),
     "respond, top_k_tail": build_respond("top_k_tail"),
     "score": score,
-    "train, white-box live": build_train("white-box", "plain"),
-    "train, white-box stored": build_train("white-box", "sampled_logprobs"),
-    "train, black-box": build_train("black-box", "plain"),
-    "train, online on-policy": build_train("online-gkd", "plain", "--max_new_tokens", 4, "--num_iterations", 2),
+    "train, white-box live": build_train("white_box", "plain"),
+    "train, white-box stored": build_train("white_box", "sampled_logprobs"),
+    "train, black-box": build_train("black_box", "plain"),
+    "train, online on-policy": build_train("online_gkd", "plain", "--max_new_tokens", 4, "--num_iterations", 2),
     "train, online streaming": build_train(
-        "online-gkd", "prompts", "--mode", "streaming", "--max_new_tokens", 4, "--num_assistant_tokens", 2
+        "online_gkd", "prompts", "--mode", "streaming", "--max_new_tokens", 4, "--num_assistant_tokens", 2
     ),
     "export in place": export_in_place,
     "export over a model": export_over,

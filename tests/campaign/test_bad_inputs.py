@@ -104,9 +104,9 @@ def check(changes, world, tmp_path):
         "target": world.names["model"],
         "draft": world.names["model"],
         "output_dir": world.names["out"],
-        "queries": {"historical": {"paths": world.names["log"], "test_fraction": 0.3}},
+        "prompts": {"historical": {"paths": world.names["log"], "test_fraction": 0.3}},
         "respond": {"temperature": 1.0, "max_new_tokens": 4, "teacher_signal": "sampled_logprobs"},
-        "train": {"method": "white-box", "max_steps": 1, "use_cpu": True, "report_to": "none"},
+        "train": {"method": "white_box", "max_steps": 1, "use_cpu": True, "report_to": "none"},
         "evaluate": {"costs": "none"},
     }
     for path, value in changes.items():

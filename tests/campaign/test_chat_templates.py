@@ -13,8 +13,8 @@ from jinja2 import TemplateError
 from tiny import build_tokenizer
 
 from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.data.rendered_completion import TurnNotRenderedError, find_open_reasoning
 from spec_kd.data.training_rows import to_training_rows
-from spec_kd.data.written_text import TurnNotRenderedError, find_open_reasoning
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 IM_END, TURN, EOT = "<|im_end|>", "<turn|>", "<|eot_id|>"

@@ -8,7 +8,7 @@ from local_server import FAULTS, STRAY, SURPLUS, LocalServer, build_engine
 from tiny import build_llama, build_tokenizer
 
 from spec_kd import generate_responses
-from spec_kd.engines.server_client import ServerRequestError
+from spec_kd.engines.server.client import ServerRequestError
 
 GENERATE, RESUME, MANY = "retries in one run", "runs that fail and go on", "2,000 requests"
 ALL = "all faults in turn"

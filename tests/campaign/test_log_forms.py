@@ -12,7 +12,7 @@ import pytest
 from campaign_table import Table
 from log_forms import ROWS, Form
 
-from spec_kd.queries.query_logs import load_query_logs
+from spec_kd.prompts.logs.query_logs import load_query_logs
 
 TEXT = {name for name, form in ROWS.items() if all(isinstance(content, str) for content in form.files.values())}
 BINARY = "bytes of their own"

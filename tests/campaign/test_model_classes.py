@@ -25,7 +25,7 @@ from spec_kd import (
 from spec_kd.decoding import generate_speculatively
 from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.evaluation import replay
-from spec_kd.evaluation.replay import score_texts
+from spec_kd.evaluation.response_replay import score_responses
 from spec_kd.heads import LogitHead, check_logits_are_known, compute_last_hidden_states
 from spec_kd.hub import export_draft
 from spec_kd.loading import load_model
@@ -113,7 +113,7 @@ def check_scores(model, outcome, folder):
 def check_replay(model, role, outcome, folder):
     draft, target = pair_up(model, role)
     options = {"temperature": 1.0, "vocab_size": REAL_IDS, "max_new_tokens": 8}
-    scores = score_texts(draft, target, TEXTS, **options)
+    scores = score_responses(draft, target, TEXTS, **options)
     for i, text in enumerate(TEXTS):
         q, p = (compute_completion(part, text).exp() for part in (draft, target))
         tokens = torch.tensor(text["completion_ids"])[:, None]

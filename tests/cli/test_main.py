@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from spec_kd.cli import evaluate, mix, queries, respond, synthesize
+from spec_kd.cli import evaluate, mix, prompts, respond, synthesize
 from spec_kd.cli.main import COMMANDS, main, to_json
 from spec_kd.data import generate_responses
 from spec_kd.evaluation.evaluate import evaluate_draft
-from spec_kd.queries.curated import load_curated_prompts
-from spec_kd.queries.filters import TextFilter
-from spec_kd.queries.mixing import mix_prompts
-from spec_kd.queries.query_logs import load_query_logs
-from spec_kd.queries.synthesis import synthesize_queries
+from spec_kd.prompts.curated import load_curated_prompts
+from spec_kd.prompts.filters import TextFilter
+from spec_kd.prompts.logs.query_logs import load_query_logs
+from spec_kd.prompts.mixing import mix_prompts
+from spec_kd.prompts.synthesis.synthesis import synthesize_queries
 
 
 def test_help_is_fast_and_names_every_command():
@@ -35,8 +35,8 @@ def test_help_is_fast_and_names_every_command():
 @pytest.mark.parametrize(
     "argv",
     [
-        ["queries"], ["queries", "logs"], ["queries", "curated"], ["queries", "mix"], ["synthesize"], ["respond"],
-        ["train"], ["train", "white-box"], ["train", "black-box"], ["train", "online-gkd"], ["evaluate"], ["run"],
+        ["prompts"], ["prompts", "logs"], ["prompts", "curated"], ["prompts", "mix"], ["synthesize"], ["respond"],
+        ["train"], ["train", "white_box"], ["train", "black_box"], ["train", "online_gkd"], ["evaluate"], ["run"],
     ],
 )  # fmt: skip
 def test_every_command_has_help_on_stdout(capsys, argv):
@@ -53,7 +53,7 @@ def test_unknown_command(call):
 
 def test_two_processes_write_one_line_of_json(models, responses, tmp_path, flags):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "spec_kd.cli", "train", "white-box", "--draft", models / "draft"]
+    command += ["--main_process_port", "0", "-m", "spec_kd.cli", "train", "white_box", "--draft", models / "draft"]
     command += ["--responses", responses, "--output_dir", tmp_path, *flags, "--ddp_backend", "gloo"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env={**os.environ})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -93,8 +93,8 @@ def test_json_has_no_nan():
     [
         (respond.RespondArguments, generate_responses, {"signal_top_k"}),
         (evaluate.EvaluateArguments, evaluate_draft, {"engine"}),
-        (queries.LogArguments, load_query_logs, set()),
-        (queries.CuratedArguments, load_curated_prompts, set()),
+        (prompts.LogArguments, load_query_logs, set()),
+        (prompts.CuratedArguments, load_curated_prompts, set()),
         (mix.MixArguments, mix_prompts, set()),
         (synthesize.SynthesizeArguments, synthesize_queries, set()),
         (synthesize.SynthesizeArguments, TextFilter, set()),

@@ -5,14 +5,14 @@ from dataclasses import fields
 
 import pytest
 
-from spec_kd.cli import evaluate, mix, queries, respond, run, synthesize, train
+from spec_kd.cli import evaluate, mix, prompts, respond, run, synthesize, train
 from spec_kd.cli.main import main
 from spec_kd.cli.parsing import PATH_OPTIONS, Parser, read_pairs, read_yaml
 from spec_kd.cli.run import RunArguments
 from spec_kd.cli.target import TargetArguments
 
 OURS = (
-    evaluate.EvaluateArguments, mix.MixArguments, queries.CuratedArguments, queries.LogArguments,
+    evaluate.EvaluateArguments, mix.MixArguments, prompts.CuratedArguments, prompts.LogArguments,
     respond.RespondArguments, run.RunArguments, synthesize.SynthesizeArguments, train.DraftArguments,
     train.TrainArguments, TargetArguments,
 )  # fmt: skip
@@ -40,16 +40,16 @@ def test_every_option_of_ours_that_names_a_file_is_read_as_a_path():
 def test_a_home_is_expanded_on_a_command_line_and_in_yaml(home, tmp_path):
     config = tmp_path / "logs.yaml"
     config.write_text("paths: [~/a.jsonl, b.jsonl]\noutput_dir: ~/out\ntokenizer: ~/target\n")
-    from_yaml = queries.parse(["logs", "--config", "~/logs.yaml"])
+    from_yaml = prompts.parse(["logs", "--config", "~/logs.yaml"])
     argv = ["logs", "--paths", "~/a.jsonl", "b.jsonl", "--output_dir=~/out", "--tokenizer", "~/target"]
-    assert from_yaml == queries.parse(argv)
+    assert from_yaml == prompts.parse(argv)
     assert from_yaml.paths == [f"{home}/a.jsonl", "b.jsonl"] and from_yaml.output_dir == f"{home}/out"
-    parts = queries.parse(["mix", "--parts", "a=~/a", "b=b", "--output_dir", "x"]).parts
+    parts = prompts.parse(["mix", "--parts", "a=~/a", "b=b", "--output_dir", "x"]).parts
     assert parts == [f"a={home}/a", "b=b"]
 
 
 def test_a_home_in_a_trainers_options(home):
-    call = train.parse(["black-box", "--draft", "~/draft", "--responses", "~/r.parquet", "--output_dir", "~/out"])
+    call = train.parse(["black_box", "--draft", "~/draft", "--responses", "~/r.parquet", "--output_dir", "~/out"])
     assert call.draft.model_name_or_path == f"{home}/draft" and call.arguments.responses == f"{home}/r.parquet"
     assert call.config.output_dir == f"{home}/out"
 
@@ -57,19 +57,19 @@ def test_a_home_in_a_trainers_options(home):
 @pytest.mark.parametrize(
     ("argv", "option"),
     [
-        (["queries", "logs", "--paths", "", "--output_dir", "x"], "paths"),
-        (["queries", "logs", "--paths", "a", "", "--output_dir", "x"], "paths"),
-        (["queries", "logs", "--paths", "a", "--output_dir", ""], "output_dir"),
-        (["queries", "curated", "--dataset", "", "--output_dir", "x"], "dataset"),
-        (["queries", "mix", "--parts", "a=", "--output_dir", "x"], "parts"),
+        (["prompts", "logs", "--paths", "", "--output_dir", "x"], "paths"),
+        (["prompts", "logs", "--paths", "a", "", "--output_dir", "x"], "paths"),
+        (["prompts", "logs", "--paths", "a", "--output_dir", ""], "output_dir"),
+        (["prompts", "curated", "--dataset", "", "--output_dir", "x"], "dataset"),
+        (["prompts", "mix", "--parts", "a=", "--output_dir", "x"], "parts"),
         (["respond", "--prompts", "", "--output_dir", "x", "--target", "t"], "prompts"),
         (["respond", "--prompts", "p", "--output_dir", "x", "--target", ""], "target"),
         (["evaluate", "--drafts", "a=", "--prompts", "p", "--output_dir", "x"], "drafts"),
         (["evaluate", "--drafts", "a", "--prompts", "p", "--output_dir", " "], "output_dir"),
         (["synthesize", "--num_queries", "1", "--output_dir", "x", "--test_sets", ""], "test_sets"),
         (["run", ""], "recipe"),
-        (["train", "black-box", "--draft", "", "--responses", "r", "--output_dir", "x"], "model_name_or_path"),
-        (["train", "black-box", "--draft", "d", "--responses", "r", "--output_dir", ""], "output_dir"),
+        (["train", "black_box", "--draft", "", "--responses", "r", "--output_dir", "x"], "model_name_or_path"),
+        (["train", "black_box", "--draft", "d", "--responses", "r", "--output_dir", ""], "output_dir"),
         (["respond", "--config", ""], "config"),
     ],
 )
@@ -79,7 +79,7 @@ def test_an_empty_path_is_refused(call, argv, option):
     assert f"`{option}` is " in errors and "names no file or folder" in errors and len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("argv", [[], ["train"], ["queries"]])
+@pytest.mark.parametrize("argv", [[], ["train"], ["prompts"]])
 def test_a_call_that_says_too_little_is_wrong(capsys, argv):
     assert main(argv) == 2
     captured = capsys.readouterr()
@@ -89,13 +89,13 @@ def test_a_call_that_says_too_little_is_wrong(capsys, argv):
 @pytest.mark.parametrize(
     ("argv", "meant"),
     [
-        (["queries", "logs", "--path", "a"], "--paths"),
-        (["queries", "logs", "--path=a", "--output_dir", "x"], "--paths"),
-        (["queries", "curated", "--datset", "a"], "--dataset"),
+        (["prompts", "logs", "--path", "a"], "--paths"),
+        (["prompts", "logs", "--path=a", "--output_dir", "x"], "--paths"),
+        (["prompts", "curated", "--datset", "a"], "--dataset"),
         (["respond", "--prompt", "a"], "--prompts"),
         (["evaluate", "--draftss", "a"], "--drafts"),
         (["synthesize", "--num-querys", "3"], "--num-queries"),
-        (["train", "black-box", "--response", "a"], "--responses"),
+        (["train", "black_box", "--response", "a"], "--responses"),
         (["run", "--recpie", "a"], "--recipe"),
     ],
 )
@@ -146,10 +146,10 @@ def test_what_is_no_pair_is_refused(value, message):
 
 def test_pairs_of_every_command(tmp_path):
     written = ["--weights", "a=2", "b=1", "--output_dir", "x"]
-    assert queries.parse(["mix", "--parts", "a=p", "b=q", *written]).weights == {"a": 2, "b": 1}
+    assert prompts.parse(["mix", "--parts", "a=p", "b=q", *written]).weights == {"a": 2, "b": 1}
     config = tmp_path / "mix.yaml"
     config.write_text("parts: {a: p, b: q}\nweights: {a: 2, b: 1}\noutput_dir: x\n")
-    assert queries.parse(["mix", "--config", str(config)]) == queries.parse(["mix", "--parts", "a=p", "b=q", *written])
+    assert prompts.parse(["mix", "--config", str(config)]) == prompts.parse(["mix", "--parts", "a=p", "b=q", *written])
     config.write_text("drafts: {new: p}\nprompts: t\noutput_dir: x\nfail_under: {block_efficiency: 2}\n")
     arguments, _ = evaluate.parse(["--config", str(config)])
     assert arguments.drafts == ["new=p"] and arguments.fail_under == ["block_efficiency=2"]
@@ -180,7 +180,7 @@ def test_yaml_that_says_something_else_is_refused(call, tmp_path, text, message)
 def test_choices_hold_in_yaml_too(tmp_path, call):
     config = tmp_path / "train.yaml"
     config.write_text("dtype: float17\n")
-    argv = ["train", "black-box", "--draft", "d", "--responses", "r", "--output_dir", str(tmp_path / "out")]
+    argv = ["train", "black_box", "--draft", "d", "--responses", "r", "--output_dir", str(tmp_path / "out")]
     status, _, errors = call(*argv, "--config", config)
     assert status == 2 and "`dtype` is 'float17'. Did you mean" in errors
     config.write_text("eval_strategy: no\n")  # which YAML reads as false

@@ -16,9 +16,9 @@ def recipe(models, tmp_path):
         "target": str(models / "target"),
         "draft": str(models / "draft"),
         "output_dir": str(tmp_path / "run"),
-        "queries": {"historical": {"paths": str(tmp_path / "log.jsonl"), "test_fraction": 0.3}},
+        "prompts": {"historical": {"paths": str(tmp_path / "log.jsonl"), "test_fraction": 0.3}},
         "respond": {"temperature": 1.0, "max_new_tokens": 6, "teacher_signal": "sampled_logprobs"},
-        "train": {"method": "white-box", "max_steps": 1, "use_cpu": True, "report_to": "none"},
+        "train": {"method": "white_box", "max_steps": 1, "use_cpu": True, "report_to": "none"},
         "evaluate": {"costs": "none", "num_prompts": 4},
     }
 
@@ -77,21 +77,21 @@ def test_a_recipe_that_fits_is_valid(check, tmp_path):
         ({"evaluate.top_p": float("nan")}, "evaluate: `top_p` is nan"),
         ({"evaluate.num_prompts": 0}, "evaluate: `num_prompts` is 0"),
         ({"evaluate.batch_sizes": [0]}, "evaluate: `batch_sizes` is 0"),
-        ({"queries.historical.format": "csv"}, "queries: historical: `format` must be one of"),
-        ({"queries.historical.redact": ["emial"]}, "queries: historical: "),
-        ({"queries.historical.test_fraction": 1.5}, "queries: historical: `test_fraction` is 1.5"),
-        ({"queries.historical.test_fraction": float("nan")}, "queries: historical: `test_fraction` is nan"),
-        ({"queries.historical.near_duplicate_threshold": 0.1}, "`near_duplicate_threshold` is 0.1"),
-        ({"queries.historical.max_per_user": 0}, "queries: historical: `max_per_user` is 0"),
-        ({"queries.historical.turns": "some"}, "queries: historical: `turns` must be one of"),
-        ({"queries.5": {"paths": "a"}}, "queries: 5: `scenario` is '5'"),
-        ({"queries.curated.dataset": "log.jsonl", "queries.curated.prompt_column": "q"}, "names 'q', but the data set"),
-        ({"queries.synthetic.num_queries": 0}, "queries: synthetic: `num_queries` is 0"),
-        ({"queries.synthetic": {"num_queries": 1, "temperature": 0}}, "queries: synthetic: `temperature` is 0"),
-        ({"queries.synthetic": {"num_queries": 1, "max_repetition": 2}}, "queries: synthetic: `max_repetition` is 2"),
-        ({"queries.synthetic": {"num_queries": 1, "num_tools": [0]}}, "queries: synthetic: `num_tools` is 0"),
-        ({"queries.mix.weights": {"historical": float("nan")}}, "queries: mix: `weights: historical` is nan"),
-        ({"queries.mix.weights": {"historical": -1}}, "queries: mix: `weights: historical` is -1"),
+        ({"prompts.historical.format": "csv"}, "prompts: historical: `format` must be one of"),
+        ({"prompts.historical.redact": ["emial"]}, "prompts: historical: "),
+        ({"prompts.historical.test_fraction": 1.5}, "prompts: historical: `test_fraction` is 1.5"),
+        ({"prompts.historical.test_fraction": float("nan")}, "prompts: historical: `test_fraction` is nan"),
+        ({"prompts.historical.near_duplicate_threshold": 0.1}, "`near_duplicate_threshold` is 0.1"),
+        ({"prompts.historical.max_per_user": 0}, "prompts: historical: `max_per_user` is 0"),
+        ({"prompts.historical.turns": "some"}, "prompts: historical: `turns` must be one of"),
+        ({"prompts.5": {"paths": "a"}}, "prompts: 5: `scenario` is '5'"),
+        ({"prompts.curated.dataset": "log.jsonl", "prompts.curated.prompt_column": "q"}, "names 'q', but the dataset"),
+        ({"prompts.synthetic.num_queries": 0}, "prompts: synthetic: `num_queries` is 0"),
+        ({"prompts.synthetic": {"num_queries": 1, "temperature": 0}}, "prompts: synthetic: `temperature` is 0"),
+        ({"prompts.synthetic": {"num_queries": 1, "max_repetition": 2}}, "prompts: synthetic: `max_repetition` is 2"),
+        ({"prompts.synthetic": {"num_queries": 1, "num_tools": [0]}}, "prompts: synthetic: `num_tools` is 0"),
+        ({"prompts.mix.weights": {"historical": float("nan")}}, "prompts: mix: `weights: historical` is nan"),
+        ({"prompts.mix.weights": {"historical": -1}}, "prompts: mix: `weights: historical` is -1"),
         ({"respond.temperature": float("inf")}, "respond: `temperature` is inf"),
         ({"respond.batch_size": 0}, "respond: `batch_size` is 0"),
         ({"respond.engine_kwargs": {"dtipe": "float32"}}, "respond: `engine_kwargs` has `dtipe`"),
@@ -108,7 +108,7 @@ def test_a_recipe_that_fits_is_valid(check, tmp_path):
         ({"respond": {"engine": "server", "base_url": "http://localhost:99999/v1"}}, "no address of a server"),
         ({"output_dir": ""}, "`output_dir` is '', which names no file or folder"),
         ({"target": ""}, "target: `name` is '', which names no file or folder"),
-        ({"queries.historical.paths": ""}, "queries: historical: `paths` is '', which names no file or folder"),
+        ({"prompts.historical.paths": ""}, "prompts: historical: `paths` is '', which names no file or folder"),
         ({"target": "my-org/none"}, "the target `my-org/none` cannot be loaded"),
         ({"draft": "my-org/none"}, "the draft `my-org/none` cannot be loaded"),
     ],
@@ -127,7 +127,7 @@ def test_a_home_means_one_folder_in_every_step(check, recipe, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     from spec_kd.cli.recipe import load_recipe
 
-    status, result, errors = check({"output_dir": "~/run", "queries.historical.paths": "~/log.jsonl"})
+    status, result, errors = check({"output_dir": "~/run", "prompts.historical.paths": "~/log.jsonl"})
     assert status == 0 and result["output_dir"] == f"{tmp_path}/run", errors
     loaded = load_recipe(tmp_path / "recipe.yaml")
     folders = [loaded.train.config.output_dir, loaded.respond[0].output_dir, loaded.mix.output_dir]

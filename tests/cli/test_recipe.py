@@ -13,14 +13,14 @@ RECIPE = {
     "draft": "my-org/draft",
     "output_dir": "runs/test",
     "seed": 7,
-    "queries": {
+    "prompts": {
         "historical": {"paths": "logs/*.jsonl", "redact": ["email"]},
         "leaflets": {"scenario": "curated", "dataset": "data/leaflets.jsonl", "seed": 1},
         "synthetic": {"num_queries": 5, "temperature": [0.8, 1.2]},
         "mix": {"weights": {"historical": 2, "leaflets": 1, "synthetic": 1}},
     },
     "respond": {"temperature": 1.0, "teacher_signal": "sampled_logprobs"},
-    "train": {"method": "white-box", "learning_rate": "2e-5", "max_steps": 10, "lora_r": 8},
+    "train": {"method": "white_box", "learning_rate": "2e-5", "max_steps": 10, "lora_r": 8},
     "evaluate": {"fail_under": {"block_efficiency": 2.5}},
 }
 MISSING = object()
@@ -53,15 +53,15 @@ def test_sections_become_the_arguments_of_commands(load):
     recipe = load()
     logs, leaflets, (synthetic, target) = recipe.parts.values()
     assert logs.paths == ["logs/*.jsonl"] and logs.tokenizer == "my-org/target"
-    assert logs.output_dir == "runs/test/queries/historical" and logs.seed == 7
+    assert logs.output_dir == "runs/test/parts/historical" and logs.seed == 7
     assert leaflets.dataset == "data/leaflets.jsonl" and leaflets.seed == 1
     assert synthetic.temperature == [0.8, 1.2] and target.target == "my-org/target"
-    assert synthetic.test_sets == ["runs/test/queries/historical/test.arrow", "runs/test/queries/leaflets/test.arrow"]
-    assert recipe.mix.parts[1] == "leaflets=runs/test/queries/leaflets"
+    assert synthetic.test_sets == ["runs/test/parts/historical/test.arrow", "runs/test/parts/leaflets/test.arrow"]
+    assert recipe.mix.parts[1] == "leaflets=runs/test/parts/leaflets"
     respond, target = recipe.respond
     assert (respond.prompts, respond.seed, target.engine) == ("runs/test/prompts/train.arrow", 7, "transformers")
     arguments, config, draft = recipe.train.arguments, recipe.train.config, recipe.train.draft
-    assert recipe.train.method == "white-box" and config.learning_rate == 2e-5 and config.seed == 7
+    assert recipe.train.method == "white_box" and config.learning_rate == 2e-5 and config.seed == 7
     assert draft.model_name_or_path == "my-org/draft" and draft.lora_r == 8
     assert arguments.responses == "runs/test/responses/responses.parquet"
     evaluate, _ = recipe.evaluate
@@ -78,11 +78,11 @@ def test_the_engine_of_the_target_is_that_of_every_step_that_asks_it(load):
 
 
 def test_training_can_use_the_answers_of_the_logs(load):
-    changes = {"respond": False, "queries": {"historical": {"paths": "a"}}, "train.method": "black-box"}
+    changes = {"respond": False, "prompts": {"historical": {"paths": "a"}}, "train.method": "black_box"}
     recipe = load(changes)
     assert recipe.respond is None and recipe.train.arguments.responses == "runs/test/prompts/train.arrow"
     assert load(
-        {**changes, "queries": {"synthetic": {"num_queries": 1}}, "train": {"method": "online-gkd", "lmbda": 1}}
+        {**changes, "prompts": {"synthetic": {"num_queries": 1}}, "train": {"method": "online_gkd", "lmbda": 1}}
     )
 
 
@@ -94,24 +94,24 @@ def test_training_can_use_the_answers_of_the_logs(load):
         ({"draft": 5}, "`draft` must be text"),
         ({"target": {"nam": "x"}}, "target: there is no `nam`. Did you mean name?"),
         ({"target": {"name": "x", "engine": "server"}}, "target: `engine=server` needs `base_url`"),
-        ({"queries": {}}, "`queries` has no part"),
-        ({"queries": {"mix": {}}}, "`queries` has no part"),
+        ({"prompts": {}}, "`prompts` has no part"),
+        ({"prompts": {"mix": {}}}, "`prompts` has no part"),
         (
-            {"queries.histrical": {"paths": "a"}},
-            "queries: histrical: `scenario` is 'histrical'. Did you mean historical?",
+            {"prompts.histrical": {"paths": "a"}},
+            "prompts: histrical: `scenario` is 'histrical'. Did you mean historical?",
         ),
-        ({"queries.historical.path": "a"}, "queries: historical: there is no option `path`. Did you mean paths?"),
-        ({"queries.historical": {}}, "queries: historical: the following arguments are required: --paths"),
-        ({"queries.historical.output_dir": "a"}, "`output_dir` is set by the recipe"),
-        ({"queries.mix.weights": {"historical": 1}}, "queries: mix: `weights` names historical, but the parts are"),
+        ({"prompts.historical.path": "a"}, "prompts: historical: there is no option `path`. Did you mean paths?"),
+        ({"prompts.historical": {}}, "prompts: historical: the following arguments are required: --paths"),
+        ({"prompts.historical.output_dir": "a"}, "`output_dir` is set by the recipe"),
+        ({"prompts.mix.weights": {"historical": 1}}, "prompts: mix: `weights` names historical, but the parts are"),
         ({"respond.temprature": 1}, "respond: there is no option `temprature`. Did you mean temperature?"),
         ({"respond.prompts": "a"}, "respond: `prompts` is set by the recipe"),
         ({"respond.teacher_signal": "top_k"}, "respond: Unknown method 'top_k'"),
         ({"respond.top_p": 0.9}, "respond: `teacher_signal='sampled_logprobs'` is of the whole distribution"),
-        ({"respond.on_unmapped": "keep"}, "respond: `on_unmapped` must be"),
+        ({"respond.on_unidentified_token": "keep"}, "respond: `on_unidentified_token` must be"),
         ({"evaluate.temperatures": [-1]}, "evaluate: "),
         ({"respond": 3}, "must hold `name: value` pairs"),
-        ({"train.method": MISSING}, "train: `method` is missing: white-box, black-box, online-gkd"),
+        ({"train.method": MISSING}, "train: `method` is missing: white_box, black_box, online_gkd"),
         ({"train.method": "gkd"}, "train: there is no method 'gkd'"),
         ({"train.max_steps": 1.5}, "train: `max_steps` is 1.5, but must be a whole number"),
         ({"train.use_peft": "perhaps"}, "train: argument --use_peft"),
@@ -120,7 +120,7 @@ def test_training_can_use_the_answers_of_the_logs(load):
         ({"train.token_selection": "target_entropy", "respond.teacher_signal": "sampled_counts"}, "cannot serve"),
         ({"evaluate.fail_under": {"speed": 1}}, "evaluate: The gate 'speed=1' names no figure"),
         ({"evaluate.serving_engine": "triton"}, "evaluate: `engine` is 'triton'"),
-        ({"respond": False}, "`queries: leaflets` has none"),
+        ({"respond": False}, "`prompts: leaflets` has none"),
     ],
 )
 def test_mistakes_are_named_with_their_section(load, changes, message):
@@ -141,8 +141,8 @@ def local(models, tmp_path):
         (tmp_path / name).write_text('{"prompt": "a"}\n')
     return {
         "target": str(models / "target"), "draft": str(models / "draft"), "output_dir": str(tmp_path / "run"),
-        "queries.historical.paths": str(tmp_path / "log.jsonl"),
-        "queries.leaflets.dataset": str(tmp_path / "leaflets.jsonl"),
+        "prompts.historical.paths": str(tmp_path / "log.jsonl"),
+        "prompts.leaflets.dataset": str(tmp_path / "leaflets.jsonl"),
     }  # fmt: skip
 
 
@@ -156,9 +156,9 @@ def test_sources_that_are_there(load, local, tmp_path):
     [
         ({"draft": "./none"}, "draft: `./none` does not exist"),
         ({"target": "./none"}, "target: `./none` does not exist"),
-        ({"queries.historical.paths": "none/*.jsonl"}, "queries: historical: `none/*.jsonl`"),
-        ({"queries.leaflets.dataset": "none.jsonl"}, "queries: leaflets: `none.jsonl` does not exist"),
-        ({"queries.synthetic.tool_catalogue": "none.json"}, "queries: synthetic: `none.json` does not exist"),
+        ({"prompts.historical.paths": "none/*.jsonl"}, "prompts: historical: `none/*.jsonl`"),
+        ({"prompts.leaflets.dataset": "none.jsonl"}, "prompts: leaflets: `none.jsonl` does not exist"),
+        ({"prompts.synthetic.tool_catalog": "none.json"}, "prompts: synthetic: `none.json` does not exist"),
         ({"evaluate.prompts": "none.jsonl"}, "evaluate: `none.jsonl` does not exist"),
         (
             {"train.temperature": 2.0},
@@ -178,7 +178,7 @@ def test_models_of_two_tokenizers(load, local, models):
     stranger = {**local, "draft": str(models / "stranger")}
     with pytest.raises(ValueError, match="do not share a tokenizer"):
         check_sources(load(stranger))
-    check_sources(load({**stranger, "train": {"method": "black-box"}}))
+    check_sources(load({**stranger, "train": {"method": "black_box"}}))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_models_of_two_tokenizers(load, local, models):
         (0.7, {"engine": "server", "base_url": "x"}, ("raw", 1.0)),
         (
             0.7,
-            {"engine": "server", "base_url": "x", "engine_kwargs": {"logprobs_are": "processed"}},
+            {"engine": "server", "base_url": "x", "engine_kwargs": {"logprobs_mode": "processed"}},
             ("processed", 0.7),
         ),
         (0.7, {"engine": "vllm"}, ("processed", 0.7)),
@@ -199,7 +199,7 @@ def test_models_of_two_tokenizers(load, local, models):
 def test_the_signal_is_foreseen(load, tokenizer, temperature, target, expected):
     changes = {"respond.temperature": temperature, "target": {"name": "my-org/target", **target}}
     info = describe_signal(load(changes).respond, tokenizer)
-    assert (info.logprobs_are, info.logprobs_temperature) == expected
+    assert (info.logprobs_mode, info.logprobs_temperature) == expected
 
 
 def test_the_signal_is_foreseen_as_it_will_be(load, responses, read_rows, tokenizer):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from spec_kd import generate_responses
-from spec_kd.engines.server_client import ServerRequestError
+from spec_kd.engines.server.client import ServerRequestError
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_folder_of_other_answers_is_refused(call, options):
 
 def test_an_option_that_changes_no_answer_is_not_an_input(call, options):
     call(*options)
-    assert call(*options, "--on_unmapped", "drop")[1]["is_reused"]
+    assert call(*options, "--on_unidentified_token", "drop")[1]["is_reused"]
 
 
 def test_options_from_yaml_and_the_command_line(call, options, tmp_path):

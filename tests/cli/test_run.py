@@ -41,12 +41,12 @@ def recipe(models, training, tmp_path):
         "draft": str(models / "draft"),
         "output_dir": str(tmp_path / "run"),
         "seed": 3,
-        "queries": {"historical": {"paths": str(tmp_path / "log.jsonl"), "test_fraction": 0.3}},
+        "prompts": {"historical": {"paths": str(tmp_path / "log.jsonl"), "test_fraction": 0.3}},
         "respond": {
             "temperature": 1.0, "max_new_tokens": 6, "teacher_signal": "sampled_logprobs", "batch_size": 2,
             "shard_size": 2,
         },
-        "train": {"method": "white-box", **training},
+        "train": {"method": "white_box", **training},
         "evaluate": {"costs": "none", "max_new_tokens": 6, "num_prompts": 4, "num_shown_prompts": 1},
     }  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_historical_queries_killed_at_each_step(run, recipe, monkeypatch, tmp_pa
     whole = {**recipe, "output_dir": str(tmp_path / "whole")}
     status, expected, errors = run(whole)
     assert status == 0, errors
-    assert list_done(expected) == ["queries/historical", "prompts", "responses", "draft", "evaluation"]
+    assert list_done(expected) == ["parts/historical", "prompts", "responses", "draft", "evaluation"]
     assert "alpha_greedy" in expected["figures"]
 
     train_step, write_shard, write_note = Trainer.training_step, ShardStore.write, steps._write_note
@@ -107,7 +107,7 @@ def test_historical_queries_killed_at_each_step(run, recipe, monkeypatch, tmp_pa
         ("spec_kd.cli.steps._write_note", die_before_note_of("responses")),
         ("transformers.Trainer.training_step", die_in_training),
         ("spec_kd.cli.steps._write_note", die_before_note_of("draft")),
-        ("spec_kd.evaluation.evaluate.score_texts", die_in_evaluation),
+        ("spec_kd.evaluation.evaluate.score_responses", die_in_evaluation),
         ("spec_kd.cli.steps._write_note", die_before_note_of("evaluation")),
     ]
     for name, death in deaths:
@@ -139,7 +139,7 @@ def test_a_changed_input_redoes_what_depends_on_it(run, recipe, tmp_path):
     assert list_done(result) == ["responses"] and result["figures"] == first["figures"]
 
     log.write_text(log.read_text() + log.read_text().splitlines()[0] + "\n")  # a duplicate: the same prompts
-    assert list_done(run(recipe)[1]) == ["queries/historical"]
+    assert list_done(run(recipe)[1]) == ["parts/historical"]
 
     times = {path: path.stat().st_mtime_ns for path in texts.rglob("*.parquet")}
     recipe["train"]["learning_rate"] = 2e-2
@@ -166,7 +166,7 @@ def test_a_changed_input_redoes_what_depends_on_it(run, recipe, tmp_path):
 def test_curated_prompts_with_a_live_target(run, recipe, tmp_path):
     rows = [{"question": text, "answer": "unused"} for text in QUESTIONS]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe["queries"] = {
+    recipe["prompts"] = {
         "curated": {"dataset": str(tmp_path / "set.jsonl"), "prompt_column": "question", "test_fraction": 0.3}
     }
     del recipe["respond"]["teacher_signal"]
@@ -177,13 +177,13 @@ def test_curated_prompts_with_a_live_target(run, recipe, tmp_path):
 
 
 def test_synthetic_queries_online_and_a_mix(run, recipe, tmp_path):
-    recipe["queries"] |= {
+    recipe["prompts"] |= {
         "synthetic": {
             "num_queries": 6, "max_new_tokens": 32, "near_duplicate_threshold": None, "test_fraction": 0.0,
         },
         "mix": {"weights": {"historical": 1, "synthetic": 1}},
     }  # fmt: skip
-    recipe |= {"respond": False, "train": {**recipe["train"], "method": "online-gkd", "lmbda": 1, "max_new_tokens": 4}}
+    recipe |= {"respond": False, "train": {**recipe["train"], "method": "online_gkd", "lmbda": 1, "max_new_tokens": 4}}
     status, result, errors = run(recipe)
     assert status == 0, errors
     assert "responses" not in result["steps"] and not (tmp_path / "run" / "responses").exists()
@@ -192,25 +192,25 @@ def test_synthetic_queries_online_and_a_mix(run, recipe, tmp_path):
         "rows"
     ] > 0
     # keeping more of what was asked continues the synthesis
-    recipe["queries"]["synthetic"]["num_queries"] = 7
+    recipe["prompts"]["synthetic"]["num_queries"] = 7
     status, result, errors = run(recipe)
-    assert status == 0 and "queries/synthetic" in list_done(result), errors
+    assert status == 0 and "parts/synthetic" in list_done(result), errors
 
 
 def test_synthetic_queries_alone(run, recipe):
-    recipe["queries"] = {
+    recipe["prompts"] = {
         "synthetic": {
             "num_queries": 12, "max_new_tokens": 32, "near_duplicate_threshold": None, "test_fraction": 0.3,
         }
     }  # fmt: skip
     status, result, errors = run(recipe)
     assert status == 0, errors
-    assert list_done(result)[0] == "queries/synthetic" and "alpha_t1" in result["figures"]
+    assert list_done(result)[0] == "parts/synthetic" and "alpha_t1" in result["figures"]
 
 
 def test_black_box_on_the_answers_of_the_logs(run, recipe, tmp_path):
-    recipe |= {"respond": False, "train": {**recipe["train"], "method": "black-box"}}
-    recipe["queries"]["historical"]["test_fraction"] = 0
+    recipe |= {"respond": False, "train": {**recipe["train"], "method": "black_box"}}
+    recipe["prompts"]["historical"]["test_fraction"] = 0
     (tmp_path / "own.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     recipe["evaluate"]["prompts"] = str(tmp_path / "own.jsonl")
     status, result, errors = run(recipe)
@@ -219,7 +219,7 @@ def test_black_box_on_the_answers_of_the_logs(run, recipe, tmp_path):
 
 
 def test_no_test_prompts_are_an_error_before_the_target_answers(run, recipe, tmp_path):
-    recipe["queries"]["historical"]["test_fraction"] = 0
+    recipe["prompts"]["historical"]["test_fraction"] = 0
     status, _, errors = run(recipe)
     assert status == 2 and "No part has test prompts" in errors
     assert not (tmp_path / "run" / "responses").exists()

@@ -24,7 +24,7 @@ def assert_same_weights(left, right):
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("method", ["white-box", "black-box"])
+@pytest.mark.parametrize("method", ["white_box", "black_box"])
 def test_offline_training_loads_no_target(call, options, models, tmp_path, method, monkeypatch):
     monkeypatch.setattr("spec_kd.trainer.white_box_distill_trainer.load_teacher", None)
     status, result, errors = call(
@@ -43,16 +43,16 @@ def test_without_a_signal_the_target_is_the_teacher(call, options, models, promp
     folder = tmp_path / "plain"
     call("respond", "--target", models / "target", "--prompts", prompts, "--output_dir", folder, "--max_new_tokens", 6)
     plain = [*options[:2], "--responses", folder / "responses.parquet", *options[4:]]
-    status, _, errors = call("train", "white-box", *plain)
+    status, _, errors = call("train", "white_box", *plain)
     assert status == 2 and "`teacher_model` is required" in errors
-    status, result, errors = call("train", "white-box", *plain, "--target", models / "target", "--divergence", "tvd")
+    status, result, errors = call("train", "white_box", *plain, "--target", models / "target", "--divergence", "tvd")
     assert status == 0 and result["steps"] == 4, errors
 
 
 def test_online_training_from_prompts_alone(call, options, models, prompts):
     options[3] = prompts
     status, result, errors = call(
-        "train", "online-gkd", *options, "--target", models / "target", "--lmbda", 1, "--max_new_tokens", 4,
+        "train", "online_gkd", *options, "--target", models / "target", "--lmbda", 1, "--max_new_tokens", 4,
     )  # fmt: skip
     assert status == 0 and result["steps"] == 4, errors
 
@@ -63,7 +63,7 @@ class Killed(BaseException):
 
 def test_a_killed_training_ends_with_the_same_weights(call, options, tmp_path, monkeypatch):
     whole = [tmp_path / "whole" if argument == tmp_path / "out" else argument for argument in options]
-    assert call("train", "white-box", *whole)[0] == 0
+    assert call("train", "white_box", *whole)[0] == 0
 
     steps, train_step = [], Trainer.training_step
 
@@ -75,12 +75,12 @@ def test_a_killed_training_ends_with_the_same_weights(call, options, tmp_path, m
 
     monkeypatch.setattr(Trainer, "training_step", die_in_step_4)
     with pytest.raises(Killed):
-        call("train", "white-box", *options)
-    status, result, _ = call("train", "white-box", *options)
+        call("train", "white_box", *options)
+    status, result, _ = call("train", "white_box", *options)
     assert status == 0 and not result["is_reused"]
     assert steps == [0, 1, 2, 3, 2, 3]  # from the checkpoint of step 2
     assert_same_weights(tmp_path / "whole", tmp_path / "out")
-    assert call("train", "white-box", *options)[1]["is_reused"]
+    assert call("train", "white_box", *options)[1]["is_reused"]
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):
@@ -94,16 +94,16 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):
 
 
 def test_logging_is_no_input_and_learning_is(call, options):
-    call("train", "black-box", *options)
-    assert call("train", "black-box", *options, "--logging_steps", 2)[1]["is_reused"]
-    status, _, errors = call("train", "black-box", *options, "--learning_rate", 0.5)
+    call("train", "black_box", *options)
+    assert call("train", "black_box", *options, "--logging_steps", 2)[1]["is_reused"]
+    status, _, errors = call("train", "black_box", *options, "--learning_rate", 0.5)
     assert status == 2 and "options.learning_rate: 0.01 before, 0.5 now" in errors
 
 
 def test_a_folder_with_a_foreign_draft_is_refused(call, options, models, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}")
-    status, _, errors = call("train", "black-box", *options)
+    status, _, errors = call("train", "black_box", *options)
     assert status == 2 and "config.json that this command did not write" in errors
     assert Path(tmp_path / "out" / "config.json").read_text() == "{}"
 
@@ -111,11 +111,11 @@ def test_a_folder_with_a_foreign_draft_is_refused(call, options, models, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["white-bax"], "no method 'white-bax'. Did you mean white-box?"),
-        (["white-box", "--divergance", "tvd"], "Did you mean --divergence?"),
-        (["white-box", "--divergence", "reverse_kl"], "cannot serve the divergence 'reverse_kl'"),
-        (["white-box", "--draft", "./nowhere"], "`./nowhere` does not exist"),
-        (["online-gkd"], "needs a live `teacher_model`"),
+        (["white_bax"], "no method 'white_bax'. Did you mean white_box?"),
+        (["white_box", "--divergance", "tvd"], "Did you mean --divergence?"),
+        (["white_box", "--divergence", "reverse_kl"], "cannot serve the divergence 'reverse_kl'"),
+        (["white_box", "--draft", "./nowhere"], "`./nowhere` does not exist"),
+        (["online_gkd"], "needs a live `teacher_model`"),
     ],
 )
 def test_wrong_arguments(call, options, arguments, message):
@@ -130,5 +130,5 @@ def test_rows_without_an_answer_are_counted(call, options, tmp_path):
     ]
     options[3] = tmp_path / "rows.jsonl"
     options[3].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, _, errors = call("train", "black-box", *options)
+    status, _, errors = call("train", "black_box", *options)
     assert status == 2 and "1 of 2 rows have no `completion`" in errors

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset, Features, IterableDataset, Json, List
 
 from spec_kd.data.arrow_padding import iterate_rows, remove_padding
-from spec_kd.queries.mixing import mix_prompts
-from spec_kd.queries.unified_columns import unify_columns
+from spec_kd.prompts.mixing import mix_prompts
+from spec_kd.prompts.unified_columns import unify_columns
 
 USER = {"role": "user", "content": "Hi"}
 

@@ -1,4 +1,4 @@
-"""Data sets larger than memory: what is held at a time, and that it changes nothing."""
+"""Datasets larger than memory: what is held at a time, and that it changes nothing."""
 
 import os
 import tracemalloc
@@ -23,7 +23,7 @@ class Writer:
 
     name = "writer"
     is_reproducible = True
-    logprobs_are = "raw"
+    logprobs_mode = "raw"
     default_batch_size = 4
     processing_class = build_tokenizer()
 

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from spec_kd.data.chat_rendering import ChatRenderer
-from spec_kd.data.prompts import render_prompt_ids
-from spec_kd.data.written_text import TurnNotRenderedError
+from spec_kd.data.prompt_rendering import render_prompt_ids
+from spec_kd.data.rendered_completion import TurnNotRenderedError
 
 HISTORY = [
     {"role": "user", "content": "Hi"},

@@ -14,18 +14,18 @@ from datasets import Dataset
 from tiny import build_llama, build_tokenizer
 
 from spec_kd.data import generate_responses, score_completions, shards
-from spec_kd.engines.base import SignalRequest
+from spec_kd.engines.base import SignalSpec
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"{word} {i}" for i in range(3) for word in ("a", "hello there", "the quick brown fox")]
-SIGNAL = SignalRequest("sampled_logprobs", num_draws=16)
+SIGNAL = SignalSpec("sampled_logprobs", num_draws=16)
 
 RUN = """
 import os, signal, sys
 from datasets import Dataset
 from tiny import build_llama, build_tokenizer
 from spec_kd.data import generate_responses, score_completions, shards
-from spec_kd.engines.base import SignalRequest
+from spec_kd.engines.base import SignalSpec
 
 if sys.argv[2] not in ("whole", "resumed"):
     replace, count = os.replace, 0
@@ -38,7 +38,7 @@ if sys.argv[2] not in ("whole", "resumed"):
     shards.os.replace = replace_then_die
 generate_responses(
     build_llama(seed=1, hidden_size=48), sys.argv[3:], processing_class=build_tokenizer(), max_new_tokens=12,
-    temperature=1.0, teacher_signal=SignalRequest("sampled_logprobs", num_draws=16), batch_size=2, shard_size=2,
+    temperature=1.0, teacher_signal=SignalSpec("sampled_logprobs", num_draws=16), batch_size=2, shard_size=2,
     output_dir=sys.argv[1], show_progress=False,
 )
 """

@@ -11,18 +11,18 @@ from tiny import build_llama, build_tokenizer
 from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer, generate_responses
 from spec_kd.data import score_completions
 from spec_kd.data.signal_checks import CHECKSUM_COLUMN, compute_checksum
-from spec_kd.data.teacher_signal import TeacherInfo, pack_slots
-from spec_kd.data.token_columns import LOGPROB_COLUMN, REFERENCE_COLUMN, SLOT_COLUMN, read_token_column
-from spec_kd.engines import SignalRequest
-from spec_kd.engines.base import TokenSlots
+from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
+from spec_kd.data.token_columns import LOGPROB_COLUMN, REFERENCE_COLUMN, SPARSE_COLUMN, read_token_column
+from spec_kd.engines import SignalSpec
+from spec_kd.engines.base import SparseDistribution
 from spec_kd.evaluation import replay
 
 LENGTH = 6
 METHODS = {
     "token_only": "token_only",
-    "sampled_counts": SignalRequest("sampled_counts", num_draws=16),
-    "sampled_logprobs": SignalRequest("sampled_logprobs", num_draws=16),
-    "top_k_tail": SignalRequest("top_k_tail", top_k=8),
+    "sampled_counts": SignalSpec("sampled_counts", num_draws=16),
+    "sampled_logprobs": SignalSpec("sampled_logprobs", num_draws=16),
+    "top_k_tail": SignalSpec("top_k_tail", top_k=8),
 }
 
 
@@ -104,7 +104,7 @@ def test_numbers_that_are_no_log_probabilities_name_their_row(value, has_checksu
 def make_signal_row(info, ids, log_p):
     return {
         "prompt_ids": [7, 8], "completion_ids": [9], "teacher_info": info.to_json(),
-        "teacher_signal": pack_slots(TokenSlots([np.array(ids)], [np.array(log_p)]), info),
+        "teacher_signal": pack_sparse(SparseDistribution([np.array(ids)], [np.array(log_p)]), info),
     }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_signals_that_are_no_distributions_name_their_row(ids, log_p, message, d
     info = TeacherInfo.from_json(distilled["top_k_tail"][0]["teacher_info"])
     info = TeacherInfo(**{**json.loads(info.to_json()), "top_k": 16})
     with pytest.raises(ValueError, match=message):
-        read_token_column(make_signal_row(info, ids, log_p), SLOT_COLUMN, "Row 5")
+        read_token_column(make_signal_row(info, ids, log_p), SPARSE_COLUMN, "Row 5")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.3])
@@ -185,5 +185,5 @@ def test_rows_without_a_completion_are_counted_without_a_limit_too(tmp_path, cap
     named = {"args": args, "processing_class": build_tokenizer(), "teacher_model": build_llama(seed=1)}
     WhiteBoxDistillTrainer(model=build_llama(), train_dataset=Dataset.from_list(rows), **named)
     assert "4 of 8 rows have no completion token and teach nothing" in caplog.text
-    with pytest.raises(ValueError, match="All 4 completions of the train data set are empty"):
+    with pytest.raises(ValueError, match="All 4 completions of the train dataset are empty"):
         WhiteBoxDistillTrainer(model=build_llama(), train_dataset=Dataset.from_list(rows[::2]), **named)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spec_kd.data.teacher_signal import SLOT, TeacherInfo, pack_slots, split_tokens, unpack_slots
-from spec_kd.engines.base import TokenSlots
+from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, pack_sparse, split_tokens, unpack_sparse
+from spec_kd.engines.base import SparseDistribution
 
 
 def make_info(method, vocab_size=300, **numbers):
@@ -12,7 +12,7 @@ def make_info(method, vocab_size=300, **numbers):
         target_name="target", target="hash", tokenizer="abc", vocab_size=vocab_size, engine="transformers",
         method=method, num_draws=numbers.get("num_draws"), top_k=numbers.get("top_k"), sampling_temperature=1.0,
         max_new_tokens=64,
-        logprobs_are="processed", logprobs_temperature=1.0,
+        logprobs_mode="processed", logprobs_temperature=1.0,
     )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def draw_slots(rng, tokens, vocab_size, method, num_draws=None, top_k=None):
             ids.append(drawn.astype(np.int32))
             counts.append(count.astype(np.int32))
         log_p.append(-rng.exponential(8, len(ids[-1])).astype(np.float32))
-    return TokenSlots(ids, None if method == "sampled_counts" else log_p, counts or None)
+    return SparseDistribution(ids, None if method == "sampled_counts" else log_p, counts or None)
 
 
 @settings(max_examples=150, deadline=None)
@@ -41,8 +41,8 @@ def test_what_is_packed_comes_back(seed, tokens, vocab_size, method, number):
     numbers = {"top_k": min(number, vocab_size)} if method == "top_k_tail" else {"num_draws": number}
     info = make_info(method, vocab_size, **numbers)
     slots = draw_slots(np.random.default_rng(seed), tokens, vocab_size, method, **numbers)
-    content = pack_slots(slots, info)
-    unpacked, per_token = unpack_slots(content, tokens, info)
+    content = pack_sparse(slots, info)
+    unpacked, per_token = unpack_sparse(content, tokens, info)
     assert per_token.tolist() == [len(ids) for ids in slots.ids]
     assert unpacked["id"].tolist() == np.concatenate(slots.ids).tolist()
     if slots.counts is not None:
@@ -55,7 +55,7 @@ def test_what_is_packed_comes_back(seed, tokens, vocab_size, method, number):
         assert np.abs(unpacked["log_p"][is_kept] - true[is_kept]).max(initial=0) <= 0.5 / 1024 + 1e-6
         assert np.isneginf(unpacked["log_p"][true < -64.0]).all()
     entries = split_tokens(unpacked, per_token)
-    assert [len(entry) // SLOT.itemsize for entry in entries] == per_token.tolist()
+    assert [len(entry) // SPARSE_FEATURE.itemsize for entry in entries] == per_token.tolist()
     assert b"".join(entries) == unpacked.tobytes()
 
 
@@ -64,23 +64,23 @@ def test_the_size_is_what_the_docstring_says():
     counts = [np.array([39] + [1] * 11, np.int32)] * 1000
     ids = [np.arange(12, dtype=np.int32) * 12_000] * 1000
     log_p = [np.full(12, -3.0, np.float32)] * 1000
-    plain = pack_slots(TokenSlots(ids, None, counts), make_info("sampled_counts", 151_936, num_draws=50))
+    plain = pack_sparse(SparseDistribution(ids, None, counts), make_info("sampled_counts", 151_936, num_draws=50))
     assert len(plain) / 1000 == pytest.approx((50 + 12 * 18) / 8, abs=0.01) and len(plain) <= 33.3 * 1000
-    whole = pack_slots(TokenSlots(ids, log_p, counts), make_info("sampled_logprobs", 151_936, num_draws=50))
+    whole = pack_sparse(SparseDistribution(ids, log_p, counts), make_info("sampled_logprobs", 151_936, num_draws=50))
     assert len(whole) == len(plain) + 24 * 1000
 
 
 def test_a_signal_of_other_tokens_is_refused():
     info = make_info("sampled_logprobs", num_draws=8)
-    content = pack_slots(draw_slots(np.random.default_rng(0), 9, 300, "sampled_logprobs", num_draws=8), info)
+    content = pack_sparse(draw_slots(np.random.default_rng(0), 9, 300, "sampled_logprobs", num_draws=8), info)
     for tokens in (1, 8, 10, 100):
         with pytest.raises(ValueError, match="does not belong to"):
-            unpack_slots(content, tokens, info)
-    with pytest.raises(ValueError, match="7 draws, the data set 8"):
-        pack_slots(draw_slots(np.random.default_rng(0), 3, 300, "sampled_counts", num_draws=7), info)
+            unpack_sparse(content, tokens, info)
+    with pytest.raises(ValueError, match="7 draws, the dataset 8"):
+        pack_sparse(draw_slots(np.random.default_rng(0), 3, 300, "sampled_counts", num_draws=7), info)
     with pytest.raises(ValueError, match="must have 4 slots"):
         slots = draw_slots(np.random.default_rng(0), 3, 300, "top_k_tail", top_k=5)
-        pack_slots(slots, make_info("top_k_tail", top_k=4))
+        pack_sparse(slots, make_info("top_k_tail", top_k=4))
 
 
 def test_info_survives_json_and_refuses_what_it_does_not_know():
@@ -88,5 +88,5 @@ def test_info_survives_json_and_refuses_what_it_does_not_know():
     assert TeacherInfo.from_json(info.to_json()) == info
     assert info.request.top_k == 4 and info.sparse_method.name == "top_k_tail"
     for text in ("{}", "no json", '{"version": 7}'):
-        with pytest.raises(ValueError, match="Make the data set anew"):
+        with pytest.raises(ValueError, match="Make the dataset anew"):
             TeacherInfo.from_json(text)

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List
 from trl import pack_dataset
 
 from spec_kd.data.chat_rendering import ChatRenderer
-from spec_kd.data.prompts import prepare_prompts, render_prompt_ids
+from spec_kd.data.prompt_rendering import prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import check_training_columns, count_cut_rows, to_training_rows
 
 TURNS = [
@@ -71,7 +71,7 @@ def test_every_assistant_turn_is_a_target(name):
 def test_turns_in_rows_of_their_own_where_it_is_asked_for():
     tokenizer = FORMS["chatml"].build()
     (whole,) = prepare([{"messages": TURNS}], tokenizer)
-    rows = prepare([{"messages": TURNS}], tokenizer, joins_turns=False)
+    rows = prepare([{"messages": TURNS}], tokenizer, join_turns=False)
     assert [len(find_spans(row)) for row in rows] == [1, 1]
     assert rows[1]["input_ids"] == whole["input_ids"]
     assert [find_spans(row)[0] for row in rows] == find_spans(whole)
@@ -145,9 +145,9 @@ def test_what_cannot_be_told_is_left_out_and_counted(is_streamed, caplog):
     made = list(to_training_rows(dataset.to_iterable_dataset() if is_streamed else dataset, tokenizer))
     assert [tokenizer.decode(find_spans(row)[0]) for row in made] == ["Hm.</think>Yes<|eos|>"]
     if not is_streamed:
-        assert "3 turns of the training data set are left out" in caplog.text
+        assert "3 turns of the training dataset are left out" in caplog.text
         assert "opens a reasoning (<think>) that the answer does not have (2)" in caplog.text
-        with pytest.raises(ValueError, match="No turn of the training data set is left"):
+        with pytest.raises(ValueError, match="No turn of the training dataset is left"):
             prepare(rows[:2], tokenizer)
 
 
@@ -155,11 +155,11 @@ def test_that_turns_are_taken_as_the_targets_is_said(caplog):
     caplog.set_level(logging.WARNING)
     prepare([{"messages": TURNS}], FORMS["chatml"].build(), name="eval")
     assert caplog.text.count("every assistant turn of its conversations is taken as the target's") == 1
-    assert "Eval data set" in caplog.text
+    assert "Eval dataset" in caplog.text
 
 
 def test_rows_that_a_template_refuses_are_named():
-    with pytest.raises(ValueError, match=r"row 1 of the training data set \(Conversation roles must alternate\)"):
+    with pytest.raises(ValueError, match=r"row 1 of the training dataset \(Conversation roles must alternate\)"):
         prepare(
             [{"messages": TURNS}, {"messages": [{"role": "system", "content": "x"}, *TURNS]}], FORMS["gemma"].build()
         )
@@ -208,7 +208,7 @@ def test_streams_of_conversations():
 
 def test_empty_reasoning_of_the_template_is_said(caplog):
     prepare([{"messages": TURNS}], FORMS["qwen3"].build())
-    assert "2 turns of the training data set have no reasoning" in caplog.text
+    assert "2 turns of the training dataset have no reasoning" in caplog.text
 
 
 def test_prompt_and_completion_win_over_messages():
@@ -233,9 +233,9 @@ def test_columns():
     for row in ({"messages": TURNS}, {"input_ids": [1], "assistant_masks": [1]}, {"conversations": TURNS}):
         check_training_columns(Dataset.from_list([row]), "training")
     text = Dataset.from_list([{"text": "Hi"}])
-    with pytest.raises(ValueError, match=r"columns \['text'\].*assume_target_wrote=True"):
+    with pytest.raises(ValueError, match=r"columns \['text'\].*assume_target_completions=True"):
         check_training_columns(text, "training")
-    check_training_columns(text, "training", assume_target_wrote=True)
+    check_training_columns(text, "training", assume_target_completions=True)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def draw_case(seed, is_greedy_draft, num_drafted=G):
 
 
 def verify_one(p, q, drafted, limit, uniforms):
-    """Number accepted and normalised distribution of the next token, for one row of plain floats."""
+    """Number accepted and normalized distribution of the next token, for one row of plain floats."""
     accepted = 0
     while accepted < limit:
         token = drafted[accepted]
@@ -140,7 +140,7 @@ def test_greedy_rule():
 
 
 def test_sample():
-    weights = torch.tensor([[0.0, 3.0, 0.0, 1.0, 0.0]])  # neither normalised nor positive everywhere
+    weights = torch.tensor([[0.0, 3.0, 0.0, 1.0, 0.0]])  # neither normalized nor positive everywhere
     ids = sample(weights.expand(40_000, -1), torch.Generator().manual_seed(0))
     assert ids.dtype == torch.long and set(ids.tolist()) == {1, 3}
     assert (ids == 1).double().mean().item() == pytest.approx(0.75, abs=0.01)

@@ -1,12 +1,12 @@
 import pytest
 
-from spec_kd.decoding.rounds import Round, TextInProgress, leave_out_drafts_behind_end
+from spec_kd.decoding.rounds import CompletionInProgress, Round, leave_out_drafts_after_end
 
 EOS = 1
 
 
 def write(max_new_tokens, *rounds):
-    text = TextInProgress(0, max_new_tokens, {EOS})
+    text = CompletionInProgress(0, max_new_tokens, {EOS})
     for i, record in enumerate(rounds):
         assert not text.is_complete, f"complete before round {i}"
         text.add_round(*record)
@@ -42,5 +42,5 @@ def test_positions_count_from_the_start_of_the_text():
 
 
 def test_drafts_behind_the_end_are_left_out_in_every_round():
-    assert leave_out_drafts_behind_end([Round(5, 0, 1), Round(5, 1, 2)]) == [Round(3, 0, 1), Round(2, 1, 2)]
-    assert leave_out_drafts_behind_end([Round(2, 1, 2), Round(1, 1, 2)]) == [Round(2, 1, 2), Round(1, 1, 2)]
+    assert leave_out_drafts_after_end([Round(5, 0, 1), Round(5, 1, 2)]) == [Round(3, 0, 1), Round(2, 1, 2)]
+    assert leave_out_drafts_after_end([Round(2, 1, 2), Round(1, 1, 2)]) == [Round(2, 1, 2), Round(1, 1, 2)]

@@ -38,7 +38,7 @@ def enumerate_texts(target):
 
 
 def compare(texts, probabilities):
-    """Standardised chi-square: about N(0, 1) if the texts follow the probabilities. Rare texts share a cell."""
+    """Standardized chi-square: about N(0, 1) if the texts follow the probabilities. Rare texts share a cell."""
     counts = Counter(map(tuple, texts))
     assert counts.keys() <= probabilities.keys()
     cells = [(counts[text], len(texts) * p) for text, p in probabilities.items()]

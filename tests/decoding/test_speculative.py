@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig
 
-from spec_kd.decoding import Round, SpeculativeText, generate_speculatively, speculative
+from spec_kd.decoding import Round, SpeculativeCompletion, generate_speculatively, speculative
 from spec_kd.decoding.ragged_model import find_layout
 from spec_kd.evaluation import generate_assisted
 from spec_kd.vocabulary import VocabularyMismatchError
@@ -37,7 +37,7 @@ def test_greedy_text_is_the_targets_own(tools, architecture, prompts):
     target = tools.build_model(architecture)
     draft = tools.add_noise(target, 0.03)
     text = generate_speculatively(target, draft, prompts, num_assistant_tokens=4, max_new_tokens=24)
-    assert isinstance(text, SpeculativeText) and text.seconds > 0
+    assert isinstance(text, SpeculativeCompletion) and text.seconds > 0
     assert text.completion_ids == tools.write_plainly(target, prompts, 24)
     assert 0.05 < rate_acceptance(text) < 0.95
     assert len({len(rounds) for rounds in text.rounds}) > 3  # the rows really go at different speeds
@@ -290,7 +290,7 @@ def test_progress_is_shown_if_wanted(pair, prompts, capsys):
 
 
 @pytest.mark.parametrize(
-    ("prompts_ids", "options", "message"),
+    ("prompt_ids", "options", "message"),
     [
         ([], {}, "no prompts"),
         ([[5], []], {}, "Prompt 1 has no tokens"),
@@ -303,10 +303,10 @@ def test_progress_is_shown_if_wanted(pair, prompts, capsys):
         ([[5], [5] * 127], {}, "Prompt 1 has 127 tokens.*the target's 128 positions"),
     ],
 )
-def test_bad_input(pair, prompts_ids, options, message):
+def test_bad_input(pair, prompt_ids, options, message):
     (calls, hook), _ = record_inputs(pair[0]), record_inputs(pair[1])
     with pytest.raises(ValueError, match=message):
-        generate_speculatively(*pair, prompts_ids, **{"max_new_tokens": 4, **options})
+        generate_speculatively(*pair, prompt_ids, **{"max_new_tokens": 4, **options})
     hook.remove()
     assert not calls
 

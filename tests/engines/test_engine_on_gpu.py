@@ -5,7 +5,7 @@ import torch
 from test_transformers_engine import METHODS, PROMPTS, check
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.engines.base import SamplingOptions, SignalRequest
+from spec_kd.engines.base import SamplingOptions, SignalSpec
 from spec_kd.engines.transformers import TransformersEngine
 
 pytestmark = pytest.mark.gpu
@@ -21,7 +21,7 @@ def engine():
 def test_generation_and_scoring_keep_the_distribution_sampled_from(engine, method, temperature):
     options = SamplingOptions(max_new_tokens=20, temperature=temperature)
     numbers = {"top_k_tail": {"top_k": 7}, "token_only": {}}.get(method, {"num_draws": 20})
-    request = SignalRequest(method, **numbers)
+    request = SignalSpec(method, **numbers)
     state = torch.cuda.get_rng_state()
     kept = engine.generate(PROMPTS, options, request, seed="q")
     assert [c.ids for c in kept] == [c.ids for c in engine.generate(PROMPTS, options, seed="q")]
@@ -30,7 +30,7 @@ def test_generation_and_scoring_keep_the_distribution_sampled_from(engine, metho
     check(dense, PROMPTS, kept, request, temperature)
     if temperature:
         engine.target.to("cuda")
-        scored = engine.score(PROMPTS, [c.ids for c in kept], SignalRequest("token_only"))
+        scored = engine.score(PROMPTS, [c.ids for c in kept], SignalSpec("token_only"))
         for a, b in zip(scored, kept, strict=True):
             torch.testing.assert_close(
                 torch.tensor(a.token_logprobs), torch.tensor(b.token_logprobs), rtol=1e-3, atol=1e-3

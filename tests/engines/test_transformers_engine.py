@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.engines.base import SamplingOptions, SignalRequest
+from spec_kd.engines.base import SamplingOptions, SignalSpec
 from spec_kd.engines.transformers import TransformersEngine
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
@@ -55,7 +55,7 @@ def check(engine, prompts, completions, request, temperature):
 def test_generation_keeps_the_distribution_it_sampled_from_and_the_same_text(engine, method, temperature):
     options = SamplingOptions(max_new_tokens=30, temperature=temperature)
     numbers = {"top_k_tail": {"top_k": 7}, "token_only": {}}.get(method, {"num_draws": 20})
-    request = SignalRequest(method, **numbers)
+    request = SignalSpec(method, **numbers)
     plain = engine.generate(PROMPTS, options, seed="q")
     kept = engine.generate(PROMPTS, options, request, seed="q")
     assert [c.ids for c in plain] == [c.ids for c in kept]
@@ -70,7 +70,7 @@ def test_generation_keeps_the_distribution_it_sampled_from_and_the_same_text(eng
 def test_scoring_equals_a_dense_pass_and_generation(engine, method, monkeypatch):
     monkeypatch.setattr("spec_kd.engines.transformers.MAX_SCORED_LOGITS", 261 * 4)
     numbers = {"top_k_tail": {"top_k": 7}, "token_only": {}}.get(method, {"num_draws": 20})
-    request = SignalRequest(method, **numbers)
+    request = SignalSpec(method, **numbers)
     engine.target.train()
     written = engine.generate(PROMPTS, SamplingOptions(30, temperature=1.0), request, seed="q")
     scored = engine.score(PROMPTS, [c.ids for c in written], request, seed="q")
@@ -83,7 +83,7 @@ def test_scoring_equals_a_dense_pass_and_generation(engine, method, monkeypatch)
 def test_draws_come_from_p(engine):
     """Over many seeds the share of draws on each id is its probability, within five standard errors."""
     completion = [20, 21, 22]
-    request = SignalRequest("sampled_counts", num_draws=200)
+    request = SignalSpec("sampled_counts", num_draws=200)
     total = torch.zeros(3, 261)
     for seed in range(40):
         (scored,) = engine.score([[5, 6]], [completion], request, seed=str(seed))
@@ -97,11 +97,11 @@ def test_draws_come_from_p(engine):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (SignalRequest("logits"), "token_only, sampled_counts"),
-        (SignalRequest("token_only", top_k=3), "no use for `top_k=3`"),
-        (SignalRequest("top_k_tail", num_draws=3), "no use for `num_draws=3`"),
-        (SignalRequest("sampled_counts", num_draws=0), "at least 1"),
-        (SignalRequest("top_k_tail", top_k=1000), "261 ids"),
+        (SignalSpec("logits"), "token_only, sampled_counts"),
+        (SignalSpec("token_only", top_k=3), "no use for `top_k=3`"),
+        (SignalSpec("top_k_tail", num_draws=3), "no use for `num_draws=3`"),
+        (SignalSpec("sampled_counts", num_draws=0), "at least 1"),
+        (SignalSpec("top_k_tail", top_k=1000), "261 ids"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(engine, request_, message):

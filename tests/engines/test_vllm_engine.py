@@ -10,13 +10,13 @@ import pytest
 import recorded_vllm as recorded
 from recorded_vllm import LLM, OTHER, PLAIN, STOPPED, Logprob
 
-from spec_kd.engines.base import Engine, SamplingOptions, SignalRequest, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import Engine, SamplingOptions, SignalSpec, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.vllm import VLLMEngine
 
 PROMPTS = [PLAIN, STOPPED, OTHER]
 SAMPLING = SamplingOptions(max_new_tokens=4, temperature=0.7, seed=21)
-TOP_2 = SignalRequest("top_k_tail", top_k=2)
-TOKEN_ONLY = SignalRequest("token_only")
+TOP_2 = SignalSpec("top_k_tail", top_k=2)
+TOKEN_ONLY = SignalSpec("token_only")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ class TestConstruction:
             "max_logprobs": 50,
             "hf_token": "hf_secret",
         }
-        assert (engine.name, engine.is_reproducible, engine.logprobs_are) == ("vllm", False, "processed")
+        assert (engine.name, engine.is_reproducible, engine.logprobs_mode) == ("vllm", False, "processed")
         assert engine.target_name == "some/model"
 
     def test_describes_itself_as_json_without_secrets(self, vllm):
@@ -68,8 +68,8 @@ class TestConstruction:
         ("mode", "said"), [("processed_logprobs", "processed"), ("raw_logprobs", "raw")], ids=["processed", "raw"]
     )
     def test_says_which_distribution_the_log_probabilities_are_of(self, vllm, mode, said):
-        assert VLLMEngine("m", logprobs_mode=mode).logprobs_are == said
-        assert VLLMEngine.from_llm(LLM(logprobs_mode=mode)).logprobs_are == said
+        assert VLLMEngine("m", logprobs_mode=mode).logprobs_mode == said
+        assert VLLMEngine.from_llm(LLM(logprobs_mode=mode)).logprobs_mode == said
 
     def test_refuses_logits_before_anything_is_loaded(self, vllm):
         with pytest.raises(ValueError, match=r"processed_logits.*processed_logprobs"):
@@ -220,7 +220,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("method", ["sampled_counts", "sampled_logprobs"])
     def test_draws(self, engine, method):
-        signal = SignalRequest(method, num_draws=8)
+        signal = SignalSpec(method, num_draws=8)
         for call in (
             lambda: engine.generate(PROMPTS, SAMPLING, signal),
             lambda: engine.score([PLAIN], [[90]], signal),
@@ -230,21 +230,21 @@ class TestRefusals:
 
     def test_more_ids_than_vllm_was_made_for(self, engine):
         with pytest.raises(UnsupportedByEngineError, match=r"top_k=21.*20 ids.*max_logprobs=21"):
-            engine.generate(PROMPTS, SAMPLING, SignalRequest("top_k_tail", top_k=21))
+            engine.generate(PROMPTS, SAMPLING, SignalSpec("top_k_tail", top_k=21))
         with pytest.raises(UnsupportedByEngineError, match=r"max_logprobs=21"):
-            engine.score([PLAIN], [[90]], SignalRequest("top_k_tail", top_k=21))
+            engine.score([PLAIN], [[90]], SignalSpec("top_k_tail", top_k=21))
 
     @pytest.mark.parametrize("max_logprobs", [-1, 1000], ids=["no limit", "a high limit"])
     def test_more_ids_than_the_target_has(self, vllm, max_logprobs):
         engine = VLLMEngine("m", max_logprobs=max_logprobs)
         with pytest.raises(UnsupportedByEngineError, match="261 ids"):
-            engine.generate(PROMPTS, SAMPLING, SignalRequest("top_k_tail", top_k=262))
+            engine.generate(PROMPTS, SAMPLING, SignalSpec("top_k_tail", top_k=262))
         assert engine.generate([PLAIN], SAMPLING, TOP_2)[0].slots is not None
 
     @pytest.mark.parametrize("top_k", [None, 0])
     def test_top_k_tail_without_top_k(self, engine, top_k):
         with pytest.raises(ValueError, match="at least 1"):
-            engine.generate(PROMPTS, SAMPLING, SignalRequest("top_k_tail", top_k=top_k))
+            engine.generate(PROMPTS, SAMPLING, SignalSpec("top_k_tail", top_k=top_k))
 
     def test_prompts_without_room(self, engine):
         with pytest.raises(UnusablePromptError, match=r"Prompt 1 with 62 tokens.* 4 more.*64.*max_model_len"):
@@ -260,7 +260,7 @@ class TestRefusals:
             ([[5] * 64], SamplingOptions(max_new_tokens=0), TOP_2),
             ([[]], SAMPLING, TOP_2),
             ([PLAIN], SamplingOptions(4, temperature=0.001), TOP_2),
-            ([PLAIN], SAMPLING, SignalRequest("top_k_tail", top_k=21)),
+            ([PLAIN], SAMPLING, SignalSpec("top_k_tail", top_k=21)),
         ):
             with pytest.raises(ValueError):
                 engine.check(prompts, options, signal)

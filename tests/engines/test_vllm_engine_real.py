@@ -6,7 +6,7 @@ import torch
 from tiny import build_llama, build_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from spec_kd.engines.base import SamplingOptions, SignalRequest
+from spec_kd.engines.base import SamplingOptions, SignalSpec
 from spec_kd.engines.vllm import VLLMEngine
 
 pytest.importorskip("vllm")
@@ -25,7 +25,7 @@ def test_agrees_with_transformers(tmp_path):
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(8, 261, size=n).tolist() for n in (1, 3, 7, 12, 20, 5, 9, 2, 30, 4, 11, 6)]
-    signal = SignalRequest("top_k_tail", top_k=25)
+    signal = SignalSpec("top_k_tail", top_k=25)
 
     def check(completions, temperature, prompts=prompts):
         for prompt, completion in zip(prompts, completions, strict=True):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from spec_kd.evaluation.assisted import Round, _build_round, generate_assisted
-from spec_kd.evaluation.replay import replay
+from spec_kd.evaluation.response_replay import replay
 
 EXACT = ("tokens", "target_calls", "accepted", "drafted", "drafting_rounds", "accepted_by_position")
 
@@ -279,7 +279,7 @@ def test_speed(pair, prompts):
 
 
 @pytest.mark.parametrize(
-    ("prompts_ids", "options", "message"),
+    ("prompt_ids", "options", "message"),
     [
         ([], {}, "no prompts"),
         ([[5], []], {}, "Prompt 1 has no tokens"),
@@ -290,9 +290,9 @@ def test_speed(pair, prompts):
         ([[5]], {"vocab_size": 300}, "261 rows"),
     ],
 )
-def test_bad_input(pair, prompts_ids, options, message):
+def test_bad_input(pair, prompt_ids, options, message):
     draft, target = pair
     with pytest.raises(ValueError, match=message):
-        generate_assisted(target, draft, prompts_ids, **{"max_new_tokens": 4, **options})
+        generate_assisted(target, draft, prompt_ids, **{"max_new_tokens": 4, **options})
     with pytest.raises(ValueError, match="same model object"):
         generate_assisted(target, target, [[5]], max_new_tokens=4)

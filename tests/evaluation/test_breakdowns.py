@@ -8,7 +8,7 @@ from spec_kd.evaluation.breakdowns import (
     break_down_by_entropy,
     break_down_by_position,
 )
-from spec_kd.evaluation.replay import TextScores
+from spec_kd.evaluation.response_replay import ResponseScores
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def scores():
         "alpha": torch.rand(4, 70, generator=generator, dtype=torch.float64) * is_text,
         "target_entropy": 3 * torch.rand(4, 70, generator=generator, dtype=torch.float64) * is_text,
     }
-    return TextScores(values, lengths, 1.0, "stochastic", has_exact_alpha=True)
+    return ResponseScores(values, lengths, 1.0, "stochastic", has_exact_alpha=True)
 
 
 def means(breakdown):

@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from spec_kd.data import generate_responses
 from spec_kd.evaluation import callback as callback_module
 from spec_kd.evaluation.callback import SpeculativeEvalCallback
-from spec_kd.evaluation.replay import replay
+from spec_kd.evaluation.response_replay import replay
 from spec_kd.trainer import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
 PROMPTS = ["hello there", "two words", "x"]
@@ -206,7 +206,7 @@ def test_our_trainers_bind_it_and_give_their_teacher(pair, tokenizer, options):
         callbacks=[callback],
     )
     trainer.train()
-    assert [step for step, _ in callback.history] == [0, 1, 2]  # once, not once for each data set
+    assert [step for step, _ in callback.history] == [0, 1, 2]  # once, not once for each dataset
     assert [log["step"] for log in find_logs(trainer)] == [0, 1, 2]
     metrics = trainer.evaluate()
     assert metrics["eval_alpha_greedy"] == callback.history[-1][1][0.0].alpha.value and len(callback.history) == 4

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from spec_kd.evaluation.comparison import compare_alpha, compare_block_efficiency, compare_drafts
-from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 
 
 def make_figures(alpha_per_prompt, seed=0):
     tokens = np.random.default_rng(seed).integers(10, 50, len(alpha_per_prompt))
-    return AcceptanceFigures(
+    return AcceptanceMetrics(
         tokens=tokens, target_calls=tokens / (1 + alpha_per_prompt), accepted=tokens, drafted=2 * tokens,
         drafting_rounds=tokens, accepted_by_position=tokens[:, None], temperature=1.0, num_assistant_tokens=1,
         draft_sampling="stochastic", method="replay", alpha_sum=alpha_per_prompt * tokens, alpha_tokens=tokens,

@@ -8,7 +8,7 @@ import torch
 from spec_kd.acceptance import expect_block_efficiency, predict_speedup
 from spec_kd.evaluation import ServingCosts, measure_assisted_costs, measure_costs
 from spec_kd.evaluation import cost as cost_module
-from spec_kd.evaluation.assisted import AssistedFigures
+from spec_kd.evaluation.assisted import AssistedMetrics
 from spec_kd.evaluation.cost import AssistedCosts, MeasurementError, PrefillCost
 
 
@@ -100,7 +100,7 @@ def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, drift=1.0
     prompts = len(PROMPT_LENGTHS)
     tokens, calls = np.full(prompts, 41), np.full(prompts, 11)
     round_seconds = step * (gamma * draft_step + verify + overhead)
-    return AssistedFigures(
+    return AssistedMetrics(
         tokens=tokens, target_calls=calls, accepted=calls * gamma, drafted=calls * gamma, drafting_rounds=calls,
         accepted_by_position=np.ones((prompts, gamma)), temperature=0.0, num_assistant_tokens=gamma,
         draft_sampling="stochastic", method="assisted", completion_ids=[[1] * 41] * prompts, rounds=[[]] * prompts,

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Mamba2Config, Mamba2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from spec_kd import evaluate_draft, generate_responses, replay
-from spec_kd.evaluation import EvaluationReport, ServingCosts, cost, save_report, timing
+from spec_kd.evaluation import EvaluationReport, ServingCosts, cost, cost_measurement, save_report
 from spec_kd.evaluation import evaluate as evaluate_module
 
 FREE = [
@@ -82,7 +82,7 @@ def test_breakdowns_and_worst_prompts(pair, tokenizer, questions, options):
     assert efficiencies[0] <= setting.at_gamma(3).block_efficiency.value
     shown = setting.worst[0]
     assert shown.prompt == questions["prompt"][shown.row] and len(shown.tokens) == len(shown.acceptance)
-    hidden = evaluate_draft(*pair, questions, num_shown_prompts=1, shows_prompt_text=False, **options)
+    hidden = evaluate_draft(*pair, questions, num_shown_prompts=1, show_prompt_text=False, **options)
     assert hidden.draft.setting("greedy").worst[0].prompt == "(not shown)"
 
 
@@ -220,7 +220,7 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
     ],
 )
 def test_bad_options_are_refused_before_any_model_runs(pair, questions, options, changed, message, monkeypatch):
-    for name in ("generate_responses", "score_texts", "find_costs"):
+    for name in ("generate_responses", "score_responses", "find_costs"):
         monkeypatch.setattr(evaluate_module, name, lambda *_, **__: pytest.fail("a model ran"))
     with pytest.raises(ValueError, match=message):
         evaluate_draft(*pair, questions, **{**options, **changed})
@@ -268,7 +268,7 @@ def test_costs_that_cannot_be_measured_cost_no_report(pair, questions, options, 
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no room for 12 sequences")
 
-    monkeypatch.setattr(timing, "measure_costs", fail)
+    monkeypatch.setattr(cost_measurement, "measure_costs", fail)
     report = evaluate_draft(*pair, questions, **{**options, "costs": "measure"})
     assert report.draft.costs == [] and report.draft.settings[0].best_gamma == {}
     assert report.draft.unmeasured == [

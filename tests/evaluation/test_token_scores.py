@@ -3,7 +3,7 @@ import torch
 
 from spec_kd.acceptance import bound_alpha, compute_alpha
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
-from spec_kd.losses import SPARSE_METHODS, SparseTargets
+from spec_kd.losses import SPARSE_METHODS, SparseTensors
 
 N, V = 40, 30
 
@@ -42,7 +42,7 @@ def test_draws_estimate_alpha_without_bias(logits):
     draft, target, _ = logits
     log_p, q = target.log_softmax(-1), draft.softmax(-1)
     draws = torch.multinomial(log_p.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(1))
-    slots = SparseTargets(
+    slots = SparseTensors(
         SPARSE_METHODS["sampled_logprobs"], draws, log_p.gather(-1, draws), torch.full(draws.shape, 1 / 4000).double()
     )
     tokens = draws[:, 0]
@@ -60,7 +60,7 @@ def test_a_top_k_bounds_alpha(logits, k):
     draft, target, tokens = logits
     log_p, log_q = target.log_softmax(-1), draft.log_softmax(-1)
     values, ids = log_p.topk(k)
-    slots = SparseTargets(SPARSE_METHODS["top_k_tail"], ids, values)
+    slots = SparseTensors(SPARSE_METHODS["top_k_tail"], ids, values)
     token_log_p = log_p.gather(-1, tokens[:, None]).squeeze(-1)
     scores = name_rows(score_from_stored(draft, token_log_p, tokens, 1.0, "stochastic", slots))
     exact = compute_alpha(log_p.exp(), log_q.exp())

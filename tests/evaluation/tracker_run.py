@@ -11,16 +11,16 @@ import numpy as np
 from tiny import build_llama
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from spec_kd.evaluation.figures import AcceptanceFigures
+from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance, render_pixels
 
 ROWS = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 4
 
 
-def build_figures(temperature: float = 0.0, prompts: int = 4) -> AcceptanceFigures:
+def build_figures(temperature: float = 0.0, prompts: int = 4) -> AcceptanceMetrics:
     """Two tokens drafted in each of ten rounds a prompt; the first accepted in eight or seven, the second in six."""
     accepted = np.stack([np.where(np.arange(prompts) % 2, 8, 7), np.full(prompts, 6)], axis=1)
-    return AcceptanceFigures(
+    return AcceptanceMetrics(
         tokens=accepted.sum(axis=1) + 10,
         target_calls=np.full(prompts, 10),
         accepted=accepted.sum(axis=1),

@@ -33,7 +33,7 @@ def describe_schema(schema):
     return json.dumps(schema["parameters"]["properties"], sort_keys=True)
 
 
-def test_catalogue_is_large_and_varied():
+def test_catalog_is_large_and_varied():
     tools = corpus.load_tools()
     assert len(tools) >= 80
     assert len({tool.area for tool in tools}) >= 12

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from spec_kd.cli.queries import CuratedArguments, LogArguments
+from spec_kd.cli.prompts import CuratedArguments, LogArguments
 from spec_kd.cli.recipe import load_recipe
-from spec_kd.queries.tool_catalogue import load_tool_catalogue
+from spec_kd.prompts.tool_catalog import load_tool_catalog
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAIRS = {
@@ -32,10 +32,10 @@ def test_recipe_loads(domain, scenario):
         assert isinstance(part, LogArguments) and part.redact and part.split_by == "time"
         assert part.max_tokens + recipe.respond[0].max_new_tokens <= train.config.max_length
     elif scenario == "curated":
-        assert isinstance(part, CuratedArguments) and not part.keep_answers
+        assert isinstance(part, CuratedArguments) and not part.keep_completions
     else:
         assert part[0].num_queries == 20_000
-        assert (part[0].tool_catalogue is None) == (domain != "fc")
+        assert (part[0].tool_catalog is None) == (domain != "fc")
     assert "not run by us" in path.read_text(encoding="utf-8")
 
 
@@ -44,7 +44,7 @@ def test_there_are_no_other_recipes():
     assert names == {f"{d}_{s}.yaml" for d in PAIRS for s in ("historical", "curated", "synthetic")} | {"tools.yaml"}
 
 
-def test_tools_are_a_catalogue():
-    tools = load_tool_catalogue(EXAMPLES / "recipes" / "tools.yaml")
+def test_tools_are_a_catalog():
+    tools = load_tool_catalog(EXAMPLES / "recipes" / "tools.yaml")
     assert len(tools) >= 8
     assert all(set(t["parameters"]["required"]) <= set(t["parameters"]["properties"]) for t in tools)

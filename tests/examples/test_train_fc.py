@@ -71,12 +71,12 @@ def test_real_recipe_leaves_a_servable_draft_and_its_record(folder, tmp_path, me
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == 288
     record = json.loads((tmp_path / "acceptance.json").read_text())
     assert record["method"] == method and record["steps"] == 2
-    is_cached = changes == {"method": "white_box", "teacher_signal": "top_k_tail"}
-    assert record["teacher_signal"] == (teacher_signal if is_cached else None)
+    is_stored = changes == {"method": "white_box", "teacher_signal": "top_k_tail"}
+    assert record["teacher_signal"] == (teacher_signal if is_stored else None)
     columns = pyarrow.parquet.read_schema(tmp_path / "responses" / "responses.parquet").names
-    assert ("teacher_info" in columns) == is_cached
+    assert ("teacher_info" in columns) == is_stored
     if method == "white_box":
-        assert (result.trainer.teacher_model is None) == is_cached
+        assert (result.trainer.teacher_model is None) == is_stored
     assert set(record["figures"]) == {"before", "after"}
     assert len(record["figures"]["after"]["T=1"]["alpha"]) == 3
     for name in ("acceptance.png", "acceptance.md", "README.md", "responses/responses.parquet"):

@@ -123,7 +123,7 @@ def test_what_cannot_be_exported_is_refused(draft, tokenizer, tmp_path):
 
 def test_quantised_and_partitioned_drafts_are_refused(adapted, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(adapted.get_base_model(), "is_quantized", True, raising=False)
-    with pytest.raises(ValueError, match="quantised base"):
+    with pytest.raises(ValueError, match="quantized base"):
         export_draft(adapted, tmp_path, processing_class=tokenizer)
     next(adapted.parameters()).ds_id = 0
     with pytest.raises(ValueError, match="ZeRO-3"):

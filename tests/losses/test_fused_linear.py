@@ -289,7 +289,7 @@ def test_bad_tensors_are_refused():
         run_fused(case)
     case = make_case(bias=False)
     case["weight"] = torch.zeros(40, 12, dtype=torch.int8)
-    with pytest.raises(TypeError, match="quantised"):
+    with pytest.raises(TypeError, match="quantized"):
         run_fused(case)
     case = make_case()
     case["teacher"] = torch.zeros(23, 36)

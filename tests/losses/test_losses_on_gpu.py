@@ -8,7 +8,7 @@ from test_tile import SquaredError
 from spec_kd.losses import (
     DIVERGENCES,
     SPARSE_METHODS,
-    SparseTargets,
+    SparseTensors,
     build_divergence,
     fused_linear_divergence,
 )
@@ -42,7 +42,7 @@ def move(case, device="cuda", dtype=None):
 def make_targets(method, ids, log_p):
     """With what the method knows only."""
     weights = torch.full_like(log_p, 1 / ids.shape[-1]) if method.is_sampled else None
-    return SparseTargets(method, ids, log_p if method.has_log_p else None, weights)
+    return SparseTensors(method, ids, log_p if method.has_log_p else None, weights)
 
 
 def make_flat_case():

@@ -8,7 +8,7 @@ import torch
 from spec_kd.losses import (
     DIVERGENCES,
     SPARSE_METHODS,
-    SparseTargets,
+    SparseTensors,
     TokenLoss,
     build_divergence,
     build_selection,
@@ -116,7 +116,7 @@ def test_a_draft_that_rules_ids_out_and_a_sparse_teacher(name, masked):
             continue
         weights = None if not method.is_sampled else log_p.exp() / log_p.exp().sum(-1, keepdim=True)
         known = log_p.masked_fill(log_p == -math.inf, 0.0) if method.is_sampled else log_p
-        targets = SparseTargets(method, ids, known if method.has_log_p else None, weights)
+        targets = SparseTensors(method, ids, known if method.has_log_p else None, weights)
         result = compute_tile(z, bias, targets, labels, settings)
         assert not result.loss.isnan().any() and not result.gradient.isnan().any(), method.name
         torch.testing.assert_close(result.entropy, entropy, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spec_kd.losses import (
     SPARSE_METHODS,
-    SparseTargets,
+    SparseTensors,
     TokenLoss,
     build_divergence,
     build_selection,
@@ -127,7 +127,7 @@ def test_without_a_selection_all_tokens_are_kept(case):
 
 def test_a_coarsened_teacher_can_be_selected_from(case):
     log_p, ids = case["teacher"].log_softmax(-1).topk(8)
-    targets = SparseTargets(SPARSE_METHODS["top_k_tail"], ids, log_p)
+    targets = SparseTensors(SPARSE_METHODS["top_k_tail"], ids, log_p)
     loss = TokenLoss(build_divergence(), selection=build_selection("target_entropy", 0.5))
     output, kept = selected_linear_divergence(
         case["hidden"], case["weight"], targets, case["labels"], loss, sequence=case["sequence"]

@@ -9,7 +9,7 @@ from spec_kd.losses import (
     DIVERGENCES,
     SPARSE_METHODS,
     Divergence,
-    SparseTargets,
+    SparseTensors,
     build_divergence,
     dense_divergence,
     fused_linear_divergence,
@@ -30,7 +30,7 @@ def make_top_k(teacher, k, unused=0):
     if unused:  # slots that repeat an id that is in use
         log_p = torch.nn.functional.pad(log_p, (0, unused), value=-torch.inf)
         ids = torch.cat([ids, ids[:, :1].expand(-1, unused)], dim=-1)
-    return SparseTargets(TOP_K, ids, log_p)
+    return SparseTensors(TOP_K, ids, log_p)
 
 
 def coarsen(logits, ids):
@@ -100,7 +100,7 @@ def test_sampled_gradients_are_unbiased(method, name):
     repeats, draws = 4000, 3
     ids, weights = sample(teacher.expand(repeats, -1), draws, generator)
     log_p = teacher.log_softmax(-1).expand(repeats, -1) if method.has_log_p else None
-    result = compute_sparse(z.expand(repeats, -1).clone(), SparseTargets(method, ids, log_p, weights),
+    result = compute_sparse(z.expand(repeats, -1).clone(), SparseTensors(method, ids, log_p, weights),
                             build_divergence(name))  # fmt: skip
     for actual, true in ((result.gradient, gradient[0]), (result.value[:, None], expected.detach()[None])):
         error = (actual.double().mean(0) - true).abs()
@@ -114,7 +114,7 @@ def test_the_written_token_alone_is_cross_entropy():
     z, teacher = make_logits(3)
     labels = teacher.argmax(-1)
     log_p = teacher.log_softmax(-1).gather(-1, labels[:, None])
-    targets = SparseTargets(TOKEN, labels[:, None], log_p, torch.ones(5, 1))
+    targets = SparseTensors(TOKEN, labels[:, None], log_p, torch.ones(5, 1))
     result = compute_sparse(z, targets, build_divergence("forward_kl"))
     leaf = z.clone().requires_grad_()
     torch.nn.functional.cross_entropy(leaf, labels, reduction="sum").backward()
@@ -149,7 +149,7 @@ def test_through_the_fused_head_as_directly(name):
 def test_finite_for_one_hot_teachers_and_extreme_logits(name):
     z = torch.tensor([[1e4, -1e4, 0.0, 5.0]] * 3)
     log_p = torch.tensor([[0.0, -torch.inf], [0.0, -2e4], [-1e-7, -16.0]])
-    targets = SparseTargets(TOP_K, torch.tensor([[1, 0], [1, 0], [0, 1]]), log_p)
+    targets = SparseTensors(TOP_K, torch.tensor([[1, 0], [1, 0], [0, 1]]), log_p)
     result = compute_sparse(z, targets, build_divergence(name))
     for tensor in (result.value, result.gradient, result.alpha, result.entropy):
         assert torch.isfinite(tensor).all()
@@ -159,7 +159,7 @@ def test_counts_say_nothing_of_alpha():
     z, teacher = make_logits(5)
     ids, weights = sample(teacher, 4, torch.Generator().manual_seed(0))
     output = fused_linear_divergence(
-        z.clone().requires_grad_(), torch.eye(23), SparseTargets(COUNTS, ids, None, weights),
+        z.clone().requires_grad_(), torch.eye(23), SparseTensors(COUNTS, ids, None, weights),
         torch.zeros(5, dtype=torch.long), divergence=build_divergence(),
     )  # fmt: skip
     assert output.alpha.isnan().all() and torch.isfinite(output.loss)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spec_kd.losses import DIVERGENCES, SPARSE_METHODS, Divergence, SparseTargets, build_divergence
+from spec_kd.losses import DIVERGENCES, SPARSE_METHODS, Divergence, SparseTensors, build_divergence
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens, compute_tile, get_compiled_tile
 
 
@@ -72,7 +72,7 @@ def test_an_outside_divergence_is_compiled_as_well():
 def test_sparse_targets_are_compiled_as_well():
     raw, _, teacher, labels = make_inputs()
     log_p, ids = teacher.log_softmax(-1).topk(5)
-    targets = SparseTargets(SPARSE_METHODS["top_k_tail"], ids, log_p)
+    targets = SparseTensors(SPARSE_METHODS["top_k_tail"], ids, log_p)
     settings_ = TileSettings(build_divergence("jsd"), 1.0, 1.0, None, 0.0, needs_gradient=True)
     torch.compiler.reset()
     compiled = torch.compile(compute_tile, backend="aot_eager", fullgraph=True)

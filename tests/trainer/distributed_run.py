@@ -1,7 +1,7 @@
 """One small white-box run, started by `test_distributed.py` in one process or several; writes losses and weights.
 
 Usage: distributed_run.py OUTPUT.pt BATCH_SIZE {none|zero} RESPONSES; every case of CASES runs, one after the other. The
-folder RESPONSES has data sets `train` and `held_out` with a teacher signal, for the case "cached".
+folder RESPONSES has datasets `train` and `held_out` with a teacher signal, for the case "cached".
 """
 
 import os
@@ -39,7 +39,7 @@ def build_rows(case: str) -> list[dict]:
 
 
 class CompareRanks(TrainerCallback):
-    """Fails the run when a rank's parameters differ from rank 0's: a gradient that was not synchronised."""
+    """Fails the run when a rank's parameters differ from rank 0's: a gradient that was not synchronized."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if torch.distributed.is_initialized() and all(p.numel() for p in model.parameters()):
@@ -50,7 +50,7 @@ class CompareRanks(TrainerCallback):
 
 
 def choose_data(case: str, responses: str) -> dict:
-    """Data sets, the callback, and a teacher unless the data sets have its signal."""
+    """Datasets, the callback, and a teacher unless the datasets have its signal."""
     if case == "cached":
         train, held_out = (load_from_disk(os.path.join(responses, name)) for name in ("train", "held_out"))
         return {"train_dataset": train, "eval_dataset": held_out, "callback": SpeculativeEvalCallback(held_out)}

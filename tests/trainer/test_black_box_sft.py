@@ -65,7 +65,7 @@ def test_plain_text_and_template_arguments(tokenizer, draft, options):
 
 
 def test_ids_win_over_text(draft, tokenizer, options):
-    """What the target wrote need not be what its text is tokenised to."""
+    """What the target wrote need not be what its text is tokenized to."""
     row = {"prompt": "a", "completion": "b", "prompt_ids": [7, 8], "completion_ids": [9, 1]}
     trainer = make_trainer(draft, tokenizer, Dataset.from_list([row] * 2), options)
     assert trainer.train_dataset[0]["input_ids"] == [7, 8, 9, 1]
@@ -83,7 +83,7 @@ def test_every_sft_option_is_taken_over(draft, tokenizer, rows, options):
 
 
 def test_text_alone_does_not_say_what_the_target_wrote(draft, tokenizer, options):
-    with pytest.raises(ValueError, match=r"columns \['text'\].*assume_target_wrote=True"):
+    with pytest.raises(ValueError, match=r"columns \['text'\].*assume_target_completions=True"):
         make_trainer(draft, tokenizer, Dataset.from_list([{"text": "a"}]), options)
 
 

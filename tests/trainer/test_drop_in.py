@@ -26,7 +26,7 @@ def make_trainer(trainer_class, options, rows, tokenizer=None, **overrides):
     named = {k: overrides.pop(k) for k in list(overrides) if k in ("formatting_func", "eval_dataset", "teacher_model")}
     config_class = SFTConfig if trainer_class is SFTTrainer else trainer_class._config_class
     if trainer_class is SFTTrainer:
-        overrides.pop("assume_target_wrote", None)
+        overrides.pop("assume_target_completions", None)
     if issubclass(trainer_class, WhiteBoxTrainer):
         named.setdefault("teacher_model", build_llama(seed=1))
     return trainer_class(
@@ -113,7 +113,7 @@ def test_masks_beside_ids_say_what_is_trained(options):
 
 
 def test_evaluation_rows_of_another_format_than_the_training_rows(options, rows):
-    """TRL decides by the first training row whether prompts are trained on, for all data sets."""
+    """TRL decides by the first training row whether prompts are trained on, for all datasets."""
     held_out = Dataset.from_list(LONG_PROMPTS)
     trainer = make_trainer(BlackBoxSFTTrainer, options, rows, eval_dataset=held_out)
     assert trainer.eval_dataset[1]["labels"][0] == -100
@@ -121,7 +121,7 @@ def test_evaluation_rows_of_another_format_than_the_training_rows(options, rows)
     assert trainer._prepare_dataset(masked, trainer.processing_class, trainer.args, False, None, "test")["labels"] == [
         [-100, -100, 7, 1]
     ]
-    with pytest.raises(ValueError, match=r"eval data set has the columns \['text'\]"):
+    with pytest.raises(ValueError, match=r"eval dataset has the columns \['text'\]"):
         trainer.evaluate(Dataset.from_list(TEXTS))
 
 
@@ -132,10 +132,10 @@ def test_rows_that_do_not_say_what_the_target_wrote_need_one_option(options, tra
 
     questions = [{"question": "a", "answer": "b"}]
     for rows, named in ((TEXTS, {}), ([{"input_ids": [5, 6, 1]}], {}), (questions, {"formatting_func": format_row})):
-        with pytest.raises(ValueError, match="assume_target_wrote=True"):
+        with pytest.raises(ValueError, match="assume_target_completions=True"):
             make_trainer(trainer_class, options, rows, **named)
         trained = [
-            read_rows(make_trainer(cls, options, rows, assume_target_wrote=True, **named))
+            read_rows(make_trainer(cls, options, rows, assume_target_completions=True, **named))
             for cls in (SFTTrainer, trainer_class)
         ]
         assert trained[0] == trained[1]
@@ -146,14 +146,14 @@ def test_columns_are_checked_after_the_formatting_function(options):
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     trainer = make_trainer(
         BlackBoxSFTTrainer, options, rows, formatting_func=lambda row: row["messages"][1]["content"] * 3,
-        assume_target_wrote=True,
+        assume_target_completions=True,
     )  # fmt: skip
     assert build_tokenizer().decode(read_rows(trainer)[0]["labels"]) == "bbb<|end|>"
 
 
 def test_messages_need_no_option_and_no_markers_in_the_template(options):
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 4
-    for overrides in ({}, {"assistant_only_loss": True}, {"assume_target_wrote": True}):
+    for overrides in ({}, {"assistant_only_loss": True}, {"assume_target_completions": True}):
         trainer = make_trainer(BlackBoxSFTTrainer, options, rows, **overrides)
         labels = [label for label in read_rows(trainer)[0]["labels"] if label != -100]
         assert build_tokenizer().decode(labels) == "b<|end|>", overrides

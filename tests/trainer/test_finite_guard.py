@@ -25,8 +25,8 @@ from spec_kd.finite import NonFiniteError, check_finite_options, find_nonfinite_
 TEACHER = "teacher_model"
 ONLINE = {"lmbda": 1.0, "max_new_tokens": 6}
 SET_UPS = {
-    "black-box": (BlackBoxSFTTrainer, BlackBoxSFTConfig, {}),
-    "white-box": (WhiteBoxDistillTrainer, WhiteBoxDistillConfig, {}),
+    "black_box": (BlackBoxSFTTrainer, BlackBoxSFTConfig, {}),
+    "white_box": (WhiteBoxDistillTrainer, WhiteBoxDistillConfig, {}),
     "stored": (WhiteBoxDistillTrainer, WhiteBoxDistillConfig, {}),
     "on-policy": (OnlineGKDTrainer, OnlineGKDConfig, ONLINE),
     "streaming": (OnlineGKDTrainer, OnlineGKDConfig, {"mode": "streaming", "max_new_tokens": 6}),
@@ -47,7 +47,7 @@ def make_trainer(tokenizer, dataset, options, stored):
         trainer_class, config_class, own = SET_UPS[set_up]
         named = {"train_dataset": stored if set_up == "stored" else dataset}
         named |= {name: overrides.pop(name) for name in ("train_dataset", "eval_dataset") if name in overrides}
-        if set_up not in ("black-box", "stored"):
+        if set_up not in ("black_box", "stored"):
             named[TEACHER] = teacher or build_llama(seed=1)
         args = config_class(
             **{**options, "save_strategy": "steps", "save_steps": 1, "max_steps": 4, **own, **overrides}
@@ -105,7 +105,7 @@ def test_a_nan_in_the_draft_stops_the_run_and_leaves_the_last_checkpoint(set_up,
     assert resumed.train(resume_from_checkpoint=True).global_step == 4
 
 
-@pytest.mark.parametrize("set_up", [name for name in SET_UPS if name not in ("black-box", "stored")])
+@pytest.mark.parametrize("set_up", [name for name in SET_UPS if name not in ("black_box", "stored")])
 def test_a_nan_in_the_teacher_is_named(set_up, make_trainer):
     teacher = build_llama(seed=1)
     trainer = make_trainer(set_up, teacher=teacher)
@@ -122,7 +122,7 @@ def test_a_nan_from_the_start_is_refused_by_the_constructor(role, make_trainer):
     with torch.no_grad():
         broken.model.norm.weight[0] = math.nan
     with pytest.raises(NonFiniteError, match=f"logits of the {role}.*model.norm.weight"):
-        make_trainer("white-box", **{role: broken})
+        make_trainer("white_box", **{role: broken})
 
 
 @pytest.mark.parametrize("set_up", SET_UPS)
@@ -135,7 +135,7 @@ def test_a_weight_that_no_token_reaches_is_found_before_the_first_step(set_up, m
         trainer.train()
 
 
-@pytest.mark.parametrize("set_up", ["black-box", "white-box"])
+@pytest.mark.parametrize("set_up", ["black_box", "white_box"])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_learning_rate_that_is_too_high(set_up, steps, make_trainer, options):
     """Where the last update is the bad one, no loss shows it: the save does."""
@@ -147,7 +147,7 @@ def test_a_learning_rate_that_is_too_high(set_up, steps, make_trainer, options):
 
 
 def test_weights_that_are_finite_and_absurd_are_named(make_trainer):
-    trainer = make_trainer("white-box", learning_rate=1e36, optim="sgd", max_steps=3)
+    trainer = make_trainer("white_box", learning_rate=1e36, optim="sgd", max_steps=3)
     with pytest.raises(NonFiniteError, match=r"at step 2.*has grown to .*e\+3.*learning_rate.*go on from an earlier"):
         trainer.train()
 
@@ -172,15 +172,15 @@ def test_the_loss_of_every_batch_is_checked(accumulation, make_trainer, monkeypa
                     assert head.weight.grad is None or head.weight.grad.isfinite().all()
             return super().training_step(*args, **kwargs)
 
-    monkeypatch.setitem(SET_UPS, "black-box", (OneBadBatch, BlackBoxSFTConfig, {}))
-    trainer = make_trainer("black-box", gradient_accumulation_steps=accumulation)
+    monkeypatch.setitem(SET_UPS, "black_box", (OneBadBatch, BlackBoxSFTConfig, {}))
+    trainer = make_trainer("black_box", gradient_accumulation_steps=accumulation)
     with pytest.raises(NonFiniteError, match=rf"training loss is nan at step {3 - accumulation}\b"):
         trainer.train()
     assert len(calls) == 2
 
 
 def test_a_gradient_norm_that_is_not_finite_stops_before_the_optimizer(make_trainer):
-    trainer = make_trainer("black-box")
+    trainer = make_trainer("black_box")
     weight = trainer.model.model.norm.weight
     weight.register_hook(lambda gradient: gradient * math.inf)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -191,7 +191,7 @@ def test_a_gradient_norm_that_is_not_finite_stops_before_the_optimizer(make_trai
 
 def test_an_overflow_that_a_scaler_handles_is_no_reason_to_stop(make_trainer):
     """As in fp16: steps are skipped until the scale fits; only where none does, the run stops."""
-    trainer = make_trainer("black-box", save_strategy="no", max_steps=8)
+    trainer = make_trainer("black_box", save_strategy="no", max_steps=8)
     scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     norm = trainer.model.model.norm.weight
     hook = norm.register_hook(lambda g: g * (math.inf if scaler.get_scale() > 2.0**12 else 1.0))
@@ -209,7 +209,7 @@ def test_an_overflow_that_a_scaler_handles_is_no_reason_to_stop(make_trainer):
 def test_evaluations_say_nan_and_stop_a_training(make_trainer, tokenizer, dataset):
     """A loss that is infinite in one evaluation batch: transformers would leave it out of the mean."""
     trainer = make_trainer(
-        "black-box", eval_dataset=dataset, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4
+        "black_box", eval_dataset=dataset, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4
     )
     assert trainer.args.logging_nan_inf_filter is False
     batches = iter([False, True] + [False] * 100)
@@ -262,5 +262,5 @@ def test_a_mask_in_the_heads_bias_is_finite_and_nothing_else_is():
 def test_rows_without_a_label_have_a_loss_of_zero_and_train_on(make_trainer):
     ids = [[7, 8, 9]] * 8
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100] * 3] * 4 + [[-100, 8, 9]] * 4})
-    trainer = make_trainer("white-box", train_dataset=rows, max_steps=2, max_length=None, save_strategy="no")
+    trainer = make_trainer("white_box", train_dataset=rows, max_steps=2, max_length=None, save_strategy="no")
     assert trainer.train().global_step == 2

@@ -26,11 +26,11 @@ def stored():
 
 @pytest.fixture
 def make_trainer(tokenizer, dataset, options, stored):
-    def make(set_up="black-box", callbacks=(), train_dataset=None, eval_dataset=None, seed=0, **overrides):
+    def make(set_up="black_box", callbacks=(), train_dataset=None, eval_dataset=None, seed=0, **overrides):
         trainer_class, config_class, own = SET_UPS[set_up]
         if train_dataset is None:
             train_dataset = stored if set_up == "stored" else dataset
-        named = {} if set_up in ("black-box", "stored") else {"teacher_model": build_llama(seed=1)}
+        named = {} if set_up in ("black_box", "stored") else {"teacher_model": build_llama(seed=1)}
         args = {**options, "save_strategy": "steps", "save_steps": 1, "max_steps": 3, **own, **overrides}
         return trainer_class(
             model=build_llama(seed=seed), args=config_class(**args), train_dataset=train_dataset,
@@ -121,7 +121,7 @@ def test_early_stopping_ends_where_it_ended_and_counts_on(make_trainer, dataset,
     assert more.state.global_step == end + 2
 
 
-@pytest.mark.parametrize("set_up", ["black-box", "streaming"])
+@pytest.mark.parametrize("set_up", ["black_box", "streaming"])
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_a_stream_that_is_read_again_goes_on_within_its_second_reading(set_up, step, make_trainer, rows):
     stream = IterableDataset.from_generator(lambda: iter(rows[:12]))  # three steps of four rows

@@ -106,7 +106,7 @@ TRAINERS = [
 def test_every_card_is_a_drafts_and_names_no_folder_of_this_machine(
     tokenizer, rows, options, tmp_path, adapter, trainer_class, config_class, models
 ):
-    """Draft, target and data set are in folders here; the card of each save, checkpoint and export is a draft's."""
+    """Draft, target and dataset are in folders here; the card of each save, checkpoint and export is a draft's."""
     for name, seed in (("draft", 0), ("target", 1)):
         build_llama(seed=seed).save_pretrained(tmp_path / "models" / name)
         tokenizer.save_pretrained(tmp_path / "models" / name)

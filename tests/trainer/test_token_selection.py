@@ -185,7 +185,7 @@ def test_bad_options_are_refused_by_the_config(options, overrides, message):
 
 
 def test_a_reference_that_is_missing_useless_or_unfit_is_refused(target, tokenizer, dataset, options):
-    with pytest.raises(ValueError, match="Pass `ref_model`, or a data set with a `reference_forward_kl` column"):
+    with pytest.raises(ValueError, match="Pass `ref_model`, or a dataset with a `reference_forward_kl` column"):
         make_trainer(target, tokenizer, dataset, options, token_selection="adaspec")
     with pytest.raises(ValueError, match="only read by"):
         make_trainer(target, tokenizer, dataset, options, ref_model=build_llama(seed=7))

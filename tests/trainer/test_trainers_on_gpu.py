@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from test_cached_teacher import compute_first_loss
+from test_stored_teacher import compute_first_loss
 from tiny import build_llama, build_tokenizer
 
 from spec_kd import (
@@ -19,7 +19,7 @@ from spec_kd import (
     generate_responses,
     replay,
 )
-from spec_kd.engines.base import SignalRequest
+from spec_kd.engines.base import SignalSpec
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +45,7 @@ def target():
 @pytest.fixture(scope="module")
 def answers(target):
     return generate_responses(
-        target, TEXTS, processing_class=build_tokenizer(), teacher_signal=SignalRequest("sampled_logprobs", 64),
+        target, TEXTS, processing_class=build_tokenizer(), teacher_signal=SignalSpec("sampled_logprobs", 64),
         **ANSWERS,
     )  # fmt: skip
 

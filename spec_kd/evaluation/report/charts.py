@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from spec_kd.evaluation.report.content import EvaluationReport
+from spec_kd.evaluation.report.formatting import format_interval, format_number
 from spec_kd.evaluation.report.tables import find_setting
-from spec_kd.evaluation.report.words import format_interval, format_number
 from spec_kd.evaluation.statistics import Interval
 
 WIDTH, HEIGHT = 400, 240
@@ -140,7 +140,7 @@ def choose_ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _find_runs(
     points: list[tuple[int, Interval]], is_there: Callable[[Interval], bool]
 ) -> list[list[tuple[int, Interval]]]:
-    """Stretches of neighbouring points that can be drawn."""
+    """Stretches of neighboring points that can be drawn."""
     return [list(run) for is_drawn, run in groupby(points, key=lambda point: is_there(point[1])) if is_drawn]
 
 

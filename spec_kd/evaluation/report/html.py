@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from spec_kd.escaping import show_controls
-from spec_kd.evaluation.report import charts, tables, words
+from spec_kd.evaluation.report import charts, formatting, tables
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
 
 LONG_PROMPT = 400  # characters; longer ones are folded
@@ -36,18 +36,18 @@ def render_html(report: EvaluationReport) -> str:
     """
     return _load_template().render(
         report=report,
-        headline=words.build_headline(report),
-        figures=tables.tabulate_figures(report),
+        headline=formatting.build_headline(report),
+        figures=tables.tabulate_metrics(report),
         comparisons=tables.tabulate_comparisons(report),
         settings=[_view_setting(report, name) for name in tables.list_settings(report)],
         costs=[table for table in (tables.tabulate_costs(report), tables.tabulate_speedups(report)) if table.rows],
         assisted=tables.tabulate_assisted(report),
         unmeasured=tables.tabulate_unmeasured(report),
         provenance=tables.tabulate_provenance(report),
-        glossary=words.GLOSSARY,
-        format_rate=functools.partial(words.format_interval, digits=words.RATE_DIGITS),
-        format_times=words.format_interval,
-        format_number=words.format_number,
+        glossary=formatting.GLOSSARY,
+        format_rate=functools.partial(formatting.format_interval, digits=formatting.RATE_DIGITS),
+        format_times=formatting.format_interval,
+        format_number=formatting.format_number,
         is_finite=math.isfinite,
         show_whitespace=show_whitespace,
         choose_shade=choose_shade,
@@ -70,7 +70,7 @@ def _finalize(value: object) -> object:
 
 
 def choose_shade(acceptance: float) -> int:
-    """Number of the colour, 0 for tokens that are rejected to `SHADES - 1` for accepted ones."""
+    """Number of the color, 0 for tokens that are rejected to `SHADES - 1` for accepted ones."""
     return min(SHADES - 1, int(acceptance * SHADES))
 
 

@@ -4,7 +4,7 @@ from html import escape as escape_html
 
 from spec_kd.escaping import escape_markdown as escape
 from spec_kd.escaping import make_code_block, make_table, to_one_line
-from spec_kd.evaluation.report import tables, words
+from spec_kd.evaluation.report import formatting, tables
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
 
 SHOWN_CHARACTERS = 600  # of a prompt; the page has all of it
@@ -17,9 +17,9 @@ def render_markdown(report: EvaluationReport) -> str:
         report (`EvaluationReport`): What to show. Sections without figures are left out.
     """
     names = tables.list_settings(report)
-    parts = [f"# Speculative decoding with {escape(report.draft.name)}", escape(words.build_headline(report))]
+    parts = [f"# Speculative decoding with {escape(report.draft.name)}", escape(formatting.build_headline(report))]
     parts += ["In brackets: 95 % bootstrap intervals over prompts."]
-    parts += _render_section("Figures", tables.tabulate_figures(report), tables.tabulate_comparisons(report))
+    parts += _render_section("Figures", tables.tabulate_metrics(report), tables.tabulate_comparisons(report))
     parts.append("## How many tokens to draft")
     for name in names:
         numbers = (tables.tabulate_gammas(report, name), tables.tabulate_positions(report, name))
@@ -36,7 +36,7 @@ def render_markdown(report: EvaluationReport) -> str:
     parts += ["## Where the draft fails", *breakdowns] if breakdowns else []
     parts += _render_worst(report, names)
     parts += _render_section("Provenance", tables.tabulate_provenance(report))
-    parts += ["## Terms", "\n".join(f"- **{term}**: {meaning}" for term, meaning in words.GLOSSARY.items())]
+    parts += ["## Terms", "\n".join(f"- **{term}**: {meaning}" for term, meaning in formatting.GLOSSARY.items())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,7 +74,7 @@ def _render_prompt(shown: ShownPrompt) -> list[str]:
         for text, acceptance in zip(shown.tokens, shown.acceptance, strict=True)
     ).replace("⟧⟦", "")
     return [
-        f"**Prompt {shown.row}**: {words.format_number(shown.block_efficiency)} tokens per target pass{note}",
+        f"**Prompt {shown.row}**: {formatting.format_number(shown.block_efficiency)} tokens per target pass{note}",
         make_code_block(prompt),
         make_code_block(completion),
     ]

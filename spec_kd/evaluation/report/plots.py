@@ -26,7 +26,7 @@ Panel = Callable[["Axes", str], None]
 def plot_report(report: EvaluationReport) -> "Figure":
     """Block efficiency and predicted speed-up over gamma, acceptance by position, and the worst breakdown.
 
-    A row of panels for each setting, one colour for each draft; panels without figures are left out.
+    A row of panels for each setting, one color for each draft; panels without figures are left out.
 
     Args:
         report (`EvaluationReport`): What to show.

@@ -12,7 +12,7 @@ from spec_kd.evaluation.report.content import (
     EvaluationReport,
     SettingReport,
 )
-from spec_kd.evaluation.report.words import (
+from spec_kd.evaluation.report.formatting import (
     DASH,
     RATE_DIGITS,
     format_interval,
@@ -61,7 +61,7 @@ def list_batch_sizes(report: EvaluationReport, name: str) -> list[str]:
     return list(dict.fromkeys(b for *_, setting in found for g in setting.by_gamma for b in g.predicted_speedup))
 
 
-def tabulate_figures(report: EvaluationReport) -> Table:
+def tabulate_metrics(report: EvaluationReport) -> Table:
     """alpha, acceptance rate and block efficiency at the report's gamma: settings by drafts."""
     gamma = report.num_assistant_tokens
     rows, kinds = [], []

@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 import pytest
 from example_report import AFTER, BEFORE, LONG_PROMPT, PROMPT, TOKENS
 
+from spec_kd.evaluation.report.formatting import build_headline
 from spec_kd.evaluation.report.html import choose_shade, render_html, show_whitespace
-from spec_kd.evaluation.report.words import build_headline
 
 VOID = {"meta", "br"}
 SECTIONS = ["Acceptance by position", "How many tokens to draft", "Costs", "Cross-check", "Where the draft fails"]

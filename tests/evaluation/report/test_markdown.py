@@ -4,8 +4,8 @@ import re
 import pytest
 from example_report import AFTER, LONG_PROMPT
 
+from spec_kd.evaluation.report.formatting import build_headline
 from spec_kd.evaluation.report.markdown import SHOWN_CHARACTERS, escape, render_markdown
-from spec_kd.evaluation.report.words import build_headline
 
 
 @pytest.fixture(scope="module")

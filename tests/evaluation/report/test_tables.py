@@ -6,7 +6,7 @@ from spec_kd.evaluation.report import tables
 
 
 def test_every_draft_and_setting_has_a_row(report):
-    table = tables.tabulate_figures(report)
+    table = tables.tabulate_metrics(report)
     assert [row[:2] for row in table.rows] == [["t1", BEFORE], ["t1", AFTER], ["greedy", BEFORE], ["greedy", AFTER]]
     after = dict(zip(table.header, table.rows[1], strict=True))
     assert after["alpha"] == "0.620 [0.608, 0.632]" and after["block efficiency"] == "2.48 [2.36, 2.61]"
@@ -18,7 +18,7 @@ def test_settings_that_only_one_draft_has(report):
     before, after = report.drafts
     mixed = dataclasses.replace(report, drafts=[before, dataclasses.replace(after, settings=after.settings[1:])])
     assert tables.list_settings(mixed) == ["greedy", "t1"]
-    assert [row[:2] for row in tables.tabulate_figures(mixed).rows] == [
+    assert [row[:2] for row in tables.tabulate_metrics(mixed).rows] == [
         ["greedy", BEFORE],
         ["greedy", AFTER],
         ["t1", BEFORE],
@@ -73,7 +73,7 @@ def test_every_row_has_a_cell_for_every_column(report, small_report):
         for name in tables.list_settings(shown):
             collected = tables.collect_breakdowns(shown, name)
             all_tables = [
-                tables.tabulate_figures(shown),
+                tables.tabulate_metrics(shown),
                 tables.tabulate_comparisons(shown),
                 tables.tabulate_positions(shown, name),
                 tables.tabulate_gammas(shown, name),

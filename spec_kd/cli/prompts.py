@@ -1,0 +1,265 @@
+"""`spec-kd prompts KIND`: prompt sets from what there is."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spec_kd.checks import check_int
+from spec_kd.cli.fingerprints import check_exists, load_rows
+from spec_kd.cli.mix import MixArguments, mix
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.prompt_sets import (
+    PRODUCTS,
+    check_test_fraction,
+    describe_saved,
+    hold_out,
+    leave_out_leaks,
+    save_prompts,
+)
+from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.cli.suggestions import suggest, tell_choices
+
+KINDS = {
+    "logs": "of what users asked the target, from its logs",
+    "curated": "of the questions of a dataset, whose answers are left aside",
+    "mix": "of several prompt sets, with a report",
+}
+
+
+@dataclass
+class LogArguments:
+    r"""
+    Options of [`~spec_kd.load_query_logs`].
+
+    Args:
+        paths (`list[str]`): Files, globs and folders.
+        output_dir (`str`): For `train.arrow`, `test.arrow` and a report.
+        tokenizer (`str`, *optional*): The target, whose tokens `min_tokens` and `max_tokens` count.
+        others: As of [`~spec_kd.load_query_logs`].
+    """
+
+    _argument_group_name = "logs"
+
+    paths: list[str] = field(metadata={"help": "Logs: files, globs and folders.", "aliases": ["--logs"]})
+    output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and a report."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "The target: its chat template must take every prompt, its tokens are counted."}
+    )
+    format: str = field(
+        default="auto",
+        metadata={"help": "'openai', 'vllm', 'litellm', 'sharegpt', 'trl' or 'text'; 'auto' recognizes each record."},
+    )
+    turns: str = field(
+        default="auto", metadata={"help": "'all' turns of the assistant or the 'last' one; 'auto' goes by the record."}
+    )
+    min_tokens: int | None = field(default=None, metadata={"help": "Fewest tokens of a rendered prompt."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a rendered prompt."})
+    near_duplicate_threshold: float | None = field(
+        default=0.8, metadata={"help": "Similarity from which on prompts are the same; none keeps near-duplicates."}
+    )
+    max_per_user: int | None = field(default=None, metadata={"help": "Most prompts of one user."})
+    max_per_day: int | None = field(default=None, metadata={"help": "Most prompts of one day (UTC)."})
+    test_fraction: float = field(default=0.05, metadata={"help": "Share of the prompts for testing."})
+    split_by: str = field(default="hash", metadata={"help": "Test conversations by 'hash', or the last by 'time'."})
+    redact: list[str] | None = field(default=None, metadata={"help": "What to replace: email, phone, key, card."})
+    on_error: str = field(default="skip", metadata={"help": "'skip' (and count) malformed records, or 'raise'."})
+    seed: int = field(default=0, metadata={"help": "Of the split by hash."})
+
+    def check(self) -> None:
+        """Raises `ValueError` for an option out of its range."""
+        from spec_kd.prompts.logs.query_logs import check_log_options
+
+        names = inspect.signature(check_log_options).parameters
+        options = {name: value for name, value in vars(self).items() if name in names}
+        check_log_options(**{**options, "redact": self.redact or ()}, processing_class=self.tokenizer)
+
+
+def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: prompts of logs in `output_dir`."""
+    from spec_kd.prompts.logs.files import find_files
+
+    arguments.check()
+    files, _ = find_files(arguments.paths, Path(arguments.output_dir))
+    if arguments.tokenizer is not None:
+        check_exists(arguments.tokenizer)
+    inputs = {
+        "logs": workspace.fingerprints.of_files(files),
+        "tokenizer": workspace.fingerprints.of_model(arguments.tokenizer),
+        "options": list_options(arguments, ("paths", "output_dir", "tokenizer")),
+    }
+
+    def work() -> dict[str, Any]:
+        from spec_kd.loading import load_tokenizer
+        from spec_kd.prompts.logs.query_logs import load_query_logs
+
+        tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer is not None else None
+        logs = load_query_logs(
+            arguments.paths,
+            arguments.output_dir,
+            format=arguments.format,
+            turns=arguments.turns,
+            processing_class=tokenizer,
+            min_tokens=arguments.min_tokens,
+            max_tokens=arguments.max_tokens,
+            near_duplicate_threshold=arguments.near_duplicate_threshold,
+            max_per_user=arguments.max_per_user,
+            max_per_day=arguments.max_per_day,
+            test_fraction=arguments.test_fraction,
+            split_by=arguments.split_by,
+            redact=arguments.redact or (),
+            on_error=arguments.on_error,
+            seed=arguments.seed,
+        )
+        report = logs.report.to_dict()
+        names = ("records", "malformed", "left_out", "reasons", "notes", "ignored_files", "dropped", "with_completion")
+        counts = {name: report[name] for name in names}
+        return {**describe_saved(arguments.output_dir, logs.train, logs.test), **counts}
+
+    return workspace.do(arguments.output_dir, "prompts logs", inputs, PRODUCTS, work)
+
+
+@dataclass
+class CuratedArguments:
+    r"""
+    Options of [`~spec_kd.load_curated_prompts`].
+
+    Args:
+        dataset (`str`): Name on the Hub, file or folder.
+        output_dir (`str`): For `train.arrow` and `test.arrow`.
+        test_split (`str`, *optional*): Split that the test prompts are from; by default some of `split` are held out.
+        test_fraction (`float`, *optional*, defaults to `0.05`): Share of prompts held out, the same texts always.
+        others: As of [`~spec_kd.load_curated_prompts`].
+    """
+
+    _argument_group_name = "curated set"
+
+    dataset: str = field(metadata={"help": "Name on the Hub, file or folder."})
+    output_dir: str = field(metadata={"help": "Folder for train.arrow and test.arrow."})
+    split: str = field(default="train", metadata={"help": "Which part of it to train on."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "Which part to test on; by default test_fraction of the other is held out."}
+    )
+    test_fraction: float = field(default=0.05, metadata={"help": "Share of the prompts held out, without test_split."})
+    config_name: str | None = field(default=None, metadata={"help": "Which configuration of a set on the Hub."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column with the question: prompt, messages or conversations by default."}
+    )
+    question_template: list[str] | None = field(
+        default=None, metadata={"help": "Makes the question of columns, such as '{question} {options[0]}'; or several."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "Put before the question."})
+    tools_column: str | None = field(default=None, metadata={"help": "Column with schemas of tools."})
+    turns: str = field(
+        default="last", metadata={"help": "Of messages, the prompt before the 'last' answer, the 'first' or 'all'."}
+    )
+    keep_completions: bool = field(
+        default=False, metadata={"help": "Whether the set's answers are kept as completion."}
+    )
+    completion_column: str | None = field(
+        default=None, metadata={"help": "Column with the answer, with keep_completions."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the choice among templates and of what is held out."})
+
+    def __post_init__(self):
+        check_test_fraction(self.test_fraction)
+
+    def check(self) -> None:
+        """Raises `ValueError` for options that are wrong whatever the dataset is."""
+        from spec_kd.prompts.curated import check_curated_options
+
+        check_int("seed", self.seed, 0)
+        check_curated_options(
+            self.turns, self.prompt_column, self.question_template, self.keep_completions, self.completion_column
+        )
+
+    def name_columns(self) -> dict[str, Any]:
+        """The options that name columns."""
+        names = ("prompt_column", "question_template", "tools_column", "completion_column")
+        return {name: getattr(self, name) for name in names}
+
+
+def read_curated(arguments: CuratedArguments, workspace: Workspace) -> dict[str, Any]:
+    """The step: prompts of a curated set in `output_dir`."""
+    arguments.check()
+    check_exists(arguments.dataset)
+    inputs = {
+        "dataset": {arguments.dataset: workspace.fingerprints.of_data(arguments.dataset)},
+        "options": list_options(arguments, ("dataset", "output_dir")),
+    }
+
+    def work() -> dict[str, Any]:
+        from spec_kd.prompts.curated import load_curated_prompts
+
+        def load(split: str) -> Any:
+            return load_curated_prompts(
+                arguments.dataset,
+                split=split,
+                config_name=arguments.config_name,
+                prompt_column=arguments.prompt_column,
+                question_template=arguments.question_template,
+                system_prompt=arguments.system_prompt,
+                tools_column=arguments.tools_column,
+                turns=arguments.turns,
+                keep_completions=arguments.keep_completions,
+                completion_column=arguments.completion_column,
+                seed=arguments.seed,
+            )
+
+        rows = load(arguments.split)
+        if arguments.test_split is not None:
+            test = load(arguments.test_split)
+            return save_prompts(arguments.output_dir, leave_out_leaks(rows, test), test)
+        return save_prompts(arguments.output_dir, *hold_out(rows, arguments.test_fraction, arguments.seed))
+
+    return workspace.do(arguments.output_dir, "prompts curated", inputs, PRODUCTS, work)
+
+
+QueryCall = LogArguments | CuratedArguments | MixArguments
+
+
+def build_parser(kind: str) -> Parser:
+    """The options of a kind; raises `ValueError` for another one."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind of prompts {kind!r}.{suggest(kind, KINDS)}")
+    description = f"Makes a prompt set {KINDS[kind]}: train.arrow and test.arrow in one folder."
+    arguments = {"logs": LogArguments, "curated": CuratedArguments, "mix": MixArguments}[kind]
+    return Parser(f"prompts {kind}", description, (arguments,))
+
+
+def parse(argv: Sequence[str]) -> QueryCall:
+    """The command line; the kind comes first."""
+    if not argv or argv[0] in ("-h", "--help"):
+        raise SystemExit(tell_choices("prompts", "KIND", KINDS, is_asked=bool(argv)))
+    (arguments,) = build_parser(argv[0]).parse(argv[1:])
+    return arguments
+
+
+def run(arguments: QueryCall) -> dict[str, Any]:
+    """The command."""
+    if isinstance(arguments, LogArguments):
+        return read_logs(arguments, Workspace())
+    return (mix if isinstance(arguments, MixArguments) else read_curated)(arguments, Workspace())
+
+
+def check_part(arguments: LogArguments | CuratedArguments) -> None:
+    """Checks the options and the sources of a part of the prompts.
+
+    Raises:
+        ValueError: For an option out of its range, or columns that a local dataset does not have.
+        OSError: For sources that are not there.
+    """
+    if isinstance(arguments, LogArguments):
+        from spec_kd.prompts.logs.files import find_files
+
+        arguments.check()
+        find_files(arguments.paths, Path(arguments.output_dir))
+        return
+    from spec_kd.prompts.curated import check_curated_columns
+
+    arguments.check()
+    check_exists(arguments.dataset)
+    if os.path.exists(arguments.dataset):
+        check_curated_columns(load_rows(arguments.dataset, arguments.split).column_names, **arguments.name_columns())

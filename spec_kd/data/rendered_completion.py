@@ -1,0 +1,163 @@
+"""What a target wrote in a turn, found in what a chat template makes of the turn."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from spec_kd.end_of_turn import find_first
+
+REASONING_TAGS = {
+    "<think>": "</think>",
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
+"""How models open and close their reasoning."""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+class TurnNotRenderedError(ValueError):
+    """What the target wrote in a turn cannot be told from its text; the message is the reason."""
+
+
+def find_rendered_completion(
+    prompt: str, rest: str, answer: Mapping[str, Any], template: str, ends: Iterable[str]
+) -> tuple[str, str]:
+    """The text that the target wrote, and the end of turn behind it ("" if the template writes none).
+
+    What the template prints is taken where all of the answer is in it. Where a template drops the reasoning, or lacks
+    text that the generation prompt has, it is the answer itself behind the generation prompt.
+
+    Args:
+        prompt (`str`): The conversation before, with the generation prompt.
+        rest (`str`): What the conversation with the answer has behind the text that both have.
+        answer (`Mapping`): The message. Nothing in it looks like an end of turn.
+        template (`str`): The chat template, which shows how reasoning is written.
+        ends (`Iterable[str]`): Ends of a turn.
+
+    Raises:
+        TurnNotRenderedError: The answer is not in `rest`, or its reasoning is missing.
+    """
+    content, reasoning = get_text(answer.get("content")), get_reasoning(answer)
+    found = find_first(rest, ends)
+    body, end = (rest, "") if found is None else (rest[: found[0]], found[1])
+    if not content.strip() and not answer.get("tool_calls"):
+        raise TurnNotRenderedError("the answer is empty")
+    tags = find_open_reasoning(prompt)
+    names = [(call.get("function") or call).get("name") or "" for call in answer.get("tool_calls") or []]
+    if (reasoning.strip() or _has_reasoning(content)) and _closes_reasoning(prompt):
+        raise TurnNotRenderedError("the answer has reasoning, and the generation prompt has an empty one already")
+    is_whole = all(_is_in(part, body) for part in (reasoning, content, *names))
+    if tags and tags[1] in content and not (reasoning or names):
+        is_whole = False  # the template would print a second reasoning before it
+    if not end:  # what follows the reply is the template's
+        body = body.rstrip()
+    if is_whole and (tags is None or tags[1] in body):
+        return _keep_margins(body, content) if not (names or reasoning) else body, end
+    visible = get_text(remove_reasoning(answer).get("content"))
+    if names or not visible.strip() or not _is_in(visible, body):
+        raise TurnNotRenderedError("the chat template does not print the answer")
+    text = _strip_opening(prompt, content)
+    if reasoning:
+        known = tags or next((pair for pair in REASONING_TAGS.items() if pair[1] in template), None)
+        if known is None:
+            raise TurnNotRenderedError("the chat template does not print the reasoning")
+        opening = "" if tags else known[0] + "\n"
+        text = opening + _join(_join(reasoning, "\n", known[1]), "\n\n", content)
+    if tags and tags[1] not in text:
+        raise TurnNotRenderedError(f"the generation prompt opens a reasoning ({tags[0]}) that the answer does not have")
+    return text, end
+
+
+def get_text(content: Any) -> str:
+    """The text of a message's content, which may be in parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
+
+
+def get_reasoning(message: Mapping[str, Any]) -> str:
+    """The reasoning of a message, under any of its usual names."""
+    return next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
+
+
+def remove_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without its reasoning, whether that has a key or tags of its own."""
+    bare = {key: value for key, value in message.items() if key not in REASONING_KEYS}
+    if any(close in get_text(bare.get("content")) for close in REASONING_TAGS.values()):
+        text = get_text(bare["content"])
+        for close in REASONING_TAGS.values():
+            text = text.rpartition(close)[2]
+        bare["content"] = text if isinstance(bare["content"], str) else [{"type": "text", "text": text}]
+    return bare
+
+
+def find_open_reasoning(prompt: str) -> tuple[str, str] | None:
+    """The tags of a reasoning that a prompt opens at its end and leaves to the target to close."""
+    return next((pair for pair in REASONING_TAGS.items() if prompt.rstrip().endswith(pair[0])), None)
+
+
+def _closes_reasoning(prompt: str) -> bool:
+    return any(re.search(rf"{re.escape(a)}\s*{re.escape(b)}\s*$", prompt) for a, b in REASONING_TAGS.items())
+
+
+def _has_reasoning(content: str) -> bool:
+    return any(
+        match.group(1).strip()
+        for opening, close in REASONING_TAGS.items()
+        if (match := re.match(rf"\s*{re.escape(opening)}(.*?){re.escape(close)}", content, re.DOTALL))
+    )
+
+
+def adds_empty_reasoning(prompt: str, text: str, answer: Mapping[str, Any]) -> bool:
+    """Whether a template wrote an empty reasoning into `text`, which is the target's only if it did not reason."""
+    tags = find_open_reasoning(prompt)
+    text = (tags[0] if tags else "") + text
+    given = get_text(answer.get("content")) + get_reasoning(answer)
+    return any(
+        close not in given and re.match(rf"\s*{re.escape(opening)}\s*{re.escape(close)}", text)
+        for opening, close in REASONING_TAGS.items()
+    )
+
+
+def _is_in(part: str, text: str) -> bool:
+    return "".join(part.split()) in "".join(text.split())
+
+
+def _join(left: str, separator: str, right: str) -> str:
+    has_space = left != left.rstrip() or right != right.lstrip()
+    return left + ("" if has_space else separator) + right
+
+
+def _keep_margins(body: str, content: str) -> str:
+    """`body` with the white space around `content`, which many templates strip and which the target wrote."""
+    if body.strip() != content.strip():
+        return body
+    lead = content[: len(content) - len(content.lstrip())] or body[: len(body) - len(body.lstrip())]
+    return lead + body.strip() + (content[len(content.rstrip()) :] or body[len(body.rstrip()) :])
+
+
+def _strip_opening(prompt: str, content: str) -> str:
+    """`content` without a reasoning block, or its opening tag, that stands at the end of the prompt already."""
+    for opening, close in REASONING_TAGS.items():
+        match = re.search(rf"{re.escape(opening)}(\s*)({re.escape(close)})?\s*$", prompt)
+        if match is None or not content.lstrip().startswith(opening):
+            continue
+        if content.startswith(match.group()):
+            return content[len(match.group()) :]
+        if match.group(2) is None:
+            return content.lstrip()[len(opening) :].lstrip()
+    return content
+
+
+def hide(value: Any, stand_ins: Mapping[str, str]) -> Any:
+    """`value` with each text that is a value of `stand_ins` replaced by its key, in all that it contains."""
+    if isinstance(value, str):
+        for stand_in in sorted(stand_ins, key=lambda key: len(stand_ins[key]), reverse=True):
+            value = value.replace(stand_ins[stand_in], stand_in)
+        return value
+    if isinstance(value, Mapping):
+        return {key: hide(item, stand_ins) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [hide(item, stand_ins) for item in value]
+    return value

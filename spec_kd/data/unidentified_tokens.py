@@ -1,0 +1,107 @@
+"""Answers of which the exact ids are not known: a reason to stop, or rows to leave out and to say so."""
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import accelerate
+
+from spec_kd.data.unusable_prompts import Unusable
+from spec_kd.engines.base import Completion, MissingCompletionsError
+from spec_kd.engines.server.logprobs import UnidentifiedTokensError, list_examples
+
+CHOICES = ("raise", "drop")
+NUM_LISTED = 20
+
+Answer = Completion | list[str] | Unusable
+"""A completion, or the names of those of its tokens that are not exactly one id of the tokenizer, or why none."""
+
+logger = logging.getLogger(__name__)
+
+
+def check_on_unidentified_token(on_unidentified_token: str) -> None:
+    """Raises `ValueError` for a choice that does not exist."""
+    if on_unidentified_token not in CHOICES:
+        raise ValueError(
+            f"`on_unidentified_token` must be one of {', '.join(map(repr, CHOICES))}, got {on_unidentified_token!r}."
+        )
+
+
+def complete_batch(
+    run: Callable[[], list[Completion]], rows: Sequence[int], vocab_size: int, on_unidentified_token: str
+) -> list[Answer]:
+    """The answers of an engine to some rows.
+
+    Args:
+        run (`Callable`): Runs the engine.
+        rows (`Sequence[int]`): Numbers of the rows, for the error.
+        vocab_size (`int`): Number of real ids.
+        on_unidentified_token (`str`): `"raise"` or `"drop"`.
+
+    Raises:
+        `UnidentifiedTokensError`: With `"raise"`, from the engine.
+        `ValueError`: With `"raise"`, for ids that no tokenizer knows, which an engine writes that does not mask the
+            padded rows of a head.
+    """
+    try:
+        answers = list(run())
+    except UnidentifiedTokensError as error:
+        if on_unidentified_token == "raise":
+            raise
+        answers = [names or completion for names, completion in zip(error.names, error.completions, strict=True)]
+    except MissingCompletionsError as error:
+        if on_unidentified_token == "raise" and any(error.unidentified):
+            raise UnidentifiedTokensError(error.unidentified, error.completions) from error
+        answers = [names or completion for names, completion in zip(error.unidentified, error.completions, strict=True)]
+        for position, reason in error.reasons.items():
+            answers[position] = Unusable(reason)
+    for position, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        beyond = [id for id in answer.ids if id >= vocab_size] if isinstance(answer, Completion) else []
+        if beyond and on_unidentified_token == "raise":
+            raise ValueError(
+                f"The response to row {row} contains id {beyond[0]}, but the tokenizer has {vocab_size}: a padded row "
+                'of the target\'s head. Leave such rows out with `on_unidentified_token="drop"`, or use the '
+                "transformers engine, which never writes such ids."
+            )
+        if beyond:
+            answers[position] = [f"(id {id}, beyond the tokenizer)" for id in beyond]
+    return answers
+
+
+def describe_unidentified(unidentified: Mapping[int, Sequence[str]]) -> str:
+    """How many rows, which tokens, which rows.
+
+    Args:
+        unidentified (`Mapping[int, Sequence[str]]`): Names of tokens by row, at least one.
+    """
+    count = sum(map(len, unidentified.values()))
+    rows = ", ".join(map(str, itertools.islice(unidentified, NUM_LISTED)))
+    rest = f" and {len(unidentified) - NUM_LISTED} more" if len(unidentified) > NUM_LISTED else ""
+    return (
+        f"{len(unidentified)} responses have no exact ids, as {count} of their tokens are not exactly one id of the "
+        f"tokenizer, such as {', '.join(map(repr, list_examples(unidentified.values())))}: rows {rows}{rest}"
+    )
+
+
+def report_dropped(unidentified: Mapping[int, Sequence[str]], num_rows: int) -> None:
+    """Logs one warning about the rows that are left out.
+
+    Args:
+        unidentified (`Mapping[int, Sequence[str]]`): Names of tokens by row.
+        num_rows (`int`): Rows that were answered.
+
+    Raises:
+        `ValueError`: No row is left.
+    """
+    if len(unidentified) == num_rows:
+        raise ValueError(
+            f"{describe_unidentified(unidentified)}. Nothing is left: use a server that returns ids, or the "
+            "transformers engine."
+        )
+    if unidentified and accelerate.PartialState().is_main_process:
+        logger.warning(
+            "%s. They are left out: the dataset has %d rows for %d prompts.",
+            describe_unidentified(unidentified),
+            num_rows - len(unidentified),
+            num_rows,
+        )

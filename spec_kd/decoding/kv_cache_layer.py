@@ -1,0 +1,69 @@
+"""Keys and values of one layer in buffers with room to grow: a new token is written, and nothing else is copied."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+SPARE_SLOTS = 128
+
+
+class GrowingCacheLayer(DynamicLayer):
+    """A layer of a cache whose rows and slots come and go in place.
+
+    A `DynamicLayer` that concatenates copies the whole text at every token, which for a batch of long texts takes as
+    long as the model. `keys` and `values` are views of the buffers, `(B, H, S, D)`.
+    """
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._buffers = [states[:, :, :0] for states in (key_states, value_states)]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the new tokens behind those it has; see `DynamicLayer.update`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        first = self.get_seq_length()
+        self.resize(len(key_states), first + key_states.shape[2])
+        self.keys[:, :, first:] = key_states
+        self.values[:, :, first:] = value_states
+        return self.keys, self.values
+
+    def resize(self, num_rows: int, num_slots: int) -> None:
+        """Shows so many rows and slots; what was never written is zero."""
+        for i, buffer in enumerate(self._buffers):
+            rows, heads, slots, size = buffer.shape
+            if rows < num_rows or slots < num_slots:
+                shape = max(rows, num_rows), heads, max(slots, num_slots + SPARE_SLOTS), size
+                self._buffers[i] = buffer.new_zeros(shape)
+                self._buffers[i][:rows, :, :slots] = buffer
+        self.keys, self.values = (buffer[:num_rows, :, :num_slots] for buffer in self._buffers)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Goes on with some rows; the i-th of them must not be below i."""
+        for i, row in enumerate(rows):
+            if row != i:
+                self.keys[i], self.values[i] = self.keys[row], self.values[row]
+        self.resize(len(rows), self.keys.shape[2])
+
+    def move(self, source: torch.Tensor, destination: torch.Tensor) -> None:
+        """Copies slots of each row to others of the same row, all at once.
+
+        Args:
+            source, destination (`torch.Tensor`): int64 `(B, K)`.
+        """
+        source, destination = source.to(self.keys.device), destination.to(self.keys.device)
+        rows = torch.arange(len(source), device=source.device)[:, None]  # (B, 1)
+        for states in (self.keys, self.values):
+            # several times faster than along the third dimension, where every single number has an index
+            by_slot = states.transpose(1, 2)  # (B, S, H, D)
+            by_slot[rows, destination] = by_slot[rows, source]
+
+    def append(self, other: "GrowingCacheLayer", first: int) -> None:
+        """Adds the rows of another layer, their first slot at `first`; there must be as many slots behind that."""
+        rows, slots = self.keys.shape[0], slice(first, first + other.keys.shape[2])
+        self.resize(rows + other.keys.shape[0], self.keys.shape[2])
+        self.keys[rows:, :, slots] = other.keys
+        self.values[rows:, :, slots] = other.values

@@ -1,0 +1,258 @@
+"""What the answers of completion servers say of a whole completion: its ids, its end, its log-probabilities."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spec_kd.end_of_turn import find_turn_end_id
+from spec_kd.engines.base import Completion, SignalSpec, SparseDistribution, UnsupportedByEngineError
+from spec_kd.engines.server.logprobs import (
+    REPLACEMENT,
+    FullContextError,
+    MalformedResponseError,
+    Position,
+    TokenNames,
+    UnidentifiedTokens,
+    read_positions,
+    read_sparse,
+)
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+
+
+class CompletionReader:
+    """Reads answers of `/v1/completions`, parsed from JSON.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        eos_token_ids (`Sequence[int]`, *optional*):
+            Ids that end a completion; by default the tokenizer's and the one that its chat template ends a reply with.
+        is_text_only (`bool`): Whether completions are text, tokenized again.
+
+    Raises:
+        `ValueError`: No EOS id.
+    """
+
+    def __init__(self, processing_class: ProcessingClass, eos_token_ids: Sequence[int] | None, is_text_only: bool):
+        self._tokenizer = tokenizer = get_tokenizer(processing_class)
+        own_id = tokenizer.eos_token_id
+        known = set(eos_token_ids or [own_id]) - {None}
+        turn_end = find_turn_end_id(processing_class, known)
+        self.eos_token_ids = sorted(known if eos_token_ids else (known | {turn_end}) - {None})
+        if not self.eos_token_ids:
+            raise ValueError("The tokenizer has no EOS token, so no completion would ever end: give `eos_token_ids`.")
+        # what the target wrote where a server leaves it out: the end of a reply, which need not be the tokenizer's EOS
+        self._appended_eos_id = next(
+            (id for id in (turn_end, own_id) if id in self.eos_token_ids), self.eos_token_ids[0]
+        )
+        self._is_text_only = is_text_only
+        self._names = TokenNames(tokenizer)
+
+    def read_completion(
+        self,
+        answer: Mapping[str, Any],
+        signal: SignalRequest | None,
+        max_new_tokens: int,
+        prompt_ids: Sequence[int],
+    ) -> Completion:
+        """The completion of an answer to `prompt_ids`, with the signal.
+
+        Raises:
+            `UnsupportedByEngineError`: Ids, log-probabilities or that of the EOS are missing.
+            `UnmappedTokens`: Tokens are not exactly one id, or were left out.
+            `MalformedAnswerError`: The parts do not fit together, the server did not do what it was asked, or it
+                stopped at a special token that is not known as an EOS; it names the ids of another prompt.
+        """
+        choice = answer["choices"][0]
+        completed = choice.get("prompt_token_ids")
+        if completed is not None and list(completed) != list(prompt_ids):
+            raise MalformedAnswerError(
+                f"it belongs to another prompt ({len(completed)} tokens; {len(prompt_ids)} were sent): the server, or "
+                "a proxy in front of it, truncates prompts or mixes them up"
+            )
+        reason = choice.get("finish_reason")
+        if reason not in ("stop", "length"):
+            raise MalformedResponseError(f"its finish_reason is {reason!r}, neither 'stop' nor 'length'")
+        if self._is_text_only:
+            return self._read_text(choice["text"], reason)
+        found, positions = self.read_ids(choice)
+        if signal is not None and positions is None:
+            raise UnsupportedByEngineError(
+                "The server returned no log-probabilities, so it cannot give "
+                f"{signal.method!r}: use one that returns them (vLLM, SGLang, llama.cpp) or the transformers engine."
+            )
+        ids = self._check_count(found, reason, (answer.get("usage") or {}).get("completion_tokens"), positions)
+        if choice.get("token_ids") is None:
+            self._check_text(ids, choice.get("text"))
+        ids, finish_reason = self._find_end(ids, reason, choice, signal, max_new_tokens)
+        if signal is None:
+            return Completion(ids, finish_reason)
+        return Completion(ids, finish_reason, *self._read_signal(positions[: len(ids)], positions, signal))
+
+    def read_scored(
+        self, answer: Mapping[str, Any], text_ids: Sequence[int], start: int, signal: SignalSpec
+    ) -> Completion:
+        """The echoed log-probabilities of `text_ids[start:]`.
+
+        Raises:
+            `UnsupportedByEngineError`: The server did not echo a log-probability for each of these.
+            `UnidentifiedTokens`, `MalformedResponseError`: As of `read_completion`; also if it echoed other ids.
+        """
+        choice = answer["choices"][0]
+        positions = read_positions(choice)
+        num_positions = 0 if positions is None else len(positions)
+        if num_positions not in (len(text_ids), len(text_ids) + 1):
+            raise UnsupportedByEngineError(
+                f"The server echoed log-probabilities of {num_positions} positions for a text of {len(text_ids)} "
+                "tokens, so it cannot score given text: use vLLM, SGLang or the transformers engine."
+            )
+        echoed = choice.get("prompt_token_ids")
+        wrong = [
+            (i, id, position.token if echoed is None else echoed[i : i + 1])
+            for i, (id, position) in enumerate(zip(text_ids, positions, strict=False))
+            if (not self._names.means(position.token, id) if echoed is None else echoed[i : i + 1] != [id])
+        ]
+        if wrong or (echoed is not None and len(echoed) != len(text_ids)):
+            raise MalformedResponseError(
+                f"the server echoed another text than was sent, first at (position, id sent, token echoed): {wrong[:1]}"
+            )
+        scored = positions[start : len(text_ids)]
+        if any(position.log_p is None for position in scored):
+            raise UnsupportedByEngineError(
+                "The server echoed the text without a log-probability for each token of the completion, so it cannot "
+                "score given text: use vLLM, SGLang or the transformers engine."
+            )
+        ids = list(text_ids[start:])
+        finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
+        return Completion(ids, finish_reason, *self._read_signal(scored, positions, signal))
+
+    def read_ids(self, choice: Mapping[str, Any]) -> tuple[list[int | None], list[Position] | None]:
+        """The ids of a choice, `None` where a token is not exactly one, and its log-probabilities."""
+        positions, token_ids = read_positions(choice), choice.get("token_ids")
+        if token_ids is None:
+            if positions is None:
+                raise UnsupportedByEngineError(
+                    "The server returned text alone, neither ids nor log-probabilities with tokens, so what the target "
+                    "wrote is not known exactly. For black-box training, `ServerEngine(..., is_text_only=True)` "
+                    "tokenizes the text again."
+                )
+            names = [position.token for position in positions]
+            return self._names.find_ids(names, self._pick_spelling(positions)), positions
+        if positions is not None:
+            if len(positions) != len(token_ids):
+                raise MalformedResponseError(
+                    f"it has {len(token_ids)} ids and log-probabilities of {len(positions)} tokens"
+                )
+            for number, (position, id) in enumerate(zip(positions, token_ids, strict=True)):
+                if not self._names.means(position.token, id) and self._names.is_exact(position.token):
+                    raise MalformedResponseError(
+                        f"its token {number} is id {id} and, in the log-probabilities, {position.token!r}"
+                    )
+        return self._names.find_ids(token_ids, {}), positions
+
+    def _read_text(self, text: str, reason: str) -> Completion:
+        if reason == "length":
+            text = text.rstrip(REPLACEMENT)  # the limit fell inside a character
+        if REPLACEMENT in text:
+            raise UnidentifiedTokens([REPLACEMENT] * text.count(REPLACEMENT))
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if reason == "stop" and (not ids or ids[-1] not in self.eos_token_ids):
+            ids = [*ids, self._appended_eos_id]
+        if not ids:
+            raise UnidentifiedTokens(["(tokens without text)"])
+        return Completion(ids, reason)
+
+    def _check_count(
+        self,
+        found: list[int | None],
+        reason: str,
+        num_reported: int | None,
+        positions: list[Position] | None,
+    ) -> list[int]:
+        """The ids, if none is unknown and none was left out."""
+        unidentified = [
+            str(positions[i].token) if positions else "(an id beyond the tokenizer)"
+            for i, id in enumerate(found)
+            if id is None
+        ]
+        has_dropped_eos = reason == "stop" and (not found or found[-1] not in self.eos_token_ids)
+        # llama.cpp leaves the log-probabilities of a token out where the text then ends inside a character.
+        num_missing = (num_reported or 0) - len(found) - has_dropped_eos
+        unidentified += ["(left out of the answer)"] * num_missing
+        if unidentified:
+            raise UnidentifiedTokens(unidentified)
+        return found
+
+    def _check_text(self, ids: list[int], text: str | None) -> None:
+        """That ids found by the names of tokens spell the text which the server returned."""
+        if text is None:
+            return
+        written = ids[:-1] if ids and ids[-1] in self.eos_token_ids else ids
+        spelled = [
+            self._tokenizer.decode(written, skip_special_tokens=skips, clean_up_tokenization_spaces=False)
+            for skips in (True, False)
+        ]
+        if _squeeze(text) not in [_squeeze(other) for other in spelled]:
+            raise MalformedResponseError(
+                f"its tokens spell {spelled[0]!r}, but its text is {text!r}: the tokenizer is not the server's"
+            )
+
+    def _find_end(
+        self,
+        ids: list[int],
+        reason: str,
+        choice: Mapping[str, Any],
+        signal: SignalSpec | None,
+        max_new_tokens: int,
+    ) -> tuple[list[int], str]:
+        """The ids with their EOS and nothing behind it, and the finish reason."""
+        if len(ids) > max_new_tokens:
+            raise MalformedResponseError(f"it has {len(ids)} tokens where {max_new_tokens} were the limit")
+        end = next((i for i, id in enumerate(ids) if id in self.eos_token_ids), None)
+        if end is not None:
+            return ids[: end + 1], "stop"
+        if reason == "length":
+            if len(ids) < max_new_tokens:
+                raise FullContextError(
+                    f"it ends for its length after {len(ids)} of {max_new_tokens} tokens, as the server's context is "
+                    "full. Raise that, lower `max_new_tokens`, or remove long prompts"
+                )
+            return ids, "length"
+        named = choice.get("stop_reason") if choice.get("stop_reason") is not None else choice.get("matched_stop")
+        if isinstance(named, str):
+            raise MalformedResponseError(f"the server stopped at {named!r}, a stop string that it was not given")
+        if ids and ids[-1] == named:
+            return ids, "stop"
+        if named is None and ids and ids[-1] in self._special_ids:
+            raise MalformedResponseError(
+                f"the server stopped at id {ids[-1]} ({self._tokenizer.convert_ids_to_tokens(ids[-1])!r}), which is "
+                f"not among the `eos_token_ids` {self.eos_token_ids}: add it there"
+            )
+        if signal is not None:
+            raise UnsupportedByEngineError(
+                "The server stopped at an EOS that it does not return, so the log-probability of the EOS is not known "
+                f"and {signal.method!r} would be incomplete: use vLLM, SGLang, llama.cpp or the transformers engine."
+            )
+        return [*ids, self._appended_eos_id if named is None else named], "stop"
+
+    @property
+    def _special_ids(self) -> set[int]:
+        return {id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+
+    def _read_signal(
+        self, positions: Sequence[Position], all_positions: Sequence[Position], signal: SignalSpec
+    ) -> tuple[list[float], SparseDistribution | None]:
+        token_logprobs = [position.log_p for position in positions]
+        if None in token_logprobs:
+            raise MalformedResponseError(f"token {token_logprobs.index(None)} has no log-probability")
+        if signal.method == "token_only":
+            return token_logprobs, None
+        return token_logprobs, read_sparse(positions, signal.top_k, self._names, self._pick_spelling(all_positions))
+
+    def _pick_spelling(self, positions: Sequence[Position]) -> Mapping[str, int | None]:
+        return self._names.pick_spelling(
+            name for position in positions for name in (position.token, *(name for name, _ in position.top or ()))
+        )
+
+
+def _squeeze(text: str) -> str:
+    """Without what a server may tidy up: spaces, and the rest of a character at the end."""
+    return "".join(text.replace(REPLACEMENT, "").split())

@@ -1,0 +1,290 @@
+"""What the answers of completion servers say of tokens, as ids of the target's tokenizer.
+
+Log-probabilities belong to ids, but the OpenAI completions API speaks of tokens as strings. How these look:
+- `"token_id:123"`: vLLM with `return_tokens_as_token_ids`; exact.
+- an entry with an `id`: llama.cpp, whose `/v1/completions` answers in the shape of the chat API; exact.
+- `" the"`: the decoded token (SGLang, TensorRT-LLM, vLLM without the option, OpenAI). Several ids may decode to one
+  string: every part of a character of a byte-level tokenizer is "\\ufffd", and a sentencepiece word loses its space.
+- `"Ġthe"` or `"▁the"`: the token as in the vocabulary (older vLLM).
+- `"bytes:\\\\xe2\\\\x80"`: OpenAI, for part of a character.
+A string counts as an id only if it is exactly one id's; there is no guessing, and no tokenizing again.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from spec_kd.engines.base import Completion, SparseDistribution
+
+TOKEN_ID = re.compile(r"token_id:(\d+)")
+BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+REPLACEMENT = "\ufffd"
+LEAST_LOG_P = -9999.0  # what servers write for log 0, as JSON has no infinity
+MOST_LOG_P = 1e-3  # rounding of a 16-bit softmax
+NUM_EXAMPLES = 5
+
+Token = int | str
+
+
+class UnidentifiedTokensError(ValueError):
+    """The server named tokens in a way that is not exactly one id, so some completions have no exact ids.
+
+    Args:
+        names (`Sequence[list[str]]`): Such tokens of each completion of the batch, as the server wrote them; empty for
+            a completion that is whole.
+        completions (`list[Completion | None]`): The batch, `None` where the ids are not known.
+
+    Attributes:
+        names, completions: As above.
+        count (`int`): Tokens concerned, in all completions together.
+        examples (`list[str]`): A few of them.
+    """
+
+    def __init__(self, names: Sequence[list[str]], completions: list[Completion | None]):
+        self.names = list(names)
+        self.completions = completions
+        self.count = sum(map(len, names))
+        self.examples = list_examples(names)
+        super().__init__(
+            f"{self.count} tokens, in {sum(c is None for c in completions)} of {len(completions)} completions, are not "
+            f"exactly one id of the tokenizer, such as {', '.join(map(repr, self.examples))}. Use a server that "
+            "returns ids (vLLM from 0.10.2 and recent SGLang do, llama.cpp except for tokens that end inside a "
+            'character), or go on without these rows: `on_unidentified_token="drop"` of `generate_responses`, or those '
+            "in `error.completions` that are not None."
+        )
+
+
+def list_examples(names: Iterable[Sequence[str]]) -> list[str]:
+    """A few different ones of the names of each completion's tokens."""
+    return list(itertools.islice(dict.fromkeys(itertools.chain.from_iterable(names)), NUM_EXAMPLES))
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a server says of one token: its name, log p, and the most likely tokens where it gives them."""
+
+    token: Token
+    log_p: float | None
+    top: list[tuple[Token, float]] | None
+
+
+class MalformedResponseError(ValueError):
+    """An answer whose parts do not fit together; the message says which."""
+
+
+class FullContextError(MalformedResponseError):
+    """An answer that ends before its limit, as the server has no room for more behind this prompt."""
+
+
+class UnidentifiedTokens(Exception):  # caught within the engine, which counts them over the batch
+    """Of one completion: the names that are not one id."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(f"{len(names)} tokens without an id")
+        self.names = list(names)
+
+
+def read_positions(choice: Mapping[str, Any]) -> list[Position] | None:
+    """The log-probabilities of a choice, in the shape of the completions API or in that of the chat API.
+
+    Returns:
+        `list[Position]`, or `None` if there are none.
+
+    Raises:
+        `MalformedResponseError`: Lists of different lengths, or values that are no log-probabilities.
+    """
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, Mapping):
+        return None
+    if logprobs.get("content") is not None:
+        return [
+            Position(
+                _name(entry),
+                _read_log_p(entry.get("logprob")),
+                [(_name(other), _read_log_p(other.get("logprob"))) for other in entry.get("top_logprobs") or []],
+            )
+            for entry in logprobs["content"]
+        ]
+    tokens, values = logprobs.get("tokens"), logprobs.get("token_logprobs")
+    if tokens is None or values is None:
+        return None
+    tops = logprobs.get("top_logprobs") or [None] * len(tokens)
+    if not len(tokens) == len(values) == len(tops):
+        raise MalformedResponseError(
+            f"the log-probabilities have {len(tokens)} tokens, {len(values)} values and {len(tops)} lists of the most "
+            "likely ones"
+        )
+    return [
+        Position(token, _read_log_p(value), top and [(name, _read_log_p(log_p)) for name, log_p in top.items()])
+        for token, value, top in zip(tokens, values, tops, strict=True)
+    ]
+
+
+def _name(entry: Mapping[str, Any]) -> Token:
+    return entry["id"] if isinstance(entry.get("id"), int) else entry.get("token", "")
+
+
+def _read_log_p(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > MOST_LOG_P:
+        raise MalformedResponseError(f"{value!r} is no log-probability")
+    return min(float(value), 0.0)
+
+
+class TokenNames:
+    """Which id a server means by the name of a token.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The target's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+
+    def find_ids(self, names: Sequence[Token], spelling: Mapping[str, int | None]) -> list[int | None]:
+        """The id of each name, in the spelling of [`pick_spelling`]; `None` where it is not exactly one."""
+        return [self._find(name, spelling) for name in names]
+
+    def pick_spelling(self, names: Iterable[Token]) -> Mapping[str, int | None]:
+        """How an answer spells its tokens: decoded, or as in the vocabulary, whichever more of them are in."""
+        texts = [name for name in names if isinstance(name, str) and not TOKEN_ID.fullmatch(name)]
+        if not texts:
+            return {}
+        num_decoded = sum(text in self._by_text for text in texts)
+        return self._by_key if sum(text in self._by_key for text in texts) > num_decoded else self._by_text
+
+    def is_exact(self, name: Token) -> bool:
+        """Whether the name is an id itself."""
+        return _read_exact_id(name) is not None
+
+    def means(self, name: Token, id: int) -> bool:
+        """Whether the name can stand for the id, also where it could stand for others."""
+        if (exact := _read_exact_id(name)) is not None:
+            return exact == id
+        if match := BYTES.fullmatch(name):
+            return self._bytes_of.get(id) == _read_bytes(match)
+        return name in self._texts_of.get(id, ())
+
+    def _find(self, name: Token, spelling: Mapping[str, int | None]) -> int | None:
+        if (exact := _read_exact_id(name)) is not None:
+            return exact if exact in self._keys else None
+        if match := BYTES.fullmatch(name):
+            return self._by_bytes.get(_read_bytes(match))
+        return spelling.get(name)
+
+    @cached_property
+    def _keys(self) -> dict[int, str]:
+        return {id: key for key, id in self._tokenizer.get_vocab().items()}
+
+    @cached_property
+    def _by_key(self) -> dict[str, int | None]:
+        return _invert((id, [key]) for id, key in self._keys.items())
+
+    @cached_property
+    def _decoded(self) -> dict[int, str]:
+        ids = list(self._keys)
+        texts = self._tokenizer.batch_decode(
+            [[id] for id in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return dict(zip(ids, texts, strict=True))
+
+    @cached_property
+    def _texts_of(self) -> dict[int, set[str]]:
+        # A sentencepiece token decodes without its space when alone, and with it in the middle of a text.
+        return {id: {text, self._keys[id], self._keys[id].replace("▁", " ")} for id, text in self._decoded.items()}
+
+    @cached_property
+    def _by_text(self) -> dict[str, int | None]:
+        spaced = {id: key.replace("▁", " ") for id, key in self._keys.items() if key.startswith("▁")}
+        return _invert(
+            (id, [t for t in {text, spaced.get(id, text)} if t and REPLACEMENT not in t])
+            for id, text in self._decoded.items()
+        )
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes]:
+        alphabet = _map_byte_level_alphabet()
+        found = {}
+        for id, key in self._keys.items():
+            if match := BYTE_FALLBACK.fullmatch(key):
+                found[id] = bytes.fromhex(match[1])
+            elif REPLACEMENT not in self._decoded[id]:
+                found[id] = self._decoded[id].encode()
+            elif all(character in alphabet for character in key):
+                found[id] = bytes(alphabet[character] for character in key)
+        return found
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int | None]:
+        return _invert((id, [value]) for id, value in self._bytes_of.items())
+
+
+def _read_exact_id(name: Token) -> int | None:
+    if isinstance(name, int):
+        return name
+    match = TOKEN_ID.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _read_bytes(match: re.Match) -> bytes:
+    return bytes.fromhex(match[1].replace("\\x", ""))
+
+
+def _invert(names_of: Iterable[tuple[int, Iterable[Any]]]) -> dict[Any, int | None]:
+    """Name to id; `None` where it is that of several."""
+    ids: dict[Any, int | None] = {}
+    for id, names in names_of:
+        for name in names:
+            ids[name] = None if name in ids else id
+    return ids
+
+
+def _map_byte_level_alphabet() -> dict[str, int]:
+    """The characters in which byte-level tokenizers write bytes: printable ones stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def read_sparse(
+    positions: Sequence[Position], top_k: int, names: TokenNames, spelling: Mapping[str, int | None]
+) -> SparseDistribution:
+    """The `top_k` most likely ids of each position, most likely first.
+
+    Raises:
+        `MalformedResponseError`: Fewer than `top_k` at some position, or the same id twice.
+        `UnidentifiedTokens`: Some are not exactly one id, or are fewer only where names are not ids.
+    """
+    ids, log_p, unidentified = [], [], []
+    most = max(len(position.top or []) for position in positions)
+    for number, position in enumerate(positions):
+        # The token itself may come in addition to the most likely ones.
+        head = sorted(position.top or [], key=lambda entry: -entry[1] if entry[1] is not None else math.inf)[:top_k]
+        if most >= top_k > len(head) and not all(names.is_exact(name) for name, _ in head):
+            unidentified.append(f"({len(head)} names for {top_k} tokens)")  # those that share a name are listed once
+            continue
+        if len(head) < top_k or any(value is None for _, value in head):
+            raise MalformedResponseError(
+                f"it has the {len(head)} most likely tokens at token {number}, and {top_k} were asked for. Lower "
+                "`top_k` to what the server allows (vLLM: --max-logprobs, 20 by default; OpenAI: 5)"
+            )
+        found = names.find_ids([name for name, _ in head], spelling)
+        unidentified += [str(name) for (name, _), id in zip(head, found, strict=True) if id is None]
+        if None in found:
+            continue
+        if len(set(found)) < top_k:
+            raise MalformedResponseError(f"the most likely tokens at token {number} name an id twice: {head}")
+        ids.append(np.array(found, dtype=np.int32))
+        log_p.append(np.array([-np.inf if v <= LEAST_LOG_P else v for _, v in head], dtype=np.float32))
+    if unidentified:
+        raise UnidentifiedTokens(unidentified)
+    return SparseDistribution(ids, log_p)

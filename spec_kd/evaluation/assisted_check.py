@@ -1,0 +1,82 @@
+"""Replay and the predicted speed-up beside what really happens in assisted generation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from spec_kd.evaluation.assisted import generate_assisted
+from spec_kd.evaluation.cost import measure_assisted_costs
+from spec_kd.evaluation.cost_measurement import measure_or_say
+from spec_kd.evaluation.metrics import AcceptanceMetrics
+from spec_kd.evaluation.report.content import AssistedReport
+from spec_kd.evaluation.statistics import bootstrap_ratio
+
+MAX_TIMED_PROMPTS = 6
+
+
+def cross_check(
+    draft: PreTrainedModel,
+    target: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    replayed: AcceptanceMetrics,
+    unmeasured: list[str],
+    *,
+    num_prompts: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_new_tokens: int,
+    vocab_size: int,
+    eos_token_id: int | list[int],
+    seed: int = 0,
+) -> AssistedReport:
+    """Runs real assisted generation on the first prompts and sets it beside their replay.
+
+    Up to six prompts behind them serve to time the rounds, so that a predicted speed-up is not fitted to the run it
+    is compared with. Where there are none, nothing is predicted.
+
+    Args:
+        draft, target: The models.
+        prompt_ids (`Sequence[Sequence[int]]`): Prompts of the replay, in its order.
+        replayed (`AcceptanceMetrics`): Replay of the target's texts to them, at the gamma and temperature to check.
+        unmeasured (`list[str]`): A sentence is added if the rounds cannot be timed; nothing is predicted then.
+        num_prompts (`int`): How many to run.
+        top_k, top_p, max_new_tokens, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
+    """
+    chosen = list(prompt_ids[:num_prompts])
+    common = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": replayed.temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "vocab_size": vocab_size,
+        "eos_token_id": eos_token_id,
+        "seed": seed,
+    }
+    gamma = replayed.num_assistant_tokens
+    measured = generate_assisted(target, draft, chosen, num_assistant_tokens=gamma, measure_speed=True, **common)
+    rows = slice(0, len(chosen))
+    predicted = None
+    timed = list(prompt_ids[len(chosen) : len(chosen) + MAX_TIMED_PROMPTS])
+    if timed:
+        gammas = sorted({max(1, gamma // 2), gamma, 2 * gamma})
+
+        def predict() -> float:
+            costs = measure_assisted_costs(draft, target, timed, gammas=gammas, **common)
+            lengths = np.array([len(ids) for ids in chosen])
+            return float(costs.predict_speedup(lengths, replayed.tokens[rows], replayed.target_calls[rows], gamma))
+
+        predicted = measure_or_say(
+            "The costs of assisted generation, and the speed-up predicted of it,", predict, unmeasured
+        )
+    return AssistedReport(
+        prompts=len(chosen),
+        num_assistant_tokens=gamma,
+        block_efficiency=measured.block_efficiency,
+        acceptance_rate=measured.acceptance_rate,
+        speedup=measured.speedup,
+        tokens_per_second=float(measured.tokens.sum() / measured.assisted_seconds.sum()),
+        plain_tokens_per_second=float(measured.plain_tokens.sum() / measured.plain_seconds.sum()),
+        replayed_block_efficiency=bootstrap_ratio(replayed.tokens[rows], replayed.target_calls[rows]),
+        predicted_speedup=predicted,
+    )

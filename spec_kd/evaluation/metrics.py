@@ -1,0 +1,82 @@
+"""The figures of one evaluation: sums per prompt, and what is derived from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
+
+
+def name_temperature(temperature: float) -> str:
+    """`"greedy"` for 0.0, else `"t1"`, `"t0.7"`, ...: how metrics name the setting."""
+    return "greedy" if temperature == 0 else f"t{temperature:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptanceMetrics:
+    """What speculative decoding did, or would do, on P prompts.
+
+    Args:
+        tokens (`np.ndarray`): Emitted tokens `(P,)`, EOS included.
+        target_calls (`np.ndarray`): Target forward passes `(P,)`; an expectation where it was replayed.
+        accepted (`np.ndarray`): Accepted drafted tokens `(P,)`, EOS included.
+        drafted (`np.ndarray`): Drafted tokens `(P,)`, those after the end of the text excluded.
+        drafting_rounds (`np.ndarray`): Rounds that drafted at least one token `(P,)`.
+        accepted_by_position (`np.ndarray`): Rounds in which drafted token k was accepted `(P, gamma)`.
+        temperature (`float`): Sampling temperature, 0.0 for greedy.
+        num_assistant_tokens (`int`): gamma.
+        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        method (`str`): `"replay"` or `"assisted"`.
+        alpha_sum (`np.ndarray`, *optional*): Sum of alpha over the positions of a target-written text `(P,)`.
+        alpha_tokens (`np.ndarray`, *optional*): Tokens of those texts `(P,)`.
+    """
+
+    tokens: np.ndarray
+    target_calls: np.ndarray
+    accepted: np.ndarray
+    drafted: np.ndarray
+    drafting_rounds: np.ndarray
+    accepted_by_position: np.ndarray
+    temperature: float
+    num_assistant_tokens: int
+    draft_sampling: str
+    method: str
+    alpha_sum: np.ndarray | None = None
+    alpha_tokens: np.ndarray | None = None
+
+    @property
+    def alpha(self) -> Interval | None:
+        """Expected acceptance of one drafted token, mean over positions; `None` if it was not measured."""
+        return None if self.alpha_sum is None else bootstrap_ratio(self.alpha_sum, self.alpha_tokens)
+
+    @property
+    def acceptance_rate(self) -> Interval:
+        """Accepted over drafted tokens; NaN if nothing was drafted."""
+        return bootstrap_ratio(self.accepted, self.drafted)
+
+    @property
+    def block_efficiency(self) -> Interval:
+        """Tokens emitted per target forward pass, the bonus token included."""
+        return bootstrap_ratio(self.tokens, self.target_calls)
+
+    @property
+    def acceptance_rate_per_position(self) -> list[Interval]:
+        """Share of the drafting rounds in which drafted token k = 1..gamma was accepted."""
+        return [bootstrap_ratio(column, self.drafting_rounds) for column in self.accepted_by_position.T]
+
+    def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
+        """The values without intervals, for a log. alpha always carries its setting (`eval_alpha_t1`).
+
+        Args:
+            prefix (`str`): Of every name.
+            suffix (`str`): Behind every name but alpha's, to tell settings apart (`"_t1"`).
+        """
+        metrics = {
+            f"{prefix}_acceptance_rate{suffix}": self.acceptance_rate.value,
+            f"{prefix}_block_efficiency{suffix}": self.block_efficiency.value,
+        }
+        for k, rate in enumerate(self.acceptance_rate_per_position, start=1):
+            metrics[f"{prefix}_acceptance_rate_pos_{k}{suffix}"] = rate.value
+        if self.alpha is not None:
+            metrics = {f"{prefix}_alpha_{name_temperature(self.temperature)}": self.alpha.value, **metrics}
+        return metrics

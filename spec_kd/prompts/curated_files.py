@@ -1,0 +1,77 @@
+"""Local files with a curated set, read as they stand: no byte order mark, and no cell guessed to be a number."""
+
+import codecs
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas
+from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+BUILDERS = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}  # fmt: skip
+# The longer mark first: that of UTF-32 begins like one of UTF-16.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def load_file(path: str, split: str) -> Dataset:
+    """A dataset of one file.
+
+    Cells of CSV and TSV are text, and only an empty one is `None` (no cell is a number, a date or missing because it
+    says `NA` or `null`).
+
+    Args:
+        path (`str`): With an ending of [`BUILDERS`].
+        split (`str`): Name for it.
+
+    Raises:
+        `ValueError`: Another ending, or a file that cannot be read; names it.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in BUILDERS:
+        raise ValueError(f"`{path}` must be one of {', '.join(BUILDERS)}, or load it and pass the `Dataset`.")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"`{path}` is empty.")
+    encoding = None if suffix == ".parquet" else find_encoding(Path(path))
+    try:
+        if encoding is None:
+            return _load(path, suffix, split)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, f"data{suffix}")
+            copy.write_text(Path(path).read_text(encoding=encoding), encoding="utf-8")
+            return _load(str(copy), suffix, split, keep_in_memory=True, cache_dir=folder)
+    except (DatasetGenerationError, ValueError) as error:  # those of pandas and Arrow too
+        cause = error.__cause__ or error
+        advice = " Save it as UTF-8." if isinstance(cause, UnicodeError) else ""
+        raise ValueError(f"`{path}` cannot be read as {suffix} ({type(cause).__name__}: {cause}).{advice}") from error
+
+
+def find_encoding(path: Path) -> str | None:
+    """What a byte order mark says, as Windows programs write it; `None` without one, for UTF-8."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+
+
+def _load(path: str, suffix: str, split: str, **options: Any) -> Dataset:
+    if BUILDERS[suffix] == "csv":
+        separator = "\t" if suffix == ".tsv" else ","
+        header = pandas.read_csv(path, sep=separator, nrows=0).columns
+        options |= {
+            "sep": separator,
+            "features": Features({str(name): Value("string") for name in header}),
+            "keep_default_na": False,
+            "na_values": [""],
+        }
+    return load_dataset(BUILDERS[suffix], data_files={split: path}, split=split, **options)

@@ -1,0 +1,113 @@
+"""Which texts cannot stand for what a user asks, each with the reason."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from spec_kd.checks import check_int, check_number
+from spec_kd.prompts.deduplication import normalize_text
+from spec_kd.prompts.languages import detect_language
+
+NGRAM = 4
+MIN_NGRAMS = 8
+# Words, and characters of scripts that have no spaces between words.
+UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+# What an assistant says and a user does not. Kept narrow: of 35,000 turns of real users they take 11.
+REFUSALS = (
+    r"^(i['’]?m |i am )?(so |very |really )?sorry,? (but )?(i|as an ai)\b.{0,30}\b(can['’]?t|cannot|unable|not able)",
+    r"^i (can['’]?t|cannot|can not|won['’]?t|am unable to|am not able to) (assist|help|comply|provide|create|do that)",
+    r"^(对不起|抱歉|很抱歉|非常抱歉)[，,]?(但)?我(无法|不能|没有办法)",
+)
+ASSISTANT_PHRASES = (
+    r"\bas an ai( language model| assistant| model)?,? i (do not|don['’]t|can['’]?t|cannot|am|have)\b",
+    r"\bi['’]?m (just )?an ai( language model| assistant)\b",
+    r"^(hello|hi|hey)?[ !,.]*(how|what) (can|may) i (help|assist|do for) (you|with)",
+    r"^(sure|certainly|absolutely|of course)[!,.]? (here|i('d| would| can|'ll| will)\b|let me (help|explain|know))",
+    r"^(i['’]?d|i would) be (happy|glad|delighted) to (help|assist)",
+    r"<tool_call>|\"arguments\"\s*:\s*\{",
+    r"作为(一个|一名)?(ai|人工智能)(语言模型|助手|模型)?[，,]?我",
+    r"^(当然|好的|没问题)[，,!！。]?\s*(以下是|下面是|我来|我可以|这是)",
+    r"^(你好|您好)?[！!，,。]?\s*(请问)?有什么(我)?(可以|能)(帮|为)",
+)
+_REFUSAL, _ASSISTANT = (re.compile("|".join(patterns), re.IGNORECASE) for patterns in (REFUSALS, ASSISTANT_PHRASES))
+
+
+@dataclass(frozen=True)
+class TextFilter:
+    """What a text must be to pass for a user's.
+
+    Args:
+        min_tokens (`int`, *optional*, defaults to `3`): Fewest tokens.
+        max_tokens (`int`, *optional*): Most tokens; no limit by default.
+        max_repetition (`float`, *optional*, defaults to `0.3`):
+            Largest share of repeated n-grams, see [`measure_repetition`]; 1.0 for no limit.
+        languages (`tuple[str, ...]`, *optional*): Codes as of [`detect_language`]; any language by default.
+
+    Raises:
+        `ValueError`: A limit out of its range.
+    """
+
+    min_tokens: int = 3
+    max_tokens: int | None = None
+    max_repetition: float = 0.3
+    languages: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        check_int("min_tokens", self.min_tokens, 0)
+        check_int("max_tokens", self.max_tokens, is_optional=True)
+        if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
+            raise ValueError(f"`max_tokens={self.max_tokens}` leaves nothing above `min_tokens={self.min_tokens}`.")
+        check_number("max_repetition", self.max_repetition, above=0, maximum=1, reason="1.0 is off.")
+        if isinstance(self.languages, str) or (self.languages is not None and not self.languages):
+            raise ValueError(f"`languages` must be a list of codes such as ['en', 'zh'], got {self.languages!r}.")
+
+    def find_fault(self, text: str, num_tokens: int) -> str | None:
+        """Why a text is no good, or `None`.
+
+        Args:
+            text (`str`): Without white space at its ends.
+            num_tokens (`int`): Its length in tokens.
+
+        Returns:
+            `"empty"`, `"broken_characters"` (bytes that are no UTF-8), `"too_short"`, `"too_long"`, `"refusal"`,
+            `"assistant_like"`, `"repetitive"`, `"language"` or `None`.
+        """
+        if not text:
+            return "empty"
+        if "\ufffd" in text:
+            return "broken_characters"
+        if num_tokens < self.min_tokens:
+            return "too_short"
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            return "too_long"
+        if _REFUSAL.search(text):
+            return "refusal"
+        if _ASSISTANT.search(text):
+            return "assistant_like"
+        if measure_repetition(text) > self.max_repetition:
+            return "repetitive"
+        if self.languages is not None and detect_language(text) not in self.languages:
+            return "language"
+        return None
+
+
+def measure_repetition(text: str) -> float:
+    """The share of n-grams of 4 words (or Chinese and Japanese characters) that the text had before.
+
+    `1 - distinct n-grams / n-grams`, the seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319) on words; 0.0 for texts
+    with fewer than 8 of them.
+    """
+    units = UNITS.findall(text.casefold())
+    ngrams = list(zip(*(units[start:] for start in range(NGRAM)), strict=False))
+    return 1 - len(set(ngrams)) / len(ngrams) if len(ngrams) >= MIN_NGRAMS else 0.0
+
+
+def list_user_texts(prompt: str | Sequence[Mapping[str, object]]) -> list[str]:
+    """What the user says in a prompt, turn by turn and normalized, for comparisons; of a text the text.
+
+    Args:
+        prompt (`str` or `list` of messages): As in the `prompt` column of a dataset.
+    """
+    turns = [prompt] if isinstance(prompt, str) else [[m] for m in prompt if m["role"] == "user"]
+    return [normalize_text(turn) for turn in turns]

@@ -1,0 +1,1 @@
+"""Reads the logs of serving engines, gateways and tracing tools into prompts."""

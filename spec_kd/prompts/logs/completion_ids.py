@@ -1,0 +1,112 @@
+"""The answers of a log as ids, for what needs them: `score_completions`, evaluation without the target."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from jinja2 import TemplateError
+
+from spec_kd.checks import check_dataset
+from spec_kd.data.arrow_padding import remove_row_padding
+from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.data.conversation_rows import (
+    count_values,
+    describe_reasons,
+    report_added_reasoning,
+    report_left_out,
+)
+from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
+from spec_kd.data.rendered_completion import TurnNotRenderedError
+from spec_kd.vocabulary import ProcessingClass
+
+COLUMNS = ("prompt", "completion")
+LEFT_OUT, ADDED = "left_out", "added_reasoning"
+
+
+def add_completion_ids(
+    dataset: Dataset, processing_class: ProcessingClass, *, eos_token_id: int | Iterable[int] | None = None
+) -> Dataset:
+    """Adds `prompt_ids` and `completion_ids` to prompts with the target's answers.
+
+    The prompt is rendered as for `generate_responses`; the answer is rendered as the last turn, with its reasoning, up
+    to and with the end of turn. A server logs text and not ids, so that these are the ids that the tokenizer gives to
+    the text, which are nearly always but not surely those that the target wrote.
+
+    Args:
+        dataset (`Dataset`): With `prompt` and `completion`, as [`load_query_logs`] returns them.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's, with its chat template.
+        eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops, as its generation
+            config has them. By default those of the tokenizer, of the chat template and of the generation config that
+            was saved with the tokenizer.
+
+    Returns:
+        `Dataset`: The rows with an answer and both columns (lists of int32). A warning says how many others there are
+        and why: no answer, an answer of several messages, one that the template does not print as a whole. Another one
+        says where the template wrote an empty reasoning that the answer does not have.
+
+    Raises:
+        `ValueError`: A column is missing or holds text instead of messages, or no row is left; a prompt that cannot be
+            rendered.
+    """
+    check_dataset("dataset", dataset)
+    missing = [name for name in COLUMNS if name not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"The dataset has the columns {dataset.column_names} and no `{missing[0]}`: what the target was asked and "
+            "what it answered are needed, as `load_query_logs` returns them."
+        )
+    check_chat_template(processing_class)
+    renderer = ChatRenderer(processing_class, eos_token_id)
+    features = dataset.features
+
+    def add(row: dict[str, Any], index: int) -> dict[str, Any]:
+        row = remove_row_padding(row, features)
+        for name in COLUMNS:
+            if isinstance(row.get(name), str):
+                raise ValueError(
+                    f"`{name}` of row {index} is text, but messages are needed to render it as a server does. Make it "
+                    'a list of `{"role": ..., "content": ...}`.'
+                )
+        answers = row.get("completion") or []
+        if not answers:
+            return _leave_out("there is no answer")
+        if len(answers) > 1:
+            return _leave_out("the answer has several messages")
+        if answers[0].get("role") != "assistant":
+            return _leave_out(f"the answer has the role {answers[0].get('role')!r}")
+        if not row.get("prompt"):
+            return _leave_out("there is no prompt")
+        if row["prompt"][-1].get("role") == "assistant":
+            return _leave_out("the prompt ends with an assistant turn")
+        try:
+            turn = renderer.render_turn(row["prompt"], answers[0], **read_template_arguments(row))
+        except TurnNotRenderedError as error:
+            return _leave_out(str(error))
+        except (TemplateError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"The chat template cannot render row {index} ({error}). Correct the row or leave it out."
+            ) from error
+        ids = {"prompt_ids": turn.prompt_ids, "completion_ids": turn.completion_ids}
+        return {**ids, LEFT_OUT: None, ADDED: turn.has_added_reasoning}
+
+    ids = List(Value("int32"))
+    added = dataset.map(
+        add,
+        with_indices=True,
+        features=Features(
+            {**features, "prompt_ids": ids, "completion_ids": ids, LEFT_OUT: Value("string"), ADDED: Value("bool")}
+        ),
+        desc="Completion ids",
+    )
+    left_out = count_values(added, LEFT_OUT)
+    report_added_reasoning(sum(added[ADDED]), "answers")
+    if left_out.total() == len(dataset):
+        raise ValueError(f"No row has an answer that can be rendered: nothing is left. {describe_reasons(left_out)}.")
+    if left_out:
+        report_left_out(left_out, f"of {len(dataset)} rows")
+        added = added.filter(lambda reason: reason is None, input_columns=[LEFT_OUT])
+    return added.remove_columns([LEFT_OUT, ADDED])
+
+
+def _leave_out(reason: str) -> dict[str, Any]:
+    return {"prompt_ids": None, "completion_ids": None, LEFT_OUT: reason, ADDED: False}

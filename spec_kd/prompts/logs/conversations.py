@@ -1,0 +1,113 @@
+"""Which logged prompts belong to one conversation, so that a split does not tear it apart."""
+
+import hashlib
+import re
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from spec_kd.prompts.deduplication import normalize_text
+from spec_kd.prompts.logs.messages import Message
+from spec_kd.prompts.splitting import group_rows
+
+NUM_PREFIXES = 8
+# Pieces of a long ShareGPT conversation are named `QWJhYvA_0`, `QWJhYvA_17`: seven characters of base 62 and a number.
+# Case as no word has it tells them from names that count, such as `testSet_1`.
+SHAREGPT_PIECE = re.compile(
+    r"(?=[^_]*[a-z])(?=[^_]+[A-Z][^_]*[A-Z]|[^_]+[A-Z][^_]*\d|[^_]*\d[^_]*[A-Z])([A-Za-z0-9]{7})_\d+", re.ASCII
+)
+
+
+def strip_piece_number(name: str) -> str:
+    """The conversation that a ShareGPT id names: the same for all pieces of a long one.
+
+    Only ids of ShareGPT's own form are pieces. Others that end with a number (`identity_0`, `identity_1`) count
+    conversations, and merging them would make one conversation of a whole file.
+    """
+    found = SHAREGPT_PIECE.fullmatch(name)
+    return found[1] if found else name
+
+
+def hash_history(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """64 bits of what the user (and tools) said up to now, and of what they had said before earlier answers.
+
+    A request repeats the history of its conversation, so that the first value of one request is among the second of
+    the requests that continue it. System prompts do not count (many hold the date), nor does the assistant's text
+    (clients trim it).
+
+    Args:
+        messages (`list[dict]`): A prompt.
+
+    Returns:
+        `tuple[int, list[int]]`: The whole prompt; its beginnings, at most the first and the last 7.
+    """
+    state = hashlib.blake2b(digest_size=8)
+    beginnings = []
+    for position, message in enumerate(messages):
+        if message["role"] in ("user", "tool"):
+            state.update(normalize_text(message["content"]).encode() + b"\0")
+        elif message["role"] == "assistant" and position:
+            beginnings.append(int.from_bytes(state.digest(), "little"))
+    whole = int.from_bytes(state.digest(), "little")
+    beginnings = [beginning for beginning in dict.fromkeys(beginnings) if beginning != whole]
+    if len(beginnings) > NUM_PREFIXES:
+        beginnings = beginnings[:1] + beginnings[1 - NUM_PREFIXES :]
+    return whole, beginnings
+
+
+class ConversationLinks:
+    """Joins conversations that a log names apart although one request continues another's history.
+
+    A name that each request has anew (LiteLLM fills `session_id` with such ones) would put the requests of one
+    conversation on both sides of a split. Two prompts are of one conversation if their numbers are equal, or if the
+    user's turns of one are how the other began and its own conversation has no such prompt.
+
+    Memory: 16 bytes a prompt and 16 for each earlier turn, of at most 8.
+    """
+
+    def __init__(self):
+        self._numbers, self._wholes = array("Q"), array("Q")
+        self._rows, self._beginnings = array("Q"), array("Q")
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The numbers of the conversations by name or opening, (N,), uint64."""
+        return np.array(self._numbers, dtype=np.uint64)
+
+    def add(self, number: int, messages: Sequence[Message]) -> None:
+        """Takes the next prompt, of the conversation with this number by name or opening."""
+        whole, beginnings = hash_history(messages)
+        self._rows.extend([len(self._wholes)] * len(beginnings))
+        self._beginnings.extend(beginnings)
+        self._numbers.append(number)
+        self._wholes.append(whole)
+
+    def join(self) -> np.ndarray:
+        """For each prompt the first one of its conversation, (N,), int64."""
+        return group_rows(self.numbers, links=self._find_links())
+
+    def group(self) -> np.ndarray:
+        """For each prompt the first one that belongs on the same side of a split, (N,), int64.
+
+        Those are the prompts of its conversation, and those of others with the same turns of the user, under whatever
+        system prompts.
+        """
+        return group_rows(self.numbers, np.array(self._wholes, dtype=np.uint64), links=self._find_links())
+
+    def _find_links(self) -> np.ndarray:
+        """Pairs of a prompt and one that its conversation began with under another name, (M, 2)."""
+        wholes, beginnings = (np.array(values, dtype=np.uint64) for values in (self._wholes, self._beginnings))
+        rows = np.array(self._rows, dtype=np.int64)
+        if not len(wholes) or not len(rows):
+            return np.zeros((0, 2), dtype=np.int64)
+        order = np.argsort(wholes, kind="stable")
+        places = np.minimum(np.searchsorted(wholes, beginnings, sorter=order), len(wholes) - 1)
+        is_wanted = wholes[order[places]] == beginnings
+        is_wanted &= ~np.isin(_pair(beginnings, self.numbers[rows]), _pair(wholes, self.numbers))
+        return np.stack([rows[is_wanted], order[places[is_wanted]]], axis=1)
+
+
+def _pair(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """One number for each pair of them."""
+    return one * np.uint64(0x9E3779B97F4A7C15) + other

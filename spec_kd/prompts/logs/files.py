@@ -1,0 +1,227 @@
+"""Files of logs, read one record at a time."""
+
+import glob
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from spec_kd.checks import read_path
+from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
+from spec_kd.prompts.logs.tables import read_csv, read_parquet
+from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, describe_too_long, is_whole_text, open_text, read_lines
+from spec_kd.prompts.logs.vllm import is_request_line
+
+KINDS = (".jsonl", ".ndjson", ".log", ".json", ".txt", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
+CHUNK = 2**20  # characters of a JSON array read at a time
+# What the rotation of logs appends: `.1`, `-20260131`, `.2026-01-31_12`.
+ROTATION = re.compile(r"[.-](?:\d{1,3}|\d{4}-?\d{2}(?:-?\d{2})?(?:[-_T]?\d{2}(?:[-_:]?\d{2}){0,2})?)(?=\.|$)")
+EVENT_STARTS = tuple(name.encode() for name in EVENT_FIELDS)
+SPACE = " \t\r\n,\x00\ufeff"
+# Keys of records that are conversations or requests; a line of plain text is one of these or a prompt as it stands.
+RECORD_KEYS = {"messages", "conversations", "request", "body", "choices"}
+
+Paths = str | Path | Sequence[str | Path]
+
+
+def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
+    """The files that `paths` mean, each once.
+
+    Args:
+        paths (`str`, `Path` or a list of them): Files, glob patterns (`**` for all levels) and folders, which are gone
+            through at all levels.
+        output_dir (`Path`): What lies there is not a log.
+
+    Returns:
+        The files, in the order given and sorted within a pattern or folder, and the files of folders that are left out:
+        those whose name has none of the endings [`KINDS`], also before the number of a rotated log and the ending of a
+        compression, and hidden ones (those in hidden folders are not even listed).
+
+    Raises:
+        `FileNotFoundError`: Names a path or pattern that no log file is found for.
+        `ValueError`: No path at all, or an empty one, which would be the working directory.
+    """
+    files: dict[Path, None] = {}
+    ignored: dict[Path, None] = {}
+    for path in read_paths(paths):
+        if Path(path).is_dir():
+            inside = sorted(p for p in Path(path).rglob("*") if p.is_file())
+            inside = [p for p in inside if not _is_hidden(p.relative_to(path).parent)]
+            inside = [p for p in inside if not p.resolve().is_relative_to(output_dir.resolve())]
+            found = [p for p in inside if find_kind(p) in KINDS and not _is_hidden(p.relative_to(path))]
+            ignored |= dict.fromkeys(inside)
+        elif Path(path).is_file():
+            found = [Path(path)]
+        else:
+            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        if not found:
+            raise FileNotFoundError(
+                f"`{path}` is no file, or a folder or pattern without a file of the kinds {', '.join(KINDS)} "
+                f"(each also with {', '.join(COMPRESSIONS)}, and numbered)."
+            )
+        files |= dict.fromkeys(found)
+    by_place = {path.resolve(): path for path in reversed(files)}
+    found = list(reversed(by_place.values()))
+    return found, [path for path in ignored if path.resolve() not in by_place]
+
+
+def find_kind(path: Path) -> str:
+    """The ending that says what a file is, without those of compressions and rotations; empty if there is none."""
+    name = path.name.lower()
+    while True:
+        short = ROTATION.sub("", name) if ROTATION.search(name) and not name.endswith(KINDS) else name
+        short = next((short.removesuffix(ending) for ending in COMPRESSIONS if short.endswith(ending)), short)
+        if short == name:
+            return Path(name).suffix
+        name = short
+
+
+def read_paths(paths: Paths) -> list[str]:
+    """One path or several as a list; raises `ValueError` for none at all, and for an empty one."""
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(listed, Sequence) or not len(listed):
+        raise ValueError(f"`paths` must be a path or a list of them, got {paths!r}.")
+    return [read_path("paths", path) for path in listed]
+
+
+def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, Any]]:
+    """The records of a file with their line numbers (rows of Parquet, items of a JSON array), from 1.
+
+    In place of a record that cannot be read comes the error, an exception, such as for a compressed file that was cut,
+    after which nothing of the file is read. Empty lines are no records. Lines and items of more than 16 MiB are
+    errors. Lines of a stream of events (`data: {...}`) are the response of the record on the line before.
+
+    Args:
+        path (`Path`): Parquet, CSV or TSV with a first row of names; text, of which each line is a record; JSON values
+            one after the other, of which the items of arrays are records; anything else is JSON lines.
+        keep_text (`bool`): Whether a line that is no JSON is a record as text, in place of an error.
+    """
+    kind = find_kind(path)
+    number = 0
+    try:
+        if kind == ".parquet":
+            yield from read_parquet(path)
+            return
+        with open_text(path) as stream:
+            if kind in (".csv", ".tsv"):
+                records = read_csv(stream, "\t" if kind == ".tsv" else None)
+            elif kind != ".txt" and _holds_values(path, kind, stream.peek(512)):
+                records = _read_values(stream)
+            else:
+                records = attach_streams(_read_lines(stream, kind == ".txt", keep_text), LONGEST)
+            for number, record in records:
+                yield number, record
+    except GeneratorExit:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        yield number + 1, error
+    except Exception as error:  # whatever a decompressor or a decoder may raise
+        yield number + 1, ValueError(f"the file cannot be read from here on ({type(error).__name__}: {error})")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _holds_values(path: Path, kind: str, start: bytes) -> bool:
+    """Whether a file is JSON that is not a value a line: an array, or objects over several lines."""
+    start = start.lstrip(b" \t\r\n" + BOM)
+    if not start.startswith((b"[", b"{")):
+        return False
+    if kind == ".json" and start.startswith(b"["):
+        return True
+    with open_text(path) as stream:
+        line = next((line for _, line in read_lines(stream) if line is None or line.strip()), None)
+    if line is None or not isinstance(_parse(line), ValueError):
+        return False
+    with open_text(path) as stream:
+        _, first = next(_read_values(stream), (0, None))
+    return isinstance(first, dict | list)
+
+
+def _read_lines(stream: io.BufferedReader, is_text: bool, keep_text: bool) -> Iterator[tuple[int, Any]]:
+    for number, line in read_lines(stream):
+        if line is None:
+            yield number, ValueError(describe_too_long())
+        elif line := line.strip():
+            if is_text:
+                yield number, _read_text(line)
+                continue
+            record = _parse(line)
+            if isinstance(record, ValueError):
+                if keep_text:
+                    record = _decode(line)
+                elif line.startswith(EVENT_STARTS):
+                    text = _decode(line)
+                    record = StreamLine(text) if isinstance(text, str) else text
+                elif is_request_line(line.decode(errors="replace")):
+                    record = ValueError('a line of a vLLM server\'s log: pass `format="vllm"` and its tokenizer')
+            yield number, record
+
+
+def _read_values(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """JSON values one after the other, in place of an array its items."""
+    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
+    decoder = json.JSONDecoder()
+    buffer, position, number, is_inside = text.read(CHUNK), 0, 0, False
+    while True:
+        while position < len(buffer) and buffer[position] in SPACE:
+            position += 1
+        if position == len(buffer):
+            buffer, position = text.read(CHUNK), 0
+            if not buffer:
+                if is_inside:
+                    yield number + 1, ValueError("the JSON array is not closed: the file was cut")
+                return
+            continue
+        if buffer[position] == ("]" if is_inside else "["):
+            is_inside, position = not is_inside, position + 1
+            continue
+        try:
+            value, end = decoder.raw_decode(buffer, position)
+        except (ValueError, RecursionError) as error:  # broken, or not there as a whole yet
+            rest = len(buffer) - position
+            more = text.read(max(CHUNK, rest)) if rest <= LONGEST and not isinstance(error, RecursionError) else ""
+            if not more:
+                yield number + 1, ValueError(f"the JSON cannot be read from here on ({error})")
+                return
+            buffer, position = buffer[position:] + more, 0
+            continue
+        number += 1
+        yield number, value if is_whole_text(buffer[position:end]) else ValueError("not UTF-8: save the file as UTF-8")
+        position = end
+
+
+def _read_text(line: bytes) -> Any:
+    """A prompt, or a record where the line is one."""
+    if line.startswith(b"{") and isinstance(record := _parse(line), dict) and RECORD_KEYS & set(record):
+        return record
+    return _decode(line)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        return _explain_encoding(error)
+    except ValueError as error:
+        return ValueError(f"not JSON ({error})")
+    except RecursionError:
+        return ValueError("JSON with too many brackets within each other")
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return line.decode()
+    except ValueError as error:
+        return _explain_encoding(error)
+
+
+def _explain_encoding(error: ValueError) -> ValueError:
+    return ValueError(f"not UTF-8 ({error}): save the file as UTF-8")

@@ -1,0 +1,215 @@
+"""Which prompts of a log are kept: no duplicates, of the lengths wanted, not too many of one user or day."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import jinja2
+from datasets import Json
+
+from spec_kd.prompts.deduplication import BATCH_SIZE, NearDuplicateIndex, normalize_text
+from spec_kd.prompts.logs.formats import LoggedCall
+from spec_kd.prompts.logs.messages import Message
+from spec_kd.prompts.splitting import hash_text
+
+ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` makes one each time
+REASONS = ("exact_duplicate", "too_short", "too_long", "near_duplicate", "over_user_limit", "over_day_limit")
+
+
+@dataclass(frozen=True)
+class LoggedPrompt:
+    """A prompt as it is written down, and where it is from.
+
+    Attributes:
+        call (`LoggedCall`): Prompt, answer and what the log says about them.
+        source (`str`): The file.
+        conversation (`int`): See [`number_conversation`].
+        messages (`list[str]`), completion (`str`, *optional*), tools (`str`, *optional*): Of the call, as JSON.
+    """
+
+    call: LoggedCall
+    source: str
+    conversation: int
+    messages: list[str]
+    completion: str | None
+    tools: str | None
+
+    @classmethod
+    def encode(cls, call: LoggedCall, source: str, conversation: int | None = None) -> "LoggedPrompt":
+        """The prompt as it is stored.
+
+        Args:
+            call (`LoggedCall`): The call.
+            source (`str`): The file.
+            conversation (`int`, *optional*): By default [`number_conversation`] of the call.
+
+        Raises:
+            `ValueError`: What would not come back from a dataset as it is.
+        """
+        messages = [_encode_message(message) for message in call.prompt]
+        completion = None if call.completion is None else _encode_message(call.completion)
+        tools = _to_json(call.tools) if call.tools else None
+        if conversation is None:
+            conversation = number_conversation(call)
+        return cls(call, source, conversation, messages, completion, tools)
+
+
+def _to_json(value: object) -> str:
+    text = ENCODER.encode(value)
+    text.encode()  # halves of surrogate pairs, which Arrow refuses, are a `ValueError`
+    return text
+
+
+def _encode_message(message: Message) -> str:
+    text = _to_json(message)
+    # `datasets` reads JSON with ujson, which refuses integers over 64 bits and rounds some numbers of 17 digits.
+    if "tool_calls" in message:
+        try:
+            is_exact = Json().decode_example(text) == message
+        except ValueError:
+            is_exact = False
+        if not is_exact:
+            raise ValueError(f"arguments of a tool call hold numbers that `datasets` cannot store exactly: {text:.200}")
+    return text
+
+
+class PromptFilter:
+    """Takes prompts one by one and returns those to keep some hundreds later, in order.
+
+    Two prompts are exact duplicates if their messages and tools are the same. They are near-duplicates if they have
+    equally many turns of the user and of tools, the text of these is nearly the same, and so are their system prompts
+    with the tools. (Compared as a whole, different questions behind one long system prompt would be near-duplicates, as
+    would the turns of one conversation.) Long texts are compared at their ends as well, so that different questions
+    before or after one long document are kept.
+
+    A prompt is remembered by 64 bits of its hash, and for near-duplicates as in [`NearDuplicateIndex`].
+
+    Args:
+        near_duplicate_threshold (`float`, *optional*): See [`NearDuplicateIndex`]; `None` for exact duplicates only.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): Renders prompts to count tokens.
+        min_tokens (`int`, *optional*), max_tokens (`int`, *optional*): Of a rendered prompt.
+        max_per_user (`int`, *optional*), max_per_day (`int`, *optional*): Prompts kept, the first ones.
+
+    Attributes:
+        dropped (`Counter`): Prompts by reason, of [`REASONS`].
+    """
+
+    def __init__(
+        self,
+        near_duplicate_threshold: float | None,
+        processing_class=None,
+        min_tokens: int | None = None,
+        max_tokens: int | None = None,
+        max_per_user: int | None = None,
+        max_per_day: int | None = None,
+    ):
+        self.dropped: Counter[str] = Counter()
+        self._render = None
+        if processing_class is not None:
+            from spec_kd.data.prompt_rendering import render_prompt_ids  # imports torch, which is not needed otherwise
+
+            self._render = lambda row: len(next(render_prompt_ids([row], processing_class)))
+        self._min_tokens, self._max_tokens = min_tokens or 0, max_tokens or float("inf")
+        self._limits = {"user": max_per_user, "day": max_per_day}
+        self._counts: dict[str, Counter] = {"user": Counter(), "day": Counter()}
+        self._seen: set[int] = set()
+        self._index = self._contexts = None
+        if near_duplicate_threshold is not None:
+            self._index = NearDuplicateIndex(near_duplicate_threshold, compare_ends=True)
+            self._contexts = NearDuplicateIndex(near_duplicate_threshold)
+        self._context_numbers: dict[int, int] = {}
+        self._waiting: list[LoggedPrompt] = []
+
+    def push(self, prompt: LoggedPrompt) -> Iterator[LoggedPrompt]:
+        """Takes a prompt; returns those that it is now clear about.
+
+        Raises:
+            `ValueError`: A prompt that the chat template refuses, or that lacks what a limit is about.
+        """
+        call = prompt.call
+        if self._limits["user"] is not None and call.user is None:
+            raise ValueError("no user, which `max_per_user` needs")
+        if self._limits["day"] is not None and call.timestamp is None:
+            raise ValueError("no timestamp that is understood, which `max_per_day` needs")
+        identity = hash_text("\n".join([*prompt.messages, prompt.tools or ""]))
+        num_tokens = None if self._render is None or identity in self._seen else self._count_tokens(call)
+        if identity in self._seen:
+            self.dropped["exact_duplicate"] += 1
+        elif num_tokens is not None and num_tokens < self._min_tokens:
+            self.dropped["too_short"] += 1
+        elif num_tokens is not None and num_tokens > self._max_tokens:
+            self.dropped["too_long"] += 1
+        else:
+            self._waiting.append(prompt)
+        self._seen.add(identity)
+        if len(self._waiting) == BATCH_SIZE:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[LoggedPrompt]:
+        """The prompts that are still waiting, those of them that are kept."""
+        waiting, self._waiting = self._waiting, []
+        kept = []
+
+        def admit(position: int) -> bool:
+            is_kept = self._admit(waiting[position].call)
+            if is_kept:
+                kept.append(waiting[position])
+            return is_kept
+
+        if self._index is None:
+            for position in range(len(waiting)):
+                admit(position)
+        elif waiting:
+            texts = [normalize_text(prompt.call.prompt) for prompt in waiting]
+            flags = self._index.find_and_add(texts, [self._find_scope(prompt) for prompt in waiting], admit)
+            self.dropped["near_duplicate"] += int(flags.sum())
+        yield from kept
+
+    def _admit(self, call: LoggedCall) -> bool:
+        keys = {}
+        if self._limits["user"] is not None:
+            keys["user"] = call.user
+        if self._limits["day"] is not None:
+            keys["day"] = datetime.fromtimestamp(call.timestamp, UTC).date()
+        for name, key in keys.items():
+            if self._counts[name][key] >= self._limits[name]:
+                self.dropped[f"over_{name}_limit"] += 1
+                return False
+        for name, key in keys.items():
+            self._counts[name][key] += 1
+        return True
+
+    def _count_tokens(self, call: LoggedCall) -> int:
+        try:
+            return self._render({"prompt": call.prompt, "tools": call.tools})
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template refuses the prompt ({error})") from error
+
+    def _find_scope(self, prompt: LoggedPrompt) -> int:
+        messages = prompt.call.prompt
+        num_turns = sum(message["role"] in ("user", "tool") for message in messages)
+        texts = [message["content"] for message in messages if message["role"] in ("system", "developer")]
+        context = "\n".join([*texts, prompt.tools or ""])
+        identity = hash_text(context)
+        if identity not in self._context_numbers:
+            context = normalize_text(context)
+            number = self._contexts.find(context)
+            self._context_numbers[identity] = self._contexts.add(context) if number is None else number
+        return self._context_numbers[identity] << 16 | min(num_turns, 2**16 - 1)
+
+
+def number_conversation(call: LoggedCall) -> int:
+    """A 64-bit number of the conversation that a call belongs to.
+
+    By the logged name; without one by how the user began, since each request of a conversation repeats its history. All
+    conversations that begin with "hello" then count as one, which keeps them on the same side of a split.
+    """
+    if call.conversation_id is not None:
+        return hash_text(call.conversation_id)
+    return hash_text("opening\0" + normalize_text(_find_opening(call.prompt)))
+
+
+def _find_opening(messages: Sequence[dict]) -> str:
+    return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])

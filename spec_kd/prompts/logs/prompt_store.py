@@ -1,0 +1,233 @@
+"""Where the prompts of a log lie: written a piece at a time, in place when they are whole."""
+
+import json
+import logging
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, Json, List, Value
+
+from spec_kd.files import compute_sum, explain_full_disk, is_intact, sweep, write_text
+from spec_kd.prompts.logs.conversations import ConversationLinks
+from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
+from spec_kd.stored_sets import find_own_sum
+
+# Messages as JSON items: each keeps its own keys in their order, which chat templates print.
+FEATURES = Features(
+    {
+        "prompt": List(Json()),
+        "tools": Value("string"),
+        "completion": List(Json()),
+        "scenario": Value("string"),
+        "source": Value("string"),
+        "conversation_id": Value("string"),
+    }
+)
+ROWS_AT_A_TIME = 1024
+PARTIAL_FOLDER = ".partial"
+KEPT, REPORT = "kept.arrow", "report.json"
+SPLIT_FILES = ("train.arrow", "test.arrow")
+
+logger = logging.getLogger(__name__)
+
+
+class PromptStore:
+    """`train.arrow`, `test.arrow` and `report.json` in a folder; what is not finished, in `.partial` there.
+
+    Args:
+        output_dir (`Path`): Created when something is written.
+
+    Attributes:
+        timestamps (`array` of `"d"`): Of the prompts written, NaN where unknown.
+        num_completions (`int`): Prompts written with an answer.
+    """
+
+    def __init__(self, output_dir: Path):
+        self.output_dir = output_dir
+        self._partial = output_dir / PARTIAL_FOLDER
+        self.timestamps = array("d")
+        self.num_completions = self._num_tools = 0
+        self._links = ConversationLinks()
+        self._joined = np.zeros(0, dtype=np.int64)
+
+    @property
+    def batches_path(self) -> Path:
+        """Where the answers of batches may lie while prompts are written."""
+        return self._partial / "batches.sqlite"
+
+    @property
+    def conversations(self) -> np.ndarray:
+        """Numbers of the conversations of the prompts written, (N,), uint64."""
+        return self._links.numbers
+
+    def check_place(self) -> None:
+        """Raises `ValueError` if something is in the way that this class did not write."""
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"`output_dir` is `{self.output_dir}`, which is a file: give a folder.")
+        # A run that was killed while it put its files in their places has its report in `.partial` still.
+        if self._read_manifest() is not None or (self._partial / REPORT).exists():
+            return
+        for name in (*SPLIT_FILES, REPORT):
+            path = self.output_dir / name
+            if path.exists() and not find_own_sum(path).exists():
+                raise ValueError(
+                    f"`{path}` is there already and `load_query_logs` did not write it: give another "
+                    "`output_dir`, or move it away."
+                )
+
+    def open_finished(self, fingerprint: dict[str, Any]) -> tuple[Dataset, Dataset, dict[str, Any]] | None:
+        """Train, test and report, if the folder has those of this fingerprint."""
+        manifest = self._read_manifest()
+        if manifest is None or manifest["fingerprint"] != fingerprint:
+            return None
+        paths = [self.output_dir / name for name in SPLIT_FILES]
+        if any(find_own_sum(path).exists() and not is_intact(path, find_own_sum(path)) for path in paths):
+            logger.warning("The prompts in `%s` are not what was written; they are read again.", self.output_dir)
+            return None
+        shutil.rmtree(self._partial, ignore_errors=True)  # of a run that was killed between its last two steps
+        train, test = (Dataset.from_file(str(path)) for path in paths)
+        return train, test, manifest["report"]
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            manifest = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return manifest if isinstance(manifest, dict) and {"fingerprint", "report"} <= set(manifest) else None
+
+    def write(self, prompts: Iterable[LoggedPrompt]) -> None:
+        """Writes all prompts to one file, removing what a killed run left."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        sweep(self.output_dir)
+        with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
+            for rows in _batch(prompts):
+                for row in rows:
+                    self._links.add(row.conversation, row.call.prompt)
+                self.timestamps.extend(np.nan if row.call.timestamp is None else row.call.timestamp for row in rows)
+                self.num_completions += sum(row.completion is not None for row in rows)
+                self._num_tools += sum(row.tools is not None for row in rows)
+                writer.write_batch(_to_batch(rows))
+
+    def group_prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each prompt written the first of its conversation, and of its side of a split, see [`ConversationLinks`].
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]` of int64, (N,).
+        """
+        self._joined = self._links.join()
+        return self._joined, self._links.group()
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def split(self, is_test: np.ndarray) -> None:
+        """Distributes the prompts written. Optional columns that none of them has are left out.
+
+        Prompts of conversations that were joined get the `conversation_id` of the first one.
+        """
+        absent = {"tools"} if not self._num_tools else set()
+        absent |= {"completion"} if not self.num_completions else set()
+        columns = [name for name in FEATURES if name not in absent]
+        schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
+        train_path, test_path = (self._partial / name for name in SPLIT_FILES)
+        rename = _JoinedNames(self._links.numbers, self._joined)
+        start = 0
+        with (
+            # Not mapped: the pages of the whole file would count as memory of this process.
+            pa.OSFile(str(self._partial / KEPT)) as file,
+            _open_writer(train_path, schema) as train,
+            _open_writer(test_path, schema) as test,
+        ):
+            for batch in pa.ipc.open_stream(file):
+                chosen = is_test[start : start + len(batch)]
+                values = {name: batch.column(name) for name in columns}
+                values["conversation_id"] = rename(values["conversation_id"], start)
+                start += len(batch)
+                batch = pa.RecordBatch.from_arrays(list(values.values()), schema=schema)
+                for writer, mask in ((train, ~chosen), (test, chosen)):
+                    if mask.any():
+                        writer.write_batch(batch.filter(pa.array(mask)))
+        (self._partial / KEPT).unlink()
+
+    def finish(self, fingerprint: dict[str, Any], report: dict[str, Any]) -> None:
+        """Puts the files in their places. The report comes last and says that the others are whole."""
+        manifest = json.dumps({"fingerprint": fingerprint, "report": report}, indent=2, ensure_ascii=False)
+        (self._partial / REPORT).write_text(manifest, encoding="utf-8")
+        for path in self._partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sums = {name: compute_sum(self._partial / name) for name in SPLIT_FILES}
+        (self.output_dir / REPORT).unlink(missing_ok=True)
+        for name, digest in sums.items():
+            find_own_sum(self.output_dir / name).unlink(missing_ok=True)
+            os.replace(self._partial / name, self.output_dir / name)
+            write_text(find_own_sum(self.output_dir / name), digest)
+        os.replace(self._partial / REPORT, self.output_dir / REPORT)
+        shutil.rmtree(self._partial)
+
+
+class _JoinedNames:
+    """Gives the prompts of joined conversations one name, the first prompt's."""
+
+    def __init__(self, numbers: np.ndarray, groups: np.ndarray):
+        self._groups = groups
+        self._several = np.unique(groups[numbers != numbers[groups]])
+        self._names: dict[int, str] = {}
+
+    def __call__(self, names: pa.Array, start: int) -> pa.Array:
+        groups = self._groups[start : start + len(names)]
+        if not len(self._several) or not (is_joined := np.isin(groups, self._several)).any():
+            return names
+        values = names.to_pylist()
+        for row in np.flatnonzero(is_joined):
+            values[row] = self._names.setdefault(int(groups[row]), values[row])
+        return pa.array(values, names.type)
+
+
+def _batch(prompts: Iterable[LoggedPrompt]) -> Iterator[list[LoggedPrompt]]:
+    rows: list[LoggedPrompt] = []
+    for prompt in prompts:
+        rows.append(prompt)
+        if len(rows) == ROWS_AT_A_TIME:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:
+    columns = {
+        "prompt": _to_json_lists([row.messages for row in rows]),
+        "tools": pa.array([row.tools for row in rows], pa.string()),
+        "completion": _to_json_lists([None if row.completion is None else [row.completion] for row in rows]),
+        "scenario": pa.array(["historical"] * len(rows)),
+        "source": pa.array([row.source for row in rows]),
+        "conversation_id": pa.array([row.call.conversation_id or f"{row.conversation:016x}" for row in rows]),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=FEATURES.arrow_schema)
+
+
+def _to_json_lists(texts: list[list[str] | None]) -> pa.Array:
+    lists = pa.array(texts, pa.list_(pa.string()))
+    type = FEATURES.arrow_schema.field("prompt").type
+    items = pa.ExtensionArray.from_storage(type.value_type, lists.values)
+    return pa.ListArray.from_arrays(lists.offsets, items, type=type, mask=lists.is_null())
+
+
+@contextmanager
+def _open_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
+    with (
+        explain_full_disk(path),
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
+        yield writer

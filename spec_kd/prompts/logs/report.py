@@ -1,0 +1,144 @@
+"""What became of the files and records of a log."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from spec_kd.escaping import escape_markdown, make_code_span, make_table
+from spec_kd.prompts.logs.ledger import LEFT_OUT, MALFORMED, READ, LogLedger
+
+NUM_SHOWN = 50
+TUPLES = ("ignored_files", "malformed_examples", "per_file", "outcomes")
+
+NEAR_DUPLICATES = (
+    "Near-duplicates are nearly the same as a whole and, where they are long, in their first and last 100 characters. "
+    "Long prompts that differ in their middle alone are among them: `near_duplicate_threshold=None` keeps them."
+)
+
+
+@dataclass(frozen=True)
+class QueryLogsReport:
+    """Counts of one reading; prompts = kept + the sum of dropped, kept = train + test.
+
+    Args:
+        files (`int`): Files read.
+        ignored_files (`tuple[str, ...]`): In the folders, not of a known kind.
+        records (`int`): Lines, rows and items read, malformed ones included.
+        malformed (`int`): Records that could not be read.
+        malformed_examples (`tuple[str, ...]`): The first of them, as `file:line: reason`.
+        left_out (`int`): Records that are no requests: those that a function given as `format` left out, lines of
+            vLLM's log without a prompt, spans of a trace, texts that are not the user's.
+        prompts (`int`): Turns of the other records.
+        dropped (`dict[str, int]`): Prompts by the reason for which they are not kept.
+        kept (`int`): Prompts in the result.
+        train (`int`): Of them, for training.
+        test (`int`): Of them, for testing.
+        conversations (`int`): That the kept prompts belong to.
+        with_completion (`int`): Kept prompts of which the log has the answer.
+        redacted (`int`): Prompts in which something was replaced, before duplicates were dropped.
+        seconds (`float`): Wall-clock time.
+        reasons (`dict[str, int]`): Malformed and left-out records by reason.
+        notes (`dict[str, int]`): What else there is to know of records that were read, such as why answers that were
+            logged are not kept.
+        per_file (`tuple[dict, ...]`): For each file its `path`, its `records`, how many were `read`, `left_out` and
+            `malformed`, and the `reasons`.
+        outcomes (`tuple[dict, ...]`): Which records were not read: neighboring ones with the same reason as one, with
+            the `file`, the `first` and `last` line (row, item), the `outcome` and the `reason`.
+        num_unlisted_outcomes (`int`): Those that came after the first 20,000.
+    """
+
+    files: int
+    ignored_files: tuple[str, ...]
+    records: int
+    malformed: int
+    malformed_examples: tuple[str, ...]
+    left_out: int
+    prompts: int
+    dropped: dict[str, int]
+    kept: int
+    train: int
+    test: int
+    conversations: int
+    with_completion: int
+    redacted: int
+    seconds: float
+    reasons: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    per_file: tuple[dict[str, Any], ...] = ()
+    outcomes: tuple[dict[str, Any], ...] = ()
+    num_unlisted_outcomes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return asdict(self) | {name: list(getattr(self, name)) for name in TUPLES}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "QueryLogsReport":
+        """The report from what [`to_dict`] made."""
+        return cls(**values | {name: tuple(values[name]) for name in TUPLES})
+
+    def list_warnings(self) -> list[str]:
+        """One sentence for each kind of thing that a reader of the log would not expect."""
+        found = []
+        if self.malformed:
+            found.append(
+                f"{self.malformed} of {self.records} records are malformed, such as {self.malformed_examples[0]}"
+            )
+        if self.ignored_files:
+            found.append(
+                f"{len(self.ignored_files)} files of the folders are not read because of their names, such as "
+                f"{self.ignored_files[0]}"
+            )
+        found += [f"{note[0].upper()}{note[1:]}: {count}" for note, count in self.notes.items()]
+        return found
+
+    def to_markdown(self) -> str:
+        """The report as tables: counts, files, and what was not read with its reasons."""
+        counts = {
+            "records": self.records,
+            "malformed": self.malformed,
+            **({"left out": self.left_out} if self.left_out else {}),
+            "prompts": self.prompts,
+            **{f"dropped: {reason}": count for reason, count in self.dropped.items()},
+            "kept": self.kept,
+            "for training": self.train,
+            "for testing": self.test,
+            "conversations": self.conversations,
+            "with the answer": self.with_completion,
+            **self.notes,
+        }
+        lines = make_table(("", ""), [(escape_markdown(name), f"{count:,}") for name, count in counts.items()])
+        if self.dropped.get("near_duplicate"):
+            lines += ["", NEAR_DUPLICATES]
+        files = [
+            (make_code_span(f["path"], in_table=True), *(f"{f[n]:,}" for n in ("records", READ, LEFT_OUT, MALFORMED)))
+            for f in self.per_file[:NUM_SHOWN]
+        ]
+        lines += ["", *make_table(("file", "records", "read", "left out", "malformed"), files)]
+        if len(self.per_file) > NUM_SHOWN:
+            lines += ["", f"And {len(self.per_file) - NUM_SHOWN:,} other files."]
+        if self.ignored_files:
+            lines += ["", f"Not read because of their names: {len(self.ignored_files):,} files.", ""]
+            lines += [f"- {make_code_span(name)}" for name in self.ignored_files[:NUM_SHOWN]]
+        if self.reasons:
+            rows = [(escape_markdown(reason), f"{count:,}") for reason, count in self.reasons.items()]
+            lines += ["", *make_table(("why records were not read", ""), rows)]
+        if self.malformed:
+            lines += ["", f"Malformed, the first {len(self.malformed_examples)} of {self.malformed:,}:", ""]
+            lines += [f"- {make_code_span(example)}" for example in self.malformed_examples]
+        return "\n".join(lines) + "\n"
+
+
+def describe_nothing(ledger: LogLedger, dropped: Mapping[str, int]) -> str:
+    """Why no prompt is left of a log."""
+    totals = {name: sum(file[name] for file in ledger.files) for name in ("records", LEFT_OUT, MALFORMED)}
+    if not totals["records"]:
+        names = ", ".join(file["path"] for file in ledger.files[:3])
+        return f"No prompt of 0 records is kept: there is nothing in {names}."
+    reasons = {run["reason"]: f"{run['file']}:{run['first']}: {run['reason']}" for run in reversed(ledger.runs)}
+    why = f" Not read are {'; '.join(list(reversed(reasons.values()))[:3])}." if reasons else ""
+    why += f" Prompts dropped: {dict(dropped)}." if dropped else ""
+    return (
+        f"No prompt of {totals['records']} records is kept: {totals[MALFORMED]} are malformed and {totals[LEFT_OUT]} "
+        f"left out.{why}"
+    )

@@ -1,0 +1,104 @@
+"""Rows of tables: CSV, TSV and Parquet."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from spec_kd.prompts.logs.text_decoding import LONGEST, describe_too_long, is_whole_text, read_lines
+
+DELIMITERS = ",;\t|"  # spreadsheets of languages with a decimal comma write semicolons
+
+
+def read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple[int, Any]]:
+    """Rows as objects by the names in the first row, with the line each ends on; empty cells are left out.
+
+    Args:
+        stream (`io.BufferedReader`): The file in UTF-8.
+        delimiter (`str`, *optional*): By default the one of [`DELIMITERS`] that the first row has most often.
+
+    Returns:
+        `Iterator`: In place of a row that cannot be read, a `ValueError`.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    lines = _Lines(stream)
+    first = next(lines, "")
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
+        delimiter, first = first.strip()[-1], next(lines, "")
+    if delimiter is None:
+        delimiter = max(DELIMITERS, key=first.count)
+    lines.put_back(first)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    while True:
+        start = lines.number + 1
+        try:
+            cells = next(rows)
+            if not all(is_whole_text(cell) for cell in cells):
+                raise ValueError("not UTF-8: save the table as UTF-8")
+        except StopIteration:
+            return
+        except (csv.Error, ValueError) as error:
+            yield start, error if isinstance(error, ValueError) else ValueError(f"no row of a table ({error})")
+            continue
+        if not any(cells):
+            continue
+        if names is None:
+            names = [name.strip() for name in cells]
+            if len(set(names)) < len(names):
+                yield start, ValueError(f"two columns have the same name: {names}")
+                return
+        elif len(cells) != len(names):
+            yield start, ValueError(f"{len(cells)} cells, but the first row names {len(names)} columns")
+        else:
+            yield start, {name: cell for name, cell in zip(names, cells, strict=True) if cell != ""}
+
+
+class _Lines:
+    """Lines of text for `csv`, which goes on after an error of one of them."""
+
+    def __init__(self, stream: io.BufferedReader):
+        self._lines = read_lines(stream)
+        self._waiting: list[str] = []
+        self.number = 0
+
+    def put_back(self, line: str) -> None:
+        """Has a line come again."""
+        if line:
+            self._waiting.append(line)
+            self.number -= 1
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        if self._waiting:
+            self.number += 1
+            return self._waiting.pop()
+        self.number, line = next(self._lines)
+        if line is None:
+            raise ValueError(describe_too_long())
+        return line.decode(errors="surrogateescape")
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows without the `None` that Arrow adds. What cannot be read is a `ValueError` in the place of the next row."""
+    from datasets import Features
+
+    from spec_kd.data.arrow_padding import remove_row_padding  # imports torch, which other logs do not need
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            features = Features.from_arrow_schema(file.schema_arrow)
+            for batch in file.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, remove_row_padding(row, features)
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        yield number + 1, ValueError(f"the Parquet file cannot be read from here on ({error})")

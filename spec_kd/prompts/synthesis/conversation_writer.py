@@ -1,0 +1,164 @@
+"""Lets the target write both sides of conversations, turn by turn, many conversations at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from spec_kd.data.prompt_rendering import render_prompt_ids
+from spec_kd.data.responses import generate_responses
+from spec_kd.engines.base import Engine, SamplingOptions, UnusablePromptError, derive_seed
+from spec_kd.progress import RowProgress
+from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
+from spec_kd.prompts.filters import TextFilter
+from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
+from spec_kd.prompts.synthesis.pre_query import cut_user_text, derive_pre_query, derive_turn_end
+from spec_kd.vocabulary import ProcessingClass, get_tokenizer
+
+SEED_BITS = 31
+BATCHES_PER_SHARD = 8  # what a kill can cost, where the engine has batches
+
+
+class ConversationWriter:
+    """Writes conversations to their end, or until one is found to be no good.
+
+    Args:
+        engine (`Engine`): Runs the target.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        options (`SynthesisOptions`): Of the synthesis.
+        text_filter (`TextFilter`): What a user's turn must be.
+        test_texts (`NearDuplicateIndex`): Normalized user turns that must not be written again.
+        batch_size (`int`, *optional*): Prompts handed to the engine at a time; all of a round by default.
+        folder (`Path`, *optional*): Where the engine's work is kept.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        processing_class: ProcessingClass,
+        options: SynthesisOptions,
+        text_filter: TextFilter,
+        test_texts: NearDuplicateIndex,
+        batch_size: int | None,
+        folder: Path | None,
+    ):
+        self._engine = engine
+        self._processing_class = processing_class
+        self._tokenizer = get_tokenizer(processing_class)
+        self._options = options
+        self._text_filter = text_filter
+        self._test_texts = test_texts
+        self._batch_size = batch_size
+        self._folder = folder
+        self._progress: RowProgress | bool = False
+        self._turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
+
+    def write(self, conversations: Sequence[Conversation], progress: RowProgress | None = None) -> None:
+        """Gives each conversation all its turns, or a fault; what the target writes is counted in a bar."""
+        self._progress = progress or False
+        name = f"{conversations[0].index:08d}-{len(conversations)}"
+        active = list(conversations)
+        for turn in range(max(self._options.num_turns)):
+            self._write_user_turns(active, f"{name}/user-{turn}")
+            active = [c for c in active if c.fault is None and not c.is_complete]
+            if not active:
+                return
+            self._write_completions(active, f"{name}/answers-{turn}")
+            active = [c for c in active if c.fault is None]
+            if not active:
+                return
+
+    def _write_user_turns(self, conversations: Sequence[Conversation], name: str) -> None:
+        prompts = {c.index: self._derive(c) for c in conversations}
+        settings = sorted({(c.temperature, c.top_p) for c in conversations})
+        for number, (temperature, top_p) in enumerate(settings):
+            group = [c for c in conversations if (c.temperature, c.top_p) == (temperature, top_p)]
+            sampling = SamplingOptions(
+                self._options.max_new_tokens, temperature, self._derive_seed(f"{name}-{number}"), top_p=top_p
+            )
+            for conversation, row in self._ask(group, [prompts[c.index] for c in group], sampling, f"{name}-{number}"):
+                text, fault = cut_user_text(
+                    row["completion_ids"], row["finish_reason"], self._turn_end, self._processing_class
+                )
+                conversation.fault = fault or self._find_fault(text)
+                conversation.turns.append({"role": "user", "content": text})
+
+    def _write_completions(self, conversations: Sequence[Conversation], name: str) -> None:
+        rows = (
+            {
+                "prompt": c.prompt,
+                "tools": c.tools,
+                "chat_template_kwargs": self._options.chat_template_kwargs or {},
+            }
+            for c in conversations
+        )
+        prompts = list(render_prompt_ids(rows, self._processing_class))
+        sampling = SamplingOptions(self._options.max_completion_tokens)
+        for conversation, row in self._ask(conversations, prompts, sampling, name):
+            text = self._tokenizer.decode(
+                row["completion_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            if row["finish_reason"] != "stop":
+                conversation.fault = "unfinished_completion"
+            elif not text.strip():
+                conversation.fault = "empty_completion"
+            conversation.turns.append({"role": "assistant", "content": text})
+
+    def _ask(
+        self, conversations: Sequence[Conversation], prompts: list[list[int]], sampling: SamplingOptions, name: str
+    ) -> Iterator[tuple[Conversation, dict[str, object]]]:
+        """What the target writes after each prompt that its engine takes; the other conversations get a fault."""
+        pairs = []
+        for conversation, ids in zip(conversations, prompts, strict=True):
+            conversation.fault = self._find_prompt_fault(ids, sampling)
+            if conversation.fault is None:
+                pairs.append((conversation, ids))
+        if not pairs:
+            return
+        answered: Iterable[dict[str, object]] = generate_responses(
+            self._engine,
+            Dataset.from_dict({"prompt_ids": [ids for _, ids in pairs], "position": list(range(len(pairs)))}),
+            processing_class=self._processing_class,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            batch_size=self._batch_size,
+            seed=sampling.seed,
+            on_unidentified_token="drop",
+            on_unusable_prompt="skip",
+            output_dir=None if self._folder is None else str(self._folder / name),
+            shard_size=BATCHES_PER_SHARD * self._batch_size if self._batch_size else len(pairs),
+            show_progress=self._progress,
+        )
+        for conversation, _ in pairs:
+            conversation.fault = "unmapped_tokens"
+        for row in answered.select_columns(["position", "completion_ids", "finish_reason"]):
+            conversation = pairs[row["position"]][0]
+            conversation.fault = None
+            yield conversation, row
+
+    def _find_prompt_fault(self, prompt: list[int], sampling: SamplingOptions) -> str | None:
+        try:
+            self._engine.check([prompt], sampling, None)
+        except UnusablePromptError as error:
+            return error.fault
+        return None
+
+    def _derive(self, conversation: Conversation) -> list[int]:
+        return derive_pre_query(
+            self._processing_class,
+            system_prompt=conversation.system_prompt,
+            tools=conversation.tools,
+            messages=conversation.turns,
+            chat_template_kwargs=self._options.chat_template_kwargs,
+        )
+
+    def _derive_seed(self, name: str) -> int:
+        return derive_seed(f"{self._options.seed}:{name}", SEED_BITS)
+
+    def _find_fault(self, text: str) -> str | None:
+        num_tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        fault = self._text_filter.find_fault(text, num_tokens)
+        if fault is None and self._test_texts.contains(normalize_text(text)):
+            return "test_overlap"
+        return fault

@@ -1,0 +1,131 @@
+"""Tool schemas to draw from, so that synthetic queries are about tools that exist."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+Tool = dict[str, object]
+SEPARATORS = re.compile(r"[\s,]*")  # between schemas that are written one after the other
+
+
+def load_tool_catalog(source: str | Path | Sequence[Mapping[str, object]]) -> list[Tool]:
+    """Tool schemas from a list or a file.
+
+    Args:
+        source (`str`, `Path` or `list[dict]`):
+            Schemas, or a file with a list of them: YAML (`.yaml`, `.yml`), JSON, or one schema a line (`.jsonl`). A
+            schema is OpenAI's (`{"type": "function", "function": {"name": ...}}`) or its inner part alone.
+
+    Returns:
+        `list[dict]`: The schemas as they came.
+
+    Raises:
+        `FileNotFoundError`: There is no such file.
+        `ValueError`: A file of another kind or that cannot be read, no tool at all, a schema without a name, two tools
+            of the same name.
+    """
+    tools = _read(Path(source)) if isinstance(source, str | Path) else source
+    where = f"`{source}`" if isinstance(source, str | Path) else "The tool catalog"
+    return check_tools(tools, where)
+
+
+def check_tools(tools: object, where: str = "`tools`", *, unique_names: bool = True) -> list[Tool]:
+    """The schemas, if they are such that a chat template prints them as tools.
+
+    Args:
+        tools (`list[dict]`): Schemas, OpenAI's or their inner part alone.
+        where (`str`, *optional*, defaults to ``"`tools`"``): What the error calls them.
+        unique_names (`bool`, *optional*, defaults to `True`): Whether two tools of one name are refused.
+
+    Returns:
+        `list[dict]`: The schemas as they came.
+
+    Raises:
+        `ValueError`: No list, an empty one, a schema without a name or with parameters or a description of another
+            type, two tools of the same name.
+    """
+    if not isinstance(tools, Sequence) or isinstance(tools, str | bytes) or not tools:
+        raise ValueError(f"{where} must be a list of at least one tool schema, got {tools!r:.80}.")
+    names = set()
+    for number, tool in enumerate(tools):
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"{where} has no name for tool {number} ({tool!r:.80}). A schema is {{'name': ..., 'description': ..., "
+                "'parameters': ...}, alone or as the `function` of {'type': 'function', ...}."
+            )
+        for key, type_, kind in (("description", str, "text"), ("parameters", Mapping, "a JSON schema")):
+            if inner.get(key) is not None and not isinstance(inner[key], type_):
+                raise ValueError(f"{where} has a tool {name!r} whose `{key}` is not {kind}: {inner[key]!r:.80}.")
+        if name in names and unique_names:
+            raise ValueError(f"{where} has the tool {name!r} more than once (number {number}): give each its own name.")
+        names.add(name)
+    return [dict(tool) for tool in tools]
+
+
+def read_tools(value: object, where: str = "`tools`") -> list[Tool] | None:
+    """Tools as a log or a column has them.
+
+    Args:
+        value (`list[dict]`, `dict`, `str` or `None`):
+            Schemas, one schema, or JSON text of them, also one schema after the other. A name may be there twice, as
+            servers allow it.
+        where (`str`, *optional*, defaults to ``"`tools`"``): What the error calls them.
+
+    Returns:
+        `list[dict]` or `None`: The schemas; `None` where there are none.
+
+    Raises:
+        `ValueError`: Text that is not JSON, and all that [`check_tools`] refuses.
+    """
+    if isinstance(value, str):
+        value = _decode_all(value, where)
+        if len(value) == 1 and not isinstance(value[0], Mapping):
+            value = value[0]
+    if value is None or (isinstance(value, Sequence | Mapping) and not value):
+        return None
+    return check_tools([value] if isinstance(value, Mapping) else value, where, unique_names=False)
+
+
+def _decode_all(text: str, where: str) -> list[object]:
+    """The JSON values of a text, one after the other."""
+    decoder, values, position = json.JSONDecoder(), [], SEPARATORS.match(text).end()
+    while position < len(text):
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            shown = text[position : position + 60]
+            raise ValueError(f"{where} must be tool schemas as a list or as JSON, got the text {shown!r}.") from error
+        values.append(value)
+        position = SEPARATORS.match(text, position).end()
+    return values
+
+
+def dump_tools(tools: Sequence[Tool]) -> str:
+    """The schemas as JSON text, as the `tools` column of a prompt dataset has them."""
+    return json.dumps(tools, ensure_ascii=False)
+
+
+def wrap_tool(tool: Tool) -> Tool:
+    """The schema in OpenAI's form, which chat templates expect."""
+    return tool if "function" in tool else {"type": "function", "function": tool}
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"The tool catalog `{path}` does not exist.")
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            return yaml.safe_load(text)
+        if path.suffix == ".json":
+            return json.loads(text)
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(f"The tool catalog `{path}` cannot be read: {error}") from error
+    raise ValueError(f"The tool catalog `{path}` must end in .yaml, .yml, .json or .jsonl.")

@@ -1,0 +1,1 @@
+"""How the next token is chosen: options, logits processors, draws."""

@@ -1,0 +1,1 @@
+"""Training on completions that are written while training."""

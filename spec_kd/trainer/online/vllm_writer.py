@@ -1,0 +1,199 @@
+"""Completions of the draft from vLLM, through TRL's own `VLLMGeneration`.
+
+The API is that of TRL 1.16 and of the vLLM versions it supports. Nothing of this was run with vLLM itself, which needs
+a GPU: the tests run TRL's real class over stand-ins for `vllm.LLM` and for TRL's client of a server.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from spec_kd._private import get_config_model_id
+from spec_kd.engines.base import Completion, SamplingOptions
+from spec_kd.engines.transformers import cut_after_eos, find_special_ids
+from spec_kd.heads import count_rows, unwrap_peft
+from spec_kd.trainer.online.on_policy import join_row, seeded
+from spec_kd.vocabulary import ProcessingClass, count_real_ids
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
+
+# The lowest that vLLM's servers let pass: a factor of 4e-44 on the probability.
+RULED_OUT = -100.0
+
+
+class VLLMWriter:
+    """The draft as a writer in vLLM: [`~spec_kd.trainer.online.on_policy.CompletionSource`] with another engine.
+
+    What that class says of EOS ids, of ids beyond the tokenizer's vocabulary and of the draft's own generation config
+    holds here too. Sampling in a colocated vLLM starts from the seed that is given; a server has its own, so there the
+    same run need not give the same text. Nor does either promise that the batch does not change a token: the last bits
+    of the logits depend on it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The draft, not wrapped. Adapters are merged on the way to vLLM.
+        accelerator (`Accelerator`): Of the training; every process makes its own writer, all at the same time.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): As for [`CompletionSource`].
+        options (`SamplingOptions`): Temperature, top-k, top-p, length.
+        args ([`OnlineGKDConfig`]): Its `vllm_*` options, its batch sizes and `seed`.
+
+    Raises:
+        ImportError: Without vLLM.
+        ConnectionError: If there is no server within `vllm_server_timeout`.
+    """
+
+    writers: tuple[str, ...] = ()
+    """The models that `write` needs: none, vLLM has its own copy of the draft."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        accelerator: Accelerator,
+        processing_class: ProcessingClass,
+        options: SamplingOptions,
+        args: "OnlineGKDConfig",
+    ):
+        draft = unwrap_peft(model)
+        self._accelerator, self._options = accelerator, options
+        self._group_size = args.vllm_tensor_parallel_size
+        self._eos_ids, _ = find_special_ids(draft, processing_class)
+        padded_rows = range(count_real_ids(processing_class), count_rows(draft.get_output_embeddings()))
+        prompts_at_a_time = args.generation_batch_size or args.train_batch_size * args.gradient_accumulation_steps
+        with seeded(f"{args.seed}:vllm", accelerator.device):  # vLLM sets torch's global random state when it starts
+            self._vllm = import_vllm_generation()(
+                model=model,
+                accelerator=accelerator,
+                processing_class=processing_class,
+                mode=args.vllm_mode,
+                server_base_url=args.vllm_server_base_url,
+                server_host=args.vllm_server_host,
+                server_port=args.vllm_server_port,
+                server_timeout=args.vllm_server_timeout,
+                group_port=args.vllm_group_port,
+                tensor_parallel_size=args.vllm_tensor_parallel_size,
+                gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+                max_model_length=args.vllm_max_model_length,
+                max_num_seqs=prompts_at_a_time * args.vllm_tensor_parallel_size,
+                enable_sleep_mode=args.vllm_enable_sleep_mode,
+                model_impl=args.vllm_model_impl,
+                trust_remote_code=args.trust_remote_code,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                max_completion_length=options.max_new_tokens,
+                logprobs=None,
+                generation_kwargs={
+                    "ignore_eos": True,  # those that vLLM knows of, by the tokenizer saved with the draft
+                    "stop_token_ids": self._eos_ids,
+                    "logit_bias": dict.fromkeys(padded_rows, RULED_OUT),
+                },
+            )
+
+        if args.vllm_mode == "server" and accelerator.is_main_process:  # which alone has a client
+            _send_copies(self._vllm.vllm_client)
+
+    def write(self, models: dict[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
+        """One completion for each prompt, in their order, by the draft with the weights that it has now.
+
+        All processes call it together, once an optimizer step; vLLM is given the weights each time. (TRL asks whether
+        the step's number has changed, which a second `train()` sets back to 0.)
+
+        Args:
+            models (`dict[str, PreTrainedModel]`): Not used, see `writers`.
+            prompts (`Sequence[list[int]]`): Ids of each prompt of this process, at least one of each; may be none.
+            seed (`str`): Of the sampling in a colocated vLLM.
+
+        Raises:
+            RuntimeError: If vLLM stops before an EOS and before `max_new_tokens`.
+        """
+        device, index = self._accelerator.device, self._accelerator.process_index
+        most = int(self._accelerator.gather(torch.tensor([len(prompts)], device=device)).max())
+        if most == 0:
+            return []
+        # TRL hands the answers out as if every process had asked for as many
+        asked = [*prompts, *[self._eos_ids[:1]] * (most - len(prompts))]
+        # processes that share a copy of the draft have to draw the same tokens
+        shared_seed = gather_object([seed])[index - index % self._group_size]
+        with seeded(shared_seed, device):
+            self._vllm.sync_weights()
+            _, written, _, _ = self._vllm.generate(prompts=asked, images=None, num_generations=1)
+        if len(written) != len(asked):
+            raise RuntimeError(f"vLLM returned {len(written)} completions of {len(asked)} prompts.")
+        return [self._read(ids, i) for i, ids in enumerate(written[: len(prompts)])]
+
+    def make_row(self, prompt: list[int], completion: Completion) -> dict[str, list[int]]:
+        """A training row, with the loss on the completion alone."""
+        return join_row(prompt, completion.ids)
+
+    def _read(self, ids: Sequence[int], number: int) -> Completion:
+        completion = Completion(*cut_after_eos(list(ids), self._eos_ids))
+        if completion.finish_reason == "length" and len(completion.ids) < self._options.max_new_tokens:
+            raise RuntimeError(
+                f"vLLM ended completion {number} after {len(completion.ids)} of `max_new_tokens="
+                f"{self._options.max_new_tokens}` and not at one of the EOS ids {self._eos_ids}. If it ran out of "
+                "positions, raise `vllm_max_model_length` (or the server's `--max-model-len`)."
+            )
+        return completion
+
+
+def _send_copies(client: Any) -> None:
+    """Lets TRL's client send copies of the weights.
+
+    vLLM collects up to 1 GiB of what TRL iterates over before it sends anything. By then TRL has taken merged adapters
+    apart again, in place, and ZeRO-3 has taken back what was gathered: the server would be given other weights.
+    """
+    send = client.update_named_params
+
+    def update_named_params(metadata: list, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+        send(metadata, ((name, weight.clone()) for name, weight in named_params))
+
+    client.update_named_params = update_named_params
+
+
+def import_vllm_generation() -> type[Any]:
+    """TRL's `VLLMGeneration`, which it exports where vLLM is installed; importing it loads vLLM.
+
+    Raises:
+        ImportError: Without vLLM.
+    """
+    try:
+        from trl.generation import VLLMGeneration
+    except ImportError as error:
+        raise ImportError(
+            f"`use_vllm=True` generates with vLLM, which is not there ({error}). Install it on a machine with a GPU "
+            "(`pip install spec_kd[vllm]`), or set `use_vllm=False`."
+        ) from error
+    return VLLMGeneration
+
+
+def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftModel", num_processes: int) -> None:
+    """Raises unless a [`VLLMWriter`] of the draft can be made, before anything is loaded.
+
+    Args:
+        args ([`OnlineGKDConfig`]): With `use_vllm=True`.
+        model (`str`, `PreTrainedModel` or `PeftModel`): The draft.
+        num_processes (`int`): Of the training.
+
+    Raises:
+        ImportError: Without vLLM.
+        ValueError: For a draft that vLLM could not load, or processes that do not fall into whole groups.
+    """
+    import_vllm_generation()
+    if args.vllm_mode == "server":
+        return
+    if not isinstance(model, str) and not get_config_model_id(model.config):
+        raise ValueError(
+            "`vllm_mode='colocate'` loads the draft from where it came from, but the `model` given was made in memory. "
+            "Save it and pass the path, or set `use_vllm=False`."
+        )
+    if num_processes % args.vllm_tensor_parallel_size:
+        raise ValueError(
+            f"`vllm_tensor_parallel_size={args.vllm_tensor_parallel_size}` does not divide the {num_processes} "
+            "processes of this training. Set it to a divisor."
+        )
