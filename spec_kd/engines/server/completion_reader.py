@@ -49,7 +49,7 @@ class CompletionReader:
     def read_completion(
         self,
         answer: Mapping[str, Any],
-        signal: SignalRequest | None,
+        signal: SignalSpec | None,
         max_new_tokens: int,
         prompt_ids: Sequence[int],
     ) -> Completion:
@@ -57,14 +57,14 @@ class CompletionReader:
 
         Raises:
             `UnsupportedByEngineError`: Ids, log-probabilities or that of the EOS are missing.
-            `UnmappedTokens`: Tokens are not exactly one id, or were left out.
-            `MalformedAnswerError`: The parts do not fit together, the server did not do what it was asked, or it
+            `UnidentifiedTokens`: Tokens are not exactly one id, or were left out.
+            `MalformedResponseError`: The parts do not fit together, the server did not do what it was asked, or it
                 stopped at a special token that is not known as an EOS; it names the ids of another prompt.
         """
         choice = answer["choices"][0]
         completed = choice.get("prompt_token_ids")
         if completed is not None and list(completed) != list(prompt_ids):
-            raise MalformedAnswerError(
+            raise MalformedResponseError(
                 f"it belongs to another prompt ({len(completed)} tokens; {len(prompt_ids)} were sent): the server, or "
                 "a proxy in front of it, truncates prompts or mixes them up"
             )

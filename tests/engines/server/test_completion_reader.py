@@ -204,4 +204,4 @@ def test_a_dropped_end_is_the_one_that_the_target_wrote():
             reader = CompletionReader(tokenizer, eos_token_ids, is_text_only=True)
             answer = {"choices": [{"text": "Fine.", "finish_reason": "stop"}]}
             assert reader.read_completion(answer, None, 9, [1]).ids[-1] == end and end in reader.eos_token_ids
-    assert AnswerReader(build_tokenizer(), [1, 3], is_text_only=True).eos_token_ids == [1, 3]
+    assert CompletionReader(build_tokenizer(), [1, 3], is_text_only=True).eos_token_ids == [1, 3]
