@@ -6,7 +6,7 @@ The public names are imported when they are first used, so that `import spec_kd`
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from spec_kd.version import __version__ as __version__
 
 _ROOMS = {
     "spec_kd.data": ("add_reference_scores", "generate_responses", "score_completions"),

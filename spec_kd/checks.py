@@ -9,11 +9,11 @@ import operator
 import os
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import overload
 
 
 def check_int(
-    name: str, value: Any, minimum: int | None = 1, maximum: int | None = None, *, is_optional: bool = False
+    name: str, value: object, minimum: int | None = 1, maximum: int | None = None, *, is_optional: bool = False
 ) -> None:
     """Raises `ValueError` unless `value` is a whole number within bounds; `True`, `2.0` and `"2"` are not.
 
@@ -32,7 +32,7 @@ def check_int(
 
 def check_number(
     name: str,
-    value: Any,
+    value: object,
     minimum: float | None = None,
     maximum: float | None = None,
     *,
@@ -58,28 +58,27 @@ def check_number(
     _check_bounds(name, value, minimum, maximum, above, below, reason)
 
 
-def check_numbers(name: str, values: Any, **bounds: Any) -> None:
+def check_numbers(name: str, values: object, minimum: float | None = None) -> None:
     """Raises `ValueError` unless `values` is a list of different numbers as of [`check_number`], at least one."""
-    _check_list(name, values)
-    for value in values:
-        check_number(name, value, **bounds)
-    _check_different(name, values)
+    numbers = _check_list(name, values)
+    for value in numbers:
+        check_number(name, value, minimum)
+    _check_different(name, numbers)
 
 
-def check_ints(name: str, values: Any, minimum: int | None = 1, maximum: int | None = None) -> None:
+def check_ints(name: str, values: object, minimum: int | None = 1, maximum: int | None = None) -> None:
     """Raises `ValueError` unless `values` is a list of whole numbers as of [`check_int`], at least one."""
-    _check_list(name, values)
-    for value in values:
+    for value in _check_list(name, values):
         check_int(name, value, minimum, maximum)
 
 
-def check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: object) -> None:
     """Raises `ValueError` unless `value` is `True` or `False`: a text such as `"false"` would count as true."""
     if not isinstance(value, bool):
         raise ValueError(f"`{name}` is {value!r}, but must be True or False.")
 
 
-def check_choice(name: str, value: Any, choices: Collection[str], *, is_optional: bool = False) -> None:
+def check_choice(name: str, value: object, choices: Collection[str], *, is_optional: bool = False) -> None:
     """Raises `ValueError` unless `value` is one of `choices`."""
     if value is None and is_optional:
         return
@@ -87,7 +86,7 @@ def check_choice(name: str, value: Any, choices: Collection[str], *, is_optional
         raise ValueError(f"`{name}` is {value!r}, but must be one of {', '.join(choices)}{_or_none(is_optional)}.")
 
 
-def check_text(name: str, value: Any, *, is_optional: bool = False) -> None:
+def check_text(name: str, value: object, *, is_optional: bool = False) -> None:
     """Raises `ValueError` unless `value` is text that is not blank."""
     if value is None and is_optional:
         return
@@ -95,7 +94,11 @@ def check_text(name: str, value: Any, *, is_optional: bool = False) -> None:
         raise ValueError(f"`{name}` is {value!r}, but must be text that is not empty.")
 
 
-def read_path(name: str, value: Any, *, is_optional: bool = False) -> str | None:
+@overload
+def read_path(name: str, value: object) -> str: ...
+@overload
+def read_path(name: str, value: object, *, is_optional: bool) -> str | None: ...
+def read_path(name: str, value: object, *, is_optional: bool = False) -> str | None:
     """A path as text, with the home folder in place of a leading `~`.
 
     Args:
@@ -116,7 +119,7 @@ def read_path(name: str, value: Any, *, is_optional: bool = False) -> str | None
     return os.path.expanduser(path)
 
 
-def check_dataset(name: str, value: Any) -> None:
+def check_dataset(name: str, value: object) -> None:
     """Raises `ValueError` unless `value` is a `Dataset` with at least one row."""
     from datasets import Dataset
 
@@ -129,7 +132,7 @@ def check_dataset(name: str, value: Any) -> None:
 
 def _check_bounds(
     name: str,
-    value: float,
+    value: Real,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -152,16 +155,16 @@ def _or_none(is_optional: bool) -> str:
     return " or None" if is_optional else ""
 
 
-def _check_list(name: str, values: Any) -> None:
-    is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
-    if not is_list or not len(values):
+def _check_list(name: str, values: object) -> Sequence[object]:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not len(values):
         raise ValueError(f"`{name}` is {values!r}, but must be a list of one or more numbers.")
+    return values
 
 
-def _check_different(name: str, values: Sequence[Any]) -> None:
+def _check_different(name: str, values: Sequence[object]) -> None:
     if len(set(values)) < len(values):
         raise ValueError(f"`{name}` is {list(values)!r}, but must hold different numbers.")
 
 
-def _describe_type(value: Any) -> str:
+def _describe_type(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from spec_kd.open_types import JsonValue
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 PROBE = "Zqxjv"  # a text that no template changes or has
@@ -46,9 +48,9 @@ def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) 
     if not processing_class.chat_template:
         return None
     wrap = (lambda text: [{"type": "text", "text": text}]) if isinstance(processing_class, ProcessorMixin) else str
-    messages = [{"role": "user", "content": wrap("Hi")}, {"role": "assistant", "content": wrap(PROBE)}]
+    messages: JsonValue = [{"role": "user", "content": wrap("Hi")}, {"role": "assistant", "content": wrap(PROBE)}]
     try:
-        rendered = processing_class.apply_chat_template(messages, tokenize=False)
+        rendered = cast(str, processing_class.apply_chat_template(messages, tokenize=False))
     except (TemplateError, TypeError, ValueError, KeyError):  # a template of other messages: known ends have to do
         return None
     if PROBE not in rendered:
@@ -60,8 +62,8 @@ def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) 
     if first is None:
         return None
     # a model writes no line break between two ends: what comes behind it, the template adds to the whole conversation
-    is_other = end is None or (end[0] > first[0] and "\n" in after[first[0] + len(first[1]) : end[0]])
-    return texts[first[1] if is_other else end[1]]
+    is_other = end is not None and end[0] > first[0] and "\n" in after[first[0] + len(first[1]) : end[0]]
+    return texts[(first if end is None or is_other else end)[1]]
 
 
 def get_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[str, int]:

@@ -90,7 +90,7 @@ def quote_argument(text: str) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
-def make_public_name(name: str | os.PathLike) -> str:
+def make_public_name(name: str | os.PathLike[str]) -> str:
     """What a model or dataset is called in front of others: its Hub id, or the last name of its path.
 
     Args:
@@ -108,11 +108,11 @@ def make_public_name(name: str | os.PathLike) -> str:
     name = urlsplit(name).path if ADDRESS.match(name) else os.path.expanduser(name)
     parts = [part for part in re.split(r"[/\\]", name) if part.strip()]
     if parts and set(parts[-1]) <= {"."}:
-        parts = Path(name).resolve().parts[1:]
+        parts = list(Path(name).resolve().parts[1:])
     return to_one_line(parts[-1]) if parts else UNNAMED
 
 
-def is_hub_id(name: str | os.PathLike) -> bool:
+def is_hub_id(name: str | os.PathLike[str]) -> bool:
     """Whether a name can be an id on the Hub, and is no folder or file here."""
     name = os.fspath(name)
     is_dotted = any(set(part) <= {"."} for part in name.split("/"))

@@ -12,15 +12,17 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from spec_kd.open_types import JsonObject
+
 try:
     import fcntl
 except ImportError:  # Windows, which does not remove a file that is open
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # nothing of it is called there
 
 PART_SUFFIX = ".part"
 LOCK_FILE = "lock"
@@ -53,7 +55,7 @@ def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Itera
         `FullDiskError`: There is no room for it.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
-    digest = None
+    digest = ""
     try:
         with explain_full_disk(path, kept), open(temporary, "x+b") as file:
             _mark_in_use(file)
@@ -71,12 +73,12 @@ def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Itera
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if digest is not None:
+    if sum_path is not None:
         with replacing(sum_path, kept=kept) as file:
             file.write(digest.encode())
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 with `\\n` as it stands; an older file stays whole until the new one is."""
     with replacing(Path(path)) as file:
         file.write(text.encode("utf-8"))
@@ -104,7 +106,7 @@ def is_intact(path: Path, sum_path: Path) -> bool:
     return expected is not None and path.is_file() and compute_sum(path) == expected
 
 
-def read_json_object(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, Any]:
+def read_json_object(path: Path, fix: str, names: Sequence[str] = ()) -> JsonObject:
     """The JSON object in a file of ours.
 
     Args:
@@ -166,7 +168,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explain_full_disk(path: str | os.PathLike, kept: str = "") -> Iterator[None]:
+def explain_full_disk(path: str | os.PathLike[str], kept: str = "") -> Iterator[None]:
     """Says in one sentence that there is no room, whichever library found out.
 
     Args:

@@ -4,11 +4,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class NonFiniteError(ArithmeticError):
@@ -41,7 +44,7 @@ def measure_parameters(model: nn.Module) -> dict[str, tuple[float, float]]:
         numbers = _get_local_numbers(parameter)
         if numbers is not None:
             ranges[numbers.device][name] = torch.stack(numbers.aminmax()).float()
-    measured = {}
+    measured: dict[str, tuple[float, float]] = {}
     for found in ranges.values():
         measured |= dict(zip(found, map(tuple, torch.stack(list(found.values())).tolist()), strict=True))
     return {name: measured[name] for name, _ in model.named_parameters() if name in measured}
@@ -94,11 +97,11 @@ def _get_local_numbers(parameter: nn.Parameter) -> torch.Tensor | None:
 
 
 def _find_head_biases(model: nn.Module) -> list[torch.Tensor]:
-    heads = [module.get_output_embeddings() for module in model.modules() if hasattr(module, "get_output_embeddings")]
+    heads = [get() for module in model.modules() if (get := getattr(module, "get_output_embeddings", None))]
     return [head.bias for head in heads if getattr(head, "bias", None) is not None]
 
 
-def check_finite_options(options: Any) -> None:
+def check_finite_options(options: "DataclassInstance") -> None:
     """Raises `ValueError` for a field of a dataclass, or an entry of one that is a dict, that is NaN or infinite."""
     for field in fields(options):
         value = getattr(options, field.name, None)

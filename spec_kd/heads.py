@@ -4,13 +4,15 @@ Losses and replayed evaluation need logits of *some* positions: materializing `(
 out of memory first. So the backbone runs once, and whoever needs logits calls the head on the positions it wants.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 from accelerate.utils import is_compiled_module, is_peft_model
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
@@ -18,7 +20,10 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
+from spec_kd.open_types import Argument, Call
 from spec_kd.projection import project
+
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -66,19 +71,18 @@ class LogitTransform:
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under `torch.compile` and a `PeftModel` (LoRA layers stay active), or `model` itself."""
-    if is_compiled_module(model):
-        # Text is written with a growing cache and with hooks, which take Dynamo minutes to trace.
-        model = model._orig_mod
-    return model.get_base_model() if is_peft_model(model) else model
+    # Text is written with a growing cache and with hooks, which take Dynamo minutes to trace.
+    inner = cast(PeftModel, model._orig_mod if is_compiled_module(model) else model)
+    return cast(PreTrainedModel, inner.get_base_model() if is_peft_model(inner) else inner)
 
 
 def unwrap_layer(module: nn.Module) -> nn.Module:
     """The embedding or head under what PEFT wraps it in: a LoRA layer's own one, or the trained copy of a whole one."""
     if isinstance(module, ModulesToSaveWrapper):
         names = [name for name in module.active_adapters if name in module.modules_to_save]
-        module = module.modules_to_save[names[0]] if names else module.original_module
+        module = module.modules_to_save[names[0]] if names else cast(nn.Module, module.original_module)
     elif isinstance(module, TrainableTokensWrapper):
-        module = module.original_module
+        module = cast(nn.Module, module.original_module)
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
@@ -86,9 +90,9 @@ def count_rows(module: nn.Module) -> int:
     """Rows of an embedding or head; right also where PEFT wraps it, and its weight is quantized or partitioned."""
     module = unwrap_layer(module)
     weight = getattr(module, "weight", None)
-    shape = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
+    shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
     # The numbers that a layer was made with are not trusted first: those of PEFT's tied copies are swapped.
-    if len(shape) == 2 and weight.is_floating_point():
+    if weight is not None and len(shape) == 2 and weight.is_floating_point():
         return shape[0]
     for name in ("out_features", "num_embeddings"):
         if isinstance(getattr(module, name, None), int):
@@ -98,7 +102,7 @@ def count_rows(module: nn.Module) -> int:
 
 def find_input_device(model: PreTrainedModel) -> torch.device:
     """Where a model wants its `input_ids`: the device of its embedding, whatever wraps that."""
-    return unwrap_layer(model.get_input_embeddings()).weight.device
+    return cast(torch.Tensor, unwrap_layer(model.get_input_embeddings()).weight).device
 
 
 def is_whole(model: nn.Module) -> bool:
@@ -135,10 +139,10 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = is_training
 
 
-def is_plain_matrix(head: nn.Module, dtype: torch.dtype) -> bool:
+def is_plain_matrix(head: nn.Module, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
     """Whether `head` is a matrix of that dtype alone: quantized weights can sit inside a plain `nn.Linear` as well."""
-    weight = getattr(head, "weight", None)
-    return type(head) is nn.Linear and type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype
+    is_linear = type(head) is nn.Linear and type(head.weight) in (torch.Tensor, nn.Parameter)
+    return is_linear and head.weight.dtype == dtype
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class LogitHead:
         return logits[..., : self.vocab_size]
 
 
-def run_up_to_head(model: Callable[..., object], head: nn.Module, **inputs) -> tuple[torch.Tensor, object]:
+def run_up_to_head(model: Call[Output], head: nn.Module, **inputs: Argument) -> tuple[torch.Tensor, Output]:
     """Runs `model` and returns what its output head reads, `(B, T, H)`, and the model's own output.
 
     The head's own input is taken, since what the backbone returns is not it everywhere (OPT, BERT-like decoders, models
@@ -216,7 +220,7 @@ def run_up_to_head(model: Callable[..., object], head: nn.Module, **inputs) -> t
     return captured[-1], outputs
 
 
-def compute_last_hidden_states(model: Callable[..., object], head: nn.Module, **inputs) -> torch.Tensor:
+def compute_last_hidden_states(model: Call[object], head: nn.Module, **inputs: Argument) -> torch.Tensor:
     """The hidden states of `run_up_to_head` alone, `(B, T, H)`."""
     return run_up_to_head(model, head, **inputs)[0]
 

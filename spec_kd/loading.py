@@ -4,7 +4,7 @@ Every entry point that takes a name comes here, so that a name means the same ev
 """
 
 import os
-from typing import Any
+from typing import cast
 
 import transformers
 from peft import PeftConfig, PeftModel
@@ -22,6 +22,7 @@ from transformers.utils import find_adapter_config_file
 
 from spec_kd._private import create_model_from_path, get_config_model_id
 from spec_kd.model_folders import finish_replacement
+from spec_kd.open_types import Argument, Arguments
 
 HUB_OPTIONS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only")
 # What says where a file lies; of an adapter that is said by its own config for the base.
@@ -30,7 +31,7 @@ PLACE_OPTIONS = ("revision", "subfolder")
 Name = str | os.PathLike[str]
 
 
-def get_hub_options(init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def get_hub_options(init_kwargs: Arguments | None) -> Arguments:
     """The part of a model's init arguments that also says which config and tokenizer belong to it.
 
     `trust_remote_code` is always among them: without it, transformers would ask at the terminal.
@@ -39,7 +40,7 @@ def get_hub_options(init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     return {"trust_remote_code": False, **named}
 
 
-def find_adapter(name: Name, init_kwargs: dict[str, Any] | None = None) -> PeftConfig | None:
+def find_adapter(name: Name, init_kwargs: Arguments | None = None) -> PeftConfig | None:
     """The adapter's config where `name` is an adapter, also if a `config.json` lies beside it; else `None`.
 
     Args:
@@ -61,7 +62,7 @@ def find_adapter(name: Name, init_kwargs: dict[str, Any] | None = None) -> PeftC
     return config
 
 
-def load_model(name: Name, *, is_trainable: bool = False, **init_kwargs: Any) -> PreTrainedModel | PeftModel:
+def load_model(name: Name, *, is_trainable: bool = False, **init_kwargs: Argument) -> PreTrainedModel | PeftModel:
     """The model of a path or Hub id, loaded by TRL's own loader; of an adapter, base and adapter as a `PeftModel`.
 
     Args:
@@ -79,28 +80,26 @@ def load_model(name: Name, *, is_trainable: bool = False, **init_kwargs: Any) ->
     if adapter is None:
         options = {"trust_remote_code": False, **init_kwargs}
         return create_model_from_path(name, architecture=_find_class(name, options), **options)
-    base_kwargs = _get_base_options(adapter, init_kwargs)
+    base_name, base_kwargs = _get_base(adapter, init_kwargs)
     try:
-        base = load_model(adapter.base_model_name_or_path, **base_kwargs)
+        base = load_model(base_name, **base_kwargs)
     except OSError as error:
-        raise OSError(
-            f"`{name}` is an adapter on `{adapter.base_model_name_or_path}`, which cannot be loaded: {error}"
-        ) from error
+        raise OSError(f"`{name}` is an adapter on `{base_name}`, which cannot be loaded: {error}") from error
     options = {key: value for key, value in get_hub_options(init_kwargs).items() if key != "trust_remote_code"}
     return PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **options)
 
 
-def load_config(model: Name | PreTrainedModel, init_kwargs: dict[str, Any] | None = None) -> PretrainedConfig:
+def load_config(model: Name | PreTrainedModel, init_kwargs: Arguments | None = None) -> PretrainedConfig:
     """The config of a model, or of what its name stands for (of an adapter: its base model's)."""
     if not isinstance(model, str | os.PathLike):
         return model.config
     adapter = find_adapter(model, init_kwargs)
     if adapter is not None:
-        return load_config(adapter.base_model_name_or_path, _get_base_options(adapter, init_kwargs))
+        return load_config(*_get_base(adapter, init_kwargs))
     return AutoConfig.from_pretrained(os.fspath(model), **get_hub_options(init_kwargs))
 
 
-def load_tokenizer(name: Name, init_kwargs: dict[str, Any] | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: Name, init_kwargs: Arguments | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model; of an adapter without one, its base model's.
 
     Raises:
@@ -112,11 +111,11 @@ def load_tokenizer(name: Name, init_kwargs: dict[str, Any] | None = None) -> Pre
         adapter = find_adapter(name, init_kwargs)
         if adapter is None:
             raise
-    return load_tokenizer(adapter.base_model_name_or_path, _get_base_options(adapter, init_kwargs))
+    return load_tokenizer(*_get_base(adapter, init_kwargs))
 
 
 def find_tokenizer(
-    model: Name | PreTrainedModel, init_kwargs: dict[str, Any] | None = None
+    model: Name | PreTrainedModel, init_kwargs: Arguments | None = None
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with a model (a path, a Hub id, or a model that knows where it came from), or `None`."""
     name = model if isinstance(model, str | os.PathLike) else get_config_model_id(model.config)
@@ -131,7 +130,7 @@ def find_tokenizer(
 
 
 def find_processing_class(
-    model: Name | PreTrainedModel, init_kwargs: dict[str, Any] | None = None
+    model: Name | PreTrainedModel, init_kwargs: Arguments | None = None
 ) -> PreTrainedTokenizerBase | ProcessorMixin | None:
     """The processor saved with a multimodal model, else as [`find_tokenizer`]."""
     name = model if isinstance(model, str | os.PathLike) else get_config_model_id(model.config)
@@ -155,12 +154,14 @@ def choose_processing_class(
     return draft if target is None else getattr(target, "tokenizer", target)
 
 
-def _get_base_options(adapter: PeftConfig, init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def _get_base(adapter: PeftConfig, init_kwargs: Arguments | None) -> tuple[str, Arguments]:
+    """The name of an adapter's base model, which [`find_adapter`] has checked, and the arguments to load it with."""
     options = {key: value for key, value in (init_kwargs or {}).items() if key not in PLACE_OPTIONS}
-    return options | ({"revision": adapter.revision} if adapter.revision else {})
+    options |= {"revision": adapter.revision} if adapter.revision else {}
+    return cast(str, adapter.base_model_name_or_path), options
 
 
-def _find_class(name: str, init_kwargs: dict[str, Any]) -> type | None:
+def _find_class(name: str, init_kwargs: Arguments) -> Argument:
     """The class that the config names; `None` leaves the choice for code of a repository to TRL."""
     names = load_config(name, init_kwargs).architectures
     return getattr(transformers, names[0], None) if names else AutoModelForCausalLM

@@ -25,7 +25,7 @@ def replace_model(folder: Path) -> None:
     finish_replacement(folder)
 
 
-def finish_replacement(folder: str | os.PathLike) -> None:
+def finish_replacement(folder: str | os.PathLike[str]) -> None:
     """Finishes, or removes, what a killed process left of a model in its folder; does nothing anywhere else.
 
     Args:

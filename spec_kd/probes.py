@@ -6,11 +6,15 @@ states). What they compute is then wrong without a word, so a few tokens are run
 
 import weakref
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole, unwrap_peft
+
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
 
 PROBE_LENGTHS = (5, 8)
 NUM_GENERATED = 2  # one token after the prompt, and one from the cache
@@ -181,7 +185,9 @@ def _generate(
     shipped, model.generation_config = model.generation_config, config
     try:
         mask = torch.ones_like(ids) if mask is None else mask
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        output = cast("GenerativePreTrainedModel", model).generate(
+            input_ids=ids, attention_mask=mask, generation_config=config
+        )
     finally:
         model.generation_config = shipped
     return output.sequences[:, ids.shape[1] :], torch.stack(output.logits, dim=1)

@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import NoReturn
 
 from datasets.utils import are_progress_bars_disabled
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as tqdm_without_screen
 from transformers.utils.logging import is_progress_bar_enabled
+
+from spec_kd.open_types import Call
 
 
 class RowProgress:
@@ -75,10 +78,10 @@ class PartProgress(RowProgress):
         self._whole.advance(num_tokens, 0)
 
 
-def forward_updates(tell: Callable[[int, int], None]) -> Callable[..., tqdm]:
+def forward_updates(tell: Callable[[int, int], None]) -> "Call[tqdm_without_screen[NoReturn]]":
     """What a library makes a bar with (vLLM's `use_tqdm`), which tells of its rows and shows nothing."""
 
-    class Forwarding(tqdm_without_screen):
+    class Forwarding(tqdm_without_screen):  # type: ignore[type-arg]  # takes none when the program runs
         def update(self, n: float | None = 1) -> bool | None:
             tell(0, int(n or 0))
             return super().update(n)

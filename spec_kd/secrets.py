@@ -6,8 +6,9 @@ prefixes of the Hugging Face Hub, OpenAI, GitHub), or by its place in a URL (`us
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from spec_kd.open_types import JsonValue
 
 HIDDEN = "[hidden]"
 SECRET_NAME = re.compile(
@@ -45,11 +46,11 @@ def is_secret_name(name: object) -> bool:
     return SECRET_NAME.search(name) is not None and name.split("_")[0] not in TEXT_TOKENS
 
 
-def strip_secrets(value: Any, replacement: str | None = HIDDEN) -> Any:
+def strip_secrets(value: JsonValue, replacement: str | None = HIDDEN) -> JsonValue:
     """A copy of options without the secrets in them, at any depth.
 
     Args:
-        value (`Any`): Mappings, lists and plain values; other objects stay as they are.
+        value (`JsonValue`): Mappings, lists and plain values; other objects stay as they are.
         replacement (`str`, *optional*, defaults to `"[hidden]"`):
             What stands for a secret. With `None` an option that is one is left out, as where the result is compared: a
             new token changes nothing about what it gives access to.
@@ -67,17 +68,17 @@ def strip_secrets(value: Any, replacement: str | None = HIDDEN) -> Any:
     return hide_secrets(value) if isinstance(value, str) else value
 
 
-def find_secrets(value: Any) -> set[str]:
+def find_secrets(value: object) -> set[str]:
     """The secrets in options, at any depth: values of options that are one, passwords in URLs, known forms."""
     return {secret for secret in _list_secrets(value) if len(secret) > 3}
 
 
-def hide_secrets(text: str, options: Any = None) -> str:
+def hide_secrets(text: str, options: object = None) -> str:
     """Text in which `[hidden]` stands for every secret.
 
     Args:
         text (`str`): Such as the message of an error.
-        options (`Any`, *optional*): Options whose secrets the text may repeat; by default those are found that look
+        options (`object`, *optional*): Options whose secrets the text may repeat; by default those are found that look
             like one.
     """
     for secret in sorted(find_secrets(options), key=len, reverse=True):
@@ -90,15 +91,15 @@ def hide_secrets(text: str, options: Any = None) -> str:
 
 def _hide_named(match: re.Match[str]) -> str:
     name, value = match["name"], match["value"]
-    before = re.search(r"[\w-]*$", match.string[max(0, match.start() - NAME_LENGTH) : match.start()])[0]
+    before = re.findall(r"[\w-]*$", match.string[max(0, match.start() - NAME_LENGTH) : match.start()])[0]
     quote = value[0] if value[0] in "\"'" else ""
     inner = value.strip(quote) if quote else value
-    if not is_secret_name(before + re.match(r"[\w-]+", name)[0]) or len(inner) < 6 or HIDDEN in inner:
+    if not is_secret_name(before + re.split(r"[^\w-]", name)[0]) or len(inner) < 6 or HIDDEN in inner:
         return match[0]
     return f"{name}{quote}{HIDDEN}{quote}"
 
 
-def _list_secrets(value: Any) -> Iterator[str]:
+def _list_secrets(value: object) -> Iterator[str]:
     if isinstance(value, Mapping):
         for name, item in value.items():
             if _is_secret(name, item):
@@ -126,7 +127,7 @@ def _list_url_secrets(url: str) -> Iterator[str]:
     yield from (text for name, text in parse_qsl(parts.query) if is_secret_name(name))
 
 
-def _is_secret(name: object, value: Any) -> bool:
+def _is_secret(name: object, value: object) -> bool:
     # `token=True` means the one that is logged in with, and is none
     is_value = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
     return is_value and is_secret_name(name)

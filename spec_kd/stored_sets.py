@@ -29,7 +29,7 @@ def find_own_sum(path: Path) -> Path:
     return path.with_name(f".{path.name}{SUM_SUFFIX}")
 
 
-def check_stored_file(path: str | os.PathLike) -> None:
+def check_stored_file(path: str | os.PathLike[str]) -> None:
     """Checks a file by its sum, a Parquet file without one by the checksums of its pages, where it has them.
 
     Raises:

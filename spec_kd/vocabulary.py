@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from accelerate.utils import is_peft_model
@@ -251,11 +252,11 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
 @torch.no_grad()
 def _fill_padding_rows(model: PreTrainedModel, real_vocab_size: int) -> None:
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight = module.weight
+        weight = cast(torch.Tensor, module.weight)
         if weight.shape[0] > real_vocab_size:
             weight[real_vocab_size:] = weight[:real_vocab_size].mean(dim=0, dtype=torch.float32).to(weight.dtype)
         if getattr(module, "bias", None) is not None:
-            module.bias[real_vocab_size:] = PADDING_BIAS
+            cast(torch.Tensor, module.bias)[real_vocab_size:] = PADDING_BIAS
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(describe_commands(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USAGE_EXIT_STATUS
     if argv[0] == "--version":
-        from spec_kd import __version__
+        from spec_kd.version import __version__
 
         print(__version__)
         return 0

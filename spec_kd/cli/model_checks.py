@@ -12,8 +12,7 @@ from spec_kd.cli.suggestions import suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
-
-    from spec_kd.cli.train import DraftArguments
+    from trl import ModelConfig
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
@@ -146,7 +145,7 @@ def build_without_weights(config: "PreTrainedConfig", options: Mapping[str, Any]
         return None
 
 
-def check_training(config: "TrainingArguments", draft: "DraftArguments") -> None:
+def check_training(config: "TrainingArguments", draft: "ModelConfig") -> None:
     """Checks what a training needs besides weights and rows: draft, adapter, optimizer, packages, trackers.
 
     Raises:

@@ -10,11 +10,11 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from jinja2 import TemplateError
 from trl import is_conversational_from_value, maybe_convert_to_chatml
 
-import spec_kd
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer, Message, Turn
 from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
 from spec_kd.data.rendered_completion import TurnNotRenderedError
+from spec_kd.version import __version__
 
 IGNORED_LABEL = -100
 SPEAKERS = {"human": "user", "gpt": "assistant"}
@@ -86,7 +86,7 @@ def render_rows(
         return made
 
     # the version is in the fingerprint: `datasets` reuses rows on disk, and sees no change of this package
-    options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": {"version": spec_kd.__version__}}
+    options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": {"version": __version__}}
     options["remove_columns"] = columns
     ids = List(Value("int32"))
     options["features"] = Features(

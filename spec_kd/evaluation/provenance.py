@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from spec_kd._private import get_config_model_id
 from spec_kd.engines.transformers import hash_model
 from spec_kd.heads import unwrap_peft
+from spec_kd.version import __version__
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
@@ -51,8 +52,6 @@ def describe_texts(texts: dict[float, Dataset]) -> dict[str, Any]:
 
 def describe_surroundings() -> dict[str, Any]:
     """Machine, versions, command and time (UTC)."""
-    import spec_kd
-
     return {
         "machine": {
             "processor": find_processor(),
@@ -61,7 +60,7 @@ def describe_surroundings() -> dict[str, Any]:
             "accelerator": find_accelerator(),
         },
         "versions": {
-            "spec_kd": spec_kd.__version__,
+            "spec_kd": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
