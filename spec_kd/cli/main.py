@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from spec_kd.cli.steps import is_main_process, to_json
-from spec_kd.cli.suggestions import suggest
 from spec_kd.escaping import to_one_line
+from spec_kd.options import suggest
 from spec_kd.secrets import hide_secrets
 
 USAGE_EXIT_STATUS = 2

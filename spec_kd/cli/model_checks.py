@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.cli.fingerprints import check_exists
-from spec_kd.cli.suggestions import suggest
+from spec_kd.options import suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments

@@ -11,7 +11,7 @@ import yaml
 from trl import TrlParser
 
 from spec_kd.checks import read_path
-from spec_kd.cli.suggestions import suggest
+from spec_kd.options import suggest
 
 CONFIG_HELP = "YAML file with options of this command; those on the command line win."
 # Options that name a file, a folder or something on the Hub: `~` is the home folder, and no text at all is refused.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spec_kd.checks import check_int
+from spec_kd.cli.choices import tell_choices
 from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.mix import MixArguments, mix
 from spec_kd.cli.parsing import Parser
@@ -20,7 +21,7 @@ from spec_kd.cli.prompt_sets import (
     save_prompts,
 )
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.suggestions import suggest, tell_choices
+from spec_kd.options import suggest
 
 KINDS = {
     "logs": "of what users asked the target, from its logs",

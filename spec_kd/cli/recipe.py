@@ -68,8 +68,8 @@ from spec_kd.checks import read_path
 from spec_kd.cli import evaluate, prompts, respond, synthesize, train
 from spec_kd.cli.mix import MixArguments
 from spec_kd.cli.parsing import check_keys, read_yaml
-from spec_kd.cli.suggestions import suggest
 from spec_kd.cli.target import TargetArguments
+from spec_kd.options import suggest
 
 SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
 REQUIRED = ("target", "draft", "output_dir", "prompts", "train")

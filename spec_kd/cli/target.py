@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spec_kd.cli.fingerprints import Fingerprints, check_exists
 from spec_kd.cli.model_checks import check_engine_package, check_loading_options, check_model, naming_model
 from spec_kd.cli.parsing import read_pairs
-from spec_kd.cli.suggestions import suggest
+from spec_kd.options import suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

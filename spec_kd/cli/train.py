@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from trl import ModelConfig
 
 from spec_kd.checks import check_int
+from spec_kd.cli.choices import tell_choices
 from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.steps import Workspace, tell
-from spec_kd.cli.suggestions import suggest, tell_choices
+from spec_kd.options import suggest
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,20 +1,7 @@
-"""Words for people who mistyped something."""
+"""The help of commands whose first argument is one of several."""
 
-import difflib
 import sys
-from collections.abc import Iterable, Mapping
-
-MAX_LISTED = 20
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A sentence with the nearest known name, or all of them where they are few; begins with a space."""
-    known = list(dict.fromkeys(known))
-    if nearest := difflib.get_close_matches(name, known, n=1):
-        return f" Did you mean {nearest[0]}?"
-    if len(known) <= MAX_LISTED:
-        return f" There is {', '.join(known)}."
-    return " `--help` lists what there is."
+from collections.abc import Mapping
 
 
 def tell_choices(command: str, kind: str, choices: Mapping[str, str], is_asked: bool) -> int:
