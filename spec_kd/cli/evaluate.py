@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spec_kd.checks import check_int, check_ints
 from spec_kd.cli.fingerprints import check_exists, load_rows
@@ -13,6 +13,7 @@ from spec_kd.cli.parsing import Parser, write_pairs
 from spec_kd.cli.respond import take_first
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.cli.target import TargetArguments
+from spec_kd.open_types import JsonObject
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -87,7 +88,7 @@ class EvaluateArguments:
         default=None, metadata={"help": "Folder for the target's texts: `texts` in output_dir by default."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.drafts = write_pairs(self.drafts, "drafts", "after=runs/draft")
         self.fail_under = write_pairs(self.fail_under, "fail_under", "block_efficiency=2.5")
         if self.costs not in COSTS and not Path(self.costs).is_file():
@@ -163,12 +164,12 @@ def parse(argv: Sequence[str]) -> EvaluateCall:
     return build_parser().parse(argv)
 
 
-def run(call: EvaluateCall) -> dict[str, Any]:
+def run(call: EvaluateCall) -> JsonObject:
     """The command."""
     return evaluate(*call, Workspace())
 
 
-def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
+def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: Workspace) -> JsonObject:
     """The step: a report in `output_dir`, its figures for the last draft, and what became of the gates.
 
     The target's texts are a step of their own: they do not depend on the drafts.
@@ -194,7 +195,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
         for name, path in drafts.items():
             check_model(f"draft {name!r}", path)
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         from spec_kd import evaluate_draft, save_report
         from spec_kd.evaluation.gates import collect_metrics
         from spec_kd.loading import load_tokenizer
@@ -242,7 +243,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
     return {**result, **hold_against(arguments.fail_under or [], arguments.output_dir)}
 
 
-def hold_against(gates: Sequence[str], report_dir: str) -> dict[str, Any]:
+def hold_against(gates: Sequence[str], report_dir: str) -> JsonObject:
     """What became of the gates, and whether all have passed; nothing without any."""
     if not gates:
         return {}

@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.checks import read_path
 from spec_kd.files import compute_sum, read_json_object, write_text
+from spec_kd.open_types import Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,7 +165,7 @@ class Fingerprints:
         return digest
 
 
-def hash_json(value: Mapping[str, Any]) -> str:
+def hash_json(value: Record) -> str:
     """A hash of JSON values, and of the text of anything else."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

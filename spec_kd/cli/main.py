@@ -14,10 +14,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
-from typing import Any, TextIO
+from typing import TextIO
 
 from spec_kd.cli.steps import is_main_process, to_json
 from spec_kd.escaping import to_one_line
+from spec_kd.open_types import JsonObject
 from spec_kd.options import suggest
 from spec_kd.secrets import hide_secrets
 
@@ -86,7 +87,7 @@ def is_own_error(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] == "spec_kd"
 
 
-def get_exit_status(result: dict[str, Any]) -> int:
+def get_exit_status(result: JsonObject) -> int:
     """0, or 3 for a result that did not pass its gates."""
     if result.get("has_passed") is not False:
         return 0

@@ -10,6 +10,7 @@ from spec_kd.cli.fingerprints import check_exists
 from spec_kd.cli.parsing import read_pairs, write_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, leave_out_leaks, load_prompts, save_prompts
 from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.open_types import JsonObject
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +49,7 @@ class MixArguments:
     seed: int = field(default=0, metadata={"help": "Of the choice of rows and of their order."})
     tokenizer: str | None = field(default=None, metadata={"help": "The target, to count tokens for the report."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.weights = read_pairs(self.weights, "weights", "logs=2") or None
         for name, weight in (self.weights or {}).items():
             check_number(f"weights: {name}", weight, 0)
@@ -73,7 +74,7 @@ class MixArguments:
         return named
 
 
-def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
+def mix(arguments: MixArguments, workspace: Workspace) -> JsonObject:
     """The step: `train.arrow` and `test.arrow` of all parts in `output_dir`, and a report.
 
     A training prompt that is a test prompt of any part is left out.
@@ -92,7 +93,7 @@ def mix(arguments: MixArguments, workspace: Workspace) -> dict[str, Any]:
         "options": list_options(arguments, ("parts", "output_dir", "tokenizer")),
     }
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         import json
         from pathlib import Path
 

@@ -1,13 +1,14 @@
 """What is known of a model without reading its weights: its configuration, the headers of its files, its modules."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.cli.fingerprints import check_exists
+from spec_kd.open_types import Record
 from spec_kd.options import suggest
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def naming_model(role: str, name: str) -> Iterator[None]:
         raise ValueError(f"the {role} `{name}` cannot be loaded: {text or type(error).__name__}") from error
 
 
-def check_model(role: str, name: str, options: Mapping[str, Any] | None = None) -> "PreTrainedConfig":
+def check_model(role: str, name: str, options: Record | None = None) -> "PreTrainedConfig":
     """Looks at a model's configuration and, in a folder, at the headers of its weight files.
 
     Args:
@@ -112,7 +113,7 @@ def check_engine_package(engine: str) -> None:
         raise ImportError(f"`engine={engine}` needs the package `{package}`, which is not installed: pip install it.")
 
 
-def check_loading_options(name: str, options: Mapping[str, Any]) -> None:
+def check_loading_options(name: str, options: Record) -> None:
     """Raises `ValueError` for arguments that `from_pretrained` does not know and that are no setting of the model."""
     from transformers import AutoConfig
 
@@ -130,7 +131,7 @@ def check_loading_options(name: str, options: Mapping[str, Any]) -> None:
             )
 
 
-def build_without_weights(config: "PreTrainedConfig", options: Mapping[str, Any]) -> "PreTrainedModel | None":
+def build_without_weights(config: "PreTrainedConfig", options: Record) -> "PreTrainedModel | None":
     """The modules of a model, on no device; `None` for one that is not a plain language model."""
     import torch
     from transformers import AutoModelForCausalLM

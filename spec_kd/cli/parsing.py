@@ -11,6 +11,7 @@ import yaml
 from trl import TrlParser
 
 from spec_kd.checks import read_path
+from spec_kd.open_types import Argument, JsonObject, Record
 from spec_kd.options import suggest
 
 CONFIG_HELP = "YAML file with options of this command; those on the command line win."
@@ -45,7 +46,7 @@ class Parser(TrlParser):
                 action.nargs, action.metavar = "+", "NAME=VALUE"
         self._texts = {field.name for kind in dataclass_types if is_ours(kind) for field in fields(kind)}
         self._defaults = {name: action.default for name, action in self._first_actions.items()}
-        self.chosen: dict[str, Any] = {}
+        self.chosen: JsonObject = {}
 
     @property
     def _first_actions(self) -> dict[str, argparse.Action]:
@@ -83,13 +84,13 @@ class Parser(TrlParser):
             raise ValueError(self._describe_unused(unused))
         return tuple(values)
 
-    def parse_values(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    def parse_values(self, values: Record) -> tuple[Any, ...]:
         """A mapping from YAML, converted as on a command line; raises as `parse`."""
         self.set_defaults_with_config(**values)
         *values, _ = self.parse_args_into_dataclasses([], look_for_args_file=False)
         return tuple(values)
 
-    def set_defaults_with_config(self, **values: Any) -> list[str]:
+    def set_defaults_with_config(self, **values: Argument) -> list[str]:
         """As TRL's, for known names and fitting values only."""
         actions = self._first_actions
         for name, value in values.items():
@@ -116,7 +117,7 @@ class Parser(TrlParser):
 
 
 class _ConfigParser(argparse.ArgumentParser):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
         self.add_argument("--config")
 
@@ -124,7 +125,7 @@ class _ConfigParser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> JsonObject:
     """The mapping in a YAML file; raises `ValueError` for anything else, `OSError` where there is no file."""
     path = Path(path)
     if not path.is_file():
@@ -183,7 +184,7 @@ def read_paths(name: str, value: Any) -> Any:
     return read_path(name, value)
 
 
-def read_pairs(value: Any, name: str, example: str = "name=1") -> dict[str, Any]:
+def read_pairs(value: Any, name: str, example: str = "name=1") -> JsonObject:
     """Pairs as a dictionary: `NAME=VALUE` texts, a mapping (YAML), or JSON text.
 
     A VALUE on a command line is read as in YAML: `4` is a number, `true` a boolean, `[1, 2]` a list, `float16` text.
@@ -208,7 +209,7 @@ def read_pairs(value: Any, name: str, example: str = "name=1") -> dict[str, Any]
     if isinstance(value, Mapping):
         check_keys(value, f"`{name}`")
         return dict(value)
-    pairs: dict[str, Any] = {}
+    pairs: JsonObject = {}
     for text in value if isinstance(value, list) else [value]:
         key, equals, item = text.partition("=") if isinstance(text, str) else ("", "", "")
         if not equals or not key:

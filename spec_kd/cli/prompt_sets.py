@@ -2,9 +2,10 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spec_kd.cli.fingerprints import load_rows
+from spec_kd.open_types import JsonObject
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,14 +17,14 @@ ROWS_AT_A_TIME = 1024
 logger = logging.getLogger(__name__)
 
 
-def save_prompts(folder: str, train: "Dataset", test: "Dataset") -> dict[str, Any]:
+def save_prompts(folder: str, train: "Dataset", test: "Dataset") -> JsonObject:
     """Writes both splits; returns the folder and their numbers of rows."""
     for name, rows in zip(PRODUCTS, (train, test), strict=True):
         _write(rows, Path(folder, name))
     return describe_saved(folder, train, test)
 
 
-def describe_saved(folder: str, train: "Dataset", test: "Dataset") -> dict[str, Any]:
+def describe_saved(folder: str, train: "Dataset", test: "Dataset") -> JsonObject:
     """What a command says of the prompt set in a folder."""
     return {"path": folder, "num_train": len(train), "num_test": len(test)}
 

@@ -21,6 +21,7 @@ from spec_kd.cli.prompt_sets import (
     save_prompts,
 )
 from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.open_types import JsonObject
 from spec_kd.options import suggest
 
 KINDS = {
@@ -78,7 +79,7 @@ class LogArguments:
         check_log_options(**{**options, "redact": self.redact or ()}, processing_class=self.tokenizer)
 
 
-def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
+def read_logs(arguments: LogArguments, workspace: Workspace) -> JsonObject:
     """The step: prompts of logs in `output_dir`."""
     from spec_kd.prompts.logs.files import find_files
 
@@ -92,7 +93,7 @@ def read_logs(arguments: LogArguments, workspace: Workspace) -> dict[str, Any]:
         "options": list_options(arguments, ("paths", "output_dir", "tokenizer")),
     }
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         from spec_kd.loading import load_tokenizer
         from spec_kd.prompts.logs.query_logs import load_query_logs
 
@@ -164,7 +165,7 @@ class CuratedArguments:
     )
     seed: int = field(default=0, metadata={"help": "Of the choice among templates and of what is held out."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_test_fraction(self.test_fraction)
 
     def check(self) -> None:
@@ -176,13 +177,13 @@ class CuratedArguments:
             self.turns, self.prompt_column, self.question_template, self.keep_completions, self.completion_column
         )
 
-    def name_columns(self) -> dict[str, Any]:
+    def name_columns(self) -> JsonObject:
         """The options that name columns."""
         names = ("prompt_column", "question_template", "tools_column", "completion_column")
         return {name: getattr(self, name) for name in names}
 
 
-def read_curated(arguments: CuratedArguments, workspace: Workspace) -> dict[str, Any]:
+def read_curated(arguments: CuratedArguments, workspace: Workspace) -> JsonObject:
     """The step: prompts of a curated set in `output_dir`."""
     arguments.check()
     check_exists(arguments.dataset)
@@ -191,7 +192,7 @@ def read_curated(arguments: CuratedArguments, workspace: Workspace) -> dict[str,
         "options": list_options(arguments, ("dataset", "output_dir")),
     }
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         from spec_kd.prompts.curated import load_curated_prompts
 
         def load(split: str) -> Any:
@@ -238,7 +239,7 @@ def parse(argv: Sequence[str]) -> QueryCall:
     return arguments
 
 
-def run(arguments: QueryCall) -> dict[str, Any]:
+def run(arguments: QueryCall) -> JsonObject:
     """The command."""
     if isinstance(arguments, LogArguments):
         return read_logs(arguments, Workspace())

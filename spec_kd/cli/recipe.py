@@ -69,6 +69,7 @@ from spec_kd.cli import evaluate, prompts, respond, synthesize, train
 from spec_kd.cli.mix import MixArguments
 from spec_kd.cli.parsing import check_keys, read_yaml
 from spec_kd.cli.target import TargetArguments
+from spec_kd.open_types import JsonObject, Record
 from spec_kd.options import suggest
 
 SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
@@ -147,7 +148,7 @@ def load_recipe(path: str | Path) -> Recipe:
 class _Builder:
     """Sections of YAML into the arguments of commands."""
 
-    def __init__(self, values: dict[str, Any]):
+    def __init__(self, values: JsonObject):
         self.values = values
         self.output_dir = values["output_dir"]
         self.seed = {"seed": values["seed"]} if "seed" in values else {}
@@ -290,20 +291,20 @@ def _check_together(recipe: Recipe) -> None:
         config.build_loss().check_served_by(SPARSE_METHODS[signal])
 
 
-def _as_mapping(section: Any, name: str = "the section") -> Mapping[str, Any]:
+def _as_mapping(section: Any, name: str = "the section") -> Record:
     if not isinstance(section, Mapping):
         raise ValueError(f"{name} must hold `name: value` pairs, got {section!r}.")
     check_keys(section, name)
     return section
 
 
-def _check_names(section: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _check_names(section: Record, known: tuple[str, ...]) -> None:
     for name in section:
         if name not in known:
             raise ValueError(f"there is no `{name}`.{suggest(str(name), known)}")
 
 
-def _refuse(section: Mapping[str, Any], names: tuple[str, ...]) -> None:
+def _refuse(section: Record, names: tuple[str, ...]) -> None:
     for name in names:
         if name in section:
             raise ValueError(f"`{name}` is set by the recipe. Leave it out.")

@@ -9,6 +9,7 @@ from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import TargetArguments
+from spec_kd.open_types import JsonObject
 
 DESCRIPTION = (
     "Lets the target answer every prompt, and with --teacher_signal keeps what distillation needs of its distribution, "
@@ -110,12 +111,12 @@ def parse(argv: Sequence[str]) -> RespondCall:
     return build_parser().parse(argv)
 
 
-def run(call: RespondCall) -> dict[str, Any]:
+def run(call: RespondCall) -> JsonObject:
     """The command."""
     return respond(*call, Workspace())
 
 
-def respond(arguments: RespondArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
+def respond(arguments: RespondArguments, target: TargetArguments, workspace: Workspace) -> JsonObject:
     """The step: answers in `output_dir/responses.parquet`."""
     target.check()
     check_exists(arguments.prompts)
@@ -127,7 +128,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
         "options": list_options(arguments, NOT_INPUTS),
     }
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         from spec_kd import generate_responses
 
         join_processes()

@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spec_kd.cli.parsing import Parser, read_yaml
 from spec_kd.cli.steps import Workspace, tell
 from spec_kd.files import write_text
+from spec_kd.open_types import JsonObject
 from spec_kd.secrets import hide_secrets
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str]) -> RunArguments:
     return Parser("run", DESCRIPTION, (RunArguments,)).parse(argv)[0]
 
 
-def run(arguments: RunArguments) -> dict[str, Any]:
+def run(arguments: RunArguments) -> JsonObject:
     """The command."""
     from spec_kd.cli.preflight import check_sources
     from spec_kd.cli.recipe import load_recipe
@@ -68,7 +69,7 @@ def copy_recipe(path: str, output_dir: str) -> None:
     write_text(Path(output_dir, "recipe.yaml"), hide_secrets(text, read_yaml(path)))
 
 
-def run_recipe(recipe: "Recipe") -> dict[str, Any]:
+def run_recipe(recipe: "Recipe") -> JsonObject:
     """All steps of a recipe, one after the other; those that are finished are left as they are.
 
     Args:

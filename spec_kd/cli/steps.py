@@ -19,6 +19,7 @@ from typing import Any
 
 from spec_kd.cli.fingerprints import Fingerprints, hash_json
 from spec_kd.files import compute_sum, explain_full_disk, read_json_object, sweep, write_text
+from spec_kd.open_types import JsonObject
 from spec_kd.secrets import strip_secrets
 
 STEP_FILE = ".step.json"  # hidden, so that `load_dataset` takes it for no data
@@ -46,11 +47,11 @@ class Workspace:
         self,
         folder: str,
         command: str,
-        inputs: dict[str, Any],
+        inputs: JsonObject,
         products: Sequence[str],
-        work: Callable[[], dict[str, Any]],
+        work: Callable[[], JsonObject],
         continues: Sequence[str] = (),
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """The result of a step: from its folder where it is finished, else of `work`, which continues what is there.
 
         Args:
@@ -81,7 +82,7 @@ class Workspace:
         _write_note(folder, inputs, result=result, files=sums)
         return {**result, "is_reused": False}
 
-    def is_finished(self, folder: str, inputs: dict[str, Any]) -> bool:
+    def is_finished(self, folder: str, inputs: JsonObject) -> bool:
         """Whether the folder has the result of these inputs, with its files as they were, to the bit."""
         inputs, note = strip_secrets(inputs, None), _read_note(folder)
         if note is None or note["result"] is None or note["hash"] != hash_json(inputs):
@@ -91,7 +92,7 @@ class Workspace:
             tell(f"{folder}: {', '.join(changed)} is not what was written, so the step is done again")
         return not changed
 
-    def open(self, folder: str, inputs: dict[str, Any], products: Sequence[str], continues: Sequence[str] = ()) -> None:
+    def open(self, folder: str, inputs: JsonObject, products: Sequence[str], continues: Sequence[str] = ()) -> None:
         """Begins or continues the step with these inputs; see `do`."""
         inputs = strip_secrets(inputs, replacement=None)
         note = _read_note(folder)
@@ -124,7 +125,7 @@ class Workspace:
         return place
 
 
-def list_options(options: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+def list_options(options: Any, leave_out: Sequence[str] = ()) -> JsonObject:
     """The fields of a dataclass that are not their defaults: a default that is named counts as one that is not."""
     chosen = {}
     for field in fields(options):
@@ -155,7 +156,7 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_note(folder: str) -> dict[str, Any] | None:
+def _read_note(folder: str) -> JsonObject | None:
     path = Path(folder, STEP_FILE)
     if not path.exists():
         return None
@@ -181,13 +182,13 @@ def _is_as_written(path: Path, noted: str | int) -> bool:
     return compute_sum(path) == noted if isinstance(noted, str) else path.stat().st_size == noted
 
 
-def _hash_without(inputs: dict[str, Any], names: Sequence[str]) -> str:
+def _hash_without(inputs: JsonObject, names: Sequence[str]) -> str:
     options = {name: value for name, value in inputs["options"].items() if name not in names}
     return hash_json(json.loads(json.dumps({**inputs, "options": options}, default=str)))
 
 
 def _write_note(
-    folder: str, inputs: dict[str, Any], result: dict[str, Any] | None = None, files: dict[str, str] | None = None
+    folder: str, inputs: JsonObject, result: JsonObject | None = None, files: dict[str, str] | None = None
 ) -> None:
     if not is_main_process():
         return
@@ -196,7 +197,7 @@ def _write_note(
     write_text(Path(folder, STEP_FILE), json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
-def _describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _describe_changes(old: JsonObject, new: JsonObject) -> str:
     """The names of what differs, with the values where they are short."""
     old, new = (dict(_flatten(json.loads(json.dumps(inputs, default=str)))) for inputs in (old, new))
     changes = []
@@ -208,7 +209,7 @@ def _describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     return "; ".join(changes)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(values: JsonObject, prefix: str = "") -> list[tuple[str, Any]]:
     pairs = []
     for name, value in values.items():
         is_nested = isinstance(value, dict) and value

@@ -9,6 +9,7 @@ from spec_kd.cli.parsing import Parser, read_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, hold_out, save_prompts
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import TargetArguments
+from spec_kd.open_types import Arguments, JsonObject
 
 if TYPE_CHECKING:
     from spec_kd.prompts.filters import TextFilter
@@ -64,7 +65,7 @@ class SynthesizeArguments:
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of a query; a longer one is dropped."})
     max_completion_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer between turns."})
-    chat_template_kwargs: dict[str, Any] | str | None = field(
+    chat_template_kwargs: Arguments | str | None = field(
         default=None, metadata={"help": "Variables of the chat template, such as enable_thinking=false."}
     )
     min_tokens: int = field(default=3, metadata={"help": "Fewest tokens of a query."})
@@ -82,7 +83,7 @@ class SynthesizeArguments:
     batch_size: int | None = field(default=None, metadata={"help": "Prompts at a time: 8 for transformers."})
     seed: int = field(default=0, metadata={"help": "Of the sampling, and of what is drawn for each query."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_test_fraction(self.test_fraction)
         self.chat_template_kwargs = (
             read_pairs(self.chat_template_kwargs, "chat_template_kwargs", "enable_thinking=false") or None
@@ -131,12 +132,12 @@ def parse(argv: Sequence[str]) -> SynthesizeCall:
     return build_parser().parse(argv)
 
 
-def run(call: SynthesizeCall) -> dict[str, Any]:
+def run(call: SynthesizeCall) -> JsonObject:
     """The command."""
     return synthesize(*call, Workspace())
 
 
-def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspace: Workspace) -> dict[str, Any]:
+def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspace: Workspace) -> JsonObject:
     """The step: queries of the target in `output_dir`, and their yield."""
     check_synthesis(arguments, target)
     sources = [*(arguments.test_sets or ()), *([arguments.tool_catalog] if arguments.tool_catalog else [])]
@@ -148,7 +149,7 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
         "options": list_options(arguments, ("output_dir", "test_sets", "tool_catalog")),
     }
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         from spec_kd.prompts.synthesis.synthesis import synthesize_queries
 
         model, processing_class = target.load()

@@ -2,11 +2,12 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spec_kd.cli.fingerprints import Fingerprints, check_exists
 from spec_kd.cli.model_checks import check_engine_package, check_loading_options, check_model, naming_model
 from spec_kd.cli.parsing import read_pairs
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import suggest
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ class TargetArguments:
     served_model_name: str | None = field(
         default=None, metadata={"help": "Name under which the server has the target, if not that of `target`."}
     )
-    engine_kwargs: dict[str, Any] | str | None = field(
+    engine_kwargs: Arguments | str | None = field(
         default=None,
         metadata={"help": "Of `from_pretrained`, `vllm.LLM` or `ServerEngine`, such as dtype=float16 revision=main."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ValueError(f"`engine` is {self.engine!r}.{suggest(str(self.engine), ENGINES)}")
         self.engine_kwargs = read_pairs(self.engine_kwargs, "engine_kwargs", "dtype=float16")
@@ -82,7 +83,7 @@ class TargetArguments:
         if self.engine == "transformers":
             check_loading_options(self.target, self.engine_kwargs)
 
-    def list_inputs(self, fingerprints: Fingerprints) -> dict[str, Any]:
+    def list_inputs(self, fingerprints: Fingerprints) -> JsonObject:
         """What answers depend on; not the address of a server, which may move."""
         return {
             "model": fingerprints.of_model(self.target),

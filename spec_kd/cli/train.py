@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trl import ModelConfig
 
@@ -12,6 +12,7 @@ from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.steps import Workspace, tell
+from spec_kd.open_types import JsonObject
 from spec_kd.options import suggest
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TrainArguments:
         default=5, metadata={"help": "Tokens drafted in a round, for acceptance while training."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_int("num_held_out", self.num_held_out)
         check_int("eval_num_assistant_tokens", self.eval_num_assistant_tokens)
 
@@ -99,7 +100,7 @@ class TrainCall:
     arguments: TrainArguments
     config: "DraftConfig"
     draft: DraftArguments
-    chosen: dict[str, Any]
+    chosen: JsonObject
 
 
 def find_classes(method: str) -> "tuple[type[DraftConfig], type[DraftTrainer]]":
@@ -136,12 +137,12 @@ def parse(argv: Sequence[str]) -> TrainCall:
     return TrainCall(argv[0], arguments, config, draft, parser.chosen)
 
 
-def run(call: TrainCall) -> dict[str, Any]:
+def run(call: TrainCall) -> JsonObject:
     """The command."""
     return train(call, Workspace())
 
 
-def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
+def train(call: TrainCall, workspace: Workspace) -> JsonObject:
     """The step: the trained draft in `config.output_dir`."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
     if draft.model_name_or_path is None:
@@ -163,7 +164,7 @@ def train(call: TrainCall, workspace: Workspace) -> dict[str, Any]:
     if not workspace.is_finished(config.output_dir, inputs):
         check_call(call)
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         rows = load_rows(arguments.responses, arguments.split)
         trainer = build_trainer(call, rows)
         trainer.dataset_name, trainer.target_name = arguments.responses, arguments.target or trainer.target_name

@@ -5,16 +5,17 @@ column of JSON (text, or `List(Json())`) keeps the keys that each value has, `No
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Json, LargeList, List, Value
+
+from spec_kd.open_types import JsonObject, JsonValue, Record
 
 ALWAYS_NONE = Value("null")
 DATA_KEYS = ("arguments", "parameters", "input_schema", "input")
 """What users fill with keys of their own; the other keys are those of a format, where `null` stands for nothing."""
 
 
-def remove_padding(value: Any, feature: Any) -> Any:
+def remove_padding(value: JsonValue, feature: JsonValue) -> JsonValue:
     """Removes from `value` the `None` entries that stand for absent keys.
 
     Inside of a tool's parameters and of a call's arguments, a key that is `None` in the whole column was written by
@@ -27,7 +28,7 @@ def remove_padding(value: Any, feature: Any) -> Any:
     return _remove(value, feature, is_data=False)
 
 
-def remove_row_padding(row: Mapping[str, Any], features: Features | None) -> dict[str, Any]:
+def remove_row_padding(row: Record, features: Features | None) -> JsonObject:
     """A row as it was written, columns that are `None` in it left out.
 
     Args:
@@ -39,12 +40,12 @@ def remove_row_padding(row: Mapping[str, Any], features: Features | None) -> dic
     return present if features is None else {name: remove_padding(v, features.get(name)) for name, v in present.items()}
 
 
-def iterate_rows(dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
+def iterate_rows(dataset: Dataset | IterableDataset) -> Iterator[JsonObject]:
     """The rows of a dataset as [`remove_row_padding`] gives them back."""
     return (remove_row_padding(row, dataset.features) for row in dataset.with_format(None))
 
 
-def _remove(value: Any, feature: Any, is_data: bool) -> Any:
+def _remove(value: JsonValue, feature: JsonValue, is_data: bool) -> JsonValue:
     if isinstance(feature, Json) or feature is None:
         return value
     if isinstance(value, Mapping) and isinstance(feature, dict):

@@ -1,7 +1,6 @@
 """From the answers of a run to its dataset, a slice of rows at a time, so that nothing has to fit into memory."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import accelerate
 import pyarrow as pa
@@ -12,6 +11,7 @@ from spec_kd.data.sharded_runs import Answers
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.signal_checks import CHECKSUM_COLUMN, compute_checksum
 from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.open_types import JsonObject, JsonValue, Record
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 ROWS_AT_A_TIME = 1024
@@ -22,7 +22,7 @@ TEACHER_FEATURES = {
     CHECKSUM_COLUMN: List(Value("int64")),
 }
 
-Columns = Mapping[str, Any]
+Columns = Record
 """By name, lists of values or Arrow arrays."""
 
 
@@ -139,7 +139,7 @@ def add_signal(dataset: Dataset, answers: Answers, info: TeacherInfo, store: Sha
     return add_columns(kept, features, build, answers, store)
 
 
-def _list_teacher_features(info: TeacherInfo | None) -> dict[str, Any]:
+def _list_teacher_features(info: TeacherInfo | None) -> JsonObject:
     if info is None:
         return {}
     is_absent = info.method == "token_only"  # which has nothing beside the log-probabilities
@@ -151,7 +151,7 @@ def _build_teacher_columns(
     info: TeacherInfo | None,
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
-) -> dict[str, Any]:
+) -> JsonObject:
     if info is None:
         return {}
     recorded = [name for name in _list_teacher_features(info) if name in answered.column_names]
@@ -165,5 +165,5 @@ def _build_teacher_columns(
     return columns | {"teacher_info": [info.to_json()] * len(answered), CHECKSUM_COLUMN: list(checksums)}
 
 
-def _to_arrow(values: Any, type: pa.DataType) -> pa.Array | pa.ChunkedArray:
+def _to_arrow(values: JsonValue, type: pa.DataType) -> pa.Array | pa.ChunkedArray:
     return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, type=type)

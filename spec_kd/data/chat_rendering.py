@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
@@ -20,9 +19,10 @@ from spec_kd.data.rendered_completion import (
     remove_reasoning,
 )
 from spec_kd.end_of_turn import find_end_ids, find_first, get_texts
+from spec_kd.open_types import Argument, JsonValue, Record
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
-Message = Mapping[str, Any]
+Message = Record
 
 STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # of Unicode's private use: no text has a meaning for them
 
@@ -80,7 +80,7 @@ class ChatRenderer:
     def _end_texts(self) -> dict[str, int]:
         return get_texts(self.tokenizer, self.end_ids)
 
-    def render_prompt(self, messages: Sequence[Message], **template_arguments: Any) -> list[int]:
+    def render_prompt(self, messages: Sequence[Message], **template_arguments: Argument) -> list[int]:
         """Ids of a conversation with the generation prompt behind it.
 
         Args:
@@ -89,7 +89,7 @@ class ChatRenderer:
         """
         return self._encode(self._render(messages, True, template_arguments))[0]
 
-    def render_turn(self, messages: Sequence[Message], answer: Message, **template_arguments: Any) -> Turn:
+    def render_turn(self, messages: Sequence[Message], answer: Message, **template_arguments: Argument) -> Turn:
         """What the server reads and the target writes where `answer` follows on `messages`.
 
         Raises:
@@ -140,7 +140,7 @@ class ChatRenderer:
         start = encoded["offset_mapping"][same][0] if same < len(encoded["input_ids"]) else len(prompt)
         return min(start, common_prefix_length(prompt, whole))
 
-    def _check_arguments(self, messages: Sequence[Message], answer: Message, whole: str, arguments: Any) -> None:
+    def _check_arguments(self, messages: Sequence[Message], answer: Message, whole: str, arguments: JsonValue) -> None:
         """Raises unless the template prints the arguments of tool calls."""
         for i, call in enumerate(answer.get("tool_calls") or []):
             function = call.get("function") or call
@@ -152,7 +152,9 @@ class ChatRenderer:
             if self._render([*messages, {**answer, "tool_calls": calls}], False, arguments) == whole:
                 raise TurnNotRenderedError("the chat template does not print the arguments of a tool call")
 
-    def _find_end_in_history(self, messages: Sequence[Message], answer: Message, whole: str, arguments: Any) -> str:
+    def _find_end_in_history(
+        self, messages: Sequence[Message], answer: Message, whole: str, arguments: JsonValue
+    ) -> str:
         """The end of a turn that the template leaves to the turn behind it, as GLM's does; "" if there is none."""
         following = {"role": "tool" if answer.get("tool_calls") else "user", "content": "-"}
         bare = remove_reasoning(answer)  # which history may not have
@@ -197,7 +199,7 @@ class ChatRenderer:
         template = self.processing_class.chat_template
         return " ".join(template.values()) if isinstance(template, dict) else template or ""
 
-    def _render(self, messages: Sequence[Message], is_prompt: bool, arguments: Mapping[str, Any]) -> str:
+    def _render(self, messages: Sequence[Message], is_prompt: bool, arguments: Record) -> str:
         messages = [dict(message) for message in messages]
         if isinstance(self.processing_class, ProcessorMixin):
             messages = prepare_multimodal_messages(messages)
@@ -238,7 +240,7 @@ class ChatRenderer:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def _mask(
-        self, messages: Sequence[Message], answer: Message, arguments: Mapping[str, Any], completion_ids: list[int]
+        self, messages: Sequence[Message], answer: Message, arguments: Record, completion_ids: list[int]
     ) -> list[int]:
         everything = [1] * len(completion_ids)
         if not self._has_markers:

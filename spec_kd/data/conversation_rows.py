@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import accelerate
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -14,13 +13,14 @@ from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer, Message, Turn
 from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
 from spec_kd.data.rendered_completion import TurnNotRenderedError
+from spec_kd.open_types import Arguments, JsonObject, JsonValue, Record
 from spec_kd.version import __version__
 
 IGNORED_LABEL = -100
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 """What datasets of `from` and `value` call the roles that templates know."""
 
-Row = dict[str, Any]
+Row = JsonObject
 """`input_ids` and `labels`; `added` says how many turns have a reasoning that the template added."""
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def render_rows(
     features = dataset.features
     unread = ("messages", "conversations") if {"prompt", "completion"} <= set(columns) else ("prompt", "completion")
 
-    def render(batch: Mapping[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "left_out": [], "added": []}
+    def render(batch: Mapping[str, list[JsonValue]], indices: list[int], version: str) -> dict[str, list[JsonValue]]:
+        made: dict[str, list[JsonValue]] = {"input_ids": [], "labels": [], "left_out": [], "added": []}
         for position, index in enumerate(indices):
             given = {key: values[position] for key, values in batch.items() if key not in unread}
             row = remove_row_padding(given, features)
@@ -86,7 +86,7 @@ def render_rows(
         return made
 
     # the version is in the fingerprint: `datasets` reuses rows on disk, and sees no change of this package
-    options: dict[str, Any] = {"batched": True, "with_indices": True, "fn_kwargs": {"version": __version__}}
+    options: Arguments = {"batched": True, "with_indices": True, "fn_kwargs": {"version": __version__}}
     options["remove_columns"] = columns
     ids = List(Value("int32"))
     options["features"] = Features(
@@ -135,7 +135,7 @@ def describe_reasons(reasons: Counter[str]) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
 
 
-def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str], join_turns: bool) -> Iterator[Row]:
+def _render_row(row: JsonObject, renderer: ChatRenderer, reasons: list[str], join_turns: bool) -> Iterator[Row]:
     texts = [isinstance(row[name], str) for name in ("prompt", "completion") if name in row]
     if texts == [True, True]:
         yield _start(renderer.render_text(row["prompt"], row["completion"]))
@@ -168,7 +168,7 @@ def _render_row(row: dict[str, Any], renderer: ChatRenderer, reasons: list[str],
 
 
 def _render_turns(
-    messages: Sequence[Message], first: int, renderer: ChatRenderer, arguments: Mapping[str, Any], reasons: list[str]
+    messages: Sequence[Message], first: int, renderer: ChatRenderer, arguments: Record, reasons: list[str]
 ) -> Iterator[Turn]:
     targets = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
     if not targets:

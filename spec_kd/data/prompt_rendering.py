@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from datasets import Dataset, Features, Json, List
 
 from spec_kd.data.arrow_padding import iterate_rows
 from spec_kd.data.chat_rendering import ChatRenderer
+from spec_kd.open_types import JsonObject, Record
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass
 
@@ -95,7 +95,7 @@ def check_chat_template(processing_class: ProcessingClass) -> None:
         )
 
 
-def read_template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+def read_template_arguments(row: Record) -> JsonObject:
     """`tools` (from JSON text where they are text) and `chat_template_kwargs` of a row, for its chat template."""
     tools = row.get("tools") or None
     return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}

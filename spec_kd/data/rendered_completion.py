@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from spec_kd.end_of_turn import find_first
+from spec_kd.open_types import JsonObject, JsonValue, Record
 
 REASONING_TAGS = {
     "<think>": "</think>",
@@ -21,7 +21,7 @@ class TurnNotRenderedError(ValueError):
 
 
 def find_rendered_completion(
-    prompt: str, rest: str, answer: Mapping[str, Any], template: str, ends: Iterable[str]
+    prompt: str, rest: str, answer: Record, template: str, ends: Iterable[str]
 ) -> tuple[str, str]:
     """The text that the target wrote, and the end of turn behind it ("" if the template writes none).
 
@@ -69,19 +69,19 @@ def find_rendered_completion(
     return text, end
 
 
-def get_text(content: Any) -> str:
+def get_text(content: JsonValue) -> str:
     """The text of a message's content, which may be in parts."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
 
 
-def get_reasoning(message: Mapping[str, Any]) -> str:
+def get_reasoning(message: Record) -> str:
     """The reasoning of a message, under any of its usual names."""
     return next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
 
 
-def remove_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+def remove_reasoning(message: Record) -> JsonObject:
     """A message without its reasoning, whether that has a key or tags of its own."""
     bare = {key: value for key, value in message.items() if key not in REASONING_KEYS}
     if any(close in get_text(bare.get("content")) for close in REASONING_TAGS.values()):
@@ -109,7 +109,7 @@ def _has_reasoning(content: str) -> bool:
     )
 
 
-def adds_empty_reasoning(prompt: str, text: str, answer: Mapping[str, Any]) -> bool:
+def adds_empty_reasoning(prompt: str, text: str, answer: Record) -> bool:
     """Whether a template wrote an empty reasoning into `text`, which is the target's only if it did not reason."""
     tags = find_open_reasoning(prompt)
     text = (tags[0] if tags else "") + text
@@ -150,7 +150,7 @@ def _strip_opening(prompt: str, content: str) -> str:
     return content
 
 
-def hide(value: Any, stand_ins: Mapping[str, str]) -> Any:
+def hide(value: JsonValue, stand_ins: Mapping[str, str]) -> JsonValue:
     """`value` with each text that is a value of `stand_ins` replaced by its key, in all that it contains."""
     if isinstance(value, str):
         for stand_in in sorted(stand_ins, key=lambda key: len(stand_ins[key]), reverse=True):

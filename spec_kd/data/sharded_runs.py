@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import accelerate
 import numpy as np
@@ -15,6 +14,7 @@ from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
 from spec_kd.data.unidentified_tokens import Answer, describe_unidentified
 from spec_kd.data.unusable_prompts import Unusable, raise_unusable
 from spec_kd.engines.base import Completion
+from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.progress import PartProgress, RowProgress
 
 SHARD_SCHEMA = pa.schema(
@@ -81,7 +81,7 @@ class Answers:
         return pa.concat_tables(self._tables[number].slice(position, 1) for number, position in places).combine_chunks()
 
 
-def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, Any]:
+def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, JsonValue]:
     """Rows without a completion, in order, and why, by one of the columns that say so."""
     found = {}
     for table in tables:
@@ -201,7 +201,7 @@ def _complete_shard(
     table: pa.Table | None,
     answer: Callable[[PromptRows, int], list[Answer]],
     progress: RowProgress,
-) -> list[tuple[int, Answer | dict[str, Any]]]:
+) -> list[tuple[int, Answer | JsonObject]]:
     """The rows of a shard with their answers; those that are in a table of it are taken from there."""
     found = {}
     if table is not None:
@@ -215,7 +215,7 @@ def _complete_shard(
     return written
 
 
-def _to_table(written: list[tuple[int, Answer | dict[str, Any]]], info: TeacherInfo | None) -> pa.Table:
+def _to_table(written: list[tuple[int, Answer | JsonObject]], info: TeacherInfo | None) -> pa.Table:
     found = [answer for _, answer in written if isinstance(answer, dict)]
     rows, answers = zip(*(pair for pair in written if not isinstance(pair[1], dict)), strict=True)
     completions = [answer if isinstance(answer, Completion) else None for answer in answers]

@@ -42,7 +42,7 @@ class ShardStore:
         `OSError`: If nothing can be written there.
     """
 
-    def __init__(self, output_dir: str | os.PathLike):
+    def __init__(self, output_dir: str | os.PathLike[str]):
         self.output_dir = Path(read_path("output_dir", output_dir))
         self.folder = self.output_dir / WORK_FOLDER
         self._mapped = self.output_dir / MAPPED_FOLDER / MAPPED

@@ -6,13 +6,13 @@ to the ids of prompt and completion. Rows without one are checked by their numbe
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
 
 from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.open_types import Record
 
 CHECKSUM_COLUMN = "teacher_checksum"
 
@@ -45,7 +45,7 @@ def compute_checksum(
     return numbers
 
 
-def check_logprobs(row: Mapping[str, Any], where: str) -> None:
+def check_logprobs(row: Record, where: str) -> None:
     """Raises `ValueError` unless `teacher_token_logprobs` are log-probabilities, and those of this row's completion.
 
     Args:
@@ -68,9 +68,7 @@ def check_logprobs(row: Mapping[str, Any], where: str) -> None:
     _check_tie(row, 0, where)
 
 
-def check_sparse(
-    row: Mapping[str, Any], slots: np.ndarray, per_token: np.ndarray, info: TeacherInfo, where: str
-) -> None:
+def check_sparse(row: Record, slots: np.ndarray, per_token: np.ndarray, info: TeacherInfo, where: str) -> None:
     """Raises `ValueError` unless an unpacked signal holds distributions, and those of this row's completion.
 
     Args:
@@ -129,7 +127,7 @@ def _identify_target(info: TeacherInfo) -> str:
         return info.target
 
 
-def _check_tie(row: Mapping[str, Any], part: int, where: str) -> None:
+def _check_tie(row: Record, part: int, where: str) -> None:
     expected = row.get(CHECKSUM_COLUMN)
     if expected is None or row.get("prompt_ids") is None:
         return
@@ -143,9 +141,7 @@ def _check_tie(row: Mapping[str, Any], part: int, where: str) -> None:
         )
 
 
-def _check_agreement(
-    row: Mapping[str, Any], slots: np.ndarray, token: np.ndarray, logprobs: np.ndarray, where: str
-) -> None:
+def _check_agreement(row: Record, slots: np.ndarray, token: np.ndarray, logprobs: np.ndarray, where: str) -> None:
     """Without a checksum: where the written token is among the ids kept, both columns must say the same of it."""
     written = np.asarray(row["completion_ids"], np.int64)
     is_written = slots["id"] == written[token]

@@ -5,8 +5,7 @@ the entry at t speaks of token t, and is empty where the target did not write it
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from datasets import Dataset, IterableDataset
 
 from spec_kd.data.signal_checks import check_logprobs, check_sparse, is_reference_score
 from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, split_tokens, unpack_sparse
+from spec_kd.open_types import JsonObject, JsonValue, Record
 
 REFERENCE_COLUMN = "reference_forward_kl"
 """KL(p‖q_ref) in nats of a reference draft, for AdaSPEC."""
@@ -22,7 +22,7 @@ LOGPROB_COLUMN = "teacher_token_logprobs"
 SPARSE_COLUMN = "teacher_sparse"
 """The slots of a sparse teacher, unpacked from `teacher_signal`: bytes of `SPARSE_FEATURE` records."""
 
-TOKEN_COLUMNS: dict[str, Any] = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SPARSE_COLUMN: b""}
+TOKEN_COLUMNS: JsonObject = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SPARSE_COLUMN: b""}
 """Names, and what stands at a token that the target did not write."""
 
 SPARSE_TENSORS = {"id": "teacher_slot_ids", "log_p": "teacher_slot_log_p", "weight": "teacher_slot_weights"}
@@ -37,7 +37,7 @@ def find_token_columns(dataset: Dataset | IterableDataset) -> list[str]:
     return [name for name in TOKEN_COLUMNS if name in names]
 
 
-def read_token_column(row: Mapping[str, Any], name: str, where: str) -> list[Any]:
+def read_token_column(row: Record, name: str, where: str) -> list[JsonValue]:
     """A row's entries of a token column, one per completion token.
 
     Raises:
@@ -91,10 +91,10 @@ class TokenColumnCollator:
         collator (`Callable`): TRL's, which right-pads rows or strings them together (padding-free).
     """
 
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+    def __init__(self, collator: Callable[[list[JsonObject]], JsonObject]):
         self.collator = collator
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: list[JsonObject]) -> JsonObject:
         values = {name: [row[name] for row in examples] for name in TOKEN_COLUMNS if name in examples[0]}
         batch = self.collator([{k: v for k, v in row.items() if k not in values} for row in examples])
         shape = batch["input_ids"].shape

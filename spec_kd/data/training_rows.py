@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import accelerate
 from datasets import Dataset, IterableDataset
@@ -14,6 +13,7 @@ from spec_kd.data.conversation_rows import IGNORED_LABEL, render_rows
 from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import TOKEN_COLUMNS, read_token_column
+from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.vocabulary import ProcessingClass
 
 ACCEPTED_COLUMNS = (
@@ -124,7 +124,7 @@ def _apply_masks(
 ) -> Dataset | IterableDataset:
     read = [mask for mask in masks if completion_only or mask != "completion_mask"]
 
-    def label(row: dict[str, Any]) -> dict[str, list[int]]:
+    def label(row: JsonObject) -> dict[str, list[int]]:
         bits = (all(row[mask][i] for mask in read) for i in range(len(row["input_ids"])))
         return {"labels": [id if bit else IGNORED_LABEL for id, bit in zip(row["input_ids"], bits, strict=True)]}
 
@@ -136,7 +136,7 @@ def _join_ids(
 ) -> Dataset | IterableDataset:
     first: list[str] = []  # of a stream, which cannot be asked for all of them
 
-    def join(row: dict[str, Any], index: int) -> dict[str, list[Any]]:
+    def join(row: JsonObject, index: int) -> dict[str, list[JsonValue]]:
         if token_columns and row.get("teacher_info") not in (None, *first):
             first.append(row["teacher_info"])
             check_same_teacher([TeacherInfo.from_json(text) for text in (first[0], first[-1])])

@@ -4,12 +4,12 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import accelerate
 
 from spec_kd.checks import check_choice
 from spec_kd.engines.base import Engine, PromptBatch, SamplingOptions, SignalSpec, UnusablePromptError
+from spec_kd.open_types import JsonValue
 
 CHOICES = ("raise", "skip")
 NUM_LISTED = 20
@@ -76,8 +76,8 @@ def _collect_unusable(
 
 
 def complete_usable(
-    rows: Sequence[int], unusable: Mapping[int, str], answer: Callable[[list[int]], list[Any]]
-) -> list[Any]:
+    rows: Sequence[int], unusable: Mapping[int, str], answer: Callable[[list[int]], list[JsonValue]]
+) -> list[JsonValue]:
     """The answers to rows, `Unusable` for those that are known to be; the others are asked together."""
     usable = [row for row in rows if row not in unusable]
     answers = iter(answer(usable) if usable else ())

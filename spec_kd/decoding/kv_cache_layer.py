@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from spec_kd.open_types import Argument
+
 SPARE_SLOTS = 128
 
 
@@ -15,12 +17,15 @@ class GrowingCacheLayer(DynamicLayer):
     long as the model. `keys` and `values` are views of the buffers, `(B, H, S, D)`.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self._buffers = [states[:, :, :0] for states in (key_states, value_states)]
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Argument, **kwargs: Argument
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes the new tokens behind those it has; see `DynamicLayer.update`."""
         if not self.is_initialized:

@@ -1,13 +1,14 @@
 """What is checked of models and prompts before anything is written or read, here and in `evaluation/`."""
 
-from torch import nn
+from collections.abc import Sequence
+
 from transformers import PreTrainedModel
 
 from spec_kd.heads import check_is_causal_lm, count_rows, unwrap_peft
 from spec_kd.vocabulary import check_head_covers
 
 
-def find_causal_lm(model: nn.Module, role: str) -> PreTrainedModel:
+def find_causal_lm(model: PreTrainedModel, role: str) -> PreTrainedModel:
     """The transformers model itself, adapters active; raises `ValueError` for prompt-learning adapters."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError(
@@ -27,7 +28,7 @@ def resolve_vocab_size(vocab_size: int | None, draft: PreTrainedModel, target: P
     return vocab_size
 
 
-def check_prompts(prompt_ids: list[list[int]], vocab_size: int) -> None:
+def check_prompts(prompt_ids: Sequence[Sequence[int]], vocab_size: int) -> None:
     """Raises `ValueError` if there is no prompt, or one that is empty or has an id that is not shared."""
     if not prompt_ids:
         raise ValueError("There are no prompts. Pass the ids of at least one.")

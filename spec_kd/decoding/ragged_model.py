@@ -140,12 +140,12 @@ class RaggedModel:
                 layer.append(others, first)
         else:
             self._cache = added._cache
-        padding = torch.cat([self._padding, torch.tensor(padding, device=device)])
-        self._settle(padding, torch.cat([self._lengths, added._lengths]), width)
+        all_padding = torch.cat([self._padding, torch.tensor(padding, device=device)])
+        self._settle(all_padding, torch.cat([self._lengths, added._lengths]), width)
 
     @property
     def _layers(self) -> list[GrowingCacheLayer]:
-        return [layer for layer in self._cache.layers if layer.is_initialized]
+        return [layer for layer in self._cache.layers if isinstance(layer, GrowingCacheLayer) and layer.is_initialized]
 
 
 def _counts_slots(model: PreTrainedModel) -> bool:
@@ -217,7 +217,9 @@ def check_reversible(model: PreTrainedModel, role: str) -> None:
         raise ValueError(f"The {role} does not fit: {error}") from error
 
 
-def check_positions(model: PreTrainedModel, role: str, prompt_ids: list[list[int]], max_new_tokens: int) -> None:
+def check_positions(
+    model: PreTrainedModel, role: str, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     """Raises `ValueError` if a prompt leaves no room for `max_new_tokens` in the model's positions."""
     last_position = _find_last_position(model)
     longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))

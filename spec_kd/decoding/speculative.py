@@ -148,7 +148,7 @@ class _Batch:
             RaggedModel(model, self._last_ids[:, 0], options.vocab_size, device) for model in (target, draft)
         )
 
-    def add(self, texts: list[CompletionInProgress], prompts: list[list[int]]) -> None:
+    def add(self, texts: list[CompletionInProgress], prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts of more texts, up to where the next round begins."""
         self.texts = self.texts + texts
         self._target.add_rows([prompt[:-1] for prompt in prompts], [0] * len(prompts))

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from spec_kd.open_types import Chunk
+
 
 class UnsupportedByEngineError(ValueError):
     """An engine was asked for something it cannot give; the message names what can."""
@@ -144,7 +146,7 @@ class SparseDistribution:
     log_p: list[np.ndarray] | None = None
     counts: list[np.ndarray] | None = None
 
-    def cut(self, part: slice) -> "SparseDistribution":
+    def cut(self, part: Chunk) -> "SparseDistribution":
         """Those of some of the tokens."""
         log_p = None if self.log_p is None else self.log_p[part]
         return SparseDistribution(self.ids[part], log_p, None if self.counts is None else self.counts[part])

@@ -7,7 +7,6 @@ vocabulary: 20 GB at 64 x 512 x 152k.
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import accelerate
 import numpy as np
@@ -43,6 +42,7 @@ from spec_kd.heads import (
     unwrap_peft,
 )
 from spec_kd.loading import load_model, load_tokenizer
+from spec_kd.open_types import Arguments
 from spec_kd.probes import check_padding, group_for_generation
 from spec_kd.sampling.drawn_token import DrawnToken
 from spec_kd.sampling.logits_processors import build_warpers
@@ -88,7 +88,7 @@ class TransformersEngine:
         target: PreTrainedModel | str,
         processing_class: ProcessingClass | None = None,
         *,
-        init_kwargs: dict[str, Any] | None = None,
+        init_kwargs: Arguments | None = None,
     ):
         self.target, self.processing_class = _load(target, processing_class, init_kwargs or {})
         self.target_name = target if isinstance(target, str) else get_config_model_id(self.target.config) or None
@@ -272,7 +272,7 @@ def neutral(target: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pa
 
 
 def _load(
-    target: PreTrainedModel | str, processing_class: ProcessingClass | None, init_kwargs: dict[str, Any]
+    target: PreTrainedModel | str, processing_class: ProcessingClass | None, init_kwargs: Arguments
 ) -> tuple[PreTrainedModel, ProcessingClass]:
     name = target if isinstance(target, str) else get_config_model_id(target.config)
     if processing_class is None:

@@ -8,7 +8,6 @@ runner V2, in bfloat16, quantized, on several devices or with a real target: vLL
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from spec_kd.engines.base import (
     name_prompt,
     tell_of,
 )
+from spec_kd.open_types import Argument, JsonValue
 from spec_kd.progress import forward_updates
 
 LOGPROBS_MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
@@ -68,7 +68,7 @@ class VLLMEngine:
         revision: str | None = None,
         logprobs_mode: str = "processed_logprobs",
         eos_token_ids: Sequence[int] | None = None,
-        **llm_kwargs: Any,
+        **llm_kwargs: Argument,
     ):
         vllm = _import_vllm()
         _check_logprobs_mode(logprobs_mode)  # before the weights are loaded
@@ -76,7 +76,7 @@ class VLLMEngine:
         self._set_up(vllm, llm, eos_token_ids)
 
     @classmethod
-    def from_llm(cls, llm: Any, *, eos_token_ids: Sequence[int] | None = None) -> "VLLMEngine":
+    def from_llm(cls, llm: JsonValue, *, eos_token_ids: Sequence[int] | None = None) -> "VLLMEngine":
         """An engine over a `vllm.LLM` that exists already, with the `logprobs_mode` it was made with.
 
         Args:
@@ -87,7 +87,7 @@ class VLLMEngine:
         engine._set_up(_import_vllm(), llm, eos_token_ids)
         return engine
 
-    def _set_up(self, vllm: ModuleType, llm: Any, eos_token_ids: Sequence[int] | None) -> None:
+    def _set_up(self, vllm: ModuleType, llm: JsonValue, eos_token_ids: Sequence[int] | None) -> None:
         self._vllm = vllm
         self._llm = llm
         self._config = llm.llm_engine.model_config
@@ -235,7 +235,9 @@ class VLLMEngine:
             )
         return signal.top_k
 
-    def _run(self, prompts: Sequence[list[int]], params: list[Any], batch: Sequence[list[int]]) -> list[Any]:
+    def _run(
+        self, prompts: Sequence[list[int]], params: list[JsonValue], batch: Sequence[list[int]]
+    ) -> list[JsonValue]:
         """A finished `RequestOutput` per prompt, in order; whoever waits for the batch is told of each."""
         is_watched = isinstance(batch, PromptBatch) and batch.tell is not None
         use_tqdm = forward_updates(batch.tell) if is_watched else False
@@ -248,7 +250,7 @@ class VLLMEngine:
                 raise RuntimeError(f"vLLM's answer {number} is to another prompt: its ids are not the ones given.")
         return outputs
 
-    def _read_completion(self, output: Any, params: Any, number: int) -> Completion:
+    def _read_completion(self, output: JsonValue, params: JsonValue, number: int) -> Completion:
         written = output.outputs[0]
         ids = list(written.token_ids)  # the stop token included
         ends_at_eos, is_full = bool(ids) and ids[-1] in self.eos_token_ids, len(ids) == params.max_tokens
@@ -264,7 +266,7 @@ class VLLMEngine:
 
 
 def _read_positions(
-    positions: Sequence[Mapping[int, Any] | None] | None, ids: list[int], top_k: int, number: int
+    positions: Sequence[Mapping[int, JsonValue] | None] | None, ids: list[int], top_k: int, number: int
 ) -> tuple[list[float], SparseDistribution | None]:
     """Log-probabilities of the ids, and the most likely ids where asked for, out of vLLM's `Logprob`s per position."""
     found = 0 if positions is None else len(positions)
@@ -304,7 +306,7 @@ def _check_logprobs_mode(mode: str) -> None:
         raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities: use one of {list(LOGPROBS_MODES)}.")
 
 
-def _find_eos_ids(llm: Any) -> set[int]:
+def _find_eos_ids(llm: JsonValue) -> set[int]:
     """Of the target's generation config and of its tokenizer."""
     config = llm.llm_engine.model_config
     shipped = config.try_get_generation_config().get("eos_token_id")

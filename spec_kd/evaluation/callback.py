@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as replace_fields
 from importlib.util import find_spec
-from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -22,6 +21,7 @@ from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
 from spec_kd.evaluation.response_replay import replay
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
+from spec_kd.open_types import Argument
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 METHODS = ("replay", "assisted")
@@ -133,7 +133,9 @@ class SpeculativeEvalCallback(TrainerCallback):
         """Makes `trainer` the one whose model is evaluated and whose trackers get the figures."""
         self.trainer = trainer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
         """Checks the set-up, puts itself before callbacks that read metrics, and asks for an evaluation at step 0."""
         if args.eval_strategy == "no" or (self.trainer is not None and self.trainer.eval_dataset is None):
             raise ValueError(
@@ -165,7 +167,7 @@ class SpeculativeEvalCallback(TrainerCallback):
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
         model: nn.Module | None = None,
-        **_: Any,
+        **_: Argument,
     ) -> None:
         """Computes the figures, adds them to `metrics` and logs them."""
         if self._users_eval_on_start is not None:

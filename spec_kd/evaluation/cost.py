@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from spec_kd.decoding.model_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
 from spec_kd.evaluation.device_timing import synchronize
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
+from spec_kd.open_types import JsonObject
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
 DEFAULT_CONTEXT = 256
@@ -57,7 +57,7 @@ class ServingCosts:
     target_step_seconds: float | None = None
     source: str = "given"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.verify_cost, Mapping) or not self.verify_cost:
             raise ValueError(
                 f"`verify_cost` is {self.verify_cost!r}, but must give a positive cost for some gammas >= 1, such as "
@@ -186,7 +186,7 @@ class _Pass:
         parameters = signature(model.forward).parameters
         if "position_ids" in parameters:  # M-RoPE would ask the cache, which is not its own
             inputs["position_ids"] = torch.arange(context_length + count, device=device).expand_as(ids)
-        context: dict[str, Any] = {name: values[:, :context_length] for name, values in inputs.items()}
+        context: JsonObject = {name: values[:, :context_length] for name, values in inputs.items()}
         if "logits_to_keep" in parameters:
             context["logits_to_keep"] = 1
         self.model = model

@@ -12,7 +12,7 @@ NEEDED = ("cost_ratio", "verify_cost")
 EXAMPLE = '[{"batch_size": 1, "cost_ratio": 0.08, "verify_cost": {"1": 1.0, "5": 1.06}, "source": "my server"}]'
 
 
-def read_costs(path: str | os.PathLike) -> list[ServingCosts]:
+def read_costs(path: str | os.PathLike[str]) -> list[ServingCosts]:
     """[`ServingCosts`] from a JSON file: an object with its arguments, or a list of them, one for each batch size.
 
     Args:
@@ -32,7 +32,7 @@ def read_costs(path: str | os.PathLike) -> list[ServingCosts]:
     return [_make_costs(path, table) for table in tables]
 
 
-def _make_costs(path: str | os.PathLike, table: object) -> ServingCosts:
+def _make_costs(path: str | os.PathLike[str], table: object) -> ServingCosts:
     own = table if isinstance(table, dict) else {}
     unknown, missing = sorted(set(own) - set(KNOWN)), [name for name in NEEDED if name not in own]
     if unknown or missing:

@@ -28,6 +28,7 @@ from spec_kd.evaluation.setting_report import TextDescription, describe_setting
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.heads import find_input_device
 from spec_kd.loading import load_model
+from spec_kd.open_types import Argument, Arguments
 from spec_kd.sampling.logits_processors import check_truncation
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
@@ -65,7 +66,7 @@ def evaluate_draft(
     num_shown_prompts: int = 5,
     show_prompt_text: bool = True,
     processing_class: ProcessingClass | None = None,
-    draft_init_kwargs: dict[str, Any] | None = None,
+    draft_init_kwargs: Arguments | None = None,
     batch_size: int = 8,
     seed: int = 0,
     output_dir: str | None = None,
@@ -257,7 +258,7 @@ def _write_texts(
     top_k: int,
     top_p: float,
     batch_size: int,
-    **options: Any,
+    **options: Argument,
 ) -> dict[float, Dataset]:
     """The target's texts at each temperature, each in a folder of its own."""
     is_here = isinstance(target, TransformersEngine)

@@ -7,7 +7,6 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -16,12 +15,13 @@ from transformers import PreTrainedModel
 from spec_kd._private import get_config_model_id
 from spec_kd.engines.transformers import hash_model
 from spec_kd.heads import unwrap_peft
+from spec_kd.open_types import JsonObject
 from spec_kd.version import __version__
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-def describe_model(model: PreTrainedModel, name: str | None = None) -> dict[str, Any]:
+def describe_model(model: PreTrainedModel, name: str | None = None) -> JsonObject:
     """Name, size, dtype and a hash of the weights.
 
     Args:
@@ -39,7 +39,7 @@ def describe_model(model: PreTrainedModel, name: str | None = None) -> dict[str,
     }
 
 
-def describe_texts(texts: dict[float, Dataset]) -> dict[str, Any]:
+def describe_texts(texts: dict[float, Dataset]) -> JsonObject:
     """How many prompts and tokens there are at each temperature."""
     return {
         f"temperature {temperature:g}": {
@@ -50,7 +50,7 @@ def describe_texts(texts: dict[float, Dataset]) -> dict[str, Any]:
     }
 
 
-def describe_surroundings() -> dict[str, Any]:
+def describe_surroundings() -> JsonObject:
     """Machine, versions, command and time (UTC)."""
     return {
         "machine": {

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stor
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
 from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
+from spec_kd.open_types import Record
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.logits_processors import check_truncation
@@ -224,7 +225,7 @@ def score_responses(
 class _Text(NamedTuple):
     prompt: list[int]
     completion: list[int]
-    row: Mapping[str, Any]
+    row: Record
 
 
 def _read_texts(texts: ResponseRows, max_new_tokens: int | None) -> list[_Text]:

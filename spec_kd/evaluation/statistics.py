@@ -1,9 +1,10 @@
 """How sure a figure is: bootstrap over prompts (Efron and Tibshirani 1993, percentile interval)."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from spec_kd.open_types import Call
 
 MAX_DRAWS_AT_ONCE = 2**22
 
@@ -17,7 +18,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray],
+    statistic: Call[np.ndarray],
     *columns: np.ndarray,
     num_resamples: int = 2000,
     confidence: float = 0.95,

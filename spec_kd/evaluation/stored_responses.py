@@ -10,9 +10,10 @@ from datasets import Dataset
 from spec_kd.data.signal_checks import check_logprobs, check_sparse
 from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, unpack_sparse
 from spec_kd.losses import SparseTensors
+from spec_kd.open_types import Record
 
 
-def check_stored_logprobs(texts: Sequence[Mapping[str, Any]], temperature: float) -> None:
+def check_stored_logprobs(texts: Sequence[Record], temperature: float) -> None:
     """Raises `ValueError` unless every text has log-probabilities of the distribution it was sampled from."""
     for i, row in enumerate(texts):
         if row.get("teacher_token_logprobs") is None or "teacher_info" not in row:
@@ -30,7 +31,7 @@ def check_stored_logprobs(texts: Sequence[Mapping[str, Any]], temperature: float
         check_logprobs(row, f"Row {i}")
 
 
-def read_stored_sparse(texts: Sequence[Mapping[str, Any]]) -> SparseTensors | None:
+def read_stored_sparse(texts: Sequence[Record]) -> SparseTensors | None:
     """What was kept of the target's distribution with its log-probabilities, for the tokens of all texts in a row.
 
     Returns:

@@ -1,7 +1,7 @@
 """Pictures in the trackers of a `Trainer`: TensorBoard, Weights & Biases and Trackio."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
 from spec_kd.evaluation.report.formatting import format_interval
 from spec_kd.evaluation.report.plots import draw_intervals, finish_axis, new_figure
+from spec_kd.open_types import Call
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> list
     """
     if not trainer.is_world_process_zero():
         return []
-    senders: dict[type[TrainerCallback], tuple[str, Callable[..., bool]]] = {
+    senders: dict[type[TrainerCallback], tuple[str, Call[bool]]] = {
         TensorBoardCallback: ("tensorboard", _send_to_tensorboard),
         WandbCallback: ("wandb", _send_to_wandb),
         TrackioCallback: ("trackio", _send_to_trackio),

@@ -4,13 +4,13 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spec_kd.escaping import escape_markdown, is_hub_id, make_public_name
 from spec_kd.hub.card_facts import FACTS_BEGIN, CardFacts, find_finite
 from spec_kd.model_folders import ADAPTER_CONFIG
+from spec_kd.open_types import JsonValue
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
@@ -24,7 +24,7 @@ ADAPTER_TAGS = ("lora", "peft")
 
 
 def extend_model_card(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     method: str | None = None,
     target_name: str | None = None,
@@ -75,7 +75,7 @@ def extend_model_card(
 
 
 def carry_model_card(
-    source: str | os.PathLike | None, output_dir: str | os.PathLike, *, keep_name: bool = False
+    source: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], *, keep_name: bool = False
 ) -> None:
     """Gives an exported draft the card that it had, or one of its own, for the form in which it is there.
 
@@ -160,7 +160,7 @@ def _is_id(name: str | None) -> bool:
     return bool(name) and is_hub_id(name) and "/" in name
 
 
-def _keep_public(names: Any) -> Any:
+def _keep_public(names: JsonValue) -> JsonValue:
     """Of one name or a list what is, or can be, on the Hub: a path here says nothing elsewhere."""
     if isinstance(names, list):
         return [name for name in names if _keep_public(name)] or None

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from spec_kd.escaping import (
     escape_markdown,
@@ -48,7 +47,7 @@ class CardFacts:
     base_name: str | None = None
     num_assistant_tokens: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in NAMES:
             value = getattr(self, name)
             object.__setattr__(self, name, make_public_name(str(value)) if value else None)
@@ -139,7 +138,7 @@ class CardFacts:
         return "\n\n".join(parts)
 
 
-def find_finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+def find_finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are numbers, for a model index."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 

@@ -22,8 +22,8 @@ from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
 
 
 def export_draft(
-    draft: PreTrainedModel | PeftModel | str | os.PathLike,
-    output_dir: str | os.PathLike,
+    draft: PreTrainedModel | PeftModel | str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
     *,
     processing_class: ProcessingClass | None = None,
     target_vocab_size: int | None = None,

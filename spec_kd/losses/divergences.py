@@ -85,7 +85,9 @@ class ForwardKL(Divergence):
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         return d.q - d.p
 
-    def compute_sampled(self, log_p, log_q):
+    def compute_sampled(
+        self, log_p: torch.Tensor | None, log_q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         # Without log p the value is the cross-entropy, larger by the entropy of p, and the gradient is the same.
         return (-log_q if log_p is None else log_p - log_q), torch.full_like(log_q, -1.0)
 
@@ -163,7 +165,9 @@ class TotalVariation(Divergence):
         mean = (is_short * d.q).sum(-1, keepdim=True)
         return is_short.neg_().add_(mean).mul_(d.q)
 
-    def compute_sampled(self, log_p, log_q):
+    def compute_sampled(
+        self, log_p: torch.Tensor | None, log_q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         if log_p is None:
             return None
         acceptance = (log_q - log_p).clamp(max=0.0).exp()  # 1 - E_p min(1, q / p)
@@ -189,7 +193,9 @@ class TVDPlusPlus(TotalVariation):
         sigma = (mean * rest).sqrt_().clamp_(min=self.SIGMA_MIN)
         return is_short.neg_().add_(mean).mul_(d.q).div_(sigma)
 
-    def compute_sampled(self, log_p, log_q):
+    def compute_sampled(
+        self, log_p: torch.Tensor | None, log_q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None  # 1 / sigma of an estimate is not an estimate of 1 / sigma
 
 

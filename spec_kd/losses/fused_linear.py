@@ -6,8 +6,9 @@ That is four matrix products per token (draft forward, two gradients, teacher fo
 recomputing the logits in the backward, as chunked losses usually do, takes six.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -17,6 +18,7 @@ from spec_kd.checks import check_number
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.sparse import SparseTensors
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
+from spec_kd.open_types import Chunk
 from spec_kd.projection import accumulate_product, project, project_back
 
 # Elements of one `(chunk, V)` buffer; two live at a time, draft logits (overwritten by their gradient) and teacher's.
@@ -35,7 +37,8 @@ GPU_ALIGNMENT = 8
 # block of this size, allocated, not touched and freed, ends that; elsewhere it does nothing.
 HEAP_BYTES = 24 * 2**20
 
-Teacher = Callable[[slice], torch.Tensor | SparseTensors]
+Teacher = Callable[[Chunk], torch.Tensor | SparseTensors]
+Context: TypeAlias = Any  # type: ignore[explicit-any]  # an object of torch that takes attributes
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,19 @@ def choose_row_width(vocab_size: int, device_type: str) -> int:
 
 class _FusedLinearDivergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, teacher: Teacher, labels, settings: _Settings):
+    def forward(
+        ctx: Context,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        teacher: Teacher,
+        labels: torch.Tensor,
+        settings: _Settings,
+    ) -> tuple[torch.Tensor, ...]:
         needs = [settings.tile.needs_gradient and need for need in ctx.needs_input_grad[:3]]
         # float32 buffers: 1/num_items and a GradScaler's factor arrive in the backward, after the sums are complete
         gradients = [
-            torch.zeros_like(tensor, dtype=torch.float32) if need else None
+            torch.zeros_like(tensor, dtype=torch.float32) if tensor is not None and need else None
             for tensor, need in zip((hidden, weight, bias), needs, strict=True)
         ]
         num_tokens, vocab_size = hidden.shape[0], settings.vocab_size
@@ -191,7 +202,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss, *_):
+    def backward(ctx: Context, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if is_graph_retained():  # this will run again on the same saved gradients: a copy, never in place
             scaled = [None if saved is None else saved * grad_loss for saved in ctx.saved_tensors]
         else:  # a copy would be a second float32 head
@@ -200,7 +211,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
         return (*returned, None, None, None)
 
 
-def _ask_teacher(teacher: Teacher, chunk: slice, shape: torch.Size) -> torch.Tensor | SparseTensors:
+def _ask_teacher(teacher: Teacher, chunk: Chunk, shape: torch.Size) -> torch.Tensor | SparseTensors:
     target = teacher(chunk)
     if isinstance(target, SparseTensors):
         if len(target) != shape[0]:
@@ -210,7 +221,15 @@ def _ask_teacher(teacher: Teacher, chunk: slice, shape: torch.Size) -> torch.Ten
     return target
 
 
-def _run_tiles(raw, bias, target, labels, settings: TileSettings, per_token, is_top1) -> torch.Tensor | None:
+def _run_tiles(
+    raw: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor | SparseTensors,
+    labels: torch.Tensor,
+    settings: TileSettings,
+    per_token: Sequence[torch.Tensor],
+    is_top1: torch.Tensor,
+) -> torch.Tensor | None:
     """Fills the measurements of a chunk, and returns the gradient of its raw logits, which may take their place."""
     num_tokens, vocab_size = raw.shape
     compute_tile = choose_compute_tile(raw.device)
@@ -243,7 +262,14 @@ def _align(grad_raw: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
     return products
 
 
-def _accumulate_gradients(grad_products, chunk, hidden, head, weight, gradients) -> None:
+def _accumulate_gradients(
+    grad_products: torch.Tensor,
+    chunk: Chunk,
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    weight: torch.Tensor,
+    gradients: Sequence[torch.Tensor | None],
+) -> None:
     """grad_hidden[chunk] = dL @ W, grad_weight += dL.T @ hidden and grad_bias += sum dL, with float32 sums."""
     grad_hidden, grad_weight, grad_bias = gradients
     rows = slice(grad_products.shape[1])

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from typing import Any
 
 from spec_kd.losses.divergences import (
     Divergence,
@@ -14,6 +13,7 @@ from spec_kd.losses.divergences import (
     TotalVariation,
     TVDPlusPlus,
 )
+from spec_kd.open_types import Argument
 
 DIVERGENCES: dict[str, type[Divergence]] = {}
 
@@ -98,7 +98,7 @@ def resolve_divergence_name(divergence: str | None, beta: float | None) -> str:
     return asked
 
 
-def build_divergence(divergence: str | None = None, beta: float | None = None, **options: Any) -> Divergence:
+def build_divergence(divergence: str | None = None, beta: float | None = None, **options: Argument) -> Divergence:
     """The divergence object for a name and/or TRL's `beta`.
 
     Args:

@@ -1,7 +1,7 @@
 """The fused loss over the tokens that a selection keeps: a pass that scores all of them, then the loss of some."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -9,12 +9,13 @@ from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.selection import TokenScores, TokenSelection
 from spec_kd.losses.sparse import SparseMethod, SparseTensors
+from spec_kd.open_types import Argument, Chunk
 
 
 class TokenTargets(Protocol):
     """What a teacher says of N tokens: callable as `fused_linear_divergence` wants it, and divisible by a mask."""
 
-    def __call__(self, chunk: slice) -> torch.Tensor | SparseTensors: ...
+    def __call__(self, chunk: Chunk) -> torch.Tensor | SparseTensors: ...
 
     def __getitem__(self, mask: torch.Tensor) -> "TokenTargets": ...
 
@@ -51,7 +52,7 @@ def selected_linear_divergence(
     *,
     sequence: torch.Tensor,
     reference: torch.Tensor | None = None,
-    **head: Any,
+    **head: Argument,
 ) -> tuple[DivergenceOutput, torch.Tensor]:
     """[`fused_linear_divergence`] over the tokens that `loss.selection` keeps.
 

@@ -8,12 +8,13 @@ tokens of the target's text; a token that is not kept counts as zero.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 
 from spec_kd.acceptance import weigh_
 from spec_kd.losses.divergences import Divergence, ForwardKL, TokenDistributions
+from spec_kd.open_types import Arguments
 
 DEFAULT_FRACTION = 0.4
 
@@ -74,7 +75,7 @@ class AdaSPEC(_TopFraction):
     needs_reference = True
 
     def select(self, scores: TokenScores) -> torch.Tensor:
-        return select_top_fraction(scores.value - scores.reference, scores.sequence, self.fraction)
+        return select_top_fraction(scores.value - cast(torch.Tensor, scores.reference), scores.sequence, self.fraction)
 
 
 class TargetEntropy(_TopFraction):
@@ -95,7 +96,9 @@ class TargetEntropy(_TopFraction):
         def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
             raise NotImplementedError("The entropy of the target is a score, not a loss.")
 
-        def compute_sampled(self, log_p, log_q):
+        def compute_sampled(
+            self, log_p: torch.Tensor | None, log_q: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor] | None:
             return None if log_p is None else (-log_p, torch.zeros_like(log_p))
 
     score = _Entropy()
@@ -159,7 +162,7 @@ def build_selection(name: str = ALL_TOKENS, fraction: float | None = None) -> To
             f"Unknown `token_selection` {name!r}. Choose one of: {', '.join([ALL_TOKENS, *sorted(TOKEN_SELECTIONS)])}."
         )
     cls = TOKEN_SELECTIONS.get(name)
-    options: dict[str, Any] = {} if fraction is None else {"fraction": fraction}
+    options: Arguments = {} if fraction is None else {"fraction": fraction}
     if options and not (cls and issubclass(cls, _TopFraction)):
         raise ValueError(
             f"`token_selection={name!r}` does not keep a fixed share, so `token_selection_fraction={fraction}` has no "

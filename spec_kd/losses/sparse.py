@@ -13,6 +13,7 @@ import torch
 from spec_kd.acceptance import compute_alpha, weigh_
 from spec_kd.losses.divergences import Divergence, TokenDistributions
 from spec_kd.losses.registry import DIVERGENCES
+from spec_kd.open_types import Chunk
 
 # Stands for log 0: exp() of it is 0 and 0 times it is 0, where -inf would give NaN.
 LOG_ZERO = -1e30
@@ -89,7 +90,7 @@ class SparseTensors:
     log_p: torch.Tensor | None = None
     weights: torch.Tensor | None = None
 
-    def __getitem__(self, tokens: slice) -> "SparseTensors":
+    def __getitem__(self, tokens: Chunk) -> "SparseTensors":
         log_p = None if self.log_p is None else self.log_p[tokens]
         weights = None if self.weights is None else self.weights[tokens]
         return SparseTensors(self.method, self.ids[tokens], log_p, weights)
@@ -100,7 +101,7 @@ class SparseTensors:
         weights = None if self.weights is None else self.weights.to(device)
         return SparseTensors(self.method, self.ids.to(device), log_p, weights)
 
-    def __call__(self, chunk: slice) -> "SparseTensors":
+    def __call__(self, chunk: Chunk) -> "SparseTensors":
         """The slice, so that targets can be handed to `fused_linear_divergence` as they are."""
         return self[chunk]
 

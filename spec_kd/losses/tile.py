@@ -7,7 +7,6 @@ fused as well.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,12 @@ from transformers.utils import is_triton_available
 from spec_kd.acceptance import compute_alpha, weigh_
 from spec_kd.losses.divergences import Divergence, TokenDistributions
 from spec_kd.losses.sparse import SparseTensors, compute_sparse
+from spec_kd.open_types import Call
 
 # Elements of one float32 buffer of a tile: 2 MiB, so that the ten or so alive stay in a shared cache.
 TILE_ELEMENTS = 2**19
+
+_Measured = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def compute_tile(
     """
     logits, cap_slope = _transform(raw, bias, settings)
     z = logits if settings.temperature == 1.0 else logits / settings.temperature
-    compute = _compute_from_sparse if isinstance(target, SparseTensors) else _compute_from_logits
-    divergence, entropy, alpha, gradient = compute(z, target, settings)
+    if isinstance(target, SparseTensors):
+        divergence, entropy, alpha, gradient = _compute_from_sparse(z, target, settings)
+    else:
+        divergence, entropy, alpha, gradient = _compute_from_logits(z, target, settings)
     if gradient is not None and settings.temperature != 1.0:
         gradient = gradient.div_(settings.temperature)
     loss = divergence
@@ -108,7 +112,7 @@ def _transform(
     return settings.softcap * tanh, 1.0 - tanh.square()
 
 
-def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSettings):
+def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSettings) -> _Measured:
     log_q = torch.log_softmax(z, dim=-1)
     log_p = torch.log_softmax(target.float() / settings.temperature, dim=-1)
     d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
@@ -118,7 +122,7 @@ def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSe
     return value, entropy, compute_alpha(d.p, d.q), gradient
 
 
-def _compute_from_sparse(z: torch.Tensor, target: SparseTensors, settings: TileSettings):
+def _compute_from_sparse(z: torch.Tensor, target: SparseTensors, settings: TileSettings) -> _Measured:
     result = compute_sparse(z, target, settings.divergence, settings.needs_gradient)
     return result.value, result.entropy, result.alpha, result.gradient
 
@@ -149,12 +153,12 @@ def choose_tile_tokens(num_tokens: int, vocab_size: int, device: torch.device) -
 
 
 @functools.cache
-def get_compiled_tile(backend: str = "inductor") -> Callable[..., TileResult]:
+def get_compiled_tile(backend: str = "inductor") -> Call[TileResult]:
     """`compute_tile` under `torch.compile`, one for the process: its caches live as long as it does."""
     return torch.compile(compute_tile, backend=backend)
 
 
-def choose_compute_tile(device: torch.device) -> Callable[..., TileResult]:
+def choose_compute_tile(device: torch.device) -> Call[TileResult]:
     """The compiled function where there is a Triton device, the plain one elsewhere."""
     if device.type in ("cuda", "xpu") and is_triton_available():
         return get_compiled_tile()

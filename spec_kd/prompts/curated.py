@@ -4,13 +4,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
 from spec_kd.checks import check_int
 from spec_kd.data.arrow_padding import remove_row_padding
+from spec_kd.open_types import JsonValue, Record
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.logs.formats import LoggedCall, read_record, split_turns
 from spec_kd.prompts.logs.messages import parse_json
@@ -234,7 +234,7 @@ def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | N
     return dataset, source if source != "dataset" else dataset.info.dataset_name or source
 
 
-def _read_question(question: Any, answer: Any, tools: Any, turns: str) -> list[LoggedCall]:
+def _read_question(question: JsonValue, answer: JsonValue, tools: JsonValue, turns: str) -> list[LoggedCall]:
     """The prompts of a question that is text, messages of TRL or ShareGPT, or JSON text of such messages."""
     messages, answers = _find_messages(question), _find_messages(answer)
     tools = read_tools(tools)
@@ -255,7 +255,7 @@ def _read_question(question: Any, answer: Any, tools: Any, turns: str) -> list[L
     return {"first": calls[:1], "last": calls[-1:], "all": calls}[turns]
 
 
-def _find_messages(value: Any) -> list[Mapping[str, Any]] | None:
+def _find_messages(value: JsonValue) -> list[Record] | None:
     """The messages that a value is, or holds as JSON text; `None` for all else, such as a question about JSON."""
     messages = parse_json(value)
     if not isinstance(messages, list | tuple) or not messages:
@@ -266,7 +266,7 @@ def _find_messages(value: Any) -> list[Mapping[str, Any]] | None:
     return list(messages) if has_text or not isinstance(value, str) else None
 
 
-def _read_text(value: Any, what: str) -> str:
+def _read_text(value: JsonValue, what: str) -> str:
     if value is None:
         raise ValueError(f"the {what} is empty")
     if isinstance(value, int) and not isinstance(value, bool):
@@ -279,7 +279,7 @@ def _read_text(value: Any, what: str) -> str:
     return value
 
 
-def _strip_mark(value: Any) -> Any:
+def _strip_mark(value: JsonValue) -> JsonValue:
     """Text without the byte order mark that a file of Windows may begin with."""
     return value.removeprefix("\ufeff") if isinstance(value, str) else value
 

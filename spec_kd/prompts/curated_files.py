@@ -3,11 +3,12 @@
 import codecs
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pandas
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
+
+from spec_kd.open_types import Argument
 
 BUILDERS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -64,7 +65,7 @@ def find_encoding(path: Path) -> str | None:
     return next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
 
 
-def _load(path: str, suffix: str, split: str, **options: Any) -> Dataset:
+def _load(path: str, suffix: str, split: str, **options: Argument) -> Dataset:
     if BUILDERS[suffix] == "csv":
         separator = "\t" if suffix == ".tsv" else ","
         header = pandas.read_csv(path, sep=separator, nrows=0).columns

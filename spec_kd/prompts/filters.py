@@ -53,7 +53,7 @@ class TextFilter:
     max_repetition: float = 0.3
     languages: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_int("min_tokens", self.min_tokens, 0)
         check_int("max_tokens", self.max_tokens, is_optional=True)
         if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):

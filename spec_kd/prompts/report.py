@@ -105,7 +105,7 @@ class PromptReport:
         """The report as Markdown tables."""
         return render_markdown(self)
 
-    def save(self, output_dir: str | os.PathLike) -> dict[str, Path]:
+    def save(self, output_dir: str | os.PathLike[str]) -> dict[str, Path]:
         """Writes `prompts.json`, `prompts.md` and, with matplotlib, `prompts.png`, over those that are there.
 
         Args:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transformers import TrainingArguments
 
 from spec_kd._private import get_config_model_id
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def as_config(args: TrainingArguments | None, config_class: type[Config], model:
     return config_class(**values)
 
 
-def get_load_options(args: "DraftConfig", init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def get_load_options(args: "DraftConfig", init_kwargs: Arguments | None) -> JsonObject:
     """Arguments of `from_pretrained` for a model of the run, with the configuration's `trust_remote_code`."""
     return {"trust_remote_code": args.trust_remote_code, **(init_kwargs or {})}
 

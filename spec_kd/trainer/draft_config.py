@@ -1,13 +1,13 @@
 """What the draft trainers' configurations share."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from trl import SFTConfig
 
 from spec_kd.checks import read_path
 from spec_kd.finite import check_finite_options
+from spec_kd.open_types import JsonObject
 from spec_kd.secrets import strip_secrets
 from spec_kd.trainer.option_checks import check_training_options
 
@@ -50,11 +50,11 @@ class DraftConfig(SFTConfig):
         metadata={"help": "Vocabulary rows of the target, for `align_vocabulary` where there is no teacher model."},
     )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As `TrainingArguments.to_dict`, which trackers log, without secrets such as a token for the draft."""
         return strip_secrets(super().to_dict())
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_finite_options(self)
         check_training_options(self)
         self.output_dir = read_path("output_dir", self.output_dir, is_optional=True)
@@ -64,7 +64,7 @@ class DraftConfig(SFTConfig):
         super().__post_init__()
 
     @classmethod
-    def translate(cls, values: dict[str, Any], source: type) -> dict[str, Any]:
+    def translate(cls, values: JsonObject, source: type) -> JsonObject:
         """Options of another configuration class, by this one's names.
 
         Args:

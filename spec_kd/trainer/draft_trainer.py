@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import DistributedType
@@ -37,6 +36,7 @@ from spec_kd.heads import check_is_causal_lm
 from spec_kd.hub import carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.probes import check_packing, check_padding
 from spec_kd.secrets import strip_secrets
 from spec_kd.trainer.arguments import as_config, check_tokens, get_load_options
@@ -89,7 +89,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], Arguments] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
@@ -275,7 +275,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 )
         self.accelerator.wait_for_everyone()
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: JsonObject | None = None) -> None:
         """As `Trainer._save`; what it pickles of the options, and `push_to_hub` uploads, has no secrets."""
         args = self.args
         public = copy.copy(args)
@@ -287,7 +287,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         finally:
             self.args = args
 
-    def _describe_training(self) -> dict[str, Any]:
+    def _describe_training(self) -> JsonObject:
         """What the model card says of the method, besides its name."""
         return {"target_name": self.target_name}
 

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 
 from spec_kd.finite import NonFiniteError, describe_bad_weight, find_nonfinite_parameter, measure_parameters
 from spec_kd.losses import TokenLoss
+from spec_kd.open_types import Argument
 
 logger = get_logger(__name__)
 
@@ -30,12 +31,12 @@ class FiniteGuard:
 
     _first_step: int | None = None
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Argument, **kwargs: Argument) -> Any:
         """As `Trainer.train`; raises [`NonFiniteError`] instead of training with numbers that are none."""
         self._first_step = None
         return super().train(*args, **kwargs)
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, *args: Argument, **kwargs: Argument) -> Any:
         """As `Trainer.compute_loss`; in training, raises [`NonFiniteError`] for a loss that is not finite."""
         if self.model.training and self._first_step is None:
             self.check_weights()
@@ -129,7 +130,7 @@ class FiniteGuard:
         scaler = getattr(self.accelerator, "scaler", None)
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: Argument, **kwargs: Argument) -> dict[str, float]:
         """As `Trainer.evaluate`; while training, raises [`NonFiniteError`] for a weight or loss that is not finite."""
         if self.is_in_train:
             self.check_weights()

@@ -3,9 +3,10 @@
 from typing import Any
 
 from spec_kd.checks import check_int, check_number
+from spec_kd.open_types import JsonObject
 
 # By name: the bounds of whole numbers as `check_int` takes them.
-INTEGERS: dict[str, dict[str, Any]] = {
+INTEGERS: dict[str, JsonObject] = {
     "per_device_train_batch_size": {},
     "per_device_eval_batch_size": {},
     "gradient_accumulation_steps": {},
@@ -24,7 +25,7 @@ INTEGERS: dict[str, dict[str, Any]] = {
     "vllm_max_model_length": {"is_optional": True},
 }
 # By name: the bounds of numbers as `check_number` takes them.
-NUMBERS: dict[str, dict[str, Any]] = {
+NUMBERS: dict[str, JsonObject] = {
     "learning_rate": {"minimum": 0},
     "num_train_epochs": {"above": 0},
     "weight_decay": {"minimum": 0},

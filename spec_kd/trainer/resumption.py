@@ -12,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from spec_kd.files import explain_full_disk
+from spec_kd.open_types import Argument, JsonObject
 from spec_kd.trainer.checkpoint_sums import (
     find_damage,
     find_whole_checkpoint,
@@ -37,11 +38,11 @@ class ResumableTraining:
     _has_ended = False
     """Whether the checkpoint that this training goes on from is its end."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Argument, **kwargs: Argument):
         super().__init__(*args, **kwargs)
         self.add_callback(_ResumptionCallback(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Argument, **kwargs: Argument) -> Any:
         """As `Trainer.train`, from a checkpoint that is whole.
 
         Raises:
@@ -106,7 +107,7 @@ class ResumableTraining:
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+    ) -> tuple[list[JsonObject], torch.Tensor | int | None]:
         """As `Trainer.get_batch_samples`; nothing where the training has reached its end."""
         if self._is_at_end():
             self.control.should_training_stop = True
@@ -142,7 +143,9 @@ class _ResumptionCallback(TrainerCallback):
     def __init__(self, trainer: ResumableTraining):
         self._trainer = trainer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
         callbacks = self._trainer.callback_handler.callbacks
         if state.global_step > 0 and not args.restore_callback_states_from_checkpoint:
             _restore_callbacks(callbacks, state)
@@ -156,7 +159,9 @@ class _ResumptionCallback(TrainerCallback):
             why = "early stopping ended the run there" if is_out_of_patience else f"the run has {state.max_steps} steps"
             logger.warning(f"The checkpoint is of step {state.global_step}, and {why}: nothing is left to train.")
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
         if self._trainer._has_ended:  # evaluated and saved when it got here
             control.should_log = control.should_evaluate = control.should_save = False
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from spec_kd.open_types import Argument
+
 STEP = "step"
 
 
@@ -129,17 +131,17 @@ class TimedSteps:
     and bookkeeping. DeepSpeed takes its optimizer step inside the backward, so there it counts for the loss.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Argument, **kwargs: Argument):
         super().__init__(*args, **kwargs)
         self._clock = StepClock(self.args.device)
         self.add_callback(_ClockCallback(self._clock))
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, *args: Argument, **kwargs: Argument) -> Any:
         """As `Trainer.get_batch_samples`; begins a step."""
         self._clock.start_step()
         return super().get_batch_samples(*args, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, *args: Argument, **kwargs: Argument) -> torch.Tensor:
         """As `Trainer.training_step`, timed as the loss."""
         with self._clock.measure("loss"):
             return super().training_step(*args, **kwargs)
@@ -155,18 +157,20 @@ class _ClockCallback(TrainerCallback):
     def __init__(self, clock: StepClock):
         self._clock = clock
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
         self._clock.discard_step()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
     ) -> None:
         self._clock.start("optimizer")
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
     ) -> None:
         self._clock.stop()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument) -> None:
         self._clock.end_step()

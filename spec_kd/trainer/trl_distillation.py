@@ -1,7 +1,8 @@
 """What scripts of TRL's `GKDTrainer` and `DistillationTrainer` say, in the words of `OnlineGKDConfig`."""
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+
+from spec_kd.open_types import JsonObject
 
 # Options of TRL's two configurations that mean something else here, or nothing: what to use instead.
 INSTEAD = {
@@ -69,7 +70,7 @@ class TRLDistillationOptions:
         self.teacher_model_init_kwargs = options
 
 
-def translate_options(values: dict[str, Any], source: type, known: set[str]) -> dict[str, Any]:
+def translate_options(values: JsonObject, source: type, known: set[str]) -> JsonObject:
     """Options of TRL's `GKDConfig` or `DistillationConfig` as those of `OnlineGKDConfig`.
 
     Both sample at the temperature that divides the logits of the loss; ours has an option for each.

@@ -1,10 +1,10 @@
 from dataclasses import dataclass, field
-from typing import Any
 
 from spec_kd.checks import check_number
 from spec_kd.losses import JensenShannon, TokenLoss, build_divergence, build_selection
 from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.losses.selection import ALL_TOKENS
+from spec_kd.open_types import Arguments
 from spec_kd.trainer.draft_config import DraftConfig
 
 
@@ -60,7 +60,7 @@ class WhiteBoxDistillConfig(DraftConfig):
             "'tvd_plus_plus' or a registered name, at every token of the target."
         },
     )
-    divergence_kwargs: dict[str, Any] | str | None = field(
+    divergence_kwargs: Arguments | str | None = field(
         default=None, metadata={"help": "Options of the divergence, such as {\"eta\": 3.0} of 'lk_hybrid'."}
     )
     beta: float | None = field(
@@ -82,17 +82,17 @@ class WhiteBoxDistillConfig(DraftConfig):
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Reference draft of 'adaspec', if `ref_model` is not passed to the trainer."}
     )
-    ref_model_init_kwargs: dict[str, Any] | str | None = field(
+    ref_model_init_kwargs: Arguments | str | None = field(
         default=None, metadata={"help": "Arguments of `from_pretrained` for a reference draft given by name."}
     )
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher, if `teacher_model` is not passed to the trainer."}
     )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+    teacher_model_init_kwargs: Arguments | str | None = field(
         default=None, metadata={"help": "Arguments of `from_pretrained` for a teacher given by name."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.divergence = resolve_divergence_name(self.divergence, self.beta)
         if self.divergence == JensenShannon.name and self.beta is None:
             self.beta = 0.5

@@ -19,6 +19,7 @@ from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.probes import gives_auxiliary_loss
 from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.distill_head import add_distillation_head
@@ -104,7 +105,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], Arguments] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
@@ -253,7 +254,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
     def _get_target_vocab_size(self) -> int | None:
         return self._teacher_vocab_size or self.args.target_vocab_size
 
-    def _describe_training(self) -> dict[str, Any]:
+    def _describe_training(self) -> JsonObject:
         return {
             "target_name": self._teacher_name or self.target_name,
             "divergence": self._describe_loss(),

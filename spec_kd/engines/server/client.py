@@ -18,12 +18,13 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.engines.base import Completion, MissingCompletionsError
 from spec_kd.engines.server.address import Userinfo, hide_userinfo
 from spec_kd.engines.server.connection_errors import explain_connection_error
+from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.secrets import hide_secrets
 
 MAX_BACKOFF = 60.0  # seconds
@@ -137,8 +138,8 @@ class CompletionsClient:
 
     def post_all(
         self,
-        bodies: Sequence[dict[str, Any]],
-        read: Callable[[int, dict[str, Any]], Result],
+        bodies: Sequence[JsonObject],
+        read: Callable[[int, JsonObject], Result],
         fails_at_once: Collection[int] = (),
         names: Sequence[str] | None = None,
         refuse: Callable[[int, ServerRequestError], Result] | None = None,
@@ -168,8 +169,8 @@ class CompletionsClient:
 
     async def _post_all(
         self,
-        bodies: Sequence[dict[str, Any]],
-        read: Callable[[int, dict[str, Any]], Result],
+        bodies: Sequence[JsonObject],
+        read: Callable[[int, JsonObject], Result],
         fails_at_once: Collection[int],
         names: Sequence[str],
         refuse: Callable[[int, ServerRequestError], Result] | None,
@@ -178,7 +179,7 @@ class CompletionsClient:
         places = asyncio.Semaphore(self._max_concurrency)
         jury = _Jury(self._has_answered)
 
-        async def post(index: int, body: dict[str, Any]) -> Result:
+        async def post(index: int, body: JsonObject) -> Result:
             async with places:
                 jury.open()
                 try:
@@ -210,8 +211,8 @@ class CompletionsClient:
         return [task.result() for task in tasks]
 
     async def _post(
-        self, client: Any, index: int, name: str, body: dict[str, Any], fails_at_once: Collection[int]
-    ) -> dict[str, Any]:
+        self, client: JsonValue, index: int, name: str, body: JsonObject, fails_at_once: Collection[int]
+    ) -> JsonObject:
         for attempt in itertools.count():
             await self._wait_for_turn()
             answer, failure = await self._attempt(client, body)
@@ -251,7 +252,7 @@ class CompletionsClient:
         self._next_start = start + self._interval
         await asyncio.sleep(start - now)
 
-    async def _attempt(self, client: Any, body: dict[str, Any]) -> tuple[dict[str, Any], _Failure | None]:
+    async def _attempt(self, client: JsonValue, body: JsonObject) -> tuple[JsonObject, _Failure | None]:
         openai = import_openai()
         fields = {name: value for name, value in body.items() if name not in ("model", "prompt")}
         try:
@@ -275,7 +276,7 @@ class CompletionsClient:
             return {}, _Failure(f"the answer has no `choices`: {self._shorten(json.dumps(answer))}", is_transient=True)
         return answer, None
 
-    def _describe_status(self, response: Any) -> _Failure:
+    def _describe_status(self, response: JsonValue) -> _Failure:
         code = response.status_code
         return _Failure(
             f"the server answered with HTTP status {code}: {self._shorten(response.text)}",
@@ -355,7 +356,7 @@ def _read_key(variable: str) -> str:
     return key or "EMPTY"
 
 
-def _read_retry_after(headers: Any) -> float | None:
+def _read_retry_after(headers: JsonValue) -> float | None:
     """Seconds, from `Retry-After` in either of its forms."""
     value = headers.get("retry-after")
     if value is None:
@@ -367,7 +368,7 @@ def _read_retry_after(headers: Any) -> float | None:
         return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
 
 
-def _run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
+def _run_to_end(coroutine: Coroutine[JsonValue, JsonValue, Result]) -> Result:
     """`asyncio.run`, on a thread of its own where a loop is running already."""
     try:
         asyncio.get_running_loop()

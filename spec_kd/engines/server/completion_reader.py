@@ -1,7 +1,6 @@
 """What the answers of completion servers say of a whole completion: its ids, its end, its log-probabilities."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from spec_kd.end_of_turn import find_turn_end_id
 from spec_kd.engines.base import Completion, SignalSpec, SparseDistribution, UnsupportedByEngineError
@@ -15,6 +14,7 @@ from spec_kd.engines.server.logprobs import (
     read_positions,
     read_sparse,
 )
+from spec_kd.open_types import Record
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 
@@ -48,7 +48,7 @@ class CompletionReader:
 
     def read_completion(
         self,
-        answer: Mapping[str, Any],
+        answer: Record,
         signal: SignalSpec | None,
         max_new_tokens: int,
         prompt_ids: Sequence[int],
@@ -87,9 +87,7 @@ class CompletionReader:
             return Completion(ids, finish_reason)
         return Completion(ids, finish_reason, *self._read_signal(positions[: len(ids)], positions, signal))
 
-    def read_scored(
-        self, answer: Mapping[str, Any], text_ids: Sequence[int], start: int, signal: SignalSpec
-    ) -> Completion:
+    def read_scored(self, answer: Record, text_ids: Sequence[int], start: int, signal: SignalSpec) -> Completion:
         """The echoed log-probabilities of `text_ids[start:]`.
 
         Raises:
@@ -124,7 +122,7 @@ class CompletionReader:
         finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
         return Completion(ids, finish_reason, *self._read_signal(scored, positions, signal))
 
-    def read_ids(self, choice: Mapping[str, Any]) -> tuple[list[int | None], list[Position] | None]:
+    def read_ids(self, choice: Record) -> tuple[list[int | None], list[Position] | None]:
         """The ids of a choice, `None` where a token is not exactly one, and its log-probabilities."""
         positions, token_ids = read_positions(choice), choice.get("token_ids")
         if token_ids is None:
@@ -199,7 +197,7 @@ class CompletionReader:
         self,
         ids: list[int],
         reason: str,
-        choice: Mapping[str, Any],
+        choice: Record,
         signal: SignalSpec | None,
         max_new_tokens: int,
     ) -> tuple[list[int], str]:

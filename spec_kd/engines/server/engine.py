@@ -1,7 +1,6 @@
 """The target behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, TensorRT-LLM, `transformers serve`."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.engines.base import (
@@ -25,6 +24,7 @@ from spec_kd.engines.server.logprobs import (
 )
 from spec_kd.engines.server.requests import RequestBuilder
 from spec_kd.engines.server.scoring import verify_scoring
+from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
 from spec_kd.secrets import strip_secrets
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -102,7 +102,7 @@ class ServerEngine:
         timeout: float = 120.0,
         api_key_env: str = "OPENAI_API_KEY",
         logprobs_mode: str = "raw",
-        extra_body: Mapping[str, Any] | None = None,
+        extra_body: Record | None = None,
         eos_token_ids: Sequence[int] | None = None,
         is_text_only: bool = False,
         backoff: float = 1.0,
@@ -243,8 +243,8 @@ class ServerEngine:
     def _collect(
         self,
         prompts: Sequence[list[int]],
-        bodies: list[dict[str, Any]],
-        read: Callable[[int, dict[str, Any]], Completion],
+        bodies: list[JsonObject],
+        read: Callable[[int, JsonObject], Completion],
     ) -> list[Completion]:
         names: list[list[str]] = [[] for _ in bodies]
         refusals: dict[int, ServerRequestError] = {}
@@ -252,7 +252,7 @@ class ServerEngine:
         def refuse(index: int, error: ServerRequestError) -> None:
             refusals[index] = error
 
-        def read_one(index: int, answer: dict[str, Any]) -> Completion | None:
+        def read_one(index: int, answer: JsonObject) -> Completion | None:
             try:
                 completion = read(index, answer)
             except UnidentifiedTokens as error:
@@ -278,11 +278,11 @@ class ServerEngine:
 
     def _post_all(
         self,
-        bodies: list[dict[str, Any]],
-        read: Callable[[int, dict[str, Any]], Any],
+        bodies: list[JsonObject],
+        read: Callable[[int, JsonObject], JsonValue],
         fails_at_once: Collection[int] = (),
-        **options: Any,
-    ) -> list[Any]:
+        **options: Argument,
+    ) -> list[JsonValue]:
         try:
             return self._client.post_all(bodies, read, fails_at_once, **options)
         except ServerRequestError as error:

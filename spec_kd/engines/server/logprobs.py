@@ -16,12 +16,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from spec_kd.engines.base import Completion, SparseDistribution
+from spec_kd.open_types import JsonValue, Record
 
 TOKEN_ID = re.compile(r"token_id:(\d+)")
 BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
@@ -92,7 +92,7 @@ class UnidentifiedTokens(Exception):  # caught within the engine, which counts t
         self.names = list(names)
 
 
-def read_positions(choice: Mapping[str, Any]) -> list[Position] | None:
+def read_positions(choice: Record) -> list[Position] | None:
     """The log-probabilities of a choice, in the shape of the completions API or in that of the chat API.
 
     Returns:
@@ -128,11 +128,11 @@ def read_positions(choice: Mapping[str, Any]) -> list[Position] | None:
     ]
 
 
-def _name(entry: Mapping[str, Any]) -> Token:
+def _name(entry: Record) -> Token:
     return entry["id"] if isinstance(entry.get("id"), int) else entry.get("token", "")
 
 
-def _read_log_p(value: Any) -> float | None:
+def _read_log_p(value: JsonValue) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > MOST_LOG_P:
@@ -239,9 +239,9 @@ def _read_bytes(match: re.Match) -> bytes:
     return bytes.fromhex(match[1].replace("\\x", ""))
 
 
-def _invert(names_of: Iterable[tuple[int, Iterable[Any]]]) -> dict[Any, int | None]:
+def _invert(names_of: Iterable[tuple[int, Iterable[JsonValue]]]) -> dict[JsonValue, int | None]:
     """Name to id; `None` where it is that of several."""
-    ids: dict[Any, int | None] = {}
+    ids: dict[JsonValue, int | None] = {}
     for id, names in names_of:
         for name in names:
             ids[name] = None if name in ids else id

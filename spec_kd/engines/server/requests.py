@@ -1,13 +1,13 @@
 """What is asked of a completion server: what it can be asked for, the fields of a request, prompts as ids or text."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from spec_kd.engines.base import SignalSpec, UnsupportedByEngineError, UnusablePromptError, name_prompt
 from spec_kd.losses.sparse import SPARSE_METHODS
+from spec_kd.open_types import JsonObject, Record
 from spec_kd.vocabulary import count_real_ids
 
 # Not OpenAI's. The first two ask for ids; the others undo what servers take from a model's generation config (vLLM,
@@ -44,7 +44,7 @@ class RequestBuilder:
         tokenizer: PreTrainedTokenizerBase,
         eos_token_ids: list[int],
         is_text_only: bool,
-        extra_body: Mapping[str, Any] | None,
+        extra_body: Record | None,
     ):
         if taken := OWN_FIELDS & set(extra_body or {}):
             raise ValueError(f"`extra_body` cannot have {', '.join(sorted(taken))}: the engine sets them itself.")
@@ -59,7 +59,7 @@ class RequestBuilder:
         self._fields = {**constant, **(extra_body or {})}
 
     @property
-    def constant_fields(self) -> dict[str, Any]:
+    def constant_fields(self) -> JsonObject:
         """Fields that are the same in all requests."""
         return {name: value for name, value in self._fields.items() if value is not None}
 
@@ -117,7 +117,7 @@ class RequestBuilder:
         temperature: float,
         num_logprobs: int = 1,
         seed: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """The body that asks for a completion of the prompt `ids` of this name; they were checked before."""
         own = {"model": self._model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
         if self._is_text_only:
@@ -127,7 +127,7 @@ class RequestBuilder:
             own |= {"prompt": list(ids), "logprobs": num_logprobs}
         return {name: value for name, value in {**own, **self._fields}.items() if value is not None}
 
-    def build_echo(self, ids: Sequence[int], num_logprobs: int = 1) -> dict[str, Any]:
+    def build_echo(self, ids: Sequence[int], num_logprobs: int = 1) -> JsonObject:
         """The body that asks for the log-probabilities of `ids` themselves; at temperature 1, raw is processed."""
         # One more token is generated, since not all servers can generate none.
         return self.build("The text", ids, 1, 1.0, num_logprobs) | {"echo": True}

@@ -1,14 +1,14 @@
 """Whether a server can score given text: some refuse it, and some do it wrong without a sign."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from spec_kd.engines.base import Completion, SignalSpec, UnsupportedByEngineError
 from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.engines.server.completion_reader import CompletionReader
 from spec_kd.engines.server.requests import RequestBuilder
+from spec_kd.open_types import Call, JsonObject, JsonValue
 
 SCORERS = "vLLM, SGLang or the transformers engine"
 REFUSALS = (400, 404, 422, 500, 501)  # llama.cpp says 500 to what it does not support
@@ -22,8 +22,8 @@ def verify_scoring(
     prompts: Sequence[Sequence[int]],
     requests: RequestBuilder,
     reader: CompletionReader,
-    post: Callable[..., list[Any]],
-    collect: Callable[..., list[Completion]],
+    post: Call[list[JsonValue]],
+    collect: Call[list[Completion]],
 ) -> None:
     """Has a few short texts written, then scored, and compares what the server said of them.
 
@@ -66,7 +66,7 @@ def verify_scoring(
         )
 
 
-def _check_echo(text: Sequence[int], requests: RequestBuilder, post: Callable[..., list[Any]]) -> None:
+def _check_echo(text: Sequence[int], requests: RequestBuilder, post: Call[list[JsonValue]]) -> None:
     """Raises `UnsupportedByEngineError` for a server that refuses to echo a text.
 
     A refusal with status 500 looks like trouble that may pass and is worth waiting for. It is a refusal if the same
@@ -86,5 +86,5 @@ def _check_echo(text: Sequence[int], requests: RequestBuilder, post: Callable[..
     raise UnsupportedByEngineError(f"The server cannot score given text (it refuses `echo`): use {SCORERS}. {refusal}")
 
 
-def _keep(index: int, answer: dict[str, Any]) -> dict[str, Any]:
+def _keep(index: int, answer: JsonObject) -> JsonObject:
     return answer

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from spec_kd.evaluation.statistics import Interval
+from spec_kd.open_types import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,7 @@ class EvaluationReport:
     num_assistant_tokens: int
     engine: str
     engine_rule: str
-    provenance: dict[str, Any]
+    provenance: JsonObject
 
     @property
     def draft(self) -> DraftReport:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 PICTURE_DPI = 130
 
 
-def save_report(report: EvaluationReport, output_dir: str | os.PathLike) -> dict[str, Path]:
+def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) -> dict[str, Path]:
     """Writes `report.json`, `report.md`, `report.html` and, with matplotlib, `report.png`, over those that are there.
 
     Saving what [`load_report`] read writes the same files again.
@@ -51,7 +51,7 @@ def save_report(report: EvaluationReport, output_dir: str | os.PathLike) -> dict
     return {**paths, "png": picture}
 
 
-def load_report(path: str | os.PathLike) -> EvaluationReport:
+def load_report(path: str | os.PathLike[str]) -> EvaluationReport:
     """Reads a `report.json`, given itself or its folder.
 
     Args:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from spec_kd.evaluation.report.content import (
     BreakdownRow,
@@ -19,6 +18,7 @@ from spec_kd.evaluation.report.formatting import (
     format_number,
     is_apart_from_zero,
 )
+from spec_kd.open_types import Record
 
 METRIC_NAMES = {"alpha": "alpha", "block_efficiency": "block efficiency"}
 
@@ -266,7 +266,7 @@ def tabulate_provenance(report: EvaluationReport) -> Table:
     return Table(title="What was evaluated, how and where", header=["what", "value"], rows=rows)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(values: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")

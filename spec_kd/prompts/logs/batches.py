@@ -2,28 +2,28 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from spec_kd.open_types import JsonValue, Record
 from spec_kd.prompts.logs.files import read_records
 
 NUM_LOOKED_AT = 5
 REQUEST_KEYS, ANSWER_KEYS = ("body", "params"), ("response", "result")
 
 
-def is_batch_request(record: Any) -> bool:
+def is_batch_request(record: JsonValue) -> bool:
     """Whether a record is a line of the input of a batch: OpenAI's (also `vllm run-batch`'s) or Anthropic's."""
     return _has(record, REQUEST_KEYS) and not _has(record, ANSWER_KEYS)
 
 
-def is_batch_output(record: Any) -> bool:
+def is_batch_output(record: JsonValue) -> bool:
     """Whether a record is a line of what a batch came back with, without the request."""
     return (_has(record, ANSWER_KEYS) or _has(record, ("error",))) and not _has(record, REQUEST_KEYS)
 
 
-def _has(record: Any, keys: Iterable[str]) -> bool:
+def _has(record: JsonValue, keys: Iterable[str]) -> bool:
     return isinstance(record, dict) and "custom_id" in record and any(record.get(key) for key in keys)
 
 
@@ -67,7 +67,7 @@ class BatchOutputs:
                     batches._add(record["custom_id"], None)
         return batches
 
-    def _add(self, name: Any, record: Mapping[str, Any] | None) -> None:
+    def _add(self, name: JsonValue, record: Record | None) -> None:
         text = None if record is None else json.dumps({k: v for k, v in record.items() if k not in ("id", "custom_id")})
         counts = (int(record is not None), int(record is None))
         self._database.execute(
@@ -76,7 +76,7 @@ class BatchOutputs:
             (str(name), text, *counts, text, *counts),
         )
 
-    def join(self, record: Any) -> tuple[Any, str | None]:
+    def join(self, record: JsonValue) -> tuple[JsonValue, str | None]:
         """A record with its answer if it is the request of a batch, and what to count of it."""
         if not is_batch_request(record):
             return record, None
@@ -90,7 +90,7 @@ class BatchOutputs:
             return record, "answers not kept, a `custom_id` that several batches have: read each batch alone"
         return {**record, **json.loads(text)}, None
 
-    def has_request(self, record: Mapping[str, Any]) -> bool:
+    def has_request(self, record: Record) -> bool:
         """Whether the request of an answer is in the files."""
         row = self._database.execute(
             "SELECT requests FROM answers WHERE id = ?", (str(record["custom_id"]),)

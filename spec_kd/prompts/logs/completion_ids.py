@@ -1,7 +1,6 @@
 """The answers of a log as ids, for what needs them: `score_completions`, evaluation without the target."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
@@ -17,6 +16,7 @@ from spec_kd.data.conversation_rows import (
 )
 from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
 from spec_kd.data.rendered_completion import TurnNotRenderedError
+from spec_kd.open_types import JsonObject
 from spec_kd.vocabulary import ProcessingClass
 
 COLUMNS = ("prompt", "completion")
@@ -59,7 +59,7 @@ def add_completion_ids(
     renderer = ChatRenderer(processing_class, eos_token_id)
     features = dataset.features
 
-    def add(row: dict[str, Any], index: int) -> dict[str, Any]:
+    def add(row: JsonObject, index: int) -> JsonObject:
         row = remove_row_padding(row, features)
         for name in COLUMNS:
             if isinstance(row.get(name), str):
@@ -108,5 +108,5 @@ def add_completion_ids(
     return added.remove_columns([LEFT_OUT, ADDED])
 
 
-def _leave_out(reason: str) -> dict[str, Any]:
+def _leave_out(reason: str) -> JsonObject:
     return {"prompt_ids": None, "completion_ids": None, LEFT_OUT: reason, ADDED: False}

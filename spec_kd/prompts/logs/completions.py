@@ -1,13 +1,11 @@
 """The answer of a logged request: where loggers put it, and whether it is whole."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from spec_kd.open_types import JsonValue, Record
 from spec_kd.prompts.logs.items import is_langchain_message, read_items, read_langchain_message
 from spec_kd.prompts.logs.messages import Message, clean_messages, find_mark, parse_json
 from spec_kd.prompts.logs.streams import is_stream, join_chunks, join_stream
-
-Record = Mapping[str, Any]
 
 RESPONSE_KEYS = ("response", "response_body", "respPayload", "output", "outputs")
 ANSWER_KEYS = (
@@ -71,7 +69,7 @@ def find_completion(record: Record) -> tuple[Message | None, str | None]:
 class FailedRequestError(ValueError):
     """A request that the server did not answer."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("the request failed")
 
 
@@ -103,7 +101,7 @@ def _has_failed(part: Record) -> bool:
     return bool(part.get("error") or (isinstance(body, dict) and body.get("error")))
 
 
-def _find_value(record: Record) -> tuple[str | None, Any]:
+def _find_value(record: Record) -> tuple[str | None, JsonValue]:
     if record.get("choices"):
         return "choices", record
     for key in ANSWER_KEYS:
@@ -120,7 +118,7 @@ def find_fault(record: Record) -> str | None:
     return _find_fault(_find_reason(record))
 
 
-def _find_fault(reason: Any) -> str | None:
+def _find_fault(reason: JsonValue) -> str | None:
     """Why an answer that ended so is not kept."""
     if reason is _ABSENT:
         return None
@@ -129,7 +127,7 @@ def _find_fault(reason: Any) -> str | None:
     return f"unfinished: {reason!r:.40}"
 
 
-def _read(value: Any) -> tuple[Record | None, Any]:
+def _read(value: JsonValue) -> tuple[Record | None, JsonValue]:
     """The message in a response and the reason for its end."""
     if isinstance(value, str):
         if is_stream(value):
@@ -148,7 +146,7 @@ def _read(value: Any) -> tuple[Record | None, Any]:
     return None, _ABSENT
 
 
-def _read_object(value: Record) -> tuple[Record | None, Any]:
+def _read_object(value: Record) -> tuple[Record | None, JsonValue]:
     for key in ("body", "message"):  # batch files; Ollama and Anthropic's batches
         inner = value.get(key)
         if isinstance(inner, dict) and "choices" not in value:
@@ -176,7 +174,7 @@ def _read_object(value: Record) -> tuple[Record | None, Any]:
     return (None if text is None else {"content": text}), _find_reason(value)
 
 
-def _read_choice(choice: Any) -> tuple[Record | None, Any]:
+def _read_choice(choice: JsonValue) -> tuple[Record | None, JsonValue]:
     """The first choice: prompts with several answers count once."""
     if not isinstance(choice, dict):
         return None, _ABSENT
@@ -190,7 +188,7 @@ def _read_choice(choice: Any) -> tuple[Record | None, Any]:
     return (message if isinstance(message, dict) else None), reason
 
 
-def _read_responses(value: Record) -> tuple[Record | None, Any]:
+def _read_responses(value: Record) -> tuple[Record | None, JsonValue]:
     status = value.get("status", _ABSENT)
     if status == "incomplete":
         status = (value.get("incomplete_details") or {}).get("reason") or status
@@ -200,7 +198,7 @@ def _read_responses(value: Record) -> tuple[Record | None, Any]:
     return (messages[0] if len(messages) == 1 and messages[0]["role"] == "assistant" else None), status
 
 
-def _read_generation(value: Any) -> tuple[Record | None, Any]:
+def _read_generation(value: JsonValue) -> tuple[Record | None, JsonValue]:
     """LangChain's result: a list for each prompt, with a list of its answers."""
     while isinstance(value, list) and not isinstance(value, str) and value:
         value = value[0]
@@ -215,7 +213,7 @@ def _read_generation(value: Any) -> tuple[Record | None, Any]:
     return ({"content": value["text"]} if isinstance(value.get("text"), str) else None), reason
 
 
-def _read_list(value: Sequence[Any]) -> tuple[Record | None, Any]:
+def _read_list(value: Sequence[JsonValue]) -> tuple[Record | None, JsonValue]:
     first = value[0]
     if isinstance(first, dict):
         chunk_type = str(first.get("type", ""))
@@ -234,11 +232,11 @@ def _read_list(value: Sequence[Any]) -> tuple[Record | None, Any]:
     return _read(first)
 
 
-def _find_reason(value: Record) -> Any:
+def _find_reason(value: Record) -> JsonValue:
     return next((value[key] for key in REASON_KEYS if key in value), _ABSENT)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: JsonValue) -> str:
     if isinstance(value, dict):
         return f"an object with the keys {sorted(map(str, value))[:8]}"
     return f"{type(value).__name__} {value!r:.40}"

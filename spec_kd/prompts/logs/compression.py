@@ -10,9 +10,10 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+
+from spec_kd.open_types import JsonValue
 
 BUFFER = 2**16
 LONGEST_MAGIC = 10
@@ -46,7 +47,7 @@ def find_compression(start: bytes) -> str | None:
 class _Gzip:
     """What `bz2` and `lzma` have for the data of zlib."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS + 16)
         self._tail = b""
 
@@ -68,7 +69,7 @@ class _Gzip:
         return output
 
 
-DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+DECOMPRESSORS: dict[str, Callable[[], JsonValue]] = {
     "gzip": _Gzip,
     "bz2": bz2.BZ2Decompressor,
     "xz": lzma.LZMADecompressor,

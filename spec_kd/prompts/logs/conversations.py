@@ -66,7 +66,7 @@ class ConversationLinks:
     Memory: 16 bytes a prompt and 16 for each earlier turn, of at most 8.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._numbers, self._wholes = array("Q"), array("Q")
         self._rows, self._beginnings = array("Q"), array("Q")
 

@@ -1,13 +1,11 @@
 """Where records of logs have what: the keys that are known, and how to find them beside or within each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
+from spec_kd.open_types import JsonObject, JsonValue, Record
 from spec_kd.prompts.logs.completions import ANSWER_KEYS, RESPONSE_KEYS
 from spec_kd.prompts.logs.messages import parse_json
-
-Record = Mapping[str, Any]
 
 # Where loggers nest what the client sent and what the server answered. `body`: batch files of OpenAI and `vllm
 # run-batch`; `params`: of Anthropic. `proxy_server_request`: rows of LiteLLM_SpendLogs, whose `messages` are empty.
@@ -67,7 +65,7 @@ def _has(part: Record, keys: Sequence[str]) -> bool:
     return False
 
 
-def find_fields(record: Record, request: Record) -> dict[str, Any]:
+def find_fields(record: Record, request: Record) -> JsonObject:
     """Conversation, user and time of a record, each `None` where it has none."""
     sources = [record] if request is record else [record, request]
     sources += [metadata for source in sources if isinstance(metadata := parse_json(source.get("metadata")), dict)]
@@ -82,7 +80,7 @@ def find_fields(record: Record, request: Record) -> dict[str, Any]:
     }
 
 
-def _find_scalar(sources: Sequence[Record], keys: Sequence[str]) -> Any:
+def _find_scalar(sources: Sequence[Record], keys: Sequence[str]) -> JsonValue:
     for key in keys:
         for source in sources:
             if key in source:
@@ -92,7 +90,7 @@ def _find_scalar(sources: Sequence[Record], keys: Sequence[str]) -> Any:
     return None
 
 
-def read_time(value: Any) -> float | None:
+def read_time(value: JsonValue) -> float | None:
     """Seconds since 1970 of a number (seconds, milliseconds, microseconds), an ISO 8601 text or a `datetime`."""
     if isinstance(value, str):
         try:

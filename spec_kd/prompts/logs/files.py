@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from spec_kd.checks import read_path
+from spec_kd.open_types import JsonValue
 from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
 from spec_kd.prompts.logs.tables import read_csv, read_parquet
 from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, describe_too_long, is_whole_text, open_text, read_lines
@@ -90,7 +91,7 @@ def read_paths(paths: Paths) -> list[str]:
     return [read_path("paths", path) for path in listed]
 
 
-def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, Any]]:
+def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, JsonValue]]:
     """The records of a file with their line numbers (rows of Parquet, items of a JSON array), from 1.
 
     In place of a record that cannot be read comes the error, an exception, such as for a compressed file that was cut,
@@ -145,7 +146,7 @@ def _holds_values(path: Path, kind: str, start: bytes) -> bool:
     return isinstance(first, dict | list)
 
 
-def _read_lines(stream: io.BufferedReader, is_text: bool, keep_text: bool) -> Iterator[tuple[int, Any]]:
+def _read_lines(stream: io.BufferedReader, is_text: bool, keep_text: bool) -> Iterator[tuple[int, JsonValue]]:
     for number, line in read_lines(stream):
         if line is None:
             yield number, ValueError(describe_too_long())
@@ -165,7 +166,7 @@ def _read_lines(stream: io.BufferedReader, is_text: bool, keep_text: bool) -> It
             yield number, record
 
 
-def _read_values(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _read_values(stream: BinaryIO) -> Iterator[tuple[int, JsonValue]]:
     """JSON values one after the other, in place of an array its items."""
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
     decoder = json.JSONDecoder()
@@ -198,14 +199,14 @@ def _read_values(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         position = end
 
 
-def _read_text(line: bytes) -> Any:
+def _read_text(line: bytes) -> JsonValue:
     """A prompt, or a record where the line is one."""
     if line.startswith(b"{") and isinstance(record := _parse(line), dict) and RECORD_KEYS & set(record):
         return record
     return _decode(line)
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes) -> JsonValue:
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
@@ -216,7 +217,7 @@ def _parse(line: bytes) -> Any:
         return ValueError("JSON with too many brackets within each other")
 
 
-def _decode(line: bytes) -> Any:
+def _decode(line: bytes) -> JsonValue:
     try:
         return line.decode()
     except ValueError as error:

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from spec_kd.open_types import JsonObject, JsonValue, Record
 from spec_kd.prompts.logs.completions import check_succeeded, find_completion, find_fault
 from spec_kd.prompts.logs.conversations import strip_piece_number
 from spec_kd.prompts.logs.fields import (
     KNOWN_KEYS,
     MEDIA_KEYS,
     TEXT_KEYS,
-    Record,
     find_fields,
     find_request,
 )
@@ -51,7 +50,7 @@ class LoggedCall:
     """
 
     prompt: list[Message]
-    tools: list[Any] | None = None
+    tools: list[JsonValue] | None = None
     completion: Message | None = None
     conversation_id: str | None = None
     user: str | None = None
@@ -60,7 +59,7 @@ class LoggedCall:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
-def read_record(record: Any, format: str | Callable[[Any], Any] = "auto") -> LoggedCall | None:
+def read_record(record: JsonValue, format: str | Callable[[JsonValue], JsonValue] = "auto") -> LoggedCall | None:
     """Reads one record.
 
     Messages get the form that servers hand to the chat template, see [`clean_messages`].
@@ -120,7 +119,7 @@ def split_turns(call: LoggedCall, turns: str = "auto") -> list[LoggedCall]:
     return [*earlier, call]
 
 
-def _read_any(record: Any) -> LoggedCall:
+def _read_any(record: JsonValue) -> LoggedCall:
     if isinstance(record, str):
         return _read_text(record)
     if _is_list_of_messages(record):
@@ -142,11 +141,11 @@ def _read_any(record: Any) -> LoggedCall:
     raise ValueError(_describe_unknown(record))
 
 
-def _is_list_of_messages(value: Any) -> bool:
+def _is_list_of_messages(value: JsonValue) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
 
 
-def _check_object(record: Any) -> None:
+def _check_object(record: JsonValue) -> None:
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object, got {record!r:.60}")
 
@@ -204,7 +203,7 @@ def _read_sharegpt(record: Record) -> LoggedCall:
     return _split_last({**names, **record}, clean_messages(messages), turns)
 
 
-def _read_function_calls(value: Any) -> list[dict[str, Any]]:
+def _read_function_calls(value: JsonValue) -> list[JsonObject]:
     calls = parse_json(value)
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
@@ -283,7 +282,7 @@ def _check_speaker(record: Record) -> None:
         raise LeftOutError("a reply whose conversation is in other records (`parent_id`)")
 
 
-FORMATS: dict[str, Callable[[Any], LoggedCall]] = {
+FORMATS: dict[str, Callable[[JsonValue], LoggedCall]] = {
     "auto": _read_any,
     "openai": _read_openai,
     "vllm": _read_openai,
@@ -305,7 +304,7 @@ def _note_completion(record: Record, completion: Message | None, note: str | Non
     return [f"records without a known answer, with the unknown keys {keys[:NUM_NAMED]}"] if keys else []
 
 
-def _split_last(record: Record, messages: list[Message], logged: Any) -> LoggedCall:
+def _split_last(record: Record, messages: list[Message], logged: JsonValue) -> LoggedCall:
     """A conversation as a whole; what the user said after the last answer has none.
 
     Args:
@@ -330,7 +329,7 @@ def _build(
     record: Record,
     prompt: list[Message],
     completion: Message | None,
-    tools: Any,
+    tools: JsonValue,
     is_whole: bool,
     request: Record,
     notes: Sequence[str] = (),
@@ -350,7 +349,7 @@ def _build(
     )
 
 
-def _read_tools(tools: Any, functions: Any) -> list[Tool] | None:
+def _read_tools(tools: JsonValue, functions: JsonValue) -> list[Tool] | None:
     """Tools of the Anthropic and Responses APIs, and `functions`, in OpenAI's form; others as they are."""
     known = [_wrap_foreign(tool) for tool in read_tools(tools) or []]
     known += [wrap_tool(tool) for tool in read_tools(functions, "`functions`") or []]

@@ -1,8 +1,6 @@
 """Messages of the OpenAI Responses API and of LangChain, in the form of chat completions."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from spec_kd.open_types import JsonObject, JsonValue, Record
 from spec_kd.prompts.logs.messages import parse_json
 
 LANGCHAIN_ROLES = {
@@ -11,7 +9,7 @@ LANGCHAIN_ROLES = {
 }  # fmt: skip
 
 
-def read_items(items: Any, instructions: Any = None) -> list[dict[str, Any]]:
+def read_items(items: JsonValue, instructions: JsonValue = None) -> list[JsonObject]:
     """Items of a request or a response of the Responses API as messages.
 
     What the target writes in one go (reasoning, text, calls of functions) is one message of the assistant.
@@ -23,7 +21,7 @@ def read_items(items: Any, instructions: Any = None) -> list[dict[str, Any]]:
     Raises:
         `ValueError`: Items of a kind that is not understood, such as calls of the provider's own tools.
     """
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     if instructions:
         if not isinstance(instructions, str):
             raise ValueError(f"`instructions` must be text, got {instructions!r:.60}")
@@ -32,7 +30,7 @@ def read_items(items: Any, instructions: Any = None) -> list[dict[str, Any]]:
         return [*messages, {"role": "user", "content": items}]
     if not isinstance(items, list):
         raise ValueError(f"`input` must be text or a list of items, got {items!r:.60}")
-    turn: dict[str, Any] | None = None  # of the assistant, as long as it goes on
+    turn: JsonObject | None = None  # of the assistant, as long as it goes on
     for item in items:
         kind = item.get("type", "message") if isinstance(item, dict) else type(item).__name__
         if kind == "message" and item.get("role") != "assistant":
@@ -52,7 +50,7 @@ def read_items(items: Any, instructions: Any = None) -> list[dict[str, Any]]:
     return messages
 
 
-def _add(turn: dict[str, Any], kind: str, item: Mapping[str, Any]) -> None:
+def _add(turn: JsonObject, kind: str, item: Record) -> None:
     if kind == "message":
         turn["content"] = item.get("content")
     elif kind == "function_call":
@@ -64,14 +62,14 @@ def _add(turn: dict[str, Any], kind: str, item: Mapping[str, Any]) -> None:
             turn["reasoning_content"] = "\n".join(texts)
 
 
-def is_langchain_message(message: Any) -> bool:
+def is_langchain_message(message: JsonValue) -> bool:
     """Whether a message is one of LangChain: as it serializes them, `message_to_dict` or `model_dump`."""
     if not isinstance(message, dict):
         return False
     return "lc" in message or (message.get("type") in LANGCHAIN_ROLES and "role" not in message)
 
 
-def read_langchain_message(message: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_langchain_message(message: Record) -> tuple[JsonObject, JsonObject]:
     """A LangChain message in the form of chat completions, and what the model's server said about it.
 
     Raises:
@@ -103,13 +101,13 @@ def read_langchain_message(message: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return read, metadata
 
 
-def _read_call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+def _read_call(call: Record) -> Record:
     if "function" in call:
         return call
     return {"id": call.get("id"), "function": {"name": call.get("name"), "arguments": call.get("args")}}
 
 
-def read_chat(messages: Any) -> list[Any]:
+def read_chat(messages: JsonValue) -> list[JsonValue]:
     """Messages of chat completions or of LangChain; a batch of one conversation counts as this one.
 
     Raises:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from contextlib import suppress
-from typing import Any
+
+from spec_kd.open_types import JsonObject
 
 READ, LEFT_OUT, MALFORMED = "read", "left_out", "malformed"
 NUM_REASONS = 30  # kept apart in one file; what comes after counts as one
@@ -21,12 +22,12 @@ class LogLedger:
         num_unlisted (`int`): Runs that came after.
     """
 
-    def __init__(self):
-        self.files: list[dict[str, Any]] = []
-        self.runs: list[dict[str, Any]] = []
+    def __init__(self) -> None:
+        self.files: list[JsonObject] = []
+        self.runs: list[JsonObject] = []
         self.num_unlisted = 0
         self._reasons: Counter[str] = Counter()
-        self._run: dict[str, Any] | None = None
+        self._run: JsonObject | None = None
 
     def start_file(self, name: str) -> None:
         """The next records are of this file."""

@@ -4,10 +4,10 @@ What is understood is listed here; what is not on a list is an error, so that no
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
-Message = dict[str, Any]
+from spec_kd.open_types import JsonObject, JsonValue, Record
+
+Message = JsonObject
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ROLE_NAMES = {role: role for role in ROLES} | {"function": "tool"}  # `function`: OpenAI's before `tool`
@@ -27,7 +27,7 @@ REPLACED_TEXTS = {"redacted-by-litellm", "REDACTED_BY_LITELM", "<truncated due t
 MARKS = ("(litellm_truncated", "... (truncated ", "<truncated due to size exceeding limit>", "@@@langfuseMedia:")
 
 
-def clean_messages(messages: Any) -> list[Message]:
+def clean_messages(messages: JsonValue) -> list[Message]:
     """Messages with the keys that templates know.
 
     Text in parts is joined by line breaks, arguments of tool calls are parsed, and a call of the older form
@@ -46,7 +46,7 @@ def clean_messages(messages: Any) -> list[Message]:
     return [cleaned for message in messages for cleaned in _clean_message(message)]
 
 
-def _clean_message(message: Any) -> list[Message]:
+def _clean_message(message: JsonValue) -> list[Message]:
     # Most messages are a role and a text.
     if isinstance(message, dict) and len(message) == 2:
         role, content = message.get("role"), message.get("content")
@@ -92,7 +92,7 @@ def _clean_message(message: Any) -> list[Message]:
     return [*blocks.results, *([] if is_only_results else [cleaned])]
 
 
-def _check_keys(message: Mapping[str, Any]) -> None:
+def _check_keys(message: Record) -> None:
     for key, value in message.items():
         if key in CONTENT_KEYS or key in OTHER_KEYS:
             continue
@@ -101,7 +101,7 @@ def _check_keys(message: Mapping[str, Any]) -> None:
             raise ValueError(f"a message has {key!r}, which is not understood: its keys are {_list(message)}")
 
 
-def _copy_names(message: Mapping[str, Any], cleaned: Message) -> None:
+def _copy_names(message: Record, cleaned: Message) -> None:
     for key in ("tool_call_id", "name"):
         if message.get(key) is not None:
             cleaned[key] = message[key]
@@ -110,17 +110,17 @@ def _copy_names(message: Mapping[str, Any], cleaned: Message) -> None:
 class _Blocks:
     """The parts of one message's content, by what they are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[JsonObject] = []
         self.results: list[Message] = []
 
     def join_text(self) -> str:
         """Parts of text joined by line breaks, as vLLM does for templates that take text (`chat_utils.py`)."""
         return "\n".join(self.texts)
 
-    def read(self, content: Any) -> None:
+    def read(self, content: JsonValue) -> None:
         if content is None:
             return
         if isinstance(content, str):
@@ -135,7 +135,7 @@ class _Blocks:
         for part in content if isinstance(content, list) else [content]:
             self._read_part(part)
 
-    def _read_part(self, part: Any) -> None:
+    def _read_part(self, part: JsonValue) -> None:
         if isinstance(part, str):
             self.texts.append(part)
             return
@@ -165,7 +165,7 @@ class _Blocks:
             raise ValueError(f"a message has a part of type {kind!r}; only text is understood")
 
 
-def _clean_tool_call(call: Any) -> dict[str, Any]:
+def _clean_tool_call(call: JsonValue) -> JsonObject:
     """Arguments parsed, as vLLM and SGLang do before they render the chat template, which prints them as JSON."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not function.get("name"):
@@ -197,7 +197,7 @@ def find_mark(message: Message) -> str | None:
     return None
 
 
-def parse_json(value: Any) -> Any:
+def parse_json(value: JsonValue) -> JsonValue:
     """What a text of JSON holds, and any other value itself: columns of a table often hold JSON as text."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
@@ -207,5 +207,5 @@ def parse_json(value: Any) -> Any:
     return value
 
 
-def _list(value: Mapping[str, Any]) -> list[str]:
+def _list(value: Record) -> list[str]:
     return sorted(map(str, value))[:12]

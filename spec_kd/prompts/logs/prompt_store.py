@@ -8,13 +8,13 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
 from spec_kd.files import compute_sum, explain_full_disk, is_intact, sweep, write_text
+from spec_kd.open_types import JsonObject
 from spec_kd.prompts.logs.conversations import ConversationLinks
 from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
 from spec_kd.stored_sets import find_own_sum
@@ -82,7 +82,7 @@ class PromptStore:
                     "`output_dir`, or move it away."
                 )
 
-    def open_finished(self, fingerprint: dict[str, Any]) -> tuple[Dataset, Dataset, dict[str, Any]] | None:
+    def open_finished(self, fingerprint: JsonObject) -> tuple[Dataset, Dataset, JsonObject] | None:
         """Train, test and report, if the folder has those of this fingerprint."""
         manifest = self._read_manifest()
         if manifest is None or manifest["fingerprint"] != fingerprint:
@@ -95,7 +95,7 @@ class PromptStore:
         train, test = (Dataset.from_file(str(path)) for path in paths)
         return train, test, manifest["report"]
 
-    def _read_manifest(self) -> dict[str, Any] | None:
+    def _read_manifest(self) -> JsonObject | None:
         try:
             manifest = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -158,7 +158,7 @@ class PromptStore:
                         writer.write_batch(batch.filter(pa.array(mask)))
         (self._partial / KEPT).unlink()
 
-    def finish(self, fingerprint: dict[str, Any], report: dict[str, Any]) -> None:
+    def finish(self, fingerprint: JsonObject, report: JsonObject) -> None:
         """Puts the files in their places. The report comes last and says that the others are whole."""
         manifest = json.dumps({"fingerprint": fingerprint, "report": report}, indent=2, ensure_ascii=False)
         (self._partial / REPORT).write_text(manifest, encoding="utf-8")

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -14,6 +13,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from spec_kd.checks import check_int, read_path
+from spec_kd.open_types import Argument, JsonObject, JsonValue
 from spec_kd.prompts.deduplication import check_threshold
 from spec_kd.prompts.logs.batches import BatchOutputs, is_batch_output
 from spec_kd.prompts.logs.files import Paths, find_files, read_records
@@ -52,7 +52,7 @@ def load_query_logs(
     paths: Paths,
     output_dir: str | Path,
     *,
-    format: str | Callable[[Any], Any] = "auto",
+    format: str | Callable[[JsonValue], JsonValue] = "auto",
     turns: str = "auto",
     processing_class=None,
     min_tokens: int | None = None,
@@ -186,9 +186,9 @@ def load_query_logs(
 
 def check_log_options(
     *,
-    format: str | Callable[[Any], Any],
+    format: str | Callable[[JsonValue], JsonValue],
     turns: str,
-    processing_class: Any,
+    processing_class: JsonValue,
     min_tokens: int | None,
     max_tokens: int | None,
     near_duplicate_threshold: float | None,
@@ -228,7 +228,7 @@ def check_log_options(
     check_threshold(near_duplicate_threshold, "near_duplicate_threshold", is_optional=True)
 
 
-def _open(store: PromptStore, fingerprint: dict[str, Any]) -> QueryLogs | None:
+def _open(store: PromptStore, fingerprint: JsonObject) -> QueryLogs | None:
     finished = store.open_finished(fingerprint)
     if finished is None:
         return None
@@ -276,7 +276,7 @@ class _LogReader:
         if batches is not None:
             batches.close()
 
-    def _read_one(self, record: Any, path: Path, number: int) -> Iterator[LoggedPrompt]:
+    def _read_one(self, record: JsonValue, path: Path, number: int) -> Iterator[LoggedPrompt]:
         try:
             if isinstance(record, Exception):
                 raise ValueError(str(record) or type(record).__name__) from record
@@ -289,7 +289,7 @@ class _LogReader:
         except ValueError as error:
             self._note(path, number, MALFORMED, str(error), error)
 
-    def _encode(self, record: Any, source: str) -> list[LoggedPrompt]:
+    def _encode(self, record: JsonValue, source: str) -> list[LoggedPrompt]:
         try:
             call = read_record(record, self._read)
             if call is None:
@@ -343,7 +343,7 @@ class _LogReader:
         if outcome == MALFORMED and len(self.malformed_examples) < NUM_LISTED:
             self.malformed_examples.append(f"{redact_text(str(path), self._redact)}:{number}: {reason}")
 
-    def report(self, kept: int, **counts: Any) -> QueryLogsReport:
+    def report(self, kept: int, **counts: Argument) -> QueryLogsReport:
         """The report, with the counts that the reader does not know.
 
         Raises:

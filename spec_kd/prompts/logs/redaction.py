@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+
+from spec_kd.open_types import JsonValue
 
 # No text makes them slow: quantifiers are never ambiguous, and what may have to be read in vain for each of many starts
 # is bounded, or ends where the next start is.
@@ -93,7 +94,7 @@ def redact_text(text: str, kinds: Sequence[str] = tuple(REDACTIONS)) -> str:
     return text
 
 
-def redact_messages(value: Any, kinds: Sequence[str]) -> Any:
+def redact_messages(value: JsonValue, kinds: Sequence[str]) -> JsonValue:
     """The same for all that messages or tool schemas hold: texts, names, ids, arguments of tool calls and their keys.
 
     A number in an argument that is a card or telephone number becomes the placeholder as text.
@@ -113,7 +114,7 @@ def redact_messages(value: Any, kinds: Sequence[str]) -> Any:
         return [redact_messages(item, kinds) for item in value]
     if not isinstance(value, Mapping):
         return value
-    redacted: dict[Any, Any] = {}
+    redacted: dict[JsonValue, JsonValue] = {}
     for key, item in value.items():
         new_key = name = redact_text(key, kinds) if isinstance(key, str) else key
         while new_key in redacted or (new_key != key and new_key in value):

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from spec_kd.escaping import escape_markdown, make_code_span, make_table
+from spec_kd.open_types import JsonObject
 from spec_kd.prompts.logs.ledger import LEFT_OUT, MALFORMED, READ, LogLedger
 
 NUM_SHOWN = 50
@@ -64,16 +64,16 @@ class QueryLogsReport:
     seconds: float
     reasons: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
-    per_file: tuple[dict[str, Any], ...] = ()
-    outcomes: tuple[dict[str, Any], ...] = ()
+    per_file: tuple[JsonObject, ...] = ()
+    outcomes: tuple[JsonObject, ...] = ()
     num_unlisted_outcomes: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The report as JSON."""
         return asdict(self) | {name: list(getattr(self, name)) for name in TUPLES}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "QueryLogsReport":
+    def from_dict(cls, values: JsonObject) -> "QueryLogsReport":
         """The report from what [`to_dict`] made."""
         return cls(**values | {name: tuple(values[name]) for name in TUPLES})
 

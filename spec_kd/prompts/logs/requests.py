@@ -1,8 +1,8 @@
 """What a client sent: requests of the chat completions, Anthropic and Responses APIs, in one form."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from spec_kd.open_types import JsonValue
 from spec_kd.prompts.logs.fields import Record, find_request
 from spec_kd.prompts.logs.items import is_langchain_message, read_chat, read_items
 from spec_kd.prompts.logs.messages import Message, clean_messages, parse_json
@@ -23,7 +23,7 @@ class Request:
 
     source: Record
     messages: list[Message]
-    tools: Any
+    tools: JsonValue
 
 
 def read_request(record: Record) -> Request | None:
@@ -43,7 +43,7 @@ def read_request(record: Record) -> Request | None:
     return Request(source, clean_messages(messages), tools)
 
 
-def _join_system(system: Any) -> str:
+def _join_system(system: JsonValue) -> str:
     """The text of `system`, whose blocks vLLM joins without a space."""
     if isinstance(system, str):
         return system

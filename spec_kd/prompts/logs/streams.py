@@ -1,8 +1,9 @@
 """Answers that were logged as they were streamed: server-sent events, put together again."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+
+from spec_kd.open_types import JsonObject, JsonValue, Record
 
 EVENT_FIELDS = ("data:", "event:", "id:", "retry:", ":")
 
@@ -12,7 +13,7 @@ def is_stream(text: str) -> bool:
     return text.lstrip().startswith(("data:", "event:"))
 
 
-def join_stream(text: str) -> dict[str, Any]:
+def join_stream(text: str) -> JsonObject:
     """The response that a stream of server-sent events makes.
 
     Args:
@@ -40,7 +41,7 @@ def join_stream(text: str) -> dict[str, Any]:
     return join_chunks(chunks)
 
 
-def join_chunks(chunks: Sequence[Any]) -> dict[str, Any]:
+def join_chunks(chunks: Sequence[JsonValue]) -> JsonObject:
     """The response that the chunks of a stream make.
 
     A stream that broke off has no reason for its end, and so its answer counts as unfinished.
@@ -68,11 +69,11 @@ def join_chunks(chunks: Sequence[Any]) -> dict[str, Any]:
     raise ValueError(f"the stream holds chunks of an unknown kind: the keys are {sorted(map(str, chunks[0]))[:12]}")
 
 
-def _join_choices(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": None}
-    calls: dict[Any, dict[str, Any]] = {}
+def _join_choices(chunks: Iterable[Record]) -> JsonObject:
+    message: JsonObject = {"role": "assistant", "content": None}
+    calls: dict[JsonValue, JsonObject] = {}
     text, reason = None, None
-    first: Mapping[str, Any] = {}
+    first: Record = {}
     for chunk in chunks:
         first = first or chunk
         for choice in chunk["choices"]:
@@ -98,7 +99,7 @@ def _join_choices(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {**{k: first[k] for k in ("id", "created") if k in first}, "choices": [{**answer, "finish_reason": reason}]}
 
 
-def _add_call(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
+def _add_call(call: JsonObject, piece: Record) -> None:
     if piece.get("id"):
         call["id"] = piece["id"]
     function = call.setdefault("function", {"name": "", "arguments": ""})
@@ -107,9 +108,9 @@ def _add_call(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
             function[key] = function.get(key, "") + value
 
 
-def _join_anthropic(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    response: dict[str, Any] = {}
-    blocks: dict[Any, dict[str, Any]] = {}
+def _join_anthropic(chunks: Iterable[Record]) -> JsonObject:
+    response: JsonObject = {}
+    blocks: dict[JsonValue, JsonObject] = {}
     for chunk in chunks:
         kind = chunk.get("type")
         if kind == "message_start":
@@ -133,7 +134,7 @@ def _join_anthropic(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {**response, "type": "message", "role": "assistant", "content": list(blocks.values())}
 
 
-def _join_responses(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _join_responses(chunks: Iterable[Record]) -> JsonObject:
     """The events at the end hold the whole response."""
     for chunk in reversed(list(chunks)):
         if chunk.get("type") in ("response.completed", "response.incomplete", "response.failed"):
@@ -147,7 +148,7 @@ class StreamLine(str):
     __slots__ = ()
 
 
-def attach_streams(records: Iterable[tuple[int, Any]], longest: int) -> Iterator[tuple[int, Any]]:
+def attach_streams(records: Iterable[tuple[int, JsonValue]], longest: int) -> Iterator[tuple[int, JsonValue]]:
     """Gives a record the stream of events on the lines after it as its `response`.
 
     Args:
@@ -157,7 +158,7 @@ def attach_streams(records: Iterable[tuple[int, Any]], longest: int) -> Iterator
     Returns:
         `Iterator[tuple[int, Any]]`: The same without the events. A stream without a request before it is an error.
     """
-    held: tuple[int, Any] | None = None
+    held: tuple[int, JsonValue] | None = None
     lines: list[str] = []
     start = size = 0
     failure = None
@@ -187,7 +188,9 @@ def attach_streams(records: Iterable[tuple[int, Any]], longest: int) -> Iterator
         raise failure
 
 
-def _attach(held: tuple[int, Any] | None, start: int, lines: list[str], is_cut: bool) -> Iterator[tuple[int, Any]]:
+def _attach(
+    held: tuple[int, JsonValue] | None, start: int, lines: list[str], is_cut: bool
+) -> Iterator[tuple[int, JsonValue]]:
     record = held[1] if held is not None else None
     if is_cut:
         if held is not None:

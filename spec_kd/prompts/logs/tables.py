@@ -4,16 +4,16 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
+from spec_kd.open_types import JsonValue
 from spec_kd.prompts.logs.text_decoding import LONGEST, describe_too_long, is_whole_text, read_lines
 
 DELIMITERS = ",;\t|"  # spreadsheets of languages with a decimal comma write semicolons
 
 
-def read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple[int, Any]]:
+def read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple[int, JsonValue]]:
     """Rows as objects by the names in the first row, with the line each ends on; empty cells are left out.
 
     Args:
@@ -84,7 +84,7 @@ class _Lines:
         return line.decode(errors="surrogateescape")
 
 
-def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def read_parquet(path: Path) -> Iterator[tuple[int, JsonValue]]:
     """Rows without the `None` that Arrow adds. What cannot be read is a `ValueError` in the place of the next row."""
     from datasets import Features
 

@@ -1,12 +1,10 @@
 """Records of tracing services: runs of LangSmith and observations of Langfuse, as requests with answers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from spec_kd.open_types import JsonObject, JsonValue, Record
 from spec_kd.prompts.logs.items import read_chat
 from spec_kd.prompts.logs.messages import parse_json
-
-Record = Mapping[str, Any]
 
 LANGFUSE_TYPES = {
     "GENERATION", "SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL",
@@ -18,7 +16,7 @@ class LeftOutError(ValueError):
     """A record that is no request by what it says of itself; the text is the reason."""
 
 
-def expand_record(record: Any) -> Sequence[Any]:
+def expand_record(record: JsonValue) -> Sequence[JsonValue]:
     """The records in one that holds several: a trace of Langfuse, or a page of an export.
 
     Args:
@@ -52,7 +50,7 @@ def is_langfuse(record: Record) -> bool:
     return record.get("type") in LANGFUSE_TYPES and ("traceId" in record or "trace_id" in record)
 
 
-def unwrap_langsmith(record: Record) -> dict[str, Any]:
+def unwrap_langsmith(record: Record) -> JsonObject:
     """A run of LangSmith as a request with `messages` and what it returned.
 
     Raises:
@@ -81,7 +79,7 @@ def unwrap_langsmith(record: Record) -> dict[str, Any]:
     }
 
 
-def unwrap_langfuse(record: Record) -> dict[str, Any]:
+def unwrap_langfuse(record: Record) -> JsonObject:
     """An observation of Langfuse as a request with `messages` and what came back.
 
     Raises:
@@ -92,7 +90,7 @@ def unwrap_langfuse(record: Record) -> dict[str, Any]:
         raise LeftOutError(f"a Langfuse observation of the type {record['type']!r}, not 'GENERATION'")
     given = parse_json(record.get("input"))
     if isinstance(given, str) and given:
-        request: dict[str, Any] = {"messages": [{"role": "user", "content": given}]}
+        request: JsonObject = {"messages": [{"role": "user", "content": given}]}
     elif isinstance(given, list):
         request = {"messages": read_chat(given)}
     elif isinstance(given, dict) and "messages" in given:

@@ -4,10 +4,10 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
 
 import jinja2
 
+from spec_kd.open_types import JsonValue
 from spec_kd.prompts.logs.tracing import LeftOutError
 
 # `--enable-log-requests`: "Received request chatcmpl-1: prompt: '...', params: ..." until vLLM 0.11, then at the level
@@ -46,7 +46,7 @@ class VLLMLogReader:
     def __init__(self, processing_class=None):
         self._processing_class = processing_class
 
-    def __call__(self, record: Any) -> Any:
+    def __call__(self, record: JsonValue) -> JsonValue:
         """`{"messages": ...}` of a request; `None` for any other line; what is no line of text, as it is.
 
         Raises:

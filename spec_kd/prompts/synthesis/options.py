@@ -34,7 +34,7 @@ class SynthesisOptions:
     chat_template_kwargs: Mapping[str, object] | None
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_tools", "num_turns", "temperature", "top_p"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is an empty list: give at least one value.")

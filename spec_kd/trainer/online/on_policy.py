@@ -18,6 +18,7 @@ from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.engines.base import Completion, SamplingOptions, derive_seed
 from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral
 from spec_kd.heads import evaluation_mode, find_input_device
+from spec_kd.open_types import JsonObject
 from spec_kd.probes import group_for_generation
 from spec_kd.sampling.drawn_token import DrawnToken
 from spec_kd.sampling.logits_processors import build_warpers
@@ -237,7 +238,7 @@ def add_placeholders(
         return Dataset.from_list([as_row(ids) for ids in render_prompt_ids(rows, processing_class)])
     columns = dataset.column_names or list(next(iter(dataset)))
 
-    def render(row: dict[str, Any]) -> dict[str, list[int]]:
+    def render(row: JsonObject) -> dict[str, list[int]]:
         return as_row(next(render_prompt_ids([remove_row_padding(row, dataset.features)], processing_class)))
 
     return dataset.map(render, remove_columns=columns)
@@ -294,7 +295,7 @@ class RepeatedWindows(Sampler[int]):
         yield from indices
 
 
-def is_same_window(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+def is_same_window(one: list[JsonObject], other: list[JsonObject]) -> bool:
     """Whether two lists of batches hold the same examples."""
     return len(one) == len(other) and all(
         torch.equal(a[name], b[name].to(a[name].device))

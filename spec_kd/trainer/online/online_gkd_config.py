@@ -1,11 +1,11 @@
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int, check_number
 from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.sparse_recorder import complete_request
 from spec_kd.losses import SPARSE_METHODS
+from spec_kd.open_types import JsonObject
 from spec_kd.sampling.logits_processors import check_truncation
 from spec_kd.trainer.online.on_policy import SOURCES
 from spec_kd.trainer.online.streaming import TRAINED_POSITIONS
@@ -126,7 +126,7 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, TRLDistillationOptions
         default=False, metadata={"help": "Whether to write generated texts to `completions/` at every logging step."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"`mode` is {self.mode!r}, but must be one of {', '.join(MODES)}.")
         if self.lmbda is None:
@@ -170,7 +170,7 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, TRLDistillationOptions
             SPARSE_METHODS[self.served_signal].check_serves(self.build_loss().divergence)
 
     @classmethod
-    def translate(cls, values: dict[str, Any], source: type) -> dict[str, Any]:
+    def translate(cls, values: JsonObject, source: type) -> JsonObject:
         """As [`DraftConfig.translate`], of TRL's `GKDConfig` and `DistillationConfig`."""
         return translate_options(values, source, {option.name for option in fields(cls) if option.init})
 

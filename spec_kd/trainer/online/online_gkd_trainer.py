@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -27,6 +26,7 @@ from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion, SamplingOptions
 from spec_kd.heads import unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.online.continuous_batching import ContinuousSource
 from spec_kd.trainer.online.on_policy import (
@@ -126,7 +126,7 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], Arguments] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
@@ -275,7 +275,7 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+    ) -> tuple[list[JsonObject], torch.Tensor | int | None]:
         """As `Trainer.get_batch_samples`, with generated completions; loss tokens are counted on those."""
         if self.args.lmbda == 0 or self._is_at_end():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -293,7 +293,7 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
             num_tokens = num_tokens.clamp(min=1)  # a window in which nothing was rejected has nothing to teach
         return samples, num_tokens
 
-    def _generate_window(self, batches: list[dict[str, Any]], device: torch.device) -> "Window":
+    def _generate_window(self, batches: list[JsonObject], device: torch.device) -> "Window":
         start = time.perf_counter()
         self.check_weights(with_frozen=self._first_step is None)  # what a NaN writes is not text
         rows = [read_rows(batch) for batch in batches]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from spec_kd.open_types import Argument, JsonObject
 from spec_kd.trainer.online.on_policy import add_placeholders, find_prompt, is_prompts_only, read_rows
 from spec_kd.vocabulary import ProcessingClass
 
@@ -45,7 +46,7 @@ class PromptEvaluation:
     _writes_completions = False
     _num_evaluated_batches = 0
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Argument, **kwargs: Argument) -> dict[str, float]:
         """As `SFTTrainer.evaluate`; a dataset may have prompts only."""
         if self._writes_completions:  # one of several sets, prepared before
             return super().evaluate(eval_dataset, *args, **kwargs)
@@ -60,13 +61,13 @@ class PromptEvaluation:
         finally:
             self._writes_completions = False
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+    def prediction_step(self, model: Any, inputs: JsonObject, *args: Argument, **kwargs: Argument) -> tuple:
         """As `SFTTrainer.prediction_step`."""
         if self._writes_completions:
             inputs = self._write_completions(inputs)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
-    def _write_completions(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _write_completions(self, batch: JsonObject) -> JsonObject:
         number = self._num_evaluated_batches
         self._num_evaluated_batches += 1
         prompts = [find_prompt(row, f"Row {i} of evaluation batch {number}") for i, row in enumerate(read_rows(batch))]

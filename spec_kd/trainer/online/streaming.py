@@ -21,6 +21,7 @@ from spec_kd.decoding.rounds import CompletionInProgress
 from spec_kd.engines.base import Completion, SamplingOptions, SignalSpec, SparseDistribution, derive_seed
 from spec_kd.engines.sparse_recorder import SparseRecorder, complete_request, stack_sparse
 from spec_kd.engines.transformers import SEED_BITS, find_special_ids
+from spec_kd.open_types import JsonObject
 from spec_kd.trainer.teachers.live import LiveTargets, LiveTeacher
 from spec_kd.trainer.teachers.stored import StoredTargets, StoredTeacher
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
@@ -160,7 +161,7 @@ class ServedTeacher(StoredTeacher):
         self._live = live
         self.model = live.model
 
-    def compute_signal(self, inputs: dict[str, Any]) -> StoredTargets | LiveTargets:
+    def compute_signal(self, inputs: JsonObject) -> StoredTargets | LiveTargets:
         """Takes the columns out of `inputs`, or runs the target over them where they have none."""
         has_columns = any(name in inputs for name in self.tensor_names)
         return super().compute_signal(inputs) if has_columns else self._live.compute_signal(inputs)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from spec_kd.open_types import Argument
+
 
 @dataclass
 class Window:
@@ -23,6 +25,6 @@ class WindowCallback(TrainerCallback):
     def __init__(self, trainer: Any):
         self._trainer = trainer
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Argument) -> None:
         if args.log_completions and state.is_world_process_zero and "loss" in kwargs["logs"]:
             self._trainer._write_texts()

@@ -11,6 +11,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
 from spec_kd.loading import load_model
+from spec_kd.open_types import Argument, Arguments, JsonObject
 
 
 class LiveLogits:
@@ -100,7 +101,7 @@ class LiveTeacher:
                 self.model = accelerator.prepare_model(model, evaluation_mode=True)
 
     @torch.no_grad()
-    def compute_signal(self, inputs: dict[str, Any]) -> LiveTargets:
+    def compute_signal(self, inputs: JsonObject) -> LiveTargets:
         """Runs the teacher over the draft's own inputs (ids, mask or position ids; labels are left out)."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "output_router_logits")}
         with torch.autocast(inputs["input_ids"].device.type, enabled=False) if self._is_apart else nullcontext():
@@ -109,7 +110,7 @@ class LiveTeacher:
 
 
 def load_teacher(
-    teacher_model: str | PreTrainedModel, init_kwargs: dict[str, Any] | None, is_distributed: bool, **defaults: Any
+    teacher_model: str | PreTrainedModel, init_kwargs: Arguments | None, is_distributed: bool, **defaults: Argument
 ) -> PreTrainedModel:
     """The teacher as a model: a path or Hub id is loaded ([`load_model`]), a model is returned as it is.
 

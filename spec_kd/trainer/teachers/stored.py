@@ -12,6 +12,7 @@ from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TENSORS
 from spec_kd.losses import SparseTensors, TokenLoss
+from spec_kd.open_types import JsonObject
 from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
 
 
@@ -64,7 +65,7 @@ class StoredTeacher:
         self.columns = (LOGPROB_COLUMN,) if is_token_only else (SPARSE_COLUMN,)
         self.tensor_names = (LOGPROB_COLUMN,) if is_token_only else tuple(SPARSE_TENSORS.values())
 
-    def compute_signal(self, inputs: dict[str, Any]) -> StoredTargets:
+    def compute_signal(self, inputs: JsonObject) -> StoredTargets:
         """Takes the columns out of `inputs`."""
         if not set(self.tensor_names) <= inputs.keys():
             raise ValueError(
