@@ -6,11 +6,16 @@ Functions, commands and recipes read the same class, so an option's default, tex
 import difflib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, field, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-Options = TypeVar("Options")
+from spec_kd.open_types import Argument, Arguments
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 DOC_WIDTH = 120
 MAX_LISTED = 20
@@ -18,11 +23,11 @@ MAX_LISTED = 20
 
 def option(
     help: str,
-    default: Any = MISSING,  # any value may be a default
+    default: Argument = MISSING,  # any value may be a default
     *,
-    default_factory: Callable[[], Any] | None = None,
+    default_factory: Callable[[], object] | None = None,
     aliases: Iterable[str] = (),
-) -> Any:  # as `dataclasses.field`, whose value stands for one of the field's own type
+) -> Argument:  # as `dataclasses.field`, whose value stands for one of the field's own type
     """A dataclass field with the text that `--help`, the API reference and `help()` show.
 
     Args:
@@ -47,25 +52,25 @@ def document_options(cls: type[Options]) -> type[Options]:
         cls (`type`): A dataclass whose docstring has no `Args` section.
     """
     lines = ["", "", "Args:"]
-    for one in fields(cls):  # type: ignore[arg-type]  # a dataclass, which typing cannot say of a type variable
+    for one in fields(cls):
         entry = f"{one.name} ({_describe_type(one)}): {one.metadata['help']}"
         lines.append(textwrap.indent(textwrap.fill(entry, DOC_WIDTH - 8, subsequent_indent="    "), "    "))
     cls.__doc__ = inspect.cleandoc(cls.__doc__ or "") + "\n".join(lines) + "\n"
     return cls
 
 
-def resolve_options(cls: type[Options], options: Options | None, given: Mapping[str, Any]) -> Options:
+def resolve_options(cls: type[Options], options: Options | None, given: Arguments) -> Options:
     """The options of a call that takes an options object, the same names as keywords, or both.
 
     Args:
         cls (`type`): The options dataclass.
         options (*optional*): An instance of it.
-        given (`Mapping[str, Any]`): Keywords of the call, which replace fields of `options`.
+        given (`dict[str, Any]`): Keywords of the call, which replace fields of `options`.
 
     Raises:
         TypeError: `options` is of another class, or a keyword is no option; names the nearest one.
     """
-    names = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+    names = [one.name for one in fields(cls)]
     for name in given:
         if name not in names:
             raise TypeError(f"{cls.__name__} has no option `{name}`.{suggest(name, names)}")
@@ -73,7 +78,7 @@ def resolve_options(cls: type[Options], options: Options | None, given: Mapping[
         return cls(**given)
     if not isinstance(options, cls):
         raise TypeError(f"`options` must be {cls.__name__}, got {type(options).__name__}.")
-    return replace(options, **given) if given else options  # type: ignore[type-var]
+    return replace(options, **given) if given else options
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -86,7 +91,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return " `--help` lists what there is."
 
 
-def _describe_type(one: Field[Any]) -> str:
+def _describe_type(one: Field[object]) -> str:
     kind = one.type if isinstance(one.type, str) else inspect.formatannotation(one.type)
     text = f"`{kind.removesuffix(' | None')}`"
     default = one.default if one.default_factory is MISSING else one.default_factory()
