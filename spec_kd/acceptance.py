@@ -172,8 +172,11 @@ def check_sampling(temperature: float, draft_sampling: str = "stochastic") -> No
 
 
 def expect_block_efficiency(alpha: float, gamma: int) -> float:
-    """(1 - alpha^(gamma + 1)) / (1 - alpha): tokens per target pass if every drafted token is accepted with the same
-    probability, independently (arXiv 2211.17192, eq. 1). Texts are not so; `expect_rounds` is exact for them."""
+    """Tokens per target pass: (1 - alpha^(gamma + 1)) / (1 - alpha) (arXiv 2211.17192, eq. 1).
+
+    It holds if every drafted token is accepted with the same probability, independently of the others. Real texts are
+    not so; `expect_rounds` is exact for them.
+    """
     return float(sum(alpha**k for k in range(gamma + 1)))
 
 

@@ -79,7 +79,7 @@ def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Itera
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 with `\\n` as it stands; an older file stays whole until the new one is."""
+    r"""Writes UTF-8 with `\n` as it stands; an older file stays whole until the new one is."""
     with replacing(Path(path)) as file:
         file.write(text.encode("utf-8"))
 

@@ -62,6 +62,7 @@ class LogitTransform:
         return self.scale == 1.0 and self.softcap is None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The model's logits, of any shape, from the raw ones: scaled, then capped."""
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -14,7 +14,7 @@ def project(
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """hidden @ weight.T + bias; without an `out` and with gradients it is `torch.nn.functional.linear`.
+    """Computes hidden @ weight.T + bias; without an `out` and with gradients it is `torch.nn.functional.linear`.
 
     Args:
         hidden (`torch.Tensor`): `(..., H)`.
@@ -43,14 +43,14 @@ def project(
 
 
 def project_back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """gradient @ weight, `(N, V)` by `(V, H)`: from the logits' gradient to the hidden states'."""
+    """Computes gradient @ weight, `(N, V)` by `(V, H)`: from the logits' gradient to the hidden states'."""
     if gradient.device.type == "cpu":
         return (weight.T @ gradient.T).T  # the same product a fifth faster, see above
     return gradient @ weight
 
 
 def accumulate_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += a @ b with a float32 `total` `(M, N)`, without rounding the product to the dtype of a and b first."""
+    """Adds a @ b to a float32 `total` `(M, N)`, without rounding the product to the dtype of a and b first."""
     if total.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:

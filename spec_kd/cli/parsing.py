@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from trl import TrlParser
+from typing_extensions import override
 
 from spec_kd.checks import read_path
 from spec_kd.open_types import Argument, JsonObject, Record
@@ -99,6 +100,7 @@ class Parser(TrlParser):
             values[name] = _fit(actions[name], value, name in self._texts)
         return super().set_defaults_with_config(**values)
 
+    @override
     def error(self, message: str) -> None:
         raise ValueError(message)
 
@@ -121,6 +123,7 @@ class _ConfigParser(argparse.ArgumentParser):
         super().__init__(add_help=False, allow_abbrev=False)
         self.add_argument("--config")
 
+    @override
     def error(self, message: str) -> None:
         raise ValueError(message)
 

@@ -74,6 +74,7 @@ class ChatRenderer:
 
     @cached_property
     def end_ids(self) -> list[int]:
+        """Ids that end a completion, the most certain ones first; see [`find_end_ids`]."""
         return find_end_ids(self.processing_class, self._eos_token_id)
 
     @cached_property

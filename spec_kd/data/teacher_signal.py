@@ -63,6 +63,7 @@ class TeacherInfo:
     logprobs_temperature: float
 
     def to_json(self) -> str:
+        """The fields as one line of JSON, which `from_json` reads."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -77,10 +78,12 @@ class TeacherInfo:
 
     @property
     def request(self) -> SignalSpec:
+        """What an engine has to be asked for, to get such a signal again."""
         return SignalSpec(self.method, self.num_draws, self.top_k)
 
     @property
     def sparse_method(self) -> SparseMethod:
+        """The rule by which the ids were kept, from `SPARSE_METHODS`."""
         return SPARSE_METHODS[self.method]
 
 

@@ -95,6 +95,7 @@ class TokenColumnCollator:
         self.collator = collator
 
     def __call__(self, examples: list[JsonObject]) -> JsonObject:
+        """The batch of the collator, with the columns of the examples' tokens `(B, T)` padded as the ids are."""
         values = {name: [row[name] for row in examples] for name in TOKEN_COLUMNS if name in examples[0]}
         batch = self.collator([{k: v for k, v in row.items() if k not in values} for row in examples])
         shape = batch["input_ids"].shape

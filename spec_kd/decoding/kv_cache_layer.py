@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from transformers.cache_utils import DynamicLayer
+from typing_extensions import override
 
 from spec_kd.open_types import Argument
 
@@ -20,6 +21,7 @@ class GrowingCacheLayer(DynamicLayer):
     keys: torch.Tensor
     values: torch.Tensor
 
+    @override
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self._buffers = [states[:, :, :0] for states in (key_states, value_states)]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from transformers import LogitsProcessor
+from typing_extensions import override
 
 from spec_kd.checks import check_int
 from spec_kd.engines.base import SignalSpec, SparseDistribution
@@ -51,7 +52,7 @@ class _Distribution:
         self.log_normaliser = logits.logsumexp(-1, keepdim=True)  # (B, 1)
 
     def log_p(self, ids: torch.Tensor) -> torch.Tensor:
-        """log p at ids `(B, K)`."""
+        """Log p at ids `(B, K)`."""
         ids = ids.to(self.logits.device)
         return self.logits.gather(-1, ids) - self.log_normaliser
 
@@ -91,6 +92,7 @@ class SparseRecorder(LogitsProcessor):
         self._kept: list[tuple[torch.Tensor, ...]] = []
         self._logprobs: list[torch.Tensor] = []
 
+    @override
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self._step is not None:
             self._record_tokens(input_ids[:, -1])

@@ -17,6 +17,7 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
 )
+from typing_extensions import override
 
 from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import (
@@ -214,6 +215,7 @@ class RealIdsOnly(LogitsProcessor):
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
 
+    @override
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, self.vocab_size :] = -torch.inf  # (B, V)
         return scores
@@ -232,6 +234,7 @@ class ProgressWatch(LogitsProcessor):
         self._is_open = [True] * len(prompts)
         self._is_first = True
 
+    @override
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not self._is_first:
             self.note(input_ids[:, -1].tolist())

@@ -15,7 +15,7 @@ ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)
 
 
 def break_down_by_position(scores: ResponseScores) -> Breakdown:
-    """alpha by how far into the completion a token stands."""
+    """Alpha by how far into the completion a token stands."""
     positions = np.broadcast_to(np.arange(scores.acceptance.shape[1]), scores.acceptance.shape)
     groups = np.digitize(positions, POSITION_EDGES) - 1
     ends = [*POSITION_EDGES[1:], None]
@@ -31,7 +31,7 @@ def _name_range(start: int, end: int | None) -> str:
 
 
 def break_down_by_entropy(scores: ResponseScores) -> Breakdown | None:
-    """alpha by the entropy of the target's distribution, in nats; `None` where it was not measured."""
+    """Alpha by the entropy of the target's distribution, in nats; `None` where it was not measured."""
     if "target_entropy" not in scores.values:
         return None
     groups = np.digitize(scores.values["target_entropy"].numpy(), ENTROPY_EDGES[1:])
@@ -41,7 +41,7 @@ def break_down_by_entropy(scores: ResponseScores) -> Breakdown | None:
 
 
 def break_down_by_class(scores: ResponseScores, classes: Sequence[Sequence[str]]) -> Breakdown:
-    """alpha by the class of the token (`token_classes.classify_tokens`), most frequent first."""
+    """Alpha by the class of the token (`token_classes.classify_tokens`), most frequent first."""
     counts: dict[str, int] = {}
     for row in classes:
         for name in row:
@@ -56,7 +56,7 @@ def break_down_by_class(scores: ResponseScores, classes: Sequence[Sequence[str]]
 def break_down_by_column(
     scores: ResponseScores, figures: AcceptanceMetrics, values: Sequence[object], name: str
 ) -> Breakdown:
-    """alpha and block efficiency by a value of the prompts, such as their domain."""
+    """Alpha and block efficiency by a value of the prompts, such as their domain."""
     labels = sorted({str(value) for value in values})
     of_prompt = np.array([labels.index(str(value)) for value in values])
     groups = np.broadcast_to(of_prompt[:, None], scores.acceptance.shape)

@@ -11,7 +11,7 @@ from spec_kd.evaluation.statistics import Interval, bootstrap
 
 
 def compare_alpha(figures: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
-    """alpha minus the baseline's, by drawing the prompts of both together."""
+    """Alpha minus the baseline's, by drawing the prompts of both together."""
     return _compare((figures.alpha_sum, figures.alpha_tokens), (baseline.alpha_sum, baseline.alpha_tokens))
 
 

@@ -1,3 +1,5 @@
+"""What a draft is trained with: divergences, the fused loss, sparse teachers, and which tokens count."""
+
 from spec_kd.losses.divergences import (
     Divergence,
     ForwardKL,

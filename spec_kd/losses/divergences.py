@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
+from typing_extensions import override
 
 from spec_kd.acceptance import compute_alpha, weigh_
 
@@ -79,12 +80,15 @@ class ForwardKL(Divergence):
     name = "forward_kl"
     is_coarsenable = True
 
+    @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return weigh_(d.log_p - d.log_q, d.p).sum(-1)
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         return d.q - d.p
 
+    @override
     def compute_sampled(
         self, log_p: torch.Tensor | None, log_q: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -101,9 +105,11 @@ class ReverseKL(Divergence):
     name = "reverse_kl"
     is_coarsenable = True
 
+    @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return weigh_(d.log_q - d.log_p, d.q).sum(-1)
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         return weigh_((d.log_q - d.log_p).sub_(value[:, None]), d.q)  # E_q r is the value itself
 
@@ -135,6 +141,7 @@ class JensenShannon(Divergence):
         mixture = torch.mul(d.q, 1.0 - self.beta).add_(d.p, alpha=self.beta)
         return mixture.clamp_(min=torch.finfo(mixture.dtype).tiny).log_()
 
+    @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         log_m = self._log_mixture(d)
         from_target = weigh_(d.log_p - log_m, d.p).sum(-1)
@@ -143,6 +150,7 @@ class JensenShannon(Divergence):
         d.shared.update(ratio=ratio, mean=from_draft)
         return self.beta * from_target + (1.0 - self.beta) * from_draft
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         ratio, mean = d.shared["ratio"], d.shared["mean"]
         return weigh_(ratio.sub(mean[:, None]), d.q).mul_(1.0 - self.beta)
@@ -157,14 +165,17 @@ class TotalVariation(Divergence):
     name = "tvd"
     is_coarsenable = True
 
+    @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return (d.p - d.q).clamp_(min=0.0).sum(-1)  # equal to 1 - alpha, without its cancellation near 1
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         is_short = (d.p > d.q).to(d.q.dtype)  # r: the draft gives the token less than the target does
         mean = (is_short * d.q).sum(-1, keepdim=True)
         return is_short.neg_().add_(mean).mul_(d.q)
 
+    @override
     def compute_sampled(
         self, log_p: torch.Tensor | None, log_q: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -186,6 +197,7 @@ class TVDPlusPlus(TotalVariation):
     name = "tvd_plus_plus"
     SIGMA_MIN = 1e-3
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         is_short = (d.p > d.q).to(d.q.dtype)
         mean = (is_short * d.q).sum(-1, keepdim=True)
@@ -193,6 +205,7 @@ class TVDPlusPlus(TotalVariation):
         sigma = (mean * rest).sqrt_().clamp_(min=self.SIGMA_MIN)
         return is_short.neg_().add_(mean).mul_(d.q).div_(sigma)
 
+    @override
     def compute_sampled(
         self, log_p: torch.Tensor | None, log_q: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -209,9 +222,11 @@ class NegLogAcceptance(Divergence):
     name = "neg_log_acceptance"
     is_coarsenable = True
 
+    @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return -torch.logsumexp(torch.minimum(d.log_p, d.log_q), dim=-1)
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         # r min(p, q) / alpha: the accepted mass that lies where the draft gives less than the target
         share = torch.minimum(d.log_p, d.log_q).add_(value[:, None]).exp_()
@@ -244,9 +259,11 @@ class LKHybrid(Divergence):
         weight = torch.exp(-self.eta * alpha)
         return kl.mul_(weight).add_(tvd.mul_(1.0 - weight))
 
+    @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
         return self._mix(self._kl.compute_value(d), self._tvd.compute_value(d), compute_alpha(d.p, d.q))
 
+    @override
     def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
         alpha = compute_alpha(d.p, d.q)[:, None]
         return self._mix(self._kl.compute_gradient(d, value), self._tvd.compute_gradient(d, value), alpha)

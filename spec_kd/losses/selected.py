@@ -15,9 +15,11 @@ from spec_kd.open_types import Argument, Chunk
 class TokenTargets(Protocol):
     """What a teacher says of N tokens: callable as `fused_linear_divergence` wants it, and divisible by a mask."""
 
-    def __call__(self, chunk: Chunk) -> torch.Tensor | SparseTensors: ...
+    def __call__(self, chunk: Chunk) -> torch.Tensor | SparseTensors:
+        """Teacher logits `(n, V)`, or a sparse teacher, of the n tokens of a chunk."""
 
-    def __getitem__(self, mask: torch.Tensor) -> "TokenTargets": ...
+    def __getitem__(self, mask: torch.Tensor) -> "TokenTargets":
+        """The same of the tokens that a mask, bool `(N,)`, keeps."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from typing_extensions import override
 
 from spec_kd.acceptance import weigh_
 from spec_kd.losses.divergences import Divergence, ForwardKL, TokenDistributions
@@ -74,6 +75,7 @@ class AdaSPEC(_TopFraction):
     name = "adaspec"
     needs_reference = True
 
+    @override
     def select(self, scores: TokenScores) -> torch.Tensor:
         return select_top_fraction(scores.value - cast(torch.Tensor, scores.reference), scores.sequence, self.fraction)
 
@@ -90,12 +92,15 @@ class TargetEntropy(_TopFraction):
         name = "target_entropy"
         is_coarsenable = True  # of a coarsened p: a lower bound
 
+        @override
         def compute_value(self, d: TokenDistributions) -> torch.Tensor:
             return -weigh_(d.log_p.clone(), d.p).sum(-1)
 
+        @override
         def compute_gradient(self, d: TokenDistributions, value: torch.Tensor) -> torch.Tensor:
             raise NotImplementedError("The entropy of the target is a score, not a loss.")
 
+        @override
         def compute_sampled(
             self, log_p: torch.Tensor | None, log_q: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -103,6 +108,7 @@ class TargetEntropy(_TopFraction):
 
     score = _Entropy()
 
+    @override
     def select(self, scores: TokenScores) -> torch.Tensor:
         return select_top_fraction(scores.value, scores.sequence, self.fraction)
 
@@ -115,6 +121,7 @@ class RejectedOnly(TokenSelection):
 
     name = "rejected"
 
+    @override
     def select(self, scores: TokenScores) -> torch.Tensor:
         return ~scores.is_top1
 

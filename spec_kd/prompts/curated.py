@@ -40,14 +40,14 @@ def load_curated_prompts(
     completion_column: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Takes the questions of a curated dataset as prompts for the target.
+    r"""Takes the questions of a curated dataset as prompts for the target.
 
     Its answers are left aside, because a draft has to learn what the *target* would answer, not what would be right.
 
     ```python
     load_curated_prompts(
         "openlifescienceai/medmcqa",
-        question_template="{question}\\n\\nA. {opa}\\nB. {opb}\\nC. {opc}\\nD. {opd}",
+        question_template="{question}\n\nA. {opa}\nB. {opb}\nC. {opc}\nD. {opd}",
         system_prompt="You are a physician. Answer with a short explanation.",
     )
     ```

@@ -168,7 +168,7 @@ class NearDuplicateIndex:
         return signed
 
     def _are_ends_alike(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Whether two texts are not both long, or have like ends. (..., E), (..., E) -> (...)"""
+        """Whether two texts are not both long, or have like ends: (..., E), (..., E) -> (...)."""
         if not self._ends.shape[1]:
             return np.ones(np.broadcast_shapes(first.shape, second.shape)[:-1], dtype=bool)
         halves = (slice(0, END_HASHES), slice(END_HASHES, 2 * END_HASHES))
@@ -176,7 +176,7 @@ class NearDuplicateIndex:
         return (heads & tails) | ((first[..., -1] & second[..., -1]) == 0)
 
     def _find(self, signatures: np.ndarray, scopes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Rows that are nearly the same, -1 where there is none. (N, H), (N,), (N, E) -> (N,)"""
+        """Rows that are nearly the same, -1 where there is none: (N, H), (N,), (N, E) -> (N,)."""
         found = np.full(len(signatures), -1, dtype=np.int64)
         bands = signatures.view(self._band_type)  # (N, num_bands)
         slots = self._place(bands, scopes)
@@ -230,7 +230,7 @@ class NearDuplicateIndex:
             slots = (slots + 1) & (self._tables.shape[1] - 1)
 
     def _place(self, bands: np.ndarray, scopes: np.ndarray) -> np.ndarray:
-        """Where to begin in the table of each band. (N, num_bands), (N,) -> (N, num_bands)"""
+        """Where to begin in the table of each band: (N, num_bands), (N,) -> (N, num_bands)."""
         keys = bands.astype(np.uint64) ^ scopes[:, None] ^ self._salts
         keys ^= keys >> np.uint64(32)
         keys *= MULTIPLIER
@@ -238,7 +238,7 @@ class NearDuplicateIndex:
 
 
 def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Estimated Jaccard similarity from the low bytes of the hashes. (..., H), (..., H) -> (...)"""
+    """Estimated Jaccard similarity from the low bytes of the hashes: (..., H), (..., H) -> (...)."""
     num_equal = (first == second).view(np.uint8).sum(-1, dtype=np.uint8)  # fast, and 128 fits
     return (num_equal / first.shape[-1] - 1 / 256) / (
         1 - 1 / 256

@@ -139,11 +139,11 @@ def describe_prompts(
     near_duplicate_threshold: float = 0.8,
     show_progress: bool = True,
 ) -> PromptReport:
-    """Describes any prompt set, row by row: of a prompt, a few numbers are kept (about 30 bytes, and what finding near
-    duplicates takes).
+    """Describes any set of prompts: numbers, lengths, languages, turns and duplicates.
 
-    Prompts are compared by the turns of the user and of tools, without case and white space (`normalize_text`); system
-    prompts and tool schemas, which many prompts share, do not count.
+    The set is read row by row. A few numbers are kept of each prompt: about 30 bytes, and what finding near duplicates
+    takes. Prompts are compared by the turns of the user and of tools, without case and white space (`normalize_text`);
+    system prompts and tool schemas, which many prompts share, do not count.
 
     Args:
         prompts (`list[str]`, `list` of conversations, or `Dataset`):

@@ -5,6 +5,7 @@ from spec_kd.serving.engine import ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+    """The commands that convert both models to GGUF and start `llama-server` with them."""
     # Without `--spec-type` the draft is loaded and never used
     return (
         f"python convert_hf_to_gguf.py {quote_argument(draft)} --outfile draft.gguf\n"

@@ -5,6 +5,7 @@ from spec_kd.serving.engine import ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+    """The command that starts SGLang with a draft model."""
     # A chain of drafted tokens: top-k 1, and the token that starts the round counts as one more
     return (
         f"python -m sglang.launch_server --model-path {quote_argument(target)} --speculative-algorithm STANDALONE "

@@ -5,6 +5,7 @@ from spec_kd.serving.engine import ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+    """Python code that loads both models."""
     draft, target = quote_python(draft), quote_python(target)
     return (
         "from tensorrt_llm import LLM\n"

@@ -5,6 +5,7 @@ from spec_kd.serving.engine import ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+    """Python code that generates with both models."""
     draft, target = quote_python(draft), quote_python(target)
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

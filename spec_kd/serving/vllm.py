@@ -8,6 +8,7 @@ from spec_kd.serving.engine import ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+    """The command that starts `vllm serve` with a draft model."""
     options = {"method": "draft_model", "model": draft, "num_speculative_tokens": num_draft_tokens}
     return f"vllm serve {quote_argument(target)} --speculative-config {shlex.quote(json.dumps(options))}"
 

@@ -1,3 +1,5 @@
+"""The trainers, which take the options of TRL and transformers."""
+
 from spec_kd.trainer.black_box_sft_config import BlackBoxSFTConfig
 from spec_kd.trainer.black_box_sft_trainer import BlackBoxSFTTrainer
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig

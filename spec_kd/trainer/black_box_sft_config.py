@@ -1,3 +1,5 @@
+"""Options of the training on what the target wrote, without its probabilities."""
+
 from dataclasses import dataclass
 
 from spec_kd.trainer.draft_config import DraftConfig

@@ -1,3 +1,5 @@
+"""Training on what the target wrote, without its probabilities."""
+
 from transformers import PreTrainedModel
 
 from spec_kd.probes import check_fused_log_probs

@@ -1,3 +1,5 @@
+"""Options of the training towards the target's probabilities."""
+
 from dataclasses import dataclass, field
 
 from spec_kd.checks import check_number

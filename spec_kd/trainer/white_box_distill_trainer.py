@@ -1,3 +1,5 @@
+"""Training towards the target's probabilities of each token."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from typing_extensions import override
 
 from spec_kd._private import get_config_model_id
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
@@ -277,6 +280,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             described += f", {info.sparse_method.describe_service(self.token_loss.divergence)} from {info.method}"
         return described
 
+    @override
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         reference = inputs.pop(REFERENCE_COLUMN, None)

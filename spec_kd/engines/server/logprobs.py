@@ -1,12 +1,12 @@
-"""What the answers of completion servers say of tokens, as ids of the target's tokenizer.
+r"""What the answers of completion servers say of tokens, as ids of the target's tokenizer.
 
 Log-probabilities belong to ids, but the OpenAI completions API speaks of tokens as strings. How these look:
 - `"token_id:123"`: vLLM with `return_tokens_as_token_ids`; exact.
 - an entry with an `id`: llama.cpp, whose `/v1/completions` answers in the shape of the chat API; exact.
 - `" the"`: the decoded token (SGLang, TensorRT-LLM, vLLM without the option, OpenAI). Several ids may decode to one
-  string: every part of a character of a byte-level tokenizer is "\\ufffd", and a sentencepiece word loses its space.
+  string: every part of a character of a byte-level tokenizer is "\ufffd", and a sentencepiece word loses its space.
 - `"Ġthe"` or `"▁the"`: the token as in the vocabulary (older vLLM).
-- `"bytes:\\\\xe2\\\\x80"`: OpenAI, for part of a character.
+- `"bytes:\\xe2\\x80"`: OpenAI, for part of a character.
 A string counts as an id only if it is exactly one id's; there is no guessing, and no tokenizing again.
 """
 
@@ -84,7 +84,7 @@ class FullContextError(MalformedResponseError):
     """An answer that ends before its limit, as the server has no room for more behind this prompt."""
 
 
-class UnidentifiedTokens(Exception):  # caught within the engine, which counts them over the batch
+class UnidentifiedTokens(Exception):  # noqa: N818  # caught within the engine, which counts them over the batch
     """Of one completion: the names that are not one id."""
 
     def __init__(self, names: Sequence[str]):

@@ -1,3 +1,5 @@
+"""Options of the training on completions that are written while it runs."""
+
 from dataclasses import dataclass, field, fields
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling

@@ -1,3 +1,5 @@
+"""Training on completions that are written while it runs."""
+
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator

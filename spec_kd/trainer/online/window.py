@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from spec_kd.open_types import Argument
 
@@ -25,6 +26,7 @@ class WindowCallback(TrainerCallback):
     def __init__(self, trainer: Any):
         self._trainer = trainer
 
+    @override
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Argument) -> None:
         if args.log_completions and state.is_world_process_zero and "loss" in kwargs["logs"]:
             self._trainer._write_texts()
