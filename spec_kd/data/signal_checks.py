@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.open_types import Record
+from spec_kd.open_types import Array, Record
 
 CHECKSUM_COLUMN = "teacher_checksum"
 
@@ -68,7 +68,7 @@ def check_logprobs(row: Record, where: str) -> None:
     _check_tie(row, 0, where)
 
 
-def check_sparse(row: Record, slots: np.ndarray, per_token: np.ndarray, info: TeacherInfo, where: str) -> None:
+def check_sparse(row: Record, slots: Array, per_token: Array, info: TeacherInfo, where: str) -> None:
     """Raises `ValueError` unless an unpacked signal holds distributions, and those of this row's completion.
 
     Args:
@@ -141,7 +141,7 @@ def _check_tie(row: Record, part: int, where: str) -> None:
         )
 
 
-def _check_agreement(row: Record, slots: np.ndarray, token: np.ndarray, logprobs: np.ndarray, where: str) -> None:
+def _check_agreement(row: Record, slots: Array, token: Array, logprobs: Array, where: str) -> None:
     """Without a checksum: where the written token is among the ids kept, both columns must say the same of it."""
     written = np.asarray(row["completion_ids"], np.int64)
     is_written = slots["id"] == written[token]

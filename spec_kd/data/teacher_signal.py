@@ -18,6 +18,7 @@ import numpy as np
 
 from spec_kd.engines.base import SignalSpec, SparseDistribution
 from spec_kd.losses import SPARSE_METHODS, SparseMethod
+from spec_kd.open_types import Array
 
 LOG_P_STEPS = 1024
 LOWEST_CODE = 2**16 - 1
@@ -91,11 +92,11 @@ def _count_id_bits(vocab_size: int) -> int:
     return max(1, (vocab_size - 1).bit_length())
 
 
-def _pack_bits(values: np.ndarray, bits: int) -> bytes:
+def _pack_bits(values: Array, bits: int) -> bytes:
     return np.packbits(((values[:, None] >> np.arange(bits)) & 1).astype(np.uint8), bitorder="little").tobytes()
 
 
-def _unpack_bits(content: bytes, count: int, bits: int) -> np.ndarray:
+def _unpack_bits(content: bytes, count: int, bits: int) -> Array:
     flags = np.unpackbits(np.frombuffer(content, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
     return flags @ (1 << np.arange(bits, dtype=np.int64))
 
@@ -132,7 +133,7 @@ def pack_sparse(slots: SparseDistribution, info: TeacherInfo) -> bytes:
     return b"".join(parts)
 
 
-def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[np.ndarray, np.ndarray]:
+def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[Array, Array]:
     """The slots of a completion.
 
     Args:
@@ -175,7 +176,7 @@ def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[n
     return slots, per_token
 
 
-def split_tokens(slots: np.ndarray, per_token: np.ndarray) -> list[bytes]:
+def split_tokens(slots: Array, per_token: Array) -> list[bytes]:
     """The slots of each token as bytes: an entry per token, which can be cut and packed with it."""
     content, ends = slots.tobytes(), np.cumsum(per_token) * SPARSE_FEATURE.itemsize
     return [

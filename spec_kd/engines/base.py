@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from spec_kd.open_types import Chunk
+from spec_kd.open_types import Array, Chunk
 
 
 class UnsupportedByEngineError(ValueError):
@@ -142,9 +140,9 @@ class SparseDistribution:
         counts (`list[numpy.ndarray]`, *optional*): int32, draws per id; of the sampled methods only.
     """
 
-    ids: list[np.ndarray]
-    log_p: list[np.ndarray] | None = None
-    counts: list[np.ndarray] | None = None
+    ids: list[Array]
+    log_p: list[Array] | None = None
+    counts: list[Array] | None = None
 
     def cut(self, part: Chunk) -> "SparseDistribution":
         """Those of some of the tokens."""

@@ -11,6 +11,7 @@ from spec_kd.checks import check_int
 from spec_kd.engines.base import SignalSpec, SparseDistribution
 from spec_kd.finite import NonFiniteError
 from spec_kd.losses import SPARSE_METHODS
+from spec_kd.open_types import Array
 
 DEFAULT_DRAWS = 50  # of RS-KD (arXiv 2503.16870): about 12 distinct ids a token on natural text
 DEFAULT_TOP_K = 16
@@ -112,7 +113,7 @@ class SparseRecorder(LogitsProcessor):
         kept = [part[row, :length] for part in self._all_kept]
         return self._all_logprobs[row, :length].tolist(), self._to_sparse(kept, length)
 
-    def reduce(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[np.ndarray, SparseDistribution | None]:
+    def reduce(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[Array, SparseDistribution | None]:
         """The same for text that exists: logits `(n, vocab_size)` and the tokens they are to predict, `(n,)`."""
         distribution = _Distribution(logits)
         kept = [part.cpu().numpy() for part in self._keep(distribution)]
@@ -135,7 +136,7 @@ class SparseRecorder(LogitsProcessor):
         has_log_p = self.signal.method == "sampled_logprobs"
         return (drawn.int(), distribution.log_p(drawn)) if has_log_p else (drawn.int(),)
 
-    def _to_sparse(self, kept: list[np.ndarray], length: int) -> SparseDistribution | None:
+    def _to_sparse(self, kept: list[Array], length: int) -> SparseDistribution | None:
         if not kept:
             return None
         ids, log_p = kept[0], kept[1] if len(kept) > 1 else None  # (T, K)
@@ -153,7 +154,7 @@ class SparseRecorder(LogitsProcessor):
         )
 
 
-def _to_numbers(logprobs: torch.Tensor) -> np.ndarray:
+def _to_numbers(logprobs: torch.Tensor) -> Array:
     """Log-probabilities as an array; raises [`NonFiniteError`] for NaN, which only logits that are not finite give."""
     values = logprobs.cpu().numpy()
     if np.isnan(values).any():

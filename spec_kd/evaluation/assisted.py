@@ -19,6 +19,7 @@ from spec_kd.evaluation.device_timing import synchronize
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
+from spec_kd.open_types import Array
 from spec_kd.sampling.logits_processors import build_warpers, check_truncation
 
 
@@ -38,11 +39,11 @@ class AssistedMetrics(AcceptanceMetrics):
 
     completion_ids: list[list[int]]
     rounds: list[list[Round]]
-    assisted_seconds: np.ndarray | None = None
-    assisted_first_seconds: np.ndarray | None = None
-    plain_seconds: np.ndarray | None = None
-    plain_first_seconds: np.ndarray | None = None
-    plain_tokens: np.ndarray | None = None
+    assisted_seconds: Array | None = None
+    assisted_first_seconds: Array | None = None
+    plain_seconds: Array | None = None
+    plain_first_seconds: Array | None = None
+    plain_tokens: Array | None = None
 
     @property
     def speedup(self) -> Interval | None:
@@ -159,7 +160,7 @@ def generate_assisted(
                 "plain_tokens": np.array([len(completion) for completion, _ in plain]),
             }
 
-    def count(value: Callable[[Round], int]) -> np.ndarray:
+    def count(value: Callable[[Round], int]) -> Array:
         return np.array([sum(map(value, prompt_rounds)) for prompt_rounds in rounds])
 
     return AssistedMetrics(

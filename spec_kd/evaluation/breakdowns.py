@@ -9,6 +9,7 @@ from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report.content import Breakdown, BreakdownRow
 from spec_kd.evaluation.response_replay import ResponseScores
 from spec_kd.evaluation.statistics import bootstrap_ratio
+from spec_kd.open_types import Array
 
 POSITION_EDGES = (0, 1, 4, 16, 64, 256, 1024)
 ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)
@@ -66,10 +67,10 @@ def break_down_by_column(
 
 def _make_rows(
     scores: ResponseScores,
-    groups: np.ndarray,
+    groups: Array,
     labels: Sequence[str],
     figures: AcceptanceMetrics | None = None,
-    of_prompt: np.ndarray | None = None,
+    of_prompt: Array | None = None,
 ) -> list[BreakdownRow]:
     """A row for each group that has tokens; `groups` is `(P, N)` and counts where a text has a token."""
     is_text = np.arange(groups.shape[1]) < scores.lengths.numpy()[:, None]  # (P, N)

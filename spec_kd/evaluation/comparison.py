@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from itertools import combinations
 
-import numpy as np
-
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report.content import Comparison
 from spec_kd.evaluation.statistics import Interval, bootstrap
+from spec_kd.open_types import Array
 
 
 def compare_alpha(figures: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
@@ -20,7 +19,7 @@ def compare_block_efficiency(figures: AcceptanceMetrics, baseline: AcceptanceMet
     return _compare((figures.tokens, figures.target_calls), (baseline.tokens, baseline.target_calls))
 
 
-def _compare(ratio: tuple[np.ndarray, np.ndarray], baseline: tuple[np.ndarray, np.ndarray]) -> Interval:
+def _compare(ratio: tuple[Array, Array], baseline: tuple[Array, Array]) -> Interval:
     """The difference of two ratios of sums over the same prompts."""
     return bootstrap(lambda a, n, b, m: a / n - b / m, *ratio, *baseline)
 

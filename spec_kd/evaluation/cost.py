@@ -22,7 +22,7 @@ from spec_kd.decoding.model_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
 from spec_kd.evaluation.device_timing import synchronize
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Array, JsonObject
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
 DEFAULT_CONTEXT = 256
@@ -218,13 +218,13 @@ class PrefillCost:
     per_token: float
 
     @classmethod
-    def fit(cls, prompt_tokens: np.ndarray, seconds: np.ndarray) -> "PrefillCost":
+    def fit(cls, prompt_tokens: Array, seconds: Array) -> "PrefillCost":
         """Least squares over prompts `(P,)`; of a single length, all but in proportion to it."""
         tokens = np.stack([np.ones(len(prompt_tokens)), prompt_tokens], axis=1)  # (P, 2)
         fixed, per_token = np.linalg.lstsq(tokens, seconds, rcond=None)[0]
         return cls(fixed=float(fixed), per_token=float(per_token))
 
-    def predict(self, prompt_tokens: np.ndarray) -> np.ndarray:
+    def predict(self, prompt_tokens: Array) -> Array:
         """Seconds for prompts of these lengths `(P,)`."""
         return np.maximum(self.fixed + self.per_token * prompt_tokens, 0.0)
 
@@ -245,7 +245,7 @@ class AssistedCosts:
     assisted_prefill: PrefillCost
     figures: list[AssistedMetrics] = field(repr=False)
 
-    def predict_speedup(self, prompt_tokens: np.ndarray, tokens: np.ndarray, target_calls: np.ndarray, gamma: int):
+    def predict_speedup(self, prompt_tokens: Array, tokens: Array, target_calls: Array, gamma: int):
         """Speed-up of whole requests, prompts included: seconds without the draft over seconds with it.
 
         Args:
@@ -344,7 +344,7 @@ def measure_assisted_costs(
     )
 
 
-def _measure_paces(run: AssistedMetrics) -> tuple[np.ndarray, np.ndarray]:
+def _measure_paces(run: AssistedMetrics) -> tuple[Array, Array]:
     """Seconds per plain step and per round behind the first one of each answer `(P,)`, NaN where it ends there."""
     is_timed = (run.plain_tokens > 1) & (run.target_calls > 1)
     if not is_timed.any():

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
+from spec_kd.open_types import Array
 
 
 def name_temperature(temperature: float) -> str:
@@ -31,18 +30,18 @@ class AcceptanceMetrics:
         alpha_tokens (`np.ndarray`, *optional*): Tokens of those texts `(P,)`.
     """
 
-    tokens: np.ndarray
-    target_calls: np.ndarray
-    accepted: np.ndarray
-    drafted: np.ndarray
-    drafting_rounds: np.ndarray
-    accepted_by_position: np.ndarray
+    tokens: Array
+    target_calls: Array
+    accepted: Array
+    drafted: Array
+    drafting_rounds: Array
+    accepted_by_position: Array
     temperature: float
     num_assistant_tokens: int
     draft_sampling: str
     method: str
-    alpha_sum: np.ndarray | None = None
-    alpha_tokens: np.ndarray | None = None
+    alpha_sum: Array | None = None
+    alpha_tokens: Array | None = None
 
     @property
     def alpha(self) -> Interval | None:

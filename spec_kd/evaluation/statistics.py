@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spec_kd.open_types import Call
+from spec_kd.open_types import Array, Call
 
 MAX_DRAWS_AT_ONCE = 2**22
 
@@ -18,8 +18,8 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    statistic: Call[np.ndarray],
-    *columns: np.ndarray,
+    statistic: Call[Array],
+    *columns: Array,
     num_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -58,8 +58,8 @@ def bootstrap(
 
 
 def bootstrap_ratio(
-    numerator: np.ndarray,
-    denominator: np.ndarray,
+    numerator: Array,
+    denominator: Array,
     *,
     num_resamples: int = 2000,
     confidence: float = 0.95,

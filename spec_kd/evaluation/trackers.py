@@ -11,7 +11,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
 from spec_kd.evaluation.report.formatting import format_interval
 from spec_kd.evaluation.report.plots import draw_intervals, finish_axis, new_figure
-from spec_kd.open_types import Call
+from spec_kd.open_types import Array, Call
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def plot_acceptance(metrics_by_temperature: Mapping[float, AcceptanceMetrics]) -
     return figure
 
 
-def render_pixels(figure: "Figure") -> np.ndarray:
+def render_pixels(figure: "Figure") -> Array:
     """The picture as uint8 `(height, width, 3)`."""
     from PIL import Image
 
@@ -84,7 +84,7 @@ def render_pixels(figure: "Figure") -> np.ndarray:
     return np.asarray(Image.open(png).convert("RGB"))
 
 
-def _send_to_tensorboard(callback: TensorBoardCallback, tag: str, pixels: np.ndarray, step: int) -> bool:
+def _send_to_tensorboard(callback: TensorBoardCallback, tag: str, pixels: Array, step: int) -> bool:
     if callback.tb_writer is None:
         return False
     callback.tb_writer.add_image(tag, pixels, step, dataformats="HWC")
@@ -92,7 +92,7 @@ def _send_to_tensorboard(callback: TensorBoardCallback, tag: str, pixels: np.nda
     return True
 
 
-def _send_to_wandb(_callback: WandbCallback, tag: str, pixels: np.ndarray, step: int) -> bool:
+def _send_to_wandb(_callback: WandbCallback, tag: str, pixels: Array, step: int) -> bool:
     import wandb
 
     if wandb.run is None:
@@ -101,7 +101,7 @@ def _send_to_wandb(_callback: WandbCallback, tag: str, pixels: np.ndarray, step:
     return True
 
 
-def _send_to_trackio(_callback: TrackioCallback, tag: str, pixels: np.ndarray, step: int) -> bool:
+def _send_to_trackio(_callback: TrackioCallback, tag: str, pixels: Array, step: int) -> bool:
     import trackio
 
     if trackio.context_vars.current_run.get() is None:

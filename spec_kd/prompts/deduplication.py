@@ -14,6 +14,7 @@ import numpy as np
 from rensa import RMinHash
 
 from spec_kd.checks import check_number
+from spec_kd.open_types import Array
 
 WINDOW = 5  # characters
 NUM_HASHES = 128
@@ -47,7 +48,7 @@ def normalize_text(messages_or_text: str | Sequence[Mapping[str, object]]) -> st
     return " ".join(unicodedata.normalize("NFKC", messages_or_text).casefold().split())
 
 
-def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8, *, compare_ends: bool = False) -> np.ndarray:
+def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8, *, compare_ends: bool = False) -> Array:
     """Finds texts that are nearly the same as an earlier one that is none itself.
 
     Args:
@@ -128,7 +129,7 @@ class NearDuplicateIndex:
         texts: Sequence[str],
         scopes: Sequence[int] | None = None,
         admit: Callable[[int], bool] = lambda position: True,
-    ) -> np.ndarray:
+    ) -> Array:
         """Finds the texts that are nearly the same as an earlier one, and adds the others.
 
         Args:
@@ -156,7 +157,7 @@ class NearDuplicateIndex:
         self._append(signatures[added], scopes[added], ends[added])
         return flags
 
-    def _sign_ends(self, texts: Sequence[str]) -> np.ndarray:
+    def _sign_ends(self, texts: Sequence[str]) -> Array:
         """(N, 2 * END_HASHES + 1), or (N, 0) where ends are not compared."""
         if not self._ends.shape[1]:
             return np.empty((len(texts), 0), dtype=np.uint8)
@@ -167,7 +168,7 @@ class NearDuplicateIndex:
             signed[rows] = np.concatenate([heads, tails, np.ones((len(rows), 1), np.uint8)], axis=1)
         return signed
 
-    def _are_ends_alike(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def _are_ends_alike(self, first: Array, second: Array) -> Array:
         """Whether two texts are not both long, or have like ends: (..., E), (..., E) -> (...)."""
         if not self._ends.shape[1]:
             return np.ones(np.broadcast_shapes(first.shape, second.shape)[:-1], dtype=bool)
@@ -175,7 +176,7 @@ class NearDuplicateIndex:
         heads, tails = (_compare(first[..., half], second[..., half]) >= self.threshold for half in halves)
         return (heads & tails) | ((first[..., -1] & second[..., -1]) == 0)
 
-    def _find(self, signatures: np.ndarray, scopes: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    def _find(self, signatures: Array, scopes: Array, ends: Array) -> Array:
         """Rows that are nearly the same, -1 where there is none: (N, H), (N,), (N, E) -> (N,)."""
         found = np.full(len(signatures), -1, dtype=np.int64)
         bands = signatures.view(self._band_type)  # (N, num_bands)
@@ -197,7 +198,7 @@ class NearDuplicateIndex:
             slots = (slots + 1) & (self._tables.shape[1] - 1)
         return found
 
-    def _append(self, signatures: np.ndarray, scopes: np.ndarray, ends: np.ndarray) -> None:
+    def _append(self, signatures: Array, scopes: Array, ends: Array) -> None:
         start, self._size = self._size, self._size + len(signatures)
         if self._size > len(self._signatures):
             # Grown in place by a quarter where the system allows: doubling would hold both copies.
@@ -216,7 +217,7 @@ class NearDuplicateIndex:
         for first in range(start, self._size, 4096):
             self._insert(np.arange(first, min(first + 4096, self._size)))
 
-    def _insert(self, rows: np.ndarray) -> None:
+    def _insert(self, rows: Array) -> None:
         slots = self._place(self._signatures[rows].view(self._band_type), self._scopes[rows])
         numbers = np.broadcast_to(np.arange(self._num_bands), slots.shape).ravel()
         slots, rows = slots.ravel(), np.repeat(rows, self._num_bands).astype(np.uint32)
@@ -229,7 +230,7 @@ class NearDuplicateIndex:
                 break
             slots = (slots + 1) & (self._tables.shape[1] - 1)
 
-    def _place(self, bands: np.ndarray, scopes: np.ndarray) -> np.ndarray:
+    def _place(self, bands: Array, scopes: Array) -> Array:
         """Where to begin in the table of each band: (N, num_bands), (N,) -> (N, num_bands)."""
         keys = bands.astype(np.uint64) ^ scopes[:, None] ^ self._salts
         keys ^= keys >> np.uint64(32)
@@ -237,7 +238,7 @@ class NearDuplicateIndex:
         return (keys >> np.uint64(32)).astype(np.int64) & (self._tables.shape[1] - 1)
 
 
-def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _compare(first: Array, second: Array) -> Array:
     """Estimated Jaccard similarity from the low bytes of the hashes: (..., H), (..., H) -> (...)."""
     num_equal = (first == second).view(np.uint8).sum(-1, dtype=np.uint8)  # fast, and 128 fits
     return (num_equal / first.shape[-1] - 1 / 256) / (
@@ -245,7 +246,7 @@ def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     )  # low bytes of different hashes are equal once in 256
 
 
-def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Array]:
     """Low bytes of the signatures, (N, H), and the scopes, (N,)."""
     # The end of a text is padded, so that short ones have windows too and none reaches into the next text.
     padding = "\0" * (WINDOW - 1)

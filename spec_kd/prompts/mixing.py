@@ -9,6 +9,7 @@ from datasets import Dataset, concatenate_datasets
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.escaping import escape_markdown, make_table
+from spec_kd.open_types import Array
 from spec_kd.prompts.unified_columns import unify_columns
 from spec_kd.stored_sets import check_stored_set
 
@@ -199,7 +200,7 @@ def _count_rows(sizes: Mapping[str, int], shares: Mapping[str, Fraction], num_pr
     return counts
 
 
-def _choose_rows(name: str, size: int, count: int, seed: int) -> np.ndarray:
+def _choose_rows(name: str, size: int, count: int, seed: int) -> Array:
     """Indices of `count` rows, none taken again before all others were."""
     rng = np.random.default_rng([seed, *name.encode()])
     passes = [rng.permutation(size) for _ in range(-(-count // size))]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.files import write_text
+from spec_kd.open_types import Array
 from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
 from spec_kd.prompts.languages import detect_language
 from spec_kd.prompts.markdown import render_markdown
@@ -213,7 +214,7 @@ def describe_prompts(
     )
 
 
-def summarize_lengths(lengths: np.ndarray) -> Lengths:
+def summarize_lengths(lengths: Array) -> Lengths:
     """Mean, percentiles (of prompts that are there, the lower one where two are as near) and histogram.
 
     Args:
@@ -232,7 +233,7 @@ def summarize_lengths(lengths: np.ndarray) -> Lengths:
     )
 
 
-def _measure_overlap(dataset: Dataset, digests: np.ndarray, other: Dataset, threshold: float, track) -> Overlap:
+def _measure_overlap(dataset: Dataset, digests: Array, other: Dataset, threshold: float, track) -> Overlap:
     index = NearDuplicateIndex(threshold)
     other_digests = array("Q")
     for row in _iterate_rows(other):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec_kd.checks import check_number
+from spec_kd.open_types import Array
 from spec_kd.prompts.deduplication import normalize_text
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ TEXT_COLUMNS = ("prompt", "messages", "prompt_ids", "input_ids", "text")  # the 
 logger = logging.getLogger(__name__)
 
 
-def group_rows(*keys: np.ndarray, links: np.ndarray | None = None) -> np.ndarray:
+def group_rows(*keys: Array, links: Array | None = None) -> Array:
     """The rows that belong on one side of a split because they share a key, directly or through other rows.
 
     Args:
@@ -59,7 +60,7 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def hash_prompts(prompts: Iterable[object]) -> np.ndarray:
+def hash_prompts(prompts: Iterable[object]) -> Array:
     """Numbers, the same for prompts in which the user and the tools say the same, as of [`normalize_text`].
 
     Args:
@@ -121,7 +122,7 @@ def hold_out_rows(dataset: "Dataset", num_rows: int) -> "tuple[Dataset, Dataset]
     return dataset.select(np.flatnonzero(is_held_out)), dataset.select(np.flatnonzero(~is_held_out))
 
 
-def find_leaks(train: "Dataset", test: "Dataset") -> np.ndarray:
+def find_leaks(train: "Dataset", test: "Dataset") -> Array:
     """Which training rows have the text, or are of the conversation, of a test row.
 
     Args:
@@ -143,7 +144,7 @@ def check_test_fraction(test_fraction: float) -> None:
     check_number("test_fraction", test_fraction, 0, below=1)
 
 
-def warn_of_empty_side(is_test: np.ndarray, groups: np.ndarray, test_fraction: float) -> None:
+def warn_of_empty_side(is_test: Array, groups: Array, test_fraction: float) -> None:
     """Warns where a side that was asked for has no rows, and says why.
 
     Args:
@@ -168,7 +169,7 @@ def warn_of_empty_side(is_test: np.ndarray, groups: np.ndarray, test_fraction: f
     )
 
 
-def _hash_keys(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
+def _hash_keys(dataset: "Dataset") -> tuple[Array, Array]:
     """Hashes of the conversations and of the texts of the rows, (N,) each."""
     names = dataset["conversation_id"] if "conversation_id" in dataset.column_names else [None] * len(dataset)
     column = next((name for name in TEXT_COLUMNS if name in dataset.column_names), None)
@@ -192,9 +193,7 @@ def _find_opening(prompt: object) -> str:
     return next((text for message in prompt if (text := normalize_text([message]))), "")
 
 
-def choose_test_rows(
-    conversations: np.ndarray, timestamps: np.ndarray, test_fraction: float, split_by: str, seed: int
-) -> np.ndarray:
+def choose_test_rows(conversations: Array, timestamps: Array, test_fraction: float, split_by: str, seed: int) -> Array:
     """Which rows are for testing. All rows of a conversation are on one side.
 
     Args:
@@ -224,7 +223,7 @@ def choose_test_rows(
     return is_test[numbers]
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def _mix(values: Array) -> Array:
     """The finalizer of SplitMix64 (Steele et al., 2014): uniform bits from any numbers."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spec_kd.open_types import Array
 from spec_kd.prompts.deduplication import normalize_text
 from spec_kd.prompts.logs.messages import Message
 from spec_kd.prompts.splitting import group_rows
@@ -71,7 +72,7 @@ class ConversationLinks:
         self._rows, self._beginnings = array("Q"), array("Q")
 
     @property
-    def numbers(self) -> np.ndarray:
+    def numbers(self) -> Array:
         """The numbers of the conversations by name or opening, (N,), uint64."""
         return np.array(self._numbers, dtype=np.uint64)
 
@@ -83,11 +84,11 @@ class ConversationLinks:
         self._numbers.append(number)
         self._wholes.append(whole)
 
-    def join(self) -> np.ndarray:
+    def join(self) -> Array:
         """For each prompt the first one of its conversation, (N,), int64."""
         return group_rows(self.numbers, links=self._find_links())
 
-    def group(self) -> np.ndarray:
+    def group(self) -> Array:
         """For each prompt the first one that belongs on the same side of a split, (N,), int64.
 
         Those are the prompts of its conversation, and those of others with the same turns of the user, under whatever
@@ -95,7 +96,7 @@ class ConversationLinks:
         """
         return group_rows(self.numbers, np.array(self._wholes, dtype=np.uint64), links=self._find_links())
 
-    def _find_links(self) -> np.ndarray:
+    def _find_links(self) -> Array:
         """Pairs of a prompt and one that its conversation began with under another name, (M, 2)."""
         wholes, beginnings = (np.array(values, dtype=np.uint64) for values in (self._wholes, self._beginnings))
         rows = np.array(self._rows, dtype=np.int64)
@@ -108,6 +109,6 @@ class ConversationLinks:
         return np.stack([rows[is_wanted], order[places[is_wanted]]], axis=1)
 
 
-def _pair(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _pair(one: Array, other: Array) -> Array:
     """One number for each pair of them."""
     return one * np.uint64(0x9E3779B97F4A7C15) + other

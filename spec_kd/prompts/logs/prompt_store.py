@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
 from spec_kd.files import compute_sum, explain_full_disk, is_intact, sweep, write_text
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Array, JsonObject
 from spec_kd.prompts.logs.conversations import ConversationLinks
 from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
 from spec_kd.stored_sets import find_own_sum
@@ -63,7 +63,7 @@ class PromptStore:
         return self._partial / "batches.sqlite"
 
     @property
-    def conversations(self) -> np.ndarray:
+    def conversations(self) -> Array:
         """Numbers of the conversations of the prompts written, (N,), uint64."""
         return self._links.numbers
 
@@ -116,7 +116,7 @@ class PromptStore:
                 self._num_tools += sum(row.tools is not None for row in rows)
                 writer.write_batch(_to_batch(rows))
 
-    def group_prompts(self) -> tuple[np.ndarray, np.ndarray]:
+    def group_prompts(self) -> tuple[Array, Array]:
         """For each prompt written the first of its conversation, and of its side of a split, see [`ConversationLinks`].
 
         Returns:
@@ -129,7 +129,7 @@ class PromptStore:
         """Removes what was written."""
         shutil.rmtree(self._partial, ignore_errors=True)
 
-    def split(self, is_test: np.ndarray) -> None:
+    def split(self, is_test: Array) -> None:
         """Distributes the prompts written. Optional columns that none of them has are left out.
 
         Prompts of conversations that were joined get the `conversation_id` of the first one.
@@ -178,7 +178,7 @@ class PromptStore:
 class _JoinedNames:
     """Gives the prompts of joined conversations one name, the first prompt's."""
 
-    def __init__(self, numbers: np.ndarray, groups: np.ndarray):
+    def __init__(self, numbers: Array, groups: Array):
         self._groups = groups
         self._several = np.unique(groups[numbers != numbers[groups]])
         self._names: dict[int, str] = {}
