@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TypeGuard, TypeVar, cast
 
 import torch
-from accelerate.utils import is_compiled_module, is_peft_model
+from accelerate.utils import is_compiled_module
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
@@ -73,8 +73,9 @@ class LogitTransform:
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under `torch.compile` and a `PeftModel` (LoRA layers stay active), or `model` itself."""
     # Text is written with a growing cache and with hooks, which take Dynamo minutes to trace.
-    inner = cast(PeftModel, model._orig_mod if is_compiled_module(model) else model)
-    return cast(PreTrainedModel, inner.get_base_model() if is_peft_model(inner) else inner)
+    inner = model._orig_mod if is_compiled_module(model) else model
+    # Accelerate's `is_peft_model` parses the metadata of installed packages at every call, which takes milliseconds.
+    return cast(PreTrainedModel, inner.get_base_model() if isinstance(inner, PeftModel) else inner)
 
 
 def unwrap_layer(module: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and datasets, made here: no test needs the network."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,6 +11,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from tiny import build_llama, build_tokenizer
+
+# What imports leave is a million objects. Collections during the imports, and the one that `Trainer.train` begins with,
+# would walk all of them.
+gc.disable()
 
 
 def pytest_addoption(parser):
@@ -48,6 +53,11 @@ def draft():
 @pytest.fixture
 def target():
     return build_llama(seed=1, hidden_size=48, layers=3)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):
