@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from spec_kd.engines.base import SamplingOptions, SignalSpec
+from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.server.engine import ServerEngine
+from spec_kd.sampling.options import SamplingOptions
 
-GREEDY = SamplingOptions(max_new_tokens=12)
+GREEDY = SamplingOptions(max_new_tokens=12, temperature=0.0)
 TOKEN_ONLY = SignalSpec("token_only")
 TOP_5 = SignalSpec("top_k_tail", top_k=5)
 TEXTS = ["a", "hello there", "f(x) = 2x", "the quick brown fox", "b", "1 + 1 ="]

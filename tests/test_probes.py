@@ -8,7 +8,6 @@ from tiny import build_llama, build_tokenizer
 from trl.trainer.utils import add_fused_lm_head
 
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
-from spec_kd.engines.base import SamplingOptions
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.heads import check_logits_are_known
 from spec_kd.probes import (
@@ -18,6 +17,7 @@ from spec_kd.probes import (
     group_for_generation,
     takes_padded_prompts,
 )
+from spec_kd.sampling.options import SamplingOptions
 
 SMALL = {
     "vocab_size": 261, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -112,7 +112,7 @@ def test_a_state_that_reads_padding_writes_prompts_one_by_one():
     assert group_for_generation(model, prompts) == [[0], [1], [2], [3]]
     assert group_for_generation(build_llama(seed=0), prompts) == [[0, 1, 2, 3]]
     engine = TransformersEngine(model, build_tokenizer())
-    options = SamplingOptions(max_new_tokens=6)
+    options = SamplingOptions(max_new_tokens=6, temperature=0.0)
     together = engine.generate(prompts, options)
     alone = [engine.generate([ids], options)[0] for ids in prompts]
     assert [completion.ids for completion in together] == [completion.ids for completion in alone]

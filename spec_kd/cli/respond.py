@@ -71,11 +71,11 @@ class RespondArguments:
     def check(self) -> None:
         """Raises `ValueError` for what is wrong whatever the prompts and the target are."""
         from spec_kd.data.responses import check_options
-        from spec_kd.engines.base import SamplingOptions
+        from spec_kd.sampling.options import SamplingOptions
 
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
-        options = SamplingOptions(self.max_new_tokens, self.temperature, self.seed, self.top_k, self.top_p)
+        options = SamplingOptions(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.seed)
         check_options(
             options,
             self.build_signal(),

@@ -183,8 +183,9 @@ def check_synthesis(arguments: SynthesizeArguments, target: TargetArguments) -> 
         OSError: For what is not there.
         ImportError: For an engine that is not installed.
     """
-    from spec_kd.engines.base import SamplingOptions, check_untruncated
+    from spec_kd.engines.base import check_untruncated
     from spec_kd.prompts.synthesis.synthesis import derive_pre_queries
+    from spec_kd.sampling.options import SamplingOptions
 
     options = arguments.build_options()
     target.check()

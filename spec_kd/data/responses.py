@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 import transformers
@@ -19,11 +18,11 @@ from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.unidentified_tokens import Answer, check_on_unidentified_token, complete_batch, report_dropped
 from spec_kd.data.unusable_prompts import check_on_unusable_prompt, complete_usable, find_unusable, report_skipped
-from spec_kd.engines.base import Engine, PromptBatch, SamplingOptions, SignalSpec
+from spec_kd.engines.base import Engine, PromptBatch, SignalSpec
 from spec_kd.engines.sparse_recorder import complete_request
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.progress import RowProgress
-from spec_kd.sampling.logits_processors import check_truncation
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
 
@@ -123,9 +122,8 @@ def generate_responses(
         `OSError`: `output_dir` cannot be written to.
     """
     signal = _read_signal(teacher_signal)
-    options = SamplingOptions(max_new_tokens, temperature, seed, top_k, top_p)
+    options = SamplingOptions(max_new_tokens, temperature, top_k, top_p, seed)
     check_options(options, signal, batch_size, shard_size, on_unidentified_token, on_unusable_prompt)
-    options = replace(options, temperature=float(temperature), top_p=float(top_p))
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     dataset, rows = prepare_prompts(prompts)
@@ -227,7 +225,7 @@ def score_completions(
     texts = IdLists(_join_ids(dataset, starts), store and store.folder)
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    unusable = find_unusable(engine, texts, SamplingOptions(max_new_tokens=0), signal, on_unusable_prompt)
+    unusable = find_unusable(engine, texts, None, signal, on_unusable_prompt)
     info = describe_teacher(engine, processing_class, signal, sampling_temperature, max_new_tokens, is_scored=True)
     if store is not None:
         _open_run(
@@ -334,14 +332,10 @@ def check_options(
     on_unusable_prompt: str = "raise",
 ) -> None:
     """Raises `ValueError` for options of [`generate_responses`] that are wrong whatever the prompts and the target."""
-    check_int("max_new_tokens", options.max_new_tokens)
     check_int("batch_size", batch_size, is_optional=True)
     check_int("shard_size", shard_size)
-    check_int("seed", options.seed, None)
-    check_number("temperature", options.temperature, 0, reason="0 is greedy.")
     check_on_unidentified_token(on_unidentified_token)
     check_on_unusable_prompt(on_unusable_prompt)
-    check_truncation(options.top_k, options.top_p)
     if options.is_truncated and signal is not None:
         raise ValueError(
             f"`teacher_signal={signal.method!r}` is of the whole distribution, and text sampled with `top_k="

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import accelerate
 
 from spec_kd.checks import check_choice
-from spec_kd.engines.base import Engine, PromptBatch, SamplingOptions, SignalSpec, UnusablePromptError
+from spec_kd.engines.base import Engine, PromptBatch, SignalSpec, UnusablePromptError
 from spec_kd.open_types import JsonValue
+from spec_kd.sampling.options import SamplingOptions
 
 CHOICES = ("raise", "skip")
 NUM_LISTED = 20
@@ -33,7 +34,7 @@ def check_on_unusable_prompt(on_unusable_prompt: str) -> None:
 def find_unusable(
     engine: Engine,
     prompts: Sequence[list[int]],
-    options: SamplingOptions,
+    options: SamplingOptions | None,
     signal: SignalSpec | None,
     on_unusable_prompt: str,
 ) -> dict[int, str]:
@@ -59,7 +60,7 @@ def _collect_unusable(
     engine: Engine,
     prompts: Sequence[list[int]],
     rows: range,
-    options: SamplingOptions,
+    options: SamplingOptions | None,
     signal: SignalSpec | None,
     found: dict[int, str],
 ) -> None:

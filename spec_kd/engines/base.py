@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from spec_kd.open_types import Array, Chunk
+from spec_kd.sampling.options import SamplingOptions
 
 
 class UnsupportedByEngineError(ValueError):
@@ -91,30 +92,6 @@ def tell_of(prompts: Sequence[list[int]], num_tokens: int, num_rows: int = 1) ->
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How completions are written.
-
-    Args:
-        max_new_tokens (`int`): Most tokens of a completion, the EOS included.
-        temperature (`float`, *optional*, defaults to `0.0`): 0.0 means greedy; otherwise the softmax at it.
-        seed (`int`, *optional*, defaults to `0`): Of the job; an engine derives from it what it needs per request.
-        top_k (`int`, *optional*, defaults to `0`): Most likely ids to sample from; 0 for all.
-        top_p (`float`, *optional*, defaults to `1.0`): Mass of the most likely ids to sample from.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    @property
-    def is_truncated(self) -> bool:
-        """Whether it samples from a part of the softmax."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
-
-
-@dataclass(frozen=True)
 class SignalSpec:
     """What to keep of the target's distribution at every completion token.
 
@@ -183,8 +160,13 @@ class Engine(Protocol):
     is_reproducible: bool
     logprobs_mode: str
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
         """Raises before the expensive work: prompts that do not fit, options or a signal that cannot be met.
+
+        Args:
+            prompts (`Sequence[list[int]]`): Ids of each; rows with their completions, if they are only scored.
+            options (`SamplingOptions`, *optional*): `None` if nothing is to be written.
+            signal (`SignalSpec`, *optional*): `None` if nothing is to be kept.
 
         Raises:
             UnusablePromptError: For a prompt that leaves no room for an answer, or that the engine cannot be sent.

@@ -23,7 +23,6 @@ from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import (
     Completion,
     PromptBatch,
-    SamplingOptions,
     SignalSpec,
     UnusablePromptError,
     derive_seed,
@@ -47,6 +46,7 @@ from spec_kd.open_types import Arguments
 from spec_kd.probes import check_padding, group_for_generation
 from spec_kd.sampling.drawn_token import DrawnToken
 from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
 
 MAX_SCORED_LOGITS = 2**24
@@ -105,13 +105,13 @@ class TransformersEngine:
             "target": hash_model(self.target),
         }
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
         """Raises `ValueError` for prompts that do not fit the target, or a signal it cannot give.
 
         And [`NonFiniteError`] for weights that are not finite: what a NaN writes is not text.
         """
         check_finite_weights(self.target, "target")
-        check_prompts_fit(prompts, self.target, options.max_new_tokens)
+        check_prompts_fit(prompts, self.target, 0 if options is None else options.max_new_tokens)
         if signal is not None:
             check_signal(signal, self.vocab_size)
 

@@ -14,7 +14,6 @@ import numpy as np
 from spec_kd.engines.base import (
     Completion,
     PromptBatch,
-    SamplingOptions,
     SignalSpec,
     SparseDistribution,
     UnsupportedByEngineError,
@@ -27,6 +26,7 @@ from spec_kd.engines.base import (
 )
 from spec_kd.open_types import Argument, JsonValue
 from spec_kd.progress import forward_updates
+from spec_kd.sampling.options import SamplingOptions
 
 LOGPROBS_MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
 SEED_BITS = 56  # never -1, which vLLM takes for no seed, and within the 64 bits of its generators
@@ -114,8 +114,8 @@ class VLLMEngine:
             "eos_token_ids": self.eos_token_ids,
         }
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
-        """Checks what `generate` and `score` do first; a text to be scored is a prompt with `max_new_tokens=0` here.
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
+        """Checks what `generate` and `score` do first; rows that are only scored have no `options`.
 
         Raises:
             `UnsupportedByEngineError`: A method that vLLM does not give, a `top_k` it was not made for, or
@@ -125,11 +125,13 @@ class VLLMEngine:
             `vllm.exceptions.VLLMValidationError`: What vLLM refuses itself, such as a temperature above 2.
         """
         self._count_logprobs(signal)
-        check_untruncated(options, self.name)
-        temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
-        if temperature != options.temperature:
-            raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}: take that or 0.")
-        room, limit = max(options.max_new_tokens, 1), self._config.max_model_len  # past which it stops without a word
+        if options is not None:
+            check_untruncated(options, self.name)
+            temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
+            if temperature != options.temperature:
+                raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}: take that or 0.")
+        room = 1 if options is None else options.max_new_tokens
+        limit = self._config.max_model_len  # vLLM stops there without an error
         for number, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(
@@ -204,7 +206,7 @@ class VLLMEngine:
             `RuntimeError`: vLLM returned something else than it was asked for.
         """
         texts = join_texts(prompts, completions)
-        self.check(texts, SamplingOptions(max_new_tokens=0), signal)
+        self.check(texts, None, signal)
         top_k = self._count_logprobs(signal)
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
         scored = []

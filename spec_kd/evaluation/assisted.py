@@ -20,7 +20,8 @@ from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Array
-from spec_kd.sampling.logits_processors import build_warpers, check_truncation
+from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.options import check_truncation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_te
 from spec_kd.heads import find_input_device
 from spec_kd.loading import load_model
 from spec_kd.open_types import Argument, Arguments
-from spec_kd.sampling.logits_processors import check_truncation
+from spec_kd.sampling.options import check_truncation
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 

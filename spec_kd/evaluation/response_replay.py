@@ -20,7 +20,7 @@ from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 from spec_kd.open_types import Record
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
-from spec_kd.sampling.logits_processors import check_truncation
+from spec_kd.sampling.options import check_truncation
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 ResponseRows = Iterable[Mapping[str, Sequence[int]]]

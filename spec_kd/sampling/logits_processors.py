@@ -2,14 +2,6 @@
 
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from spec_kd.checks import check_int, check_number
-
-
-def check_truncation(top_k: int, top_p: float) -> None:
-    """Raises `ValueError` for a `top_k` below 0 or a `top_p` outside (0, 1]."""
-    check_int("top_k", top_k, 0)
-    check_number("top_p", top_p, above=0, maximum=1, reason="1.0 is off.")
-
 
 def build_warpers(temperature: float, top_k: int = 0, top_p: float = 1.0) -> LogitsProcessorList:
     """What turns logits `(N, V)` into those that are sampled from; nothing where the text is greedy.

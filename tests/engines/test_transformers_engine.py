@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.engines.base import SamplingOptions, SignalSpec
+from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.sampling.options import SamplingOptions
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 METHODS = ["token_only", "sampled_counts", "sampled_logprobs", "top_k_tail"]
@@ -106,4 +107,4 @@ def test_draws_come_from_p(engine):
 )
 def test_requests_that_make_no_sense_are_refused(engine, request_, message):
     with pytest.raises(ValueError, match=message):
-        engine.check(PROMPTS, SamplingOptions(8), request_)
+        engine.check(PROMPTS, SamplingOptions(8, 0.0), request_)

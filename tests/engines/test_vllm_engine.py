@@ -10,8 +10,9 @@ import pytest
 import recorded_vllm as recorded
 from recorded_vllm import LLM, OTHER, PLAIN, STOPPED, Logprob
 
-from spec_kd.engines.base import Engine, SamplingOptions, SignalSpec, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import Engine, SignalSpec, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.vllm import VLLMEngine
+from spec_kd.sampling.options import SamplingOptions
 
 PROMPTS = [PLAIN, STOPPED, OTHER]
 SAMPLING = SamplingOptions(max_new_tokens=4, temperature=0.7, seed=21)
@@ -164,14 +165,19 @@ class TestGenerate:
         assert params[0] == expected  # and so everything else at its neutral default
 
     def test_greedy_is_temperature_0_without_a_seed(self, engine, llm):
-        completion = engine.generate([OTHER], SamplingOptions(4), TOP_2)[0]
+        completion = engine.generate([OTHER], SamplingOptions(4, 0.0), TOP_2)[0]
         assert completion.ids == [ids[0] for ids in completion.slots.ids] == [130, 187, 42, 79]
         assert [float(log_p[0]) for log_p in completion.slots.log_p] == pytest.approx(completion.token_logprobs)
         params = llm.calls[0][1][0]
         assert (params.temperature, params.seed) == (0.0, None)
 
     def test_every_request_has_its_own_stable_seed(self, engine, llm):
-        for options, seed in [(SAMPLING, "s"), (SAMPLING, "t"), (SamplingOptions(4, 0.7, 22), "s"), (SAMPLING, "s")]:
+        for options, seed in [
+            (SAMPLING, "s"),
+            (SAMPLING, "t"),
+            (SamplingOptions(4, 0.7, seed=22), "s"),
+            (SAMPLING, "s"),
+        ]:
             engine.generate([PLAIN, PLAIN, PLAIN], options, None, seed)
         seeds = [[params.seed for params in call[1]] for call in llm.calls]
         assert len({*seeds[0], *seeds[1], *seeds[2]}) == 9
@@ -254,10 +260,10 @@ class TestRefusals:
 
     def test_check_knows_it_all_in_advance(self, engine):
         engine.check([[5] * 60], SAMPLING, TOP_2)
-        engine.check([[5] * 63], SamplingOptions(max_new_tokens=0), TOP_2)  # as before scoring
+        engine.check([[5] * 63], None, TOP_2)  # as before scoring
         for prompts, options, signal in (
             ([[5] * 61], SAMPLING, TOP_2),
-            ([[5] * 64], SamplingOptions(max_new_tokens=0), TOP_2),
+            ([[5] * 64], None, TOP_2),
             ([[]], SAMPLING, TOP_2),
             ([PLAIN], SamplingOptions(4, temperature=0.001), TOP_2),
             ([PLAIN], SAMPLING, SignalSpec("top_k_tail", top_k=21)),

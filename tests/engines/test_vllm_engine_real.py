@@ -6,8 +6,9 @@ import torch
 from tiny import build_llama, build_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from spec_kd.engines.base import SamplingOptions, SignalSpec
+from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.vllm import VLLMEngine
+from spec_kd.sampling.options import SamplingOptions
 
 pytest.importorskip("vllm")
 
@@ -40,7 +41,7 @@ def test_agrees_with_transformers(tmp_path):
             torch.testing.assert_close(kept, log_p.topk(25).values, atol=1e-4, rtol=0)
             torch.testing.assert_close(kept, log_p.gather(-1, ids.long()), atol=1e-4, rtol=0)
 
-    greedy = engine.generate(prompts, SamplingOptions(12), signal)
+    greedy = engine.generate(prompts, SamplingOptions(12, 0.0), signal)
     check(greedy, 1.0)
     assert all(c.ids == [ids[0] for ids in c.slots.ids] for c in greedy)
     sampled = engine.generate(prompts, SamplingOptions(20, 0.7, seed=3), signal, "s")
@@ -52,7 +53,7 @@ def test_agrees_with_transformers(tmp_path):
 
     last = greedy[0].ids[5]
     stopping = VLLMEngine.from_llm(engine._llm, eos_token_ids=[last])
-    stopped = stopping.generate(prompts[:1], SamplingOptions(12), signal)[0]
+    stopped = stopping.generate(prompts[:1], SamplingOptions(12, 0.0), signal)[0]
     assert stopped.ids == greedy[0].ids[: greedy[0].ids.index(last) + 1]
     assert stopped.finish_reason == "stop"
     check([stopped], 1.0, prompts[:1])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spec_kd.sampling.logits_processors import build_warpers, check_truncation
+from spec_kd.sampling.logits_processors import build_warpers
 
 
 def truncate(logits, temperature, top_k, top_p):
@@ -27,11 +27,3 @@ def test_what_is_sampled_from(temperature, top_k, top_p):
 
 def test_greedy_text_is_not_warped():
     assert len(build_warpers(0.0, top_k=3, top_p=0.5)) == 0 == len(build_warpers(1.0))
-
-
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "message"), [(-1, 1.0, "`top_k` is -1"), (0, 0.0, "`top_p` is 0.0"), (0, 1.1, "`top_p` is 1.1")]
-)
-def test_options_out_of_range(top_k, top_p, message):
-    with pytest.raises(ValueError, match=message):
-        check_truncation(top_k, top_p)

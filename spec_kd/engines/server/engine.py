@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 
-from spec_kd.checks import check_choice, check_int, check_number
+from spec_kd.checks import check_choice
 from spec_kd.engines.base import (
     Completion,
-    SamplingOptions,
     SignalSpec,
     check_untruncated,
     derive_seed,
@@ -25,6 +24,7 @@ from spec_kd.engines.server.logprobs import (
 from spec_kd.engines.server.requests import RequestBuilder
 from spec_kd.engines.server.scoring import verify_scoring
 from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.secrets import strip_secrets
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -146,7 +146,7 @@ class ServerEngine:
             "request_fields": strip_secrets(self._requests.constant_fields, None),
         }
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None) -> None:
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
         """Checks what can be known without the server, as `generate` and `score` do first.
 
         Raises:
@@ -155,8 +155,8 @@ class ServerEngine:
             `ValueError`: An empty prompt or one with ids that the tokenizer does not have; an option out of its range.
         """
         self._requests.count_logprobs(signal)
-        check_untruncated(options, self.name)
-        check_number("temperature", options.temperature, 0)
+        if options is not None:
+            check_untruncated(options, self.name)
         self._requests.check_prompts(prompts)
 
     def generate(
@@ -189,7 +189,6 @@ class ServerEngine:
             `ValueError`: Before any request, as of `check`.
         """
         self.check(prompts, options, signal)
-        check_int("max_new_tokens", options.max_new_tokens)
         bodies = [
             self._requests.build(
                 name_prompt(prompts, index),
@@ -231,7 +230,7 @@ class ServerEngine:
             `ValueError`: Before any request: not one completion for each prompt, or empty ones.
         """
         texts = join_texts(prompts, completions)
-        self.check(texts, SamplingOptions(max_new_tokens=1), signal)
+        self.check(texts, None, signal)
         bodies = [self._requests.build_echo(text, self._requests.count_logprobs(signal)) for text in texts]
         if bodies and not self._is_scoring_verified:
             verify_scoring(prompts, self._requests, self._reader, self._post_all, self._collect)

@@ -7,12 +7,13 @@ from datasets import Dataset
 
 from spec_kd.data.prompt_rendering import render_prompt_ids
 from spec_kd.data.responses import generate_responses
-from spec_kd.engines.base import Engine, SamplingOptions, UnusablePromptError, derive_seed
+from spec_kd.engines.base import Engine, UnusablePromptError, derive_seed
 from spec_kd.progress import RowProgress
 from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter
 from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
 from spec_kd.prompts.synthesis.pre_query import cut_user_text, derive_pre_query, derive_turn_end
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SEED_BITS = 31
@@ -74,7 +75,7 @@ class ConversationWriter:
         for number, (temperature, top_p) in enumerate(settings):
             group = [c for c in conversations if (c.temperature, c.top_p) == (temperature, top_p)]
             sampling = SamplingOptions(
-                self._options.max_new_tokens, temperature, self._derive_seed(f"{name}-{number}"), top_p=top_p
+                self._options.max_new_tokens, temperature, top_p=top_p, seed=self._derive_seed(f"{name}-{number}")
             )
             for conversation, row in self._ask(group, [prompts[c.index] for c in group], sampling, f"{name}-{number}"):
                 text, fault = cut_user_text(
@@ -93,7 +94,7 @@ class ConversationWriter:
             for c in conversations
         )
         prompts = list(render_prompt_ids(rows, self._processing_class))
-        sampling = SamplingOptions(self._options.max_completion_tokens)
+        sampling = SamplingOptions(self._options.max_completion_tokens, temperature=0.0)
         for conversation, row in self._ask(conversations, prompts, sampling, name):
             text = self._tokenizer.decode(
                 row["completion_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False

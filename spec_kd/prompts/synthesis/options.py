@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.prompts.tool_catalog import Tool, dump_tools, wrap_tool
-from spec_kd.sampling.logits_processors import check_truncation
+from spec_kd.sampling.options import check_truncation
 
 TOOLS_PLACEHOLDER = "{tools}"
 

@@ -19,7 +19,7 @@ from spec_kd.checks import check_int, read_path
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
-from spec_kd.engines.base import Engine, SamplingOptions
+from spec_kd.engines.base import Engine
 from spec_kd.files import replacing
 from spec_kd.progress import RowProgress
 from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, normalize_text
@@ -29,6 +29,7 @@ from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions, as
 from spec_kd.prompts.synthesis.pre_query import derive_pre_query, derive_turn_end
 from spec_kd.prompts.synthesis.report import SynthesisReport, Tally
 from spec_kd.prompts.tool_catalog import dump_tools, load_tool_catalog
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import find_own_sum
 from spec_kd.vocabulary import ProcessingClass, fingerprint_tokenizer
 
@@ -171,7 +172,7 @@ def synthesize_queries(
         engine.eos_ids = sorted({*engine.eos_ids, *turn_end.ids})
     pre_queries = derive_pre_queries(options, processing_class)
     for sampling in options.samplings:
-        engine.check(pre_queries, SamplingOptions(max_new_tokens, sampling[0], seed, top_p=sampling[1]), None)
+        engine.check(pre_queries, SamplingOptions(max_new_tokens, sampling[0], top_p=sampling[1], seed=seed), None)
     settings = {
         **_describe(options),
         "text_filter": asdict(text_filter),

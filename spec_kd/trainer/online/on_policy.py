@@ -15,13 +15,14 @@ from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.prompt_rendering import prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
 from spec_kd.decoding.ragged_model import RaggedModel
-from spec_kd.engines.base import Completion, SamplingOptions, derive_seed
+from spec_kd.engines.base import Completion, derive_seed
 from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral
 from spec_kd.heads import evaluation_mode, find_input_device
 from spec_kd.open_types import JsonObject
 from spec_kd.probes import group_for_generation
 from spec_kd.sampling.drawn_token import DrawnToken
 from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 SOURCES = ("draft", "target", "mixed")

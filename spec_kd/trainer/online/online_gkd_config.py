@@ -8,7 +8,7 @@ from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.sparse_recorder import complete_request
 from spec_kd.losses import SPARSE_METHODS
 from spec_kd.open_types import JsonObject
-from spec_kd.sampling.logits_processors import check_truncation
+from spec_kd.sampling.options import check_truncation
 from spec_kd.trainer.online.on_policy import SOURCES
 from spec_kd.trainer.online.streaming import TRAINED_POSITIONS
 from spec_kd.trainer.online.vllm_options import VLLMOptions

@@ -25,10 +25,11 @@ from trl.models import unwrap_model_for_generation
 from spec_kd._private import disable_dropout_in_model
 from spec_kd.data.token_columns import TokenColumnCollator
 from spec_kd.decoding.ragged_model import check_reversible
-from spec_kd.engines.base import Completion, SamplingOptions
+from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.loading import choose_processing_class, find_processing_class
 from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.arguments import as_config, get_load_options
 from spec_kd.trainer.online.continuous_batching import ContinuousSource
 from spec_kd.trainer.online.on_policy import (

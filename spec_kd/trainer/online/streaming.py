@@ -18,10 +18,11 @@ from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, TOKEN_COLU
 from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.decoding import Round, generate_speculatively
 from spec_kd.decoding.rounds import CompletionInProgress
-from spec_kd.engines.base import Completion, SamplingOptions, SignalSpec, SparseDistribution, derive_seed
+from spec_kd.engines.base import Completion, SignalSpec, SparseDistribution, derive_seed
 from spec_kd.engines.sparse_recorder import SparseRecorder, complete_request, stack_sparse
 from spec_kd.engines.transformers import SEED_BITS, find_special_ids
 from spec_kd.open_types import JsonObject
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.teachers.live import LiveTargets, LiveTeacher
 from spec_kd.trainer.teachers.stored import StoredTargets, StoredTeacher
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer

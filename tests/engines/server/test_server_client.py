@@ -14,9 +14,9 @@ import pytest
 from local_server import FAULTS, GREEDY, TOKEN_ONLY, build_engine, generate_alone, send_json
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import SamplingOptions
 from spec_kd.engines.server import client as server_client
 from spec_kd.engines.server.client import ServerRequestError
+from spec_kd.sampling.options import SamplingOptions
 
 KEY = "sk-a-very-secret-key-0123456789"
 
@@ -27,7 +27,7 @@ def test_faults_that_may_pass_are_tried_again(serve, writer, prompts, fault, cap
         engine_options={"timeout": 0.4 if fault in ("slow", "late answer") else 5.0, "max_retries": 2}
     )
     server.faults.extend([fault] * 2)
-    completions = engine.generate(prompts[:3], SamplingOptions(3), TOKEN_ONLY)
+    completions = engine.generate(prompts[:3], SamplingOptions(3, 0.0), TOKEN_ONLY)
     assert [c.ids for c in completions] == [generate_alone(writer, prompt, 3) for prompt in prompts[:3]]
     assert len(server.requests) == 5
     assert len([r for r in caplog.records if r.name.startswith("spec_kd")]) == 2
@@ -42,7 +42,7 @@ def test_what_comes_after_an_answer_is_no_answer_to_the_next_request(serve, writ
     server, engine = serve(engine_options={"max_concurrency": 1, "max_retries": 2})
     server.traits["edit"] = lambda answer: {**answer, "choices": [{**answer["choices"][0], "prompt_token_ids": None}]}
     server.faults.extend([fault, None] * 3)
-    completions = engine.generate(prompts, SamplingOptions(3), TOKEN_ONLY)
+    completions = engine.generate(prompts, SamplingOptions(3, 0.0), TOKEN_ONLY)
     assert [c.ids for c in completions] == [generate_alone(writer, prompt, 3) for prompt in prompts]
 
 
@@ -86,24 +86,24 @@ def test_pauses_are_drawn_from_a_range_that_doubles_up_to_a_minute(serve, prompt
     ranges = []
     monkeypatch.setattr(engine._client._random, "uniform", lambda *ends: ranges.append(ends) or 0.0)
     server.faults.extend(["500"] * 5)
-    assert len(engine.generate(prompts[:1], SamplingOptions(1))) == 1
+    assert len(engine.generate(prompts[:1], SamplingOptions(1, 0.0))) == 1
     assert ranges == [(0.0, 10.0), (0.0, 20.0), (0.0, 40.0), (0.0, 60.0), (0.0, 60.0)]
 
 
 def test_the_number_of_requests_under_way_is_bounded(serve, prompts):
     server, engine = serve(delay=0.05, engine_options={"max_concurrency": 3})
-    engine.generate(prompts * 2, SamplingOptions(1))
+    engine.generate(prompts * 2, SamplingOptions(1, 0.0))
     assert server.most_in_flight == 3
     server, engine = serve(delay=0.05, engine_options={"max_concurrency": 1})
-    engine.generate(prompts[:4], SamplingOptions(1))
+    engine.generate(prompts[:4], SamplingOptions(1, 0.0))
     assert server.most_in_flight == 1
 
 
 def test_the_rate_of_requests_is_bounded_over_batches(serve, prompts):
     server, engine = serve(engine_options={"requests_per_minute": 600})
     server.faults.append("500")
-    engine.generate(prompts[:3], SamplingOptions(1))
-    engine.generate(prompts[:2], SamplingOptions(1))
+    engine.generate(prompts[:3], SamplingOptions(1, 0.0))
+    engine.generate(prompts[:2], SamplingOptions(1, 0.0))
     assert len(server.times) == 6 and server.times[-1] - server.times[0] >= 0.45  # 5 pauses of 0.1 s
 
 
@@ -164,7 +164,7 @@ def test_an_interrupt_in_a_notebook_cell_ends_the_batch(serve, prompts):
     server, engine = serve(delay=0.2, engine_options={"max_concurrency": 1})
 
     async def cell():
-        engine.generate(prompts * 20, SamplingOptions(1))
+        engine.generate(prompts * 20, SamplingOptions(1, 0.0))
 
     # A background job of a shell starts with the signal ignored
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -191,7 +191,7 @@ def test_the_key_is_sent_and_never_shown(serve, prompts, monkeypatch, caplog):
     shown = [repr(engine), str(engine), str(engine.describe()), str(vars(engine)), str(vars(engine._client))]
     for fault in sorted(FAULTS):
         server.faults.append(fault)
-        engine.generate(prompts[:1], SamplingOptions(1))
+        engine.generate(prompts[:1], SamplingOptions(1, 0.0))
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
 
     def echo_key(handler):
@@ -226,7 +226,7 @@ def test_a_password_in_the_address_is_sent_and_never_shown(serve, prompts, caplo
     server, _ = serve()
     address = server.base_url.replace("http://", "http://me:p%40ss-word-77@")
     engine = build_engine(server, base_url=address, max_retries=0)
-    engine.generate(prompts[:1], SamplingOptions(1))
+    engine.generate(prompts[:1], SamplingOptions(1, 0.0))
     assert server.headers[-1]["Authorization"] == "Basic bWU6cEBzcy13b3JkLTc3"
 
     def echo(handler):
@@ -270,7 +270,7 @@ def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(serve, prompts
 def test_without_a_key_a_placeholder_is_sent(serve, prompts, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server, engine = serve()
-    engine.generate(prompts[:1], SamplingOptions(1))
+    engine.generate(prompts[:1], SamplingOptions(1, 0.0))
     assert server.headers[0]["Authorization"] == "Bearer EMPTY"
 
 
@@ -287,7 +287,7 @@ def test_description(serve, prompts):
     assert described["completion_ids"] == "of the server" and described["eos_token_ids"] == [1]
     # A job goes on after its server came back elsewhere.
     assert build_engine(server, max_retries=1).describe() == build_engine(server, base_url="http://other/v1").describe()
-    engine.generate(prompts[:1], SamplingOptions(1))
+    engine.generate(prompts[:1], SamplingOptions(1, 0.0))
     sent = server.requests[-1]
     assert sent["top_k"] == 0 and sent["priority"] == 3 and "min_p" not in sent
     assert {name: sent[name] for name in described["request_fields"]} == described["request_fields"]
@@ -334,8 +334,8 @@ def test_without_the_openai_package_the_error_says_what_to_install(serve, monkey
 
 def test_the_modules_can_be_imported_without_the_openai_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    paths = sorted(Path(server_client.__file__).parent.glob("server*.py"))
-    assert len(paths) == 7
+    paths = sorted(Path(server_client.__file__).parent.glob("*.py"))
+    assert len(paths) == 9
     for path in paths:
         spec = importlib.util.spec_from_file_location(f"fresh_{path.stem}", path)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

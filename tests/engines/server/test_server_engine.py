@@ -8,9 +8,10 @@ import torch
 from local_server import GREEDY, TOKEN_ONLY, TOP_5, build_engine, generate_alone
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import SamplingOptions, SignalSpec, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import SignalSpec, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError
+from spec_kd.sampling.options import SamplingOptions
 
 
 def compute_log_p(model, prompt, completion, temperature=1.0):
@@ -225,8 +226,8 @@ def test_methods_that_servers_do_not_give_are_refused_before_any_request(serve, 
     with pytest.raises(ValueError, match="ids from 5 to 261, but the tokenizer has 261"):
         engine.generate([[5, 261]], GREEDY)
     with pytest.raises(ValueError, match="`temperature` is -1, but must be at least 0"):
-        engine.check(prompts, SamplingOptions(0, temperature=-1), None)
-    engine.check(prompts, SamplingOptions(0), TOP_5)  # nothing to be written: for scores
+        engine.check(prompts, SamplingOptions(1, temperature=-1), None)
+    engine.check(prompts, None, TOP_5)  # nothing is to be written, as for scores
     with pytest.raises(ValueError, match="6 prompts and 1 completions"):
         engine.score(prompts, [[5]], TOKEN_ONLY)
     with pytest.raises(ValueError, match="Row 1 has an empty prompt or completion"):

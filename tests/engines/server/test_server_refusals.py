@@ -9,8 +9,9 @@ from local_server import TEXTS, TOKEN_ONLY, send_json
 
 from spec_kd.data import generate_responses, score_completions
 from spec_kd.engines import UnusablePromptError
-from spec_kd.engines.base import MissingCompletionsError, PromptBatch, SamplingOptions
+from spec_kd.engines.base import MissingCompletionsError, PromptBatch
 from spec_kd.engines.server.client import ServerRequestError
+from spec_kd.sampling.options import SamplingOptions
 
 PROMPTS = [f"{text} {i}" for i in range(4) for text in TEXTS[:5]]  # 20
 TOO_LONG = "This model's maximum context length is 16 tokens."
@@ -84,7 +85,7 @@ def test_a_batch_has_the_answers_to_the_others(refusing, prompts):
     _, engine = refusing([0])
     asked = PromptBatch([*prompts[1:3], engine.processing_class(PROMPTS[0])["input_ids"]], [40, 50, 60])
     with pytest.raises(MissingCompletionsError, match=r"^Row 60: the server answered") as raised:
-        engine.generate(asked, SamplingOptions(4), TOKEN_ONLY)
+        engine.generate(asked, SamplingOptions(4, 0.0), TOKEN_ONLY)
     assert [c is None for c in raised.value.completions] == [False, False, True] and list(raised.value.reasons) == [2]
     assert isinstance(raised.value, ServerRequestError) and raised.value.status_code == 400
 

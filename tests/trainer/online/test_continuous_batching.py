@@ -8,7 +8,7 @@ from tiny import build_llama
 from transformers.generation import ContinuousBatchingConfig
 
 from spec_kd import OnlineGKDConfig, VocabularyMismatchError
-from spec_kd.engines.base import SamplingOptions
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.continuous_batching import ContinuousSource
 
 ROOM = {"num_blocks": 64, "max_batch_tokens": 64, "page_size": 32}

@@ -9,7 +9,7 @@ from tiny import build_llama
 from transformers import GenerationConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from spec_kd.engines.base import SamplingOptions
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.on_policy import (
     CompletionSource,
     RepeatedWindows,

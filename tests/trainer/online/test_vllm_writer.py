@@ -15,8 +15,9 @@ from trl import DistillationConfig
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from spec_kd.engines.base import Completion, SamplingOptions
+from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online import vllm_writer
 from spec_kd.trainer.online.on_policy import CompletionSource
 from spec_kd.trainer.online.vllm_options import VLLMOptions
@@ -142,7 +143,7 @@ def test_ids_beyond_the_vocabulary_are_never_written(saved, tokenizer, mode):
     draft = saved(vocab_size=288, tie=False)
     with torch.no_grad():
         draft.lm_head.weight[261:] *= 5.0
-    options = SamplingOptions(10)
+    options = SamplingOptions(10, 0.0)
     free = draft.generate(torch.tensor([PROMPTS[0]]), do_sample=False, max_new_tokens=10)[0]
     assert (free >= 261).any()
     writer = make_writer(draft, tokenizer, **mode)[0]
