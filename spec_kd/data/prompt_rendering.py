@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from datasets import Dataset, Features, Json, List
 
@@ -11,10 +12,10 @@ from spec_kd.open_types import JsonObject, Record
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass
 
-Prompts = Sequence[str] | Sequence[Sequence[Mapping[str, object]]] | Dataset
+Prompts: TypeAlias = Sequence[str] | Sequence[Sequence[Mapping[str, object]]] | Dataset
 
 
-def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[dict[str, object]]]:
+def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[JsonObject]]:
     """Checks the form of `prompts`.
 
     Returns:
@@ -49,7 +50,7 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[dict[str, objec
     return dataset, iterate_rows(dataset.select_columns([n for n in names if n in dataset.column_names]))
 
 
-def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: ProcessingClass) -> Iterator[list[int]]:
+def render_prompt_ids(rows: Iterable[JsonObject], processing_class: ProcessingClass) -> Iterator[list[int]]:
     """Ids of every prompt as the target sees them, one prompt at a time.
 
     Conversations go through the chat template with `add_generation_prompt=True`, `tools` and `chat_template_kwargs`;
@@ -74,7 +75,7 @@ def render_prompt_ids(rows: Iterable[dict[str, object]], processing_class: Proce
         yield ids
 
 
-def _render(row: dict[str, object], index: int, renderer: ChatRenderer) -> list[int]:
+def _render(row: JsonObject, index: int, renderer: ChatRenderer) -> list[int]:
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return renderer.tokenizer(prompt)["input_ids"]

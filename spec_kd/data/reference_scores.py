@@ -1,5 +1,8 @@
 """What a reference draft once scored, kept as a column: AdaSPEC without the reference in memory."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
@@ -9,6 +12,7 @@ from spec_kd.checks import check_dataset, check_int, check_number
 from spec_kd.data.token_columns import REFERENCE_COLUMN
 from spec_kd.heads import LogitHead, check_plain_head, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.losses import ForwardKL, fused_linear_divergence
+from spec_kd.open_types import JsonObject
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.stored_sets import check_stored_set
@@ -72,7 +76,9 @@ def add_reference_scores(
     return concatenate_datasets([dataset, Dataset.from_dict({REFERENCE_COLUMN: scores}, features=features)], axis=1)
 
 
-def _score(models: tuple, batch: list[dict], vocab_size: int, temperature: float) -> torch.Tensor:
+def _score(
+    models: Sequence[PreTrainedModel], batch: list[JsonObject], vocab_size: int, temperature: float
+) -> torch.Tensor:
     """KL(p‖q_ref) of the batch's N completion tokens, row after row, float32 `(N,)`."""
     ids = pad_sequence([torch.tensor(row["prompt_ids"] + row["completion_ids"]) for row in batch], batch_first=True)
     positions = torch.arange(ids.shape[1])
@@ -86,10 +92,11 @@ def _score(models: tuple, batch: list[dict], vocab_size: int, temperature: float
         states = compute_last_hidden_states(model, model.get_output_embeddings(), **inputs)  # (B, T, H)
         hidden.append(states[predicts.to(device)])  # (N, H)
     reference, head = LogitHead.of(models[0], vocab_size), LogitHead.of(models[1], vocab_size)
-    device = reference.module.weight.device
+    weight = cast(torch.Tensor, reference.module.weight)
+    device = weight.device
     return fused_linear_divergence(
         hidden[0].to(device),
-        reference.module.weight,
+        weight,
         lambda chunk: head(hidden[1][chunk]).to(device),
         ids.roll(-1, dims=1)[predicts].to(device),
         divergence=ForwardKL(),

@@ -121,7 +121,7 @@ def generate_responses(
         `BlockingIOError`: Another process is at work in `output_dir`, with an engine that would answer otherwise.
         `OSError`: `output_dir` cannot be written to.
     """
-    signal = _read_signal(teacher_signal)
+    signal = None if teacher_signal is None else _read_signal(teacher_signal)
     options = SamplingOptions(max_new_tokens, temperature, top_k, top_p, seed)
     check_options(options, signal, batch_size, shard_size, on_unidentified_token, on_unusable_prompt)
     check_target(target)
@@ -130,7 +130,7 @@ def generate_responses(
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    prompt_ids = IdLists(render_prompt_ids(rows, processing_class), store and store.folder)
+    prompt_ids = IdLists(render_prompt_ids(rows, processing_class), store.folder if store is not None else None)
     unusable = find_unusable(engine, prompt_ids, options, signal, on_unusable_prompt)
     info = None
     if signal is not None:
@@ -222,7 +222,7 @@ def score_completions(
     signal = _read_signal(teacher_signal)
     store = ShardStore(output_dir) if output_dir is not None else None
     starts: list[int] = []
-    texts = IdLists(_join_ids(dataset, starts), store and store.folder)
+    texts = IdLists(_join_ids(dataset, starts), store.folder if store is not None else None)
     engine, processing_class = as_engine(target, processing_class)
     batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
     unusable = find_unusable(engine, texts, None, signal, on_unusable_prompt)
@@ -319,7 +319,7 @@ def describe_teacher(
         sampling_temperature=sampling_temperature,
         max_new_tokens=max_new_tokens,
         logprobs_mode="processed" if is_processed else "raw",
-        logprobs_temperature=float(sampling_temperature) if is_processed else 1.0,
+        logprobs_temperature=float(sampling_temperature or 1) if is_processed else 1.0,
     )
 
 
@@ -344,13 +344,18 @@ def check_options(
         )
 
 
-def _read_signal(signal: str | SignalSpec | None) -> SignalSpec | None:
-    if signal is None:
-        return None
+def _read_signal(signal: str | SignalSpec) -> SignalSpec:
     return complete_request(SignalSpec(signal) if isinstance(signal, str) else signal)
 
 
-def _open_run(store, engine, processing_class, ids: IdLists, signal: SignalSpec | None, **settings) -> None:
+def _open_run(
+    store: ShardStore,
+    engine: Engine,
+    processing_class: ProcessingClass,
+    ids: IdLists,
+    signal: SignalSpec | None,
+    **settings: object,
+) -> None:
     fingerprint = {
         **settings,
         "signal": None if signal is None else vars(signal),
@@ -363,7 +368,7 @@ def _open_run(store, engine, processing_class, ids: IdLists, signal: SignalSpec 
     store.open_run(fingerprint, {"target_name": getattr(engine, "target_name", None), **versions})
 
 
-def _hash(values: Iterable) -> str:
+def _hash(values: Iterable[object]) -> str:
     """Of the list with these values, which need not exist."""
     digest = hashlib.sha256(b"[")
     for index, value in enumerate(values):

@@ -83,7 +83,7 @@ class Answers:
 
 def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, JsonValue]:
     """Rows without a completion, in order, and why, by one of the columns that say so."""
-    found = {}
+    found: dict[int, JsonValue] = {}
     for table in tables:
         if table is not None and table[column].null_count < len(table):
             lost = table.filter(pc.is_valid(table[column]))
@@ -129,11 +129,12 @@ def run_plan(
     """
     state = accelerate.PartialState()
     rank, world = (state.process_index, state.num_processes) if store is not None else (0, 1)
+    folder = None if store is None else store.output_dir
     num_rows = sum(len(rows) for shard in plan for _, rows in shard)
     tables = _read_tables(store, len(plan))
     if unidentified := _find_left_out(tables, "unmapped_tokens") if on_unidentified_token == "raise" else {}:
         raise ValueError(
-            f"`{store.output_dir}` was begun with `on_unidentified_token='drop'`: "
+            f"`{folder}` was begun with `on_unidentified_token='drop'`: "
             f"{describe_unidentified(unidentified)}. Repeat the call "
             "with that to leave them out, or choose another folder."
         )
@@ -148,10 +149,11 @@ def run_plan(
     with store.alone(not is_reproducible) if store is not None else nullcontext():
         tables = _read_tables(store, len(plan))  # another process may have finished in between
         num_done = sum(_count_done(table, ask_again) for table in tables)
-        if isinstance(show_progress, RowProgress):
-            bar = PartProgress(show_progress)
-        else:
-            bar = RowProgress(num_rows, description, show_progress and rank == 0, num_done)
+        bar = (
+            PartProgress(show_progress)
+            if isinstance(show_progress, RowProgress)
+            else RowProgress(num_rows, description, show_progress and rank == 0, num_done)
+        )
         with bar as progress:
             for number, shard in enumerate(plan):
                 if not _is_open(tables[number], ask_again):
@@ -166,17 +168,17 @@ def run_plan(
                     tables[number] = store.read(number)  # memory-mapped
                 elif ask_again:
                     raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, None)
-        if world > 1:
+        if store is not None and world > 1:
             state.wait_for_everyone()
             tables = [table if table is not None else store.read(number) for number, table in enumerate(tables)]
     missing = [number for number, table in enumerate(tables) if table is None]
     if missing:
         raise RuntimeError(
-            f"Shard {missing[0]} is not whole in `{store.output_dir}`: the process that was to write it failed, or "
+            f"Shard {missing[0]} is not whole in `{folder}`: the process that was to write it failed, or "
             "the processes do not share this folder. Repeat the call; finished shards are kept."
         )
     if ask_again:
-        raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, store and store.output_dir)
+        raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, folder)
     return Answers(tables)
 
 
@@ -203,7 +205,7 @@ def _complete_shard(
     progress: RowProgress,
 ) -> list[tuple[int, Answer | JsonObject]]:
     """The rows of a shard with their answers; those that are in a table of it are taken from there."""
-    found = {}
+    found: dict[int, Answer | JsonObject] = {}
     if table is not None:
         found = {row["row"]: row for row in table.to_pylist() if row["unusable_prompt"] is None}
     written = list(found.items())
@@ -224,7 +226,7 @@ def _to_table(written: list[tuple[int, Answer | JsonObject]], info: TeacherInfo 
         [c and c.ids for c in completions],
         [c and c.finish_reason for c in completions],
         [c and c.token_logprobs for c in completions],
-        [c and c.slots and pack_sparse(c.slots, info) for c in completions],
+        [c and c.slots and info and pack_sparse(c.slots, info) for c in completions],
         [answer if isinstance(answer, list) else None for answer in answers],
         [answer.reason if isinstance(answer, Unusable) else None for answer in answers],
     ]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import accelerate
 from datasets import Dataset, IterableDataset
@@ -102,6 +103,7 @@ def to_training_rows(
         logger.warning(
             "%s dataset: every assistant turn of its conversations is taken as the target's.", name.capitalize()
         )
+    processing_class = cast(ProcessingClass, processing_class)  # only rows of ids do without it
     template = processing_class.chat_template
     renderer = ChatRenderer(
         processing_class,

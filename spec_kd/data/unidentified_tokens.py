@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import accelerate
 
@@ -44,15 +45,15 @@ def complete_batch(
             padded rows of a head.
     """
     try:
-        answers = list(run())
+        answers: list[Answer] = list(run())
     except UnidentifiedTokensError as error:
         if on_unidentified_token == "raise":
             raise
-        answers = [names or completion for names, completion in zip(error.names, error.completions, strict=True)]
+        answers = _prefer_names(error.names, error.completions)
     except MissingCompletionsError as error:
         if on_unidentified_token == "raise" and any(error.unidentified):
             raise UnidentifiedTokensError(error.unidentified, error.completions) from error
-        answers = [names or completion for names, completion in zip(error.unidentified, error.completions, strict=True)]
+        answers = _prefer_names(error.unidentified, error.completions)
         for position, reason in error.reasons.items():
             answers[position] = Unusable(reason)
     for position, (row, answer) in enumerate(zip(rows, answers, strict=True)):
@@ -66,6 +67,10 @@ def complete_batch(
         if beyond:
             answers[position] = [f"(id {id}, beyond the tokenizer)" for id in beyond]
     return answers
+
+
+def _prefer_names(names: Sequence[list[str]], completions: Sequence[Completion | None]) -> list[Answer]:
+    return [unknown or cast(Completion, known) for unknown, known in zip(names, completions, strict=True)]
 
 
 def describe_unidentified(unidentified: Mapping[int, Sequence[str]]) -> str:
