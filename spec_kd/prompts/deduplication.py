@@ -143,18 +143,18 @@ class NearDuplicateIndex:
         Returns:
             `np.ndarray` of bool, one for each text.
         """
-        signatures, scopes = _sign(texts, scopes)
+        signatures, keys = _sign(texts, scopes)
         ends = self._sign_ends(texts)
-        flags = self._find(signatures, scopes, ends) >= 0
+        flags = self._find(signatures, keys, ends) >= 0
         # (N, N): pairs within the batch
-        alike = (scopes[:, None] == scopes) & (_compare(signatures[:, None], signatures[None]) >= self.threshold)
+        alike = (keys[:, None] == keys) & (_compare(signatures[:, None], signatures[None]) >= self.threshold)
         rows, others = np.nonzero(alike)
         alike[rows, others] = self._are_ends_alike(ends[rows], ends[others])
         added = np.zeros(len(texts), dtype=bool)
         for position in range(len(texts)):
             flags[position] |= bool((alike[position] & added).any())
             added[position] = not flags[position] and admit(position)
-        self._append(signatures[added], scopes[added], ends[added])
+        self._append(signatures[added], keys[added], ends[added])
         return flags
 
     def _sign_ends(self, texts: Sequence[str]) -> Array:

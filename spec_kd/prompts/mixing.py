@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.escaping import escape_markdown, make_table
-from spec_kd.open_types import Array
+from spec_kd.open_types import Array, JsonValue
 from spec_kd.prompts.unified_columns import unify_columns
 from spec_kd.stored_sets import check_stored_set
 
@@ -215,5 +215,5 @@ def _arrange(dataset: Dataset, order: Order, rng: np.random.Generator) -> Datase
         return dataset
     if isinstance(order, str):
         return dataset.sort(order)  # rows without a value come last
-    keys = [order(row) for row in dataset]
+    keys: list[JsonValue] = [order(row) for row in dataset]
     return dataset.select(sorted(range(len(dataset)), key=keys.__getitem__))

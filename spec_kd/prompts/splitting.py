@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec_kd.checks import check_number
-from spec_kd.open_types import Array
+from spec_kd.open_types import Array, JsonValue
 from spec_kd.prompts.deduplication import normalize_text
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def hash_prompts(prompts: Iterable[object]) -> Array:
+def hash_prompts(prompts: Iterable[JsonValue]) -> Array:
     """Numbers, the same for prompts in which the user and the tools say the same, as of [`normalize_text`].
 
     Args:
@@ -186,7 +186,7 @@ def _hash_keys(dataset: "Dataset") -> tuple[Array, Array]:
     return np.array(conversations, dtype=np.uint64), texts
 
 
-def _find_opening(prompt: object) -> str:
+def _find_opening(prompt: JsonValue) -> str:
     """The first turn of the user, or the whole text."""
     if isinstance(prompt, str):
         return normalize_text(prompt)

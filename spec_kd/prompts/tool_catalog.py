@@ -53,7 +53,7 @@ def check_tools(tools: object, where: str = "`tools`", *, unique_names: bool = T
     for number, tool in enumerate(tools):
         inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
         name = inner.get("name") if isinstance(inner, Mapping) else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(inner, Mapping) or not isinstance(name, str) or not name:
             raise ValueError(
                 f"{where} has no name for tool {number} ({tool!r:.80}). A schema is {{'name': ..., 'description': ..., "
                 "'parameters': ...}, alone or as the `function` of {'type': 'function', ...}."
@@ -93,7 +93,7 @@ def read_tools(value: object, where: str = "`tools`") -> list[Tool] | None:
 
 def _decode_all(text: str, where: str) -> list[object]:
     """The JSON values of a text, one after the other."""
-    decoder, values, position = json.JSONDecoder(), [], SEPARATORS.match(text).end()
+    decoder, values, position = json.JSONDecoder(), [], _skip_separators(text, 0)
     while position < len(text):
         try:
             value, position = decoder.raw_decode(text, position)
@@ -101,8 +101,13 @@ def _decode_all(text: str, where: str) -> list[object]:
             shown = text[position : position + 60]
             raise ValueError(f"{where} must be tool schemas as a list or as JSON, got the text {shown!r}.") from error
         values.append(value)
-        position = SEPARATORS.match(text, position).end()
+        position = _skip_separators(text, position)
     return values
+
+
+def _skip_separators(text: str, position: int) -> int:
+    match = SEPARATORS.match(text, position)
+    return position if match is None else match.end()
 
 
 def dump_tools(tools: Sequence[Tool]) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
 from spec_kd.data.arrow_padding import remove_padding
+from spec_kd.open_types import JsonValue
 
 Feature = object  # what `datasets` calls a feature type: a `Value`, a `List`, a dictionary of them, ...
 NULL = Value("null")
@@ -76,7 +77,7 @@ def _write_as_json(dataset: Dataset, column: str, feature: Feature) -> Dataset:
     Casting to `Json` directly would encode a second time what is JSON inside of the values.
     """
 
-    def write(value: object) -> object:
+    def write(value: JsonValue) -> JsonValue:
         if value is None:
             return None
         value = remove_padding(value, dataset.features[column])

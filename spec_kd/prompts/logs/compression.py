@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from spec_kd.open_types import JsonValue
+from spec_kd.open_types import Argument, JsonValue
 
 BUFFER = 2**16
 LONGEST_MAGIC = 10
@@ -91,7 +91,7 @@ class _Decompressed(io.RawIOBase):
         self._file.close()
         super().close()
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Argument) -> int:
         try:
             output = self._read(len(buffer))
         except (zlib.error, lzma.LZMAError, EOFError) as error:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from spec_kd.open_types import JsonValue
 
@@ -74,7 +74,7 @@ def check_redactions(kinds: Sequence[str]) -> None:
         raise ValueError(f"`redact` must be a list of {', '.join(map(repr, REDACTIONS))}, got {kinds!r}.")
 
 
-def redact_text(text: str, kinds: Sequence[str] = tuple(REDACTIONS)) -> str:
+def redact_text(text: str, kinds: Collection[str] = tuple(REDACTIONS)) -> str:
     """Replaces strings that look like personal data or secrets by `[EMAIL]`, `[PHONE]`, `[KEY]` or `[CARD]`.
 
     Patterns find what is written in a usual way and nothing else: they lower the risk, and are no anonymization (names
@@ -83,7 +83,7 @@ def redact_text(text: str, kinds: Sequence[str] = tuple(REDACTIONS)) -> str:
 
     Args:
         text (`str`): Any text.
-        kinds (`Sequence[str]`): Of [`REDACTIONS`].
+        kinds (`Collection[str]`): Of [`REDACTIONS`].
 
     Returns:
         `str`: The text, the same object where nothing was found.
@@ -101,7 +101,7 @@ def redact_messages(value: JsonValue, kinds: Sequence[str]) -> JsonValue:
 
     Args:
         value (`str`, number, `list`, `dict` or `None`): What JSON can hold.
-        kinds (`Sequence[str]`): Of [`REDACTIONS`].
+        kinds (`Collection[str]`): Of [`REDACTIONS`].
 
     Returns:
         A value of the same shape. Keys that become the same are told apart by a number behind them.

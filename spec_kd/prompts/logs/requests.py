@@ -47,7 +47,7 @@ def _join_system(system: JsonValue) -> str:
     """The text of `system`, whose blocks vLLM joins without a space."""
     if isinstance(system, str):
         return system
-    texts = [part.get("text") if isinstance(part, dict) else part for part in system]
+    texts: list[JsonValue] = [part.get("text") if isinstance(part, dict) else part for part in system]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`system` holds more than text: {system!r:.60}")
     return "".join(texts)

@@ -196,7 +196,11 @@ def _attach(
         if held is not None:
             yield held
         yield start, ValueError("a stream of events is too long")
-    elif isinstance(record, dict) and not any(record.get(key) for key in ("response", "choices", "output")):
+    elif (
+        held is not None
+        and isinstance(record, dict)
+        and not any(record.get(key) for key in ("response", "choices", "output"))
+    ):
         yield held[0], {**record, "response": "\n".join(lines)}
     else:
         if held is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from spec_kd.open_types import Argument
 from spec_kd.prompts.logs.compression import BUFFER, open_decompressed
 
 LONGEST = 2**24  # bytes of a line, characters of an item or a cell: what is longer is counted and skipped
@@ -66,7 +67,7 @@ class _Transcoder(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Argument) -> int:
         if not self._rest:
             self._rest = self._text.read(BUFFER).encode()
         size = min(len(buffer), len(self._rest))
