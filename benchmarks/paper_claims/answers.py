@@ -93,7 +93,7 @@ class Lab:
             return self.answer(self.target, self.queries.scenarios[scenario], temperature, scenario)
         weights = self.profile.plan.mixes[scenario]
         parts = {name: self.answer_scenario(name, temperature) for name in weights}
-        return mix_prompts(parts, weights).dataset
+        return mix_prompts(parts, weights=weights).dataset
 
     def choose_rows(self, cell: Cell) -> Dataset:
         """The rows that a cell learns from, with the teacher's signal where its teacher is cached.

@@ -152,7 +152,7 @@ def write_queries(
         options |= {"tool_catalog": collect_tools(rows, pattern), "keep_system_prompt": True}
     return synthesize_queries(
         target,
-        profile.domains[domain].num_synthetic,
+        num_queries=profile.domains[domain].num_synthetic,
         processing_class=tokenizer,
         max_completion_tokens=profile.data.max_new_tokens,
         test_set=test,

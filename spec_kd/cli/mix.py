@@ -142,4 +142,4 @@ def mix_parts(
     """`mix_prompts` with the order and the seed of the command."""
     from spec_kd.prompts.mixing import mix_prompts
 
-    return mix_prompts(parts, weights, num_prompts, arguments.order, arguments.seed)
+    return mix_prompts(parts, weights=weights, num_prompts=num_prompts, order=arguments.order, seed=arguments.seed)

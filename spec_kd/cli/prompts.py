@@ -1,13 +1,11 @@
 """`spec-kd prompts KIND`: prompt sets from what there is."""
 
-import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_int
 from spec_kd.cli.choices import tell_choices
 from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.mix import MixArguments, mix
@@ -23,6 +21,10 @@ from spec_kd.cli.prompt_sets import (
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.open_types import JsonObject
 from spec_kd.options import suggest
+
+if TYPE_CHECKING:
+    from spec_kd.prompts.curated import CuratedOptions
+    from spec_kd.prompts.logs.options import LogOptions
 
 KINDS = {
     "logs": "of what users asked the target, from its logs",
@@ -66,24 +68,24 @@ class LogArguments:
     max_per_day: int | None = field(default=None, metadata={"help": "Most prompts of one day (UTC)."})
     test_fraction: float = field(default=0.05, metadata={"help": "Share of the prompts for testing."})
     split_by: str = field(default="hash", metadata={"help": "Test conversations by 'hash', or the last by 'time'."})
-    redact: list[str] | None = field(default=None, metadata={"help": "What to replace: email, phone, key, card."})
+    redact: list[str] = field(default_factory=list, metadata={"help": "What to replace: email, phone, key, card."})
     on_error: str = field(default="skip", metadata={"help": "'skip' (and count) malformed records, or 'raise'."})
     seed: int = field(default=0, metadata={"help": "Of the split by hash."})
 
-    def check(self) -> None:
-        """Raises `ValueError` for an option out of its range."""
-        from spec_kd.prompts.logs.query_logs import check_log_options
+    def build_options(self) -> "LogOptions":
+        """The options of the function; raises `ValueError` for one out of its range."""
+        from spec_kd.prompts.logs.options import LogOptions
 
-        names = inspect.signature(check_log_options).parameters
-        options = {name: value for name, value in vars(self).items() if name in names}
-        check_log_options(**{**options, "redact": self.redact or ()}, processing_class=self.tokenizer)
+        options = LogOptions(**{one.name: getattr(self, one.name) for one in fields(LogOptions)})
+        options.check_tokenizer(self.tokenizer)
+        return options
 
 
 def read_logs(arguments: LogArguments, workspace: Workspace) -> JsonObject:
     """The step: prompts of logs in `output_dir`."""
     from spec_kd.prompts.logs.files import find_files
 
-    arguments.check()
+    options = arguments.build_options()
     files, _ = find_files(arguments.paths, Path(arguments.output_dir))
     if arguments.tokenizer is not None:
         check_exists(arguments.tokenizer)
@@ -98,23 +100,7 @@ def read_logs(arguments: LogArguments, workspace: Workspace) -> JsonObject:
         from spec_kd.prompts.logs.query_logs import load_query_logs
 
         tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer is not None else None
-        logs = load_query_logs(
-            arguments.paths,
-            arguments.output_dir,
-            format=arguments.format,
-            turns=arguments.turns,
-            processing_class=tokenizer,
-            min_tokens=arguments.min_tokens,
-            max_tokens=arguments.max_tokens,
-            near_duplicate_threshold=arguments.near_duplicate_threshold,
-            max_per_user=arguments.max_per_user,
-            max_per_day=arguments.max_per_day,
-            test_fraction=arguments.test_fraction,
-            split_by=arguments.split_by,
-            redact=arguments.redact or (),
-            on_error=arguments.on_error,
-            seed=arguments.seed,
-        )
+        logs = load_query_logs(arguments.paths, arguments.output_dir, options, processing_class=tokenizer)
         report = logs.report.to_dict()
         names = ("records", "malformed", "left_out", "reasons", "notes", "ignored_files", "dropped", "with_completion")
         counts = {name: report[name] for name in names}
@@ -168,24 +154,16 @@ class CuratedArguments:
     def __post_init__(self) -> None:
         check_test_fraction(self.test_fraction)
 
-    def check(self) -> None:
-        """Raises `ValueError` for options that are wrong whatever the dataset is."""
-        from spec_kd.prompts.curated import check_curated_options
+    def build_options(self) -> "CuratedOptions":
+        """The options of the function; raises `ValueError` for those that are wrong whatever the dataset is."""
+        from spec_kd.prompts.curated import CuratedOptions
 
-        check_int("seed", self.seed, 0)
-        check_curated_options(
-            self.turns, self.prompt_column, self.question_template, self.keep_completions, self.completion_column
-        )
-
-    def name_columns(self) -> JsonObject:
-        """The options that name columns."""
-        names = ("prompt_column", "question_template", "tools_column", "completion_column")
-        return {name: getattr(self, name) for name in names}
+        return CuratedOptions(**{one.name: getattr(self, one.name) for one in fields(CuratedOptions)})
 
 
 def read_curated(arguments: CuratedArguments, workspace: Workspace) -> JsonObject:
     """The step: prompts of a curated set in `output_dir`."""
-    arguments.check()
+    options = arguments.build_options()
     check_exists(arguments.dataset)
     inputs = {
         "dataset": {arguments.dataset: workspace.fingerprints.of_data(arguments.dataset)},
@@ -195,24 +173,9 @@ def read_curated(arguments: CuratedArguments, workspace: Workspace) -> JsonObjec
     def work() -> JsonObject:
         from spec_kd.prompts.curated import load_curated_prompts
 
-        def load(split: str) -> Any:
-            return load_curated_prompts(
-                arguments.dataset,
-                split=split,
-                config_name=arguments.config_name,
-                prompt_column=arguments.prompt_column,
-                question_template=arguments.question_template,
-                system_prompt=arguments.system_prompt,
-                tools_column=arguments.tools_column,
-                turns=arguments.turns,
-                keep_completions=arguments.keep_completions,
-                completion_column=arguments.completion_column,
-                seed=arguments.seed,
-            )
-
-        rows = load(arguments.split)
+        rows = load_curated_prompts(arguments.dataset, options)
         if arguments.test_split is not None:
-            test = load(arguments.test_split)
+            test = load_curated_prompts(arguments.dataset, options, split=arguments.test_split)
             return save_prompts(arguments.output_dir, leave_out_leaks(rows, test), test)
         return save_prompts(arguments.output_dir, *hold_out(rows, arguments.test_fraction, arguments.seed))
 
@@ -256,12 +219,10 @@ def check_part(arguments: LogArguments | CuratedArguments) -> None:
     if isinstance(arguments, LogArguments):
         from spec_kd.prompts.logs.files import find_files
 
-        arguments.check()
+        arguments.build_options()
         find_files(arguments.paths, Path(arguments.output_dir))
         return
-    from spec_kd.prompts.curated import check_curated_columns
-
-    arguments.check()
+    options = arguments.build_options()
     check_exists(arguments.dataset)
     if os.path.exists(arguments.dataset):
-        check_curated_columns(load_rows(arguments.dataset, arguments.split).column_names, **arguments.name_columns())
+        options.find_columns(load_rows(arguments.dataset, arguments.split).column_names)

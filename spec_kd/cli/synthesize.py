@@ -20,8 +20,6 @@ DESCRIPTION = (
     "of it. A killed job continues."
 )
 CONTINUES = ("num_queries", "max_asked", "test_fraction")
-OF_FILTER = ("min_tokens", "max_tokens", "max_repetition", "languages")
-NOT_PASSED = ("output_dir", "test_sets", "test_fraction", "tool_catalog", *OF_FILTER)
 
 
 @dataclass
@@ -42,8 +40,8 @@ class SynthesizeArguments:
     num_queries: int = field(metadata={"help": "How many queries to keep."})
     output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and the work."})
     test_fraction: float = field(default=0.05, metadata={"help": "Share of the queries held out for testing."})
-    system_prompts: list[str] | None = field(
-        default=None, metadata={"help": "System prompts that steer into a domain; one is drawn for each query."}
+    system_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "System prompts that steer into a domain; one is drawn for each query."}
     )
     keep_system_prompt: bool = field(
         default=False, metadata={"help": "Whether it belongs to the prompt, as one of the deployment does."}
@@ -97,26 +95,17 @@ class SynthesizeArguments:
             OSError: For a catalog that is not there.
         """
         from spec_kd.prompts.synthesis.options import SynthesisOptions
-        from spec_kd.prompts.synthesis.synthesis import check_amounts
-        from spec_kd.prompts.tool_catalog import load_tool_catalog
 
-        check_amounts(self.num_queries, self.max_asked, self.round_size, self.batch_size, self.near_duplicate_threshold)
-        self.build_filter()
         if self.tool_catalog is not None:
             check_exists(self.tool_catalog)
-        tools = () if self.tool_catalog is None else load_tool_catalog(self.tool_catalog)
-        names = [field.name for field in fields(SynthesisOptions)]
-        values = {name: value for name, value in vars(self).items() if name in names}
-        lists = {name: tuple(value or ()) for name, value in values.items() if isinstance(value, list) or value is None}
-        lists.pop("chat_template_kwargs", None)
-        return SynthesisOptions(**{**values, **lists, "tools": tuple(tools)})
+        self.build_filter()
+        return SynthesisOptions(**{one.name: getattr(self, one.name) for one in fields(SynthesisOptions)})
 
     def build_filter(self) -> "TextFilter":
         """Which queries are kept; raises `ValueError` for a limit out of its range."""
         from spec_kd.prompts.filters import TextFilter
 
-        languages = tuple(self.languages) if self.languages is not None else None
-        return TextFilter(self.min_tokens, self.max_tokens, self.max_repetition, languages)
+        return TextFilter(self.min_tokens, self.max_tokens, self.max_repetition, self.languages)
 
 
 SynthesizeCall = tuple[SynthesizeArguments, TargetArguments]
@@ -139,7 +128,7 @@ def run(call: SynthesizeCall) -> JsonObject:
 
 def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspace: Workspace) -> JsonObject:
     """The step: queries of the target in `output_dir`, and their yield."""
-    check_synthesis(arguments, target)
+    options = check_synthesis(arguments, target)
     sources = [*(arguments.test_sets or ()), *([arguments.tool_catalog] if arguments.tool_catalog else [])]
     for source in sources:
         check_exists(source)
@@ -155,12 +144,11 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
         model, processing_class = target.load()
         queries = synthesize_queries(
             model,
+            options,
             processing_class=processing_class,
-            tool_catalog=arguments.tool_catalog,
             text_filter=arguments.build_filter(),
             test_set=load_conversations(arguments.test_sets or ()) or None,
             output_dir=arguments.output_dir,
-            **{name: value for name, value in vars(arguments).items() if name not in NOT_PASSED},
         )
         report = queries.report.to_dict()
         if not len(queries.dataset):
@@ -174,8 +162,8 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
     return workspace.do(arguments.output_dir, "synthesize", inputs, PRODUCTS, work, CONTINUES)
 
 
-def check_synthesis(arguments: SynthesizeArguments, target: TargetArguments) -> None:
-    """Checks a synthesis without weights.
+def check_synthesis(arguments: SynthesizeArguments, target: TargetArguments) -> "SynthesisOptions":
+    """The options of a synthesis, checked without weights.
 
     Raises:
         ValueError: For options out of their range, a chat template that does not show what it is given, or sampling
@@ -193,6 +181,7 @@ def check_synthesis(arguments: SynthesizeArguments, target: TargetArguments) -> 
     if target.engine != "transformers":
         for temperature, top_p in options.samplings:
             check_untruncated(SamplingOptions(arguments.max_new_tokens, temperature, top_p=top_p), target.engine)
+    return options
 
 
 def load_conversations(sources: Iterable[str]) -> list[Any]:

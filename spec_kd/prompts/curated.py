@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
-from spec_kd.checks import check_int
+from spec_kd.checks import check_choice, check_int
 from spec_kd.data.arrow_padding import remove_row_padding
-from spec_kd.open_types import JsonValue, Record
+from spec_kd.open_types import Argument, JsonValue, Record
+from spec_kd.options import document_options, option, resolve_options
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.logs.formats import LoggedCall, read_record, split_turns
 from spec_kd.prompts.logs.messages import parse_json
@@ -26,19 +27,93 @@ NUM_LISTED = 5
 logger = logging.getLogger(__name__)
 
 
+@document_options
+@dataclass(frozen=True)
+class CuratedOptions:
+    """Options of [`load_curated_prompts`].
+
+    Raises:
+        ValueError: An option is out of its range, or two options contradict each other.
+    """
+
+    split: str = option("Split of the dataset to read; ignored for a `Dataset`.", "train")
+    config_name: str | None = option("Configuration of a dataset on the Hub; the only one by default.", None)
+    prompt_column: str | None = option(
+        "Column with the question: text, which is taken as it stands, or messages in the form of TRL or ShareGPT, also "
+        "as JSON text. By default the first of `prompt`, `messages` and `conversations`.",
+        None,
+    )
+    question_template: list[str] | None = option(
+        "Template that makes the question from the columns of a row by `str.format`, such as `{question} "
+        "{options[0]}`, in place of `prompt_column`; none by default. Of several templates each row gets one at "
+        "random. A row with an empty cell, or with one that is neither text nor a number, is left out.",
+        None,
+    )
+    system_prompt: str | None = option("System prompt, in place of the row's own, which is kept by default.", None)
+    tools_column: str | None = option(
+        "Column with the schemas of tools, as a list or as JSON text; no tools by default.", None
+    )
+    turns: str = option(
+        "Prompts to make of messages: the one before the last completion (last), before the first (first), or before "
+        "each (all). Earlier completions stay in the prompt, because the user and the target see them.",
+        "last",
+    )
+    keep_completions: bool = option(
+        "Whether to keep the dataset's own completions, from `completion_column` or from the messages, as "
+        "`completion`.",
+        False,
+    )
+    completion_column: str | None = option(
+        "Column with the completion, as text or messages; needs `keep_completions`. By default `completion` beside a "
+        "`prompt`, or the turn after the prompt in messages.",
+        None,
+    )
+    seed: int = option("Seed of the choice among templates.", 0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.question_template, str):
+            object.__setattr__(self, "question_template", [self.question_template])
+        check_choice("turns", self.turns, TURNS)
+        check_int("seed", self.seed, 0)
+        if self.prompt_column is not None and self.question_template is not None:
+            raise ValueError("`prompt_column` and `question_template` both say what the question is: give one of them.")
+        if self.completion_column is not None and not self.keep_completions:
+            raise ValueError(
+                "`completion_column` is given, but completions are not kept: pass `keep_completions=True` to keep them."
+            )
+
+    def find_columns(self, columns: Sequence[str]) -> "CuratedOptions":
+        """The options with the columns that they mean by default in a dataset with these columns.
+
+        Raises:
+            ValueError: Columns that the dataset does not have; names them, and those that it has.
+        """
+        prompt_column, completion_column = self.prompt_column, self.completion_column
+        if not self.question_template and prompt_column is None:
+            prompt_column = next((name for name in CONVERSATION_COLUMNS if name in columns), None)
+            if prompt_column is None:
+                raise ValueError(
+                    f"Which column has the question? The dataset has {list(columns)}, but none of "
+                    f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
+                )
+        if self.keep_completions and completion_column is None and prompt_column == "prompt":
+            completion_column = next((name for name in columns if name == "completion"), None)
+        wanted = {
+            "prompt_column": [prompt_column],
+            "tools_column": [self.tools_column],
+            "completion_column": [completion_column],
+            "question_template": [n for template in self.question_template or () for n in find_fields(template)],
+        }
+        for name, named in wanted.items():
+            if missing := sorted({column for column in named if column is not None} - set(columns)):
+                raise ValueError(
+                    f"`{name}` names {', '.join(map(repr, missing))}, but the dataset has the columns {list(columns)}."
+                )
+        return replace(self, prompt_column=prompt_column, completion_column=completion_column)
+
+
 def load_curated_prompts(
-    dataset: Dataset | DatasetDict | str,
-    *,
-    split: str = "train",
-    config_name: str | None = None,
-    prompt_column: str | None = None,
-    question_template: str | Sequence[str] | None = None,
-    system_prompt: str | None = None,
-    tools_column: str | None = None,
-    turns: str = "last",
-    keep_completions: bool = False,
-    completion_column: str | None = None,
-    seed: int = 0,
+    dataset: Dataset | DatasetDict | str, options: CuratedOptions | None = None, **given: Argument
 ) -> Dataset:
     r"""Takes the questions of a curated dataset as prompts for the target.
 
@@ -56,25 +131,8 @@ def load_curated_prompts(
         dataset (`Dataset`, `DatasetDict` or `str`):
             A dataset, a name on the Hub, or a local folder or file (JSON lines, CSV, TSV, Parquet, text). Cells of a
             CSV or TSV file are text as it stands, also `007` and `None`.
-        split (`str`): Which part of it; ignored for a `Dataset`.
-        config_name (`str`, *optional*): Which configuration, for a dataset on the Hub with several.
-        prompt_column (`str`, *optional*):
-            Column with the question: text, which is taken as it stands, or messages in the form of TRL or ShareGPT,
-            also as JSON text. By default the first of `prompt`, `messages` and `conversations`.
-        question_template (`str` or `list[str]`, *optional*):
-            Makes the question of the columns of a row by `str.format`: `"{question} {options[0]}"`. Of several
-            templates each row gets one at random. In place of `prompt_column`. A row with an empty cell, or one that is
-            neither text nor a number, is left out.
-        system_prompt (`str`, *optional*): Put before the question, in place of the row's own.
-        tools_column (`str`, *optional*): Column with schemas of tools, as a list or JSON text.
-        turns (`str`):
-            Of messages, the prompt before the last answer (`"last"`), before the first (`"first"`), or before each
-            (`"all"`). Earlier answers stay in the prompt as what the user and the target have before them.
-        keep_completions (`bool`): Keep the answers as `completion`: what `completion_column` or the messages have.
-        completion_column (`str`, *optional*):
-            Column with the answer, as text or messages; with `keep_completions` only. By default `completion` beside a
-            `prompt`, or the turn after the prompt in messages.
-        seed (`int`): Of the choice among templates.
+        options (`CuratedOptions`, *optional*): Options of the reading; the defaults of [`CuratedOptions`] by default.
+        given: The fields of [`CuratedOptions`] as keywords.
 
     Returns:
         `Dataset` with `prompt`, `tools` (JSON text, with `tools_column`), `completion` (with `keep_completions`),
@@ -86,27 +144,13 @@ def load_curated_prompts(
         `ValueError`: Names columns that the dataset does not have, and those that it has; options that contradict each
             other; no row with a question.
     """
-    check_curated_options(turns, prompt_column, question_template, keep_completions, completion_column)
-    check_int("seed", seed, 0)
+    options = resolve_options(CuratedOptions, options, given)
     is_bare = isinstance(dataset, Dataset)
-    dataset, source = _open(dataset, split, config_name)
-    prefix = source if is_bare else f"{source}:{split}"  # a row of another split is another conversation
-    templates = [question_template] if isinstance(question_template, str) else list(question_template or [])
-    prompt_column = check_curated_columns(
-        dataset.column_names,
-        prompt_column=prompt_column,
-        question_template=question_template,
-        tools_column=tools_column,
-        completion_column=completion_column,
-    )
-    if (
-        keep_completions
-        and completion_column is None
-        and prompt_column == "prompt"
-        and "completion" in dataset.column_names
-    ):
-        completion_column = "completion"
-    choices = np.random.default_rng(seed).integers(len(templates) or 1, size=len(dataset))
+    dataset, source = _open(dataset, options)
+    prefix = source if is_bare else f"{source}:{options.split}"  # a row of another split is another conversation
+    options = options.find_columns(dataset.column_names)
+    templates = options.question_template or []
+    choices = np.random.default_rng(options.seed).integers(len(templates) or 1, size=len(dataset))
     left_out: list[str] = []
 
     def build(rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
@@ -115,16 +159,16 @@ def load_curated_prompts(
             marked = {name: _strip_mark(values[position]) for name, values in rows.items()}
             row = remove_row_padding(marked, dataset.features)
             try:
-                question = row.get(prompt_column)
+                question = row.get(options.prompt_column)
                 if templates:
                     question = [{"role": "user", "content": fill_template(templates[choices[index]], row)}]
-                calls = _read_question(question, row.get(completion_column), row.get(tools_column), turns)
+                calls = _read_question(question, row, options)
             except ValueError as error:
                 left_out.append(f"row {index}: {error}")
                 continue
             for call in calls:
-                if system_prompt is not None:
-                    call = _replace_system(call, system_prompt)
+                if options.system_prompt is not None:
+                    call = _replace_system(call, options.system_prompt)
                 prompts.append((LoggedPrompt.encode(call, source), f"{prefix}:{index}"))
         return {
             "prompt": [prompt.messages for prompt, _ in prompts],
@@ -151,80 +195,22 @@ def load_curated_prompts(
         raise ValueError(f"{reasons}: nothing is left. Check which column has the question.")
     if left_out:
         logger.warning("%s and are left out.", reasons)
-    unused = ([] if keep_completions else ["completion"]) + ([] if tools_column else ["tools"])
+    unused = ([] if options.keep_completions else ["completion"]) + ([] if options.tools_column else ["tools"])
     return prompts.remove_columns(unused)
 
 
-def check_curated_options(
-    turns: str,
-    prompt_column: str | None,
-    question_template: str | Sequence[str] | None,
-    keep_completions: bool,
-    completion_column: str | None,
-) -> None:
-    """Raises `ValueError` for options of [`load_curated_prompts`] that are wrong whatever the dataset is."""
-    if turns not in TURNS:
-        raise ValueError(f"`turns` must be one of {', '.join(map(repr, TURNS))}, got {turns!r}.")
-    if prompt_column is not None and question_template is not None:
-        raise ValueError("`prompt_column` and `question_template` both say what the question is: give one of them.")
-    if completion_column is not None and not keep_completions:
-        raise ValueError(
-            "`completion_column` is given, but answers are left aside: pass `keep_completions=True` to keep them."
-        )
-
-
-def check_curated_columns(
-    columns: Sequence[str],
-    *,
-    prompt_column: str | None,
-    question_template: str | Sequence[str] | None,
-    tools_column: str | None,
-    completion_column: str | None,
-) -> str | None:
-    """The column with the question: `prompt_column`, or by default the first of `prompt`, `messages`, ...
-
-    Args:
-        columns (`Sequence[str]`): Columns of the dataset.
-        others: As of [`load_curated_prompts`].
-
-    Raises:
-        `ValueError`: Names columns that the dataset does not have, and those that it has.
-    """
-    templates = [question_template] if isinstance(question_template, str) else list(question_template or [])
-    if not templates and prompt_column is None:
-        prompt_column = next((name for name in CONVERSATION_COLUMNS if name in columns), None)
-        if prompt_column is None:
-            raise ValueError(
-                f"Which column has the question? The dataset has {list(columns)}, but none of "
-                f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
-            )
-    wanted = {
-        "prompt_column": [prompt_column],
-        "tools_column": [tools_column],
-        "completion_column": [completion_column],
-    }
-    wanted["question_template"] = [name for template in templates for name in find_fields(template)]
-    for option, names in wanted.items():
-        missing = sorted({name for name in names if name is not None} - set(columns))
-        if missing:
-            raise ValueError(
-                f"`{option}` names {', '.join(map(repr, missing))}, but the dataset has the columns {list(columns)}."
-            )
-    return prompt_column
-
-
-def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | None) -> tuple[Dataset, str]:
+def _open(dataset: Dataset | DatasetDict | str, options: CuratedOptions) -> tuple[Dataset, str]:
     """The dataset and a name for it."""
     source = str(dataset)
     if isinstance(dataset, str):
         if Path(dataset).is_file():
-            dataset = load_file(dataset, split)
+            dataset = load_file(dataset, options.split)
         else:
-            dataset = load_dataset(dataset, config_name, split=split)
+            dataset = load_dataset(dataset, options.config_name, split=options.split)
     elif isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise ValueError(f"`split` is {split!r}, but the dataset has {', '.join(map(repr, dataset))}.")
-        dataset, source = dataset[split], "dataset"
+        if options.split not in dataset:
+            raise ValueError(f"`split` is {options.split!r}, but the dataset has {', '.join(map(repr, dataset))}.")
+        dataset, source = dataset[options.split], "dataset"
     elif isinstance(dataset, Dataset):
         source = "dataset"
     else:
@@ -234,25 +220,29 @@ def _open(dataset: Dataset | DatasetDict | str, split: str, config_name: str | N
     return dataset, source if source != "dataset" else dataset.info.dataset_name or source
 
 
-def _read_question(question: JsonValue, answer: JsonValue, tools: JsonValue, turns: str) -> list[LoggedCall]:
+def _read_question(question: JsonValue, row: Record, options: CuratedOptions) -> list[LoggedCall]:
     """The prompts of a question that is text, messages of TRL or ShareGPT, or JSON text of such messages."""
-    messages, answers = _find_messages(question), _find_messages(answer)
-    tools = read_tools(tools)
-    if answers is None and answer is not None:
-        answers = [{"role": "assistant", "content": _read_text(answer, "answer")}]
+    cell = row.get(options.completion_column)
+    messages, completion, tools = (
+        _find_messages(question),
+        _find_messages(cell),
+        read_tools(row.get(options.tools_column)),
+    )
+    if completion is None and cell is not None:
+        completion = [{"role": "assistant", "content": _read_text(cell, "completion")}]
     if messages is None:
         text = _read_text(question, "question")
         if not text.strip():
             raise ValueError("the question is empty")
         messages = [{"role": "user", "content": text}]
-        calls = [read_record({"prompt": messages, "completion": answers, "tools": tools}, "trl")]
+        calls = [read_record({"prompt": messages, "completion": completion, "tools": tools}, "trl")]
     elif "from" in messages[0]:
         calls = split_turns(read_record({"conversations": messages, "tools": tools}), "all")
-    elif answers is not None:
-        calls = [read_record({"prompt": messages, "completion": answers, "tools": tools}, "trl")]
+    elif completion is not None:
+        calls = [read_record({"prompt": messages, "completion": completion, "tools": tools}, "trl")]
     else:
         calls = split_turns(read_record({"messages": messages, "tools": tools}, "trl"), "all")
-    return {"first": calls[:1], "last": calls[-1:], "all": calls}[turns]
+    return {"first": calls[:1], "last": calls[-1:], "all": calls}[options.turns]
 
 
 def _find_messages(value: JsonValue) -> list[Record] | None:

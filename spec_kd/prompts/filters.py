@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spec_kd.checks import check_int, check_number
+from spec_kd.options import document_options, option
 from spec_kd.prompts.deduplication import normalize_text
 from spec_kd.prompts.languages import detect_language
 
@@ -33,25 +34,23 @@ ASSISTANT_PHRASES = (
 _REFUSAL, _ASSISTANT = (re.compile("|".join(patterns), re.IGNORECASE) for patterns in (REFUSALS, ASSISTANT_PHRASES))
 
 
+@document_options
 @dataclass(frozen=True)
 class TextFilter:
-    """What a text must be to pass for a user's.
-
-    Args:
-        min_tokens (`int`, *optional*, defaults to `3`): Fewest tokens.
-        max_tokens (`int`, *optional*): Most tokens; no limit by default.
-        max_repetition (`float`, *optional*, defaults to `0.3`):
-            Largest share of repeated n-grams, see [`measure_repetition`]; 1.0 for no limit.
-        languages (`tuple[str, ...]`, *optional*): Codes as of [`detect_language`]; any language by default.
+    """Conditions that a text must meet to pass for a user's.
 
     Raises:
-        `ValueError`: A limit out of its range.
+        ValueError: A limit is out of its range.
     """
 
-    min_tokens: int = 3
-    max_tokens: int | None = None
-    max_repetition: float = 0.3
-    languages: tuple[str, ...] | None = None
+    min_tokens: int = option("Fewest tokens of a user's turn.", 3)
+    max_tokens: int | None = option("Most tokens of a user's turn; no limit by default.", None)
+    max_repetition: float = option(
+        "Largest share of repeated n-grams of 4 words, see `measure_repetition`; 1 is no limit.", 0.3
+    )
+    languages: list[str] | None = option(
+        "Codes of the languages to keep, such as en, see `detect_language`; any language by default.", None
+    )
 
     def __post_init__(self) -> None:
         check_int("min_tokens", self.min_tokens, 0)

@@ -3,17 +3,59 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.escaping import escape_markdown, make_table
-from spec_kd.open_types import Array, JsonValue
+from spec_kd.open_types import Argument, Array, JsonValue
+from spec_kd.options import document_options, option, resolve_options
 from spec_kd.prompts.unified_columns import unify_columns
 from spec_kd.stored_sets import check_stored_set
 
-Order = str | Callable[[dict[str, object]], object]
+if TYPE_CHECKING:
+    Order = str | Callable[[dict[str, object]], object]
+else:
+    Order = str  # a command line names an order; only Python can give a function
+
+
+@document_options
+@dataclass(frozen=True)
+class MixOptions:
+    """Options of [`mix_prompts`].
+
+    In Python, `order` may also be a function of a row, by whose value the rows are sorted.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+
+    weights: dict[str, float] | None = option(
+        "Weight of each part relative to the others; 0 leaves a part out. By default every row counts the same.", None
+    )
+    num_prompts: int | None = option(
+        "Number of rows of the mix. By default the most that the weights allow without repeating a row. With more, "
+        "parts that are too small are repeated: each of their rows comes k or k + 1 times.",
+        None,
+    )
+    order: Order = option(
+        "Order of the rows: shuffled, curriculum (one part after the other, in the order given), or the name of a "
+        "column to sort by, smallest first, ties shuffled.",
+        "shuffled",
+    )
+    seed: int = option(
+        "Seed of the choice of rows and of the shuffling. The rows chosen from a part do not depend on the other "
+        "parts, except for their number.",
+        0,
+    )
+
+    def __post_init__(self) -> None:
+        for name, weight in (self.weights or {}).items():
+            check_number(f"weights[{name!r}]", weight, 0)
+        check_int("num_prompts", self.num_prompts, is_optional=True)
+        check_int("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -81,13 +123,7 @@ class MixedPrompts:
     report: MixReport
 
 
-def mix_prompts(
-    datasets: Mapping[str, Dataset],
-    weights: Mapping[str, float] | None = None,
-    num_prompts: int | None = None,
-    order: Order = "shuffled",
-    seed: int = 0,
-) -> MixedPrompts:
+def mix_prompts(datasets: Mapping[str, Dataset], options: MixOptions | None = None, **given: Argument) -> MixedPrompts:
     """Mixes prompt sets, such as those of the three scenarios.
 
     The rows of a part are chosen at random. Columns that only some parts have are `None` in the rows of the others;
@@ -95,17 +131,8 @@ def mix_prompts(
 
     Args:
         datasets (`Mapping[str, Dataset]`): The parts by name.
-        weights (`Mapping[str, float]`, *optional*):
-            How much of each part, relative to each other; 0 leaves a part out. By default every row counts the same.
-        num_prompts (`int`, *optional*):
-            Rows of the mix. By default the most that the weights allow without repeating a row. With more, parts that
-            are too small are gone through again: each of their rows comes k or k + 1 times.
-        order (`str` or `Callable`, *optional*, defaults to `"shuffled"`):
-            `"shuffled"`; `"curriculum"`: one part after the other, in the order given; or a column's name, or a
-            function of a row, to sort by, smallest first, ties shuffled.
-        seed (`int`, *optional*, defaults to 0):
-            Of the choice of rows and of the shuffling. The rows chosen from a part do not depend on the other parts,
-            except for their number.
+        options (`MixOptions`, *optional*): Options of the mix; the defaults of [`MixOptions`] by default.
+        given: The fields of [`MixOptions`] as keywords.
 
     Returns:
         `MixedPrompts` with `dataset` and `report`.
@@ -121,8 +148,7 @@ def mix_prompts(
         if not isinstance(dataset, Dataset):
             raise ValueError(f"`datasets[{name!r}]` must be a `datasets.Dataset`, got a {type(dataset).__name__}.")
     check_stored_set(datasets)
-    check_int("num_prompts", num_prompts, is_optional=True)
-    check_int("seed", seed, 0)
+    options = resolve_options(MixOptions, options, given)
     sizes = {name: len(dataset) for name, dataset in datasets.items()}
     if not sum(sizes.values()):
         raise ValueError(f"There is nothing to mix: the parts {list(datasets)} have no rows.")
@@ -132,14 +158,14 @@ def mix_prompts(
                 f"`{name}` has the columns {dataset.column_names} but no `prompt`. Rename its column with "
                 "`dataset.rename_column(...)`."
             )
-    shares = _compute_shares(sizes, weights)
-    counts = _count_rows(sizes, shares, num_prompts)
+    shares = _compute_shares(sizes, options.weights)
+    counts = _count_rows(sizes, shares, options.num_prompts)
     used = {name: datasets[name] for name, count in counts.items() if count}
-    _check_order(order, used)
+    _check_order(options.order, used)
     for name, dataset in used.items():
-        used[name] = dataset.select(_choose_rows(name, sizes[name], counts[name], seed))
+        used[name] = dataset.select(_choose_rows(name, sizes[name], counts[name], options.seed))
     mixed = concatenate_datasets(list(unify_columns(used).values()))
-    mixed = _arrange(mixed, order, np.random.default_rng(seed))
+    mixed = _arrange(mixed, options.order, np.random.default_rng(options.seed))
     parts = tuple(
         MixedPart(
             name=name,
@@ -151,8 +177,8 @@ def mix_prompts(
         )
         for name, size in sizes.items()
     )
-    order_name = order if isinstance(order, str) else getattr(order, "__name__", repr(order))
-    return MixedPrompts(mixed, MixReport(len(mixed), order_name, seed, parts))
+    order = options.order if isinstance(options.order, str) else getattr(options.order, "__name__", repr(options.order))
+    return MixedPrompts(mixed, MixReport(len(mixed), order, options.seed, parts))
 
 
 def _check_order(order: Order, datasets: Mapping[str, Dataset]) -> None:
@@ -174,7 +200,6 @@ def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | Non
             "it out."
         )
     for name, weight in weights.items():
-        check_number(f"weights[{name!r}]", weight, 0)
         if weight and not sizes[name]:
             raise ValueError(f"`{name}` has the weight {weight} but no rows. Give it the weight 0 or leave it out.")
     exact = {name: Fraction(str(weights[name])) for name in sizes}

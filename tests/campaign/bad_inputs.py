@@ -47,7 +47,9 @@ class World:
         return spec_kd.score_completions(self.model, dataset, processing_class=self.tokenizer, **options)
 
     def synthesize(self, num_queries: Any = 1, **options: Any) -> Any:
-        return spec_kd.synthesize_queries(self.model, num_queries, processing_class=self.tokenizer, **options)
+        return spec_kd.synthesize_queries(
+            self.model, num_queries=num_queries, processing_class=self.tokenizer, **options
+        )
 
     def evaluate(self, drafts: Any = None, **options: Any) -> Any:
         drafts = self.model if drafts is None else drafts
@@ -139,7 +141,7 @@ PYTHON = {
     "curated file, corrupt": (lambda w: spec_kd.load_curated_prompts(w.write("c.parquet", b"PAR1x")), "c.parquet"),
     "mix of a list": (lambda w: spec_kd.mix_prompts([w.rows]), "`datasets` must be prompt sets by name"),
     "mix of lists": (lambda w: spec_kd.mix_prompts({"a": [1]}), "`datasets['a']` must be"),
-    "mix by nan": (lambda w: spec_kd.mix_prompts({"a": w.prompts}, {"a": NAN}), is_number("weights['a']", NAN)),
+    "mix by nan": (lambda w: spec_kd.mix_prompts({"a": w.prompts}, weights={"a": NAN}), is_number("weights['a']", NAN)),
     "mix of 2.5": (lambda w: spec_kd.mix_prompts({"a": w.prompts}, num_prompts=2.5), is_whole("num_prompts", 2.5)),
     "no drafts": (lambda w: w.evaluate({}), "`drafts` is empty"),
     "drafts as number": (lambda w: w.evaluate(5), "`drafts` is 5"),

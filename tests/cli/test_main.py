@@ -13,11 +13,11 @@ from spec_kd.cli import evaluate, mix, prompts, respond, synthesize
 from spec_kd.cli.main import COMMANDS, main, to_json
 from spec_kd.data import generate_responses
 from spec_kd.evaluation.evaluate import evaluate_draft
-from spec_kd.prompts.curated import load_curated_prompts
+from spec_kd.prompts.curated import CuratedOptions
 from spec_kd.prompts.filters import TextFilter
-from spec_kd.prompts.logs.query_logs import load_query_logs
-from spec_kd.prompts.mixing import mix_prompts
-from spec_kd.prompts.synthesis.synthesis import synthesize_queries
+from spec_kd.prompts.logs.options import LogOptions
+from spec_kd.prompts.mixing import MixOptions
+from spec_kd.prompts.synthesis.options import SynthesisOptions
 
 
 def test_help_is_fast_and_names_every_command():
@@ -93,20 +93,25 @@ def test_json_has_no_nan():
     [
         (respond.RespondArguments, generate_responses, {"signal_top_k"}),
         (evaluate.EvaluateArguments, evaluate_draft, {"engine"}),
-        (prompts.LogArguments, load_query_logs, set()),
-        (prompts.CuratedArguments, load_curated_prompts, set()),
-        (mix.MixArguments, mix_prompts, set()),
-        (synthesize.SynthesizeArguments, synthesize_queries, set()),
+        (prompts.LogArguments, LogOptions, set()),
+        (prompts.CuratedArguments, CuratedOptions, set()),
+        (mix.MixArguments, MixOptions, set()),
+        (synthesize.SynthesizeArguments, SynthesisOptions, set()),
         (synthesize.SynthesizeArguments, TextFilter, set()),
     ],
 )
 def test_defaults_are_those_of_the_functions(arguments, function, other_names):
     parameters = inspect.signature(function).parameters
+    factories = {
+        name: value.default_factory()
+        for name, value in getattr(function, "__dataclass_fields__", {}).items()
+        if value.default_factory is not dataclasses.MISSING
+    }
     compared = 0
     for field in dataclasses.fields(arguments):
         if field.name not in parameters or field.name in other_names:
             continue
-        default = parameters[field.name].default
+        default = factories.get(field.name, parameters[field.name].default)
         is_required = field.default is field.default_factory is dataclasses.MISSING
         if is_required or default is inspect.Parameter.empty:
             continue

@@ -189,7 +189,7 @@ def test_a_question_that_is_no_text_is_refused(value, kind):
     with pytest.raises(ValueError, match="row 0: the question is no text, and no messages, but " + re.escape(kind)):
         load_curated_prompts(rows, prompt_column="q")
     answers = Dataset.from_dict({"q": ["Why?"], "a": [value]})
-    with pytest.raises(ValueError, match="row 0: the answer is no text"):
+    with pytest.raises(ValueError, match="row 0: the completion is no text"):
         load_curated_prompts(answers, prompt_column="q", keep_completions=True, completion_column="a")
 
 

@@ -48,14 +48,14 @@ def test_everything_is_taken_once_without_weights(parts):
     ],
 )
 def test_default_is_the_most_without_repeating(parts, weights, counts):
-    mixed = mix_prompts(parts, weights)
+    mixed = mix_prompts(parts, weights=weights)
     assert [part.rows for part in mixed.report.parts] == counts
     texts = read_texts(mixed.dataset)
     assert len(set(texts)) == len(texts) == sum(counts) == mixed.report.num_prompts
 
 
 def test_more_prompts_than_rows_repeat_evenly(parts):
-    mixed = mix_prompts(parts, {"logs": 1, "curated": 2, "made": 1}, num_prompts=50)
+    mixed = mix_prompts(parts, weights={"logs": 1, "curated": 2, "made": 1}, num_prompts=50)
     curated = [text for text in read_texts(mixed.dataset) if text.startswith("curated")]
     assert len(curated) == 25 and {curated.count(text) for text in curated} == {2, 3}
     by_name = {part.name: part for part in mixed.report.parts}
@@ -70,7 +70,7 @@ def test_seed_decides(parts):
 
 
 def test_choice_from_a_part_is_independent_of_the_others(parts):
-    both = mix_prompts(parts, {"logs": 1, "curated": 1, "made": 0}, num_prompts=10)
+    both = mix_prompts(parts, weights={"logs": 1, "curated": 1, "made": 0}, num_prompts=10)
     alone = mix_prompts({"logs": parts["logs"]}, num_prompts=5)
     assert set(read_texts(alone.dataset)) == {
         text for text in read_texts(both.dataset) if text.startswith("historical")
@@ -135,7 +135,7 @@ def test_tools_become_json_text_and_missing_columns_none():
 
 
 def test_report_is_json_and_a_table(parts):
-    report = mix_prompts(parts, {"logs": 3, "curated": 1, "made": 0}, order="curriculum").report
+    report = mix_prompts(parts, weights={"logs": 3, "curated": 1, "made": 0}, order="curriculum").report
     assert json.loads(json.dumps(report.to_dict()))["parts"][1] == {
         "name": "curated", "available": 10, "rows": 10, "repeated": 0, "share_asked": 0.25, "share": 0.25,
     }  # fmt: skip
@@ -162,7 +162,7 @@ def test_parts_that_cannot_be_mixed_are_refused(parts):
     with pytest.raises(ValueError, match="nothing to mix"):
         mix_prompts({"logs": parts["logs"].select([])})
     with pytest.raises(ValueError, match="no rows"):
-        mix_prompts({**parts, "logs": parts["logs"].select([])}, {"logs": 1, "curated": 1, "made": 1})
+        mix_prompts({**parts, "logs": parts["logs"].select([])}, weights={"logs": 1, "curated": 1, "made": 1})
     with pytest.raises(ValueError, match="no `prompt`"):
         mix_prompts({**parts, "logs": parts["logs"].rename_column("prompt", "text")})
     with pytest.raises(ValueError, match=r"column `prompt`.*in `plain`"):

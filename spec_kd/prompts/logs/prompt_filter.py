@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import jinja2
 from datasets import Json
@@ -12,7 +13,11 @@ from datasets import Json
 from spec_kd.prompts.deduplication import BATCH_SIZE, NearDuplicateIndex, normalize_text
 from spec_kd.prompts.logs.formats import LoggedCall
 from spec_kd.prompts.logs.messages import Message
+from spec_kd.prompts.logs.options import LogOptions
 from spec_kd.prompts.splitting import hash_text
+
+if TYPE_CHECKING:
+    from spec_kd.vocabulary import ProcessingClass
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` makes one each time
 REASONS = ("exact_duplicate", "too_short", "too_long", "near_duplicate", "over_user_limit", "over_day_limit")
@@ -87,38 +92,28 @@ class PromptFilter:
     A prompt is remembered by 64 bits of its hash, and for near-duplicates as in [`NearDuplicateIndex`].
 
     Args:
-        near_duplicate_threshold (`float`, *optional*): See [`NearDuplicateIndex`]; `None` for exact duplicates only.
+        options (`LogOptions`): The threshold of near-duplicates, and the limits.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): Renders prompts to count tokens.
-        min_tokens (`int`, *optional*), max_tokens (`int`, *optional*): Of a rendered prompt.
-        max_per_user (`int`, *optional*), max_per_day (`int`, *optional*): Prompts kept, the first ones.
 
     Attributes:
         dropped (`Counter`): Prompts by reason, of [`REASONS`].
     """
 
-    def __init__(
-        self,
-        near_duplicate_threshold: float | None,
-        processing_class=None,
-        min_tokens: int | None = None,
-        max_tokens: int | None = None,
-        max_per_user: int | None = None,
-        max_per_day: int | None = None,
-    ):
+    def __init__(self, options: LogOptions, processing_class: "ProcessingClass | None" = None):
         self.dropped: Counter[str] = Counter()
         self._render = None
         if processing_class is not None:
             from spec_kd.data.prompt_rendering import render_prompt_ids  # imports torch, which is not needed otherwise
 
             self._render = lambda row: len(next(render_prompt_ids([row], processing_class)))
-        self._min_tokens, self._max_tokens = min_tokens or 0, max_tokens or float("inf")
-        self._limits = {"user": max_per_user, "day": max_per_day}
+        self._min_tokens, self._max_tokens = options.min_tokens or 0, options.max_tokens or float("inf")
+        self._limits = {"user": options.max_per_user, "day": options.max_per_day}
         self._counts: dict[str, Counter] = {"user": Counter(), "day": Counter()}
         self._seen: set[int] = set()
         self._index = self._contexts = None
-        if near_duplicate_threshold is not None:
-            self._index = NearDuplicateIndex(near_duplicate_threshold, compare_ends=True)
-            self._contexts = NearDuplicateIndex(near_duplicate_threshold)
+        if options.near_duplicate_threshold is not None:
+            self._index = NearDuplicateIndex(options.near_duplicate_threshold, compare_ends=True)
+            self._contexts = NearDuplicateIndex(options.near_duplicate_threshold)
         self._context_numbers: dict[int, int] = {}
         self._waiting: list[LoggedPrompt] = []
 

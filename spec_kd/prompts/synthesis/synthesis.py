@@ -15,20 +15,22 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel
 
-from spec_kd.checks import check_int, read_path
+from spec_kd.checks import read_path
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
 from spec_kd.engines.base import Engine
 from spec_kd.files import replacing
+from spec_kd.open_types import Argument
+from spec_kd.options import resolve_options
 from spec_kd.progress import RowProgress
-from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, normalize_text
+from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter, list_user_texts
 from spec_kd.prompts.synthesis.conversation_writer import ConversationWriter
-from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions, as_tuple
+from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
 from spec_kd.prompts.synthesis.pre_query import derive_pre_query, derive_turn_end
 from spec_kd.prompts.synthesis.report import SynthesisReport, Tally
-from spec_kd.prompts.tool_catalog import dump_tools, load_tool_catalog
+from spec_kd.prompts.tool_catalog import dump_tools
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import find_own_sum
 from spec_kd.vocabulary import ProcessingClass, fingerprint_tokenizer
@@ -60,28 +62,14 @@ class SyntheticQueries:
 
 def synthesize_queries(
     target: PreTrainedModel | str | Engine,
-    num_queries: int,
+    options: SynthesisOptions | None = None,
     *,
     processing_class: ProcessingClass | None = None,
-    system_prompts: str | Sequence[str] | None = None,
-    keep_system_prompt: bool = False,
-    tool_catalog: str | Path | Sequence[Mapping[str, object]] | None = None,
-    num_tools: int | Sequence[int] = 3,
-    num_turns: int | Sequence[int] = 1,
-    temperature: float | Sequence[float] = 1.0,
-    top_p: float | Sequence[float] = 1.0,
-    max_new_tokens: int = 256,
-    max_completion_tokens: int = 512,
-    chat_template_kwargs: Mapping[str, object] | None = None,
     text_filter: TextFilter | None = None,
-    near_duplicate_threshold: float | None = 0.8,
     test_set: Prompts | None = None,
-    max_asked: int | None = None,
-    round_size: int = 256,
-    batch_size: int | None = None,
     output_dir: str | None = None,
-    seed: int = 0,
     show_progress: bool = True,
+    **given: Argument,
 ) -> SyntheticQueries:
     """Lets an aligned target write the queries that it is then asked, where there are no logs and no domain data.
 
@@ -100,39 +88,17 @@ def synthesize_queries(
             stops at the EOS ids it has, and what it writes behind the turn is cut off; where the template ends the
             user's turn with another token (Mistral's `[/INST]`), make it with
             `eos_token_ids=[..., *derive_turn_end(tokenizer).ids]` to save that.
-        num_queries (`int`): How many to keep.
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's.
-        system_prompts (`str` or `list[str]`, *optional*):
-            Under which the user's turns are written, to steer them into a domain; one is drawn for each conversation.
-            By default the template's own, or none. `{tools}` in it stands for the conversation's tools as JSON, for
-            targets whose template does not show tools.
-        keep_system_prompt (`bool`):
-            Whether it belongs to the prompt, as one of the deployment does; one that only steers ("the user asks about
-            genetics") does not, and by default is left out.
-        tool_catalog (`list[dict]`, `str` or `Path`, *optional*):
-            Tool schemas, or a file of them, see [`load_tool_catalog`]. Tools are kept in any case.
-        num_tools (`int` or `list[int]`): Tools drawn for a conversation; of a list one number is drawn.
-        num_turns (`int` or `list[int]`):
-            Turns of the user; of a list one number is drawn. Between them the target answers, greedily. A conversation
-            with a bad turn is dropped as a whole.
-        temperature (`float` or `list[float]`), top_p (`float` or `list[float]`):
-            Of the sampling of the user's turns; lists are gone through in turn, both together. `top_p` below 1 needs
-            the transformers engine.
-        max_new_tokens (`int`): Most tokens of a query; one that has not ended by then is dropped.
-        max_completion_tokens (`int`): Likewise of an answer between turns.
-        chat_template_kwargs (`dict`, *optional*):
-            Further variables of the template (`{"enable_thinking": False}`), also a column of the dataset.
-        text_filter (`TextFilter`, *optional*): Length, repetition, language; its defaults by default.
-        near_duplicate_threshold (`float`, *optional*):
-            See [`NearDuplicateIndex`]; of what the user says in all turns together. `None` keeps duplicates.
+        options (`SynthesisOptions`, *optional*): Options of the synthesis, of which `num_queries` has no default.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The target's; loaded from where the target is from by default.
+        text_filter (`TextFilter`, *optional*): Limits of length, repetition and language; its defaults by default.
         test_set (`list` or `Dataset`, *optional*):
-            Prompts, as of [`generate_responses`], that must not be written again: every user's turn is compared.
-        max_asked (`int`, *optional*): Most conversations to begin; ten times `num_queries` by default.
-        round_size (`int`): Most conversations to begin at a time.
-        batch_size (`int`, *optional*): As of [`generate_responses`].
-        output_dir (`str`, *optional*): Where the work and the finished set (`queries.parquet`) are kept.
-        seed (`int`): Of the sampling, and of what is drawn for each conversation.
-        show_progress (`bool`): Whether to show a progress bar.
+            Prompts, as for [`generate_responses`], that must not be written again: every user's turn is compared. No
+            comparison by default.
+        output_dir (`str`, *optional*):
+            Folder of the work and of the finished set (`queries.parquet`). By default nothing is written to disk.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+        given: The fields of [`SynthesisOptions`] as keywords.
 
     Returns:
         `SyntheticQueries`: A `dataset` with `prompt` (messages, a user's turn last), `tools` (JSON text or `None`),
@@ -144,42 +110,27 @@ def synthesize_queries(
             given, a prompt that does not fit, or an `output_dir` with the work of other settings.
         `OSError`: `output_dir` cannot be written to.
     """
-    check_amounts(num_queries, max_asked, round_size, batch_size, near_duplicate_threshold)
-    max_asked = ASKED_PER_QUERY * num_queries if max_asked is None else max_asked
+    options = resolve_options(SynthesisOptions, options, given)
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
-    options = SynthesisOptions(
-        system_prompts=() if system_prompts is None else as_tuple(system_prompts),
-        keep_system_prompt=keep_system_prompt,
-        tools=() if tool_catalog is None else tuple(load_tool_catalog(tool_catalog)),
-        num_tools=as_tuple(num_tools),
-        num_turns=as_tuple(num_turns),
-        temperature=as_tuple(temperature),
-        top_p=as_tuple(top_p),
-        max_new_tokens=max_new_tokens,
-        max_completion_tokens=max_completion_tokens,
-        chat_template_kwargs=chat_template_kwargs,
-        seed=seed,
-    )
     text_filter = TextFilter() if text_filter is None else text_filter
-    written = None
-    if near_duplicate_threshold is not None:
-        written = NearDuplicateIndex(near_duplicate_threshold, compare_ends=True)
-    test_texts, test_hash = _index_test_set(test_set, near_duplicate_threshold)
+    num_queries, threshold = options.num_queries, options.near_duplicate_threshold
+    max_asked = ASKED_PER_QUERY * num_queries if options.max_asked is None else options.max_asked
+    written = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
+    test_texts, test_hash = _index_test_set(test_set, threshold)
     engine, processing_class = as_engine(target, processing_class)
     if isinstance(target, str | torch.nn.Module):  # an engine of our own
-        turn_end = derive_turn_end(processing_class, chat_template_kwargs=chat_template_kwargs)
+        turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
         engine.eos_ids = sorted({*engine.eos_ids, *turn_end.ids})
     pre_queries = derive_pre_queries(options, processing_class)
-    for sampling in options.samplings:
-        engine.check(pre_queries, SamplingOptions(max_new_tokens, sampling[0], top_p=sampling[1], seed=seed), None)
+    for temperature, top_p in options.samplings:
+        sampling = SamplingOptions(options.max_new_tokens, temperature, top_p=top_p, seed=options.seed)
+        engine.check(pre_queries, sampling, None)
     settings = {
-        **_describe(options),
+        **options.describe(),
+        "tools": _hash(options.tools),
         "text_filter": asdict(text_filter),
-        "near_duplicate_threshold": near_duplicate_threshold,
         "test_set": test_hash,
-        "round_size": round_size,
-        "batch_size": batch_size,
         "engine": engine.name,
         "tokenizer": fingerprint_tokenizer(processing_class),
         "pre_queries": _hash(pre_queries),
@@ -191,7 +142,7 @@ def synthesize_queries(
         folder = Path(output_dir) / WORK_FOLDER
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         ShardStore(output_dir).open_run(settings, {"target_name": getattr(engine, "target_name", None), **versions})
-    batch_size = batch_size or getattr(engine, "default_batch_size", None)
+    batch_size = options.batch_size or getattr(engine, "default_batch_size", None)
     writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, batch_size, folder)
 
     tally, kept = Tally(num_queries), []
@@ -200,7 +151,7 @@ def synthesize_queries(
         while len(kept) < num_queries and tally.num_asked < max_asked:
             asked = tally.num_asked
             share = max(tally.num_good / asked, LOWEST_YIELD) if asked else 1.0
-            count = min(round_size, max_asked - asked, math.ceil((num_queries - len(kept)) / share))
+            count = min(options.round_size, max_asked - asked, math.ceil((num_queries - len(kept)) / share))
             conversations = [options.plan(index) for index in range(asked, asked + count)]
             writer.write(conversations, progress)
             for conversation in conversations:
@@ -218,25 +169,10 @@ def synthesize_queries(
             report.kept, num_queries, report.asked, report.dropped,
         )  # fmt: skip
     source = getattr(engine, "target_name", None) or engine.name
-    dataset = _build_dataset(kept, source, f"synthetic-{_hash(settings)[:8]}", chat_template_kwargs)
+    dataset = _build_dataset(kept, source, f"synthetic-{_hash(settings)[:8]}", options.chat_template_kwargs)
     if output_dir is not None:
         _save(dataset, Path(output_dir) / FINISHED)
     return SyntheticQueries(dataset, report)
-
-
-def check_amounts(
-    num_queries: int,
-    max_asked: int | None,
-    round_size: int,
-    batch_size: int | None,
-    near_duplicate_threshold: float | None,
-) -> None:
-    """Raises `ValueError` for a number of [`synthesize_queries`] out of its range."""
-    check_int("num_queries", num_queries)
-    check_int("max_asked", max_asked, is_optional=True)
-    check_int("round_size", round_size)
-    check_int("batch_size", batch_size, is_optional=True)
-    check_threshold(near_duplicate_threshold, "near_duplicate_threshold", is_optional=True)
 
 
 def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[NearDuplicateIndex, str | None]:
@@ -277,11 +213,6 @@ def _compare_with_written(conversation: Conversation, written: NearDuplicateInde
             conversation.fault = "near_duplicate"
         else:
             written.add(text)
-
-
-def _describe(options: SynthesisOptions) -> dict[str, object]:
-    """The options as JSON values, the tools as a hash."""
-    return {**asdict(options), "tools": _hash(options.tools)}
 
 
 def _build_dataset(

@@ -66,7 +66,7 @@ def drawn(prompt, seed):
 def synthesize(write, num_queries, **options):
     engine = write if isinstance(write, ScriptedEngine) else ScriptedEngine(write)
     return synthesize_queries(
-        engine, num_queries, processing_class=engine.tokenizer, **{"show_progress": False, **options}
+        engine, num_queries=num_queries, processing_class=engine.tokenizer, **{"show_progress": False, **options}
     )
 
 

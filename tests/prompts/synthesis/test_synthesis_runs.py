@@ -113,19 +113,19 @@ def test_a_real_target_writes_what_it_learned_and_stops_at_the_end_of_the_turn(l
         processing_class=tokenizer, temperature=[0.5, 0.7], top_p=[1.0, 0.95], max_new_tokens=100, batch_size=16,
         max_asked=32, seed=1, show_progress=False,
     )  # fmt: skip
-    result = synthesize_queries(model, 32, output_dir=str(tmp_path), **options)
+    result = synthesize_queries(model, num_queries=32, output_dir=str(tmp_path), **options)
     ends = {c.ids[-1] for c in completions if c.finish_reason == "stop"}
     assert len(completions) == 32 and tokenizer.convert_ids_to_tokens(list(ends)) == ["<|end|>"]
     written = get_queries(result)
     assert len(written) >= 5 and len(set(written) & set(queries)) >= 0.8 * len(written)
-    assert synthesize_queries(model, 32, **options).dataset.to_list() == result.dataset.to_list()
+    assert synthesize_queries(model, num_queries=32, **options).dataset.to_list() == result.dataset.to_list()
 
 
 def test_a_real_target_goes_on_after_its_own_answer(learned):
     model, tokenizer, queries = learned
     result = synthesize_queries(
-        model, 3, processing_class=tokenizer, temperature=0.3, num_turns=2, max_new_tokens=60, max_completion_tokens=20,
-        near_duplicate_threshold=None, max_asked=12, show_progress=False,
+        model, num_queries=3, processing_class=tokenizer, temperature=0.3, num_turns=2, max_new_tokens=60,
+        max_completion_tokens=20, near_duplicate_threshold=None, max_asked=12, show_progress=False,
     )  # fmt: skip
     for row in result.dataset:
         user, answer, again = (message["content"] for message in row["prompt"])
