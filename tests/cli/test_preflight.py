@@ -83,7 +83,7 @@ def test_a_recipe_that_fits_is_valid(check, tmp_path):
         ({"prompts.historical.test_fraction": float("nan")}, "prompts: historical: `test_fraction` is nan"),
         ({"prompts.historical.near_duplicate_threshold": 0.1}, "`near_duplicate_threshold` is 0.1"),
         ({"prompts.historical.max_per_user": 0}, "prompts: historical: `max_per_user` is 0"),
-        ({"prompts.historical.turns": "some"}, "prompts: historical: `turns` must be one of"),
+        ({"prompts.historical.turns": "some"}, "prompts: historical: `turns` is 'some', but must be one of"),
         ({"prompts.5": {"paths": "a"}}, "prompts: 5: `scenario` is '5'"),
         ({"prompts.curated.dataset": "log.jsonl", "prompts.curated.prompt_column": "q"}, "names 'q', but the dataset"),
         ({"prompts.synthetic.num_queries": 0}, "prompts: synthetic: `num_queries` is 0"),
