@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spec_kd.checks import check_int, check_ints
-from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, naming_model
-from spec_kd.cli.parsing import Parser, write_pairs
+from spec_kd.cli.parsing import Parser
 from spec_kd.cli.respond import take_first
+from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options, tell
-from spec_kd.cli.target import TargetArguments
+from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.open_types import JsonObject
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ DESCRIPTION = (
 )
 PRODUCTS = ("report.json", "report.md", "report.html", "report.png")
 COSTS = ("measure", "none")
+COMMON = ("drafts", "target", "prompts", "output_dir", "serving_engine", "fail_under", "num_prompts", "engine")
 NOT_INPUTS = ("drafts", "prompts", "output_dir", "texts_dir", "fail_under")
 OF_TEXTS = ("temperatures", "top_k", "top_p", "max_new_tokens", "batch_size", "num_prompts", "split", "seed")
 
@@ -35,22 +36,22 @@ class EvaluateArguments:
     Options of [`~spec_kd.evaluate_draft`] and [`~spec_kd.check_gates`].
 
     Args:
-        drafts (`list[str]`): Folders or Hub names, each as `PATH` or `NAME=PATH`; the first of several is the baseline.
+        drafts (`dict[str, str]`): Folders or Hub names by the name of the draft; the first of several is the baseline.
         prompts (`str`): Test prompts, or without a target responses with a teacher signal.
         output_dir (`str`): For the report.
         texts_dir (`str`, *optional*): Where the target's texts are kept; `output_dir/texts` by default.
-        fail_under (`list[str]`, *optional*): `NAME=THRESHOLD` each, held against the last draft.
+        fail_under (`dict[str, float]`, *optional*): Thresholds by name, held against the last draft.
         others: As of [`~spec_kd.evaluate_draft`]; `serving_engine` is its `engine`.
     """
 
     _argument_group_name = "evaluation"
 
-    drafts: list[str] = field(
+    drafts: dict[str, str] = field(
         metadata={"help": "Drafts as PATH or NAME=PATH; the first of several is the baseline.", "aliases": ["--draft"]}
     )
     prompts: str = field(metadata={"help": "Test prompts: a file, a folder or a name on the Hub, with `prompt`."})
     output_dir: str = field(metadata={"help": "Folder for the report."})
-    fail_under: list[str] | None = field(
+    fail_under: dict[str, float] | None = field(
         default=None,
         metadata={"help": "Thresholds such as block_efficiency=2.5 alpha_t1=0.6; exit status 3 below one of them."},
     )
@@ -89,8 +90,6 @@ class EvaluateArguments:
     )
 
     def __post_init__(self) -> None:
-        self.drafts = write_pairs(self.drafts, "drafts", "after=runs/draft")
-        self.fail_under = write_pairs(self.fail_under, "fail_under", "block_efficiency=2.5")
         if self.costs not in COSTS and not Path(self.costs).is_file():
             raise ValueError(
                 f"`costs` is {self.costs!r}, but must be {', '.join(map(repr, COSTS))} or a JSON file with the "
@@ -127,7 +126,7 @@ class EvaluateArguments:
         batch_sizes = [table.batch_size for table in costs] if isinstance(costs, list) else self.batch_sizes or (1,)
         has_costs = 1 in batch_sizes and (isinstance(costs, list) or (costs is not None and is_here))
         has_assisted = self.num_assisted_prompts > 0
-        check_measured(self.fail_under or (), settings or None, has_costs=has_costs, has_assisted=has_assisted)
+        check_measured(self.list_gates(), settings or None, has_costs=has_costs, has_assisted=has_assisted)
 
     def find_costs(self) -> "list[ServingCosts] | str | None":
         """As [`~spec_kd.evaluate_draft`] takes them; raises `ValueError` for a file that has none."""
@@ -137,18 +136,9 @@ class EvaluateArguments:
             return None if self.costs == "none" else self.costs
         return read_costs(self.costs)
 
-    def name_drafts(self) -> dict[str, str]:
-        """Paths by name."""
-        named = {}
-        for text in self.drafts:
-            name, equals, path = text.partition("=")
-            if not equals:
-                name, path = Path(text).name, text
-            if name in named:
-                raise ValueError(f"Two drafts are called {name!r}. Name them: `before={named[name]} after={path}`.")
-            check_exists(path)
-            named[name] = path
-        return named
+    def list_gates(self) -> list[str]:
+        """The thresholds as [`~spec_kd.check_gates`] takes them."""
+        return [f"{name}={threshold}" for name, threshold in (self.fail_under or {}).items()]
 
 
 EvaluateCall = tuple[EvaluateArguments, TargetArguments]
@@ -156,7 +146,7 @@ EvaluateCall = tuple[EvaluateArguments, TargetArguments]
 
 def build_parser() -> Parser:
     """The options of the command."""
-    return Parser("evaluate", DESCRIPTION, (EvaluateArguments, TargetArguments))
+    return Parser("evaluate", DESCRIPTION, {"evaluation": EvaluateArguments, GROUP: TargetArguments}, COMMON)
 
 
 def parse(argv: Sequence[str]) -> EvaluateCall:
@@ -175,8 +165,10 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
     The target's texts are a step of their own: they do not depend on the drafts.
     """
     arguments.check(None if target.target is None else target.engine)
-    drafts = arguments.name_drafts()
-    check_exists(arguments.prompts)
+    drafts = arguments.drafts
+    for name, path in drafts.items():
+        check_exists(f"draft {name}", path)
+    check_exists("prompts", arguments.prompts)
     if target.target is not None:
         target.check()
     options = list_options(arguments, NOT_INPUTS)
@@ -214,7 +206,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
         report = evaluate_draft(
             drafts,
             model,
-            take_first(load_rows(arguments.prompts, arguments.split), arguments.num_prompts),
+            take_first(load_rows(arguments.prompts, arguments.split, option="prompts"), arguments.num_prompts),
             engine=arguments.serving_engine,
             temperatures=arguments.temperatures,
             top_k=arguments.top_k,
@@ -240,7 +232,7 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
         }
 
     result = workspace.do(arguments.output_dir, "evaluate", inputs, PRODUCTS, work)
-    return {**result, **hold_against(arguments.fail_under or [], arguments.output_dir)}
+    return {**result, **hold_against(arguments.list_gates(), arguments.output_dir)}
 
 
 def hold_against(gates: Sequence[str], report_dir: str) -> JsonObject:

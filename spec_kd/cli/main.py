@@ -1,10 +1,10 @@
-"""`spec-kd COMMAND ...`: finds the command, runs it, prints its result as one line of JSON.
+"""`spec-kd COMMAND ...`: finds the command, runs it, and prints its result as one line of JSON.
 
 Everything else goes to stderr: progress, logs, what libraries print. A command that is repeated with the same arguments
-continues where it was killed, and does nothing where it is finished.
+continues where it was stopped, and does nothing if it is finished.
 
-Exit status: 0; 2 for wrong arguments or input, with one line that says what and why; 3 where a figure lies below a
-threshold of `--fail_under`; 1, with a traceback, for what should not happen.
+Exit status: 0; 2 for wrong arguments or input, with one line that says what and why; 3 if a metric lies below a
+threshold of `--fail_under`; 1, with a traceback, for a bug.
 """
 
 import json
@@ -27,20 +27,21 @@ INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
 TRACEBACK_VARIABLE = "SPEC_KD_TRACEBACK"
 
 COMMANDS = {
-    "prompts": "a prompt set from query logs or a curated dataset, or a mix of prompt sets",
-    "synthesize": "a prompt set that the target itself writes",
-    "respond": "the target's answers to a prompt set, with the signal of its distribution where asked",
-    "train": "a draft distilled from the target: white_box, black_box or online_gkd",
-    "evaluate": "acceptance, tokens per target pass and predicted speed-up of drafts, as a report",
-    "run": "all of it from a recipe in YAML, leaving out what is finished",
+    "init": "Write a commented recipe for your target and your draft.",
+    "run": "Run all steps of a recipe, leaving out what is finished.",
+    "prompts": "Make a prompt set from query logs or from a curated dataset, or mix several.",
+    "synthesize": "Let the target write a prompt set.",
+    "respond": "Let the target complete a prompt set, and store its teacher signal if asked.",
+    "train": "Train a draft: white_box, black_box or online_gkd.",
+    "evaluate": "Measure acceptance, tokens per target pass and predicted speed-up of drafts, as a report.",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Runs a command and prints its result.
 
     Args:
-        argv (`Sequence[str]`, *optional*): The command and its arguments; those of the process by default.
+        argv (`Sequence[str]`, *optional*): Command and arguments, by default those of the process.
 
     Returns:
         `int`: The exit status.
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spec-kd {command}: interrupted; the same command continues from here.", file=sys.stderr)
         return INTERRUPTED_EXIT_STATUS
     except Exception as error:
-        # what the package raises for wrong input, and errors of its own, such as that of a server that is not there
+        # what the package raises for wrong input, and its own errors, such as that of a server that does not respond
         if not isinstance(error, (ValueError, OSError, ImportError)) and not is_own_error(error):
             raise
         if os.environ.get(TRACEBACK_VARIABLE):
@@ -83,12 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def is_own_error(error: Exception) -> bool:
-    """Whether its class is one of this package."""
+    """Whether the class of an error belongs to this package."""
     return type(error).__module__.partition(".")[0] == "spec_kd"
 
 
 def get_exit_status(result: JsonObject) -> int:
-    """0, or 3 for a result that did not pass its gates."""
+    """The exit status for a result: 0, or 3 if it did not pass its gates."""
     if result.get("has_passed") is not False:
         return 0
     from spec_kd.evaluation.gates import FAILED_EXIT_STATUS
@@ -97,7 +98,7 @@ def get_exit_status(result: JsonObject) -> int:
 
 
 def describe_commands() -> str:
-    """What `spec-kd --help` prints."""
+    """The text of `spec-kd --help`."""
     width = max(map(len, COMMANDS))
     return "\n".join(
         [
@@ -107,9 +108,9 @@ def describe_commands() -> str:
             "",
             *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
             "",
-            "`spec-kd COMMAND --help` lists the options of a command; `--config FILE.yaml` reads them from a file.",
-            "Each command can be repeated: it continues where it was killed, and ends at once where it is finished.",
-            "The last line on stdout is the result as JSON; everything else goes to stderr.",
+            "`spec-kd COMMAND --help` lists the options of a command. `--config FILE.yaml` reads them from a file.",
+            "A command that is repeated continues where it was stopped, or ends at once if it is finished.",
+            "The last line on stdout is the result as JSON. Everything else goes to stderr.",
             f"Exit status: 0; 2 for wrong input ({TRACEBACK_VARIABLE}=1 shows where); 3 below a `--fail_under`.",
         ]
     )
@@ -117,7 +118,7 @@ def describe_commands() -> str:
 
 @contextmanager
 def output_to_stderr() -> Iterator[TextIO]:
-    """Sends to stderr what this process and those it starts print; yields the real stdout."""
+    """Redirects to stderr what this process and its children print; yields the real stdout."""
     stdout = sys.stdout
     try:
         is_real = stdout.fileno() == 1

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spec_kd.checks import check_int, check_number
-from spec_kd.cli.fingerprints import check_exists
-from spec_kd.cli.parsing import read_pairs, write_pairs
 from spec_kd.cli.prompt_sets import PRODUCTS, SPLITS, leave_out_leaks, load_prompts, save_prompts
+from spec_kd.cli.rows import check_exists
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.open_types import JsonObject
 
@@ -26,18 +25,18 @@ class MixArguments:
     Options of [`~spec_kd.prompts.mix_prompts`].
 
     Args:
-        parts (`list[str]`): `NAME=FOLDER` each, as the other commands for prompts leave them.
+        parts (`dict[str, str]`): Folders by name, as the other commands for prompts leave them.
         output_dir (`str`): For `train.arrow`, `test.arrow` and a report of them.
-        weights (`dict` or `str`, *optional*): By name of the part.
+        weights (`dict`, *optional*): By name of the part.
         tokenizer (`str`, *optional*): The target, to count tokens for the report.
         others: As of [`~spec_kd.prompts.mix_prompts`]; `num_prompts` is of the training prompts.
     """
 
     _argument_group_name = "mix"
 
-    parts: list[str] = field(metadata={"help": "Prompt sets as NAME=FOLDER, of the other commands for prompts."})
+    parts: dict[str, str] = field(metadata={"help": "Prompt sets as NAME=FOLDER, of the other commands for prompts."})
     output_dir: str = field(metadata={"help": "Folder for train.arrow, test.arrow and a report of them."})
-    weights: dict[str, float] | str | None = field(
+    weights: dict[str, float] | None = field(
         default=None, metadata={"help": "How much of each part, such as logs=2 synthetic=1; all by default."}
     )
     num_prompts: int | None = field(
@@ -50,28 +49,12 @@ class MixArguments:
     tokenizer: str | None = field(default=None, metadata={"help": "The target, to count tokens for the report."})
 
     def __post_init__(self) -> None:
-        self.weights = read_pairs(self.weights, "weights", "logs=2") or None
         for name, weight in (self.weights or {}).items():
             check_number(f"weights: {name}", weight, 0)
-        self.parts = write_pairs(self.parts, "parts", "logs=runs/logs")
         check_int("num_prompts", self.num_prompts, is_optional=True)
         check_int("seed", self.seed, 0)
-
-    def name_parts(self) -> dict[str, str]:
-        """Folders by name.
-
-        Raises:
-            ValueError: For a part without a name, two of the same name, or weights of other parts.
-        """
-        named = {}
-        for text in self.parts:
-            name, equals, folder = text.partition("=")
-            if not equals or not name or name in named:
-                raise ValueError(f"`parts` has {text!r}, but needs NAME=FOLDER with different names.")
-            named[name] = folder
-        if self.weights is not None and set(self.weights) != set(named):
-            raise ValueError(f"`weights` names {', '.join(self.weights)}, but the parts are {', '.join(named)}.")
-        return named
+        if self.weights is not None and set(self.weights) != set(self.parts):
+            raise ValueError(f"`weights` names {', '.join(self.weights)}, but the parts are {', '.join(self.parts)}.")
 
 
 def mix(arguments: MixArguments, workspace: Workspace) -> JsonObject:
@@ -79,10 +62,10 @@ def mix(arguments: MixArguments, workspace: Workspace) -> JsonObject:
 
     A training prompt that is a test prompt of any part is left out.
     """
-    parts = arguments.name_parts()
-    for source in (*parts.values(), arguments.tokenizer):
-        if source is not None:
-            check_exists(source)
+    parts = arguments.parts
+    for name, folder in parts.items():
+        check_exists(f"parts: {name}", folder)
+    check_exists("tokenizer", arguments.tokenizer)
     fingerprints = workspace.fingerprints
     inputs = {
         "parts": {

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.fingerprints import check_exists
+from spec_kd.cli.rows import check_exists
 from spec_kd.open_types import Record
 from spec_kd.options import suggest
 
@@ -21,14 +21,15 @@ ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
 
 @contextmanager
 def naming_model(role: str, name: str) -> Iterator[None]:
-    """Names a model in what goes wrong while it is read, as errors of the Hub and of file formats do not.
+    """Names a model and its role in errors of what reads it; those of the Hub and of file formats do not.
 
     Args:
         role (`str`): What the model is, such as `"target"`.
         name (`str`): Its folder or Hub name.
 
     Raises:
-        ValueError: With the cause; errors that name the model themselves are passed on.
+        ValueError: The model cannot be loaded; the message has the cause.
+        OSError: The model's files do not exist or cannot be reached.
     """
     from safetensors import SafetensorError
 
@@ -37,7 +38,7 @@ def naming_model(role: str, name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         text = " ".join(str(error).split())
         if name in text and isinstance(error, (OSError, ValueError, ImportError)):
-            raise
+            raise (OSError if isinstance(error, OSError) else ValueError)(f"{role}: {text}") from error
         raise ValueError(f"the {role} `{name}` cannot be loaded: {text or type(error).__name__}") from error
 
 
@@ -59,7 +60,7 @@ def check_model(role: str, name: str, options: Record | None = None) -> "PreTrai
     """
     from spec_kd.loading import find_adapter, load_config
 
-    check_exists(name)
+    check_exists(role, name)
     options = dict(options or {})
     for option in ("dtype", "torch_dtype"):
         check_dtype(option, options.get(option))

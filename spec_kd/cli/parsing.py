@@ -1,51 +1,80 @@
-"""Command lines and YAML into dataclasses: TRL's parser, with errors that name what was meant."""
+"""Parses command lines and YAML into dataclasses with TRL's parser; errors name what was meant."""
 
 import argparse
-import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
-from typing_extensions import override
 
 from spec_kd.checks import read_path
+from spec_kd.cli.values import PATH_OPTIONS, describe_pairs, read_pairs, read_paths
+from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.open_types import Argument, JsonObject, Record
 from spec_kd.options import suggest
 
-CONFIG_HELP = "YAML file with options of this command; those on the command line win."
-# Options that name a file, a folder or something on the Hub: `~` is the home folder, and no text at all is refused.
-PATH_OPTIONS = frozenset(
-    ("chat_template_path", "costs", "dataset", "deepspeed", "drafts", "model_name_or_path", "output_dir", "parts",
-     "paths", "prompts", "recipe", "ref_model_name_or_path", "responses", "resume_from_checkpoint", "target",
-     "teacher_model_name_or_path", "test_sets", "texts_dir", "tokenizer", "tool_catalog")
-)  # fmt: skip
-# Options that are pairs: `NAME=VALUE ...` on a command line (JSON too), a mapping in YAML.
-PAIR_OPTIONS = frozenset(("chat_template_kwargs", "drafts", "engine_kwargs", "fail_under", "parts", "weights"))
+COMMON = "common options"
+OF_LIBRARIES = "options of TRL and transformers"
+CONFIG_HELP = "YAML file with options of this command; options on the command line replace those of the file."
+METAVARS = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}
+HELP_WIDTH = 80
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every option, and the lines of a description as they are."""
 
 
 class Parser(TrlParser):
     """TRL's parser without abbreviations. All errors are `ValueError`s, and name the nearest option that exists.
 
     Args:
-        command (`str`): Such as `"train white_box"`.
-        description (`str`): What it does, for `--help`.
-        dataclass_types (`Sequence[type]`): Whose fields are the options.
+        command (`str`): Name of the command, such as `"train white_box"`.
+        description (`str`): What the command does, for `--help`.
+        groups (`Mapping[str, type]`):
+            Dataclasses whose fields are the options, by the title that `--help` has for them. Fields that a class
+            inherits from another library come last.
+        common (`Sequence[str]`, *optional*, defaults to `()`): Options that `--help` shows first.
+        epilog (`str`, *optional*): Text after the options; none by default.
+        config_help (`str`, *optional*): Text of `--config`, by default of a file with options.
 
     Attributes:
         chosen (`dict[str, Any]`): After parsing, the options whose value is not the default.
     """
 
-    def __init__(self, command: str, description: str, dataclass_types: Sequence[type]):
-        super().__init__(dataclass_types, prog=f"spec-kd {command}", description=description, allow_abbrev=False)
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        groups: Mapping[str, type],
+        common: Sequence[str] = (),
+        epilog: str | None = None,
+        config_help: str = CONFIG_HELP,
+    ):
+        super().__init__(
+            tuple(groups.values()), prog=f"spec-kd {command}", description=textwrap.fill(description, HELP_WIDTH),
+            epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter,
+        )  # fmt: skip
         self.usage = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
-        self.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
-        for action in self._actions:
-            if action.dest in PAIR_OPTIONS:
-                action.nargs, action.metavar = "+", "NAME=VALUE"
-        self._texts = {field.name for kind in dataclass_types if is_ours(kind) for field in fields(kind)}
+        self._config_help = config_help
+        self.add_argument("--config", metavar="FILE", help=config_help)
+        self._groups, self._common = dict(groups), tuple(common)
+        self._ours, self._pairs = set(), set()
+        for kind in groups.values():
+            hints = get_type_hints(kind)
+            for field in fields(kind):
+                if is_ours(kind, field.name):
+                    self._ours.add(field.name)
+                if _holds_pairs(hints[field.name]) and (field.name in self._ours or field.name not in PATH_OPTIONS):
+                    self._pairs.add(field.name)
+        for name, action in self._first_actions.items():
+            action.option_strings = _list_spellings(action.option_strings)  # the parser knows the others all the same
+            if name in self._pairs:
+                action.nargs, action.metavar, action.type = "+", describe_pairs(name), str
+            elif action.choices is None:
+                kind = METAVARS.get(getattr(action.type, "__name__", ""), "TEXT")
+                action.metavar = "PATH" if name in PATH_OPTIONS else kind
         self._defaults = {name: action.default for name, action in self._first_actions.items()}
         self.chosen: JsonObject = {}
 
@@ -54,42 +83,80 @@ class Parser(TrlParser):
         actions: dict[str, argparse.Action] = {}
         for action in self._actions:
             if action.dest not in ("help", "config"):
-                actions.setdefault(action.dest, action)  # the first: behind a switch comes its `--no_...`
+                actions.setdefault(action.dest, action)  # the first: a switch is followed by its `--no_...`
         return actions
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, with paths as they are meant; notes what is `chosen`."""
+    def group_options(self) -> dict[str, list[argparse.Action]]:
+        """The options, each once, by the title of their group, in the order of `--help`."""
+        titles = {
+            field.name: title if field.name in self._ours else OF_LIBRARIES
+            for title, kind in self._groups.items()
+            for field in fields(kind)
+        }
+        grouped: dict[str, list[argparse.Action]] = {name: [] for name in (COMMON, *self._groups, OF_LIBRARIES)}
+        for name, action in self._first_actions.items():
+            grouped[COMMON if name in self._common else titles[name]].append(action)
+        grouped[COMMON].sort(key=lambda action: self._common.index(action.dest))
+        return {title: actions for title, actions in grouped.items() if actions}
+
+    def format_help(self) -> str:
+        """The text of `--help`: as argparse's, but with each option once and the common ones first."""
+        shown = argparse.ArgumentParser(
+            prog=self.prog, usage=self.usage, description=self.description, epilog=self.epilog, add_help=False,
+            formatter_class=HelpFormatter,
+        )  # fmt: skip
+        for title, actions in self.group_options().items():
+            group = shown.add_argument_group(title)
+            for action in actions:
+                group.add_argument(
+                    *action.option_strings, nargs=action.nargs, metavar=action.metavar, choices=action.choices,
+                    help=f"{action.help} (required)" if action.required else action.help,
+                    default=argparse.SUPPRESS if action.default is None else action.default,
+                )  # fmt: skip
+        others = shown.add_argument_group("options of every command")
+        others.add_argument("--config", metavar="FILE", help=self._config_help, default=argparse.SUPPRESS)
+        others.add_argument("-h", "--help", action="help", help="Print this text.", default=argparse.SUPPRESS)
+        return shown.format_help()
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses as argparse does, reads pairs and paths, and notes what is `chosen`."""
         namespace, unused = super().parse_known_args(args, namespace)
-        for name, value in vars(namespace).items():
-            if name in PATH_OPTIONS and value is not None and value != self._defaults.get(name):
-                setattr(namespace, name, read_paths(name, value))
-        self.chosen = {n: value for n, value in vars(namespace).items() if value != self._defaults.get(n)}
+        values = vars(namespace)
+        for name in values.keys() & {*self._pairs, *PATH_OPTIONS}:
+            if values[name] is not None and values[name] != self._defaults.get(name):
+                value = read_pairs(values[name], name) if name in self._pairs else values[name]
+                values[name] = read_paths(name, value) if name in PATH_OPTIONS else value
+        self.chosen = {name: value for name, value in values.items() if value != self._defaults.get(name)}
         return namespace, unused
 
-    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """A command line, with the YAML file it may name.
+    def parse(self, argv: Sequence[str]) -> tuple[Argument, ...]:
+        """Parses a command line and the YAML file that it may name.
+
+        Returns:
+            `tuple`: An instance of each dataclass.
 
         Raises:
-            ValueError: For an unknown option or key, or a value that does not fit; also what the dataclasses raise.
-            OSError: For a file that cannot be read.
+            ValueError: An option or key is unknown, or a value does not fit; also what the dataclasses raise.
+            OSError: A file cannot be read.
         """
-        files = _ConfigParser()
-        named, argv = files.parse_known_args(list(argv))
+        named, argv = _ConfigParser().parse_known_args(list(argv))
         self._check_option_names(argv)
         if named.config is not None:
             config = read_path("config", named.config)
-            read_yaml(config)  # TRL reads it again, and has no word on what is wrong with it
+            read_yaml(config)  # TRL reads the file again, but does not say what is wrong with it
             argv = ["--config", config, *argv]
         *values, _, unused = self.parse_args_and_config(argv, return_remaining_strings=True)
         if unused:
-            raise ValueError(self._describe_unused(unused))
+            raise ValueError(f"{unused[0]!r} belongs to no option.")
         return tuple(values)
 
-    def parse_values(self, values: Record) -> tuple[Any, ...]:
-        """A mapping from YAML, converted as on a command line; raises as `parse`."""
+    def parse_values(self, values: Record) -> tuple[Argument, ...]:
+        """Parses a mapping from YAML as a command line is parsed; returns and raises as `parse`."""
         self.set_defaults_with_config(**values)
-        *values, _ = self.parse_args_into_dataclasses([], look_for_args_file=False)
-        return tuple(values)
+        *parsed, _ = self.parse_args_into_dataclasses([], look_for_args_file=False)
+        return tuple(parsed)
 
     def set_defaults_with_config(self, **values: Argument) -> list[str]:
         """As TRL's, for known names and fitting values only."""
@@ -97,25 +164,20 @@ class Parser(TrlParser):
         for name, value in values.items():
             if name not in actions:
                 raise ValueError(f"there is no option `{name}`.{suggest(str(name), actions)}")
-            values[name] = _fit(actions[name], value, name in self._texts)
+            if name not in self._pairs:
+                values[name] = _fit(actions[name], value, name in self._ours)
         return super().set_defaults_with_config(**values)
 
-    @override
     def error(self, message: str) -> None:
+        """Raises the message as `ValueError`, where argparse would end the process."""
         raise ValueError(message)
 
     def _check_option_names(self, argv: Sequence[str]) -> None:
-        # before argparse does, which misses the required options first and says nothing of the one that was mistyped
+        # before argparse, which would name the required options that are missing instead of the mistyped one
         for text in argv:
             name = text.split("=")[0]
             if text.startswith("--") and name != "--" and name not in self._option_string_actions:
                 raise ValueError(f"there is no option {name}.{suggest(name, self._option_string_actions)}")
-
-    def _describe_unused(self, unused: list[str]) -> str:
-        names = [text.split("=")[0] for text in unused if text.startswith("-")]
-        if not names:
-            return f"{unused[0]!r} belongs to no option."
-        return f"there is no option {names[0]}.{suggest(names[0], self._option_string_actions)}"
 
 
 class _ConfigParser(argparse.ArgumentParser):
@@ -123,128 +185,28 @@ class _ConfigParser(argparse.ArgumentParser):
         super().__init__(add_help=False, allow_abbrev=False)
         self.add_argument("--config")
 
-    @override
     def error(self, message: str) -> None:
         raise ValueError(message)
 
 
-def read_yaml(path: str | Path) -> JsonObject:
-    """The mapping in a YAML file; raises `ValueError` for anything else, `OSError` where there is no file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file `{path}`.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`{path}` must hold `name: value` pairs, but holds {type(values).__name__}.")
-    check_keys(values, f"`{path}`")
-    return values
+def is_ours(kind: type, name: str) -> bool:
+    """Whether a field of a dataclass is declared first by this package, not by a library that it inherits from."""
+    owner = next(base for base in reversed(kind.__mro__) if name in vars(base).get("__annotations__", {}))
+    return owner.__module__.startswith("spec_kd")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML keeps the last without a word."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                message = f"the key {key.value!r} is there twice"
-                raise yaml.composer.ComposerError(None, None, message, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return node
+def _holds_pairs(hint: Argument) -> bool:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return any(kind is dict or get_origin(kind) is dict for kind in kinds)
 
 
-def check_keys(values: Mapping[Any, Any], where: str) -> None:
-    """Raises `ValueError` for a key that is no text, such as a number, or `on`, which YAML reads as true."""
-    for key in values:
-        if not isinstance(key, str):
-            raise ValueError(f"{where} has the key {key!r}, but keys must be names. Put it in quotes if it is one.")
+def _list_spellings(option_strings: Sequence[str]) -> list[str]:
+    """The names of an option without those that only have hyphens in place of underscores."""
+    return [text for text in option_strings if f"--{text[2:].replace('-', '_')}" == text]
 
 
-def is_ours(kind: type) -> bool:
-    """Whether a dataclass of options belongs to this package's command line."""
-    return kind.__module__.startswith("spec_kd.cli")
-
-
-def read_paths(name: str, value: Any) -> Any:
-    """The value of a path option, also in a list or behind `NAME=`, with the home folder in place of `~`.
-
-    Raises:
-        `ValueError`: For an empty path.
-    """
-    if isinstance(value, list):
-        return [read_paths(name, item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: read_paths(f"{name}: {key}", item) for key, item in value.items()}
-    if isinstance(value, bool):  # `resume_from_checkpoint: true`
-        return value
-    if isinstance(value, str) and name in PAIR_OPTIONS and "=" in value:
-        key, _, path = value.partition("=")
-        return f"{key}={read_path(name, path)}"
-    return read_path(name, value)
-
-
-def read_pairs(value: Any, name: str, example: str = "name=1") -> JsonObject:
-    """Pairs as a dictionary: `NAME=VALUE` texts, a mapping (YAML), or JSON text.
-
-    A VALUE on a command line is read as in YAML: `4` is a number, `true` a boolean, `[1, 2]` a list, `float16` text.
-
-    Args:
-        value: One text or several, a mapping, or `None` for no pairs.
-        name (`str`): Name of the option, for messages.
-        example (`str`, *optional*): A pair, for messages.
-
-    Raises:
-        ValueError: For anything else, and for a name that is there twice.
-    """
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | Mapping):
-        value = value[0]
-    if value is None or value in ("", []):
-        return {}
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
-    if isinstance(value, Mapping):
-        check_keys(value, f"`{name}`")
-        return dict(value)
-    pairs: JsonObject = {}
-    for text in value if isinstance(value, list) else [value]:
-        key, equals, item = text.partition("=") if isinstance(text, str) else ("", "", "")
-        if not equals or not key:
-            raise ValueError(f"`{name}` is {text!r}, but must be NAME=VALUE pairs, such as {example}.")
-        if key in pairs:
-            raise ValueError(f"`{name}` has {key!r} twice.")
-        try:
-            pairs[key] = yaml.safe_load(item)
-        except yaml.YAMLError:
-            pairs[key] = item
-    return pairs
-
-
-def write_pairs(value: Any, name: str, example: str) -> list[str] | None:
-    """Pairs as `NAME=VALUE` texts; of a list the items stay as they are.
-
-    Raises:
-        ValueError: For what is neither a list of texts nor a mapping.
-    """
-    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], str):
-        value = value[0]
-    if isinstance(value, Mapping):
-        return [f"{key}={item}" for key, item in value.items()]
-    if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
-        raise ValueError(f"`{name}` is {value!r}, but must be NAME=VALUE pairs, such as {example}.")
-    return value
-
-
-def _fit(action: argparse.Action, value: Any, is_ours: bool) -> Any:
+def _fit(action: argparse.Action, value: Argument, is_ours: bool) -> Argument:
     """A value of YAML as argparse wants it, which converts text alone and looks at no choices."""
-    if action.dest in PAIR_OPTIONS:
-        return value if isinstance(value, list) or value is None else [value]
     if action.nargs == "+" and not isinstance(value, list) and value is not None:
         value = [value]
     items = value if action.nargs == "+" and value is not None else [value]

@@ -4,10 +4,10 @@ import os
 from typing import TYPE_CHECKING
 
 from spec_kd.cli import prompts, synthesize, train
-from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.recipe import Recipe, naming
 from spec_kd.cli.respond import RespondCall
+from spec_kd.cli.rows import check_exists, load_rows
 
 if TYPE_CHECKING:
     from spec_kd.data.teacher_signal import TeacherInfo
@@ -28,24 +28,22 @@ def check_sources(recipe: Recipe) -> None:
     from spec_kd.vocabulary import check_same_tokenizer
 
     method, config, draft = recipe.train.method, recipe.train.config, recipe.train.draft
-    with naming("target"):
-        recipe.evaluate[1].check()
-        processing_class = recipe.evaluate[1].load_processing_class()
-        if not getattr(processing_class, "chat_template", None):
-            raise ValueError(f"the tokenizer of `{recipe.evaluate[1].target}` has no chat template.")
+    recipe.evaluate[1].check()
+    processing_class = recipe.evaluate[1].load_processing_class()
+    if not getattr(processing_class, "chat_template", None):
+        raise ValueError(f"the tokenizer of the target `{recipe.evaluate[1].target}` has no chat template.")
     if recipe.respond is not None:
         with naming("respond"):
             recipe.respond[1].check()
     for name, part in recipe.parts.items():
         with naming(f"prompts: {name}"):
             synthesize.check_synthesis(*part) if isinstance(part, tuple) else prompts.check_part(part)
-    with naming("draft"):
-        load_options = get_load_options(config, {"revision": draft.model_revision})
-        check_model("draft", draft.model_name_or_path, load_options)
-        with naming_model("tokenizer of the draft", draft.model_name_or_path):
-            draft_class = load_tokenizer(draft.model_name_or_path, load_options)
-        if method != "black_box":
-            check_same_tokenizer(draft_class, processing_class)
+    load_options = get_load_options(config, {"revision": draft.model_revision})
+    check_model("draft", draft.model_name_or_path, load_options)
+    with naming_model("tokenizer of the draft", draft.model_name_or_path):
+        draft_class = load_tokenizer(draft.model_name_or_path, load_options)
+    if method != "black_box":
+        check_same_tokenizer(draft_class, processing_class)
     with naming("train"):
         train.check_call(recipe.train)
         check_teacher(recipe)
@@ -78,10 +76,10 @@ def check_evaluation_prompts(recipe: Recipe) -> None:
     arguments = recipe.evaluate[0]
     columns = [*FEATURES, "chat_template_kwargs"]
     if not arguments.prompts.startswith(f"{recipe.output_dir}/"):
-        check_exists(arguments.prompts)
+        check_exists("prompts", arguments.prompts)
         if not os.path.exists(arguments.prompts):
             return  # of the Hub
-        columns = load_rows(arguments.prompts, arguments.split).column_names
+        columns = load_rows(arguments.prompts, arguments.split, option="prompts").column_names
         if not {"prompt", "prompt_ids"} & set(columns):
             raise ValueError(f"`prompts` has the columns {columns}, but neither `prompt` nor `prompt_ids`.")
     check_groups(arguments.group_by or (), columns)
@@ -100,8 +98,8 @@ def describe_signal(call: RespondCall, processing_class: "ProcessingClass") -> "
         arguments.temperature > 0
         and {
             "transformers": True,
-            "vllm": target.engine_kwargs.get("logprobs_mode", "processed_logprobs") == "processed_logprobs",
-            "server": target.engine_kwargs.get("logprobs_mode", "raw") == "processed",
+            "vllm": target.init_kwargs.get("logprobs_mode", "processed_logprobs") == "processed_logprobs",
+            "server": target.init_kwargs.get("logprobs_mode", "raw") == "processed",
         }[target.engine]
     )
     return TeacherInfo(

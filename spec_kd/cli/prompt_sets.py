@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.cli.fingerprints import load_rows
+from spec_kd.cli.rows import load_rows
 from spec_kd.open_types import JsonObject
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def describe_saved(folder: str, train: "Dataset", test: "Dataset") -> JsonObject
 def load_prompts(source: str, split: str) -> "Dataset":
     """A split of what `save_prompts` wrote, or of any other source with splits."""
     path = Path(source, f"{split}.arrow")
-    return load_rows(str(path) if path.is_file() else source, split, allow_empty=True)
+    return load_rows(str(path) if path.is_file() else source, split, option="parts", allow_empty=True)
 
 
 def hold_out(rows: "Dataset", test_fraction: float, seed: int) -> "tuple[Dataset, Dataset]":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spec_kd.cli.choices import tell_choices
-from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.mix import MixArguments, mix
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.prompt_sets import (
@@ -18,6 +17,7 @@ from spec_kd.cli.prompt_sets import (
     leave_out_leaks,
     save_prompts,
 )
+from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.open_types import JsonObject
 from spec_kd.options import suggest
@@ -87,8 +87,7 @@ def read_logs(arguments: LogArguments, workspace: Workspace) -> JsonObject:
 
     options = arguments.build_options()
     files, _ = find_files(arguments.paths, Path(arguments.output_dir))
-    if arguments.tokenizer is not None:
-        check_exists(arguments.tokenizer)
+    check_exists("tokenizer", arguments.tokenizer)
     inputs = {
         "logs": workspace.fingerprints.of_files(files),
         "tokenizer": workspace.fingerprints.of_model(arguments.tokenizer),
@@ -164,7 +163,7 @@ class CuratedArguments:
 def read_curated(arguments: CuratedArguments, workspace: Workspace) -> JsonObject:
     """The step: prompts of a curated set in `output_dir`."""
     options = arguments.build_options()
-    check_exists(arguments.dataset)
+    check_exists("dataset", arguments.dataset)
     inputs = {
         "dataset": {arguments.dataset: workspace.fingerprints.of_data(arguments.dataset)},
         "options": list_options(arguments, ("dataset", "output_dir")),
@@ -190,8 +189,12 @@ def build_parser(kind: str) -> Parser:
     if kind not in KINDS:
         raise ValueError(f"there is no kind of prompts {kind!r}.{suggest(kind, KINDS)}")
     description = f"Makes a prompt set {KINDS[kind]}: train.arrow and test.arrow in one folder."
-    arguments = {"logs": LogArguments, "curated": CuratedArguments, "mix": MixArguments}[kind]
-    return Parser(f"prompts {kind}", description, (arguments,))
+    arguments, common = {
+        "logs": (LogArguments, ("paths", "output_dir", "tokenizer", "redact", "test_fraction")),
+        "curated": (CuratedArguments, ("dataset", "output_dir", "prompt_column", "test_fraction")),
+        "mix": (MixArguments, ("parts", "output_dir", "weights", "num_prompts")),
+    }[kind]
+    return Parser(f"prompts {kind}", description, {kind: arguments}, common)
 
 
 def parse(argv: Sequence[str]) -> QueryCall:
@@ -223,6 +226,6 @@ def check_part(arguments: LogArguments | CuratedArguments) -> None:
         find_files(arguments.paths, Path(arguments.output_dir))
         return
     options = arguments.build_options()
-    check_exists(arguments.dataset)
+    check_exists("dataset", arguments.dataset)
     if os.path.exists(arguments.dataset):
         options.find_columns(load_rows(arguments.dataset, arguments.split).column_names)

@@ -1,74 +1,18 @@
-"""Recipes: a whole pipeline, from raw input to an evaluated draft, as one YAML file for `spec-kd run`.
+"""Reads a recipe into the arguments of its steps; `spec_kd.cli.recipe_format` describes recipes."""
 
-```yaml
-target: my-org/Qwen2.5-7B-medical      # folder or Hub name; or a mapping, see below
-draft: Qwen/Qwen2.5-0.5B-Instruct      # folder or Hub name
-output_dir: runs/medical               # one folder per step; paths are relative to the working directory
-seed: 0                                # of every step that has none of its own
-
-prompts:                               # one or several parts; a part's options are those of its command
-  historical:                          # `spec-kd prompts logs`
-    paths: [logs/2025-*.jsonl.gz]
-    redact: [email, phone]
-  curated:                             # `spec-kd prompts curated`
-    dataset: my-org/medical-questions
-    prompt_column: question
-  synthetic:                           # `spec-kd synthesize`
-    num_queries: 5000
-  leaflets:                            # any other name, with its scenario
-    scenario: curated
-    dataset: data/leaflets.jsonl
-  mix:                                 # `spec-kd prompts mix`; may be left out
-    weights: {historical: 0.5, curated: 0.2, synthetic: 0.2, leaflets: 0.1}
-    num_prompts: 20000
-
-respond:                               # `spec-kd respond`; `false` learns from the answers that the prompts come with
-  temperature: 1.0
-  max_new_tokens: 512
-  teacher_signal: sampled_logprobs     # training then needs no target; without it the target is loaded for training
-
-train:                                 # `spec-kd train METHOD`: `method`, ours, and every argument of the trainer
-  method: white_box                    # white_box, black_box or online_gkd
-  divergence: forward_kl
-  learning_rate: 2e-5
-  num_train_epochs: 3
-  save_steps: 200                      # a killed training continues from the last checkpoint
-
-evaluate:                              # `spec-kd evaluate`; on the test prompts of the parts unless `prompts` is given
-  serving_engine: vllm
-  num_prompts: 200                     # the default of a recipe
-  fail_under: {block_efficiency: 2.5}  # exit status 3 below it
-```
-
-`target` as a mapping has its `name` and the engine that runs it for synthesis, answers and evaluation:
-`{name: my-org/target, engine: server, base_url: "http://localhost:8000/v1"}`; see `spec-kd respond --help`. A section
-may set another `engine` for itself. Training with a live target always loads it with transformers.
-
-Synthetic prompts that repeat a test prompt, of the other parts or of `evaluate: prompts`, are dropped. So they depend
-on those, unless `test_sets` of the part says otherwise.
-
-Set by the recipe, and refused in a section: `output_dir`, `target`, `drafts` and what one step reads of another. Leave
-`bf16` out: it is on where there is a GPU, and asking for it is an error where there is none. All steps are done in one
-process; to train on several cards, run `accelerate launch -m spec_kd.cli train ...` on what `respond` left. Where vLLM
-does not give its memory back and training runs out of it, the same command goes on with the training.
-
-What a step is made from is noted in its folder as `.step.json`: the options that are not defaults, and hashes of the
-files it reads (see `spec_kd.cli.fingerprints.Fingerprints`), those that earlier steps wrote among them. A changed input
-redoes what depends on it and nothing else; what was there is moved to `replaced/` in `output_dir`. Versions of
-libraries and of this package are no inputs: delete a folder to redo its step.
-"""
-
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spec_kd.checks import read_path
 from spec_kd.cli import evaluate, prompts, respond, synthesize, train
 from spec_kd.cli.mix import MixArguments
-from spec_kd.cli.parsing import check_keys, read_yaml
-from spec_kd.cli.target import TargetArguments
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.target import GROUP, TargetArguments
+from spec_kd.cli.values import place_paths, read_paths
+from spec_kd.cli.yaml_files import check_keys, read_yaml
 from spec_kd.open_types import JsonObject, Record
 from spec_kd.options import suggest
 
@@ -130,8 +74,8 @@ def load_recipe(path: str | Path) -> Recipe:
         for name in ("draft", "output_dir"):
             if not isinstance(values[name], str):
                 raise ValueError(f"`{name}` must be text, got {values[name]!r}.")
-            values[name] = read_path(name, values[name])
-        builder = _Builder(values)
+        values["output_dir"] = read_paths("output_dir", values["output_dir"])
+        builder = _Builder(values, os.path.dirname(path))
         recipe = Recipe(
             path=str(path),
             output_dir=builder.output_dir,
@@ -148,8 +92,9 @@ def load_recipe(path: str | Path) -> Recipe:
 class _Builder:
     """Sections of YAML into the arguments of commands."""
 
-    def __init__(self, values: JsonObject):
+    def __init__(self, values: JsonObject, folder: str):
         self.values = values
+        self.folder = folder
         self.output_dir = values["output_dir"]
         self.seed = {"seed": values["seed"]} if "seed" in values else {}
         with naming("target"):
@@ -158,8 +103,10 @@ class _Builder:
             _check_names(target, ("name", "engine", "base_url", "served_model_name", "engine_kwargs"))
             if not isinstance(target.get("name"), str):
                 raise ValueError("`name` is missing: a folder or a name on the Hub.")
-            self.target = {"target": read_path("name", target.pop("name")), **target}
-            TargetArguments(**self.target)
+            name = read_paths("name", target.pop("name"))
+            self.target = place_paths({"target": name, **target}, folder)
+            Parser("run", "", {GROUP: TargetArguments}).parse_values(self.target)
+        self.draft = place_paths({"draft": values["draft"]}, folder)["draft"]
         self.prompts = dict(_as_mapping(values["prompts"], "prompts"))
         self.mix = self.prompts.pop(MIX, None) or {}
         if not self.prompts:
@@ -170,7 +117,7 @@ class _Builder:
 
     def _build_part(self, name: str, part: Any) -> Part:
         with naming(f"prompts: {name}"):
-            part = dict(_as_mapping(part))
+            part = place_paths(_as_mapping(part), self.folder)
             if "/" in name or name.startswith("."):
                 raise ValueError("the name of a part is that of a folder: no slash, and no dot at the beginning.")
             scenario = part.pop("scenario", name)
@@ -194,7 +141,7 @@ class _Builder:
         """Test prompts that are there before any are synthesized, so that those need not repeat them."""
         evaluation = self.values.get("evaluate") or {}
         if isinstance(evaluation, Mapping) and "prompts" in evaluation:
-            return [read_path("evaluate: prompts", evaluation["prompts"])]
+            return [place_paths(evaluation, self.folder)["prompts"]]
         others = {n: part.get("scenario", n) for n, part in self.prompts.items() if isinstance(part, Mapping)}
         return [f"{self.find_part_folder(n)}/test.arrow" for n, kind in others.items() if kind != "synthetic"]
 
@@ -203,13 +150,12 @@ class _Builder:
 
     def build_mix(self) -> MixArguments:
         with naming("prompts: mix"):
-            mix = dict(_as_mapping(self.mix))
+            mix = place_paths(_as_mapping(self.mix), self.folder)
             _refuse(mix, SET_BY_RECIPE[MIX])
-            parts = [f"{name}={self.find_part_folder(name)}" for name in self.prompts]
+            parts = {name: self.find_part_folder(name) for name in self.prompts}
             given = {"tokenizer": self.target["target"], **self.seed, **mix}
             given |= {"parts": parts, "output_dir": f"{self.output_dir}/prompts"}
             (arguments,) = prompts.build_parser("mix").parse_values(given)
-            arguments.name_parts()
             return arguments
 
     def build_respond(self) -> respond.RespondCall | None:
@@ -217,7 +163,7 @@ class _Builder:
         if section is False:
             return None
         with naming("respond"):
-            section = _as_mapping({} if section is None else section)
+            section = place_paths(_as_mapping({} if section is None else section), self.folder)
             _refuse(section, SET_BY_RECIPE["respond"])
             given = {**self.target, **self.seed, **section, "output_dir": f"{self.output_dir}/responses"}
             call = respond.build_parser().parse_values({**given, "prompts": self.find_prompts("train")})
@@ -229,7 +175,7 @@ class _Builder:
 
     def build_train(self) -> train.TrainCall:
         with naming("train"):
-            section = dict(_as_mapping(self.values["train"]))
+            section = place_paths(_as_mapping(self.values["train"]), self.folder)
             if "method" not in section:
                 raise ValueError(f"`method` is missing: {', '.join(train.METHODS)}.")
             method = section.pop("method")
@@ -242,16 +188,16 @@ class _Builder:
                 **section,
                 "output_dir": f"{self.output_dir}/draft",
                 "target": self.target["target"],
-                "model_name_or_path": self.values["draft"],
+                "model_name_or_path": self.draft,
                 "responses": responses if is_answered else self.find_prompts("train"),
             }
             parser = train.build_parser(method)
-            config, draft, arguments = parser.parse_values(given)
+            arguments, draft, config = parser.parse_values(given)
             return train.TrainCall(method, arguments, config, draft, parser.chosen)
 
     def build_evaluate(self) -> evaluate.EvaluateCall:
         with naming("evaluate"):
-            section = dict(_as_mapping(self.values.get("evaluate") or {}))
+            section = place_paths(_as_mapping(self.values.get("evaluate") or {}), self.folder)
             _refuse(section, SET_BY_RECIPE["evaluate"])
             if len(self.prompts) > 1 and "prompts" not in section:
                 section.setdefault("group_by", ["scenario"])
@@ -261,7 +207,7 @@ class _Builder:
                 **self.target,
                 **self.seed,
                 **section,
-                "drafts": [f"before={self.values['draft']}", f"after={self.output_dir}/draft"],
+                "drafts": {"before": self.draft, "after": f"{self.output_dir}/draft"},
                 "texts_dir": f"{self.output_dir}/texts",
                 "output_dir": f"{self.output_dir}/evaluation",
             }

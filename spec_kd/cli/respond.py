@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.parsing import Parser
+from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.target import TargetArguments
+from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.open_types import JsonObject
 
 DESCRIPTION = (
@@ -17,6 +17,7 @@ DESCRIPTION = (
     "spec_kd.cli respond ...` shares the shards between processes."
 )
 PRODUCTS = ("responses.parquet",)
+COMMON = ("target", "prompts", "output_dir", "teacher_signal", "max_new_tokens", "temperature", "engine")
 NOT_INPUTS = ("prompts", "output_dir", "on_unidentified_token", "on_unusable_prompt")  # the first by its content
 
 
@@ -103,7 +104,7 @@ RespondCall = tuple[RespondArguments, TargetArguments]
 
 def build_parser() -> Parser:
     """The options of the command."""
-    return Parser("respond", DESCRIPTION, (RespondArguments, TargetArguments))
+    return Parser("respond", DESCRIPTION, {"responses": RespondArguments, GROUP: TargetArguments}, COMMON)
 
 
 def parse(argv: Sequence[str]) -> RespondCall:
@@ -119,7 +120,7 @@ def run(call: RespondCall) -> JsonObject:
 def respond(arguments: RespondArguments, target: TargetArguments, workspace: Workspace) -> JsonObject:
     """The step: answers in `output_dir/responses.parquet`."""
     target.check()
-    check_exists(arguments.prompts)
+    check_exists("prompts", arguments.prompts)
     arguments.check()
     signal = arguments.build_signal()
     inputs = {
@@ -132,7 +133,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
         from spec_kd import generate_responses
 
         join_processes()
-        prompts = take_first(load_rows(arguments.prompts, arguments.split), arguments.num_prompts)
+        prompts = take_first(load_rows(arguments.prompts, arguments.split, option="prompts"), arguments.num_prompts)
         model, processing_class = target.load()
         rows = generate_responses(
             model,

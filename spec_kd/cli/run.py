@@ -2,41 +2,42 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.cli.parsing import Parser, read_yaml
+from spec_kd.cli import recipe_format
+from spec_kd.cli.parsing import Parser
 from spec_kd.cli.steps import Workspace, tell
+from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.files import write_text
 from spec_kd.open_types import JsonObject
+from spec_kd.options import document_options, option
 from spec_kd.secrets import hide_secrets
 
 if TYPE_CHECKING:
     from spec_kd.cli.recipe import Recipe
 
 DESCRIPTION = (
-    "Runs a recipe: prompts, the target's answers, training, evaluation. All of it is checked before the first step. A "
-    "step whose inputs have not changed is left as it is; one that was killed continues. `python -m pydoc "
-    "spec_kd.cli.recipe` describes the format."
+    "Runs a recipe: prompts, the target's completions, training, evaluation. All of it is checked before the first "
+    "step. A step whose inputs have not changed is not repeated, and one that was killed continues. `spec-kd init` "
+    "writes a recipe."
 )
 
 
-@dataclass
+@document_options
+@dataclass(frozen=True)
 class RunArguments:
-    r"""
-    What to run.
+    """The recipe to run."""
 
-    Args:
-        recipe (`str`):
-            YAML file, see `spec_kd.cli.recipe`; also as the first argument, without a name, or as `--config`.
-        only_check (`bool`, *optional*, defaults to `False`): Whether to check the recipe, its files and models, only.
-    """
+    recipe: str = option("Recipe, a YAML file; also as the first argument, without `--recipe`.")
+    only_check: bool = option("Check the recipe, its files and its models, and do nothing else.", default=False)
 
-    recipe: str = field(metadata={"help": "The recipe, a YAML file; also as the first argument, without the name."})
-    only_check: bool = field(
-        default=False, metadata={"help": "Whether to check the recipe with its files and tokenizers, and do nothing."}
-    )
+
+def build_parser() -> Parser:
+    """The options of the command, and the format of recipes."""
+    common = ("recipe", "only_check")
+    return Parser("run", DESCRIPTION, {"run": RunArguments}, common, recipe_format.__doc__, "Same as --recipe.")
 
 
 def parse(argv: Sequence[str]) -> RunArguments:
@@ -46,7 +47,7 @@ def parse(argv: Sequence[str]) -> RunArguments:
         argv.insert(0, "--recipe")
     # a recipe is a YAML file, as `--config` of the other commands is
     argv = [f"--recipe{text.removeprefix('--config')}" if text.split("=")[0] == "--config" else text for text in argv]
-    return Parser("run", DESCRIPTION, (RunArguments,)).parse(argv)[0]
+    return build_parser().parse(argv)[0]
 
 
 def run(arguments: RunArguments) -> JsonObject:

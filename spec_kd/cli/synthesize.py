@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from spec_kd.cli.fingerprints import check_exists, load_rows
-from spec_kd.cli.parsing import Parser, read_pairs
+from spec_kd.cli.parsing import Parser
 from spec_kd.cli.prompt_sets import PRODUCTS, check_test_fraction, hold_out, save_prompts
+from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.target import TargetArguments
+from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.open_types import Arguments, JsonObject
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ DESCRIPTION = (
     "Lets an aligned target write what users might ask it (Magpie, arXiv 2406.08464), filters it, and says what became "
     "of it. A killed job continues."
 )
+COMMON = ("target", "num_queries", "output_dir", "system_prompts", "languages", "test_fraction", "engine")
 CONTINUES = ("num_queries", "max_asked", "test_fraction")
 
 
@@ -83,9 +84,6 @@ class SynthesizeArguments:
 
     def __post_init__(self) -> None:
         check_test_fraction(self.test_fraction)
-        self.chat_template_kwargs = (
-            read_pairs(self.chat_template_kwargs, "chat_template_kwargs", "enable_thinking=false") or None
-        )
 
     def build_options(self) -> "SynthesisOptions":
         """What is asked, with the tools that there are.
@@ -97,7 +95,7 @@ class SynthesizeArguments:
         from spec_kd.prompts.synthesis.options import SynthesisOptions
 
         if self.tool_catalog is not None:
-            check_exists(self.tool_catalog)
+            check_exists("tool_catalog", self.tool_catalog)
         self.build_filter()
         return SynthesisOptions(**{one.name: getattr(self, one.name) for one in fields(SynthesisOptions)})
 
@@ -113,7 +111,7 @@ SynthesizeCall = tuple[SynthesizeArguments, TargetArguments]
 
 def build_parser() -> Parser:
     """The options of the command."""
-    return Parser("synthesize", DESCRIPTION, (SynthesizeArguments, TargetArguments))
+    return Parser("synthesize", DESCRIPTION, {"synthesis": SynthesizeArguments, GROUP: TargetArguments}, COMMON)
 
 
 def parse(argv: Sequence[str]) -> SynthesizeCall:
@@ -131,7 +129,7 @@ def synthesize(arguments: SynthesizeArguments, target: TargetArguments, workspac
     options = check_synthesis(arguments, target)
     sources = [*(arguments.test_sets or ()), *([arguments.tool_catalog] if arguments.tool_catalog else [])]
     for source in sources:
-        check_exists(source)
+        check_exists("test_sets", source)
     inputs = {
         "target": target.list_inputs(workspace.fingerprints),
         "sources": [workspace.fingerprints.of_data(source) for source in sources],
@@ -188,5 +186,6 @@ def load_conversations(sources: Iterable[str]) -> list[Any]:
     """The prompts of several sets, as lists of messages."""
     from spec_kd.data.arrow_padding import iterate_rows
 
-    prompts = [row["prompt"] for source in sources for row in iterate_rows(load_rows(source, "test", True))]
+    sets = [load_rows(source, "test", option="test_sets", allow_empty=True) for source in sources]
+    prompts = [row["prompt"] for rows in sets for row in iterate_rows(rows)]
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]

@@ -8,9 +8,9 @@ from trl import ModelConfig
 
 from spec_kd.checks import check_int
 from spec_kd.cli.choices import tell_choices
-from spec_kd.cli.fingerprints import check_exists, load_rows
 from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
+from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, tell
 from spec_kd.open_types import JsonObject
 from spec_kd.options import suggest
@@ -27,6 +27,11 @@ METHODS = {
     "online_gkd": "learns on text that the draft, the target or both write while it trains; needs a live target",
 }
 PRODUCTS = ("checkpoint-*", "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "README.md")
+COMMON = (
+    "model_name_or_path", "target", "responses", "output_dir", "learning_rate", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "use_peft", "eval_strategy",
+    "save_steps", "report_to", "seed",
+)  # fmt: skip
 # Of where and how a run is written and watched, not of what it learns.
 NOT_INPUTS = (
     "output_dir", "run_name", "report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_steps",
@@ -122,10 +127,12 @@ def build_parser(method: str) -> Parser:
     """The options of a method: ours, the trainer's and TRL's of a model."""
     config_class, _ = find_classes(method)
     description = (
-        f"Trains a draft that {METHODS[method]}. A killed run continues from its last checkpoint. Options that are not "
-        "ours are TRL's and transformers' own."
+        f"Trains a draft that {METHODS[method]}. A killed run continues from its last checkpoint. All options of TRL's "
+        "SFTConfig and ModelConfig are accepted too, and come last."
     )
-    return Parser(f"train {method}", description, (config_class, DraftArguments, TrainArguments))
+    groups = {"data": TrainArguments, "draft model": DraftArguments, f"{method} distillation": config_class}
+    common = COMMON if method == "black_box" else (*COMMON, "divergence")
+    return Parser(f"train {method}", description, groups, common)
 
 
 def parse(argv: Sequence[str]) -> TrainCall:
@@ -133,7 +140,7 @@ def parse(argv: Sequence[str]) -> TrainCall:
     if not argv or argv[0] in ("-h", "--help"):
         raise SystemExit(tell_choices("train", "METHOD", METHODS, is_asked=bool(argv)))
     parser = build_parser(argv[0])
-    config, draft, arguments = parser.parse(argv[1:])
+    arguments, draft, config = parser.parse(argv[1:])
     return TrainCall(argv[0], arguments, config, draft, parser.chosen)
 
 
@@ -148,9 +155,9 @@ def train(call: TrainCall, workspace: Workspace) -> JsonObject:
     if draft.model_name_or_path is None:
         raise ValueError("`model_name_or_path` (`--draft`) is missing: a folder, or a name on the Hub.")
     teacher = getattr(config, "teacher_model_name_or_path", None)
-    for source in (draft.model_name_or_path, arguments.responses, arguments.target, teacher):
-        if source is not None:
-            check_exists(source)
+    sources = {"draft": draft.model_name_or_path, "target": arguments.target, "teacher": teacher}
+    for role, source in {**sources, "responses": arguments.responses}.items():
+        check_exists(role, source)
     fingerprints = workspace.fingerprints
     inputs = {
         "method": method,
@@ -165,7 +172,7 @@ def train(call: TrainCall, workspace: Workspace) -> JsonObject:
         check_call(call)
 
     def work() -> JsonObject:
-        rows = load_rows(arguments.responses, arguments.split)
+        rows = load_rows(arguments.responses, arguments.split, option="responses")
         trainer = build_trainer(call, rows)
         trainer.dataset_name, trainer.target_name = arguments.responses, arguments.target or trainer.target_name
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or find_last_checkpoint(config.output_dir))

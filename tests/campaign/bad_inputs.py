@@ -234,21 +234,21 @@ PYTHON = {
 }
 
 COMMANDS = {
-    "log path, empty": ("queries logs --paths= --output_dir {out}", "`paths` is ''"),
-    "log path, mistyped option": ("queries logs --path {log} --output_dir {out}", "Did you mean --paths?"),
-    "kind, mistyped": ("queries lgos --paths {log}", "Did you mean logs?"),
-    "log split at nan": ("queries logs --paths {log} --output_dir {out} --test_fraction nan", "`test_fraction` is nan"),
+    "log path, empty": ("prompts logs --paths= --output_dir {out}", "`paths` is ''"),
+    "log path, mistyped option": ("prompts logs --path {log} --output_dir {out}", "Did you mean --paths?"),
+    "kind, mistyped": ("prompts lgos --paths {log}", "Did you mean logs?"),
+    "log split at nan": ("prompts logs --paths {log} --output_dir {out} --test_fraction nan", "`test_fraction` is nan"),
     "log tokens without tokenizer": (
-        "queries logs --paths {log} --output_dir {out} --max_tokens 5",
+        "prompts logs --paths {log} --output_dir {out} --max_tokens 5",
         "count the target",
     ),
-    "curated column": ("queries curated --dataset {log} --output_dir {out} --prompt_column q", "names 'q'"),
-    "curated file, empty": ("queries curated --dataset {empty} --output_dir {out}", "empty.jsonl"),
+    "curated column": ("prompts curated --dataset {log} --output_dir {out} --prompt_column q", "names 'q'"),
+    "curated file, empty": ("prompts curated --dataset {empty} --output_dir {out}", "empty.jsonl"),
     "mix weight of nan": (
-        "queries mix --parts a={folder} --weights a=nan --output_dir {out}",
+        "prompts mix --parts a={folder} --weights a=nan --output_dir {out}",
         "`weights: a` is 'nan', but",
     ),
-    "mix part without a path": ("queries mix --parts a= --output_dir {out}", "`parts` is ''"),
+    "mix part without a path": ("prompts mix --parts a= --output_dir {out}", "`parts` is ''"),
     "respond to an empty file": (
         "respond --target {model} --prompts {empty} --output_dir {out}",
         "empty.jsonl` is empty",

@@ -26,8 +26,8 @@ import spec_kd
 from spec_kd import export_draft, score_completions
 from spec_kd.cli import evaluate, mix, respond, synthesize, train  # noqa: F401  (imported once for all)
 from spec_kd.cli import prompts as prompt_commands  # noqa: F401
-from spec_kd.cli.fingerprints import load_rows
 from spec_kd.cli.main import main
+from spec_kd.cli.rows import load_rows
 
 QUESTIONS = (
     "how do I bake bread", "what is the capital of France", "explain photosynthesis to a child",

@@ -69,7 +69,7 @@ def test_the_targets_texts_outlive_another_draft(call, options, tmp_path):
         (["--serving_engine", "triton"], "must be one of transformers, vllm"),
         (["--costs", "guess"], "`costs` is 'guess', but must be 'measure', 'none' or a JSON file"),
         (["--temperatures", "-1"], "temperature"),
-        (["--drafts", "./a", "./b/a"], "`./a` does not exist"),
+        (["--drafts", "./a", "./b/c"], "`./a` does not exist"),
         (["--split", "test", "--prompts", "."], ""),
     ],
 )
@@ -80,7 +80,7 @@ def test_wrong_arguments(call, options, arguments, message):
 
 def test_two_drafts_of_one_name_are_refused(call, options, models):
     status, _, errors = call(*options, "--drafts", models / "draft", models / "draft")
-    assert status == 2 and "Two drafts are called 'draft'" in errors
+    assert status == 2 and "`drafts` has 'draft' twice" in errors
 
 
 def test_the_last_line_is_strict_json(call, models, responses, tmp_path, capsys):

@@ -1,15 +1,18 @@
 """Options as they are written: paths, pairs, keys of YAML, mistyped names, calls without any."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
 
-from spec_kd.cli import evaluate, mix, prompts, respond, run, synthesize, train
+from spec_kd.cli import evaluate, init, mix, prompts, respond, run, synthesize, train
 from spec_kd.cli.main import main
-from spec_kd.cli.parsing import PATH_OPTIONS, Parser, read_pairs, read_yaml
+from spec_kd.cli.parsing import Parser
 from spec_kd.cli.run import RunArguments
 from spec_kd.cli.target import TargetArguments
+from spec_kd.cli.values import PATH_OPTIONS, read_pairs
+from spec_kd.cli.yaml_files import read_yaml
 
 OURS = (
     evaluate.EvaluateArguments, mix.MixArguments, prompts.CuratedArguments, prompts.LogArguments,
@@ -45,7 +48,7 @@ def test_a_home_is_expanded_on_a_command_line_and_in_yaml(home, tmp_path):
     assert from_yaml == prompts.parse(argv)
     assert from_yaml.paths == [f"{home}/a.jsonl", "b.jsonl"] and from_yaml.output_dir == f"{home}/out"
     parts = prompts.parse(["mix", "--parts", "a=~/a", "b=b", "--output_dir", "x"]).parts
-    assert parts == [f"a={home}/a", "b=b"]
+    assert parts == {"a": f"{home}/a", "b": "b"}
 
 
 def test_a_home_in_a_trainers_options(home):
@@ -152,7 +155,12 @@ def test_pairs_of_every_command(tmp_path):
     assert prompts.parse(["mix", "--config", str(config)]) == prompts.parse(["mix", "--parts", "a=p", "b=q", *written])
     config.write_text("drafts: {new: p}\nprompts: t\noutput_dir: x\nfail_under: {block_efficiency: 2}\n")
     arguments, _ = evaluate.parse(["--config", str(config)])
-    assert arguments.drafts == ["new=p"] and arguments.fail_under == ["block_efficiency=2"]
+    assert arguments.drafts == {"new": "p"} and arguments.fail_under == {"block_efficiency": 2}
+    argv = ["--drafts", "new=p", "runs/other", "--prompts", "t", "--output_dir", "x"]
+    assert evaluate.parse(argv)[0].drafts == {"new": "p", "other": "runs/other"}
+    argv = ["--draft", "d", "--responses", "r", "--output_dir", str(tmp_path), "--divergence", "lk_hybrid"]
+    call = train.parse(["white_box", *argv, "--divergence_kwargs", "eta=3.0"])
+    assert call.config.divergence_kwargs == {"eta": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +195,31 @@ def test_choices_hold_in_yaml_too(tmp_path, call):
     assert train.parse([*argv[1:], "--config", str(config)]).config.eval_strategy == "no"
 
 
+@pytest.mark.parametrize(
+    "parser",
+    [
+        *(module.build_parser() for module in (evaluate, init, respond, run, synthesize)),
+        *(prompts.build_parser(kind) for kind in prompts.KINDS), *(train.build_parser(m) for m in train.METHODS),
+    ],
+    ids=lambda parser: parser.prog,
+)  # fmt: skip
+def test_help_shows_each_option_once_and_the_common_ones_first(parser):
+    text = parser.format_help()
+    entries = re.findall(r"^  (--\w.*)", text, re.MULTILINE)
+    names = [name for entry in entries for name in re.findall(r"--[\w-]+", entry)]
+    assert len(names) == len(set(names)) and not any("-" in name[2:] for name in names)
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert titles[0] == "common options" and titles[-1] == "options of every command"
+    assert ("options of TRL and transformers" in titles) == parser.prog.startswith("spec-kd train")
+    if "options of TRL and transformers" in titles:
+        assert titles.index("options of TRL and transformers") == len(titles) - 2
+    shown = {action.dest for actions in parser.group_options().values() for action in actions}
+    assert {field.name for kind in parser.dataclass_types for field in fields(kind) if field.init} == shown
+    first = text[text.index("common options:") : text.index(f"\n\n{titles[1]}:")]
+    required = {action.dest for actions in parser.group_options().values() for action in actions if action.required}
+    assert all(f"--{name}" in first for name in required)
+
+
 def test_merged_keys_are_no_duplicates(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}\n")
@@ -195,7 +228,7 @@ def test_merged_keys_are_no_duplicates(tmp_path):
 
 def test_a_parser_takes_no_abbreviations():
     with pytest.raises(ValueError, match="Did you mean --recipe"):
-        Parser("run", "", (RunArguments,)).parse(["--recip", "a"])
+        Parser("run", "", {"run": RunArguments}).parse(["--recip", "a"])
 
 
 def test_the_error_holds_no_secret(call, monkeypatch):

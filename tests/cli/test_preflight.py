@@ -133,7 +133,7 @@ def test_a_home_means_one_folder_in_every_step(check, recipe, monkeypatch, tmp_p
     folders = [loaded.train.config.output_dir, loaded.respond[0].output_dir, loaded.mix.output_dir]
     folders += [loaded.parts["historical"].output_dir, loaded.evaluate[0].texts_dir, loaded.train.arguments.responses]
     assert all(folder.startswith(f"{tmp_path}/run/") for folder in folders), folders
-    assert loaded.evaluate[0].drafts[1] == f"after={tmp_path}/run/draft"
+    assert loaded.evaluate[0].drafts["after"] == f"{tmp_path}/run/draft"
 
 
 def test_an_engine_option_that_is_right_is_accepted(check):

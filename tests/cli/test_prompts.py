@@ -138,7 +138,7 @@ def test_held_out_texts_do_not_depend_on_case_and_spaces():
         (["logs", "--output_dir", "x"], "the following arguments are required: --paths"),
         (["curated", "--dataset", "./none", "--output_dir", "x"], "`./none` does not exist"),
         (["curated", "--dataset", "a/b", "--output_dir", "x", "--test_fraction", "1"], "`test_fraction`"),
-        (["mix", "--parts", "a", "--output_dir", "x"], "NAME=FOLDER"),
+        (["mix", "--parts", "a", "--output_dir", "x"], "NAME=PATH"),
         (["mix", "--parts", "a=b", "--weights", '{"b": 1}', "--output_dir", "x"], "`weights` names b"),
     ],
 )

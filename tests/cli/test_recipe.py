@@ -49,15 +49,15 @@ def load(tmp_path):
     return load_changed
 
 
-def test_sections_become_the_arguments_of_commands(load):
+def test_sections_become_the_arguments_of_commands(load, tmp_path):
     recipe = load()
     logs, leaflets, (synthetic, target) = recipe.parts.values()
-    assert logs.paths == ["logs/*.jsonl"] and logs.tokenizer == "my-org/target"
+    assert logs.paths == [f"{tmp_path}/logs/*.jsonl"] and logs.tokenizer == "my-org/target"
     assert logs.output_dir == "runs/test/parts/historical" and logs.seed == 7
-    assert leaflets.dataset == "data/leaflets.jsonl" and leaflets.seed == 1
+    assert leaflets.dataset == f"{tmp_path}/data/leaflets.jsonl" and leaflets.seed == 1
     assert synthetic.temperature == [0.8, 1.2] and target.target == "my-org/target"
     assert synthetic.test_sets == ["runs/test/parts/historical/test.arrow", "runs/test/parts/leaflets/test.arrow"]
-    assert recipe.mix.parts[1] == "leaflets=runs/test/parts/leaflets"
+    assert recipe.mix.parts["leaflets"] == "runs/test/parts/leaflets"
     respond, target = recipe.respond
     assert (respond.prompts, respond.seed, target.engine) == ("runs/test/prompts/train.arrow", 7, "transformers")
     arguments, config, draft = recipe.train.arguments, recipe.train.config, recipe.train.draft
@@ -65,8 +65,8 @@ def test_sections_become_the_arguments_of_commands(load):
     assert draft.model_name_or_path == "my-org/draft" and draft.lora_r == 8
     assert arguments.responses == "runs/test/responses/responses.parquet"
     evaluate, _ = recipe.evaluate
-    assert evaluate.drafts == ["before=my-org/draft", "after=runs/test/draft"]
-    assert evaluate.fail_under == ["block_efficiency=2.5"] and evaluate.num_prompts == 200
+    assert evaluate.drafts == {"before": "my-org/draft", "after": "runs/test/draft"}
+    assert evaluate.fail_under == {"block_efficiency": 2.5} and evaluate.num_prompts == 200
     assert evaluate.group_by == ["scenario"]
 
 
@@ -157,9 +157,12 @@ def test_sources_that_are_there(load, local, tmp_path):
         ({"draft": "./none"}, "draft: `./none` does not exist"),
         ({"target": "./none"}, "target: `./none` does not exist"),
         ({"prompts.historical.paths": "none/*.jsonl"}, "prompts: historical: `none/*.jsonl`"),
-        ({"prompts.leaflets.dataset": "none.jsonl"}, "prompts: leaflets: `none.jsonl` does not exist"),
-        ({"prompts.synthetic.tool_catalog": "none.json"}, "prompts: synthetic: `none.json` does not exist"),
-        ({"evaluate.prompts": "none.jsonl"}, "evaluate: `none.jsonl` does not exist"),
+        ({"prompts.leaflets.dataset": "none.jsonl"}, "prompts: leaflets: dataset: `none.jsonl` does not exist"),
+        (
+            {"prompts.synthetic.tool_catalog": "none.json"},
+            "prompts: synthetic: tool_catalog: `none.json` does not exist",
+        ),
+        ({"evaluate.prompts": "none.jsonl"}, "evaluate: prompts: `none.jsonl` does not exist"),
         (
             {"train.temperature": 2.0},
             "train: The teacher's log-probabilities are of its distribution at temperature 1.0",
@@ -167,11 +170,11 @@ def test_sources_that_are_there(load, local, tmp_path):
         ({"respond.teacher_signal": "token_only", "respond.temperature": 0.0}, "train: The only signal"),
     ],
 )
-def test_sources_that_do_not_fit(load, local, changes, message):
+def test_sources_that_do_not_fit(load, local, tmp_path, changes, message):
     recipe = load({**local, **changes})
     with pytest.raises((ValueError, OSError)) as caught:
         check_sources(recipe)
-    assert message in str(caught.value)
+    assert message in str(caught.value).replace(f"{tmp_path}/", "")  # relative paths are relative to the recipe
 
 
 def test_models_of_two_tokenizers(load, local, models):

@@ -1,0 +1,188 @@
+"""`spec-kd init`: writes a commented recipe for the user's models."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.rows import looks_like_path
+from spec_kd.cli.steps import tell
+from spec_kd.files import write_text
+from spec_kd.open_types import JsonObject
+from spec_kd.options import document_options, option, suggest
+
+DESCRIPTION = (
+    "Writes a recipe for `spec-kd run`, with comments, for a target and a draft. It compares their tokenizers and "
+    "configurations where they can be read, and chooses the method by that."
+)
+SCENARIOS = {
+    "historical": "logs of what users asked the target",
+    "curated": "questions of a dataset",
+    "synthetic": "prompts that the target writes itself",
+}
+PARTS = {
+    "historical": """\
+  historical:  # `spec-kd prompts logs`: what users asked the target
+    paths: [{prompts}]  # files, globs and folders
+    # redact: [email, phone, key, card]  # personal data to replace
+""",
+    "curated": """\
+  curated:  # `spec-kd prompts curated`: questions of a dataset
+    dataset: {prompts}  # file, folder or name on the Hub
+    # prompt_column: question  # if the column is not called prompt, messages or conversations
+""",
+    "synthetic": """\
+  synthetic:  # `spec-kd synthesize`: the target writes its own prompts
+    num_queries: 5000
+    # system_prompts: ["You are an assistant for students of biology."]  # leads the target to your domain
+""",
+}
+TEMPLATE = """\
+# A recipe of `spec-kd run`: from prompts to an evaluated draft. `spec-kd run --help` describes the format.
+#   spec-kd run {path} --only_check   checks all of it, and runs nothing
+#   spec-kd run {path}                runs it; the same command continues where it was stopped
+# Relative paths of inputs are relative to this file. `output_dir` is relative to the working directory.
+
+target: {target}  # the model that you serve; it stays as it is
+draft: {draft}  # the small model that learns to draft for it
+output_dir: {output_dir}
+seed: 0
+
+prompts:  # one or several of: historical, curated, synthetic
+{part}
+respond:  # `spec-kd respond`: the target completes every prompt
+  max_new_tokens: 512
+  temperature: 1.0  # sampled completions teach a draft the most
+{signal}  # batch_size: 64  # prompts at a time; raise it on a GPU
+
+train:  # `spec-kd train {method}`: all arguments of the trainer, which are TRL's and more
+  method: {method}{reason}
+  num_train_epochs: 3
+  learning_rate: 2.0e-5
+  per_device_train_batch_size: 8
+  max_length: 2048  # tokens of prompt and completion
+  save_steps: 200  # training continues from the last checkpoint
+  report_to: none
+{alignment}
+evaluate:  # `spec-kd evaluate`: the draft before and after training, on held-out prompts
+  serving_engine: {serving_engine}  # where the draft will serve
+  max_new_tokens: 512
+  # fail_under: {{block_efficiency: 2.5}}  # exit status 3 below it
+"""
+SIGNAL = "  teacher_signal: sampled_logprobs  # what training needs of the target, so that it is not loaded again\n"
+ALIGNMENT = "  align_vocabulary: true  # servers want as many vocabulary rows as the target has\n"
+
+
+@document_options
+@dataclass(frozen=True)
+class InitArguments:
+    """The models and the prompts of a recipe, and where to write it."""
+
+    target: str = option("Target: a folder or a name on the Hub.")
+    draft: str = option("Draft: a folder or a name on the Hub.")
+    prompts: str | None = option(
+        "Logs (files, globs or folders), or a dataset of prompts; by default the target writes the prompts.",
+        default=None,
+    )
+    scenario: str | None = option(
+        "Origin of the prompts: 'historical', 'curated' or 'synthetic'; by default 'historical' with `prompts`, "
+        "'synthetic' without.",
+        default=None,
+    )
+    serving_engine: str = option(
+        "Engine that will serve the draft: transformers, vllm, sglang, llama.cpp or tensorrt-llm.",
+        default="transformers",
+    )
+    output: str = option("File for the recipe. An existing file is not overwritten.", default="recipe.yaml")
+
+    def __post_init__(self) -> None:
+        if self.scenario is not None and self.scenario not in SCENARIOS:
+            raise ValueError(f"`scenario` is {self.scenario!r}.{suggest(self.scenario, SCENARIOS)}")
+        if (self.find_scenario() == "synthetic") != (self.prompts is None):
+            raise ValueError(
+                f"`scenario={self.scenario}` reads {SCENARIOS[self.find_scenario()]}. "
+                + ("Give `--prompts`." if self.prompts is None else "Leave `--prompts` out.")
+            )
+
+    def find_scenario(self) -> str:
+        """The scenario that is given, or the one that goes with the prompts."""
+        return self.scenario or ("synthetic" if self.prompts is None else "historical")
+
+
+def build_parser() -> Parser:
+    """The options of the command."""
+    return Parser("init", DESCRIPTION, {"recipe": InitArguments}, ("target", "draft", "prompts", "scenario", "output"))
+
+
+def parse(argv: Sequence[str]) -> InitArguments:
+    """Parses the command line."""
+    return build_parser().parse(argv)[0]
+
+
+def run(arguments: InitArguments) -> JsonObject:
+    """Writes the recipe.
+
+    Raises:
+        FileExistsError: There is a file already.
+    """
+    output = Path(arguments.output)
+    if output.exists():
+        raise FileExistsError(f"`{output}` exists already. Choose another `--output`, or delete the file.")
+    method, reason, is_aligned = compare_models(arguments.target, arguments.draft)
+    folder, scenario = os.path.dirname(arguments.output), arguments.find_scenario()
+    prompts = _quote(relate(arguments.prompts, folder)) if arguments.prompts is not None else ""
+    text = TEMPLATE.format(
+        path=output,
+        target=_quote(relate(arguments.target, folder)),
+        draft=_quote(relate(arguments.draft, folder)),
+        output_dir=_quote(f"runs/{output.stem}"),
+        part=PARTS[scenario].format(prompts=prompts),
+        signal=SIGNAL if method == "white_box" else "",
+        method=method,
+        reason=f"  # {reason}" if reason else "",
+        alignment=ALIGNMENT if is_aligned else "",
+        serving_engine=arguments.serving_engine,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, text)
+    tell(f"init: `spec-kd run {output} --only_check` checks the recipe")
+    return {"recipe": str(output), "scenario": scenario, "method": method}
+
+
+def compare_models(target: str, draft: str) -> tuple[str, str, bool]:
+    """Chooses how a draft learns from a target.
+
+    Returns:
+        `tuple[str, str, bool]`: The method; why it is not the usual one, or `""`; whether the draft's vocabulary has
+        to be aligned with the target's.
+    """
+    from spec_kd.loading import load_config, load_tokenizer
+    from spec_kd.vocabulary import check_same_tokenizer
+
+    try:
+        tokenizers = [load_tokenizer(name) for name in (draft, target)]
+        sizes = [load_config(name).get_text_config().vocab_size for name in (draft, target)]
+    except (OSError, ValueError, ImportError) as error:
+        tell(f"init: the models are not compared, since one cannot be read: {' '.join(str(error).split())}")
+        return "white_box", "", False
+    try:
+        check_same_tokenizer(*tokenizers)
+    except ValueError:
+        return "black_box", "the tokenizers differ, so the draft learns the target's text alone", False
+    return "white_box", "", sizes[0] != sizes[1]
+
+
+def relate(path: str, folder: str) -> str:
+    """A path that is relative to the working directory as one that is relative to a folder; other names as they are."""
+    path = os.path.expanduser(path)
+    if os.path.isabs(path) or not (looks_like_path(path) or os.path.exists(path) or "*" in path):
+        return path
+    related = os.path.relpath(path, folder or ".")
+    return related if looks_like_path(related) or os.path.exists(path) else os.path.join(".", related)
+
+
+def _quote(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z./][\w./-]*", text) else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,70 @@
+"""A recipe is one YAML file for a whole pipeline: from prompts to an evaluated draft.
+
+```yaml
+target: my-org/Qwen2.5-7B-medical      # folder or name on the Hub; or a mapping, see below
+draft: Qwen/Qwen2.5-0.5B-Instruct      # folder or name on the Hub
+output_dir: runs/medical               # gets one folder for each step
+seed: 0                                # seed of every step that sets none
+
+prompts:                               # one or several parts, each with the options of its command
+  historical:                          # options of `spec-kd prompts logs`
+    paths: [logs/2026-*.jsonl.gz]
+    redact: [email, phone]
+  curated:                             # options of `spec-kd prompts curated`
+    dataset: my-org/medical-questions
+    prompt_column: question
+  synthetic:                           # options of `spec-kd synthesize`
+    num_queries: 5000
+  leaflets:                            # a part with another name says its scenario
+    scenario: curated
+    dataset: data/leaflets.jsonl
+  mix:                                 # options of `spec-kd prompts mix`; may be left out
+    weights: {historical: 0.5, curated: 0.2, synthetic: 0.2, leaflets: 0.1}
+    num_prompts: 20000
+
+respond:                               # options of `spec-kd respond`; or `false`, see below
+  temperature: 1.0
+  max_new_tokens: 512
+  teacher_signal: sampled_logprobs     # without it, training loads the target
+
+train:                                 # `method`, and the options of `spec-kd train METHOD`
+  method: white_box                    # white_box, black_box or online_gkd
+  divergence: forward_kl
+  learning_rate: 2e-5
+  num_train_epochs: 3
+  save_steps: 200                      # a stopped training continues from the last checkpoint
+
+evaluate:                              # options of `spec-kd evaluate`
+  serving_engine: vllm
+  num_prompts: 200                     # the default of a recipe
+  fail_under: {block_efficiency: 2.5}  # exit status 3 below it
+```
+
+`target`, `draft`, `output_dir`, `prompts` and `train` are required.
+
+**Paths.** A relative path of an input is relative to the folder of the recipe. A name such as `my-org/target` is a path
+if that folder has a file or folder of this name, and otherwise a name on the Hub. `output_dir` is relative to the
+working directory, as it is for every command. `~` is the home folder.
+
+**Target.** As a mapping, `target` has a `name` and the engine that runs it for synthesis, responses and evaluation:
+`{name: my-org/target, engine: server, base_url: "http://localhost:8000/v1"}`. `spec-kd respond --help` lists its other
+options. A section may set another `engine` for itself. Training loads a live target with transformers.
+
+**Responses.** `respond: false` trains on the completions that the prompts come with: those of logs, and those of
+curated datasets with `keep_completions: true`.
+
+**Test prompts.** `evaluate` uses the test prompts of all parts unless it sets `prompts`. Synthetic prompts that repeat
+one of them are dropped, unless the part sets its own `test_sets`.
+
+**Set by the recipe.** `output_dir`, `target`, `drafts` and what one step reads of another are refused in a section.
+Leave `bf16` out as well: it is on where there is a GPU, and an error where there is none.
+
+**Several GPUs.** A recipe runs in one process. To train on several GPUs, run
+`accelerate launch -m spec_kd.cli train ...` on the responses. If vLLM does not free its memory and training runs out of
+it, the same command continues with the training.
+
+**Steps.** `.step.json` in the folder of a step records what the step was made from: the options that are not defaults,
+and hashes of the files that it reads. If an input changes, the steps that depend on it run again and no others. The old
+results move to `replaced/` in `output_dir`. Versions of libraries and of this package do not count: delete a folder to
+run its step again.
+"""
