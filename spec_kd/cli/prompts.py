@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from spec_kd.prompts.logs.options import LogOptions
 
 KINDS = {
-    "logs": "of what users asked the target, from its logs",
-    "curated": "of the questions of a dataset, whose answers are left aside",
-    "mix": "of several prompt sets, with a report",
+    "logs": "Makes a prompt set of what users asked the target, from its logs.",
+    "curated": "Makes a prompt set of the questions of a dataset, without its answers.",
+    "mix": "Mixes several prompt sets, and writes a report.",
 }
 
 
@@ -188,7 +188,7 @@ def build_parser(kind: str) -> Parser:
     """The options of a kind; raises `ValueError` for another one."""
     if kind not in KINDS:
         raise ValueError(f"there is no kind of prompts {kind!r}.{suggest(kind, KINDS)}")
-    description = f"Makes a prompt set {KINDS[kind]}: train.arrow and test.arrow in one folder."
+    description = f"{KINDS[kind]} The result is train.arrow and test.arrow in one folder."
     arguments, common = {
         "logs": (LogArguments, ("paths", "output_dir", "tokenizer", "redact", "test_fraction")),
         "curated": (CuratedArguments, ("dataset", "output_dir", "prompt_column", "test_fraction")),

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from spec_kd.trainer.draft_trainer import DraftTrainer
 
 METHODS = {
-    "white_box": "learns the target's distribution at every token, from a signal in the responses or a live target",
-    "black_box": "learns the tokens that the target wrote",
-    "online_gkd": "learns on text that the draft, the target or both write while it trains; needs a live target",
+    "white_box": "Trains a draft on the target's distribution at every token, from a teacher signal or a live target.",
+    "black_box": "Trains a draft on the tokens of the target's responses.",
+    "online_gkd": "Trains a draft on completions that the draft, the target or both write during training.",
 }
 PRODUCTS = ("checkpoint-*", "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "README.md")
 COMMON = (
@@ -127,7 +127,7 @@ def build_parser(method: str) -> Parser:
     """The options of a method: ours, the trainer's and TRL's of a model."""
     config_class, _ = find_classes(method)
     description = (
-        f"Trains a draft that {METHODS[method]}. A killed run continues from its last checkpoint. All options of TRL's "
+        f"{METHODS[method]} A stopped run continues from its last checkpoint. All options of TRL's "
         "SFTConfig and ModelConfig are accepted too, and come last."
     )
     groups = {"data": TrainArguments, "draft model": DraftArguments, f"{method} distillation": config_class}

@@ -35,7 +35,8 @@ def test_help_is_fast_and_names_every_command():
 @pytest.mark.parametrize(
     "argv",
     [
-        ["init"], ["prompts"], ["prompts", "logs"], ["prompts", "curated"], ["prompts", "mix"], ["synthesize"], ["respond"],
+        ["init"], ["prompts"], ["prompts", "logs"], ["prompts", "curated"], ["prompts", "mix"], ["synthesize"],
+        ["respond"],
         ["train"], ["train", "white_box"], ["train", "black_box"], ["train", "online_gkd"], ["evaluate"], ["run"],
     ],
 )  # fmt: skip
