@@ -37,7 +37,7 @@ class RunArguments:
 def build_parser() -> Parser:
     """The options of the command, and the format of recipes."""
     common = ("recipe", "only_check")
-    return Parser("run", DESCRIPTION, {"run": RunArguments}, common, recipe_format.__doc__, "Same as --recipe.")
+    return Parser("run", DESCRIPTION, {"run": RunArguments}, common, recipe_format.__doc__, "Another name of `recipe`.")
 
 
 def parse(argv: Sequence[str]) -> RunArguments:
