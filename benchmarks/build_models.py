@@ -1,24 +1,22 @@
 """Builds a tokenizer, a generic target, a domain target and a generic draft from a folder of real conversations.
 
-    python benchmarks/build_models.py --data_dir DATA --domain function_calling --models_dir MODELS
+    python -m benchmarks.build_models --data_dir DATA --domain function_calling --models_dir MODELS
 
 DATA holds `<domain>/` and `general/`, each with train.jsonl and test.jsonl in TRL's conversational prompt-completion
-form. The domain `generated_function_calling` is written by examples/function_calling_corpus.py and needs no folder: a
+form. The domain `generated_function_calling` is written by examples/made_up/function_calling.py and needs no folder: a
 target of this size becomes surer of it than of real text. What was built is reused; a killed build resumes at the stage
 it was in. The folders are printed as JSON.
 """
 
 import json
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-from function_calling_corpus import generate_conversations
-from pretraining import Budget
-from tiny_models import BuildRecipe, BuiltModels, Corpus, ModelSize, build_models
 from trl import TrlParser
+
+from examples.made_up.function_calling import generate_conversations
+from examples.made_up.language_model_training import Budget
+from examples.made_up.models import BuildRecipe, BuiltModels, Corpus, ModelSize, build_models
 
 GENERATED = "generated_function_calling"
 GENERATED_TRAIN, GENERATED_TEST = 8_000, 400  # distinct conversations about the same tools

@@ -1,6 +1,6 @@
 """The embedded default of examples/train_fc.py for several seeds and both methods, at equal steps.
 
-    python benchmarks/embedded_seeds.py --seeds 0 1 2
+    python -m benchmarks.embedded_seeds --seeds 0 1 2
 
 Each seed draws its own conversations, weights and order: nothing is shared between seeds. Options that this script does
 not know go to train_fc.py. A killed benchmark continues at the run it was in. Writes embedded_seeds.{json,md,png} to
@@ -10,43 +10,43 @@ not know go to train_fc.py. A killed benchmark continues at the run it was in. W
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-import train_fc
-from domain_example import load_embedded_data
-from function_calling_corpus import score_answers
-from machine import describe_machine
-from recipe import METHODS, plot_histories, save_record
 from transformers import AutoTokenizer
 
+from benchmarks.harness import describe_machine
+from examples.made_up import embedded_run
+from examples.made_up.arguments import METHODS
+from examples.made_up.function_calling import score_answers
+from examples.made_up.record import plot_histories, save_record
 from spec_kd import generate_responses
 
 FIGURES = (("T=0", "alpha", "alpha_greedy"), ("T=1", "alpha", "alpha_t1"), ("T=0", "block_efficiency", "block eff."))
 
 
-def score_target(result, seed: int, num_prompts: int, max_new_tokens: int) -> dict[str, float]:
-    """How well the domain target answers requests for unseen tools."""
-    prompts = load_embedded_data(train_fc.DOMAIN, seed)["test_prompts"].select(range(num_prompts))
-    tokenizer: AutoTokenizer = result.trainer.processing_class
-    texts = generate_responses(
-        result.target,
+def score_target(seed: int, num_prompts: int, max_new_tokens: int) -> dict[str, float]:
+    """How well the domain target's completions answer requests for unseen tools."""
+    embedded = embedded_run.prepare(embedded_run.FUNCTION_CALLING, seed)  # from the cache
+    prompts = embedded.test_prompts.select(range(num_prompts))
+    tokenizer = AutoTokenizer.from_pretrained(embedded.models.domain_target)
+    responses = generate_responses(
+        embedded.models.domain_target,
         prompts.select_columns(["prompt"]),
         processing_class=tokenizer,
         max_new_tokens=max_new_tokens,
         temperature=0.0,
     )
-    answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts["completion_ids"]]
-    return score_answers(answers, list(prompts))
+    completions = [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses["completion_ids"]]
+    return score_answers(completions, list(prompts))
 
 
 def summarize(runs: list[dict]) -> dict[str, dict[str, dict]]:
     """Mean, lowest and highest value over seeds, by label of the table and by figure."""
     values: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        for label, figures in run["figures"].items():
+        for label, figures in run["metrics"].items():
             for temperature, name, title in FIGURES:
                 label_values = values.setdefault(f"{label} ({run['method']})", {})
                 label_values.setdefault(title, []).append(figures[temperature][name][0])
@@ -73,9 +73,10 @@ def run(seed: int, method: str, runs_dir: Path, options: list[str]) -> dict:
     folder = runs_dir / f"{method}-{seed}"
     path = folder / "record.json"
     if not path.exists():
-        result = train_fc.main(["--method", method, "--seed", str(seed), "--output_dir", str(folder), *options])
+        command = ["accelerate", "launch", "examples/train_fc.py", "--method", method, "--seed", str(seed)]
+        subprocess.run([*command, "--output_dir", str(folder), *options], check=True)
         record = json.loads((folder / "acceptance.json").read_text(encoding="utf-8"))
-        record["target_answers_on_unseen_tools"] = score_target(result, seed, num_prompts=64, max_new_tokens=96)
+        record["target_answers_on_unseen_tools"] = score_target(seed, num_prompts=64, max_new_tokens=96)
         save_record(record, path)
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -1,6 +1,6 @@
 """What the evaluation claims, measured: replay against `generate`, predicted against measured speed-up, batches.
 
-    python benchmarks/evaluation.py --data_dir DATA --work_dir outputs/evaluation
+    python -m benchmarks.evaluation --data_dir DATA --work_dir outputs/evaluation
 
 DATA is described in build_models.py. The draft is trained on the target's answers first, so that there is acceptance to
 measure. Writes evaluation.{json,md} and the report of the drafts before and after (`evaluation_report/`) to
@@ -12,15 +12,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import build_models  # first: it makes examples/ importable
 import numpy as np
 import torch
 from datasets import Dataset
-from machine import describe_machine
-from recipe import save_record, use_all_cores
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
+from benchmarks import build_models
+from benchmarks.harness import describe_machine
+from examples.made_up.embedded_run import use_all_cores
+from examples.made_up.record import save_record
 from spec_kd import (
     WhiteBoxDistillConfig,
     WhiteBoxDistillTrainer,
@@ -273,7 +274,7 @@ def main(argv: list[str]) -> None:
     timed = test_prompts.select(range(arguments.num_timed_prompts))
     others = test_prompts.select(range(len(test_prompts) - arguments.num_timed_prompts, len(test_prompts)))
     record = {
-        "command": "python benchmarks/evaluation.py --data_dir DATA",
+        "command": "python -m benchmarks.evaluation --data_dir DATA",
         "machine": describe_machine(),
         "vocab_size": len(tokenizer),
         "max_new_tokens": arguments.max_new_tokens,

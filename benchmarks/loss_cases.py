@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from losses_report import DENSE, FLOOR, LIGER, SPARSE, SPEC_KD, TRL
+
+from benchmarks.losses_report import DENSE, FLOOR, LIGER, SPARSE, SPEC_KD, TRL
 
 # Which methods a cell runs: dense losses keep some ten tensors of tokens x vocabulary, for which not all have room
 ALL, NO_DENSE, SCALING, OURS = "all", "no_dense", "scaling", "ours"

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from loss_cases import Case
+
+from benchmarks.loss_cases import Case
 
 MAX_DISTURBED = 50
 GPU_WARM_UPS = 3  # a second call of another size makes the compiler write kernels for any size

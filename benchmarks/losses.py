@@ -1,8 +1,8 @@
 """Time and memory of the fused loss, forward and backward, against its peers and against the bare matrix products.
 
-    python benchmarks/losses.py                      # the cells of the committed table, about an hour on two cores
-    python benchmarks/losses.py --device cuda        # the cells of the GPU's table, some minutes
-    python benchmarks/losses.py --tokens 512 --vocab 32768 --hidden 64:128 --repeats 1     # a look, seconds
+    python -m benchmarks.losses                      # the cells of the committed table, about an hour on two cores
+    python -m benchmarks.losses --device cuda        # the cells of the GPU's table, some minutes
+    python -m benchmarks.losses --tokens 512 --vocab 32768 --hidden 64:128 --repeats 1     # a look, seconds
 
 Every cell (tokens, vocabulary, hidden sizes) runs in a process of its own, where the methods take turns. Time is the
 median of the repeats after one round that does not count, which cells of tens of seconds a call do without; memory the
@@ -20,9 +20,10 @@ import sys
 from pathlib import Path
 
 import torch
-from loss_cases import ALL, NO_DENSE, OURS, SCALING, Case
-from loss_meters import measure, measure_on_gpu
-from losses_report import write_report
+
+from benchmarks.loss_cases import ALL, NO_DENSE, OURS, SCALING, Case
+from benchmarks.loss_meters import measure, measure_on_gpu
+from benchmarks.losses_report import write_report
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["tokens", "vocab", "hidden", "loss", "method", "repeats", "seconds", "peak_mib"]  # fmt: skip
@@ -101,7 +102,7 @@ def main() -> None:
             continue
         options = {"tokens": tokens, "vocab": vocab, "hidden": hidden, "methods": which, "repeats": repeats}
         options |= {"threads": args.threads, "device": args.device}
-        command = [sys.executable, __file__, "--in-process"]
+        command = [sys.executable, "-m", "benchmarks.losses", "--in-process"]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows += [{name: str(value) for name, value in row.items()} for row in json.loads(printed.splitlines()[-1])]

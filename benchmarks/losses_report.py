@@ -1,6 +1,6 @@
 """Tables, plots and verdict of `benchmarks/losses.py`, from its CSVs and nothing else.
 
-python benchmarks/losses_report.py
+python -m benchmarks.losses_report
 """
 
 import csv
@@ -56,7 +56,7 @@ def judge(cells: dict) -> list[str]:
 
 def describe_cpu(machine: dict, versions: str) -> str:
     return (
-        f"`python benchmarks/losses.py` on {machine['cpu']}, {machine['threads']} threads, float32; {versions}. "
+        f"`python -m benchmarks.losses` on {machine['cpu']}, {machine['threads']} threads, float32; {versions}. "
         "Forward and backward, with gradients of hidden states and head. Hidden sizes are draft:teacher. Seconds "
         "are medians; MiB the peak of the resident set over its state before the call, head gradient included; in "
         "brackets seconds over those of the four bare matrix products, each one call over all tokens. All methods "
@@ -68,7 +68,7 @@ def describe_cpu(machine: dict, versions: str) -> str:
 
 def describe_gpu(machine: dict, versions: str) -> str:
     return (
-        f"`python benchmarks/losses.py --device cuda` on one {machine['accelerator']}, bfloat16; {versions}. Forward "
+        f"`python -m benchmarks.losses --device cuda` on one {machine['accelerator']}, bfloat16; {versions}. Forward "
         "and backward, with gradients of hidden states and head. Hidden sizes are draft:teacher. Milliseconds are "
         "medians between CUDA events after three calls that do not count (compiling is in those); MiB the allocator's "
         "peak over its state before the call, head gradient included; in brackets the time over that of the four bare "
@@ -157,7 +157,7 @@ def write_report(path: Path) -> None:
     if not about.exists():
         from importlib.metadata import version
 
-        from machine import describe_machine
+        from benchmarks.harness import describe_machine
 
         machine = {**describe_machine(), "liger": version("liger-kernel")}
         about.write_text(json.dumps(machine, indent=2) + "\n")

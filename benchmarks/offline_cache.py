@@ -1,7 +1,7 @@
 """The cached teacher against a live one: bytes on disk, alpha after training, speed of training and of generation.
 
-    python benchmarks/offline_cache.py --data_dir DATA
-    python benchmarks/offline_cache.py --data_dir DATA --domain function_calling --domain_steps 3000 --num_draws 35
+    python -m benchmarks.offline_cache --data_dir DATA
+    python -m benchmarks.offline_cache --data_dir DATA --domain function_calling --domain_steps 3000 --num_draws 35
 
 DATA is described in build_models.py. The target answers prompts once; every signal is of the same text. A draft is
 trained from some at equal steps, and from the live target; plain fine-tuning is timed. The target of the first command
@@ -21,18 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import build_models  # first: it makes examples/ importable
 import numpy as np
 import torch
 from datasets import Dataset
-from machine import describe_machine
-from offline_cache_metrics import compare, describe_alpha, describe_without_target, sum_column_bytes
-from offline_cache_report import LIVE, PLAIN, UNSIGNED, write_report
-from recipe import save_record, use_all_cores
-from tiny_models import BuiltModels
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import TrlParser
 
+from benchmarks import build_models
+from benchmarks.harness import describe_machine
+from benchmarks.offline_cache_metrics import compare, describe_alpha, describe_without_target, sum_column_bytes
+from benchmarks.offline_cache_report import LIVE, PLAIN, UNSIGNED, write_report
+from examples.made_up.embedded_run import use_all_cores
+from examples.made_up.models import BuiltModels
+from examples.made_up.record import save_record
 from spec_kd import (
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,
@@ -340,7 +341,7 @@ def main(argv: list[str]) -> None:
     speeds = benchmark.part("training speed", benchmark.time_training)
     record = {
         "what": f"{build.domain} conversations, target answers sampled at temperature 1",
-        "command": f"python benchmarks/offline_cache.py {shlex.join(argv)}",
+        "command": f"python -m benchmarks.offline_cache {shlex.join(argv)}",
         "machine": describe_machine(),
         "vocab_size": len(benchmark.tokenizer),
         "parameters": {

@@ -1,6 +1,6 @@
 """Table, plot and verdict of `benchmarks/offline_cache.py`, from its JSON and nothing else.
 
-python benchmarks/offline_cache_report.py
+python -m benchmarks.offline_cache_report
 """
 
 import json

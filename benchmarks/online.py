@@ -1,9 +1,9 @@
 """On-policy distillation against its peers in TRL: tokens per second at equal settings, and time to a given alpha.
 
-    python benchmarks/online.py --data_dir DATA --work_dir outputs/online
+    python -m benchmarks.online --data_dir DATA --work_dir outputs/online
 
 DATA is described in build_models.py. `OnlineGKDTrainer`, TRL's `DistillationTrainer` and TRL's GKD train the same
-generic draft on the same prompts, an optimizer step each in turn (taking_turns.py). Every part is kept in `work_dir`
+generic draft on the same prompts, an optimizer step each in turn (interleaved_training.py). Every part is kept in `work_dir`
 when it is done; the same command continues. Writes online.{json,md,png} to `results_dir`. About 12 minutes on two
 cores.
 """
@@ -19,19 +19,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import build_models  # first: it makes examples/ importable
 import numpy as np
 import torch
 from datasets import Dataset
-from machine import describe_machine
-from online_report import write_report
-from online_trainers import OURS, TRAINERS, EqualSettings, make_trainer
-from recipe import save_record, use_all_cores
-from taking_turns import PARTS, train_in_turns
-from tiny_models import BuiltModels
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import TrlParser
 
+from benchmarks import build_models
+from benchmarks.harness import describe_machine
+from benchmarks.interleaved_training import PARTS, train_in_turns
+from benchmarks.online_report import write_report
+from benchmarks.online_trainers import OURS, TRAINERS, EqualSettings, make_trainer
+from examples.made_up.embedded_run import use_all_cores
+from examples.made_up.models import BuiltModels
+from examples.made_up.record import save_record
 from spec_kd import generate_responses
 from spec_kd.evaluation import bootstrap, score_responses
 
@@ -247,7 +248,7 @@ def main(argv: list[str]) -> None:
     }
     record = {
         "what": f"prompts of {build.domain} of `data_dir`, completions sampled from the draft at temperature 1",
-        "command": "python benchmarks/online.py --data_dir DATA",
+        "command": "python -m benchmarks.online --data_dir DATA",
         "machine": describe_machine(),
         "vocab_size": len(benchmark.tokenizer),
         "models": models.records,

@@ -1,6 +1,6 @@
 """Tables, plot and verdict of `benchmarks/online.py`, from its JSON and nothing else.
 
-python benchmarks/online_report.py
+python -m benchmarks.online_report
 """
 
 import json

@@ -1,6 +1,6 @@
 """A log of a million lines, read, deduplicated and split: memory, time, and what became of planted duplicates.
 
-    python benchmarks/query_logs.py
+    python -m benchmarks.query_logs
 
 The log is made here: chat requests of several loggers, ShareGPT conversations and TRL prompts, in plain, gzip and zstd
 files, with known shares of exact duplicates, near-duplicates, malformed lines and conversations of several requests.
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from machine import describe_machine
+
+from benchmarks.harness import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 2**30
@@ -304,7 +305,7 @@ def main() -> None:
         writer.close()
         print(f"written in {time.monotonic() - start:.0f} s", flush=True)
         record = {
-            "command": "python benchmarks/query_logs.py",
+            "command": "python -m benchmarks.query_logs",
             "machine": describe_machine(),
             "lines": arguments.lines,
             "log_bytes": writer.num_bytes,

@@ -1,6 +1,6 @@
 """The three data scenarios on real biology questions, each from raw input to an evaluated draft by `spec-kd run`.
 
-    python benchmarks/scenarios.py --data_dir DATA --work_dir outputs/scenarios
+    python -m benchmarks.scenarios --data_dir DATA --work_dir outputs/scenarios
 
 DATA is described in build_models.py. A target that has learnt the questions as well as the answers and a generic draft
 are built once. Then there are three raw inputs: a log of requests to the target, as an OpenAI-style server writes it
@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from build_models import read_rows
 from datasets import load_dataset
-from machine import describe_machine
-from pretraining import Budget
-from recipe import save_record, use_all_cores
-from tiny_models import BuildRecipe, BuiltModels, Corpus, ModelSize
-from tiny_models import build_models as build_tiny_models
 from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
+from benchmarks.build_models import read_rows
+from benchmarks.harness import describe_machine
+from examples.made_up.embedded_run import use_all_cores
+from examples.made_up.language_model_training import Budget
+from examples.made_up.models import BuildRecipe, BuiltModels, Corpus, ModelSize
+from examples.made_up.models import build_models as build_tiny_models
+from examples.made_up.record import save_record
 from spec_kd.evaluation import load_report
 from spec_kd.evaluation.gates import collect_metrics
 
@@ -255,7 +256,7 @@ def save_results(arguments: ScenarioArguments, models: BuiltModels, runs: dict[s
     folder = Path(arguments.work_dir) / "runs" / "synthetic" / "queries" / "synthetic"
     written = load_dataset("arrow", data_files=str(folder / "train.arrow"), split="train")
     record = {
-        "command": "python benchmarks/scenarios.py --data_dir DATA",
+        "command": "python -m benchmarks.scenarios --data_dir DATA",
         "machine": describe_machine(),
         "arguments": {
             name: value

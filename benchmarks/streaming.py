@@ -1,6 +1,6 @@
 """Online distillation from served requests under a shift of domain: the dip of acceptance, and its recovery.
 
-    python benchmarks/streaming.py --data_dir DATA --work_dir outputs/streaming
+    python -m benchmarks.streaming --data_dir DATA --work_dir outputs/streaming
 
 DATA has `general/`, `biology/` and `chinese/` as build_models.py describes. A target that knows all three and a draft
 that has seen the general set alone are built once; then the same stream of requests, one domain after the other, is
@@ -18,17 +18,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from build_models import read_rows
 from datasets import IterableDataset
-from machine import describe_machine
-from pretraining import Budget
-from recipe import save_record, use_all_cores
-from streaming_report import write_report
-from tiny_models import BuildRecipe, BuiltModels, Corpus, ModelSize
-from tiny_models import build_models as build_tiny_models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
+from benchmarks.build_models import read_rows
+from benchmarks.harness import describe_machine
+from benchmarks.streaming_report import write_report
+from examples.made_up.embedded_run import use_all_cores
+from examples.made_up.language_model_training import Budget
+from examples.made_up.models import BuildRecipe, BuiltModels, Corpus, ModelSize
+from examples.made_up.models import build_models as build_tiny_models
+from examples.made_up.record import save_record
 from spec_kd import OnlineGKDConfig, OnlineGKDTrainer
 from spec_kd.evaluation import bootstrap
 
@@ -180,7 +181,7 @@ def main(argv: list[str]) -> None:
             os.replace(path.with_suffix(".partial"), path)
         runs[name] = json.loads(path.read_text())
     record = {
-        "command": "python benchmarks/streaming.py --data_dir DATA",
+        "command": "python -m benchmarks.streaming --data_dir DATA",
         "machine": describe_machine(),
         "arguments": {
             key: value for key, value in asdict(arguments).items() if key not in ("data_dir", "work_dir", "results_dir")

@@ -1,6 +1,6 @@
 """Table and plot of `benchmarks/streaming.py`, from its JSON and nothing else.
 
-python benchmarks/streaming_report.py
+python -m benchmarks.streaming_report
 """
 
 import json

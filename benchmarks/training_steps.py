@@ -1,7 +1,7 @@
 """What a step of each trainer costs at the size of real models: seconds, where they go, and peak memory.
 
-    python benchmarks/training_steps.py                    # Qwen2.5-0.5B <- 7B, a GPU with 80 GB, about 4 minutes
-    python benchmarks/training_steps.py --pair tiny        # a look, on any machine; writes nothing
+    python -m benchmarks.training_steps                    # Qwen2.5-0.5B <- 7B, a GPU with 80 GB, about 4 minutes
+    python -m benchmarks.training_steps --pair tiny        # a look, on any machine; writes nothing
 
 The models have the shapes of real ones and random weights, so nothing is fetched and nothing is learnt that anyone
 would want: a step costs what it costs. Their heads are scaled until the target's distribution is as sharp as a trained
@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from machine import describe_machine
 from tokenizers import Tokenizer, models, pre_tokenizers
-from training_steps_report import write_report
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Trainer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+from benchmarks.harness import describe_machine
+from benchmarks.training_steps_report import write_report
 from spec_kd import (
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,

@@ -1,6 +1,6 @@
 """Table of `benchmarks/training_steps.py`, from its JSON and nothing else.
 
-python benchmarks/training_steps_report.py
+python -m benchmarks.training_steps_report
 """
 
 import json
@@ -19,7 +19,7 @@ def write_report(path: Path) -> None:
     text = [
         "# A step of each trainer at the size of real models",
         "",
-        f"`python benchmarks/training_steps.py` on one {machine['accelerator']}; {versions}. {record['pair']}: shapes "
+        f"`python -m benchmarks.training_steps` on one {machine['accelerator']}; {versions}. {record['pair']}: shapes "
         f"of these models, random weights. {record['batch']} rows of {record['length']:,} tokens a step, three "
         "quarters of them the answer; bf16, gradient checkpointing and all other options at their defaults. Seconds "
         "are medians of the steps behind four that do not count (on-policy trainers: behind the first, and without a "

@@ -1,30 +1,23 @@
-"""Distils a target for questions about biology into its draft; all but the data is shared with train_fc.py.
+"""Distills a target for questions about biology into its draft. Everything but the conversations is train_fc.py's.
 
-With no argument: the embedded default. Small models and questions made on the spot, no network, no GPU:
+With no argument: the embedded default. Small models and conversations made on the spot, no network, no GPU:
 
     accelerate launch examples/train_bio.py
 
-With models and data: the real recipe.
+With models and data of your own:
 
     accelerate launch examples/train_bio.py --config examples/configs/biology.yaml
 """
 
 import sys
 
-import biology_corpus
-from domain_example import Domain, run_example
-from recipe import RecipeResult
-
-DOMAIN = Domain(
-    name="biology",
-    unseen="unseen subjects",
-    output_dir="outputs/train_bio",
-    generate_conversations=biology_corpus.generate_conversations,
-)
+import train_fc
+from made_up.embedded_run import BIOLOGY as DOMAIN
+from made_up.record import ExampleResult
 
 
-def main(argv: list[str]) -> RecipeResult:
-    return run_example(DOMAIN, argv)
+def main(argv: list[str]) -> ExampleResult:
+    return train_fc.main(argv, DOMAIN)
 
 
 if __name__ == "__main__":

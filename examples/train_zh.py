@@ -1,30 +1,23 @@
-"""Distils a target for conversations in Chinese into its draft; all but the data is shared with train_fc.py.
+"""Distills a target for questions in Chinese into its draft. Everything but the conversations is train_fc.py's.
 
 With no argument: the embedded default. Small models and conversations made on the spot, no network, no GPU:
 
     accelerate launch examples/train_zh.py
 
-With models and data: the real recipe.
+With models and data of your own:
 
     accelerate launch examples/train_zh.py --config examples/configs/chinese.yaml
 """
 
 import sys
 
-import chinese_corpus
-from domain_example import Domain, run_example
-from recipe import RecipeResult
-
-DOMAIN = Domain(
-    name="Chinese",
-    unseen="unseen subjects",
-    output_dir="outputs/train_zh",
-    generate_conversations=chinese_corpus.generate_conversations,
-)
+import train_fc
+from made_up.embedded_run import CHINESE as DOMAIN
+from made_up.record import ExampleResult
 
 
-def main(argv: list[str]) -> RecipeResult:
-    return run_example(DOMAIN, argv)
+def main(argv: list[str]) -> ExampleResult:
+    return train_fc.main(argv, DOMAIN)
 
 
 if __name__ == "__main__":

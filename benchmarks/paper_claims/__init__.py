@@ -9,12 +9,3 @@ A profile (cpu.yaml, gpu.yaml) says everything. Stages, each of which continues 
     runs       the cells, a JSON line each
     report     tables and plots, from the JSON lines and nothing else
 """
-
-import sys
-from pathlib import Path
-
-BENCHMARKS = Path(__file__).resolve().parents[1]
-# Where the small models' training and the other benchmarks' helpers are
-for folder in (BENCHMARKS, BENCHMARKS.parent / "examples"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))

@@ -5,8 +5,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from machine import describe_machine
-from recipe import use_all_cores
+from benchmarks.harness import describe_machine
+from examples.made_up.embedded_run import use_all_cores
 
 from . import __doc__ as DESCRIPTION
 from .answers import Lab, make_answers

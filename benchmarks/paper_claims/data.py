@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build_models import read_rows
 from datasets import Dataset
-from tiny_models import build_stage
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.build_models import read_rows
+from examples.made_up.models import build_stage
 from spec_kd.prompts.curated import load_curated_prompts
 from spec_kd.prompts.filters import TextFilter
 from spec_kd.prompts.logs.query_logs import load_query_logs

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from build_models import read_rows
-from pretraining import Budget, encode_rows, train_language_model
-from tiny_models import build_llama, build_stage, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from benchmarks.build_models import read_rows
+from examples.made_up.language_model_training import Budget, encode_rows, train_language_model
+from examples.made_up.models import build_llama, build_stage, build_tokenizer
 
 from .data import read_domain
 from .profile import Build, Names, Profile

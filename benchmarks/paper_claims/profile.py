@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from pretraining import Budget
-from tiny_models import ModelSize
+
+from examples.made_up.language_model_training import Budget
+from examples.made_up.models import ModelSize
 
 FOLDER = Path(__file__).parent
 

@@ -2,13 +2,10 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.paper_claims import __main__ as command
 

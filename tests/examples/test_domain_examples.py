@@ -2,29 +2,22 @@
 
 import json
 import re
-import sys
 from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
-import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-import biology_corpus
-import chinese_corpus
-import domain_example
-import general_corpus
 import train_bio
 import train_fc
 import train_zh
-from pretraining import Budget
-from recipe import parse_arguments
-from tiny_models import BuildRecipe, ModelSize
+import yaml
+from made_up import biology, chinese, embedded_run, general
+from made_up.arguments import parse_arguments
+from made_up.language_model_training import Budget
+from made_up.models import BuildRecipe, ModelSize
 
 NUM_ROWS = 1500
-CONFIGS = Path(domain_example.__file__).parent / "configs"
-CORPORA = pytest.mark.parametrize("corpus", [biology_corpus, chinese_corpus])
+CONFIGS = Path(train_fc.__file__).parent / "configs"
+CORPORA = pytest.mark.parametrize("corpus", [biology, chinese])
 
 
 def flatten(value):
@@ -44,7 +37,7 @@ def mentions(text, term):
 def rows():
     return {
         corpus: {split: corpus.generate_conversations(split, NUM_ROWS) for split in ("train", "test")}
-        for corpus in (biology_corpus, chinese_corpus)
+        for corpus in (biology, chinese)
     }
 
 
@@ -76,7 +69,7 @@ def test_rows_are_distinct_conversations_and_follow_the_seed(rows, corpus):
 
 
 def test_answers_follow_from_their_questions(rows):
-    for row in rows[biology_corpus]["train"] + rows[biology_corpus]["test"]:
+    for row in rows[biology]["train"] + rows[biology]["test"]:
         question, answer = row["prompt"][0]["content"], row["completion"][0]["content"]
         if found := re.search(r"reads ([ATGC ]+)\.", question):
             assert answer.removesuffix(".").endswith(found[1].translate(str.maketrans("ATGC", "TACG")))
@@ -84,7 +77,7 @@ def test_answers_follow_from_their_questions(rows):
             assert answer.startswith("Yes." if found[1].startswith("00") else "Probably not.")
         if found := re.search(r"every (\d+) minutes.* in (\d+) hours", question):
             assert f"so {60 // int(found[1]) * int(found[2])} times" in answer
-    for row in rows[chinese_corpus]["train"]:
+    for row in rows[chinese]["train"]:
         if prices := re.findall(r"在(\w+)店卖(\d+)元", row["prompt"][0]["content"]):
             shop, price = min(prices, key=lambda found: int(found[1]))
             assert row["completion"][0]["content"].startswith(f"在{shop}店买更便宜")
@@ -92,10 +85,10 @@ def test_answers_follow_from_their_questions(rows):
 
 
 def test_domains_share_little_with_general_text(rows):
-    general = {word for row in general_corpus.generate_conversations(1000, 1)[0] for word in join_prompt(row).split()}
-    words = [word for row in rows[biology_corpus]["test"] for word in row["completion"][0]["content"].split()]
-    assert sum(word in general for word in words) < 0.5 * len(words)
-    characters = "".join(row["completion"][0]["content"] for row in rows[chinese_corpus]["test"])
+    general_words = {word for row in general.generate_conversations(1000, 1)[0] for word in join_prompt(row).split()}
+    words = [word for row in rows[biology]["test"] for word in row["completion"][0]["content"].split()]
+    assert sum(word in general_words for word in words) < 0.5 * len(words)
+    characters = "".join(row["completion"][0]["content"] for row in rows[chinese]["test"])
     assert sum(character.isascii() for character in characters) < 0.1 * len(characters)
 
 
@@ -111,13 +104,13 @@ def test_embedded_run_from_nothing_to_a_draft(example, tmp_path, monkeypatch):
         general_draft=replace(steps, until_flat=True),
     )
     monkeypatch.setenv("SPEC_KD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(domain_example, "EMBEDDED_RECIPE", recipe)
+    monkeypatch.setattr(embedded_run, "RECIPE", recipe)
     monkeypatch.setattr(
-        domain_example,
-        "EMBEDDED_ROWS",
+        embedded_run,
+        "ROWS",
         {"domain_train": 40, "domain_test": 4, "general_train": 40, "general_test": 4},
     )
-    monkeypatch.setattr(domain_example, "use_all_cores", lambda: None)  # of the whole test session
+    monkeypatch.setattr(embedded_run, "use_all_cores", lambda: None)  # of the whole test session
     options = {
         "max_steps": 1, "eval_steps": 1, "num_train_prompts": 8, "num_eval_prompts": 2, "max_new_tokens": 4,
         "output_dir": str(tmp_path / "run"), "use_cpu": True,
@@ -125,7 +118,7 @@ def test_embedded_run_from_nothing_to_a_draft(example, tmp_path, monkeypatch):
     result = example.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
     assert [step for step, _ in result.history] == [0, 1]
     record = json.loads((tmp_path / "run" / "acceptance.json").read_text())
-    before, after, *general = record["figures"]
+    before, after, *general = record["metrics"]
     assert before == f"{example.DOMAIN.name}, unseen subjects: generic draft"
     assert after.endswith("after white_box distillation") and len(general) == 2
     for name in ("acceptance.png", "acceptance.md", "README.md", "model.safetensors"):
@@ -143,7 +136,7 @@ def test_configurations_are_understood(path, tmp_path):
     copy = tmp_path / path.name
     # what needs a GPU or another tracker is left out
     copy.write_text(yaml.safe_dump({**options, "bf16": False, "report_to": "none", "output_dir": str(tmp_path)}))
-    arguments, training, model = parse_arguments(["--config", str(copy)])
+    arguments, training, model = parse_arguments(["--config", str(copy)], {})
     assert training.teacher_model_name_or_path == options["teacher_model_name_or_path"]
     assert model.model_name_or_path == options["model_name_or_path"]
     assert arguments.num_eval_prompts == 200

@@ -1,17 +1,12 @@
 """The example with arguments: models and data from disk, both methods, LoRA, a YAML file."""
 
 import json
-import sys
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import train_fc
 import yaml
 from tiny import build_llama, build_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-import train_fc
 
 from spec_kd import BlackBoxSFTTrainer, WhiteBoxDistillTrainer
 
@@ -77,8 +72,8 @@ def test_real_recipe_leaves_a_servable_draft_and_its_record(folder, tmp_path, me
     assert ("teacher_info" in columns) == is_stored
     if method == "white_box":
         assert (result.trainer.teacher_model is None) == is_stored
-    assert set(record["figures"]) == {"before", "after"}
-    assert len(record["figures"]["after"]["T=1"]["alpha"]) == 3
+    assert set(record["metrics"]) == {"before", "after"}
+    assert len(record["metrics"]["after"]["T=1"]["alpha"]) == 3
     for name in ("acceptance.png", "acceptance.md", "README.md", "responses/responses.parquet"):
         assert (tmp_path / name).stat().st_size > 0, name
 

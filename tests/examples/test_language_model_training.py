@@ -1,16 +1,11 @@
 """The language-model training of the small models."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-import pretraining
-from pretraining import Budget, EncodedRow, train_language_model
+from made_up import language_model_training
+from made_up.language_model_training import Budget, EncodedRow, train_language_model
 from tiny import build_llama
 
 
@@ -36,7 +31,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, un
     )
     expected, weights = train(budget)
     checkpoint = tmp_path / "state.pt"
-    original, seen = pretraining.sum_loss, []
+    original, seen = language_model_training.sum_loss, []
 
     def die(model, batch, prompt_weight):
         if prompt_weight:  # a training step, not an evaluation
@@ -45,7 +40,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, un
                 raise KeyboardInterrupt
         return original(model, batch, prompt_weight)
 
-    monkeypatch.setattr(pretraining, "sum_loss", die)
+    monkeypatch.setattr(language_model_training, "sum_loss", die)
     with pytest.raises(KeyboardInterrupt):
         train(budget, checkpoint)
     assert checkpoint.exists()

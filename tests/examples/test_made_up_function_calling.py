@@ -1,15 +1,10 @@
 """The bundled conversations: held-out tools stay held out, answers fit their schemas, and rows vary."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-import function_calling_corpus as corpus
-import general_corpus
+from made_up import function_calling as corpus
+from made_up import general
 
 JSON_TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 NUM_ROWS = 1500
@@ -78,8 +73,8 @@ def test_values_are_in_the_request(rows):
 def test_generation_is_deterministic_and_follows_the_seed(rows):
     assert corpus.generate_conversations("test", 100, seed=0) == rows["test"][:100]
     assert corpus.generate_conversations("test", 100, seed=1) != rows["test"][:100]
-    assert general_corpus.generate_conversations(50, 10, 3) == general_corpus.generate_conversations(50, 10, 3)
-    assert general_corpus.generate_conversations(50, 10, 3) != general_corpus.generate_conversations(50, 10, 4)
+    assert general.generate_conversations(50, 10, 3) == general.generate_conversations(50, 10, 3)
+    assert general.generate_conversations(50, 10, 3) != general.generate_conversations(50, 10, 4)
 
 
 def test_rows_are_distinct_and_use_every_tool(rows):
@@ -97,7 +92,7 @@ def test_unknown_split_is_refused():
 
 
 def test_general_rows_have_no_json_and_disjoint_splits():
-    train, test = general_corpus.generate_conversations(4000, 300, seed=0)
+    train, test = general.generate_conversations(4000, 300, seed=0)
     questions = [{row["prompt"][0]["content"] for row in part} for part in (train, test)]
     assert len(questions[0]) == 4000 and len(questions[1]) == 300
     assert not questions[0] & questions[1]

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from pretraining import Budget, EncodedRow, encode_rows, train_language_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .language_model_training import Budget, EncodedRow, encode_rows, train_language_model
 
 logger = get_logger(__name__)
 
@@ -33,8 +34,7 @@ CHAT_TEMPLATE = (
 )
 # Words with their space, single digits, and runs of punctuation (`": {"` is one piece: half the ids of a JSON schema).
 PIECES = r" ?\p{L}+|\d|[^\p{L}\d]*[^\p{L}\d\s]|\s+"
-SOURCES = ("tiny_models.py", "pretraining.py")
-
+SOURCES = ("models.py", "language_model_training.py")
 
 GENERAL_TARGET = Budget(max_steps=800, tokens_per_step=512, learning_rate=1.5e-3, eval_steps=200)
 DOMAIN_TARGET = Budget(max_steps=1000, tokens_per_step=512, learning_rate=1.5e-3, eval_steps=200)
@@ -152,7 +152,7 @@ def build_llama(size: ModelSize, tokenizer: PreTrainedTokenizerFast, max_length:
         vocab_size=len(tokenizer),
         **asdict(size),
         num_key_value_heads=size.num_attention_heads,
-        # Room for an answer behind the longest prompt.
+        # Room for a completion after the longest prompt.
         max_position_embeddings=2 * max_length,
         # The usual 0.02 is for wide models; at this width copying from the prompt is learned far later with it.
         initializer_range=0.06,

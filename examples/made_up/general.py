@@ -7,7 +7,7 @@ train split never occurs in the test split.
 import random
 from collections.abc import Callable
 
-from corpus_values import (
+from .values import (
     ADJECTIVES,
     ANIMALS,
     CAPITALS,

@@ -13,9 +13,10 @@ from pathlib import Path
 from string import Formatter
 
 import yaml
-from corpus_values import COMPANIES, VALUES, make_word
 
-CATALOGUE = Path(__file__).with_name("function_calling_tools.yaml")
+from .values import COMPANIES, VALUES, make_word
+
+CATALOG = Path(__file__).with_name("function_calling_tools.yaml")
 INSTRUCTION = "Reply only with a JSON list of calls. Tools:\n"
 # What people say around a request; the most frequent is nothing at all.
 WRAPPERS = ("{}",) * 6 + (
@@ -92,7 +93,7 @@ class Tool:
 
 
 @cache
-def load_tools(catalog: Path = CATALOGUE) -> tuple[Tool, ...]:
+def load_tools(catalog: Path = CATALOG) -> tuple[Tool, ...]:
     """All tools of the catalog, in its order."""
     areas = yaml.safe_load(catalog.read_text(encoding="utf-8"))
     return tuple(Tool(area=area, **tool) for area, tools in areas.items() for tool in tools)

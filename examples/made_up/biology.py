@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from corpus_values import LETTERS, make_word, phrases, records
+from .values import LETTERS, make_word, phrases, records
 
 Pair = tuple[str, str]
 

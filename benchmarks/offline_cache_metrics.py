@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from offline_cache_report import LIVE
 
+from benchmarks.offline_cache_report import LIVE
 from spec_kd.evaluation import bootstrap
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
-from corpus_values import records, words
+from .values import records, words
 
 Turns = tuple[list[str], str]  # what was said before, the user first and last, and the answer
 
