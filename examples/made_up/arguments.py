@@ -38,7 +38,9 @@ class ExampleOptions:
 
     def __post_init__(self):
         check_choice("method", self.method, METHODS)
-        check_choice("teacher_signal", self.teacher_signal, (LIVE, *SPARSE_METHODS))
+        if self.teacher_signal not in (LIVE, *SPARSE_METHODS):
+            names = ", ".join(map(repr, (LIVE, *SPARSE_METHODS)))
+            raise ValueError(f"`teacher_signal` is {self.teacher_signal!r}, but must be one of {names}.")
         for name in ("max_new_tokens", "num_eval_prompts", "num_assistant_tokens"):
             check_int(name, getattr(self, name))
 
