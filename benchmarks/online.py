@@ -4,8 +4,8 @@
 
 DATA is described in build_models.py. `OnlineGKDTrainer`, TRL's `DistillationTrainer` and TRL's GKD train the same
 generic draft on the same prompts, an optimizer step each in turn (interleaved_training.py). Every part is kept in
-`work_dir` when it is done; the same command continues. Writes online.{json,md,png} to `results_dir`. About 12 minutes on
-two cores.
+`work_dir` when it is done; the same command continues. Writes online.{json,md,png} to `results_dir`. About 12
+minutes on two cores.
 """
 
 import json
