@@ -3,9 +3,9 @@
 The public names are imported when they are first used, so that `import spec_kd` costs nothing.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from spec_kd.lazy_imports import import_lazily
 from spec_kd.version import __version__ as __version__
 
 _ROOMS = {
@@ -43,7 +43,6 @@ _ROOMS = {
     ),
     "spec_kd.vocabulary": ("VocabularyMismatchError", "align_vocabulary"),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 if TYPE_CHECKING:
     from spec_kd.data import add_reference_scores, generate_responses, score_completions
@@ -120,13 +119,4 @@ __all__ = [
     "synthesize_queries",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = import_lazily(__name__, _ROOMS)

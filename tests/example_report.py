@@ -181,8 +181,8 @@ def build_report() -> EvaluationReport:
         drafts=drafts,
         comparisons=comparisons,
         num_assistant_tokens=5,
-        engine="vllm",
-        engine_rule="The draft samples at the request's temperature; rejection keeps the target's distribution.",
+        serving_engine="vllm",
+        serving_rule="The draft samples at the request's temperature; rejection keeps the target's distribution.",
         provenance={
             "target": {"name": "org/target", "revision": "0123abc", "dtype": "float32"},
             "data": {"name": "org/conversations", "split": "test", "prompts": 128, "temperatures": [1.0, 0.0]},
@@ -214,7 +214,7 @@ def build_small_report() -> EvaluationReport:
         drafts=[DraftReport(name="draft", settings=[setting])],
         comparisons=[],
         num_assistant_tokens=1,
-        engine="transformers",
-        engine_rule="The draft is greedy.",
+        serving_engine="transformers",
+        serving_rule="The draft is greedy.",
         provenance={},
     )

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_int, check_ints
+from spec_kd.checks import check_int
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.respond import take_first
@@ -16,7 +16,7 @@ from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.open_types import JsonObject
 
 if TYPE_CHECKING:
-    from spec_kd.evaluation.cost import ServingCosts
+    from spec_kd.evaluation.options import EvaluationOptions
 
 DESCRIPTION = (
     "Measures drafts: acceptance and tokens per target pass by replay on what the target writes, costs on this "
@@ -41,7 +41,7 @@ class EvaluateArguments:
         output_dir (`str`): For the report.
         texts_dir (`str`, *optional*): Where the target's texts are kept; `output_dir/texts` by default.
         fail_under (`dict[str, float]`, *optional*): Thresholds by name, held against the last draft.
-        others: As of [`~spec_kd.evaluate_draft`]; `serving_engine` is its `engine`.
+        others: As of [`~spec_kd.evaluate_draft`].
     """
 
     _argument_group_name = "evaluation"
@@ -102,39 +102,28 @@ class EvaluateArguments:
         Args:
             engine (`str`, *optional*): Who runs the target; `None` without a target.
         """
-        from spec_kd.acceptance import check_num_assistant_tokens
-        from spec_kd.evaluation.evaluate import DEFAULT_TEMPERATURES, check_settings, name_settings
         from spec_kd.evaluation.gates import check_measured
-        from spec_kd.serving import find_serving_engine
 
-        rule = find_serving_engine(self.serving_engine)
-        check_num_assistant_tokens(self.num_assistant_tokens)
-        for name, minimum in (("num_assisted_prompts", 0), ("num_shown_prompts", 0), ("batch_size", 1)):
-            check_int(name, getattr(self, name), minimum)
-        for name, minimum in (("num_prompts", 1), ("max_new_tokens", 1)):
-            check_int(name, getattr(self, name), minimum, is_optional=True)
-        check_int("seed", self.seed, 0)
-        check_ints("batch_sizes", self.batch_sizes or (1,))
-        costs, is_here = self.find_costs(), engine == "transformers"
+        check_int("num_prompts", self.num_prompts, is_optional=True)
+        options, is_here = self.make_options(), engine == "transformers"
+        options.check_target(is_here)
         # without a target the temperatures are those of the responses
-        temperatures = self.temperatures or (DEFAULT_TEMPERATURES if engine is not None else None)
-        samplings = (rule.draft_sampling,)
-        check_settings(
-            temperatures or (1.0,), samplings, costs, self.num_assisted_prompts, self.top_k, self.top_p, is_here
+        is_known = self.temperatures is not None or engine is not None
+        settings = {one.name: one.draft_sampling for one in options.list_settings()} if is_known else None
+        costs = options.read_costs()
+        batch_sizes = [table.batch_size for table in costs] if costs is not None else options.batch_sizes
+        has_costs = 1 in batch_sizes and (costs is not None or is_here)
+        check_measured(
+            self.list_gates(), settings, has_costs=has_costs, has_assisted=options.num_assisted_prompts > 0
         )
-        settings = temperatures and name_settings(temperatures, samplings, self.top_k, self.top_p)
-        batch_sizes = [table.batch_size for table in costs] if isinstance(costs, list) else self.batch_sizes or (1,)
-        has_costs = 1 in batch_sizes and (isinstance(costs, list) or (costs is not None and is_here))
-        has_assisted = self.num_assisted_prompts > 0
-        check_measured(self.list_gates(), settings or None, has_costs=has_costs, has_assisted=has_assisted)
 
-    def find_costs(self) -> "list[ServingCosts] | str | None":
-        """As [`~spec_kd.evaluate_draft`] takes them; raises `ValueError` for a file that has none."""
-        from spec_kd.evaluation.cost_table import read_costs
+    def make_options(self) -> "EvaluationOptions":
+        """As [`~spec_kd.evaluate_draft`] takes them; raises `ValueError` for a value out of its range."""
+        from spec_kd.evaluation.options import EvaluationOptions
 
-        if self.costs in COSTS:
-            return None if self.costs == "none" else self.costs
-        return read_costs(self.costs)
+        names = {one.name for one in fields(EvaluationOptions)}
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name in names}
+        return EvaluationOptions(**{name: value for name, value in given.items() if value is not None})
 
     def list_gates(self) -> list[str]:
         """The thresholds as [`~spec_kd.check_gates`] takes them."""
@@ -207,21 +196,8 @@ def evaluate(arguments: EvaluateArguments, target: TargetArguments, workspace: W
             drafts,
             model,
             take_first(load_rows(arguments.prompts, arguments.split, option="prompts"), arguments.num_prompts),
-            engine=arguments.serving_engine,
-            temperatures=arguments.temperatures,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            num_assistant_tokens=arguments.num_assistant_tokens,
-            max_new_tokens=arguments.max_new_tokens,
-            group_by=arguments.group_by or (),
-            costs=arguments.find_costs(),
-            batch_sizes=arguments.batch_sizes or (1,),
-            num_assisted_prompts=arguments.num_assisted_prompts,
-            num_shown_prompts=arguments.num_shown_prompts,
-            show_prompt_text=arguments.show_prompt_text,
+            arguments.make_options(),
             processing_class=processing_class,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
             output_dir=texts_dir,
         )
         paths = save_report(report, arguments.output_dir)

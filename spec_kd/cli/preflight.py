@@ -70,7 +70,6 @@ def check_teacher(recipe: Recipe) -> None:
 
 def check_evaluation_prompts(recipe: Recipe) -> None:
     """Raises `ValueError` for test prompts without the columns to group by, `OSError` for those that are not there."""
-    from spec_kd.evaluation.evaluate import check_groups
     from spec_kd.prompts.logs.prompt_store import FEATURES
 
     arguments = recipe.evaluate[0]
@@ -82,7 +81,7 @@ def check_evaluation_prompts(recipe: Recipe) -> None:
         columns = load_rows(arguments.prompts, arguments.split, option="prompts").column_names
         if not {"prompt", "prompt_ids"} & set(columns):
             raise ValueError(f"`prompts` has the columns {columns}, but neither `prompt` nor `prompt_ids`.")
-    check_groups(arguments.group_by or (), columns)
+    arguments.make_options().check_columns(columns)
 
 
 def describe_signal(call: RespondCall, processing_class: "ProcessingClass") -> "TeacherInfo | None":

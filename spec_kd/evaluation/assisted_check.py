@@ -9,6 +9,7 @@ from spec_kd.evaluation.assisted import generate_assisted
 from spec_kd.evaluation.cost import measure_assisted_costs
 from spec_kd.evaluation.cost_measurement import measure_or_say
 from spec_kd.evaluation.metrics import AcceptanceMetrics
+from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import AssistedReport
 from spec_kd.evaluation.statistics import bootstrap_ratio
 
@@ -20,38 +21,35 @@ def cross_check(
     target: PreTrainedModel,
     prompt_ids: Sequence[Sequence[int]],
     replayed: AcceptanceMetrics,
+    options: EvaluationOptions,
     unmeasured: list[str],
     *,
-    num_prompts: int,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_new_tokens: int,
     vocab_size: int,
     eos_token_id: int | list[int],
-    seed: int = 0,
 ) -> AssistedReport:
     """Runs real assisted generation on the first prompts and sets it beside their replay.
 
-    Up to six prompts behind them serve to time the rounds, so that a predicted speed-up is not fitted to the run it
-    is compared with. Where there are none, nothing is predicted.
+    Up to six prompts after them serve to time the rounds, so that a predicted speed-up is not fitted to the run it is
+    compared with. Where there are none, nothing is predicted.
 
     Args:
-        draft, target: The models.
+        draft (`PreTrainedModel`), target (`PreTrainedModel`): The models.
         prompt_ids (`Sequence[Sequence[int]]`): Prompts of the replay, in its order.
-        replayed (`AcceptanceMetrics`): Replay of the target's texts to them, at the gamma and temperature to check.
-        unmeasured (`list[str]`): A sentence is added if the rounds cannot be timed; nothing is predicted then.
-        num_prompts (`int`): How many to run.
-        top_k, top_p, max_new_tokens, vocab_size, eos_token_id, seed: As for [`generate_assisted`].
+        replayed (`AcceptanceMetrics`): Replay of the target's responses to them, at the gamma and temperature to check.
+        options (`EvaluationOptions`): How many prompts to run, and how the target samples.
+        unmeasured (`list[str]`): Sentences, one is added if the rounds cannot be timed; nothing is predicted then.
+        vocab_size (`int`): Number of real ids.
+        eos_token_id (`int` or `list[int]`): Ids that end a completion.
     """
-    chosen = list(prompt_ids[:num_prompts])
+    chosen = list(prompt_ids[: options.num_assisted_prompts])
     common = {
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": options.max_new_tokens,
         "temperature": replayed.temperature,
-        "top_k": top_k,
-        "top_p": top_p,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
         "vocab_size": vocab_size,
         "eos_token_id": eos_token_id,
-        "seed": seed,
+        "seed": options.seed,
     }
     gamma = replayed.num_assistant_tokens
     measured = generate_assisted(target, draft, chosen, num_assistant_tokens=gamma, measure_speed=True, **common)

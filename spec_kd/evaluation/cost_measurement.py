@@ -7,20 +7,18 @@ from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 
 from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, measure_costs
+from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import CostReport
 
 logger = get_logger(__name__)
 
-MEASURE = "measure"
-
-Costs = Sequence[ServingCosts] | str | None
 Result = TypeVar("Result")
 
 
 def measure_or_say(what: str, measure: Callable[[], Result], unmeasured: list[str]) -> Result | None:
     """The result of `measure`, or `None` and a sentence in `unmeasured` on why there is none.
 
-    Whatever goes wrong: the target has answered by then, and its figures must not be lost to their timing.
+    Whatever goes wrong: the target's responses are there by then, and their metrics must not be lost to the timing.
 
     Args:
         what (`str`): The subject of the sentence.
@@ -38,25 +36,27 @@ def measure_or_say(what: str, measure: Callable[[], Result], unmeasured: list[st
 
 
 def find_costs(
-    costs: Costs,
-    draft: PreTrainedModel,
-    target: PreTrainedModel | None,
-    batch_sizes: Sequence[int],
-    gammas: Sequence[int],
-    unmeasured: list[str],
+    options: EvaluationOptions, draft: PreTrainedModel, target: PreTrainedModel | None, unmeasured: list[str]
 ) -> list[ServingCosts]:
-    """The costs given, or measured if there is a target here; none, and a sentence, where that fails."""
-    if costs is None or (costs == MEASURE and target is None):
-        return []
-    if costs != MEASURE:
-        return list(costs)
-    chosen = sorted({1, *(g for g in (2, 4, 8) if g < max(gammas)), max(gammas)})
+    """The costs given, or measured if there is a target here; none, and a sentence, where that fails.
+
+    Args:
+        options (`EvaluationOptions`): `costs`, and the batch sizes and gammas to measure.
+        draft (`PreTrainedModel`): The draft.
+        target (`PreTrainedModel`, *optional*): The target.
+        unmeasured (`list[str]`): Sentences, one is added if the measurement fails.
+    """
+    given = options.read_costs()
+    if given is not None or target is None:
+        return given or []
+    most = max(options.all_gammas)
+    chosen = sorted({1, *(g for g in (2, 4, 8) if g < most), most})
     limits = [getattr(m.config.get_text_config(), "max_position_embeddings", None) for m in (draft, target)]
-    room = min((limit - max(gammas) - 1 for limit in limits if limit is not None), default=DEFAULT_CONTEXT)
+    room = min((limit - most - 1 for limit in limits if limit is not None), default=DEFAULT_CONTEXT)
 
     def measure() -> list[ServingCosts]:
         context = max(1, min(DEFAULT_CONTEXT, room))
-        return measure_costs(draft, target, batch_sizes=batch_sizes, gammas=chosen, context_length=context)
+        return measure_costs(draft, target, batch_sizes=options.batch_sizes, gammas=chosen, context_length=context)
 
     return measure_or_say("The costs of a round, and the speed-up that follows,", measure, unmeasured) or []
 

@@ -7,7 +7,7 @@ from spec_kd.open_types import Array
 
 
 def name_temperature(temperature: float) -> str:
-    """`"greedy"` for 0.0, else `"t1"`, `"t0.7"`, ...: how metrics name the setting."""
+    """`"greedy"` for 0.0, else `"t1"`, `"t0.7"`, ...: the name of the setting in reports and metrics."""
     return "greedy" if temperature == 0 else f"t{temperature:g}"
 
 

@@ -1,9 +1,10 @@
-"""What a report says about where its figures come from."""
+"""What a report says about where its metrics come from."""
 
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
-from spec_kd.engines.transformers import hash_model
+from spec_kd.engines.base import Engine
+from spec_kd.engines.transformers import TransformersEngine, hash_model
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import JsonObject
 from spec_kd.version import __version__
@@ -39,14 +41,24 @@ def describe_model(model: PreTrainedModel, name: str | None = None) -> JsonObjec
     }
 
 
-def describe_texts(texts: dict[float, Dataset]) -> JsonObject:
-    """How many prompts and tokens there are at each temperature."""
+def describe_target(target: Engine | None, responses: Mapping[float, Dataset]) -> JsonObject:
+    """What is known of the target: its model, its engine, or what stored responses say of it."""
+    if isinstance(target, TransformersEngine):
+        return describe_model(target.target, target.target_name)
+    if target is not None:
+        return {"engine": target.name, **target.describe()}
+    infos = {text for rows in responses.values() for text in rows.unique("teacher_info")}
+    return {"from stored responses": sorted(infos)}
+
+
+def describe_responses(responses: Mapping[float, Dataset]) -> JsonObject:
+    """How many prompts and completion tokens there are at each temperature."""
     return {
         f"temperature {temperature:g}": {
             "prompts": len(rows),
             "completion_tokens": sum(map(len, rows["completion_ids"])),
         }
-        for temperature, rows in texts.items()
+        for temperature, rows in responses.items()
     }
 
 

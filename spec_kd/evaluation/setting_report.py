@@ -14,6 +14,7 @@ from spec_kd.evaluation.breakdowns import (
 )
 from spec_kd.evaluation.cost import ServingCosts
 from spec_kd.evaluation.metrics import AcceptanceMetrics
+from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import AssistedReport, GammaReport, SettingReport, ShownPrompt
 from spec_kd.evaluation.response_replay import ResponseScores
 from spec_kd.evaluation.statistics import Interval
@@ -22,11 +23,11 @@ from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 
 @dataclass(frozen=True)
-class TextDescription:
-    """What the texts at one temperature are made of, whichever draft reads them.
+class ResponseDescription:
+    """What the responses at one temperature are made of, whichever draft reads them.
 
     Args:
-        prompt_ids (`list[list[int]]`): Of each prompt.
+        prompt_ids (`list[list[int]]`): Ids of each prompt.
         pieces (`list[list[str]]`): Text of every completion token.
         classes (`list[list[str]]`): Class of every completion token.
         columns (`dict[str, list]`): Values of the prompts to group by, by column.
@@ -36,20 +37,20 @@ class TextDescription:
     prompt_ids: list[list[int]]
     pieces: list[list[str]]
     classes: list[list[str]]
-    columns: dict[str, list]
+    columns: dict[str, list[object]]
     processing_class: ProcessingClass
 
     @classmethod
-    def of(cls, rows: Dataset, processing_class: ProcessingClass, group_by: Sequence[str]) -> "TextDescription":
-        """Reads it off a set of responses."""
+    def of(cls, rows: Dataset, processing_class: ProcessingClass, group_by: Sequence[str]) -> "ResponseDescription":
+        """Reads it from a set of responses."""
         specials = get_tokenizer(processing_class).all_special_tokens
         pieces = [split_into_pieces(ids, processing_class) for ids in rows["completion_ids"]]
         classes = [classify_tokens(row, specials) for row in pieces]
         columns = {name: rows[name][:] for name in group_by}
         return cls(rows["prompt_ids"][:], pieces, classes, columns, processing_class)
 
-    def show(self, row: int, scores: ResponseScores, figures: AcceptanceMetrics, show_prompt_text: bool) -> ShownPrompt:
-        """One prompt, token by token."""
+    def show(self, row: int, scores: ResponseScores, metrics: AcceptanceMetrics, show_prompt_text: bool) -> ShownPrompt:
+        """One prompt and its completion, token by token."""
         prompt = "(not shown)"
         if show_prompt_text:
             prompt = get_tokenizer(self.processing_class).decode(self.prompt_ids[row], skip_special_tokens=False)
@@ -58,7 +59,7 @@ class TextDescription:
             prompt=prompt,
             tokens=self.pieces[row],
             acceptance=[round(a, 4) for a in scores.acceptance[row, : len(self.pieces[row])].tolist()],
-            block_efficiency=float(figures.tokens[row] / figures.target_calls[row]),
+            block_efficiency=float(metrics.tokens[row] / metrics.target_calls[row]),
         )
 
 
@@ -66,28 +67,24 @@ def describe_setting(
     name: str,
     scores: ResponseScores,
     by_gamma: Mapping[int, AcceptanceMetrics],
-    *,
-    num_assistant_tokens: int,
+    options: EvaluationOptions,
     costs: Sequence[ServingCosts],
-    text: TextDescription,
-    num_shown_prompts: int,
-    show_prompt_text: bool,
+    responses: ResponseDescription,
     assisted: AssistedReport | None,
 ) -> SettingReport:
     """Puts together what [`SettingReport`] holds.
 
     Args:
-        name (`str`): Of the setting.
-        scores (`ResponseScores`): Of the draft on the texts.
+        name (`str`): Name of the setting.
+        scores (`ResponseScores`): Scores of the draft on the responses.
         by_gamma (`Mapping[int, AcceptanceMetrics]`): Their replay, by number of drafted tokens.
-        num_assistant_tokens (`int`): gamma of the headline.
+        options (`EvaluationOptions`): What is reported.
         costs (`Sequence[ServingCosts]`): Known costs; a prediction is made for each, as far as its gammas go.
-        text (`TextDescription`): Of the same texts.
-        num_shown_prompts (`int`), show_prompt_text (`bool`): Which prompts to show, and whether with their text.
+        responses (`ResponseDescription`): What the same responses are made of.
         assisted (`AssistedReport`, *optional*): The cross-check.
     """
-    headline = by_gamma[num_assistant_tokens]
-    gamma_reports = [_describe_gamma(gamma, figures, costs) for gamma, figures in by_gamma.items()]
+    headline = by_gamma[options.num_assistant_tokens]
+    gamma_reports = [_describe_gamma(gamma, metrics, costs) for gamma, metrics in by_gamma.items()]
     best: dict[str, int] = {}
     for cost in costs:
         key = str(cost.batch_size)
@@ -95,12 +92,12 @@ def describe_setting(
         if known:
             best[key] = max(known, key=lambda report: report.predicted_speedup[key].value).num_assistant_tokens
     breakdowns = [
-        break_down_by_class(scores, text.classes),
+        break_down_by_class(scores, responses.classes),
         break_down_by_position(scores),
         break_down_by_entropy(scores),
-        *(break_down_by_column(scores, headline, values, column) for column, values in text.columns.items()),
+        *(break_down_by_column(scores, headline, values, column) for column, values in responses.columns.items()),
     ]
-    worst = np.argsort(headline.tokens / headline.target_calls, kind="stable")[:num_shown_prompts]
+    worst = np.argsort(headline.tokens / headline.target_calls, kind="stable")[: options.num_shown_prompts]
     return SettingReport(
         name=name,
         temperature=scores.temperature,
@@ -115,17 +112,17 @@ def describe_setting(
         best_gamma=best,
         break_even_alpha={str(cost.batch_size): cost.find_break_even_alpha(max(by_gamma)) for cost in costs},
         breakdowns=[breakdown for breakdown in breakdowns if breakdown is not None],
-        worst=[text.show(int(row), scores, headline, show_prompt_text) for row in worst],
+        worst=[responses.show(int(row), scores, headline, options.show_prompt_text) for row in worst],
         assisted=assisted,
     )
 
 
-def _describe_gamma(gamma: int, figures: AcceptanceMetrics, costs: Sequence[ServingCosts]) -> GammaReport:
-    efficiency = figures.block_efficiency
+def _describe_gamma(gamma: int, metrics: AcceptanceMetrics, costs: Sequence[ServingCosts]) -> GammaReport:
+    efficiency = metrics.block_efficiency
     return GammaReport(
         num_assistant_tokens=gamma,
         block_efficiency=efficiency,
-        acceptance_rate=figures.acceptance_rate,
+        acceptance_rate=metrics.acceptance_rate,
         predicted_speedup={
             str(cost.batch_size): Interval(*(cost.predict_speedup(value, gamma) for value in efficiency))
             for cost in costs

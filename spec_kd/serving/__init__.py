@@ -1,6 +1,6 @@
 """Engines that serve a draft: how they draft and accept, what they ask of a draft, and their commands."""
 
-from spec_kd.acceptance import check_num_assistant_tokens
+from spec_kd.checks import check_choice, check_int
 from spec_kd.serving.engine import ServingEngine
 from spec_kd.serving.llama_cpp import LLAMA_CPP
 from spec_kd.serving.sglang import SGLANG
@@ -17,8 +17,7 @@ SERVING_ENGINES: dict[str, ServingEngine] = {
 
 def find_serving_engine(name: str) -> ServingEngine:
     """The engine of that name; raises `ValueError` that lists them."""
-    if name not in SERVING_ENGINES:
-        raise ValueError(f"`engine` is {name!r}, but must be one of {', '.join(SERVING_ENGINES)}.")
+    check_choice("serving_engine", name, SERVING_ENGINES)
     return SERVING_ENGINES[name]
 
 
@@ -39,7 +38,7 @@ def serving_commands(draft_path: str, target_name: str, num_assistant_tokens: in
     Raises:
         `ValueError`: `num_assistant_tokens` below 1, or a name that holds a null character, which no command takes.
     """
-    check_num_assistant_tokens(num_assistant_tokens)
+    check_int("num_assistant_tokens", num_assistant_tokens)
     for name, value in (("draft_path", draft_path), ("target_name", target_name)):
         if "\0" in value:
             raise ValueError(f"`{name}={value!r}` holds a null character, which no command takes.")

@@ -33,7 +33,7 @@ REPLACEMENTS = {
         'folder + "/questions.jsonl", prompt_column="question"'
     ),
     "temperature=1.0,": "temperature=1.0, max_new_tokens=6,",
-    'engine="vllm"': 'engine="vllm", max_new_tokens=6, gammas=(5,), costs=None',
+    'serving_engine="vllm"': 'serving_engine="vllm", max_new_tokens=6, gammas=(5,), costs=None',
     'mode="streaming"': 'mode="streaming", max_new_tokens=6',
     "num_assistant_tokens=5)]": "num_assistant_tokens=5, max_new_tokens=6)]",
     '"written": written.dataset': '"written": curated',  # a tiny target writes nothing that the filters keep

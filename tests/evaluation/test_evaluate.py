@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Mamba2Config, Mamba2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from spec_kd import evaluate_draft, generate_responses, replay
-from spec_kd.evaluation import EvaluationReport, ServingCosts, cost, cost_measurement, save_report
+from spec_kd.evaluation import EvaluationReport, ServingCosts, cost, cost_measurement, draft_measurement, save_report
 from spec_kd.evaluation import evaluate as evaluate_module
 
 FREE = [
@@ -104,9 +104,9 @@ def test_several_drafts_are_compared_on_the_same_prompts(pair, questions, option
 
 def test_engines_decide_how_the_draft_is_sampled(pair, questions, options):
     draft, target = pair
-    vllm = evaluate_draft(draft, target, questions, engine="vllm", temperatures=(1.0,), **options)
+    vllm = evaluate_draft(draft, target, questions, serving_engine="vllm", temperatures=(1.0,), **options)
     assert [setting.name for setting in vllm.draft.settings] == ["t1_greedy_draft"]
-    assert vllm.draft.settings[0].draft_sampling == "greedy" and "vLLM" in vllm.engine_rule
+    assert vllm.draft.settings[0].draft_sampling == "greedy" and "vLLM" in vllm.serving_rule
     both = evaluate_draft(
         draft, target, questions, draft_samplings=("stochastic", "greedy"), temperatures=(0.0, 1.0), **options
     )
@@ -170,7 +170,7 @@ def test_assisted_generation_checks_replay(pair, questions, options):
     assert check.speedup.value > 0
     # a machine that changes its pace can make the times of rounds contradict each other
     assert (check.predicted_speedup is None) == bool(report.draft.unmeasured)
-    vllm = evaluate_draft(*pair, questions, engine="vllm", num_assisted_prompts=1, **options).draft
+    vllm = evaluate_draft(*pair, questions, serving_engine="vllm", num_assisted_prompts=1, **options).draft
     assert vllm.setting("greedy").assisted is not None and vllm.setting("t1_greedy_draft").assisted is None
     alone = evaluate_draft(*pair, questions.select(range(3)), num_assisted_prompts=3, temperatures=(0.0,), **options)
     assert alone.draft.setting("greedy").assisted.predicted_speedup is None  # no prompt left to time rounds on
@@ -190,7 +190,7 @@ def test_report_survives_json_and_is_saved(pair, questions, options, tmp_path):
     again = EvaluationReport.from_json(report.to_json())
     assert again.to_json() == report.to_json()
     assert again.draft.setting("t1").best_gamma == report.draft.setting("t1").best_gamma
-    assert {"target", "drafts", "texts", "machine", "versions", "command", "time"} <= set(report.provenance)
+    assert {"target", "drafts", "responses", "machine", "versions", "command", "time"} <= set(report.provenance)
     files = save_report(report, tmp_path)
     assert all(path.stat().st_size > 0 for path in files.values())
     with pytest.raises(ValueError, match="no evaluation report"):
@@ -208,7 +208,7 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"engine": "nonsense"}, "`engine` is 'nonsense'"),
+        ({"serving_engine": "nonsense"}, "`serving_engine` is 'nonsense'"),
         ({"gammas": (0,)}, "`gammas` is 0, but must be at least 1"),
         ({"temperatures": ()}, "`temperatures`"),
         ({"temperatures": (1.0, 1.0)}, "`temperatures`"),
@@ -216,18 +216,25 @@ def test_texts_are_kept_and_reused(pair, questions, options, tmp_path):
         ({"draft_samplings": ("best",)}, "`draft_sampling` is 'best'"),
         ({"group_by": "topic"}, "names \\['topic'\\]"),
         ({"costs": "guess"}, "`costs` is 'guess'"),
-        ({"engine": "vllm", "temperatures": (1.0,), "num_assisted_prompts": 1}, "nothing to say on greedy drafts"),
+        (
+            {"serving_engine": "vllm", "temperatures": (1.0,), "num_assisted_prompts": 1},
+            "nothing to say on greedy drafts",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_any_model_runs(pair, questions, options, changed, message, monkeypatch):
-    for name in ("generate_responses", "score_responses", "find_costs"):
-        monkeypatch.setattr(evaluate_module, name, lambda *_, **__: pytest.fail("a model ran"))
+    for module, name in (
+        (evaluate_module, "generate_responses"),
+        (draft_measurement, "score_responses"),
+        (draft_measurement, "find_costs"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("a model ran"))
     with pytest.raises(ValueError, match=message):
         evaluate_draft(*pair, questions, **{**options, **changed})
 
 
 def test_what_needs_a_target_says_so(pair, questions, options):
-    with pytest.raises(ValueError, match="must be its answers with a `teacher_signal`"):
+    with pytest.raises(ValueError, match="must be its responses with a `teacher_signal`"):
         evaluate_draft(pair[0], None, questions, **options)
     with pytest.raises(ValueError, match="`drafts` is empty"):
         evaluate_draft({}, pair[1], questions, **options)

@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from spec_kd.evaluation.statistics import Interval
 from spec_kd.open_types import JsonObject
 
+FORMAT = 2  # of `report.json`; format 1 named the serving engine `engine` and the responses `texts`
+
 
 @dataclass(frozen=True, kw_only=True)
 class GammaReport:
@@ -226,16 +228,16 @@ class EvaluationReport:
         drafts (`list[DraftReport]`): In the order given; with several, the first is the baseline (before training).
         comparisons (`list[Comparison]`): Every pair of drafts, by setting and metric.
         num_assistant_tokens (`int`): gamma of the headline figures.
-        engine (`str`): Preset whose draft sampling was used.
-        engine_rule (`str`): That rule in words, with its source.
+        serving_engine (`str`): Engine whose draft sampling was used.
+        serving_rule (`str`): How it proposes and accepts a token, with the source of that.
         provenance (`dict[str, Any]`): Models, revisions, data, versions, machine, command, time; JSON values.
     """
 
     drafts: list[DraftReport]
     comparisons: list[Comparison]
     num_assistant_tokens: int
-    engine: str
-    engine_rule: str
+    serving_engine: str
+    serving_rule: str
     provenance: JsonObject
 
     @property
@@ -245,17 +247,30 @@ class EvaluationReport:
 
     def to_json(self) -> str:
         """Strict JSON (no NaN: an undefined bound is null)."""
-        text = json.dumps(_to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        values = {"format": FORMAT, **_to_plain(self)}
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # halves of surrogate pairs, which no file holds, as JSON writes them
         return text.encode("utf-8", "backslashreplace").decode()
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluationReport":
-        """What `to_json` wrote; raises `ValueError` for anything else."""
+        """Reads what `to_json` wrote, also in format 1, which had no number.
+
+        Raises:
+            ValueError: If the text is no report, or a report of a later format.
+        """
         try:
-            return _from_plain(cls, json.loads(text))
+            values = json.loads(text)
+            number = values.pop("format", 1)
+            if number == 1:
+                values["serving_engine"], values["serving_rule"] = values.pop("engine"), values.pop("engine_rule")
+                values["provenance"]["responses"] = values["provenance"].pop("texts")
+            report = _from_plain(cls, values) if number in (1, FORMAT) else None
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"This is no evaluation report of this version ({error!r}). Evaluate anew.") from error
+            raise ValueError(f"This is no evaluation report ({error!r}). Run the evaluation again.") from error
+        if report is None:
+            raise ValueError(f"The report has format {number!r}, but this version reads {FORMAT}. Update spec_kd.")
+        return report
 
 
 def _to_plain(value: Any) -> Any:

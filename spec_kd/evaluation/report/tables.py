@@ -258,8 +258,8 @@ def tabulate_breakdown(report: EvaluationReport, title: str, rows: dict[str, lis
 def tabulate_provenance(report: EvaluationReport) -> Table:
     """What was evaluated, how and where; nested values under dotted names."""
     rows = [
-        ["engine", report.engine],
-        ["rule of acceptance", report.engine_rule],
+        ["serving engine", report.serving_engine],
+        ["rule of acceptance", report.serving_rule],
         ["gamma", str(report.num_assistant_tokens)],
         *([name, text] for name, text in _flatten(report.provenance)),
     ]

@@ -48,7 +48,7 @@ def place(report, text):
     ]
     comparison = Comparison(setting=setting.name, metric="alpha", draft=text, baseline="first", difference=SURE)
     return dataclasses.replace(
-        report, drafts=drafts, comparisons=[comparison], engine=text, engine_rule=text,
+        report, drafts=drafts, comparisons=[comparison], serving_engine=text, serving_rule=text,
         provenance={"target": {"name": text}, text: [text], "null": None},
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_all_of_it_is_saved_and_read_back(small_report, tmp_path):
     text = "half a pair: \ud800, \x1b[31m and a\x00b"
     paths = save_report(place(small_report, text), tmp_path)
     assert load_report(tmp_path).draft.name == text
-    assert json.loads(paths["json"].read_text(encoding="utf-8"))["engine"] == text
+    assert json.loads(paths["json"].read_text(encoding="utf-8"))["serving_engine"] == text
 
 
 @pytest.mark.parametrize("text", ["$x^2$ \\$ $\\frac{", "_a\n\x1b[31m"])

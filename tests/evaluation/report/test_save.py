@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,5 +52,22 @@ def test_what_is_no_report_is_refused(small_report, tmp_path):
     path = tmp_path / "report.json"
     for text in ("", "[]", "{}", "3", '{"drafts": null}', small_report.to_json().replace('"alpha"', '"beta"')):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match="no evaluation report of this version"):
+        with pytest.raises(ValueError, match="no evaluation report"):
             load_report(path)
+
+
+def test_a_report_of_format_1_is_read_and_written_as_the_present_one(tmp_path):
+    """`report_format_1.json` was written when the serving engine was called `engine` and the responses `texts`."""
+    report = load_report(Path(__file__).parent / "report_format_1.json")
+    assert report.serving_engine == "transformers" and report.serving_rule.startswith("the draft samples")
+    assert report.provenance["responses"]["temperature 1"] == {"prompts": 96, "completion_tokens": 3232}
+    assert report.draft.setting("t1").at_gamma(5).block_efficiency.value == pytest.approx(2.9577, abs=1e-4)
+    paths = save_report(report, tmp_path)
+    written = json.loads(paths["json"].read_text(encoding="utf-8"))
+    assert written["format"] == 2 and "engine" not in written
+    assert load_report(tmp_path) == report
+
+
+def test_a_report_of_a_later_format_is_refused(small_report):
+    with pytest.raises(ValueError, match="has format 3, but this version reads 2"):
+        EvaluationReport.from_json(small_report.to_json().replace('"format": 2', '"format": 3'))

@@ -65,7 +65,7 @@ def test_drafts_stand_together_in_a_breakdown(report):
 def test_provenance_is_flat(report):
     rows = dict(tables.tabulate_provenance(report).rows)
     assert rows["target.revision"] == "0123abc" and rows["data.temperatures"] == "[1.0, 0.0]"
-    assert rows["revision_of_the_data"] == "–" and rows["rule of acceptance"] == report.engine_rule
+    assert rows["revision_of_the_data"] == "–" and rows["rule of acceptance"] == report.serving_rule
 
 
 def test_every_row_has_a_cell_for_every_column(report, small_report):
