@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from spec_kd.checks import check_flag, check_int, check_ints, check_numbers
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import document_options, option
+from spec_kd.sampling.options import check_truncation
+from spec_kd.serving import find_serving_engine
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -95,8 +97,6 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         from spec_kd.acceptance import check_sampling
-        from spec_kd.sampling.options import check_truncation
-        from spec_kd.serving import find_serving_engine
 
         find_serving_engine(self.serving_engine)
         if not self.samplings:
@@ -127,8 +127,6 @@ class EvaluationOptions:
     @property
     def samplings(self) -> tuple[str, ...]:
         """How the draft is sampled: `draft_samplings`, or the rule of the serving engine."""
-        from spec_kd.serving import find_serving_engine
-
         if self.draft_samplings is None:
             return (find_serving_engine(self.serving_engine).draft_sampling,)
         return tuple(self.draft_samplings)
