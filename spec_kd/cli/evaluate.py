@@ -113,9 +113,7 @@ class EvaluateArguments:
         costs = options.read_costs()
         batch_sizes = [table.batch_size for table in costs] if costs is not None else options.batch_sizes
         has_costs = 1 in batch_sizes and (costs is not None or is_here)
-        check_measured(
-            self.list_gates(), settings, has_costs=has_costs, has_assisted=options.num_assisted_prompts > 0
-        )
+        check_measured(self.list_gates(), settings, has_costs=has_costs, has_assisted=options.num_assisted_prompts > 0)
 
     def make_options(self) -> "EvaluationOptions":
         """As [`~spec_kd.evaluate_draft`] takes them; raises `ValueError` for a value out of its range."""
