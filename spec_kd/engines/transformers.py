@@ -7,6 +7,7 @@ vocabulary: 20 GB at 64 x 512 x 152k.
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import accelerate
 import numpy as np
@@ -48,6 +49,9 @@ from spec_kd.sampling.drawn_token import DrawnToken
 from spec_kd.sampling.logits_processors import build_warpers
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, get_tokenizer
+
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
 
 MAX_SCORED_LOGITS = 2**24
 SEED_BITS = 56  # of a torch generator's 64
@@ -129,7 +133,7 @@ class TransformersEngine:
         groups = group_for_generation(self.target, prompts)
         if len(groups) == 1:
             return self._generate(prompts, options, signal, seed)
-        answers = {}
+        answers: dict[int, Completion] = {}
         for rows in groups:
             written = self._generate(pick_prompts(prompts, rows), options, signal, f"{seed}:{rows[0]}")
             answers |= dict(zip(rows, written, strict=True))
@@ -155,7 +159,7 @@ class TransformersEngine:
             generator = torch.Generator(device).manual_seed(derive_seed(seed, SEED_BITS))
             processors.append(DrawnToken(generator))
         with neutral(self.target, options.max_new_tokens, self.eos_ids, self.pad_id):
-            output = self.target.generate(
+            output = cast("GenerativePreTrainedModel", self.target).generate(
                 input_ids=torch.tensor(padded, device=device),  # (B, L)
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=self.target.generation_config,
@@ -288,19 +292,21 @@ def _load(
         state = accelerate.PartialState()
         # "auto" spreads a target over all cards, which only one process can do
         placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
-        target = load_model(target, **{"dtype": "auto", **placement, **init_kwargs})
-    if getattr(getattr(target, "active_peft_config", None), "is_prompt_learning", False):
+        model = cast(PreTrainedModel, load_model(target, **{"dtype": "auto", **placement, **init_kwargs}))
+    else:
+        model = target
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError("A target with a prompt-learning adapter is not supported: its virtual tokens have no ids.")
-    check_is_causal_lm(target, "target")
-    return unwrap_peft(target), processing_class
+    check_is_causal_lm(model, "target")
+    return unwrap_peft(model), processing_class
 
 
 def find_special_ids(target: PreTrainedModel, processing_class: ProcessingClass) -> tuple[list[int], int]:
     """EOS ids of the target (its generation config's and its tokenizer's) and a pad id; raises without any EOS."""
     tokenizer = get_tokenizer(processing_class)
     shipped = target.generation_config.eos_token_id
-    eos_ids = set(shipped if isinstance(shipped, list) else [shipped]) | {tokenizer.eos_token_id}
-    eos_ids = sorted(eos_ids - {None})
+    found = {*(shipped if isinstance(shipped, list) else [shipped]), tokenizer.eos_token_id}
+    eos_ids = sorted(id for id in found if id is not None)
     if not eos_ids:
         raise ValueError(
             "Neither the target's generation config nor its tokenizer has an EOS token, so no response would ever end: "

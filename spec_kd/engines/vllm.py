@@ -241,8 +241,8 @@ class VLLMEngine:
         self, prompts: Sequence[list[int]], params: list[JsonValue], batch: Sequence[list[int]]
     ) -> list[JsonValue]:
         """A finished `RequestOutput` per prompt, in order; whoever waits for the batch is told of each."""
-        is_watched = isinstance(batch, PromptBatch) and batch.tell is not None
-        use_tqdm = forward_updates(batch.tell) if is_watched else False
+        tell = batch.tell if isinstance(batch, PromptBatch) else None
+        use_tqdm = forward_updates(tell) if tell is not None else False
         inputs = [self._vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         outputs = self._llm.generate(inputs, params, use_tqdm=use_tqdm) if inputs else []
         if len(outputs) != len(prompts):

@@ -10,12 +10,12 @@ def check_base_url(base_url: str, api_key_env: str = "OPENAI_API_KEY") -> None:
     """Raises `ValueError` for what is no address of a server, without the secrets in it."""
     try:
         parts = urlsplit(base_url)
+        shown = hide_userinfo(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
         _ = parts.port  # raises above 65535
     except ValueError:
-        is_address, parts = False, None
+        parts, shown, is_address = urlsplit(""), hide_secrets(base_url), False
     if not is_address:
-        shown = hide_userinfo(base_url) if parts is not None else hide_secrets(base_url)
         raise ValueError(f"`base_url={shown!r}` is no address of a server: it looks like http://localhost:8000/v1.")
     if parts.query or parts.fragment:
         raise ValueError(

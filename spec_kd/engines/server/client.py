@@ -7,7 +7,6 @@ raised outside of the `except` blocks, so that no traceback leads back to them e
 
 import asyncio
 import email.utils
-import itertools
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.engines.base import Completion, MissingCompletionsError
@@ -213,7 +212,9 @@ class CompletionsClient:
     async def _post(
         self, client: JsonValue, index: int, name: str, body: JsonObject, fails_at_once: Collection[int]
     ) -> JsonObject:
-        for attempt in itertools.count():
+        attempt = -1
+        while True:
+            attempt += 1
             await self._wait_for_turn()
             answer, failure = await self._attempt(client, body)
             if failure is None:
@@ -374,10 +375,10 @@ def _run_to_end(coroutine: Coroutine[JsonValue, JsonValue, Result]) -> Result:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    started: Future = Future()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Result]]] = Future()
 
     async def start() -> Result:
-        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        started.set_result((asyncio.get_running_loop(), cast("asyncio.Task[Result]", asyncio.current_task())))
         return await coroutine
 
     with ThreadPoolExecutor(max_workers=1) as pool:

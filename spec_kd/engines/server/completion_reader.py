@@ -1,6 +1,7 @@
 """What the answers of completion servers say of a whole completion: its ids, its end, its log-probabilities."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from spec_kd.end_of_turn import find_turn_end_id
 from spec_kd.engines.base import Completion, SignalSpec, SparseDistribution, UnsupportedByEngineError
@@ -41,7 +42,7 @@ class CompletionReader:
             raise ValueError("The tokenizer has no EOS token, so no completion would ever end: give `eos_token_ids`.")
         # what the target wrote where a server leaves it out: the end of a reply, which need not be the tokenizer's EOS
         self._appended_eos_id = next(
-            (id for id in (turn_end, own_id) if id in self.eos_token_ids), self.eos_token_ids[0]
+            (id for id in (turn_end, own_id) if id is not None and id in self.eos_token_ids), self.eos_token_ids[0]
         )
         self._is_text_only = is_text_only
         self._names = TokenNames(tokenizer)
@@ -83,7 +84,7 @@ class CompletionReader:
         if choice.get("token_ids") is None:
             self._check_text(ids, choice.get("text"))
         ids, finish_reason = self._find_end(ids, reason, choice, signal, max_new_tokens)
-        if signal is None:
+        if signal is None or positions is None:
             return Completion(ids, finish_reason)
         return Completion(ids, finish_reason, *self._read_signal(positions[: len(ids)], positions, signal))
 
@@ -95,11 +96,10 @@ class CompletionReader:
             `UnidentifiedTokens`, `MalformedResponseError`: As of `read_completion`; also if it echoed other ids.
         """
         choice = answer["choices"][0]
-        positions = read_positions(choice)
-        num_positions = 0 if positions is None else len(positions)
-        if num_positions not in (len(text_ids), len(text_ids) + 1):
+        positions = read_positions(choice) or []
+        if len(positions) not in (len(text_ids), len(text_ids) + 1):
             raise UnsupportedByEngineError(
-                f"The server echoed log-probabilities of {num_positions} positions for a text of {len(text_ids)} "
+                f"The server echoed log-probabilities of {len(positions)} positions for a text of {len(text_ids)} "
                 "tokens, so it cannot score given text: use vLLM, SGLang or the transformers engine."
             )
         echoed = choice.get("prompt_token_ids")
@@ -177,7 +177,7 @@ class CompletionReader:
         unidentified += ["(left out of the answer)"] * num_missing
         if unidentified:
             raise UnidentifiedTokens(unidentified)
-        return found
+        return [id for id in found if id is not None]
 
     def _check_text(self, ids: list[int], text: str | None) -> None:
         """That ids found by the names of tokens spell the text which the server returned."""
@@ -185,7 +185,7 @@ class CompletionReader:
             return
         written = ids[:-1] if ids and ids[-1] in self.eos_token_ids else ids
         spelled = [
-            self._tokenizer.decode(written, skip_special_tokens=skips, clean_up_tokenization_spaces=False)
+            cast(str, self._tokenizer.decode(written, skip_special_tokens=skips, clean_up_tokenization_spaces=False))
             for skips in (True, False)
         ]
         if _squeeze(text) not in [_squeeze(other) for other in spelled]:
@@ -239,11 +239,12 @@ class CompletionReader:
         self, positions: Sequence[Position], all_positions: Sequence[Position], signal: SignalSpec
     ) -> tuple[list[float], SparseDistribution | None]:
         token_logprobs = [position.log_p for position in positions]
-        if None in token_logprobs:
+        known = [log_p for log_p in token_logprobs if log_p is not None]
+        if len(known) < len(token_logprobs):
             raise MalformedResponseError(f"token {token_logprobs.index(None)} has no log-probability")
         if signal.method == "token_only":
-            return token_logprobs, None
-        return token_logprobs, read_sparse(positions, signal.top_k, self._names, self._pick_spelling(all_positions))
+            return known, None
+        return known, read_sparse(positions, signal.top_k or 0, self._names, self._pick_spelling(all_positions))
 
     def _pick_spelling(self, positions: Sequence[Position]) -> Mapping[str, int | None]:
         return self._names.pick_spelling(

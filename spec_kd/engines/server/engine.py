@@ -262,7 +262,8 @@ class ServerEngine:
                 refusal = ServerRequestError(message, index)
                 if not isinstance(error, FullContextError):
                     raise refusal from error
-                return refuse(index, refusal)
+                refuse(index, refusal)
+                return None
             tell_of(prompts, len(completion.ids))
             return completion
 

@@ -73,7 +73,7 @@ class Position:
 
     token: Token
     log_p: float | None
-    top: list[tuple[Token, float]] | None
+    top: list[tuple[Token, float | None]] | None
 
 
 class MalformedResponseError(ValueError):
@@ -170,16 +170,16 @@ class TokenNames:
         """Whether the name can stand for the id, also where it could stand for others."""
         if (exact := _read_exact_id(name)) is not None:
             return exact == id
-        if match := BYTES.fullmatch(name):
+        if match := BYTES.fullmatch(str(name)):
             return self._bytes_of.get(id) == _read_bytes(match)
-        return name in self._texts_of.get(id, ())
+        return str(name) in self._texts_of.get(id, ())
 
     def _find(self, name: Token, spelling: Mapping[str, int | None]) -> int | None:
         if (exact := _read_exact_id(name)) is not None:
             return exact if exact in self._keys else None
-        if match := BYTES.fullmatch(name):
+        if match := BYTES.fullmatch(str(name)):
             return self._by_bytes.get(_read_bytes(match))
-        return spelling.get(name)
+        return spelling.get(str(name))
 
     @cached_property
     def _keys(self) -> dict[int, str]:
@@ -235,7 +235,7 @@ def _read_exact_id(name: Token) -> int | None:
     return int(match[1]) if match else None
 
 
-def _read_bytes(match: re.Match) -> bytes:
+def _read_bytes(match: re.Match[str]) -> bytes:
     return bytes.fromhex(match[1].replace("\\x", ""))
 
 
@@ -272,7 +272,8 @@ def read_sparse(
         if most >= top_k > len(head) and not all(names.is_exact(name) for name, _ in head):
             unidentified.append(f"({len(head)} names for {top_k} tokens)")  # those that share a name are listed once
             continue
-        if len(head) < top_k or any(value is None for _, value in head):
+        values = [value for _, value in head if value is not None]
+        if len(values) < top_k:
             raise MalformedResponseError(
                 f"it has the {len(head)} most likely tokens at token {number}, and {top_k} were asked for. Lower "
                 "`top_k` to what the server allows (vLLM: --max-logprobs, 20 by default; OpenAI: 5)"
@@ -284,7 +285,7 @@ def read_sparse(
         if len(set(found)) < top_k:
             raise MalformedResponseError(f"the most likely tokens at token {number} name an id twice: {head}")
         ids.append(np.array(found, dtype=np.int32))
-        log_p.append(np.array([-np.inf if v <= LEAST_LOG_P else v for _, v in head], dtype=np.float32))
+        log_p.append(np.array([-np.inf if v <= LEAST_LOG_P else v for v in values], dtype=np.float32))
     if unidentified:
         raise UnidentifiedTokens(unidentified)
     return SparseDistribution(ids, log_p)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -53,7 +54,7 @@ class RequestBuilder:
         self._eos_token_ids = eos_token_ids
         self._is_text_only = is_text_only
         self._num_ids = count_real_ids(tokenizer)
-        constant = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+        constant: JsonObject = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
         if not is_text_only:
             constant |= EXTENSIONS | {"stop_token_ids": eos_token_ids}
         self._fields = {**constant, **(extra_body or {})}
@@ -135,7 +136,7 @@ class RequestBuilder:
     def _say_as_text(self, name: str, ids: list[int]) -> str:
         """The text that gives these ids when the server tokenizes it, with or without the BOS that it adds."""
         for start in (0, 1):
-            text = self._tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
+            text = cast(str, self._tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False))
             if list(self._tokenizer(text)["input_ids"]) == ids:
                 return text
         raise UnusablePromptError(

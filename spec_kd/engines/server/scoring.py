@@ -41,14 +41,16 @@ def verify_scoring(
     """
     shortest = sorted(prompts, key=len)[:NUM_PROBES]
     bodies = [requests.build("A probe", ids, PROBE_LENGTH, 1.0, seed=i) for i, ids in enumerate(shortest)]
-    texts, starts, written = [], [], []
+    texts: list[list[int]] = []
+    starts: list[int] = []
+    written: list[float] = []
     for prompt, answer in zip(shortest, post(bodies, _keep), strict=True):
         ids, positions = reader.read_ids(answer["choices"][0])
         known = list(itertools.takewhile(lambda pair: None not in pair, zip(ids, positions or (), strict=False)))
         if known and all(position.log_p is not None for _, position in known):
-            texts.append([*prompt, *(id for id, _ in known)])
+            texts.append([*prompt, *(id for id, _ in known if id is not None)])
             starts.append(len(prompt))
-            written += [position.log_p for _, position in known]
+            written += [position.log_p for _, position in known if position.log_p is not None]
     if not texts:
         raise UnsupportedByEngineError(f"The server gives no log-probabilities of exact ids. To score, use {SCORERS}.")
     _check_echo(texts[0], requests, post)
@@ -57,7 +59,7 @@ def verify_scoring(
         [requests.build_echo(text) for text in texts],
         lambda i, answer: reader.read_scored(answer, texts[i], starts[i], SignalSpec()),
     )
-    echoed = itertools.chain.from_iterable(completion.token_logprobs for completion in scored)
+    echoed = itertools.chain.from_iterable(completion.token_logprobs or () for completion in scored)
     gap = median(abs(a - b) for a, b in zip(echoed, written, strict=True))
     if gap > PROBE_TOLERANCE:
         raise UnsupportedByEngineError(
