@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -59,6 +60,7 @@ def extend_model_card(
     path = Path(path)
     path = path / "README.md" if path.is_dir() else path
     card = _load(path)
+    base = _get_data(card).base_model
     facts = CardFacts(
         method=method,
         target_name=target_name,
@@ -67,8 +69,8 @@ def extend_model_card(
         metrics=metrics,
         metrics_before=metrics_before,
         dataset_name=dataset_name,
-        draft_name=draft_name or card.data.model_name or path.resolve().parent.name,
-        base_name=base_name or (card.data.base_model if isinstance(card.data.base_model, str) else None),
+        draft_name=draft_name or _get_data(card).model_name or path.resolve().parent.name,
+        base_name=base_name or (base if isinstance(base, str) else None),
         num_assistant_tokens=num_assistant_tokens,
     )
     _save(card, path, facts)
@@ -97,10 +99,10 @@ def carry_model_card(
             found = _load(Path(folder) / "README.md")
             facts = CardFacts.read(found.text)
             card = found if facts is not None else card
-    facts = facts or CardFacts(draft_name=card.data.model_name)
+    facts = facts or CardFacts(draft_name=_get_data(card).model_name)
     if not keep_name and not _is_id(facts.draft_name):
         facts = replace(facts, draft_name=path.resolve().parent.name)
-        card.data.model_name = facts.draft_name
+        _get_data(card).model_name = facts.draft_name
     _save(card, path, facts)
 
 
@@ -122,6 +124,10 @@ def remove_paths(path: Path) -> None:
         card.save(path)
 
 
+def _get_data(card: ModelCard) -> ModelCardData:
+    return cast(ModelCardData, card.data)
+
+
 def _load(path: Path) -> ModelCard:
     """The card of a file; a new one where there is none, or only PEFT's empty form."""
     if path.is_file():
@@ -135,29 +141,29 @@ def _load(path: Path) -> ModelCard:
 
 def _save(card: ModelCard, path: Path, facts: CardFacts) -> None:
     is_adapter = (path.parent / ADAPTER_CONFIG).exists()
-    _set_metadata(card.data, facts, is_adapter)
+    _set_metadata(_get_data(card), facts, is_adapter)
     section = f"{BEGIN}\n\n{facts.write()}\n\n{facts.render(is_adapter)}\n\n{END}"
     text = TRL_USAGE.sub("", TRL_OPENING.sub("", card.text))
-    title = escape_markdown(card.data.model_name or facts.draft_name)
+    title = escape_markdown(_get_data(card).model_name or facts.draft_name or "")
     text = re.sub(r"^# Model Card for [^\n]*$", lambda _: f"# Model Card for {title}", text, count=1, flags=re.M)
     card.text = _replace_section(text, section)
     card.save(path)
 
 
 def _set_metadata(data: ModelCardData, facts: CardFacts, is_adapter: bool) -> None:
-    data.model_name = make_public_name(data.model_name or facts.draft_name)
+    data.model_name = make_public_name(data.model_name or facts.draft_name or "")
     data.library_name = "peft" if is_adapter else "transformers"
     data.base_model = _keep_public(data.base_model) or (facts.base_name if _is_id(facts.base_name) else None)
     data.datasets = _keep_public(data.datasets)
     tags = [tag for tag in data.tags or [] if is_adapter or tag not in ADAPTER_TAGS]
     data.tags = list(dict.fromkeys([*(tag for tag in tags if _is_public_tag(tag, is_adapter)), *TAGS]))
-    results = [_make_result(*item, facts.dataset_name) for item in find_finite(facts.metrics).items()]
+    results = [_make_result(*item, facts.dataset_name) for item in find_finite(facts.metrics or {}).items()]
     others = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(r) for r in results)]
     data.eval_results = others + results or None
 
 
 def _is_id(name: str | None) -> bool:
-    return bool(name) and is_hub_id(name) and "/" in name
+    return name is not None and is_hub_id(name) and "/" in name
 
 
 def _keep_public(names: JsonValue) -> JsonValue:

@@ -4,9 +4,9 @@ import copy
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
-from accelerate.utils import is_peft_model
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
@@ -73,33 +73,33 @@ def export_draft(
             "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path."
         )
     check_finite_weights(draft, "draft")
-    is_adapter = is_peft_model(draft)
+    adapter = draft if isinstance(draft, PeftModel) else None
     if target_vocab_size is not None and processing_class is None:
         raise ValueError("`target_vocab_size` needs `processing_class`, to know which rows are in use.")
-    if is_adapter and merge_adapter and getattr(unwrap_peft(draft), "is_quantized", False):
+    if adapter is not None and merge_adapter and getattr(unwrap_peft(adapter), "is_quantized", False):
         raise ValueError(
             "The adapter sits on a quantized base, and merging into that would round it. Save the adapter and export "
             "it from its path, which loads the base in its own precision."
         )
-    if is_adapter and not merge_adapter and target_vocab_size is not None:
+    if adapter is not None and not merge_adapter and target_vocab_size is not None:
         raise ValueError("`target_vocab_size` needs `merge_adapter=True`: rows of an adapter's base cannot be aligned.")
     output_dir = Path(output_dir)
-    if is_adapter and not merge_adapter:
-        _check_base_stays(draft, output_dir)
+    if adapter is not None and not merge_adapter:
+        _check_base_stays(adapter, output_dir)
     staging = output_dir / STAGING
     try:
         staging.mkdir(parents=True)
     except OSError as error:
         raise OSError(f"`output_dir={str(output_dir)!r}` cannot be written to ({error}).") from error
     try:
-        if is_adapter and merge_adapter:
-            draft = _merge(draft if is_ours else copy.deepcopy(draft))
+        if adapter is not None and merge_adapter:
+            draft = _merge(adapter if is_ours else copy.deepcopy(adapter))
             is_ours = True
-        if target_vocab_size is not None:
-            draft = draft if is_ours else copy.deepcopy(draft)
+        if target_vocab_size is not None and processing_class is not None:
+            draft = cast(PreTrainedModel, draft if is_ours else copy.deepcopy(draft))
             align_vocabulary(draft, target_vocab_size, count_real_ids(processing_class))
         with explain_full_disk(output_dir, "what was there before is whole"):
-            draft.save_pretrained(staging)
+            draft.save_pretrained(str(staging))
             if processing_class is not None:
                 processing_class.save_pretrained(staging)
             replace_model(output_dir)
@@ -124,7 +124,7 @@ def _merge(draft: PeftModel) -> PreTrainedModel:
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     if isinstance(head, BaseTunerLayer) or isinstance(embedding, BaseTunerLayer):
         # Merged into a tied matrix, an update of the head would reach the embedding too, and the other way round.
-        layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        layer = cast(torch.nn.Linear, head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
     merged = draft.merge_and_unload()
     if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
