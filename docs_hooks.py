@@ -1,4 +1,4 @@
-"""mkdocs: pictures of the repository become files of the site, links to its files lead to GitHub, formulas are MathML."""
+"""mkdocs: pictures of the repository are files of the site, links to its files lead to GitHub, formulas are MathML."""
 
 import html
 import re
