@@ -13,7 +13,8 @@ from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.open_types import Argument, JsonValue, Record
 from spec_kd.options import document_options, option, resolve_options
 from spec_kd.prompts.curated_files import load_file
-from spec_kd.prompts.logs.formats import LoggedCall, read_record, split_turns
+from spec_kd.prompts.logs.formats import read_record
+from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns
 from spec_kd.prompts.logs.messages import parse_json
 from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
 from spec_kd.prompts.logs.prompt_store import FEATURES

@@ -1,4 +1,4 @@
-"""Batches of requests, whose answers are in a file of their own, joined by `custom_id`."""
+"""Batches of requests, whose responses stand in another file, joined by `custom_id`."""
 
 import json
 import sqlite3
@@ -10,17 +10,17 @@ from spec_kd.open_types import JsonValue, Record
 from spec_kd.prompts.logs.files import read_records
 
 NUM_LOOKED_AT = 5
-REQUEST_KEYS, ANSWER_KEYS = ("body", "params"), ("response", "result")
+REQUEST_KEYS, RESPONSE_KEYS = ("body", "params"), ("response", "result")
 
 
 def is_batch_request(record: JsonValue) -> bool:
-    """Whether a record is a line of the input of a batch: OpenAI's (also `vllm run-batch`'s) or Anthropic's."""
-    return _has(record, REQUEST_KEYS) and not _has(record, ANSWER_KEYS)
+    """Whether a record is a line of a batch's input file: OpenAI's (also `vllm run-batch`'s) or Anthropic's."""
+    return _has(record, REQUEST_KEYS) and not _has(record, RESPONSE_KEYS)
 
 
 def is_batch_output(record: JsonValue) -> bool:
-    """Whether a record is a line of what a batch came back with, without the request."""
-    return (_has(record, ANSWER_KEYS) or _has(record, ("error",))) and not _has(record, REQUEST_KEYS)
+    """Whether a record is a line of a batch's output file, without the request."""
+    return (_has(record, RESPONSE_KEYS) or _has(record, ("error",))) and not _has(record, REQUEST_KEYS)
 
 
 def _has(record: JsonValue, keys: Iterable[str]) -> bool:
@@ -28,13 +28,13 @@ def _has(record: JsonValue, keys: Iterable[str]) -> bool:
 
 
 class BatchOutputs:
-    """The answers of batches, on disk, to be given to their requests.
+    """The responses of batches, kept on disk until they are joined with their requests.
 
-    An id that two batches have (`request-1`) does not say which answer belongs to which request: its requests keep
-    none.
+    If two batches have the same id (`request-1`), it does not say which response belongs to which request: these
+    requests get no response.
 
     Args:
-        path (`Path`): For the database, which is removed at the end.
+        path (`Path`): Place for the database, which is removed at the end.
     """
 
     def __init__(self, path: Path):
@@ -42,8 +42,8 @@ class BatchOutputs:
         path.unlink(missing_ok=True)
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; CREATE TABLE answers "
-            "(id TEXT PRIMARY KEY, text TEXT, answers INTEGER, requests INTEGER) WITHOUT ROWID; BEGIN"
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; CREATE TABLE responses "
+            "(id TEXT PRIMARY KEY, text TEXT, responses INTEGER, requests INTEGER) WITHOUT ROWID; BEGIN"
         )
 
     @classmethod
@@ -51,8 +51,8 @@ class BatchOutputs:
         """Reads the batches among files; `None` if there are none.
 
         Args:
-            files (`Iterable[Path]`): The first records of each are looked at.
-            path (`Path`): As of the class.
+            files (`Iterable[Path]`): Files of a log; the first records of each decide whether it is of a batch.
+            path (`Path`): Place for the database.
         """
         batches = None
         for file in files:
@@ -71,29 +71,29 @@ class BatchOutputs:
         text = None if record is None else json.dumps({k: v for k, v in record.items() if k not in ("id", "custom_id")})
         counts = (int(record is not None), int(record is None))
         self._database.execute(
-            "INSERT INTO answers VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = coalesce(text, ?),"
-            " answers = answers + ?, requests = requests + ?",
+            "INSERT INTO responses VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = coalesce(text, ?),"
+            " responses = responses + ?, requests = requests + ?",
             (str(name), text, *counts, text, *counts),
         )
 
     def join(self, record: JsonValue) -> tuple[JsonValue, str | None]:
-        """A record with its answer if it is the request of a batch, and what to count of it."""
+        """A record, with its response if it is the request of a batch, and a note to count or `None`."""
         if not is_batch_request(record):
             return record, None
         row = self._database.execute(
-            "SELECT text, answers, requests FROM answers WHERE id = ?", (str(record["custom_id"]),)
+            "SELECT text, responses, requests FROM responses WHERE id = ?", (str(record["custom_id"]),)
         ).fetchone()
         if row is None or row[0] is None:
-            return record, "requests of batches without an answer in the files"
-        text, answers, requests = row
-        if answers > 1 or requests > 1:
-            return record, "answers not kept, a `custom_id` that several batches have: read each batch alone"
+            return record, "requests of batches without a response in the files"
+        text, responses, requests = row
+        if responses > 1 or requests > 1:
+            return record, "completions not kept, several batches have the same `custom_id`: read each batch alone"
         return {**record, **json.loads(text)}, None
 
     def has_request(self, record: Record) -> bool:
-        """Whether the request of an answer is in the files."""
+        """Whether the request of a response is in the files."""
         row = self._database.execute(
-            "SELECT requests FROM answers WHERE id = ?", (str(record["custom_id"]),)
+            "SELECT requests FROM responses WHERE id = ?", (str(record["custom_id"]),)
         ).fetchone()
         return row is not None and row[0] > 0
 

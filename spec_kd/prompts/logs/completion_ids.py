@@ -1,4 +1,4 @@
-"""The answers of a log as ids, for what needs them: `score_completions`, evaluation without the target."""
+"""The completions of a log as token ids, for `score_completions` and for evaluation without the target."""
 
 from collections.abc import Iterable
 
@@ -26,34 +26,34 @@ LEFT_OUT, ADDED = "left_out", "added_reasoning"
 def add_completion_ids(
     dataset: Dataset, processing_class: ProcessingClass, *, eos_token_id: int | Iterable[int] | None = None
 ) -> Dataset:
-    """Adds `prompt_ids` and `completion_ids` to prompts with the target's answers.
+    """Adds `prompt_ids` and `completion_ids` to prompts with the target's completions.
 
-    The prompt is rendered as for `generate_responses`; the answer is rendered as the last turn, with its reasoning, up
-    to and with the end of turn. A server logs text and not ids, so that these are the ids that the tokenizer gives to
-    the text, which are nearly always but not surely those that the target wrote.
+    The prompt is rendered as for `generate_responses`. The completion is rendered as the last turn, with its reasoning,
+    up to and including the end of turn. A server logs text and not ids, so these are the ids that the tokenizer gives
+    to the text. They are nearly always the ids that the target wrote, but this is not certain.
 
     Args:
-        dataset (`Dataset`): With `prompt` and `completion`, as [`load_query_logs`] returns them.
+        dataset (`Dataset`): Rows with `prompt` and `completion` (messages), as [`load_query_logs`] returns them.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's, with its chat template.
-        eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops, as its generation
-            config has them. By default those of the tokenizer, of the chat template and of the generation config that
-            was saved with the tokenizer.
+        eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops, as in its
+            generation config. By default those of the tokenizer, of the chat template, and of the generation config
+            that was saved with the tokenizer.
 
     Returns:
-        `Dataset`: The rows with an answer and both columns (lists of int32). A warning says how many others there are
-        and why: no answer, an answer of several messages, one that the template does not print as a whole. Another one
-        says where the template wrote an empty reasoning that the answer does not have.
+        `Dataset`: The rows with a completion, and the two columns (lists of int32). A warning says how many rows are
+        left out and why: there is no completion, it has several messages, or the template does not print all of it.
+        Another warning says for how many rows the template wrote an empty reasoning that the completion does not have.
 
     Raises:
-        `ValueError`: A column is missing or holds text instead of messages, or no row is left; a prompt that cannot be
+        ValueError: A column is missing or holds text instead of messages, no row is left, or a prompt cannot be
             rendered.
     """
     check_dataset("dataset", dataset)
     missing = [name for name in COLUMNS if name not in dataset.column_names]
     if missing:
         raise ValueError(
-            f"The dataset has the columns {dataset.column_names} and no `{missing[0]}`: what the target was asked and "
-            "what it answered are needed, as `load_query_logs` returns them."
+            f"The dataset has the columns {dataset.column_names} and no `{missing[0]}`. Give a dataset with `prompt` "
+            "and `completion`, as `load_query_logs` returns it."
         )
     check_chat_template(processing_class)
     renderer = ChatRenderer(processing_class, eos_token_id)
@@ -67,19 +67,19 @@ def add_completion_ids(
                     f"`{name}` of row {index} is text, but messages are needed to render it as a server does. Make it "
                     'a list of `{"role": ..., "content": ...}`.'
                 )
-        answers = row.get("completion") or []
-        if not answers:
-            return _leave_out("there is no answer")
-        if len(answers) > 1:
-            return _leave_out("the answer has several messages")
-        if answers[0].get("role") != "assistant":
-            return _leave_out(f"the answer has the role {answers[0].get('role')!r}")
+        completion = row.get("completion") or []
+        if not completion:
+            return _leave_out("there is no completion")
+        if len(completion) > 1:
+            return _leave_out("the completion has several messages")
+        if completion[0].get("role") != "assistant":
+            return _leave_out(f"the completion has the role {completion[0].get('role')!r}")
         if not row.get("prompt"):
             return _leave_out("there is no prompt")
         if row["prompt"][-1].get("role") == "assistant":
             return _leave_out("the prompt ends with an assistant turn")
         try:
-            turn = renderer.render_turn(row["prompt"], answers[0], **read_template_arguments(row))
+            turn = renderer.render_turn(row["prompt"], completion[0], **read_template_arguments(row))
         except TurnNotRenderedError as error:
             return _leave_out(str(error))
         except (TemplateError, TypeError, KeyError) as error:
@@ -99,9 +99,11 @@ def add_completion_ids(
         desc="Completion ids",
     )
     left_out = count_values(added, LEFT_OUT)
-    report_added_reasoning(sum(added[ADDED]), "answers")
+    report_added_reasoning(sum(added[ADDED]), "completions")
     if left_out.total() == len(dataset):
-        raise ValueError(f"No row has an answer that can be rendered: nothing is left. {describe_reasons(left_out)}.")
+        raise ValueError(
+            f"No row has a completion that can be rendered: nothing is left. {describe_reasons(left_out)}."
+        )
     if left_out:
         report_left_out(left_out, f"of {len(dataset)} rows")
         added = added.filter(lambda reason: reason is None, input_columns=[LEFT_OUT])

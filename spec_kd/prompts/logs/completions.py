@@ -1,19 +1,20 @@
-"""The answer of a logged request: where loggers put it, and whether it is whole."""
+"""The completion of a logged request: where loggers put it, and whether it is complete."""
 
 from collections.abc import Sequence
 
 from spec_kd.open_types import JsonValue, Record
-from spec_kd.prompts.logs.items import is_langchain_message, read_items, read_langchain_message
+from spec_kd.prompts.logs.langchain import is_langchain_message, read_langchain_message
 from spec_kd.prompts.logs.messages import Message, clean_messages, find_mark, parse_json
+from spec_kd.prompts.logs.responses_api import read_items
 from spec_kd.prompts.logs.streams import is_stream, join_chunks, join_stream
 
 RESPONSE_KEYS = ("response", "response_body", "respPayload", "output", "outputs")
-ANSWER_KEYS = (
+COMPLETION_KEYS = (
     *RESPONSE_KEYS, "completion", "answer", "reply", "generation", "generations", "generated_text", "prediction",
     "result",
 )  # fmt: skip
-# How servers say that the target ended its answer by itself; whatever else they say, the answer is not its own end.
-# `stop` without a `stop_reason` of text: vLLM names the client's stop string there.
+# Finish reasons by which servers say that the target ended its completion; with any other one it was cut off.
+# `stop` counts without a `stop_reason` that is text: there vLLM names the client's stop string.
 FINISHED = {
     "stop", "tool_calls", "function_call",  # OpenAI, vLLM, SGLang, llama.cpp, Ollama
     "end_turn", "tool_use",  # Anthropic
@@ -30,17 +31,18 @@ NOT_GIVEN = "kept although no finish_reason is logged"
 
 
 def find_completion(record: Record) -> tuple[Message | None, str | None]:
-    """The assistant's message of a record, if it is there, understood and whole.
+    """The assistant's message of a record, if there is one that is understood and complete.
 
     Args:
-        record (`dict`): With the answer beside the request or nested, as choices, a message, text or a stream.
+        record (`dict`): Record with the completion beside the request or nested in it: choices, a message, text or a
+            stream.
 
     Returns:
-        `tuple`: The message or `None`; and what to count: why an answer that is there is not kept, or that one is kept
-        although the log does not say how it ended. `None` for nothing to say.
+        `tuple`: The message or `None`, and a note to count or `None`. The note says why a completion is not kept, or
+        that it is kept although the log does not say how it ended.
 
     Raises:
-        `ValueError`: The record says that the request failed.
+        FailedRequestError: The record says that the request failed.
     """
     key, value = _find_value(record)
     if key is None:
@@ -54,20 +56,20 @@ def find_completion(record: Record) -> tuple[Message | None, str | None]:
         fault = _find_fault(reason)
         if fault is not None:
             return None, fault
-        (answer,) = clean_messages([{**message, "role": "assistant"}])
+        (completion,) = clean_messages([{**message, "role": "assistant"}])
     except FailedRequestError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         return None, f"not understood: `{key}` ({error})"
-    if not answer["content"].strip() and not answer.get("tool_calls"):
+    if not completion["content"].strip() and not completion.get("tool_calls"):
         return None, "empty"
-    if mark := find_mark(answer):
+    if mark := find_mark(completion):
         return None, f"not whole in the log: {mark}"
-    return answer, NOT_GIVEN if reason is _ABSENT else None
+    return completion, NOT_GIVEN if reason is _ABSENT else None
 
 
 class FailedRequestError(ValueError):
-    """A request that the server did not answer."""
+    """Error of a record whose request failed on the server."""
 
     def __init__(self) -> None:
         super().__init__("the request failed")
@@ -81,7 +83,7 @@ _ABSENT = _Absent()
 
 
 def check_succeeded(record: Record) -> None:
-    """Raises `FailedRequestError` if a record or its response says so."""
+    """Raises `FailedRequestError` if a record or its response says that the request failed."""
     if _has_failed(record):
         raise FailedRequestError
     for key in (*RESPONSE_KEYS, "result"):
@@ -104,7 +106,7 @@ def _has_failed(part: Record) -> bool:
 def _find_value(record: Record) -> tuple[str | None, JsonValue]:
     if record.get("choices"):
         return "choices", record
-    for key in ANSWER_KEYS:
+    for key in COMPLETION_KEYS:
         value = record.get(key)
         if key == "result" and not isinstance(value, dict):  # of Anthropic's batches; elsewhere "success"
             continue
@@ -114,12 +116,12 @@ def _find_value(record: Record) -> tuple[str | None, JsonValue]:
 
 
 def find_fault(record: Record) -> str | None:
-    """Why an answer is not kept, by the reason that stands beside it in a record or a message; `None` for no reason."""
+    """Why a completion is not kept, by its finish reason in a record or a message; `None` if it is kept."""
     return _find_fault(_find_reason(record))
 
 
 def _find_fault(reason: JsonValue) -> str | None:
-    """Why an answer that ended so is not kept."""
+    """Why a completion with this finish reason is not kept; `None` if it is kept."""
     if reason is _ABSENT:
         return None
     if isinstance(reason, str) and reason.lower() in FINISHED:
@@ -128,7 +130,7 @@ def _find_fault(reason: JsonValue) -> str | None:
 
 
 def _read(value: JsonValue) -> tuple[Record | None, JsonValue]:
-    """The message in a response and the reason for its end."""
+    """The message in a response and its finish reason."""
     if isinstance(value, str):
         if is_stream(value):
             return _read(join_stream(value))
@@ -175,7 +177,7 @@ def _read_object(value: Record) -> tuple[Record | None, JsonValue]:
 
 
 def _read_choice(choice: JsonValue) -> tuple[Record | None, JsonValue]:
-    """The first choice: prompts with several answers count once."""
+    """The first choice: a prompt with several completions counts once."""
     if not isinstance(choice, dict):
         return None, _ABSENT
     reason = choice.get("finish_reason", _ABSENT)
@@ -199,7 +201,7 @@ def _read_responses(value: Record) -> tuple[Record | None, JsonValue]:
 
 
 def _read_generation(value: JsonValue) -> tuple[Record | None, JsonValue]:
-    """LangChain's result: a list for each prompt, with a list of its answers."""
+    """LangChain's result: for each prompt a list of its completions."""
     while isinstance(value, list) and not isinstance(value, str) and value:
         value = value[0]
     if isinstance(value, str):

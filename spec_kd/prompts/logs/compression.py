@@ -1,7 +1,7 @@
-"""Compressed files as streams that give all that can be read before they report what is wrong.
+"""Compressed files as streams that return all that can be read before they report an error.
 
-The readers of Python and Arrow lose what is in their buffer when a file breaks off, and that of xz passes over what
-follows the compressed data.
+When a file breaks off, the readers of Python and Arrow lose what is in their buffer, and Python's reader of xz ignores
+what follows the compressed data.
 """
 
 import bz2
@@ -23,14 +23,14 @@ MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
     **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},
-    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # of nothing
+    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # of empty data
 }
 
 
 def open_decompressed(path: Path) -> io.BufferedReader:
-    """The bytes of a file, decompressed by what the file begins with (gzip, bzip2, xz, zstd, LZ4) and not by its name.
+    """The bytes of a file, decompressed by its first bytes (gzip, bzip2, xz, zstd, LZ4) and not by its name.
 
-    Reading raises `OSError` for a file that was cut or damaged, and for what follows the compressed data.
+    Reading raises `OSError` for a file that was cut or damaged, and for other data after the compressed data.
     """
     with path.open("rb") as file:
         kind = find_compression(file.read(LONGEST_MAGIC))
@@ -40,12 +40,12 @@ def open_decompressed(path: Path) -> io.BufferedReader:
 
 
 def find_compression(start: bytes) -> str | None:
-    """The compression of data by its first 10 bytes; `None` for data that is not compressed."""
+    """The compression of data, by its first 10 bytes; `None` for data that is not compressed."""
     return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
 
 
 class _Gzip:
-    """What `bz2` and `lzma` have for the data of zlib."""
+    """A decompressor of gzip with the interface of those in `bz2` and `lzma`."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS + 16)
@@ -77,7 +77,7 @@ DECOMPRESSORS: dict[str, Callable[[], JsonValue]] = {
 
 
 class _Decompressed(io.RawIOBase):
-    """The streams of a file one after the other, as log rotation appends them."""
+    """All compressed streams of a file, one after the other: log rotation appends them."""
 
     def __init__(self, path: Path, kind: str):
         super().__init__()
@@ -116,10 +116,10 @@ class _Decompressed(io.RawIOBase):
                 raise OSError("the compressed file was cut: it ends too early")
 
     def _read_next_start(self) -> bytes:
-        """The start of the next stream without the zeros that pad files; empty at the end of the file."""
+        """The start of the next stream, without the zeros that pad files; empty at the end of the file."""
         data = self._stream.unused_data
         while len(data := data.lstrip(b"\0")) < LONGEST_MAGIC and (more := self._file.read(BUFFER)):
             data += more
         if data and find_compression(data) != self._kind:
-            raise OSError("what follows the compressed data is something else")
+            raise OSError("something else follows the compressed data")
         return data

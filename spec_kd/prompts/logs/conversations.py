@@ -1,4 +1,4 @@
-"""Which logged prompts belong to one conversation, so that a split does not tear it apart."""
+"""Finds out which logged prompts belong to one conversation, so that a split keeps it together."""
 
 import hashlib
 import re
@@ -14,34 +14,35 @@ from spec_kd.prompts.splitting import group_rows
 
 NUM_PREFIXES = 8
 # Pieces of a long ShareGPT conversation are named `QWJhYvA_0`, `QWJhYvA_17`: seven characters of base 62 and a number.
-# Case as no word has it tells them from names that count, such as `testSet_1`.
+# Their mix of upper and lower case, which no word has, tells them from numbered names such as `testSet_1`.
 SHAREGPT_PIECE = re.compile(
     r"(?=[^_]*[a-z])(?=[^_]+[A-Z][^_]*[A-Z]|[^_]+[A-Z][^_]*\d|[^_]*\d[^_]*[A-Z])([A-Za-z0-9]{7})_\d+", re.ASCII
 )
 
 
 def strip_piece_number(name: str) -> str:
-    """The conversation that a ShareGPT id names: the same for all pieces of a long one.
+    """The conversation that a ShareGPT id names: the same for all pieces of a long conversation.
 
-    Only ids of ShareGPT's own form are pieces. Others that end with a number (`identity_0`, `identity_1`) count
-    conversations, and merging them would make one conversation of a whole file.
+    Only ids of ShareGPT's own form name pieces. Other ids that end with a number (`identity_0`, `identity_1`) number
+    the conversations, and to merge them would make one conversation of a whole file.
     """
     found = SHAREGPT_PIECE.fullmatch(name)
     return found[1] if found else name
 
 
 def hash_history(messages: Sequence[Message]) -> tuple[int, list[int]]:
-    """64 bits of what the user (and tools) said up to now, and of what they had said before earlier answers.
+    """64-bit hashes of the turns of the user and of tools: of all of them, and of those before each earlier completion.
 
-    A request repeats the history of its conversation, so that the first value of one request is among the second of
-    the requests that continue it. System prompts do not count (many hold the date), nor does the assistant's text
-    (clients trim it).
+    A request repeats the history of its conversation, so the hash of all turns of one request is among the hashes of
+    the beginnings of the requests that continue it. System prompts do not count, because many contain the date, and
+    neither does the assistant's text, because clients shorten it.
 
     Args:
         messages (`list[dict]`): A prompt.
 
     Returns:
-        `tuple[int, list[int]]`: The whole prompt; its beginnings, at most the first and the last 7.
+        `tuple[int, list[int]]`: The hash of the whole prompt, and those of its beginnings: of more than 8, the first
+        and the last 7.
     """
     state = hashlib.blake2b(digest_size=8)
     beginnings = []
@@ -58,13 +59,13 @@ def hash_history(messages: Sequence[Message]) -> tuple[int, list[int]]:
 
 
 class ConversationLinks:
-    """Joins conversations that a log names apart although one request continues another's history.
+    """Joins conversations that have different names in a log although one request continues another one's history.
 
-    A name that each request has anew (LiteLLM fills `session_id` with such ones) would put the requests of one
-    conversation on both sides of a split. Two prompts are of one conversation if their numbers are equal, or if the
-    user's turns of one are how the other began and its own conversation has no such prompt.
+    Some loggers give each request a new name (LiteLLM fills `session_id` so), which would put the requests of one
+    conversation on both sides of a split. Two prompts are of one conversation if their numbers are equal, or if one
+    begins with all turns of the user in the other, and its own conversation has no prompt with these turns.
 
-    Memory: 16 bytes a prompt and 16 for each earlier turn, of at most 8.
+    Memory: 16 bytes for each prompt, and 16 for each of its earlier turns, of which at most 8 count.
     """
 
     def __init__(self) -> None:
@@ -73,11 +74,11 @@ class ConversationLinks:
 
     @property
     def numbers(self) -> Array:
-        """The numbers of the conversations by name or opening, (N,), uint64."""
+        """Numbers of the conversations, by name or by the user's first turn, `(N,)`, uint64."""
         return np.array(self._numbers, dtype=np.uint64)
 
     def add(self, number: int, messages: Sequence[Message]) -> None:
-        """Takes the next prompt, of the conversation with this number by name or opening."""
+        """Adds the next prompt, of the conversation with this number by name or by the user's first turn."""
         whole, beginnings = hash_history(messages)
         self._rows.extend([len(self._wholes)] * len(beginnings))
         self._beginnings.extend(beginnings)
@@ -85,19 +86,19 @@ class ConversationLinks:
         self._wholes.append(whole)
 
     def join(self) -> Array:
-        """For each prompt the first one of its conversation, (N,), int64."""
+        """For each prompt the first one of its conversation, `(N,)`, int64."""
         return group_rows(self.numbers, links=self._find_links())
 
     def group(self) -> Array:
-        """For each prompt the first one that belongs on the same side of a split, (N,), int64.
+        """For each prompt the first one that belongs on the same side of a split, `(N,)`, int64.
 
-        Those are the prompts of its conversation, and those of others with the same turns of the user, under whatever
+        These are the prompts of its conversation, and prompts of others with the same turns of the user, under any
         system prompts.
         """
         return group_rows(self.numbers, np.array(self._wholes, dtype=np.uint64), links=self._find_links())
 
     def _find_links(self) -> Array:
-        """Pairs of a prompt and one that its conversation began with under another name, (M, 2)."""
+        """Pairs of a prompt and an earlier prompt of its conversation under another name, `(M, 2)`."""
         wholes, beginnings = (np.array(values, dtype=np.uint64) for values in (self._wholes, self._beginnings))
         rows = np.array(self._rows, dtype=np.int64)
         if not len(wholes) or not len(rows):
@@ -110,5 +111,5 @@ class ConversationLinks:
 
 
 def _pair(one: Array, other: Array) -> Array:
-    """One number for each pair of them."""
+    """One number for each pair."""
     return one * np.uint64(0x9E3779B97F4A7C15) + other

@@ -1,4 +1,4 @@
-"""Files of logs, read one record at a time."""
+"""Files of logs: finds them, and reads their records one at a time."""
 
 import glob
 import io
@@ -21,32 +21,33 @@ from spec_kd.prompts.logs.vllm import is_request_line
 KINDS = (".jsonl", ".ndjson", ".log", ".json", ".txt", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
 CHUNK = 2**20  # characters of a JSON array read at a time
-# What the rotation of logs appends: `.1`, `-20260131`, `.2026-01-31_12`.
+# Endings that log rotation appends: `.1`, `-20260131`, `.2026-01-31_12`.
 ROTATION = re.compile(r"[.-](?:\d{1,3}|\d{4}-?\d{2}(?:-?\d{2})?(?:[-_T]?\d{2}(?:[-_:]?\d{2}){0,2})?)(?=\.|$)")
 EVENT_STARTS = tuple(name.encode() for name in EVENT_FIELDS)
 SPACE = " \t\r\n,\x00\ufeff"
-# Keys of records that are conversations or requests; a line of plain text is one of these or a prompt as it stands.
+# Keys of conversations and requests: a line of plain text that is JSON with one of these is a record, any other line a
+# prompt as it stands.
 RECORD_KEYS = {"messages", "conversations", "request", "body", "choices"}
 
 Paths = str | Path | Sequence[str | Path]
 
 
 def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
-    """The files that `paths` mean, each once.
+    """The files that `paths` stand for, each once.
 
     Args:
-        paths (`str`, `Path` or a list of them): Files, glob patterns (`**` for all levels) and folders, which are gone
-            through at all levels.
-        output_dir (`Path`): What lies there is not a log.
+        paths (`str`, `Path` or a list of them): Files, glob patterns (`**` for all levels), and folders, whose
+            subfolders are included.
+        output_dir (`Path`): Folder of the result, whose files are not logs.
 
     Returns:
-        The files, in the order given and sorted within a pattern or folder, and the files of folders that are left out:
-        those whose name has none of the endings [`KINDS`], also before the number of a rotated log and the ending of a
-        compression, and hidden ones (those in hidden folders are not even listed).
+        `tuple[list[Path], list[Path]]`: The files, in the order given and sorted within a pattern or folder, and the
+        files of folders that are left out: hidden ones, and those whose name has none of the endings [`KINDS`] (before
+        the number of a rotated log and the ending of a compression). Files in hidden folders are in neither list.
 
     Raises:
-        `FileNotFoundError`: Names a path or pattern that no log file is found for.
-        `ValueError`: No path at all, or an empty one, which would be the working directory.
+        FileNotFoundError: No log file is found for a path or pattern; names it.
+        ValueError: There is no path, or one is empty, which would mean the working directory.
     """
     files: dict[Path, None] = {}
     ignored: dict[Path, None] = {}
@@ -63,8 +64,8 @@ def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
             found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not found:
             raise FileNotFoundError(
-                f"`{path}` is no file, or a folder or pattern without a file of the kinds {', '.join(KINDS)} "
-                f"(each also with {', '.join(COMPRESSIONS)}, and numbered)."
+                f"`{path}` is no file, and no folder or pattern with a file that ends in {', '.join(KINDS)} (each also "
+                f"with {', '.join(COMPRESSIONS)}, and numbered)."
             )
         files |= dict.fromkeys(found)
     by_place = {path.resolve(): path for path in reversed(files)}
@@ -73,7 +74,7 @@ def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
 
 
 def find_kind(path: Path) -> str:
-    """The ending that says what a file is, without those of compressions and rotations; empty if there is none."""
+    """The ending of a file's name before those of compressions and rotations; empty if there is none."""
     name = path.name.lower()
     while True:
         short = ROTATION.sub("", name) if ROTATION.search(name) and not name.endswith(KINDS) else name
@@ -84,7 +85,7 @@ def find_kind(path: Path) -> str:
 
 
 def read_paths(paths: Paths) -> list[str]:
-    """One path or several as a list; raises `ValueError` for none at all, and for an empty one."""
+    """One path or several as a list; raises `ValueError` for no path, and for an empty one."""
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
     if not isinstance(listed, Sequence) or not len(listed):
         raise ValueError(f"`paths` must be a path or a list of them, got {paths!r}.")
@@ -92,16 +93,17 @@ def read_paths(paths: Paths) -> list[str]:
 
 
 def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, JsonValue]]:
-    """The records of a file with their line numbers (rows of Parquet, items of a JSON array), from 1.
+    """The records of a file with their line numbers (row of Parquet, item of a JSON array), from 1.
 
-    In place of a record that cannot be read comes the error, an exception, such as for a compressed file that was cut,
-    after which nothing of the file is read. Empty lines are no records. Lines and items of more than 16 MiB are
-    errors. Lines of a stream of events (`data: {...}`) are the response of the record on the line before.
+    A record that cannot be read is replaced by an exception, such as for a compressed file that was cut; after that one
+    nothing more of the file is read. Empty lines are no records. Lines and items of more than 16 MiB are errors. Lines
+    of a stream of events (`data: {...}`) become the response of the record on the line before.
 
     Args:
-        path (`Path`): Parquet, CSV or TSV with a first row of names; text, of which each line is a record; JSON values
-            one after the other, of which the items of arrays are records; anything else is JSON lines.
-        keep_text (`bool`): Whether a line that is no JSON is a record as text, in place of an error.
+        path (`Path`): Parquet; CSV or TSV with names in the first row; plain text, of which each line is a record; JSON
+            values one after the other, where the items of arrays are records; JSON lines otherwise.
+        keep_text (`bool`, *optional*, defaults to `False`): Whether a line that is no JSON is a record as text, and not
+            an error.
     """
     kind = find_kind(path)
     number = 0
@@ -131,7 +133,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _holds_values(path: Path, kind: str, start: bytes) -> bool:
-    """Whether a file is JSON that is not a value a line: an array, or objects over several lines."""
+    """Whether a file is JSON but not JSON lines: an array, or objects over several lines."""
     start = start.lstrip(b" \t\r\n" + BOM)
     if not start.startswith((b"[", b"{")):
         return False
@@ -162,12 +164,14 @@ def _read_lines(stream: io.BufferedReader, is_text: bool, keep_text: bool) -> It
                     text = _decode(line)
                     record = StreamLine(text) if isinstance(text, str) else text
                 elif is_request_line(line.decode(errors="replace")):
-                    record = ValueError('a line of a vLLM server\'s log: pass `format="vllm"` and its tokenizer')
+                    record = ValueError(
+                        "a line of a vLLM server's log: pass `format=\"vllm\"` and the target's tokenizer"
+                    )
             yield number, record
 
 
 def _read_values(stream: BinaryIO) -> Iterator[tuple[int, JsonValue]]:
-    """JSON values one after the other, in place of an array its items."""
+    """JSON values one after the other; an array counts as its items."""
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
     decoder = json.JSONDecoder()
     buffer, position, number, is_inside = text.read(CHUNK), 0, 0, False
@@ -186,7 +190,7 @@ def _read_values(stream: BinaryIO) -> Iterator[tuple[int, JsonValue]]:
             continue
         try:
             value, end = decoder.raw_decode(buffer, position)
-        except (ValueError, RecursionError) as error:  # broken, or not there as a whole yet
+        except (ValueError, RecursionError) as error:  # broken, or not read as a whole yet
             rest = len(buffer) - position
             more = text.read(max(CHUNK, rest)) if rest <= LONGEST and not isinstance(error, RecursionError) else ""
             if not more:
@@ -200,7 +204,7 @@ def _read_values(stream: BinaryIO) -> Iterator[tuple[int, JsonValue]]:
 
 
 def _read_text(line: bytes) -> JsonValue:
-    """A prompt, or a record where the line is one."""
+    """A line of plain text: a record if it is one, otherwise a prompt."""
     if line.startswith(b"{") and isinstance(record := _parse(line), dict) and RECORD_KEYS & set(record):
         return record
     return _decode(line)
@@ -214,7 +218,7 @@ def _parse(line: bytes) -> JsonValue:
     except ValueError as error:
         return ValueError(f"not JSON ({error})")
     except RecursionError:
-        return ValueError("JSON with too many brackets within each other")
+        return ValueError("JSON with too many nested brackets")
 
 
 def _decode(line: bytes) -> JsonValue:

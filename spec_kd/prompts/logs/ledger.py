@@ -1,4 +1,4 @@
-"""What became of every record of a log: counted by file, and listed by line where it was not read."""
+"""Counts for each file what became of its records, and lists the lines that were not read."""
 
 from collections import Counter
 from contextlib import suppress
@@ -6,7 +6,7 @@ from contextlib import suppress
 from spec_kd.open_types import JsonObject
 
 READ, LEFT_OUT, MALFORMED = "read", "left_out", "malformed"
-NUM_REASONS = 30  # kept apart in one file; what comes after counts as one
+NUM_REASONS = 30  # counted separately in one file; later ones count as `OTHER`
 NUM_RUNS = 20_000  # listed; a log of a million lines has some thousands that are malformed
 OTHER = "other reasons"
 
@@ -15,11 +15,11 @@ class LogLedger:
     """Keeps account of the records of log files, in bounded memory.
 
     Attributes:
-        files (`list[dict]`): For each file its `path`, and how many of its `records` were `read`, `left_out` and
-            `malformed`, with the number for each of the `reasons`.
+        files (`list[dict]`): For each file its `path`, the number of its `records`, how many of them were `read`,
+            `left_out` and `malformed`, and the number for each of the `reasons`.
         runs (`list[dict]`): Neighboring records that were not read for the same reason: the `file`, the `first` and the
-            `last` line (row, item), the `outcome` (`"left_out"`, `"malformed"`) and the `reason`; the first 20,000.
-        num_unlisted (`int`): Runs that came after.
+            `last` line (row, item), the `outcome` (`"left_out"` or `"malformed"`) and the `reason`; the first 20,000.
+        num_unlisted (`int`): Number of runs after these.
     """
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class LogLedger:
         self._run: JsonObject | None = None
 
     def start_file(self, name: str) -> None:
-        """The next records are of this file."""
+        """Begins a file, to which the next records belong."""
         self._reasons, self._run = Counter(), None
         self.files.append({"path": name, "records": 0, READ: 0, LEFT_OUT: 0, MALFORMED: 0, "reasons": self._reasons})
 
     def note(self, number: int, outcome: str, reason: str | None = None) -> None:
-        """What became of the record on this line."""
+        """Counts the record on this line."""
         counts = self.files[-1]
         counts["records"] += 1
         counts[outcome] += 1
@@ -54,7 +54,7 @@ class LogLedger:
             self.num_unlisted += 1
 
     def count_reasons(self) -> dict[str, int]:
-        """Records that were left out or malformed in any file, by reason, the most frequent first."""
+        """Number of records that were left out or malformed in any file, by reason, the most frequent first."""
         total: Counter[str] = Counter()
         for counts in self.files:
             total.update(counts["reasons"])
@@ -62,7 +62,7 @@ class LogLedger:
 
 
 def shorten_reason(reason: str) -> str:
-    """A reason without what is particular to one record: up to the first colon or bracket."""
+    """A reason without its details on one record: up to the first colon or bracket."""
     with suppress(ValueError):
         reason = reason[: min(place for mark in (": ", " (", " {", " [") if (place := reason.find(mark)) > 0)]
     return reason[:200]

@@ -1,6 +1,6 @@
-"""Messages as logs have them, brought to the form in which servers hand them to the chat template.
+"""Brings logged messages to the form in which servers pass them to the chat template.
 
-What is understood is listed here; what is not on a list is an error, so that no turn loses its content in silence.
+All that is understood is listed here. Anything else is an error, so that no turn loses its content without notice.
 """
 
 import json
@@ -11,7 +11,7 @@ Message = JsonObject
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ROLE_NAMES = {role: role for role in ROLES} | {"function": "tool"}  # `function`: OpenAI's before `tool`
-# Keys that hold content and are understood, and keys that hold none.
+# Keys with content that is understood, and keys without content.
 CONTENT_KEYS = {"content", "text", "parts", "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"}
 OTHER_KEYS = {
     "role", "name", "tool_call_id", "id", "index", "type", "object", "status", "weight", "model", "annotations",
@@ -22,24 +22,24 @@ OTHER_KEYS = {
 }  # fmt: skip
 TEXT_TYPES = {None, "text", "input_text", "output_text"}
 REASONING_TYPES = {"thinking": "thinking", "reasoning": "text", "reasoning_text": "text"}
-# What loggers put in the place of a text, or into one that they shorten.
+# Marks that loggers write in place of a text, or into a text that they shorten.
 REPLACED_TEXTS = {"redacted-by-litellm", "REDACTED_BY_LITELM", "<truncated due to size exceeding limit>"}
 MARKS = ("(litellm_truncated", "... (truncated ", "<truncated due to size exceeding limit>", "@@@langfuseMedia:")
 
 
 def clean_messages(messages: JsonValue) -> list[Message]:
-    """Messages with the keys that templates know.
+    """Messages with the keys that chat templates know.
 
     Text in parts is joined by line breaks, arguments of tool calls are parsed, and a call of the older form
     (`function_call`) becomes a tool call. Blocks of the Anthropic API (`tool_use`, `tool_result`, `thinking`) become
     tool calls, messages of tools and reasoning. Keys without content (`annotations`, `logprobs`) are left out.
 
     Args:
-        messages (`list[dict]`): With a role of [`ROLES`] or `"function"`.
+        messages (`list[dict]`): Messages with a role of [`ROLES`] or `"function"`.
 
     Raises:
-        `ValueError`: Other roles, content that is not text, a turn without content that is understood, keys with
-            content that are not known, tool calls without a name or with arguments that are not JSON.
+        ValueError: A message has another role, content that is not text, no content that is understood, or an unknown
+            key with content; a tool call has no name, or arguments that are not JSON.
     """
     if not isinstance(messages, list | tuple):
         raise ValueError(f"messages must be a list, got {messages!r:.60}")
@@ -96,7 +96,7 @@ def _check_keys(message: Record) -> None:
     for key, value in message.items():
         if key in CONTENT_KEYS or key in OTHER_KEYS:
             continue
-        # A scalar beside the content is what a logger notes about it; lists and objects hold images and the like.
+        # A scalar beside the content is a note of the logger; lists and objects hold images and the like.
         if value and (isinstance(value, dict | list) or key in ("refusal", "audio", "images", "value")):
             raise ValueError(f"a message has {key!r}, which is not understood: its keys are {_list(message)}")
 
@@ -108,7 +108,7 @@ def _copy_names(message: Record, cleaned: Message) -> None:
 
 
 class _Blocks:
-    """The parts of one message's content, by what they are."""
+    """The parts of one message's content, by their kind."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -117,7 +117,7 @@ class _Blocks:
         self.results: list[Message] = []
 
     def join_text(self) -> str:
-        """Parts of text joined by line breaks, as vLLM does for templates that take text (`chat_utils.py`)."""
+        """The parts of text, joined by line breaks as vLLM does for templates that take text (`chat_utils.py`)."""
         return "\n".join(self.texts)
 
     def read(self, content: JsonValue) -> None:
@@ -166,7 +166,7 @@ class _Blocks:
 
 
 def _clean_tool_call(call: JsonValue) -> JsonObject:
-    """Arguments parsed, as vLLM and SGLang do before they render the chat template, which prints them as JSON."""
+    """A tool call with its arguments parsed, as vLLM and SGLang do before the chat template prints them as JSON."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not function.get("name"):
         raise ValueError(f"a tool call must have a `function` with a `name`, got {call!r:.60}")
@@ -183,7 +183,7 @@ def _clean_tool_call(call: JsonValue) -> JsonObject:
 
 
 def find_mark(message: Message) -> str | None:
-    """What a logger left in a message of which it did not keep the whole text; `None` for a whole one."""
+    """The mark of a logger in a message whose text it did not keep as a whole; `None` for a whole message."""
     texts = [message["content"]]
     if len(message) > 2:
         texts.append(message.get("reasoning_content", ""))
@@ -198,7 +198,7 @@ def find_mark(message: Message) -> str | None:
 
 
 def parse_json(value: JsonValue) -> JsonValue:
-    """What a text of JSON holds, and any other value itself: columns of a table often hold JSON as text."""
+    """The value of a JSON text, and any other value as it is: columns of a table often hold JSON as text."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)

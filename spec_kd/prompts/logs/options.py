@@ -8,7 +8,8 @@ from spec_kd.checks import check_choice, check_int
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.options import document_options, option
 from spec_kd.prompts.deduplication import check_threshold
-from spec_kd.prompts.logs.formats import FORMATS, TURNS
+from spec_kd.prompts.logs.formats import FORMATS
+from spec_kd.prompts.logs.logged_call import TURNS
 from spec_kd.prompts.logs.redaction import check_redactions
 from spec_kd.prompts.splitting import SPLITS, check_test_fraction
 

@@ -1,4 +1,4 @@
-"""Which prompts of a log are kept: no duplicates, of the lengths wanted, not too many of one user or day."""
+"""Decides which prompts of a log are kept: no duplicates, within the limits of length, user and day."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ import jinja2
 from datasets import Json
 
 from spec_kd.prompts.deduplication import BATCH_SIZE, NearDuplicateIndex, normalize_text
-from spec_kd.prompts.logs.formats import LoggedCall
+from spec_kd.prompts.logs.logged_call import LoggedCall
 from spec_kd.prompts.logs.messages import Message
 from spec_kd.prompts.logs.options import LogOptions
 from spec_kd.prompts.splitting import hash_text
@@ -19,19 +19,19 @@ from spec_kd.prompts.splitting import hash_text
 if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
 
-ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` makes one each time
+ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` creates one at each call
 REASONS = ("exact_duplicate", "too_short", "too_long", "near_duplicate", "over_user_limit", "over_day_limit")
 
 
 @dataclass(frozen=True)
 class LoggedPrompt:
-    """A prompt as it is written down, and where it is from.
+    """A prompt as it is stored, and its origin.
 
     Attributes:
-        call (`LoggedCall`): Prompt, answer and what the log says about them.
-        source (`str`): The file.
-        conversation (`int`): See [`number_conversation`].
-        messages (`list[str]`), completion (`str`, *optional*), tools (`str`, *optional*): Of the call, as JSON.
+        call (`LoggedCall`): Prompt, completion and what the log says about them.
+        source (`str`): File of the log.
+        conversation (`int`): Number of the conversation, see [`number_conversation`].
+        messages (`list[str]`), completion (`str`, *optional*), tools (`str`, *optional*): Parts of the call as JSON.
     """
 
     call: LoggedCall
@@ -43,15 +43,16 @@ class LoggedPrompt:
 
     @classmethod
     def encode(cls, call: LoggedCall, source: str, conversation: int | None = None) -> "LoggedPrompt":
-        """The prompt as it is stored.
+        """The prompt of a call.
 
         Args:
             call (`LoggedCall`): The call.
-            source (`str`): The file.
-            conversation (`int`, *optional*): By default [`number_conversation`] of the call.
+            source (`str`): File of the log.
+            conversation (`int`, *optional*): Number of the conversation; [`number_conversation`] of the call by
+                default.
 
         Raises:
-            `ValueError`: What would not come back from a dataset as it is.
+            ValueError: A value would be changed when it is stored in a dataset.
         """
         messages = [_encode_message(message) for message in call.prompt]
         completion = None if call.completion is None else _encode_message(call.completion)
@@ -63,7 +64,7 @@ class LoggedPrompt:
 
 def _to_json(value: object) -> str:
     text = ENCODER.encode(value)
-    text.encode()  # halves of surrogate pairs, which Arrow refuses, are a `ValueError`
+    text.encode()  # raises `ValueError` for halves of surrogate pairs, which Arrow refuses
     return text
 
 
@@ -81,22 +82,22 @@ def _encode_message(message: Message) -> str:
 
 
 class PromptFilter:
-    """Takes prompts one by one and returns those to keep some hundreds later, in order.
+    """Takes prompts one by one, and returns those that are kept some hundreds later, in order.
 
-    Two prompts are exact duplicates if their messages and tools are the same. They are near-duplicates if they have
-    equally many turns of the user and of tools, the text of these is nearly the same, and so are their system prompts
-    with the tools. (Compared as a whole, different questions behind one long system prompt would be near-duplicates, as
-    would the turns of one conversation.) Long texts are compared at their ends as well, so that different questions
-    before or after one long document are kept.
+    Two prompts are exact duplicates if their messages and tools are the same. They are near-duplicates if they have the
+    same number of turns of the user and of tools, the texts of these turns are nearly the same, and so are the system
+    prompts with the tools. (If prompts were compared as a whole, different questions after one long system prompt would
+    be near-duplicates, and so would the turns of one conversation.) Long texts are compared at their ends as well, so
+    that different questions before or after one long document are kept.
 
-    A prompt is remembered by 64 bits of its hash, and for near-duplicates as in [`NearDuplicateIndex`].
+    A prompt is remembered by a 64-bit hash, and for near-duplicates as in [`NearDuplicateIndex`].
 
     Args:
         options (`LogOptions`): The threshold of near-duplicates, and the limits.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): Renders prompts to count tokens.
 
     Attributes:
-        dropped (`Counter`): Prompts by reason, of [`REASONS`].
+        dropped (`Counter`): Number of dropped prompts by reason, one of [`REASONS`].
     """
 
     def __init__(self, options: LogOptions, processing_class: "ProcessingClass | None" = None):
@@ -118,10 +119,10 @@ class PromptFilter:
         self._waiting: list[LoggedPrompt] = []
 
     def push(self, prompt: LoggedPrompt) -> Iterator[LoggedPrompt]:
-        """Takes a prompt; returns those that it is now clear about.
+        """Takes a prompt, and returns earlier prompts that are kept.
 
         Raises:
-            `ValueError`: A prompt that the chat template refuses, or that lacks what a limit is about.
+            ValueError: The chat template refuses the prompt, or the user or time that a limit needs is missing.
         """
         call = prompt.call
         if self._limits["user"] is not None and call.user is None:
@@ -143,7 +144,7 @@ class PromptFilter:
             yield from self.flush()
 
     def flush(self) -> Iterator[LoggedPrompt]:
-        """The prompts that are still waiting, those of them that are kept."""
+        """Those of the prompts that are still waiting that are kept."""
         waiting, self._waiting = self._waiting, []
         kept = []
 
@@ -198,8 +199,8 @@ class PromptFilter:
 def number_conversation(call: LoggedCall) -> int:
     """A 64-bit number of the conversation that a call belongs to.
 
-    By the logged name; without one by how the user began, since each request of a conversation repeats its history. All
-    conversations that begin with "hello" then count as one, which keeps them on the same side of a split.
+    It is a hash of the logged name or, without one, of the user's first turn, because each request of a conversation
+    repeats its history. All conversations that begin with "hello" then count as one, and are on one side of a split.
     """
     if call.conversation_id is not None:
         return hash_text(call.conversation_id)

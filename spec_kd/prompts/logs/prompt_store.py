@@ -1,4 +1,4 @@
-"""Where the prompts of a log lie: written a piece at a time, in place when they are whole."""
+"""Writes the prompts of a log in batches, and puts them in their place when all are written."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from spec_kd.prompts.logs.conversations import ConversationLinks
 from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
 from spec_kd.stored_sets import find_own_sum
 
-# Messages as JSON items: each keeps its own keys in their order, which chat templates print.
+# Messages are JSON items: each keeps its own keys, in the order in which chat templates print them.
 FEATURES = Features(
     {
         "prompt": List(Json()),
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 class PromptStore:
-    """`train.arrow`, `test.arrow` and `report.json` in a folder; what is not finished, in `.partial` there.
+    """`train.arrow`, `test.arrow` and `report.json` in a folder; unfinished files are in `.partial` there.
 
     Args:
-        output_dir (`Path`): Created when something is written.
+        output_dir (`Path`): The folder; created when something is written.
 
     Attributes:
-        timestamps (`array` of `"d"`): Of the prompts written, NaN where unknown.
-        num_completions (`int`): Prompts written with an answer.
+        timestamps (`array` of `"d"`): Times of the prompts written, in seconds since 1970; NaN if unknown.
+        num_completions (`int`): Number of prompts written with a completion.
     """
 
     def __init__(self, output_dir: Path):
@@ -59,39 +59,41 @@ class PromptStore:
 
     @property
     def batches_path(self) -> Path:
-        """Where the answers of batches may lie while prompts are written."""
+        """Place for the responses of batches while prompts are written."""
         return self._partial / "batches.sqlite"
 
     @property
     def conversations(self) -> Array:
-        """Numbers of the conversations of the prompts written, (N,), uint64."""
+        """Numbers of the conversations of the prompts written, `(N,)`, uint64."""
         return self._links.numbers
 
     def check_place(self) -> None:
-        """Raises `ValueError` if something is in the way that this class did not write."""
+        """Raises `ValueError` if a file that this class did not write is in the way."""
         if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise ValueError(f"`output_dir` is `{self.output_dir}`, which is a file: give a folder.")
-        # A run that was killed while it put its files in their places has its report in `.partial` still.
+            raise ValueError(f"`output_dir` is `{self.output_dir}`, which is a file. Give a folder.")
+        # If a run was killed while it moved its files to their place, its report is still in `.partial`.
         if self._read_manifest() is not None or (self._partial / REPORT).exists():
             return
         for name in (*SPLIT_FILES, REPORT):
             path = self.output_dir / name
             if path.exists() and not find_own_sum(path).exists():
                 raise ValueError(
-                    f"`{path}` is there already and `load_query_logs` did not write it: give another "
-                    "`output_dir`, or move it away."
+                    f"`{path}` is there already, and `load_query_logs` did not write it. Give another "
+                    "`output_dir`, or move the file away."
                 )
 
     def open_finished(self, fingerprint: JsonObject) -> tuple[Dataset, Dataset, JsonObject] | None:
-        """Train, test and report, if the folder has those of this fingerprint."""
+        """Train, test and report, if the folder has the result of this fingerprint; otherwise `None`."""
         manifest = self._read_manifest()
         if manifest is None or manifest["fingerprint"] != fingerprint:
             return None
         paths = [self.output_dir / name for name in SPLIT_FILES]
         if any(find_own_sum(path).exists() and not is_intact(path, find_own_sum(path)) for path in paths):
-            logger.warning("The prompts in `%s` are not what was written; they are read again.", self.output_dir)
+            logger.warning(
+                "The prompts in `%s` have changed since they were written: the logs are read again.", self.output_dir
+            )
             return None
-        shutil.rmtree(self._partial, ignore_errors=True)  # of a run that was killed between its last two steps
+        shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed between its last two steps
         train, test = (Dataset.from_file(str(path)) for path in paths)
         return train, test, manifest["report"]
 
@@ -103,7 +105,7 @@ class PromptStore:
         return manifest if isinstance(manifest, dict) and {"fingerprint", "report"} <= set(manifest) else None
 
     def write(self, prompts: Iterable[LoggedPrompt]) -> None:
-        """Writes all prompts to one file, removing what a killed run left."""
+        """Writes all prompts to one file, and removes what a killed run left."""
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         sweep(self.output_dir)
@@ -117,10 +119,11 @@ class PromptStore:
                 writer.write_batch(_to_batch(rows))
 
     def group_prompts(self) -> tuple[Array, Array]:
-        """For each prompt written the first of its conversation, and of its side of a split, see [`ConversationLinks`].
+        """Groups the prompts written by conversation, and by what belongs on one side of a split.
 
         Returns:
-            `tuple[np.ndarray, np.ndarray]` of int64, (N,).
+            `tuple[np.ndarray, np.ndarray]` of int64, `(N,)` each: for each prompt the first one of its group, see
+            [`ConversationLinks`].
         """
         self._joined = self._links.join()
         return self._joined, self._links.group()
@@ -130,9 +133,12 @@ class PromptStore:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def split(self, is_test: Array) -> None:
-        """Distributes the prompts written. Optional columns that none of them has are left out.
+        """Writes the prompts to the two files of the split. Optional columns that no prompt has are left out.
 
-        Prompts of conversations that were joined get the `conversation_id` of the first one.
+        Prompts of conversations that were joined get the `conversation_id` of the first prompt.
+
+        Args:
+            is_test (`np.ndarray`): bool, `(N,)`, whether each prompt is for testing.
         """
         absent = {"tools"} if not self._num_tools else set()
         absent |= {"completion"} if not self.num_completions else set()
@@ -142,7 +148,7 @@ class PromptStore:
         rename = _JoinedNames(self._links.numbers, self._joined)
         start = 0
         with (
-            # Not mapped: the pages of the whole file would count as memory of this process.
+            # Not memory-mapped: the pages of the whole file would count as memory of this process.
             pa.OSFile(str(self._partial / KEPT)) as file,
             _open_writer(train_path, schema) as train,
             _open_writer(test_path, schema) as test,
@@ -159,7 +165,7 @@ class PromptStore:
         (self._partial / KEPT).unlink()
 
     def finish(self, fingerprint: JsonObject, report: JsonObject) -> None:
-        """Puts the files in their places. The report comes last and says that the others are whole."""
+        """Moves the files to their place; the report comes last and shows that the others are complete."""
         manifest = json.dumps({"fingerprint": fingerprint, "report": report}, indent=2, ensure_ascii=False)
         (self._partial / REPORT).write_text(manifest, encoding="utf-8")
         for path in self._partial.iterdir():
@@ -176,7 +182,7 @@ class PromptStore:
 
 
 class _JoinedNames:
-    """Gives the prompts of joined conversations one name, the first prompt's."""
+    """Gives all prompts of joined conversations the name of the first prompt."""
 
     def __init__(self, numbers: Array, groups: Array):
         self._groups = groups

@@ -1,4 +1,4 @@
-"""Personal and secret strings in logs, replaced by placeholders before a draft can learn them."""
+"""Replaces personal and secret strings in logs by placeholders, before a draft can learn them."""
 
 import math
 import re
@@ -6,21 +6,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from spec_kd.open_types import JsonValue
 
-# No text makes them slow: quantifiers are never ambiguous, and what may have to be read in vain for each of many starts
-# is bounded, or ends where the next start is.
+# No text makes these patterns slow: quantifiers are never ambiguous, and what is read in vain after a possible start is
+# bounded or ends at the next possible start.
 EMAIL = re.compile(r"\b[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b", re.ASCII)
-# International numbers with their plus, and national ones that are written as such: brackets or separators.
+# International numbers with their plus, and national ones that are written with brackets or separators.
 PHONE = re.compile(
     r"(?<![\w.+])(?:\+\d{1,3}[ .\-/]?(?:\(\d{1,4}\)[ .\-/]?)?\d(?:[ .\-/]?\d){5,12}"
     r"|\(\d{2,5}\)[ .\-/]?\d(?:[ .\-/]?\d){4,9}"
     r"|\d{3}[ .\-]\d{3}[ .\-]\d{4}"
     r"|(?<!\d[ .])0[1-9]\d{0,3}[ \-/]\d{3,9}(?:[ \-]\d{2,6}){0,3}"
     r"|1[3-9]\d(?:[ \-]?\d{4}){2})(?![\w.]?\d)",
-    re.ASCII,  # ideographs stand beside numbers without a space
+    re.ASCII,  # ideographs stand next to numbers without a space
 )
-# Prefixes that providers give their keys (as detect-secrets and gitleaks list them), and values named as secrets. Web
-# tokens (`eyJ`) may be of any length where they begin a word, and are bounded behind a hyphen. A private key ends with
-# its mark, or, where the text was cut, with its last line of base64.
+# Prefixes of the providers' keys (as detect-secrets and gitleaks list them), and values named as secrets. Web tokens
+# (`eyJ`) may have any length where they begin a word, and a bounded length after a hyphen. A private key ends with its
+# mark or, if the text was cut, with its last line of base64.
 KEY = re.compile(
     r"\b(?:sk-[\w-]{16,}|[sr]k_(?:live|test)_\w{16,}|(?:ghp|gho|ghu|ghs|ghr)_\w{30,}|github_pat_\w{22,}|glpat-[\w-]{20,}"
     r"|hf_[A-Za-z0-9]{30,}|xox[abeoprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
@@ -39,9 +39,9 @@ NAMED_KEY = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])", re.ASCII)
-KEPT_KEYS = {"role", "type"}  # of messages and schemas: words of the format, not text
-ID_KEYS = {"id", "tool_call_id"}  # of calls: random, so that digits in them are no numbers of anything
-CARD_STARTS = "23456"  # of the numbers of all issuers; a number that begins with 1 is rather a time
+KEPT_KEYS = {"role", "type"}  # of messages and schemas; their values are words of the format
+ID_KEYS = {"id", "tool_call_id"}  # of calls; their values are random, so digits in them are no telephone numbers
+CARD_STARTS = "23456"  # first digits of all issuers; a number that begins with 1 is more likely a time
 
 
 def is_card_number(text: str) -> bool:
@@ -59,7 +59,7 @@ def _replace_cards(text: str) -> str:
     return CARD.sub(lambda match: "[CARD]" if is_card_number(match[0]) else match[0], text)
 
 
-# In this order: a key may hold what looks like a number, and a card number like a telephone number.
+# The order matters: a key may contain what looks like a number, and a card number looks like a telephone number.
 REDACTIONS: dict[str, Callable[[str], str]] = {
     "key": _replace_keys,
     "email": lambda text: EMAIL.sub("[EMAIL]", text),
@@ -69,7 +69,7 @@ REDACTIONS: dict[str, Callable[[str], str]] = {
 
 
 def check_redactions(kinds: Sequence[str]) -> None:
-    """Raises `ValueError` for a kind that does not exist."""
+    """Raises `ValueError` for a kind that is none of [`REDACTIONS`]."""
     if isinstance(kinds, str) or set(kinds) - set(REDACTIONS):
         raise ValueError(f"`redact` must be a list of {', '.join(map(repr, REDACTIONS))}, got {kinds!r}.")
 
@@ -77,16 +77,16 @@ def check_redactions(kinds: Sequence[str]) -> None:
 def redact_text(text: str, kinds: Collection[str] = tuple(REDACTIONS)) -> str:
     """Replaces strings that look like personal data or secrets by `[EMAIL]`, `[PHONE]`, `[KEY]` or `[CARD]`.
 
-    Patterns find what is written in a usual way and nothing else: they lower the risk, and are no anonymization (names
-    and addresses stay). Cards are numbers that pass the Luhn check; telephone numbers have a plus, brackets or
-    separators, or are Chinese mobile numbers, so that plain numbers stay.
+    Patterns find only what is written in a usual way. They lower the risk but do not anonymize: names and addresses
+    stay. Card numbers must pass the Luhn check. Telephone numbers must have a plus, brackets or separators, or be
+    Chinese mobile numbers, so that plain numbers stay.
 
     Args:
         text (`str`): Any text.
-        kinds (`Collection[str]`): Of [`REDACTIONS`].
+        kinds (`Collection[str]`, *optional*, defaults to all): Keys of [`REDACTIONS`].
 
     Returns:
-        `str`: The text, the same object where nothing was found.
+        `str`: The text; the same object if nothing was found.
     """
     for kind, replace in REDACTIONS.items():
         if kind in kinds:
@@ -95,16 +95,16 @@ def redact_text(text: str, kinds: Collection[str] = tuple(REDACTIONS)) -> str:
 
 
 def redact_messages(value: JsonValue, kinds: Sequence[str]) -> JsonValue:
-    """The same for all that messages or tool schemas hold: texts, names, ids, arguments of tool calls and their keys.
+    """Redacts messages or tool schemas: texts, names, ids, arguments of tool calls and their keys.
 
     A number in an argument that is a card or telephone number becomes the placeholder as text.
 
     Args:
-        value (`str`, number, `list`, `dict` or `None`): What JSON can hold.
-        kinds (`Collection[str]`): Of [`REDACTIONS`].
+        value (`str`, number, `list`, `dict` or `None`): A JSON value.
+        kinds (`Sequence[str]`): Keys of [`REDACTIONS`].
 
     Returns:
-        A value of the same shape. Keys that become the same are told apart by a number behind them.
+        A value of the same shape. Keys that become equal get a number appended.
     """
     if isinstance(value, str):
         return redact_text(value, kinds)

@@ -1,4 +1,4 @@
-"""What became of the files and records of a log."""
+"""The report of a reading: what became of the files and records of a log."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,40 +11,40 @@ NUM_SHOWN = 50
 TUPLES = ("ignored_files", "malformed_examples", "per_file", "outcomes")
 
 NEAR_DUPLICATES = (
-    "Near-duplicates are nearly the same as a whole and, where they are long, in their first and last 100 characters. "
-    "Long prompts that differ in their middle alone are among them: `near_duplicate_threshold=None` keeps them."
+    "Near-duplicates are nearly the same as a whole and, if they are long, in their first and last 100 characters. "
+    "Long prompts that differ only in their middle are among them; `near_duplicate_threshold=None` keeps them."
 )
 
 
 @dataclass(frozen=True)
 class QueryLogsReport:
-    """Counts of one reading; prompts = kept + the sum of dropped, kept = train + test.
+    """Counts of one reading: `prompts` is `kept` and the sum of `dropped`, `kept` is `train` and `test`.
 
     Args:
-        files (`int`): Files read.
-        ignored_files (`tuple[str, ...]`): In the folders, not of a known kind.
-        records (`int`): Lines, rows and items read, malformed ones included.
-        malformed (`int`): Records that could not be read.
-        malformed_examples (`tuple[str, ...]`): The first of them, as `file:line: reason`.
-        left_out (`int`): Records that are no requests: those that a function given as `format` left out, lines of
-            vLLM's log without a prompt, spans of a trace, texts that are not the user's.
-        prompts (`int`): Turns of the other records.
-        dropped (`dict[str, int]`): Prompts by the reason for which they are not kept.
-        kept (`int`): Prompts in the result.
-        train (`int`): Of them, for training.
-        test (`int`): Of them, for testing.
-        conversations (`int`): That the kept prompts belong to.
-        with_completion (`int`): Kept prompts of which the log has the answer.
-        redacted (`int`): Prompts in which something was replaced, before duplicates were dropped.
-        seconds (`float`): Wall-clock time.
-        reasons (`dict[str, int]`): Malformed and left-out records by reason.
-        notes (`dict[str, int]`): What else there is to know of records that were read, such as why answers that were
-            logged are not kept.
-        per_file (`tuple[dict, ...]`): For each file its `path`, its `records`, how many were `read`, `left_out` and
-            `malformed`, and the `reasons`.
-        outcomes (`tuple[dict, ...]`): Which records were not read: neighboring ones with the same reason as one, with
-            the `file`, the `first` and `last` line (row, item), the `outcome` and the `reason`.
-        num_unlisted_outcomes (`int`): Those that came after the first 20,000.
+        files (`int`): Number of files read.
+        ignored_files (`tuple[str, ...]`): Files in the folders that are not of a known kind.
+        records (`int`): Number of lines, rows and items read, malformed ones included.
+        malformed (`int`): Number of records that could not be read.
+        malformed_examples (`tuple[str, ...]`): The first malformed records, as `file:line: reason`.
+        left_out (`int`): Number of records that are no requests: those that a function given as `format` left out,
+            lines of vLLM's log without a prompt, spans of a trace, texts that are not the user's.
+        prompts (`int`): Number of prompts in the other records.
+        dropped (`dict[str, int]`): Number of prompts that are not kept, by reason.
+        kept (`int`): Number of prompts in the result.
+        train (`int`): Number of prompts for training.
+        test (`int`): Number of prompts for testing.
+        conversations (`int`): Number of conversations of the kept prompts.
+        with_completion (`int`): Number of kept prompts with a completion.
+        redacted (`int`): Number of prompts in which something was replaced, before duplicates were dropped.
+        seconds (`float`): Wall-clock time in seconds.
+        reasons (`dict[str, int]`): Number of malformed and left-out records, by reason.
+        notes (`dict[str, int]`): Further counts of records that were read, such as why completions that were logged are
+            not kept.
+        per_file (`tuple[dict, ...]`): For each file its `path`, the number of its `records`, how many were `read`,
+            `left_out` and `malformed`, and the number for each of the `reasons`.
+        outcomes (`tuple[dict, ...]`): Runs of neighboring records that were not read for the same reason: the `file`,
+            the `first` and `last` line (row, item), the `outcome` and the `reason`. The first 20,000 runs.
+        num_unlisted_outcomes (`int`): Number of further runs.
     """
 
     files: int
@@ -69,16 +69,16 @@ class QueryLogsReport:
     num_unlisted_outcomes: int = 0
 
     def to_dict(self) -> JsonObject:
-        """The report as JSON."""
+        """The report as JSON values."""
         return asdict(self) | {name: list(getattr(self, name)) for name in TUPLES}
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> "QueryLogsReport":
-        """The report from what [`to_dict`] made."""
+        """The report from what [`to_dict`] returned."""
         return cls(**values | {name: tuple(values[name]) for name in TUPLES})
 
     def list_warnings(self) -> list[str]:
-        """One sentence for each kind of thing that a reader of the log would not expect."""
+        """A sentence for each kind of thing that the user should know of."""
         found = []
         if self.malformed:
             found.append(
@@ -104,7 +104,7 @@ class QueryLogsReport:
             "for training": self.train,
             "for testing": self.test,
             "conversations": self.conversations,
-            "with the answer": self.with_completion,
+            "with a completion": self.with_completion,
             **self.notes,
         }
         lines = make_table(("", ""), [(escape_markdown(name), f"{count:,}") for name, count in counts.items()])
@@ -130,7 +130,7 @@ class QueryLogsReport:
 
 
 def describe_nothing(ledger: LogLedger, dropped: Mapping[str, int]) -> str:
-    """Why no prompt is left of a log."""
+    """The reason why no prompt of a log is kept."""
     totals = {name: sum(file[name] for file in ledger.files) for name in ("records", LEFT_OUT, MALFORMED)}
     if not totals["records"]:
         names = ", ".join(file["path"] for file in ledger.files[:3])

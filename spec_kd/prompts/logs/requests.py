@@ -1,11 +1,12 @@
-"""What a client sent: requests of the chat completions, Anthropic and Responses APIs, in one form."""
+"""Requests of the chat completions, Anthropic and Responses APIs, in one form."""
 
 from dataclasses import dataclass
 
-from spec_kd.open_types import JsonValue
-from spec_kd.prompts.logs.fields import Record, find_request
-from spec_kd.prompts.logs.items import is_langchain_message, read_chat, read_items
+from spec_kd.open_types import JsonValue, Record
+from spec_kd.prompts.logs.langchain import is_langchain_message, read_chat
 from spec_kd.prompts.logs.messages import Message, clean_messages, parse_json
+from spec_kd.prompts.logs.record_keys import find_request
+from spec_kd.prompts.logs.responses_api import read_items
 
 RESPONSES_KEYS = ("instructions", "max_output_tokens", "previous_response_id")  # of the Responses API alone
 ELSEWHERE_KEYS = ("previous_response_id", "conversation", "prompt")  # what the Responses API keeps on its server
@@ -16,9 +17,9 @@ class Request:
     """The request of a record.
 
     Attributes:
-        source (`dict`): The part of the record that it is.
-        messages (`list[dict]`): What the client sent, as [`clean_messages`] makes them.
-        tools: As the client sent them.
+        source (`dict`): Part of the record that is the request.
+        messages (`list[dict]`): Messages that the client sent, as [`clean_messages`] returns them.
+        tools: Tools as the client sent them.
     """
 
     source: Record
@@ -30,7 +31,7 @@ def read_request(record: Record) -> Request | None:
     """The request in a record, or `None` if there is none with `messages` or `input`.
 
     Raises:
-        `ValueError`: A request that is not understood.
+        ValueError: The request is not understood.
     """
     source = find_request(record, ("messages",))
     if source is None:
@@ -54,7 +55,7 @@ def _join_system(system: JsonValue) -> str:
 
 
 def _read_input(record: Record) -> Request | None:
-    """A request of the Responses API, or a list of messages as loggers of functions have it."""
+    """A request of the Responses API, or a list of messages as loggers of function calls write it."""
     source = find_request(record, ("input", "inputs"))
     if source is None:
         return None
@@ -71,7 +72,7 @@ def _read_input(record: Record) -> Request | None:
     )
     if not is_list and not (is_responses and isinstance(given, str)):
         return None
-    # A response repeats what the request left to defaults that are kept on the server.
+    # A response repeats values that the request left to defaults on the server.
     said = {**response, **source} if is_responses else source
     if is_responses and (key := next((key for key in ELSEWHERE_KEYS if said.get(key)), None)):
         raise ValueError(f"a part of the prompt was on the server only (`{key}`)")

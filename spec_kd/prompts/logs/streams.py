@@ -1,4 +1,4 @@
-"""Answers that were logged as they were streamed: server-sent events, put together again."""
+"""Responses that were logged as they were streamed: server-sent events, put together again."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +9,12 @@ EVENT_FIELDS = ("data:", "event:", "id:", "retry:", ":")
 
 
 def is_stream(text: str) -> bool:
-    """Whether a text is a stream of server-sent events, by how it begins."""
+    """Whether a text begins like a stream of server-sent events."""
     return text.lstrip().startswith(("data:", "event:"))
 
 
 def join_stream(text: str) -> JsonObject:
-    """The response that a stream of server-sent events makes.
+    """The response that was sent as a stream of server-sent events.
 
     Args:
         text (`str`): The events, as OpenAI-compatible servers and Anthropic send them: `data: {...}` lines.
@@ -23,7 +23,7 @@ def join_stream(text: str) -> JsonObject:
         `dict`: See [`join_chunks`].
 
     Raises:
-        `ValueError`: Data that is not JSON, or as of [`join_chunks`].
+        ValueError: The data of an event is not JSON, or [`join_chunks`] raises it.
     """
     chunks = []
     for line in text.splitlines():
@@ -42,18 +42,18 @@ def join_stream(text: str) -> JsonObject:
 
 
 def join_chunks(chunks: Sequence[JsonValue]) -> JsonObject:
-    """The response that the chunks of a stream make.
+    """The response that was sent as the chunks of a stream.
 
-    A stream that broke off has no reason for its end, and so its answer counts as unfinished.
+    A stream that broke off has no finish reason, so its completion counts as unfinished.
 
     Args:
-        chunks (`list[dict]`): Of chat completions, text completions, the Responses API or the Anthropic API.
+        chunks (`list[dict]`): Chunks of chat completions, text completions, the Responses API or the Anthropic API.
 
     Returns:
         `dict`: A response with `choices`, of the Anthropic API, or of the Responses API.
 
     Raises:
-        `ValueError`: Chunks of another kind, or an error that the server sent.
+        ValueError: The chunks are of another kind, or the server sent an error.
     """
     chunks = [chunk for chunk in chunks if not (isinstance(chunk, dict) and chunk.get("type") == "ping")]
     if not chunks or not all(isinstance(chunk, dict) for chunk in chunks):
@@ -92,11 +92,11 @@ def _join_choices(chunks: Iterable[Record]) -> JsonObject:
                 elif key in ("content", "reasoning", "reasoning_content", "refusal") and isinstance(value, str):
                     message[key] = (message.get(key) or "") + value
                 elif key not in ("role", "token_ids") and value:
-                    message[key] = value  # judged with the keys of other messages
+                    message[key] = value  # `clean_messages` decides about it
     if calls:
         message["tool_calls"] = list(calls.values())
-    answer = {"message": message} if text is None else {"text": text}
-    return {**{k: first[k] for k in ("id", "created") if k in first}, "choices": [{**answer, "finish_reason": reason}]}
+    choice = {"message": message} if text is None else {"text": text}
+    return {**{k: first[k] for k in ("id", "created") if k in first}, "choices": [{**choice, "finish_reason": reason}]}
 
 
 def _add_call(call: JsonObject, piece: Record) -> None:
@@ -135,7 +135,7 @@ def _join_anthropic(chunks: Iterable[Record]) -> JsonObject:
 
 
 def _join_responses(chunks: Iterable[Record]) -> JsonObject:
-    """The events at the end hold the whole response."""
+    """The last events contain the whole response."""
     for chunk in reversed(list(chunks)):
         if chunk.get("type") in ("response.completed", "response.incomplete", "response.failed"):
             return dict(chunk["response"])
@@ -149,14 +149,15 @@ class StreamLine(str):
 
 
 def attach_streams(records: Iterable[tuple[int, JsonValue]], longest: int) -> Iterator[tuple[int, JsonValue]]:
-    """Gives a record the stream of events on the lines after it as its `response`.
+    """Adds a stream of events to the record on the line before it, as its `response`.
 
     Args:
-        records (`Iterable[tuple[int, Any]]`): Numbers of lines with their records, or [`StreamLine`].
+        records (`Iterable[tuple[int, Any]]`): Line numbers with their records, or with a [`StreamLine`].
         longest (`int`): Most characters of a stream.
 
     Returns:
-        `Iterator[tuple[int, Any]]`: The same without the events. A stream without a request before it is an error.
+        `Iterator[tuple[int, Any]]`: The records without the events. A stream without a request before it is replaced by
+        a `ValueError`.
     """
     held: tuple[int, JsonValue] | None = None
     lines: list[str] = []
@@ -178,7 +179,7 @@ def attach_streams(records: Iterable[tuple[int, JsonValue]], longest: int) -> It
             held = (number, record)
     except (GeneratorExit, KeyboardInterrupt):
         raise
-    except Exception as error:  # what was held back comes before it
+    except Exception as error:  # raised after the record that is held back
         failure = error
     if lines:
         yield from _attach(held, start, lines, size > longest)

@@ -1,4 +1,4 @@
-"""Rows of tables: CSV, TSV and Parquet."""
+"""Reads the rows of tables: CSV, TSV and Parquet."""
 
 import csv
 import io
@@ -10,23 +10,24 @@ import pyarrow.parquet as pq
 from spec_kd.open_types import JsonValue
 from spec_kd.prompts.logs.text_decoding import LONGEST, describe_too_long, is_whole_text, read_lines
 
-DELIMITERS = ",;\t|"  # spreadsheets of languages with a decimal comma write semicolons
+DELIMITERS = ",;\t|"  # spreadsheets write semicolons in languages with a decimal comma
 
 
 def read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple[int, JsonValue]]:
-    """Rows as objects by the names in the first row, with the line each ends on; empty cells are left out.
+    """The rows as dictionaries by the names in the first row, with their line numbers; empty cells are left out.
 
     Args:
         stream (`io.BufferedReader`): The file in UTF-8.
-        delimiter (`str`, *optional*): By default the one of [`DELIMITERS`] that the first row has most often.
+        delimiter (`str`, *optional*): Character between cells; by default the one of [`DELIMITERS`] that the first row
+            has most often.
 
     Returns:
-        `Iterator`: In place of a row that cannot be read, a `ValueError`.
+        `Iterator[tuple[int, Any]]`: Line numbers and rows. A row that cannot be read is replaced by a `ValueError`.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
     lines = _Lines(stream)
     first = next(lines, "")
-    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel writes such a line
         delimiter, first = first.strip()[-1], next(lines, "")
     if delimiter is None:
         delimiter = max(DELIMITERS, key=first.count)
@@ -58,7 +59,7 @@ def read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple
 
 
 class _Lines:
-    """Lines of text for `csv`, which goes on after an error of one of them."""
+    """Lines of text for `csv.reader`, which can go on after an error in one of them."""
 
     def __init__(self, stream: io.BufferedReader):
         self._lines = read_lines(stream)
@@ -66,7 +67,7 @@ class _Lines:
         self.number = 0
 
     def put_back(self, line: str) -> None:
-        """Has a line come again."""
+        """Returns a line once more."""
         if line:
             self._waiting.append(line)
             self.number -= 1
@@ -85,7 +86,7 @@ class _Lines:
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, JsonValue]]:
-    """Rows without the `None` that Arrow adds. What cannot be read is a `ValueError` in the place of the next row."""
+    """The rows without the `None` that Arrow adds; a `ValueError` in place of the first row that cannot be read."""
     from datasets import Features
 
     from spec_kd.data.arrow_padding import remove_row_padding  # imports torch, which other logs do not need

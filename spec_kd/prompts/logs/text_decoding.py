@@ -1,4 +1,4 @@
-"""The text of log files: decompressed, decoded from what Windows and others write, and read by bounded lines."""
+"""The text of log files: decompressed, decoded from UTF-8, UTF-16 or UTF-32, and read in lines of bounded length."""
 
 import codecs
 import io
@@ -9,7 +9,7 @@ from typing import BinaryIO
 from spec_kd.open_types import Argument
 from spec_kd.prompts.logs.compression import BUFFER, open_decompressed
 
-LONGEST = 2**24  # bytes of a line, characters of an item or a cell: what is longer is counted and skipped
+LONGEST = 2**24  # bytes of a line, characters of an item or a cell; a longer one is malformed
 BOM = codecs.BOM_UTF8
 MARKS = (  # the longer ones first
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -31,14 +31,14 @@ NOT_TEXT = {
 
 
 def open_text(path: Path) -> io.BufferedReader:
-    """The bytes of a text file, decompressed by what the file begins with, as UTF-8 without a mark at its start.
+    """The bytes of a text file as UTF-8, decompressed by its first bytes, without a byte order mark.
 
-    UTF-16 and UTF-32 are known by their marks, and UTF-16 also by the zero bytes of ASCII characters. Nothing else is
-    guessed: other encodings end up as lines that are not UTF-8.
+    UTF-16 and UTF-32 are recognized by their marks, and UTF-16 also by the zero bytes of ASCII characters. Nothing else
+    is guessed: lines in other encodings are not UTF-8.
 
     Raises:
-        `OSError`: A file that cannot be read.
-        `ValueError`: A file of a kind that holds no text, with what to do about it.
+        OSError: The file cannot be read.
+        ValueError: The file is of a kind that contains no text; says what to do about it.
     """
     stream = open_decompressed(path)
     start = stream.peek(512)[:512]
@@ -57,7 +57,7 @@ def open_text(path: Path) -> io.BufferedReader:
 
 
 class _Transcoder(io.RawIOBase):
-    """A stream in another encoding as UTF-8."""
+    """A stream in another encoding, as UTF-8."""
 
     def __init__(self, stream: BinaryIO, encoding: str):
         super().__init__()
@@ -80,7 +80,7 @@ class _Transcoder(io.RawIOBase):
 
 
 def read_lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
-    """Numbers of the lines, from 1, with their bytes; `None` for a line that is too long, which memory never holds."""
+    """Line numbers, from 1, with the bytes of the lines; `None` for a line that is too long to be kept in memory."""
     number = 0
     readline, limit = stream.readline, LONGEST + 1
     while line := readline(limit):
@@ -89,19 +89,19 @@ def read_lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
             while line and not line.endswith(b"\n"):
                 line = readline(limit)
             yield number, None
-        elif line.startswith(BOM):  # of a file that was appended to another
+        elif line.startswith(BOM):  # the start of a file that was appended to another one
             yield number, line[len(BOM) :]
         else:
             yield number, line
 
 
 def describe_too_long() -> str:
-    """What is wrong with a line that is too long."""
+    """The reason for a line that is too long."""
     return f"the line is longer than {LONGEST // 2**20} MiB"
 
 
 def is_whole_text(text: str) -> bool:
-    """Whether all bytes that a text was decoded from (with `surrogateescape`) were UTF-8."""
+    """Whether a text that was decoded with `surrogateescape` comes from bytes that are all UTF-8."""
     if text.isascii():
         return True
     try:

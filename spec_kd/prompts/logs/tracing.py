@@ -1,29 +1,34 @@
-"""Records of tracing services: runs of LangSmith and observations of Langfuse, as requests with answers."""
+"""Records of tracing services, runs of LangSmith and observations of Langfuse, as requests with responses."""
 
 from collections.abc import Sequence
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
-from spec_kd.prompts.logs.items import read_chat
+from spec_kd.prompts.logs.langchain import read_chat
 from spec_kd.prompts.logs.messages import parse_json
 
 LANGFUSE_TYPES = {
     "GENERATION", "SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL",
 }  # fmt: skip
-THREAD_KEYS = ("session_id", "thread_id", "conversation_id")  # of LangSmith's metadata, in its order
+THREAD_KEYS = (
+    "session_id",
+    "thread_id",
+    "conversation_id",
+)  # of LangSmith's metadata, in its order
 
 
 class LeftOutError(ValueError):
-    """A record that is no request by what it says of itself; the text is the reason."""
+    """Error of a record that says of itself that it is no request; the text is the reason."""
 
 
 def expand_record(record: JsonValue) -> Sequence[JsonValue]:
-    """The records in one that holds several: a trace of Langfuse, or a page of an export.
+    """The records inside a record that contains several: a trace of Langfuse, or a page of an export.
 
     Args:
-        record: Anything.
+        record: Any record.
 
     Returns:
-        `list`: The record alone if it is none of these. Observations get session and user of their trace.
+        `list`: The records inside, or the record alone if it is none of these. Observations get the session and the
+        user of their trace.
     """
     if not isinstance(record, dict) or "messages" in record or "request" in record or "conversations" in record:
         return [record]
@@ -51,11 +56,11 @@ def is_langfuse(record: Record) -> bool:
 
 
 def unwrap_langsmith(record: Record) -> JsonObject:
-    """A run of LangSmith as a request with `messages` and what it returned.
+    """A run of LangSmith as a request with `messages`, and its response.
 
     Raises:
-        `LeftOutError`: A run of another type than `llm`, whose messages a run of this type repeats.
-        `ValueError`: Inputs without messages.
+        LeftOutError: The run is of another type than `llm`; runs of this type repeat its messages.
+        ValueError: The inputs have no messages.
     """
     if record["run_type"] != "llm":
         raise LeftOutError(f"a LangSmith run of the type {record['run_type']!r}, not 'llm'")
@@ -66,7 +71,7 @@ def unwrap_langsmith(record: Record) -> JsonObject:
     extra = parse_json(record.get("extra")) or {}
     metadata = {**(extra.get("metadata") or {}), **(parse_json(record.get("metadata")) or {})}
     parameters = extra.get("invocation_params") or {}
-    # The `session_id` of a run is the project's: all of its runs have the same.
+    # The `session_id` beside a run is the project's, and the same for all of its runs.
     thread = next((metadata[key] for key in THREAD_KEYS if metadata.get(key)), None)
     return {
         "request": {**parameters, **inputs, "messages": read_chat(inputs["messages"])},
@@ -80,11 +85,11 @@ def unwrap_langsmith(record: Record) -> JsonObject:
 
 
 def unwrap_langfuse(record: Record) -> JsonObject:
-    """An observation of Langfuse as a request with `messages` and what came back.
+    """An observation of Langfuse as a request with `messages`, and its response.
 
     Raises:
-        `LeftOutError`: An observation of another type than `GENERATION`.
-        `ValueError`: An input without messages.
+        LeftOutError: The observation is of another type than `GENERATION`.
+        ValueError: The input has no messages.
     """
     if record["type"] != "GENERATION":
         raise LeftOutError(f"a Langfuse observation of the type {record['type']!r}, not 'GENERATION'")

@@ -1,4 +1,4 @@
-"""Requests in the log that a vLLM server prints, which shows prompts as they were rendered."""
+"""Reads the requests in the log that a vLLM server prints, where prompts are rendered."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ WITH_PROMPT = re.compile(r"(?:Received request \S+|Request \S+ details): prompt:
 PLACES = ("\ue000", "\ue001", "\ue002", "\ue003")  # private-use characters, which no template prints
 NO_PROMPT = (
     "a request without its prompt, which vLLM logs at the level DEBUG only since 0.11.2: set VLLM_LOGGING_LEVEL=DEBUG "
-    "beside --enable-log-requests"
+    "and --enable-log-requests"
 )
 
 
@@ -35,24 +35,25 @@ def is_request_line(line: str) -> bool:
 class VLLMLogReader:
     """Makes messages of a line of vLLM's log; a `format` for [`read_record`].
 
-    The prompt is cut where the target's chat template puts its marks, and accepted only if rendering the messages gives
-    the very text of the log. Tools that the template printed are then part of the system prompt. A prompt with turns of
-    other roles, such as the results of tools, is not understood.
+    The prompt is cut at the marks of the target's chat template, and accepted only if rendering the messages gives
+    exactly the text of the log. Tools that the template printed become part of the system prompt. A prompt with turns
+    of other roles, such as the results of tools, is not understood.
 
     Args:
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's, with its chat
+            template. Without it every request is malformed.
     """
 
     def __init__(self, processing_class=None):
         self._processing_class = processing_class
 
     def __call__(self, record: JsonValue) -> JsonValue:
-        """`{"messages": ...}` of a request; `None` for any other line; what is no line of text, as it is.
+        """`{"messages": ...}` of a request, `None` for any other line, and a record that is no text as it is.
 
         Raises:
-            `LeftOutError`: A request that was logged without its prompt.
-            `ValueError`: A request without a processing class, or that was not rendered with its chat template, or of
-                which a turn is not the user's, the assistant's or the system's.
+            LeftOutError: The request was logged without its prompt.
+            ValueError: There is no processing class, the prompt was not rendered with its chat template, or a turn is
+                not the user's, the assistant's or the system's.
         """
         if not isinstance(record, str):
             return record
@@ -96,12 +97,12 @@ class VLLMLogReader:
         return messages
 
     def _find_marks(self, roles: Sequence[str]) -> list[str] | None:
-        """What the template prints before, between and after the contents of turns."""
+        """The text that the template prints before, between and after the contents of turns."""
         sample = self._render([{"role": role, "content": PLACES[n]} for n, role in enumerate(roles)])
         return None if sample is None else re.split("|".join(PLACES[: len(roles)]), sample)
 
     def _check_contents(self, messages: Sequence[Mapping[str, str]]) -> None:
-        """Turns of roles that [`_cut`] does not know stay within the content of another, with the marks around them."""
+        """Refuses turns of other roles, which [`_cut`] leaves in the content of a turn, with their marks."""
         if messages[-1]["role"] != "user":
             raise ValueError("the rendered prompt ends with a turn that is not the user's, such as a tool's")
         _, after_user, after_assistant, _ = self._find_marks(["user", "assistant", "user"])

@@ -32,7 +32,7 @@ def prompts(tmp_path):
 
 def test_ids_are_those_of_the_answer_and_its_eos(prompts, tokenizer, caplog):
     rows = add_completion_ids(prompts, tokenizer)
-    assert len(rows) == 3 and "1 of 4 rows are left out: there is no answer (1)" in caplog.text
+    assert len(rows) == 3 and "1 of 4 rows are left out: there is no completion (1)" in caplog.text
     for row in rows:
         text = row["prompt"][-1]["content"]
         assert tokenizer.decode(row["prompt_ids"]) == f"<|system|>Short.<|end|><|user|>{text}<|end|><|assistant|>"
@@ -86,7 +86,7 @@ def test_empty_reasoning_of_the_template_is_said(caplog):
     tokenizer = FORMS["qwen3"].build()
     answers = [[REPLY], [{**REPLY, "reasoning_content": "Hm."}], [REPLY]]
     add_completion_ids(make_dataset(*answers), tokenizer)
-    assert "2 answers have no reasoning, and the chat template writes an empty one" in caplog.text
+    assert "2 completions have no reasoning, and the chat template writes an empty one" in caplog.text
     caplog.clear()
     add_completion_ids(make_dataset(answers[1]), tokenizer)
     add_completion_ids(make_dataset([REPLY]), FORMS["gemma4"].build())
@@ -139,8 +139,8 @@ def test_what_the_template_does_not_print_is_left_out_and_counted(tokenizer, cap
     assert "9 of 10 rows are left out" in caplog.text
     for reason in (
         "does not print the answer (2)", "does not print the reasoning (1)", "the answer is empty (1)",
-        "the answer has several messages (1)", "there is no answer (2)",
-        "the answer has the role 'tool' (1)", "the prompt ends with an assistant turn (1)",
+        "the completion has several messages (1)", "there is no completion (2)",
+        "the completion has the role 'tool' (1)", "the prompt ends with an assistant turn (1)",
     ):  # fmt: skip
         assert reason in caplog.text
 

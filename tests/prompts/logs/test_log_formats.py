@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from spec_kd.prompts.logs.formats import LoggedCall, read_record, split_turns
+from spec_kd.prompts.logs.formats import read_record
+from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -42,7 +43,7 @@ CALL_AS_RENDERED = {
     [
         {"messages": MESSAGES, "choices": RESPONSE["choices"], "created": 1_700_000_000},
         {"request": {"model": "m", "messages": MESSAGES}, "response": RESPONSE},
-        # a line of a batch file with the answer of `vllm run-batch` beside it
+        # a line of a batch file with the response of `vllm run-batch` beside it
         {
             "custom_id": "r1",
             "method": "POST",
@@ -198,7 +199,7 @@ def test_times(logged):
         ({"messages": [{"role": "wizard", "content": "x"}]}, "role"),
         ({"messages": "Hello"}, "must be a list"),
         ({"messages": [{"role": "system", "content": "x"}]}, "ends with the system"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "before the assistant's answer"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "before the assistant's turn"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
         ({"messages": [*MESSAGES, {**CALL_AS_LOGGED, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},

@@ -12,7 +12,7 @@ from datasets import load_dataset
 from tiny import CHAT_TEMPLATE
 
 from spec_kd.data.prompt_rendering import prepare_prompts, render_prompt_ids
-from spec_kd.prompts.logs import query_logs
+from spec_kd.prompts.logs import log_reader
 from spec_kd.prompts.logs.query_logs import load_query_logs
 
 TOOL_TEMPLATE = CHAT_TEMPLATE.replace(
@@ -139,7 +139,7 @@ def test_questions_about_one_document_are_kept(tmp_path):
     write(tmp_path / "log.jsonl", records)
     result = load(tmp_path / "log.jsonl", tmp_path / "out", test_fraction=0)
     assert [text.split("\n\n")[1] for text in read_texts(result.train)] == asked
-    assert "in their middle alone" in result.report.to_markdown()
+    assert "only in their middle" in result.report.to_markdown()
 
 
 @pytest.mark.parametrize("split_by", ["hash", "time"])
@@ -294,8 +294,8 @@ def test_a_finished_result_is_reused_until_something_changes(tmp_path, monkeypat
     write(path, [ask(question(n)) for n in range(20)])
     first = load(path, tmp_path / "out")
     reads = []
-    read_records = query_logs.read_records
-    monkeypatch.setattr(query_logs, "read_records", lambda path, **options: reads.append(path) or read_records(path))
+    read_records = log_reader.read_records
+    monkeypatch.setattr(log_reader, "read_records", lambda path, **options: reads.append(path) or read_records(path))
     again = load(path, tmp_path / "out")
     assert (again.report, again.train[:], again.test[:], reads) == (first.report, first.train[:], first.test[:], [])
     load(path, tmp_path / "out", seed=1)

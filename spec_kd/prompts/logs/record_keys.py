@@ -1,19 +1,19 @@
-"""Where records of logs have what: the keys that are known, and how to find them beside or within each other."""
+"""The keys of log records that are known, and how to find them in a record and in what is nested in it."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
-from spec_kd.prompts.logs.completions import ANSWER_KEYS, RESPONSE_KEYS
+from spec_kd.prompts.logs.completions import COMPLETION_KEYS, RESPONSE_KEYS
 from spec_kd.prompts.logs.messages import parse_json
 
-# Where loggers nest what the client sent and what the server answered. `body`: batch files of OpenAI and `vllm
-# run-batch`; `params`: of Anthropic. `proxy_server_request`: rows of LiteLLM_SpendLogs, whose `messages` are empty.
+# Keys under which loggers nest the request. `body`: batch files of OpenAI and `vllm run-batch`; `params`: of Anthropic.
+# `proxy_server_request`: rows of LiteLLM_SpendLogs, whose `messages` are empty.
 REQUEST_KEYS = (
     "request", "body", "params", "request_body", "proxy_server_request", "reqPayload", "kwargs", "input", "inputs",
 )  # fmt: skip
 TEXT_KEYS = ("prompt", "text")
-# Ids of one request, such as a trace's, are none of these: each request of a conversation has its own.
+# Ids of one request, such as a trace's, are not among these: each request of a conversation has its own.
 CONVERSATION_KEYS = (
     "conversation_id", "conversationId", "session_id", "sessionId", "litellm_session_id", "thread_id", "threadId",
     "chat_id", "chatId",
@@ -30,17 +30,17 @@ OTHER_KEYS = (
     "split", "language", "response_cost", "endTime", "end_time",
 )  # fmt: skip
 KNOWN_KEYS = {
-    *REQUEST_KEYS, *ANSWER_KEYS, *TEXT_KEYS, *CONVERSATION_KEYS, *USER_KEYS, *TIME_KEYS, *MEDIA_KEYS, *OTHER_KEYS,
+    *REQUEST_KEYS, *COMPLETION_KEYS, *TEXT_KEYS, *CONVERSATION_KEYS, *USER_KEYS, *TIME_KEYS, *MEDIA_KEYS, *OTHER_KEYS,
 }  # fmt: skip
 
 
 def find_request(record: Record, wanted: Sequence[str]) -> Record | None:
-    """The record itself or what is nested in it as the request, whichever has one of the wanted keys."""
+    """The record itself or the request that is nested in it, whichever has one of the wanted keys; otherwise `None`."""
     return _find_part(record, REQUEST_KEYS, wanted)
 
 
 def find_response(record: Record) -> Record:
-    """The response that is nested in a record, or an empty one."""
+    """The response that is nested in a record, or an empty dictionary."""
     return _find_part(record, RESPONSE_KEYS, ("choices", "created", "created_at")) or {}
 
 
@@ -57,7 +57,7 @@ def _find_part(record: Record, places: Sequence[str], wanted: Sequence[str]) -> 
 
 
 def _has(part: Record, keys: Sequence[str]) -> bool:
-    """Whether one of the keys has a value. LiteLLM writes `"{}"` for what it did not keep."""
+    """Whether one of the keys has a value; LiteLLM writes `"{}"` for a value that it did not keep."""
     for key in keys:
         value = part.get(key)
         if value and value != "{}" and value != "[]":
@@ -66,7 +66,7 @@ def _has(part: Record, keys: Sequence[str]) -> bool:
 
 
 def find_fields(record: Record, request: Record) -> JsonObject:
-    """Conversation, user and time of a record, each `None` where it has none."""
+    """Conversation, user and time of a record, each `None` if it has none."""
     sources = [record] if request is record else [record, request]
     sources += [metadata for source in sources if isinstance(metadata := parse_json(source.get("metadata")), dict)]
     name, user = _find_scalar(sources, CONVERSATION_KEYS), _find_scalar(sources, USER_KEYS)
@@ -91,7 +91,10 @@ def _find_scalar(sources: Sequence[Record], keys: Sequence[str]) -> JsonValue:
 
 
 def read_time(value: JsonValue) -> float | None:
-    """Seconds since 1970 of a number (seconds, milliseconds, microseconds), an ISO 8601 text or a `datetime`."""
+    """Seconds since 1970, from a number (seconds, milliseconds, microseconds), an ISO 8601 text or a `datetime`.
+
+    `None` for a value that is none of these.
+    """
     if isinstance(value, str):
         try:
             value = float(value)

@@ -1,0 +1,183 @@
+"""Reads the records of log files one by one into prompts, and counts what became of each record."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from spec_kd.open_types import Argument, JsonValue
+from spec_kd.prompts.logs.batches import BatchOutputs, is_batch_output
+from spec_kd.prompts.logs.files import read_records
+from spec_kd.prompts.logs.formats import read_record
+from spec_kd.prompts.logs.ledger import LEFT_OUT, MALFORMED, READ, LogLedger
+from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns
+from spec_kd.prompts.logs.options import LogOptions
+from spec_kd.prompts.logs.prompt_filter import REASONS, LoggedPrompt, PromptFilter, number_conversation
+from spec_kd.prompts.logs.redaction import redact_messages, redact_text
+from spec_kd.prompts.logs.report import QueryLogsReport
+from spec_kd.prompts.logs.tracing import LeftOutError, expand_record
+from spec_kd.prompts.logs.vllm import VLLMLogReader
+
+if TYPE_CHECKING:
+    from spec_kd.vocabulary import ProcessingClass
+
+NUM_LISTED = NUM_NOTES = 100
+OTHER_NOTES = "records with other notes"
+
+
+class LogReader:
+    """Streams the prompts of log files through a filter, and counts what becomes of them.
+
+    Args:
+        files (`Sequence[Path]`): Files of the log, in the order in which they are read.
+        options (`LogOptions`): Options of the reading.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's.
+        show_progress (`bool`): Whether to show a progress bar.
+
+    Attributes:
+        filter (`PromptFilter`): Decides which prompts are kept, and counts the others.
+        ledger (`LogLedger`): What became of each record.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        options: LogOptions,
+        processing_class: "ProcessingClass | None",
+        show_progress: bool,
+    ):
+        self._files, self._options, self._redact = files, options, options.redact
+        self._is_vllm = options.format == "vllm"
+        self._read = VLLMLogReader(processing_class) if self._is_vllm else options.format
+        self._progress = tqdm(desc="Query logs", unit=" records", disable=not show_progress)
+        self._num_records = self._num_prompts = self._num_redacted = 0
+        self._malformed_examples: list[str] = []
+        self._notes: Counter[str] = Counter()
+        self._renamed: dict[str, int] = {}
+        self.filter = PromptFilter(options, processing_class)
+        self.ledger = LogLedger()
+
+    def read_prompts(self, batches_path: Path) -> Iterator[LoggedPrompt]:
+        """The prompts that are kept, in order.
+
+        Args:
+            batches_path (`Path`): Place for the responses of batches until everything is read.
+
+        Raises:
+            ValueError: With `on_error="raise"` the first malformed record; names its file and line.
+        """
+        # Responses of batches are joined with the requests as they are logged, not as a function returns them.
+        batches = None if callable(self._options.format) else BatchOutputs.collect(self._files, batches_path)
+        with self._progress:
+            for path in self._files:
+                self.ledger.start_file(redact_text(str(path), self._redact))
+                for number, record in read_records(path, keep_text=self._is_vllm):
+                    if batches is not None:
+                        if is_batch_output(record) and batches.has_request(record):
+                            self._note(path, number, READ)
+                            continue
+                        record, note = batches.join(record)
+                        self._count_notes([note] if note else [])
+                    for part in expand_record(record):
+                        yield from self._read_one(part, path, number)
+            yield from self.filter.flush()
+        if batches is not None:
+            batches.close()
+
+    def _read_one(self, record: JsonValue, path: Path, number: int) -> Iterator[LoggedPrompt]:
+        try:
+            if isinstance(record, Exception):
+                raise ValueError(str(record) or type(record).__name__) from record
+            for prompt in self._encode(record, str(path)):
+                yield from self.filter.push(prompt)
+                self._num_prompts += 1
+            self._note(path, number, READ)
+        except LeftOutError as error:
+            self._note(path, number, LEFT_OUT, str(error))
+        except ValueError as error:
+            if self._options.on_error == "raise":
+                raise ValueError(
+                    f'{path}:{number}: {error}. Pass `on_error="skip"` to count such records and go on.'
+                ) from error
+            self._note(path, number, MALFORMED, str(error))
+
+    def _encode(self, record: JsonValue, source: str) -> list[LoggedPrompt]:
+        try:
+            call = read_record(record, self._read)
+            if call is None:
+                raise LeftOutError("no request of vLLM's log" if self._is_vllm else "`format` returned `None` for it")
+            if self._options.split_by == "time" and call.timestamp is None:
+                raise ValueError('no timestamp that is understood, which `split_by="time"` needs')
+            calls = split_turns(call, self._options.turns)
+            if not self._redact:
+                prompts = [LoggedPrompt.encode(call, source) for call in calls]
+            else:
+                source = redact_text(source, self._redact)
+                prompts = [
+                    LoggedPrompt.encode(self._redact_call(call), source, number_conversation(call)) for call in calls
+                ]
+        except ValueError:
+            raise
+        except Exception as error:  # a shape that no format foresees; one record must not end the reading of a log
+            raise ValueError(f"not of a known form ({type(error).__name__}: {error})") from error
+        self._count_notes(call.notes)
+        return prompts
+
+    def _count_notes(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            note = redact_text(note, self._redact)
+            self._notes[note if note in self._notes or len(self._notes) < NUM_NOTES else OTHER_NOTES] += 1
+
+    def _redact_call(self, call: LoggedCall) -> LoggedCall:
+        """The call with all that is stored of it redacted; replaced names get numbers, so that they stay different."""
+        logged = {name: getattr(call, name) for name in ("prompt", "completion", "tools", "conversation_id")}
+        redacted = {name: redact_messages(value, self._redact) for name, value in logged.items()}
+        if redacted == logged:
+            return call
+        self._num_redacted += 1
+        if (name := redacted["conversation_id"]) != call.conversation_id:
+            number = self._renamed.setdefault(call.conversation_id, len(self._renamed) + 1)
+            redacted["conversation_id"] = f"{name}-{number}"
+        return replace(call, **redacted)
+
+    def _note(self, path: Path, number: int, outcome: str, reason: str | None = None) -> None:
+        self._num_records += 1
+        self._progress.update()
+        reason = None if reason is None else redact_text(reason, self._redact)
+        self.ledger.note(number, outcome, reason)
+        if outcome == MALFORMED and len(self._malformed_examples) < NUM_LISTED:
+            self._malformed_examples.append(f"{redact_text(str(path), self._redact)}:{number}: {reason}")
+
+    def report(self, kept: int, **counts: Argument) -> QueryLogsReport:
+        """The report, with the counts that the reader does not know.
+
+        Args:
+            kept (`int`): Number of prompts that were written.
+            counts: Further fields of [`QueryLogsReport`].
+
+        Raises:
+            RuntimeError: The counts do not add up, so prompts were lost.
+        """
+        dropped = {reason: self.filter.dropped[reason] for reason in REASONS if self.filter.dropped[reason]}
+        if self._num_prompts != kept + sum(dropped.values()):
+            raise RuntimeError(f"{self._num_prompts} prompts were read, but {kept} are kept and {dropped} dropped.")
+        totals = {name: sum(file[name] for file in self.ledger.files) for name in (LEFT_OUT, MALFORMED)}
+        return QueryLogsReport(
+            files=len(self._files),
+            records=self._num_records,
+            malformed_examples=tuple(self._malformed_examples),
+            prompts=self._num_prompts,
+            dropped=dropped,
+            kept=kept,
+            redacted=self._num_redacted,
+            reasons=self.ledger.count_reasons(),
+            notes=dict(self._notes),
+            per_file=tuple({**file, "reasons": dict(file["reasons"])} for file in self.ledger.files),
+            outcomes=tuple(self.ledger.runs),
+            num_unlisted_outcomes=self.ledger.num_unlisted,
+            **totals,
+            **counts,
+        )
