@@ -8,6 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, field, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from spec_kd.open_types import Argument, Arguments
@@ -45,18 +46,24 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def document_options(cls: type[Options]) -> type[Options]:
+def document_options(cls: type[Options], *, own_only: bool = False) -> type[Options]:
     """Adds the fields to the docstring of a dataclass: name, type, default and the text of [`option`].
 
     Args:
         cls (`type`): A dataclass whose docstring has no `Args` section.
+        own_only (`bool`, *optional*, defaults to `False`): Whether fields of base classes are left out.
     """
     lines = ["", "", "Args:"]
-    for one in fields(cls):
+    own = inspect.get_annotations(cls)
+    for one in (one for one in fields(cls) if one.name in own or not own_only):
         entry = f"{one.name} ({_describe_type(one)}): {one.metadata['help']}"
         lines.append(textwrap.indent(textwrap.fill(entry, DOC_WIDTH - 8, subsequent_indent="    "), "    "))
     cls.__doc__ = inspect.cleandoc(cls.__doc__ or "") + "\n".join(lines) + "\n"
     return cls
+
+
+document_own_options = partial(document_options, own_only=True)
+"""Decorator for a trainer's configuration, whose bases document the fields that they bring."""
 
 
 def resolve_options(cls: type[Options], options: Options | None, given: Arguments) -> Options:

@@ -90,7 +90,7 @@ class SparseTensors:
     log_p: torch.Tensor | None = None
     weights: torch.Tensor | None = None
 
-    def __getitem__(self, tokens: Chunk) -> "SparseTensors":
+    def __getitem__(self, tokens: Chunk | torch.Tensor) -> "SparseTensors":
         log_p = None if self.log_p is None else self.log_p[tokens]
         weights = None if self.weights is None else self.weights[tokens]
         return SparseTensors(self.method, self.ids[tokens], log_p, weights)

@@ -1,13 +1,15 @@
-"""From the arguments that a script already has to a trainer's own: configurations of TRL and transformers."""
+"""Turns configurations of TRL and transformers, which a script already has, into a trainer's own."""
 
 import copy
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from transformers import TrainingArguments
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from spec_kd._private import get_config_model_id
-from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.open_types import Arguments
+from spec_kd.trainer.trainer_types import InitKwargs, to_dict
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 if TYPE_CHECKING:
@@ -16,18 +18,20 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DraftConfig")
 
 
-def as_config(args: TrainingArguments | None, config_class: type[Config], model: Any) -> Config:
-    """`args` as the trainer's own configuration; what the caller passed is not changed.
+def as_config(
+    args: TrainingArguments | None, config_class: type[Config], model: str | PreTrainedModel | PeftModel
+) -> Config:
+    """`args` as the trainer's own configuration; the caller's object is not changed.
 
     Args:
         args (`TrainingArguments`, *optional*):
             Returned if it is a `config_class`; copied if it is an `SFTConfig` or another configuration whose options
             `config_class` has; `None` for the defaults.
         config_class (`type`): The trainer's own configuration class.
-        model (`str` or `PreTrainedModel`): The draft, whose name is that of the default `output_dir`.
+        model (`str` or `PreTrainedModel`): The draft, which the default `output_dir` is named after.
 
     Raises:
-        TypeError: If `args` is no configuration.
+        TypeError: If `args` is not a configuration.
         ValueError: If it has options that `config_class` does not have.
     """
     if isinstance(args, config_class):
@@ -37,7 +41,7 @@ def as_config(args: TrainingArguments | None, config_class: type[Config], model:
         return config_class(output_dir=f"{name.split('/')[-1]}-{config_class.__name__.removesuffix('Config')}")
     if not isinstance(args, TrainingArguments):
         raise TypeError(f"`args` must be a `{config_class.__name__}` or another TrainingArguments, got {type(args)}.")
-    # not `to_dict()`, which writes dtypes as text into the caller's own dictionaries and hides tokens
+    # not `to_dict()`, which writes dtypes as strings into the caller's own dictionaries and hides tokens
     values = {field.name: copy.deepcopy(getattr(args, field.name)) for field in fields(args) if field.init}
     values = config_class.translate(values, type(args))
     known = {field.name for field in fields(config_class) if field.init}
@@ -50,9 +54,9 @@ def as_config(args: TrainingArguments | None, config_class: type[Config], model:
     return config_class(**values)
 
 
-def get_load_options(args: "DraftConfig", init_kwargs: Arguments | None) -> JsonObject:
+def get_load_options(args: "DraftConfig", init_kwargs: InitKwargs) -> Arguments:
     """Arguments of `from_pretrained` for a model of the run, with the configuration's `trust_remote_code`."""
-    return {"trust_remote_code": args.trust_remote_code, **(init_kwargs or {})}
+    return {"trust_remote_code": args.trust_remote_code, **to_dict(init_kwargs)}
 
 
 def check_tokens(processing_class: ProcessingClass | None, args: "DraftConfig") -> None:

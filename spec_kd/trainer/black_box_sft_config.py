@@ -1,4 +1,4 @@
-"""Options of the training on what the target wrote, without its probabilities."""
+"""Configuration of black-box distillation."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from spec_kd.trainer.draft_config import DraftConfig
 
 
 @dataclass
-class BlackBoxSFTConfig(DraftConfig):
+class BlackBoxSFTConfig(DraftConfig):  # type: ignore[explicit-any]  # fields of TRL
     r"""
     Configuration of [`BlackBoxSFTTrainer`]: everything of [`~trl.SFTConfig`] and of [`DraftConfig`].
     """

@@ -1,8 +1,8 @@
-"""Checkpoints that can be gone on from: sums of their files, and the newest one that is whole.
+"""Checksums of the files of checkpoints, and the newest checkpoint that is whole.
 
 `trainer_state.json` is the last file of a checkpoint that `Trainer` writes, and marks it as complete. Our trainers then
-add `checkpoint_sums.json`, a sum of every file, so that what changed on the disk later is noticed before it is trained
-on. A checkpoint of another trainer has no sums: the form of its files is checked instead.
+add `checkpoint_sums.json` with a checksum of every file, so that a later change on disk is noticed before the training
+goes on from it. The files of another trainer's checkpoint, which has no checksums, are checked by their formats.
 """
 
 import json
@@ -17,8 +17,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 SUMS_FILE = "checkpoint_sums.json"
-# XXH3, since nobody forges a checkpoint: 8 GB/s on one core, where SHA-256 has 1 GB/s (with Adam's state a checkpoint
-# of a 1B draft has about 10 GB, and the training waits for its sums).
+# XXH3, since nobody forges a checkpoint: 8 GB/s on one core, where SHA-256 has 1 GB/s. With Adam's state a checkpoint
+# of a 1B draft has about 10 GB, and the training waits for the checksums.
 READ_BYTES = 2**24
 
 
@@ -28,12 +28,12 @@ def is_checkpoint_name(folder: str | Path) -> bool:
 
 
 def has_sums(checkpoint: Path) -> bool:
-    """Whether a checkpoint has the sums of its files."""
+    """Whether a checkpoint has the checksums of its files."""
     return (checkpoint / SUMS_FILE).is_file()
 
 
 def write_sums(checkpoint: Path) -> None:
-    """Writes the sums of all files of a finished checkpoint beside them."""
+    """Writes the checksums of all files of a finished checkpoint beside them."""
     sums = {name: [path.stat().st_size, _compute_sum(path)] for name, path in _list_files(checkpoint).items()}
     part = checkpoint / f"{SUMS_FILE}.part"
     part.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
@@ -41,19 +41,19 @@ def write_sums(checkpoint: Path) -> None:
 
 
 def remove_marks(checkpoint: Path) -> None:
-    """Makes a checkpoint that is to be overwritten count as incomplete until it is written again."""
+    """Marks a checkpoint that will be overwritten as incomplete."""
     for name in (TRAINER_STATE_NAME, SUMS_FILE):
         (checkpoint / name).unlink(missing_ok=True)
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, as half a sentence that names the file; `None` if nothing is.
+    """What is wrong with a checkpoint, as a clause that names the file; `None` if it is whole.
 
     Args:
-        checkpoint (`Path`): Its folder. Every file with a sum is read once.
+        checkpoint (`Path`): Its folder. Every file with a checksum is read once.
     """
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
-        return f"`{TRAINER_STATE_NAME}` is missing, which is written last: the save was cut off"
+        return f"`{TRAINER_STATE_NAME}` is missing, which is written last: the save was interrupted"
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
     except (ValueError, KeyError, TypeError):
@@ -72,17 +72,17 @@ def find_damage(checkpoint: Path) -> str | None:
         if found[name].stat().st_size != size:
             return f"`{name}` has {found[name].stat().st_size} bytes instead of {size}"
         if _compute_sum(found[name]) != value:
-            return f"`{name}` is not what was saved (its sum differs)"
+            return f"`{name}` is not what was saved (its checksum differs)"
     return None
 
 
 def find_whole_checkpoint(output_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest checkpoint of a run that is whole, and of the newer ones what is wrong with each.
+    """The newest whole checkpoint of a run, or `None`; and what is wrong with each newer one.
 
     Args:
-        output_dir (`str` or `Path`): Of the run.
+        output_dir (`str` or `Path`): Output folder of the run.
     """
-    damages = {}
+    damages: dict[Path, str] = {}
     folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint_name(path)]
     for folder in sorted(folders, key=lambda path: -int(path.name.rpartition("-")[2])):
         damage = find_damage(folder)
@@ -93,7 +93,7 @@ def find_whole_checkpoint(output_dir: str | Path) -> tuple[Path | None, dict[Pat
 
 
 def _list_files(checkpoint: Path) -> dict[str, Path]:
-    """All files of a checkpoint by their relative names, but for its sums and the card that people may edit."""
+    """All files of a checkpoint by their relative names, except its checksums and the card, which people may edit."""
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     named = {path.relative_to(checkpoint).as_posix(): path for path in paths}
     return {name: path for name, path in named.items() if name not in (SUMS_FILE, f"{SUMS_FILE}.part", "README.md")}
@@ -108,7 +108,7 @@ def _compute_sum(path: Path) -> str:
 
 
 def _find_malformed(checkpoint: Path) -> str | None:
-    """Of a checkpoint without sums, a file that its own form shows to be cut or missing."""
+    """A file of a checkpoint without checksums that is cut or missing, judged by the formats of its files."""
     files = _list_files(checkpoint)
     for name, path in files.items():
         try:

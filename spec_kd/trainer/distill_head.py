@@ -8,6 +8,7 @@ and `SFTTrainer.compute_loss` only reads named fields of what comes back; we pat
 import functools
 import types
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -19,12 +20,28 @@ from spec_kd.heads import LogitTransform, run_up_to_head
 from spec_kd.losses import TokenLoss, fused_linear_divergence, selected_linear_divergence
 from spec_kd.losses.selected import TokenTargets
 from spec_kd.losses.selection import TokenSelection
-from spec_kd.trainer.teachers.live import DistillSignal, LiveTargets
+from spec_kd.open_types import Argument
+from spec_kd.trainer.teachers.base import Targets
+from spec_kd.trainer.teachers.live import LiveTargets
+
+
+@dataclass(frozen=True)
+class DistillTargets:
+    """All that the loss of a batch needs besides the draft.
+
+    Args:
+        teacher (`Targets`): The target's distribution.
+        reference (`LiveTargets` or `torch.Tensor`, *optional*):
+            The reference draft's distribution, or its stored scores: KL(p‖q_ref) per token, float32 `(B, T)`.
+    """
+
+    teacher: Targets
+    reference: LiveTargets | torch.Tensor | None = None
 
 
 @dataclass
 class DistillOutput(ModelOutput):
-    """Output of a draft called with `fused_lm_head=True` and a `distill_signal`.
+    """Output of a draft called with `fused_lm_head=True` and a `distill_targets`.
 
     `SFTTrainer.compute_loss` minimizes `-log_probs.sum() / num_tokens`, whatever `log_probs` is. Here it holds minus
     the summed divergence, so that gradient accumulation, token averaging across processes and the auxiliary loss of
@@ -50,9 +67,9 @@ class DistillOutput(ModelOutput):
 
 
 def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: int) -> None:
-    """Patches `model.forward` so that `model(..., fused_lm_head=True, distill_signal=...)` returns a `DistillOutput`.
+    """Patches `model.forward` so that `model(..., fused_lm_head=True, distill_targets=...)` returns a `DistillOutput`.
 
-    Without a `distill_signal` the forward is the one it was, so generation and TRL's fused head are unchanged. The
+    Without a `distill_targets` the forward is the one it was, so generation and TRL's fused head are unchanged. The
     token selection takes part in training only: an evaluation is over all tokens, and so comparable between them.
 
     Args:
@@ -64,16 +81,20 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
     transform = LogitTransform.from_config(model.config)
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against this signature
-    def forward(self, *args, distill_signal: DistillSignal | None = None, **kwargs):
-        if distill_signal is None:
+    def forward(
+        self: PreTrainedModel, *args: Argument, distill_targets: DistillTargets | None = None, **kwargs: Argument
+    ) -> ModelOutput:
+        if distill_targets is None:
             return previous_forward(*args, **kwargs)
         kwargs.pop("fused_lm_head", None)
         labels = kwargs.pop("labels")[:, 1:]
-        head = self.get_output_embeddings()  # looked up at each call: PEFT and FSDP replace it after patching
+        head = cast(
+            torch.nn.Linear, self.get_output_embeddings()
+        )  # looked up at each call: PEFT and FSDP replace it after patching
         hidden, outputs = run_up_to_head(previous_forward, head, **kwargs)
         used_loss = loss if self.training else replace(loss, selection=None)
         output = _compute_output(
-            head, hidden, labels, kwargs.get("position_ids"), distill_signal, used_loss, transform, vocab_size
+            head, hidden, labels, kwargs.get("position_ids"), distill_targets, used_loss, transform, vocab_size
         )
         output.aux_loss = getattr(outputs, "aux_loss", None)
         return output
@@ -85,24 +106,28 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
 # anyway, and Dynamo cannot make the sparse targets of a stored signal.
 @torch.compiler.disable
 def _compute_output(
-    head: torch.nn.Module,
+    head: torch.nn.Linear,
     hidden: torch.Tensor,
     labels: torch.Tensor,
     position_ids: torch.Tensor | None,
-    signal: DistillSignal,
+    distilled: DistillTargets,
     loss: TokenLoss,
     transform: LogitTransform,
     vocab_size: int,
 ) -> DistillOutput:
     """The loss of a batch from the draft's hidden states `(B, T, H)` and the labels behind them, `(B, T - 1)`."""
-    weight, bias = head.weight, getattr(head, "bias", None)
+    weight: torch.Tensor = head.weight
+    bias: torch.Tensor | None = getattr(head, "bias", None)
     if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
         weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
     mask = labels != -100  # (B, T - 1)
     hidden, mask_there = hidden[:, :-1][mask].to(weight.device), mask.to(weight.device)  # (N, H)
     tokens = labels[mask].to(weight.device)  # (N,)
-    with gather_head_parameters(weight, bias), gather_head_parameters(*_head_parameters(signal)):
-        targets = signal.teacher.select(mask_there)
+    frozen = list(distilled.teacher.head_parameters)
+    if isinstance(distilled.reference, LiveTargets):
+        frozen += distilled.reference.head_parameters
+    with gather_head_parameters(weight, bias), gather_head_parameters(*frozen):
+        targets = distilled.teacher.select(mask_there)
         result, is_kept = selected_linear_divergence(
             hidden,
             weight,
@@ -110,7 +135,7 @@ def _compute_output(
             tokens,
             loss,
             sequence=_number_sequences(labels, position_ids)[mask].to(weight.device),
-            reference=_compute_reference(signal.reference, mask_there, targets, tokens, loss),
+            reference=_compute_reference(distilled.reference, mask_there, targets, tokens, loss),
             bias=bias,
             logit_scale=transform.scale,
             softcap=transform.softcap,
@@ -124,11 +149,6 @@ def _compute_output(
         alpha=result.alpha,
         is_kept=is_kept,
     )
-
-
-def _head_parameters(signal: DistillSignal) -> list[torch.Tensor]:
-    models = [part for part in (signal.teacher, signal.reference) if isinstance(part, LiveTargets)]
-    return [parameter for part in models for parameter in part.head.module.parameters()]
 
 
 def _number_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
@@ -151,16 +171,17 @@ def _compute_reference(
     selection: TokenSelection | None = loss.selection
     if selection is None or not selection.needs_reference:
         return None
-    if isinstance(reference, torch.Tensor):
-        return reference[:, 1:].to(mask.device)[mask]
+    if not isinstance(reference, LiveTargets):
+        return None if reference is None else reference[:, 1:].to(mask.device)[mask]
     head = reference.head
+    module = cast(torch.nn.Linear, head.module)
     return fused_linear_divergence(
         reference.hidden[:, :-1].to(mask.device)[mask],
-        head.module.weight.to(mask.device),
+        module.weight.to(mask.device),
         targets,
         tokens,
         divergence=selection.score,
-        bias=None if (bias := getattr(head.module, "bias", None)) is None else bias.to(mask.device),
+        bias=None if (bias := getattr(module, "bias", None)) is None else bias.to(mask.device),
         temperature=loss.temperature,
         logit_scale=head.transform.scale,
         softcap=head.transform.softcap,

@@ -1,6 +1,6 @@
 """What the draft trainers' configurations share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from trl import SFTConfig
@@ -8,46 +8,39 @@ from trl import SFTConfig
 from spec_kd.checks import read_path
 from spec_kd.finite import check_finite_options
 from spec_kd.open_types import JsonObject
+from spec_kd.options import document_own_options, option
 from spec_kd.secrets import strip_secrets
 from spec_kd.trainer.option_checks import check_training_options
 
 
+@document_own_options
 @dataclass
-class DraftConfig(SFTConfig):
+class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
     r"""
     Options shared by the draft trainers, on top of [`~trl.SFTConfig`].
 
     `bf16` defaults to `False` where there is no accelerator (TRL: `True`): most CPUs only emulate it.
     `logging_nan_inf_filter` is always off: it would log other batches' losses in place of a NaN.
-
-    Args:
-        assume_target_completions (`bool`, *optional*, defaults to `False`):
-            Whether rows that do not say what the target wrote are taken as the target's from the first token to the
-            last: `text` and `input_ids` alone, what a `formatting_func` returns, and `messages` with images.
-        merge_adapter (`bool`, *optional*, defaults to `False`):
-            Whether `save_model` and `push_to_hub` write LoRA weights merged into the draft, as servers want it.
-            Checkpoints written during training stay adapters, so that training can resume.
-        align_vocabulary (`bool`, *optional*, defaults to `False`):
-            Whether `save_model` and `push_to_hub` pad or cut the draft's vocabulary rows to the target's number, which
-            vLLM, SGLang and `generate` demand. The distribution over real ids does not change. Not for checkpoints.
-        target_vocab_size (`int`, *optional*):
-            Rows of the target's head. Read from the teacher where there is one; otherwise `align_vocabulary` needs it.
     """
 
-    assume_target_completions: bool = field(
+    assume_target_completions: bool = option(
+        "Whether rows that do not say what the target wrote are trained on from the first token to the last: `text` "
+        "and `input_ids` alone, what a `formatting_func` returns, and `messages` with images.",
         default=False,
-        metadata={"help": "Whether rows that do not say what the target wrote are trained on as a whole."},
     )
-    merge_adapter: bool = field(
-        default=False, metadata={"help": "Whether the final model is saved with its LoRA weights merged."}
-    )
-    align_vocabulary: bool = field(
+    merge_adapter: bool = option(
+        "Whether `save_model` and `push_to_hub` write LoRA weights merged into the draft, as servers need them. "
+        "Checkpoints stay adapters, so that training can resume.",
         default=False,
-        metadata={"help": "Whether the final model is saved with as many vocabulary rows as the target has."},
     )
-    target_vocab_size: int | None = field(
+    align_vocabulary: bool = option(
+        "Whether `save_model` and `push_to_hub` pad or cut the draft's vocabulary rows to the target's number, as "
+        "vLLM, SGLang and `generate` demand. The distribution over real ids and checkpoints do not change.",
+        default=False,
+    )
+    target_vocab_size: int | None = option(
+        "Number of rows of the target's head, which `align_vocabulary` needs; read from the teacher by default.",
         default=None,
-        metadata={"help": "Vocabulary rows of the target, for `align_vocabulary` where there is no teacher model."},
     )
 
     def to_dict(self) -> JsonObject:

@@ -1,4 +1,4 @@
-"""What every trainer of a draft shares: its data path, its checks, its card, and a save that can be served."""
+"""What every trainer of a draft shares: its data path, its checks, its card, and saving drafts that can be served."""
 
 import copy
 import os
@@ -19,8 +19,6 @@ from transformers import (
     DataCollator,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
     TrainerCallback,
     TrainingArguments,
 )
@@ -36,7 +34,7 @@ from spec_kd.heads import check_is_causal_lm
 from spec_kd.hub import carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
-from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.open_types import Arguments, Call, JsonObject
 from spec_kd.probes import check_packing, check_padding
 from spec_kd.secrets import strip_secrets
 from spec_kd.trainer.arguments import as_config, check_tokens, get_load_options
@@ -45,6 +43,7 @@ from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
 from spec_kd.trainer.draft_config import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
 from spec_kd.trainer.resumption import ResumableTraining
+from spec_kd.trainer.trainer_types import FormattingFunction
 from spec_kd.trainer.training_data import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
@@ -55,24 +54,28 @@ from spec_kd.trainer.training_data import (
     check_datasets,
     find_columns,
 )
-from spec_kd.vocabulary import check_alignable, count_real_ids
+from spec_kd.vocabulary import ProcessingClass, check_alignable, count_real_ids
 
 logger = get_logger(__name__)
 
 
 class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
-    """[`~trl.SFTTrainer`] for a draft model: not used itself, but by every trainer of this package.
+    """[`~trl.SFTTrainer`] for a draft model: the base class of every trainer of this package.
 
-    It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, hands itself to the
-    callbacks that want a trainer (`bind`), and saves drafts that a server can load. The arguments, in TRL's order, are
-    those of [`~trl.SFTTrainer`].
+    It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, passes itself to
+    callbacks with a `bind` method, and saves drafts that a server can load. The arguments are those of
+    [`~trl.SFTTrainer`], in its order.
 
     Attributes:
         dataset_name (`str`, *optional*), target_name (`str`, *optional*):
-            For the model card: folder or Hub id, as far as the dataset says it. Set them where it does not.
+            Folder or Hub id for the model card, as far as the dataset says it. Set them if it does not.
     """
 
-    _tag_names = ("trl", "sft", "spec_kd", "speculative-decoding", "draft-model")
+    args: DraftConfig
+    model: PreTrainedModel
+    processing_class: ProcessingClass
+    # TRL has a list, which it only reads
+    _tag_names: tuple[str, ...] = ("trl", "sft", "spec_kd", "speculative-decoding", "draft-model")  # type: ignore[assignment]
     _config_class: type[DraftConfig] = DraftConfig
     _method: str
     _card_tags: str | list[str] | None = None
@@ -84,23 +87,23 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         data_collator: DataCollator | None = None,
         train_dataset: AnyDataset | None = None,
         eval_dataset: EvalDataset | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        compute_loss_func: Callable | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        processing_class: ProcessingClass | None = None,
+        compute_loss_func: Call[torch.Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], JsonObject] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], Arguments] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
-        formatting_func: Callable[[dict], str] | None = None,
+        formatting_func: Callable[[JsonObject], str] | None = None,
     ):
         args = as_config(args, self._config_class, model)
         options = get_load_options(args, args.model_init_kwargs)
         processing_class = processing_class or find_processing_class(model, options)
         check_output_dir(args.output_dir)
         check_tokens(processing_class, args)
-        check_datasets(args, train_dataset, eval_dataset, formatting_func)
+        train_dataset = check_datasets(args, train_dataset, eval_dataset, formatting_func)
         self.dataset_name = find_dataset_name(train_dataset)
         self.target_name = find_target_name(train_dataset)
         if isinstance(model, str) and find_adapter(model, options) is not None:
@@ -110,7 +113,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             quantization_config = None
         assistant_only_loss = args.assistant_only_loss
         if is_conversational(next(iter(train_dataset))) and not IMAGE_COLUMNS & find_columns(train_dataset):
-            args.assistant_only_loss = False  # the rows get their labels here, whatever the chat template
+            args.assistant_only_loss = False  # the rows get their labels from us, whatever the chat template
         super().__init__(
             model=model,
             args=args,
@@ -137,7 +140,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             self._bind(callback)
 
     def _check_reading(self, model: PreTrainedModel, role: str) -> None:
-        """Raises `ValueError` for a model that mixes up the sequences of a batch as this run puts them together."""
+        """Raises `ValueError` for a model that reads sequences of a batch differently than each alone."""
         check_is_causal_lm(model, role)
         (check_packing if self.padding_free else check_padding)(model, role)
 
@@ -150,12 +153,12 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "
                 "contain. Set `merge_adapter=True` as well."
             )
-        if self._get_target_vocab_size() is None:
+        rows, ids = self._get_target_vocab_size(), count_real_ids(self.processing_class)
+        if rows is None:
             raise ValueError(
                 "`align_vocabulary=True` needs to know the rows of the target's head. Set `target_vocab_size` to "
                 "`target.config.vocab_size`."
             )
-        rows, ids = self._get_target_vocab_size(), count_real_ids(self.processing_class)
         if rows < ids:
             raise ValueError(
                 f"`align_vocabulary=True` cannot cut the draft to the target's {rows} rows: its tokenizer has {ids} "
@@ -173,14 +176,22 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
 
     @property
     def _used_token_columns(self) -> tuple[str, ...]:
-        """Columns with an entry per token that this trainer's loss reads, where the training set has them."""
+        """Columns with an entry per token that this trainer's loss reads, if the training set has them."""
         return ()
 
     def _join_turns(self, args: DraftConfig) -> bool:
         """Whether a row may have several turns of the target."""
         return True
 
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+    def _prepare_dataset(  # type: ignore[override]  # `args` is our own configuration
+        self,
+        dataset: AnyDataset,
+        processing_class: ProcessingClass,
+        args: DraftConfig,
+        packing: bool,
+        formatting_func: FormattingFunction | None,
+        dataset_name: str,
+    ) -> AnyDataset:
         if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         check_dataset(args, dataset, dataset_name, formatting_func)
@@ -204,7 +215,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         )
         is_limited = isinstance(dataset, Dataset) and args.max_length is not None
         if is_limited and not columns:
-            # TRL truncates and drops in silence. So: prepare without a limit, count, and let TRL apply the limit.
+            # TRL cuts and drops rows without a message: prepare without a limit, count, then let TRL apply the limit
             unlimited = copy.copy(args)
             unlimited.max_length, unlimited.shuffle_dataset = None, False
             dataset = super()._prepare_dataset(dataset, processing_class, unlimited, False, None, dataset_name)
@@ -226,7 +237,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self._used_token_columns if name not in self._signature_columns]
+        columns = self._signature_columns or []
+        self._signature_columns = columns + [name for name in self._used_token_columns if name not in columns]
 
     @staticmethod
     def _report_cut_rows(dataset: Dataset, args: DraftConfig, packing: bool, name: str) -> None:
@@ -248,15 +260,15 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             )
 
     def _get_target_vocab_size(self) -> int | None:
-        """Rows of the target's head, where known."""
+        """Number of rows of the target's head, if known."""
         return self.args.target_vocab_size
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`; outside of checkpoints, `merge_adapter` and `align_vocabulary` are carried out."""
-        output_dir = self.args.output_dir if output_dir is None else output_dir
+        output_dir = str(self.args.output_dir if output_dir is None else output_dir)
         super().save_model(output_dir, _internal_call)
         if not is_checkpoint_name(output_dir):
-            self._export(output_dir)  # a checkpoint is resumed from: it must stay what the optimizer knows
+            self._export(output_dir)  # a checkpoint's weights must fit its optimizer state
         if self.args.should_save:
             self._save_card(Path(output_dir))
 
@@ -276,26 +288,28 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: JsonObject | None = None) -> None:
-        """As `Trainer._save`; what it pickles of the options, and `push_to_hub` uploads, has no secrets."""
+        """As `Trainer._save`; the options that it pickles, which `push_to_hub` uploads, have no secrets."""
         args = self.args
         public = copy.copy(args)
         public.__dict__ = strip_secrets(vars(args), None)
         self.args = public
         try:
-            with explain_full_disk(output_dir or args.output_dir, "the last whole checkpoint is kept"):
+            with explain_full_disk(output_dir or str(args.output_dir), "the last whole checkpoint is kept"):
                 super()._save(output_dir, state_dict)
         finally:
             self.args = args
 
     def _describe_training(self) -> JsonObject:
-        """What the model card says of the method, besides its name."""
+        """What the model card says about the method, besides its name."""
         return {"target_name": self.target_name}
 
-    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None) -> None:
+    def create_model_card(  # type: ignore[override]  # as of TRL's trainers
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
         """A draft's model card: TRL's, with the target, the acceptance before and after, and serving commands.
 
         Args:
-            model_name (`str`, *optional*): The draft's; by default the Hub id, or the folder's name.
+            model_name (`str`, *optional*): The draft's name; by default its Hub id, or the folder's name.
             dataset_name (`str`, *optional*): Folder or Hub id; by default `dataset_name` of this trainer.
             tags (`str` or `list[str]`, *optional*): Further tags.
         """
@@ -303,8 +317,9 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             self.dataset_name = dataset_name
         if tags is not None:
             self._card_tags = tags
+        output_dir = str(self.args.output_dir)
         hub_model_id = self.hub_model_id or self.args.hub_model_id
-        model_name = make_public_name(model_name or hub_model_id or os.path.abspath(self.args.output_dir))
+        model_name = make_public_name(model_name or hub_model_id or os.path.abspath(output_dir))
         is_public = self.dataset_name is not None and is_hub_id(self.dataset_name)
         super().create_model_card(
             model_name=model_name.split("/")[-1],
@@ -312,26 +327,28 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             tags=self._card_tags,
         )
         if self.is_world_process_zero():
+            before, after = find_acceptance_metrics(self.state.log_history)
             extend_model_card(
-                Path(self.args.output_dir) / "README.md",
+                Path(output_dir) / "README.md",
                 method=self._method,
                 dataset_name=self.dataset_name,
                 draft_name=hub_model_id or model_name,
                 base_name=get_config_model_id(self.model.config),
-                **find_acceptance_metrics(self.state.log_history),
+                metrics_before=before,
+                metrics=after,
                 **self._describe_training(),
             )
 
     def _save_card(self, folder: Path) -> None:
-        """Writes the card of a saved draft over PEFT's, which says nothing of it and names folders of this machine."""
-        card, own = folder / "README.md", Path(self.args.output_dir) / "README.md"
+        """Writes the card of a saved draft over PEFT's, which does not describe it and names local folders."""
+        card, own = folder / "README.md", Path(str(self.args.output_dir)) / "README.md"
         if card.is_file() and not is_generated(card):
-            remove_paths(card)  # somebody's, to which PEFT adds
+            remove_paths(card)  # the user's own card, to which PEFT adds
             return
         is_own = folder.resolve() == own.parent.resolve()
         is_checkpoint = not is_own and is_checkpoint_name(folder)
         if is_checkpoint and not card.exists():
-            return  # the card beside it is for all of them
+            return  # the card of the output folder is for all checkpoints
         if is_own or not own.exists():
             self.create_model_card()
         if not is_own:
@@ -339,10 +356,10 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             carry_model_card(None, folder, keep_name=True)
 
 
-def check_output_dir(output_dir: str) -> None:
+def check_output_dir(output_dir: str | None) -> None:
     """Raises `ValueError` unless files can be written to `output_dir`; creates it."""
     try:
-        os.makedirs(output_dir, exist_ok=True)
+        os.makedirs(str(output_dir), exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
@@ -351,13 +368,14 @@ def check_output_dir(output_dir: str) -> None:
         ) from error
 
 
-def find_acceptance_metrics(log_history: list[dict[str, float]]) -> dict[str, dict[str, float] | None]:
-    """The first and the last logged figures of `SpeculativeEvalCallback`, as `metrics_before` and `metrics`."""
+Metrics = dict[str, float]
+
+
+def find_acceptance_metrics(log_history: list[Metrics]) -> tuple[Metrics | None, Metrics | None]:
+    """The first and the last metrics that `SpeculativeEvalCallback` logged; `None` where there are none."""
     logs = [
         {key: log[key] for key in sorted(log) if re.search(r"alpha_(greedy|t[\d.]+)|acceptance|block_eff", key)}
         for log in log_history
         if any(key.endswith("block_efficiency") for key in log)
     ]
-    if not logs:
-        return {"metrics_before": None, "metrics": None}
-    return {"metrics_before": logs[0] if len(logs) > 1 else None, "metrics": logs[-1]}
+    return logs[0] if len(logs) > 1 else None, logs[-1] if logs else None

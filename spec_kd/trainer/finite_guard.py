@@ -1,42 +1,46 @@
 """Stops a training at its first NaN or infinity, before anything is saved over the last good checkpoint."""
 
 import math
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from spec_kd.finite import NonFiniteError, describe_bad_weight, find_nonfinite_parameter, measure_parameters
-from spec_kd.losses import TokenLoss
 from spec_kd.open_types import Argument
+from spec_kd.trainer.trainer_types import LossResult
 
 logger = get_logger(__name__)
 
-# No trained model has such a weight; the largest of Llama, Qwen and Gemma are below 1,000.
+GradNorm = torch.Tensor | float | None
+
 HUGE_WEIGHT = 1e6
+"""No trained model has such a weight: the largest ones of Llama, Qwen and Gemma are below 1,000."""
 
 
-class FiniteGuard:
-    """Goes in front of a `Trainer` as a base class, and raises [`NonFiniteError`] at the first NaN or infinity.
+class FiniteGuard(Trainer):
+    """A base class of a trainer, before its others: raises [`NonFiniteError`] at the first NaN or infinity.
 
-    Checked are the loss of every batch, before its backward pass; the gradient norm of every step, before the
-    optimizer; the weights before the first step, every evaluation and every save; and the losses of evaluations. All
-    processes stop together. Where a GradScaler is at work (fp16), a gradient that overflows is its business, and the
-    training stops only when that still happens at a scale of 1.
+    It checks the loss of every batch, before its backward pass; the gradient norm of every step, before the optimizer;
+    the weights before the first step, every evaluation and every save; and the losses of evaluations. All processes
+    stop together. With a GradScaler (fp16), which handles gradients that overflow, the training stops only if they
+    still do so at a scale of 1.
 
-    `compute_loss` of `SFTTrainer` waits for the device after every forward pass as it is, so the check of the loss
-    costs next to nothing; that of the gradient norm makes the host wait for the backward pass.
+    `SFTTrainer.compute_loss` waits for the device after every forward pass anyway, so the check of the loss costs next
+    to nothing; the check of the gradient norm makes the host wait for the backward pass.
     """
 
+    model: torch.nn.Module
     _first_step: int | None = None
 
-    def train(self, *args: Argument, **kwargs: Argument) -> Any:
-        """As `Trainer.train`; raises [`NonFiniteError`] instead of training with numbers that are none."""
+    def train(self, *args: Argument, **kwargs: Argument) -> TrainOutput:
+        """As `Trainer.train`; raises [`NonFiniteError`] instead of training on with a NaN or an infinity."""
         self._first_step = None
         return super().train(*args, **kwargs)
 
-    def compute_loss(self, *args: Argument, **kwargs: Argument) -> Any:
+    def compute_loss(self, *args: Argument, **kwargs: Argument) -> LossResult:
         """As `Trainer.compute_loss`; in training, raises [`NonFiniteError`] for a loss that is not finite."""
         if self.model.training and self._first_step is None:
             self.check_weights()
@@ -69,8 +73,8 @@ class FiniteGuard:
         """Raises [`NonFiniteError`] on every process, which all have to call it.
 
         Args:
-            what (`str`): What is not finite, without a full stop.
-            cause (`str`, *optional*): The likely cause, as sentences; looked for by default.
+            what (`str`): What is not finite, as the start of a sentence.
+            cause (`str`, *optional*): The likely cause, as sentences; searched for by default.
         """
         causes = [cause or self._find_cause()]
         if self.accelerator.num_processes > 1:
@@ -85,7 +89,7 @@ class FiniteGuard:
         )
 
     def _describe_bad_frozen_weight(self) -> str | None:
-        """The same of the models that the loss reads besides the draft; none here."""
+        """Which weight of a frozen model is not finite, as a sentence; `None`, the default, if none is."""
         return None
 
     def _describe_bad_weight(self) -> str | None:
@@ -96,37 +100,37 @@ class FiniteGuard:
         if self._first_step is None or step == self._first_step:
             return f"Before the first step: {describe_bad_weight('draft', name)}"
         return (
-            f"The draft's weight `{name}` has a NaN or an infinity after step {step}: the last update made it so. "
+            f"The draft's weight `{name}` has a NaN or an infinity after step {step}, which the last update caused. "
             f"Lower `learning_rate` ({self.args.learning_rate})."
         )
 
     def _describe_huge_weight(self) -> str | None:
         sizes = {name: max(-low, high) for name, (low, high) in measure_parameters(self.model).items()}
-        name = max(sizes, key=sizes.get, default=None)
+        name = max(sizes, key=sizes.__getitem__, default=None)
         if name is None or sizes[name] < HUGE_WEIGHT:
             return None
         return (
-            f"The draft's weight `{name}` has grown to {sizes[name]:.3g}, and the newest checkpoint may have that too: "
-            f"lower `learning_rate` ({self.args.learning_rate}) and go on from an earlier one."
+            f"The draft's weight `{name}` has grown to {sizes[name]:.3g}, and the newest checkpoint may have it too. "
+            f"Lower `learning_rate` ({self.args.learning_rate}), and go on from an earlier checkpoint."
         )
 
     def _find_cause(self) -> str | None:
-        """The likely cause of a number that is not finite, where it can be found; called when one was met."""
+        """The likely cause of a NaN or an infinity, as sentences; `None` if it is not found."""
         return self._describe_bad_frozen_weight() or self._describe_bad_weight() or self._describe_huge_weight()
 
     def _describe_last_checkpoint(self) -> str:
-        return "Checkpoints that were saved before are left as they are."
+        return "Earlier checkpoints are unchanged."
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: GradNorm = None) -> GradNorm:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if grad_norm is not None and not math.isfinite(grad_norm) and not self._is_overflow_handled():
             self.stop(f"The gradient norm is {float(grad_norm)}")
         return grad_norm
 
     def _is_overflow_handled(self) -> bool:
-        """Whether a gradient that is not finite only means that the loss scale of fp16 is too high."""
+        """Whether a gradient that is not finite only means that fp16's loss scale is too high."""
         if self.is_deepspeed_enabled:
-            return self.args.fp16  # which has a scaler of its own, that raises at its lowest scale
+            return self.args.fp16  # it has a scaler of its own, which raises at its lowest scale
         scaler = getattr(self.accelerator, "scaler", None)
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 
@@ -138,43 +142,14 @@ class FiniteGuard:
         bad = {name: value for name, value in metrics.items() if name.endswith("loss") and not math.isfinite(value)}
         if bad and self.is_in_train:
             raise NonFiniteError(
-                f"The evaluation after step {self.state.global_step} gave {bad}, with weights that are finite: a row "
-                "of the evaluation dataset, or the teacher, makes it so. " + self._describe_last_checkpoint()
+                f"The evaluation after step {self.state.global_step} gave {bad}, with weights that are finite. A row "
+                "of the evaluation dataset, or the teacher, is the cause. " + self._describe_last_checkpoint()
             )
         if bad:
-            logger.warning(f"The evaluation gave {bad}, which is no finite number.")
+            logger.warning(f"The evaluation gave {bad}, which is not finite.")
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`; raises [`NonFiniteError`] before a file is touched if a weight is not finite."""
         self.check_weights()
         super().save_model(output_dir, _internal_call)
-
-
-def describe_bad_signal(signal: Any, loss: TokenLoss) -> str | None:
-    """Why a loss over what a teacher said of a batch is not finite, as sentences; `None` where it gives no reason.
-
-    Args:
-        signal (`LiveTargets` or `StoredTargets`): Of the teacher.
-        loss (`TokenLoss`): What was to be computed of it.
-    """
-    if loss.temperature < 1e-3:
-        return f"`temperature={loss.temperature}` divides the logits of both models until they overflow. Raise it."
-    hidden = getattr(signal, "hidden", None)
-    if hidden is None:
-        return None
-    rows = hidden[:, :1]
-    if not torch.isfinite(hidden).all():
-        return (
-            f"The teacher's hidden states overflow in {hidden.dtype}, with weights that are finite. Load it in "
-            "bfloat16 or float32 (`teacher_model_init_kwargs`)."
-        )
-    logits = signal.head(rows)
-    if (logits == -math.inf).any():
-        return (
-            f"The teacher gives some ids a logit of -inf, and {loss.divergence.name!r} has no finite value where only "
-            "one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined there."
-        )
-    if not torch.isfinite(logits).all():
-        return "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32."
-    return None

@@ -1,6 +1,6 @@
-"""Ranges of the options that training has from TRL and transformers, which accept any number there."""
+"""Ranges of training options of TRL and transformers, which accept any number there."""
 
-from typing import Any
+from transformers import TrainingArguments
 
 from spec_kd.checks import check_int, check_number
 from spec_kd.open_types import JsonObject
@@ -45,11 +45,11 @@ NUMBERS: dict[str, JsonObject] = {
 }
 
 
-def check_training_options(config: Any) -> None:
-    """Raises `ValueError` for a number among the training options that cannot be meant; NaN and infinities too.
+def check_training_options(config: TrainingArguments) -> None:
+    """Raises `ValueError` for a training option out of its range, NaN and infinities included.
 
     Args:
-        config (`TrainingArguments`): The options; names that it does not have are not looked at.
+        config (`TrainingArguments`): The options; those that it does not have are not checked.
     """
     for name, bounds in INTEGERS.items():
         if hasattr(config, name):

@@ -1,15 +1,21 @@
-"""A resumed training that ends as the uninterrupted one: from a whole checkpoint, and not beyond the end."""
+"""Resumes a training so that it ends as the uninterrupted one: from a whole checkpoint, and not beyond the end."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 
 from spec_kd.files import explain_full_disk
 from spec_kd.open_types import Argument, JsonObject
@@ -21,32 +27,36 @@ from spec_kd.trainer.checkpoint_sums import (
     remove_marks,
     write_sums,
 )
+from spec_kd.trainer.trainer_types import BatchSamples
 
 logger = get_logger(__name__)
 
 
-class ResumableTraining:
-    """Goes in front of a `Trainer` as a base class.
+class ResumableTraining(Trainer):
+    """A base class of a trainer, before its others: resumes from whole checkpoints only, and ends where the run ended.
 
-    - `train(resume_from_checkpoint=True)` goes on from the newest checkpoint that is whole, and says which newer ones
-      are not and why; a checkpoint given by name is refused where it is damaged.
-    - Every checkpoint gets the sums of its files, and its mark, `trainer_state.json`, once all processes have written.
-    - A run that had reached its end, by `max_steps`, `num_train_epochs` or early stopping, trains no further step; and
-      early stopping goes on counting where it was.
+    - `train(resume_from_checkpoint=True)` goes on from the newest whole checkpoint, and says which newer ones are
+      damaged and why. A damaged checkpoint that is given by name is refused.
+    - Every checkpoint gets checksums of its files, and its mark, `trainer_state.json`, after all processes have
+      written.
+    - A run that has reached its end, by `max_steps`, `num_train_epochs` or early stopping, trains no further step.
+      Early stopping keeps its count.
     """
 
     _has_ended = False
-    """Whether the checkpoint that this training goes on from is its end."""
+    """Whether the run had ended at the checkpoint that this training goes on from."""
 
     def __init__(self, *args: Argument, **kwargs: Argument):
         super().__init__(*args, **kwargs)
         self.add_callback(_ResumptionCallback(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Argument, **kwargs: Argument) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Argument, **kwargs: Argument
+    ) -> TrainOutput:
         """As `Trainer.train`, from a checkpoint that is whole.
 
         Raises:
-            ValueError: For a checkpoint given by name that is damaged, or with `True` if none is whole.
+            ValueError: For a damaged checkpoint that is given by name, or with `True` if no checkpoint is whole.
         """
         checkpoint = self._choose_checkpoint(resume_from_checkpoint or None)
         self._has_ended = False
@@ -56,33 +66,33 @@ class ResumableTraining:
     def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
         if asked is None:
             return None
-        answer = [None, None]
+        found: list[str | None] = [None, None]
         if self.accelerator.is_main_process:
-            answer = _find_checkpoint(asked, self.args.output_dir)
-        checkpoint, problem = broadcast_object_list(answer)
+            found = _find_checkpoint(asked, str(self.args.output_dir))
+        checkpoint, problem = broadcast_object_list(found)
         if checkpoint is None:
             raise ValueError(problem)
         if problem is not None:
             logger.warning(problem)
-        # A kill after the mark can leave a checkpoint without its sums
+        # A process that was killed after the mark leaves a checkpoint without checksums
         folder = Path(checkpoint)
-        if self.args.should_save and folder.parent == Path(self.args.output_dir) and not has_sums(folder):
+        if self.args.should_save and folder.parent == Path(str(self.args.output_dir)) and not has_sums(folder):
             write_sums(folder)
         return checkpoint
 
     def _load_run_state(self, checkpoint: Path | None) -> None:
-        """Reads what `_save_run_state` wrote; forgets what an earlier training left where there is no checkpoint."""
+        """Reads what `_save_run_state` wrote; without a checkpoint, forgets what an earlier training left."""
 
     def _save_run_state(self, checkpoint: Path) -> None:
-        """Writes what this process needs of its own to go on, before the checkpoint is marked as complete."""
+        """Writes what this process needs to go on, before the checkpoint is marked as complete."""
 
     def _save_rng_state(self, output_dir: str) -> None:  # the last file of each process; the mark comes right after it
         super()._save_rng_state(output_dir)
         self._save_run_state(Path(output_dir))
         self.accelerator.wait_for_everyone()
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        with explain_full_disk(self.args.output_dir, "the last whole checkpoint is kept"):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Argument) -> None:
+        with explain_full_disk(str(self.args.output_dir), "the last whole checkpoint is kept"):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -90,7 +100,7 @@ class ResumableTraining:
             write_sums(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; a checkpoint that is written over counts as incomplete until it is written."""
+        """As `Trainer.save_model`; a checkpoint that is overwritten counts as incomplete until all of it is written."""
         if output_dir is not None and is_checkpoint_name(output_dir) and self.args.should_save:
             remove_marks(Path(output_dir))
         super().save_model(output_dir, _internal_call)
@@ -106,39 +116,44 @@ class ResumableTraining:
         super()._load_best_model()
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[JsonObject], torch.Tensor | int | None]:
-        """As `Trainer.get_batch_samples`; nothing where the training has reached its end."""
+        self, epoch_iterator: Iterator[JsonObject], num_batches: int, device: torch.device
+    ) -> BatchSamples:
+        """As `Trainer.get_batch_samples`; no batches where the training has reached its end."""
         if self._is_at_end():
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        checkpoint: str | None,
+        trial: Argument,
     ) -> tuple[int, int]:
         epoch, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
         )
         if checkpoint is None or has_length(self.train_dataset):
             return epoch, batches
-        # `Trainer` takes a stream for endless; one that was read again from its start says so in `state.epoch`
-        epoch, part = divmod(self.state.epoch or 0.0, 1)
+        # `Trainer` takes a stream for endless; `state.epoch` says how often it was read from its start
+        epochs, part = divmod(self.state.epoch or 0.0, 1)
         batches = round(part * max_steps * self.args.gradient_accumulation_steps)
-        return int(epoch), 0 if self.args.ignore_data_skip else batches
+        return int(epochs), 0 if self.args.ignore_data_skip else batches
 
     def _is_at_end(self) -> bool:
         return self._has_ended or self.state.global_step >= self.state.max_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `Trainer.log`; a training that had nothing left to do has no `train_loss`, which would be 0.0."""
+        """As `Trainer.log`; a training that had nothing left to do logs no `train_loss`, which would be 0.0."""
         if self._has_ended:
             logs = {name: value for name, value in logs.items() if name != "train_loss"}
         super().log(logs, start_time)
 
 
 class _ResumptionCallback(TrainerCallback):
-    """What happens between a checkpoint's state being read and the first step."""
+    """Decides after reading a checkpoint's state, before the first step, whether the run has ended."""
 
     def __init__(self, trainer: ResumableTraining):
         self._trainer = trainer
@@ -162,23 +177,24 @@ class _ResumptionCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
     ) -> None:
-        if self._trainer._has_ended:  # evaluated and saved when it got here
+        if self._trainer._has_ended:  # already evaluated and saved when it ended
             control.should_log = control.should_evaluate = control.should_save = False
 
 
 def _restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) -> None:
-    """Gives callbacks what they had counted when the checkpoint was saved; their options stay those of this run."""
+    """Restores the counts of callbacks from a checkpoint; their options stay those of this run."""
+    saved_states: JsonObject = state.stateful_callbacks  # type: ignore[assignment]  # a dictionary when it is read
     for callback in callbacks:
-        saved = state.stateful_callbacks.get(type(callback).__name__)
+        saved = saved_states.get(type(callback).__name__)
         if isinstance(callback, ExportableState) and isinstance(saved, dict):
             for name, value in saved.get("attributes", {}).items():
                 setattr(callback, name, value)
 
 
 def _find_checkpoint(asked: str | bool, output_dir: str) -> list[str | None]:
-    """The checkpoint to go on from, or `None`, and what is to be said about it."""
-    if asked is not True:
-        damage = find_damage(Path(asked)) if Path(asked).is_dir() else None  # else `Trainer` says what is missing
+    """The checkpoint to go on from, or `None`; and a warning or an error about it."""
+    if not isinstance(asked, bool):
+        damage = find_damage(Path(asked)) if Path(asked).is_dir() else None  # otherwise `Trainer` says what is missing
         if damage is None:
             return [str(asked), None]
         whole, _ = find_whole_checkpoint(Path(asked).parent)

@@ -5,40 +5,48 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spec_kd.open_types import Argument
+from spec_kd.trainer.trainer_types import BatchSamples
 
 STEP = "step"
+Mark: TypeAlias = Argument  # an event on CUDA, else seconds
 
 
 @dataclass(frozen=True)
 class Span:
-    """A region of a step, between two marks, and the region that it interrupts."""
+    """A region of a step between two marks.
+
+    Args:
+        region (`str`): Its name.
+        outer (`str`, *optional*): The region that it interrupts.
+        start (`torch.cuda.Event` or `float`), end (`torch.cuda.Event` or `float`): The marks.
+    """
 
     region: str
     outer: str | None
-    start: Any
-    end: Any
+    start: Mark
+    end: Mark
 
 
 class StepClock:
-    """Measures named regions of training steps; a region inside another counts for itself alone.
+    """Measures named regions of training steps; the time of a region inside another one counts for the inner one only.
 
-    On CUDA the marks are events in the current stream: they are read when the shares are asked for, so the host waits
-    for nothing in between, and a region's time is that of the device. Elsewhere they are readings of the host's clock.
-    Several devices of one process (a teacher spread by `device_map`) count by what `device` waits for.
+    On CUDA the marks are events in the current stream. They are read when the shares are asked for, so the host does
+    not wait in between, and a region's time is that of the device. Elsewhere they are readings of the host's clock.
+    Of several devices in one process (a teacher spread by `device_map`), what `device` waits for is measured.
 
     Args:
-        device (`torch.device`): Of the training, in this process.
+        device (`torch.device`): The training's device in this process.
     """
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._open: list[tuple[str, Any]] = []
+        self._open: list[tuple[str, Mark]] = []
         self._spans: list[Span] = []
         self._ended: deque[list[Span]] = deque()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -51,7 +59,7 @@ class StepClock:
             self.start(STEP)
 
     def discard_step(self) -> None:
-        """Forgets a step that was begun and not ended (no more data, an exception)."""
+        """Forgets a step that has begun and not ended (no more data, an exception)."""
         self._open.clear()
 
     def end_step(self) -> None:
@@ -59,7 +67,7 @@ class StepClock:
         self.stop()
         self._ended.append(self._spans)
         self._num_steps += 1
-        while self._ended and self._is_reached(self._ended[0][-1].end):  # a run that logs nothing keeps nothing
+        while self._ended and self._is_reached(self._ended[0][-1].end):  # so that a run without logging keeps nothing
             self._add_up(self._ended.popleft())
 
     def start(self, region: str) -> None:
@@ -84,9 +92,9 @@ class StepClock:
             self.stop()
 
     def read(self) -> dict[str, float]:
-        """What was measured since the last reading: `time/REGION_share` of the steps' time, and `time/step_seconds`.
+        """Metrics since the last reading: `time/REGION_share` of the steps' time, and `time/step_seconds`.
 
-        A region that was entered before and not since has a share of 0; without a step there is nothing.
+        A region that was only entered before has a share of 0. Without a step there are no metrics.
         """
         if self._ended and self._device.type == "cuda":
             self._ended[-1][-1].end.synchronize()
@@ -101,14 +109,14 @@ class StepClock:
         self._num_steps = 0
         return metrics
 
-    def _mark(self) -> Any:
+    def _mark(self) -> Mark:
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def _is_reached(self, mark: Any) -> bool:
+    def _is_reached(self, mark: Mark) -> bool:
         return self._device.type != "cuda" or mark.query()
 
     def _add_up(self, spans: list[Span]) -> None:
@@ -120,15 +128,15 @@ class StepClock:
                 self._seconds[span.outer] -= seconds
 
 
-class TimedSteps:
-    """Goes in front of a `Trainer` as a base class, and logs where the time of its steps went.
+class TimedSteps(Trainer):
+    """A base class of a trainer, before its others: logs where the time of its steps goes.
 
-    A step is from the fetching of its batches (or an earlier `start_step`) to the end of its optimizer step; logging,
-    evaluation and checkpoints are no part of it. Logged with the loss, over the steps since the last logging on
-    process 0: `time/step_seconds`, and as shares of that `time/loss_share` (forward and backward of the draft, waiting
-    for other processes included), `time/optimizer_share`, and those of the regions that a subclass measures with
-    `self._clock.measure`, which count for themselves where they are inside the loss. What is left is data, clipping
-    and bookkeeping. DeepSpeed takes its optimizer step inside the backward, so there it counts for the loss.
+    A step begins when its batches are fetched (or at an earlier `start_step`) and ends after its optimizer step;
+    logging, evaluation and checkpoints are no part of it. Logged with the loss, over the steps since the last logging
+    on process 0: `time/step_seconds`, and as shares of it `time/loss_share` (forward and backward of the draft, and
+    waiting for other processes), `time/optimizer_share`, and a share of each region that a subclass measures with
+    `self._clock.measure`; a region inside the loss counts for itself only. The rest is data, clipping and bookkeeping.
+    DeepSpeed takes its optimizer step inside the backward pass, where it counts for the loss.
     """
 
     def __init__(self, *args: Argument, **kwargs: Argument):
@@ -136,13 +144,13 @@ class TimedSteps:
         self._clock = StepClock(self.args.device)
         self.add_callback(_ClockCallback(self._clock))
 
-    def get_batch_samples(self, *args: Argument, **kwargs: Argument) -> Any:
+    def get_batch_samples(self, *args: Argument, **kwargs: Argument) -> BatchSamples:
         """As `Trainer.get_batch_samples`; begins a step."""
         self._clock.start_step()
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, *args: Argument, **kwargs: Argument) -> torch.Tensor:
-        """As `Trainer.training_step`, timed as the loss."""
+        """As `Trainer.training_step`; its time counts for the loss."""
         with self._clock.measure("loss"):
             return super().training_step(*args, **kwargs)
 
@@ -152,7 +160,7 @@ class TimedSteps:
 
 
 class _ClockCallback(TrainerCallback):
-    """The ends of steps and the optimizer, which the trainer has no methods for."""
+    """Marks the optimizer and the ends of steps, for which the trainer has no methods."""
 
     def __init__(self, clock: StepClock):
         self._clock = clock

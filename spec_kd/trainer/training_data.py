@@ -1,28 +1,31 @@
-"""Datasets as a trainer is given them: checked before anything expensive starts."""
+"""Checks of a trainer's datasets, before anything expensive starts."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from spec_kd.data.training_rows import check_training_columns
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.trainer.draft_config import DraftConfig
+from spec_kd.trainer.trainer_types import FormattingFunction, to_dict
 
-AnyDataset = Dataset | IterableDataset
-EvalDataset = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
+AnyDataset: TypeAlias = Dataset | IterableDataset
+EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
 IMAGE_COLUMNS = {"image", "images"}
 ID_COLUMNS = {"input_ids", "prompt_ids"}
 
 
 def check_datasets(
-    args: DraftConfig, train_dataset: Any, eval_dataset: Any, formatting_func: Callable | None = None
-) -> None:
-    """Raises unless the training and evaluation data say what the target wrote.
+    args: DraftConfig,
+    train_dataset: AnyDataset | None,
+    eval_dataset: EvalDataset | None,
+    formatting_func: FormattingFunction | None = None,
+) -> AnyDataset:
+    """Returns the training set if it and the evaluation sets say what the target wrote.
 
     Raises:
         ValueError: For a missing, empty or damaged dataset, or one without what the target wrote.
-        TypeError: For a training set that is no dataset, or several of them.
+        TypeError: For a training set that is not a dataset, or several of them.
     """
     if train_dataset is None:
         raise ValueError("`train_dataset` is required: the target's responses to learn from.")
@@ -38,15 +41,18 @@ def check_datasets(
         if dataset is not None:
             check_dataset(args, dataset, name, formatting_func)
             check_stored_set(dataset)
+    return train_dataset
 
 
-def check_dataset(args: DraftConfig, dataset: AnyDataset, name: str, formatting_func: Callable | None = None) -> None:
-    """Raises `ValueError` unless one dataset says what the target wrote, in a form that will be prepared."""
+def check_dataset(
+    args: DraftConfig, dataset: AnyDataset, name: str, formatting_func: FormattingFunction | None = None
+) -> None:
+    """Raises `ValueError` unless a dataset says what the target wrote, in a form that will be prepared."""
     columns = find_columns(dataset)
     if formatting_func is not None and columns and not ID_COLUMNS & columns and not args.assume_target_completions:
         raise ValueError(
-            f"`formatting_func` makes one text of each row of the {name} dataset, which does not say which part the "
-            "target wrote. If it wrote all of it, set `assume_target_completions=True`; otherwise give `prompt` and "
+            f"`formatting_func` makes one text of each row of the {name} dataset, without saying which part the target "
+            "wrote. If it wrote all of it, set `assume_target_completions=True`; otherwise give `prompt` and "
             "`completion`."
         )
     check_training_columns(dataset, name, assume_target_completions=args.assume_target_completions)
@@ -56,7 +62,7 @@ def check_dataset(args: DraftConfig, dataset: AnyDataset, name: str, formatting_
             f"The {name} dataset has `messages` with images, of which every token would be trained on. Set "
             "`assistant_only_loss=True`, or `assume_target_completions=True` if the target wrote all of them."
         )
-    if (args.dataset_kwargs or {}).get("skip_prepare_dataset") and ID_COLUMNS & columns == {"prompt_ids"}:
+    if to_dict(args.dataset_kwargs).get("skip_prepare_dataset") and ID_COLUMNS & columns == {"prompt_ids"}:
         raise ValueError(
             f"`skip_prepare_dataset=True` leaves the `prompt_ids` and `completion_ids` of the {name} dataset as they "
             "are, and no collator can batch them. Drop it from `dataset_kwargs`."
@@ -64,11 +70,11 @@ def check_dataset(args: DraftConfig, dataset: AnyDataset, name: str, formatting_
 
 
 def find_columns(dataset: AnyDataset) -> set[str]:
-    """Names of the columns; those of the first row where a stream does not know them."""
+    """Names of the columns; of a stream that does not know them, those of its first row."""
     return set(dataset.column_names or next(iter(dataset), {}))
 
 
-def apply_formatting(dataset: AnyDataset, formatting_func: Callable[[dict], str], text_column: str) -> AnyDataset:
-    """The texts that a function makes of the rows, without the columns that it made them of."""
+def apply_formatting(dataset: AnyDataset, formatting_func: FormattingFunction, text_column: str) -> AnyDataset:
+    """What a function makes of each row, as one text column in place of the others."""
     columns = list(find_columns(dataset))
     return dataset.map(lambda row: {text_column: formatting_func(row)}, remove_columns=columns)

@@ -1,15 +1,17 @@
-"""What scripts of TRL's `GKDTrainer` and `DistillationTrainer` say, in the words of `OnlineGKDConfig`."""
+"""Options of TRL's `GKDConfig` and `DistillationConfig` as those of `OnlineGKDConfig`."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.options import document_options, option
+from spec_kd.trainer.trainer_types import to_dict
 
 # Options of TRL's two configurations that mean something else here, or nothing: what to use instead.
 INSTEAD = {
-    "seq_kd": "Set `sample_from='target'` with `lmbda=1.0`: the target writes every completion.",
-    "min_p": "Text is drawn with `top_k` and `top_p` alone.",
-    "repetition_penalty": "Text is drawn from the model's own distribution, `top_k` and `top_p` of it.",
-    "generation_kwargs": "Text is drawn with `generation_temperature`, `top_k` and `top_p` alone.",
+    "seq_kd": "Set `sample_from='target'` with `lmbda=1.0`: the target then writes every completion.",
+    "min_p": "Completions are sampled with `top_k` and `top_p` alone.",
+    "repetition_penalty": "Completions are sampled from the plain softmax, cut by `top_k` and `top_p` alone.",
+    "generation_kwargs": "Completions are sampled with `generation_temperature`, `top_k` and `top_p` alone.",
     "chat_template_kwargs": "Add a `chat_template_kwargs` column to the dataset.",
     "cache_implementation": "Use `use_transformers_continuous_batching=True` or `use_vllm=True` to generate faster.",
     "max_tool_calling_iterations": "Tools are not called; put their results into the prompts.",
@@ -17,31 +19,29 @@ INSTEAD = {
 DEFAULTS_OF_TRL = "`GKDConfig` has beta=0.5 and temperature=0.9; `DistillationConfig` beta=1.0 and learning_rate=1e-06"
 
 
+@document_options
 @dataclass
 class TRLDistillationOptions:
-    r"""
-    Options by the names that TRL's `GKDConfig` and `DistillationConfig` have for them.
+    """Options by the names that TRL's `GKDConfig` and `DistillationConfig` have for them."""
 
-    Args:
-        max_completion_length (`int`, *optional*): The same as `max_new_tokens`.
-        teacher_model_revision (`str`, *optional*): The same as `teacher_model_init_kwargs={"revision": ...}`.
-        disable_dropout (`bool`, *optional*, defaults to `False`): Whether the draft is trained without its dropout.
-        seq_kd (`bool`, *optional*, defaults to `False`):
-            Refused: `sample_from="target"` with `lmbda=1.0` is what it means.
-    """
-
-    max_completion_length: int | None = field(default=None, metadata={"help": "The same as `max_new_tokens`."})
-    teacher_model_revision: str | None = field(
-        default=None, metadata={"help": "The same as `revision` in `teacher_model_init_kwargs`."}
+    max_completion_length: int | None = option(
+        "TRL's name of `max_new_tokens`, which is used by default.", default=None
     )
-    disable_dropout: bool = field(default=False, metadata={"help": "Whether the draft is trained without its dropout."})
-    seq_kd: bool = field(default=False, metadata={"help": "Refused; use sample_from='target' with lmbda=1."})
+    teacher_model_revision: str | None = option(
+        "Revision of the teacher, as in `teacher_model_init_kwargs={'revision': ...}`; its main one by default.",
+        default=None,
+    )
+    disable_dropout: bool = option("Whether the draft is trained without its dropout.", default=False)
+    seq_kd: bool = option(
+        "Option of TRL's GKD, which is refused: set `sample_from='target'` with `lmbda=1.0`.", default=False
+    )
 
-    def read_lengths(self, default: int) -> None:
-        """Sets `max_new_tokens` from `max_completion_length`.
+    def resolve_length(self, max_new_tokens: int, default: int) -> int:
+        """`max_new_tokens`, or `max_completion_length` if that is set.
 
         Args:
-            default (`int`): What `max_new_tokens` is where nobody set it.
+            max_new_tokens (`int`): Value of the option `max_new_tokens`.
+            default (`int`): Default of that option.
 
         Raises:
             ValueError: If both are set and differ, and for `seq_kd=True`.
@@ -49,25 +49,25 @@ class TRLDistillationOptions:
         if self.seq_kd:
             raise ValueError(f"`seq_kd=True` is an option of TRL's GKD. {INSTEAD['seq_kd']}")
         if self.max_completion_length is None:
-            return
-        if self.max_new_tokens not in (default, self.max_completion_length):
+            return max_new_tokens
+        if max_new_tokens not in (default, self.max_completion_length):
             raise ValueError(
-                f"`max_completion_length={self.max_completion_length}` and `max_new_tokens={self.max_new_tokens}` are "
-                "the same option. Set one of them."
+                f"`max_completion_length={self.max_completion_length}` and `max_new_tokens={max_new_tokens}` are the "
+                "same option. Set one of them."
             )
-        self.max_new_tokens = self.max_completion_length
+        return self.max_completion_length
 
-    def read_revision(self) -> None:
-        """Adds `teacher_model_revision` to `teacher_model_init_kwargs`; raises `ValueError` if that has another one."""
+    def resolve_init_kwargs(self, init_kwargs: Arguments | str | None) -> Arguments | str | None:
+        """`teacher_model_init_kwargs` with `teacher_model_revision`; raises `ValueError` if they name two revisions."""
         if self.teacher_model_revision is None:
-            return
-        options = dict(self.teacher_model_init_kwargs or {})
+            return init_kwargs
+        options = to_dict(init_kwargs)
         if options.setdefault("revision", self.teacher_model_revision) != self.teacher_model_revision:
             raise ValueError(
                 f"`teacher_model_revision={self.teacher_model_revision!r}` and the revision "
                 f"{options['revision']!r} in `teacher_model_init_kwargs` differ. Set one of them."
             )
-        self.teacher_model_init_kwargs = options
+        return options
 
 
 def translate_options(values: JsonObject, source: type, known: set[str]) -> JsonObject:
@@ -90,9 +90,8 @@ def translate_options(values: JsonObject, source: type, known: set[str]) -> Json
     if "DistillationConfig" in names:
         values["lmbda"] = 1.0  # it always trains on what the draft writes
     defaults = {
-        option.name: option.default_factory() if option.default is MISSING else option.default
-        for option in fields(source)
-        if option.default is not MISSING or option.default_factory is not MISSING
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for each in fields(source)
     }
     for name in [name for name in values if name not in known]:
         value = values.pop(name)

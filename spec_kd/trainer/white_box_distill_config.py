@@ -1,51 +1,21 @@
-"""Options of the training towards the target's probabilities."""
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from spec_kd.checks import check_number
 from spec_kd.losses import JensenShannon, TokenLoss, build_divergence, build_selection
 from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.losses.selection import ALL_TOKENS
 from spec_kd.open_types import Arguments
+from spec_kd.options import document_own_options, option
 from spec_kd.trainer.draft_config import DraftConfig
+from spec_kd.trainer.trainer_types import to_dict
 
 
+@document_own_options
 @dataclass
-class WhiteBoxDistillConfig(DraftConfig):
+class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # fields of TRL
     r"""
-    Configuration of [`WhiteBoxDistillTrainer`]: everything of [`~trl.SFTConfig`] and of [`DraftConfig`], and:
-
-    Args:
-        divergence (`str`, *optional*):
-            What to minimize at every token the target wrote: `"forward_kl"` (the default), `"reverse_kl"`, `"jsd"`,
-            `"tvd"`, `"neg_log_acceptance"`, `"lk_hybrid"`, `"tvd_plus_plus"`, or a name of your own, registered with
-            [`~spec_kd.losses.register_divergence`].
-        divergence_kwargs (`dict` or `str`, *optional*):
-            Options of the divergence, such as `{"eta": 3.0}` of `"lk_hybrid"`.
-        beta (`float`, *optional*):
-            Weight of the JSD, 0.5 unless given. Instead of `divergence`, TRL's convention is understood: 0 is forward
-            KL, 1 reverse KL, between them JSD. Both together raise when they disagree.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Loss temperature: both models' logits are divided by it. No T^2 factor is applied to the loss. It has
-            nothing to do with the temperature at which the target's text was sampled.
-        ce_weight (`float`, *optional*, defaults to `0.0`):
-            Weight c in [0, 1) of the cross-entropy on the token written: (1 - c) D + c CE, the latter at temperature 1.
-        token_selection (`str`, *optional*, defaults to `"all"`):
-            Which tokens the training loss is over: `"all"`; `"adaspec"`, the top share of each sequence by
-            KL(p‖q) - KL(p‖q_ref) (needs a reference draft); `"target_entropy"`, the top share by the target's entropy;
-            `"rejected"`, where the draft's most likely token is not the one written. The loss stays a mean over all
-            tokens, those left out counting as 0; evaluation is over all. The share is logged as `token_share_kept`.
-        token_selection_fraction (`float`, *optional*):
-            Share of each sequence kept by `"adaspec"` and `"target_entropy"`, 0.4 unless given.
-        ref_model_name_or_path (`str`, *optional*):
-            Reference draft of `"adaspec"`, if `ref_model` is not passed to the trainer and the dataset has no
-            `reference_forward_kl` column.
-        ref_model_init_kwargs (`dict` or `str`, *optional*):
-            Arguments of `from_pretrained` for a reference draft given by name.
-        teacher_model_name_or_path (`str`, *optional*):
-            Teacher, if `teacher_model` is not passed to the trainer.
-        teacher_model_init_kwargs (`dict` or `str`, *optional*):
-            Arguments of `from_pretrained` for a teacher given by name; `dtype` defaults to the checkpoint's own.
+    Configuration of [`WhiteBoxDistillTrainer`]: everything of [`~trl.SFTConfig`] and of [`DraftConfig`], and the
+    options below.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 (TRL's name)
@@ -55,43 +25,55 @@ class WhiteBoxDistillConfig(DraftConfig):
         "teacher_model_init_kwargs",
     ]
 
-    divergence: str | None = field(
+    divergence: str | None = option(
+        "Divergence to minimize at every token that the target wrote: 'forward_kl', 'reverse_kl', 'jsd', 'tvd', "
+        "'neg_log_acceptance', 'lk_hybrid', 'tvd_plus_plus', or a name registered with `register_divergence`. "
+        "'forward_kl' by default, or what `beta` says.",
         default=None,
-        metadata={
-            "help": "'forward_kl' (default), 'reverse_kl', 'jsd', 'tvd', 'neg_log_acceptance', 'lk_hybrid', "
-            "'tvd_plus_plus' or a registered name, at every token of the target."
-        },
     )
-    divergence_kwargs: Arguments | str | None = field(
-        default=None, metadata={"help": "Options of the divergence, such as {\"eta\": 3.0} of 'lk_hybrid'."}
+    divergence_kwargs: Arguments | str | None = option(
+        "Options of the divergence, such as {\"eta\": 3.0} of 'lk_hybrid'; its own defaults by default.", default=None
     )
-    beta: float | None = field(
+    beta: float | None = option(
+        "Weight of the JSD, 0.5 by default. Without `divergence` it has TRL's meaning: 0 is forward KL, 1 is reverse "
+        "KL, and what lies between is the JSD. It is refused if it contradicts `divergence`.",
         default=None,
-        metadata={"help": "Weight of the JSD. Without `divergence`: 0 = forward KL, 1 = reverse KL, between = JSD."},
     )
-    temperature: float = field(
-        default=1.0, metadata={"help": "Loss temperature dividing both models' logits; no T^2 factor is applied."}
+    temperature: float = option(
+        "Loss temperature, which divides the logits of both models; no T^2 factor is applied. It does not depend on "
+        "the temperature at which the completions were sampled.",
+        default=1.0,
     )
-    ce_weight: float = field(
-        default=0.0, metadata={"help": "Weight in [0, 1) of the cross-entropy on the token written, at temperature 1."}
+    ce_weight: float = option(
+        "Weight c in [0, 1) of the cross-entropy on the token written: the loss is (1 - c) D + c CE, with CE at "
+        "temperature 1.",
+        default=0.0,
     )
-    token_selection: str = field(
-        default=ALL_TOKENS, metadata={"help": "'all', 'adaspec', 'target_entropy' or 'rejected'; in training only."}
+    token_selection: str = option(
+        "Tokens that the training loss is over: 'all'; 'adaspec', the top share of each sequence by KL(p‖q) - "
+        "KL(p‖q_ref), which needs a reference draft (arXiv 2510.19779); 'target_entropy', the top share by the "
+        "target's entropy; 'rejected', where the draft's most likely token is not the one written. The loss stays a "
+        "mean over all tokens, of which those left out count as 0. Evaluation is over all tokens. The share that is "
+        "kept is logged as `token_share_kept`.",
+        default=ALL_TOKENS,
     )
-    token_selection_fraction: float | None = field(
-        default=None, metadata={"help": "Share of each sequence that 'adaspec' and 'target_entropy' keep (0.4)."}
+    token_selection_fraction: float | None = option(
+        "Share of each sequence that 'adaspec' and 'target_entropy' keep; 0.4 by default.", default=None
     )
-    ref_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reference draft of 'adaspec', if `ref_model` is not passed to the trainer."}
+    ref_model_name_or_path: str | None = option(
+        "Reference draft of 'adaspec'; by default the trainer's `ref_model`, or the dataset's `reference_forward_kl` "
+        "column.",
+        default=None,
     )
-    ref_model_init_kwargs: Arguments | str | None = field(
-        default=None, metadata={"help": "Arguments of `from_pretrained` for a reference draft given by name."}
+    ref_model_init_kwargs: Arguments | str | None = option(
+        "Arguments of `from_pretrained` for a reference draft given by name; none by default.", default=None
     )
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Teacher, if `teacher_model` is not passed to the trainer."}
+    teacher_model_name_or_path: str | None = option(
+        "Teacher; by default the trainer's `teacher_model`, or the dataset's teacher signal.", default=None
     )
-    teacher_model_init_kwargs: Arguments | str | None = field(
-        default=None, metadata={"help": "Arguments of `from_pretrained` for a teacher given by name."}
+    teacher_model_init_kwargs: Arguments | str | None = option(
+        "Arguments of `from_pretrained` for a teacher given by name; `dtype` is the checkpoint's own by default.",
+        default=None,
     )
 
     def __post_init__(self) -> None:
@@ -127,7 +109,7 @@ class WhiteBoxDistillConfig(DraftConfig):
 
     def build_loss(self) -> TokenLoss:
         """The loss that these options describe; raises `ValueError` for options that do not fit each other."""
-        options = self.divergence_kwargs or {}
+        options = to_dict(self.divergence_kwargs)
         if "beta" in options:
             raise ValueError(
                 f"`divergence_kwargs` has `beta` ({options['beta']}), which has an option of its own. Set `beta`."

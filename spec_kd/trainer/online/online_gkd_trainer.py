@@ -2,10 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain, compress, islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate.logging import get_logger
@@ -20,36 +20,29 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.generation import ContinuousBatchingConfig
-from trl.models import unwrap_model_for_generation
 
 from spec_kd._private import disable_dropout_in_model
 from spec_kd.data.token_columns import TokenColumnCollator
 from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
-from spec_kd.loading import choose_processing_class, find_processing_class
-from spec_kd.open_types import Arguments, JsonObject
-from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.arguments import as_config, get_load_options
-from spec_kd.trainer.online.continuous_batching import ContinuousSource
-from spec_kd.trainer.online.on_policy import (
-    CompletionSource,
-    RepeatedWindows,
-    add_placeholders,
-    check_live_models,
-    check_room,
-    draw_rows,
-    find_prompt,
-    is_prompts_only,
-    is_same_window,
-    read_rows,
-)
+from spec_kd.open_types import Arguments, Call, JsonObject
+from spec_kd.trainer.arguments import as_config
+from spec_kd.trainer.online.completion_writer import CompletionWriter
+from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
+from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, read_rows
+from spec_kd.trainer.online.generating_trainer import GeneratingTrainer
+from spec_kd.trainer.online.model_writer import ModelWriter
+from spec_kd.trainer.online.online_checks import check_live_models, check_room, find_positions
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.prompt_evaluation import PromptEvaluation, prepare_prompts_only
-from spec_kd.trainer.online.streaming import RequestServer, ServedCompletion, ServedTeacher, describe_served_signal
+from spec_kd.trainer.online.prompt_rows import add_placeholders, complete_evaluation_prompts, is_prompts_only
+from spec_kd.trainer.online.request_server import RequestServer
 from spec_kd.trainer.online.vllm_writer import VLLMWriter, check_vllm
-from spec_kd.trainer.online.window import Window, WindowCallback
+from spec_kd.trainer.online.window import RepeatedWindows, Window
+from spec_kd.trainer.teachers.live import LiveTeacher
+from spec_kd.trainer.teachers.served import ServedTeacher, describe_served_signal
 from spec_kd.trainer.teachers.stored import check_stored_teacher
+from spec_kd.trainer.trainer_types import BatchSamples
 from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
@@ -57,29 +50,30 @@ from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 logger = get_logger(__name__)
 
 
-class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
+class OnlineGKDTrainer(GeneratingTrainer):
     """
-    Online distillation: the draft learns from the target on text that is generated while it trains. It is
+    Online distillation: the draft learns from the target on completions that are generated while it trains. It is
     [`WhiteBoxDistillTrainer`] with another source of completions.
 
-    `mode="on_policy"` (GKD, Agarwal et al., arXiv 2306.13649): for all examples of an optimizer step on a process at
-    once, it is drawn whose completion is generated anew; the rest keep that of the dataset.
+    `mode="on_policy"` (GKD, Agarwal et al., arXiv 2306.13649): each example gets a new completion with probability
+    `lmbda`, written by the draft, the target or both; the others keep that of the dataset. The completions of an
+    optimizer step are generated together.
 
     `mode="streaming"` (Online Speculative Decoding, Liu et al., arXiv 2310.07177): the dataset is a stream of
-    requests, taken in its order. They are served by speculative decoding with the draft as it is, `update_interval` of
-    them on every process; then the draft learns from what serving showed: the target's distribution, reduced to the
-    `served_signal` pass by pass, where it rejected a drafted token. The target makes no pass besides those of serving.
-    Resuming skips the requests that were served; a stream that cannot be read again wants `ignore_data_skip=True`.
+    requests, taken in its order. Each process serves `update_interval` of them by speculative decoding with the
+    current draft; then the draft learns from the tokens that the target rejected, or from all of them. Each pass of
+    the target is reduced to the `served_signal`, so the target makes no pass besides those of serving. Resuming skips
+    the requests that were served; for a stream that cannot be read again, set `ignore_data_skip=True`.
 
-    What is drawn and sampled follows from the seed, the step and the process. Evaluation is on the dataset's
-    completions; where it has prompts only, on ones that are generated as in training.
+    What is drawn and sampled follows from the seed, the step and the process. Evaluation uses the completions of the
+    evaluation dataset, or generates them as in training if it has prompts only.
 
-    Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (of the examples),
-    `generated_tokens_per_second`, `time/generation_share` (of a step's time), `completions/mean_length` (tokens) and
-    `completions/clipped_ratio` (share without an EOS within `max_new_tokens`) of what was generated; when streaming
-    also `stream/acceptance_rate`, `stream/block_efficiency` (tokens per target pass) and `stream/rejected_share` (of
-    the tokens) of the requests as they were served. Mind that `alpha_on_data` is over the tokens of the loss: mostly
-    the draft's own text on policy, the rejected ones when streaming.
+    Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (share of the examples),
+    `generated_tokens_per_second`, `time/generation_share` (share of a step's time), `completions/mean_length` (tokens)
+    and `completions/clipped_ratio` (share of the completions without an EOS within `max_new_tokens`); when streaming
+    also `stream/acceptance_rate`, `stream/block_efficiency` (tokens per target pass) and `stream/rejected_share`
+    (share of the tokens) of the requests as they were served. `alpha_on_data` is measured on the tokens of the loss:
+    mostly on the draft's own completions with `"on_policy"`, on rejected tokens with `"streaming"`.
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
@@ -113,7 +107,7 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
     """
 
     _name = "OnlineGKD"
-    _config_class = OnlineGKDConfig
+    _config_class: type[OnlineGKDConfig] = OnlineGKDConfig
     _method = "online (on-policy) distillation"
     _tag_names = (*WhiteBoxDistillTrainer._tag_names, "on-policy")
 
@@ -125,15 +119,15 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
         train_dataset: AnyDataset | None = None,
         eval_dataset: EvalDataset | None = None,
         processing_class: ProcessingClass | None = None,
-        compute_loss_func: Callable | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        compute_loss_func: Call[torch.Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], JsonObject] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], Arguments] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
-        formatting_func: Callable[[dict], str] | None = None,
+        formatting_func: Callable[[JsonObject], str] | None = None,
         *,
         teacher_model: str | PreTrainedModel | None = None,
         ref_model: str | PreTrainedModel | None = None,
@@ -143,26 +137,11 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
         if args.mode == "streaming":
             self._method = "online (streaming) distillation"
             self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
-        teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        check_live_models(args, teacher_model, ref_model)
+        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
+        check_live_models(args.build_loss(), args.lmbda, teacher_model is not None, ref_model is not None)
         if args.use_vllm:
             check_vllm(args, model, args.world_size)
-        has_prompts = train_dataset is not None and is_prompts_only(train_dataset)
-        if has_prompts and args.lmbda < 1:
-            raise ValueError(
-                f"The training dataset has prompts only, but `lmbda={args.lmbda}` takes completions from it as "
-                "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
-            )
-        processing_class = processing_class or choose_processing_class(
-            find_processing_class(model, get_load_options(args, args.model_init_kwargs)),
-            teacher_processing_class
-            or find_processing_class(teacher_model, get_load_options(args, args.teacher_model_init_kwargs)),
-        )
-        if processing_class is not None:  # else the base class says what is missing
-            train_dataset = add_placeholders(train_dataset, processing_class) if has_prompts else train_dataset
-            prepared = prepare_prompts_only(eval_dataset, processing_class, args.lmbda, args.mode)
-            self._evaluates_prompts = prepared is not None
-            eval_dataset = eval_dataset if prepared is None else prepared
         if args.num_iterations > 1 and isinstance(train_dataset, IterableDataset):
             raise ValueError(
                 f"`num_iterations={args.num_iterations}` repeats the examples of an optimizer step, which needs a "
@@ -194,46 +173,63 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
             disable_dropout_in_model(self.model)
         if args.lmbda > 0:
             self._check_generation()  # before vLLM starts
-        self._source = self._build_source()
+        if args.mode == "streaming":
+            self._teacher = self._build_served_teacher()
+        self._writer = self._build_writer()
         self._window: Window | None = None
-        if args.lmbda > 0:
-            self.add_callback(WindowCallback(self))
 
-    def _build_source(self) -> CompletionSource | RequestServer | VLLMWriter:
-        args = self.args
-        options = SamplingOptions(
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.generation_temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
+    def _complete_datasets(  # type: ignore[override]  # `args` is our own configuration
+        self,
+        args: OnlineGKDConfig,
+        train_dataset: AnyDataset | None,
+        eval_dataset: EvalDataset | None,
+        processing_class: ProcessingClass,
+    ) -> tuple[AnyDataset | None, EvalDataset | None]:
+        if train_dataset is not None and is_prompts_only(train_dataset):
+            if args.lmbda < 1:
+                raise ValueError(
+                    f"The training dataset has prompts only, but `lmbda={args.lmbda}` takes completions from it as "
+                    "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
+                )
+            train_dataset = add_placeholders(train_dataset, processing_class)
+        prepared = complete_evaluation_prompts(eval_dataset, processing_class, args.lmbda, args.mode)
+        self._evaluates_prompts = prepared is not None
+        return train_dataset, eval_dataset if prepared is None else prepared
+
+    def _build_served_teacher(self) -> ServedTeacher:
+        info = describe_served_signal(
+            self._readers["target"],
+            self.processing_class,
+            self.args.build_sampling_options(),
+            self.args.build_signal_spec(),
+            self.token_loss.temperature,
         )
-        if args.use_vllm:
-            return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
+        check_stored_teacher(info, self.token_loss, self.processing_class)
+        return ServedTeacher(info, cast(LiveTeacher, self._teacher))
+
+    def _build_writer(self) -> CompletionWriter:
+        args, options = self.args, self.args.build_sampling_options()
         common = {
             "options": options,
             "processing_class": self.processing_class,
             "batch_size": args.generation_batch_size,
         }
-        if args.use_transformers_continuous_batching:
-            config = ContinuousBatchingConfig(**(args.transformers_continuous_batching_config or {}))
-            source = ContinuousSource(sample_from=args.sample_from, config=config, **common)
-            source.check(self._readers[args.sample_from])
-            return source
-        if args.mode == "on_policy":
-            return CompletionSource(sample_from=args.sample_from, mix=args.mix, **common)
-        target = self._readers["target"]
-        info = describe_served_signal(
-            target, self.processing_class, options, args.build_signal_spec(), self.token_loss.temperature
-        )
-        check_stored_teacher(info, self.token_loss, self.processing_class)
-        self._teacher = ServedTeacher(info, self._teacher)
-        return RequestServer(
-            info=info,
-            num_assistant_tokens=args.num_assistant_tokens,
-            draft_sampling=args.draft_sampling,
-            trained_positions=args.trained_positions,
-            **common,
-        )
+        if args.use_vllm:
+            return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
+        if args.mode == "streaming":
+            return RequestServer(
+                info=cast(ServedTeacher, self._teacher).info,
+                num_assistant_tokens=args.num_assistant_tokens,
+                draft_sampling=args.draft_sampling,
+                trained_positions=args.trained_positions,
+                **common,
+            )
+        if not args.use_transformers_continuous_batching:
+            return ModelWriter(sample_from=args.sample_from, mix=args.mix, **common)
+        config = ContinuousBatchingConfig(**(args.transformers_continuous_batching_config or {}))
+        writer = ContinuousBatchingWriter(sample_from=args.sample_from, config=config, **common)
+        writer.check(self._readers[args.sample_from])
+        return writer
 
     def _check_generation(self) -> None:
         if self.is_fsdp_enabled:
@@ -250,7 +246,8 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
             self._check_room(rows, "the training dataset")
 
     def _check_room(self, rows: Iterable[dict[str, list[int]]], name: str) -> None:
-        check_room(rows, self._readers, self.args.max_new_tokens, name, vLLM=self.args.vllm_max_model_length)
+        limits = find_positions(self._readers) | {"vLLM": self.args.vllm_max_model_length}
+        check_room(rows, limits, self.args.max_new_tokens, name)
 
     @property
     def _readers(self) -> dict[str, PreTrainedModel]:
@@ -260,135 +257,101 @@ class OnlineGKDTrainer(PromptEvaluation, WhiteBoxDistillTrainer):
             models["reference"] = self._reference.model
         return {role: self.accelerator.unwrap_model(model) for role, model in models.items()}
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler[int] | None:
         sampler = super()._get_train_sampler(train_dataset)
         if self.args.num_iterations == 1:
             return sampler
         window = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return RepeatedWindows(sampler, window, self.args.num_iterations, seed)
+        return RepeatedWindows(cast(Collection[int], sampler), window, self.args.num_iterations, seed)
 
     def _load_run_state(self, checkpoint: Path | None) -> None:
         self._window = None
         if checkpoint is not None and (path := self._find_window_file(checkpoint)).exists():
-            self._window = Window(**torch.load(path, map_location="cpu", weights_only=True))
+            self._window = Window.load(path)
 
-    def _join_turns(self, args: OnlineGKDConfig) -> bool:
+    def _join_turns(self, args: OnlineGKDConfig) -> bool:  # type: ignore[override]  # the same
         return args.lmbda == 0  # one completion is generated for a row, in place of its labels
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[JsonObject], torch.Tensor | int | None]:
+        self, epoch_iterator: Iterator[JsonObject], num_batches: int, device: torch.device
+    ) -> BatchSamples:
         """As `Trainer.get_batch_samples`, with generated completions; loss tokens are counted on those."""
         if self.args.lmbda == 0 or self._is_at_end():
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         self._clock.start_step()
         batches = list(islice(epoch_iterator, num_batches))
         window = self._window
-        if window is not None and window.uses < self.args.num_iterations and is_same_window(batches, window.source):
+        if window is not None and window.uses < self.args.num_iterations and window.holds(batches):
             window.uses += 1
         elif batches:
             with self._clock.measure("generation"):
                 self._window = self._generate_window(batches, device)
-        generated = self._window.batches if batches else batches
+        generated = self._window.batches if self._window and batches else batches
         samples, num_tokens = super().get_batch_samples(iter(generated), num_batches, device)
         if isinstance(num_tokens, torch.Tensor):
             num_tokens = num_tokens.clamp(min=1)  # a window in which nothing was rejected has nothing to teach
         return samples, num_tokens
 
-    def _generate_window(self, batches: list[JsonObject], device: torch.device) -> "Window":
-        start = time.perf_counter()
-        self.check_weights(with_frozen=self._first_step is None)  # what a NaN writes is not text
+    def _generate_window(self, batches: list[JsonObject], device: torch.device) -> Window:
+        start, step = time.perf_counter(), self.state.global_step
+        self.check_weights(with_frozen=self._first_step is None)  # a model with a NaN writes nothing of use
         rows = [read_rows(batch) for batch in batches]
-        seed = f"{self.args.seed}:{self.state.global_step}:{self.args.process_index}"
+        seed = f"{self.args.seed}:{step}:{self.args.process_index}"
         is_drawn = draw_rows(sum(map(len, rows)), self.args.lmbda, f"{seed}:draw")
-        drawn = [row for row, is_one in zip((row for batch in rows for row in batch), is_drawn, strict=True) if is_one]
+        drawn = list(compress(chain(*rows), is_drawn))
         if not isinstance(self.train_dataset, Dataset):
-            self._check_room(drawn, f"step {self.state.global_step}")
-        prompts = [find_prompt(row, f"Row {i} of step {self.state.global_step}") for i, row in enumerate(drawn)]
-        # entered without prompts too: under ZeRO-3 all processes gather the parameters together
-        with self._whole_models() as models:
-            completions = self._source.write(models, prompts, seed)
-        written = list(zip(prompts, completions, strict=True))
-        collate = self.data_collator
-        if self.args.mode == "streaming":
-            collate = TokenColumnCollator(collate)
-        flags, generated, rebuilt = iter(is_drawn), iter(written), []
+            self._check_room(drawn, f"step {step}")
+        prompts = [find_prompt(row, f"Row {i} of step {step}") for i, row in enumerate(drawn)]
+        completions = self._write(prompts, seed)
+        collate = TokenColumnCollator(self.data_collator)
+        flags, generated = iter(is_drawn), map(self._writer.make_row, prompts, completions)
+        rebuilt = []
         for batch, batch_rows in zip(batches, rows, strict=True):
             are_drawn = list(islice(flags, len(batch_rows)))
             if any(are_drawn):
-                new_rows = [
-                    self._source.make_row(*next(generated)) if is_one else row
-                    for is_one, row in zip(are_drawn, batch_rows, strict=True)
-                ]
-                batch = collate(new_rows)
+                batch = collate(
+                    [next(generated) if is_one else row for is_one, row in zip(are_drawn, batch_rows, strict=True)]
+                )
             rebuilt.append(batch)
         self._log_generation(completions, len(is_drawn), time.perf_counter() - start, device)
-        texts = [[prompt, completion.ids] for prompt, completion in written]
-        return Window(source=batches, batches=rebuilt, texts=texts)
-
-    @contextmanager
-    def _whole_models(self) -> Iterator[dict[str, PreTrainedModel]]:
-        """The models that write, unwrapped and with all their parameters, without gradient checkpointing."""
-        wrapped = {"draft": self.model_wrapped, "target": self._teacher.model}
-        options = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
-        with ExitStack() as stack:
-            yield {
-                name: unwrap_peft(
-                    stack.enter_context(unwrap_model_for_generation(wrapped[name], self.accelerator, **options))
-                )
-                for name in self._source.writers
-            }
+        responses = [[prompt, completion.ids] for prompt, completion in zip(prompts, completions, strict=True)]
+        return Window(source=batches, batches=rebuilt, generated=responses)
 
     def _log_generation(
-        self, completions: list[Completion], num_rows: int, seconds: float, device: torch.device
+        self, completions: Sequence[Completion], num_rows: int, seconds: float, device: torch.device
     ) -> None:
-        served = [completion for completion in completions if isinstance(completion, ServedCompletion)]
-        rounds = [record for completion in served for record in completion.rounds]
-        own = {
-            "tokens": sum(len(completion.ids) for completion in completions),
-            "clipped": sum(completion.finish_reason == "length" for completion in completions),
-            "completions": len(completions),
-            "rows": num_rows,
-            "rounds": len(rounds),
-            "drafted": sum(record.drafted for record in rounds),
-            "accepted": sum(record.accepted for record in rounds),
-            "rejected": sum(len(completion.rejected_positions) for completion in served),
-        }
+        own = {"rows": num_rows, **self._writer.count(completions)}
         counts = self.accelerator.gather(torch.tensor([list(own.values())], device=device)).sum(dim=0).tolist()
         total = dict(zip(own, counts, strict=True))
         seconds = self.accelerator.gather(torch.tensor([seconds], device=device)).max().item()
-        self._log_value("on_policy_share", total["completions"] / total["rows"])
+        metrics = {"on_policy_share": total["completions"] / total["rows"]}
         if total["completions"]:
-            self._log_value("generated_tokens_per_second", total["tokens"] / seconds)
-            self._log_value("completions/mean_length", total["tokens"] / total["completions"])
-            self._log_value("completions/clipped_ratio", total["clipped"] / total["completions"])
-        if total["rounds"]:
-            self._log_value("stream/block_efficiency", total["tokens"] / total["rounds"])
-            self._log_value("stream/acceptance_rate", total["accepted"] / max(total["drafted"], 1))
-            self._log_value("stream/rejected_share", total["rejected"] / total["tokens"])
-
-    def _log_value(self, name: str, value: float) -> None:
-        self._metrics["train"][name].append(value)
+            metrics["generated_tokens_per_second"] = total["tokens"] / seconds
+            metrics |= self._writer.to_metrics(total)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
 
     def _find_window_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"on_policy_window_{self.args.process_index}.pt"
 
     def _save_run_state(self, checkpoint: Path) -> None:
-        """The window, if its completions are to be used again (`num_iterations`)."""
+        """Saves the window if its completions are to be used again (`num_iterations`)."""
         path = self._find_window_file(checkpoint)
         if self._window is None or self._window.uses >= self.args.num_iterations:
-            path.unlink(missing_ok=True)  # of a checkpoint that is written over
+            path.unlink(missing_ok=True)  # left by a checkpoint that is overwritten
             return
-        torch.save(vars(self._window), path)
+        self._window.save(path)
 
-    def _write_texts(self) -> None:
-        if self._window is None:
-            return
-        tokenizer = get_tokenizer(self.processing_class)
-        path = Path(self.args.output_dir, "completions", f"step-{self.state.global_step}.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            for prompt, completion in self._window.texts:
-                text = {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion)}
-                file.write(json.dumps(text, ensure_ascii=False) + "\n")
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`; with `log_completions` the latest completions are written beside the loss."""
+        super().log(logs, start_time)
+        if self.args.log_completions and "loss" in logs and self._window and self.is_world_process_zero():
+            tokenizer = get_tokenizer(self.processing_class)
+            path = Path(str(self.args.output_dir), "completions", f"step-{self.state.global_step}.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion)}
+                for prompt, completion in self._window.generated
+            ]
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

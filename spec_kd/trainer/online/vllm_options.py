@@ -1,80 +1,61 @@
 """Options of generation with vLLM, named as in TRL."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from spec_kd.checks import check_choice
+from spec_kd.options import document_options, option
 
 VLLM_MODES = ("colocate", "server")
 
 
+@document_options
 @dataclass
 class VLLMOptions:
-    r"""
-    Generation with vLLM instead of transformers. Names and defaults are those of [`~trl.DistillationConfig`].
+    """Options of generation with vLLM instead of transformers; names and defaults are those of TRL.
 
-    Args:
-        use_vllm (`bool`, *optional*, defaults to `False`):
-            Whether vLLM writes the draft's completions.
-        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
-            `"colocate"`: vLLM runs in the training processes and shares their devices. `"server"`: in a server of its
-            own, started before with `VLLM_SERVER_DEV_MODE=1 vllm serve DRAFT --weight-transfer-config '{"backend":
-            "nccl"}'`.
-        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
-            Implementation of the model in a colocated vLLM, `"vllm"` or `"transformers"`.
-        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
-            Whether a colocated vLLM gives its memory back between generations.
-        vllm_server_base_url (`str`, *optional*): Of the server; replaces host and port.
-        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`): Of the server.
-        vllm_server_port (`int`, *optional*, defaults to `8000`): Of the server.
-        vllm_server_timeout (`float`, *optional*, defaults to `240.0`): Seconds to wait for the server to be up.
-        vllm_group_port (`int`, *optional*, defaults to `51216`): Over which a server is sent new weights.
-        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
-            Share of each device's memory for a colocated vLLM.
-        vllm_max_model_length (`int`, *optional*):
-            Tokens of prompt and completion for which a colocated vLLM has room; the draft's positions by default.
-        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
-            Processes that share one colocated copy of the draft. It must divide their number.
+    See [`~trl.DistillationConfig`]. A server is started before the training, with `VLLM_SERVER_DEV_MODE=1 vllm serve
+    DRAFT --weight-transfer-config '{"backend": "nccl"}'`.
     """
 
-    use_vllm: bool = field(default=False, metadata={"help": "Whether vLLM writes the draft's completions."})
-    vllm_mode: str = field(
-        default="colocate", metadata={"help": "'colocate': in the training processes; 'server': in a running server."}
+    use_vllm: bool = option("Whether vLLM writes the draft's completions.", default=False)
+    vllm_mode: str = option(
+        "Place of vLLM: 'colocate', in the training processes, whose devices it shares; or 'server', a server that "
+        "runs already.",
+        default="colocate",
     )
-    vllm_model_impl: str = field(
-        default="vllm", metadata={"help": "Model implementation of a colocated vLLM: 'vllm' or 'transformers'."}
+    vllm_model_impl: str = option(
+        "Implementation of the model in a colocated vLLM: 'vllm' or 'transformers'.", default="vllm"
     )
-    vllm_enable_sleep_mode: bool = field(
-        default=False, metadata={"help": "Whether a colocated vLLM gives its memory back between generations."}
+    vllm_enable_sleep_mode: bool = option(
+        "Whether a colocated vLLM gives its memory back between generations.", default=False
     )
-    vllm_server_base_url: str | None = field(
-        default=None, metadata={"help": "URL of the vLLM server, in place of host and port."}
+    vllm_server_base_url: str | None = option(
+        "URL of the vLLM server; by default, it is made of host and port.", default=None
     )
-    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "Host of the vLLM server."})
-    vllm_server_port: int = field(default=8000, metadata={"help": "Port of the vLLM server."})
-    vllm_server_timeout: float = field(
-        default=240.0, metadata={"help": "Seconds to wait for the vLLM server to be up."}
+    vllm_server_host: str = option("Host of the vLLM server.", default="0.0.0.0")
+    vllm_server_port: int = option("Port of the vLLM server.", default=8000)
+    vllm_server_timeout: float = option("Seconds to wait until the vLLM server is up.", default=240.0)
+    vllm_group_port: int = option("Port over which the vLLM server is sent new weights.", default=51216)
+    vllm_gpu_memory_utilization: float = option("Share of each device's memory for a colocated vLLM.", default=0.3)
+    vllm_max_model_length: int | None = option(
+        "Number of tokens of prompt and completion for which a colocated vLLM has room; the draft's positions by "
+        "default.",
+        default=None,
     )
-    vllm_group_port: int = field(
-        default=51216, metadata={"help": "Port over which the vLLM server is sent new weights."}
-    )
-    vllm_gpu_memory_utilization: float = field(
-        default=0.3, metadata={"help": "Share of each device's memory for a colocated vLLM."}
-    )
-    vllm_max_model_length: int | None = field(
-        default=None, metadata={"help": "Tokens of prompt and completion in a colocated vLLM; the draft's by default."}
-    )
-    vllm_tensor_parallel_size: int = field(
-        default=1, metadata={"help": "Processes that share one colocated copy of the draft."}
+    vllm_tensor_parallel_size: int = option(
+        "Number of processes that share one colocated copy of the draft; it must divide the number of processes.",
+        default=1,
     )
 
     def check_vllm(self, mode: str, lmbda: float, sample_from: str) -> None:
-        """Raises `ValueError` for `use_vllm=True` with a mode that it does not have, or where it would not write.
+        """Raises `ValueError` for `use_vllm=True` with an unknown `vllm_mode`, or in a run that vLLM cannot write for.
 
         Args:
-            mode (`str`), lmbda (`float`), sample_from (`str`): Of the [`OnlineGKDConfig`].
+            mode (`str`), lmbda (`float`), sample_from (`str`): Options of the [`OnlineGKDConfig`].
         """
         if not self.use_vllm:
             return
-        if self.vllm_mode not in VLLM_MODES:
-            raise ValueError(f"`vllm_mode` is {self.vllm_mode!r}, but must be one of {', '.join(VLLM_MODES)}.")
+        check_choice("vllm_mode", self.vllm_mode, VLLM_MODES)
         if mode != "on_policy":
             raise ValueError(
                 f"`mode={mode!r}` serves requests by this package's own speculative decoding, whose rounds vLLM does "

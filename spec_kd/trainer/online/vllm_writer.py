@@ -4,8 +4,8 @@ The API is that of TRL 1.16 and of the vLLM versions it supports. Nothing of thi
 a GPU: the tests run TRL's real class over stand-ins for `vllm.LLM` and for TRL's client of a server.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +16,9 @@ from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import Completion
 from spec_kd.engines.transformers import cut_after_eos, find_special_ids
 from spec_kd.heads import count_rows, unwrap_peft
-from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.on_policy import join_row, seeded
+from spec_kd.open_types import Argument, Call, JsonObject
+from spec_kd.trainer.online.completion_writer import CompletionWriter
+from spec_kd.trainer.online.model_writer import seeded
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 if TYPE_CHECKING:
@@ -29,28 +30,27 @@ if TYPE_CHECKING:
 RULED_OUT = -100.0
 
 
-class VLLMWriter:
-    """The draft as a writer in vLLM: [`~spec_kd.trainer.online.on_policy.CompletionSource`] with another engine.
+class VLLMWriter(CompletionWriter):
+    """Writes completions with a copy of the draft in vLLM, which is given the draft's weights at each call.
 
-    What that class says of EOS ids, of ids beyond the tokenizer's vocabulary and of the draft's own generation config
-    holds here too. Sampling in a colocated vLLM starts from the seed that is given; a server has its own, so there the
-    same run need not give the same text. Nor does either promise that the batch does not change a token: the last bits
-    of the logits depend on it.
+    EOS ids, ids beyond the tokenizer's vocabulary and the draft's own generation config are treated as in
+    [`~spec_kd.trainer.online.model_writer.ModelWriter`]. Sampling in a colocated vLLM starts from the given seed; a
+    server has its own, so that the same run need not give the same completions. With both, the batch may change a
+    token, since the last bits of the logits depend on it.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The draft, not wrapped. Adapters are merged on the way to vLLM.
-        accelerator (`Accelerator`): Of the training; every process makes its own writer, all at the same time.
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): As for [`CompletionSource`].
+        accelerator (`Accelerator`): The training's; every process makes its own writer, all at the same time.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Gives the vocabulary and an EOS.
         options (`SamplingOptions`): Temperature, top-k, top-p, length.
         args ([`OnlineGKDConfig`]): Its `vllm_*` options, its batch sizes and `seed`.
 
     Raises:
         ImportError: Without vLLM.
-        ConnectionError: If there is no server within `vllm_server_timeout`.
+        ConnectionError: If no server answers within `vllm_server_timeout`.
     """
 
-    writers: tuple[str, ...] = ()
-    """The models that `write` needs: none, vLLM has its own copy of the draft."""
+    roles = ()  # vLLM has its own copy of the draft
 
     def __init__(
         self,
@@ -99,16 +99,11 @@ class VLLMWriter:
         if args.vllm_mode == "server" and accelerator.is_main_process:  # which alone has a client
             _send_copies(self._vllm.vllm_client)
 
-    def write(self, models: dict[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
-        """One completion for each prompt, in their order, by the draft with the weights that it has now.
+    def write(self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
+        """As [`CompletionWriter.write`], once an optimizer step.
 
-        All processes call it together, once an optimizer step; vLLM is given the weights each time. (TRL asks whether
-        the step's number has changed, which a second `train()` sets back to 0.)
-
-        Args:
-            models (`dict[str, PreTrainedModel]`): Not used, see `writers`.
-            prompts (`Sequence[list[int]]`): Ids of each prompt of this process, at least one of each; may be none.
-            seed (`str`): Of the sampling in a colocated vLLM.
+        vLLM is given the weights each time. (TRL compares the step's number with the last one's, which a second
+        `train()` sets back to 0.)
 
         Raises:
             RuntimeError: If vLLM stops before an EOS and before `max_new_tokens`.
@@ -117,7 +112,7 @@ class VLLMWriter:
         most = int(self._accelerator.gather(torch.tensor([len(prompts)], device=device)).max())
         if most == 0:
             return []
-        # TRL hands the answers out as if every process had asked for as many
+        # TRL distributes the completions as if every process had sent the same number of prompts
         asked = [*prompts, *[self._eos_ids[:1]] * (most - len(prompts))]
         # processes that share a copy of the draft have to draw the same tokens
         shared_seed = gather_object([seed])[index - index % self._group_size]
@@ -127,10 +122,6 @@ class VLLMWriter:
         if len(written) != len(asked):
             raise RuntimeError(f"vLLM returned {len(written)} completions of {len(asked)} prompts.")
         return [self._read(ids, i) for i, ids in enumerate(written[: len(prompts)])]
-
-    def make_row(self, prompt: list[int], completion: Completion) -> dict[str, list[int]]:
-        """A training row, with the loss on the completion alone."""
-        return join_row(prompt, completion.ids)
 
     def _read(self, ids: Sequence[int], number: int) -> Completion:
         completion = Completion(*cut_after_eos(list(ids), self._eos_ids))
@@ -143,7 +134,7 @@ class VLLMWriter:
         return completion
 
 
-def _send_copies(client: Any) -> None:
+def _send_copies(client: Argument) -> None:
     """Lets TRL's client send copies of the weights.
 
     vLLM collects up to 1 GiB of what TRL iterates over before it sends anything. By then TRL has taken merged adapters
@@ -151,13 +142,13 @@ def _send_copies(client: Any) -> None:
     """
     send = client.update_named_params
 
-    def update_named_params(metadata: list, named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
+    def update_named_params(metadata: list[JsonObject], named_params: Iterator[tuple[str, torch.Tensor]]) -> None:
         send(metadata, ((name, weight.clone()) for name, weight in named_params))
 
     client.update_named_params = update_named_params
 
 
-def import_vllm_generation() -> type[Any]:
+def import_vllm_generation() -> Call[Argument]:
     """TRL's `VLLMGeneration`, which it exports where vLLM is installed; importing it loads vLLM.
 
     Raises:

@@ -1,41 +1,46 @@
-"""The teacher of a white-box run: loaded as TRL loads one, frozen, and asked for hidden states only."""
+"""A teacher in memory: loaded as TRL loads one, frozen, and asked for hidden states only."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed, prepare_fsdp
 
+from spec_kd._private import get_config_model_id
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
 from spec_kd.loading import load_model
-from spec_kd.open_types import Argument, Arguments, JsonObject
+from spec_kd.losses import TokenLoss
+from spec_kd.open_types import Argument, Chunk, JsonObject
+from spec_kd.trainer.teachers.base import Targets, Teacher
+from spec_kd.trainer.trainer_types import InitKwargs, to_dict
 
 
 class LiveLogits:
     """Logits of N tokens of the loss, chunk by chunk, from hidden states and a head.
 
     Args:
-        hidden (`torch.Tensor`): Of the teacher, `(N, H_teacher)`.
-        head (`LogitHead`): The teacher's.
-        device (`torch.device`): Where the logits are wanted.
+        hidden (`torch.Tensor`): The teacher's last hidden states, `(N, H_teacher)`.
+        head (`LogitHead`): The teacher's head.
+        device (`torch.device`): Device that the logits are returned on.
     """
 
     def __init__(self, hidden: torch.Tensor, head: LogitHead, device: torch.device):
         self.hidden, self.head, self.device = hidden, head, device
-        self._buffer = None
+        self._buffer: torch.Tensor | None = None
 
     def __getitem__(self, mask: torch.Tensor) -> "LiveLogits":
         return LiveLogits(self.hidden[mask.to(self.hidden.device)], self.head, self.device)
 
     @torch.no_grad()
-    def __call__(self, chunk: slice) -> torch.Tensor:
-        """Logits `(n, vocab_size)` of a slice of the N tokens; they may share their memory with the next ones.
+    def __call__(self, chunk: Chunk) -> torch.Tensor:
+        """Logits `(n, vocab_size)` of a slice of the N tokens; the next call may overwrite them.
 
-        In the head's dtype where that is all it takes: the loss is elementwise from there, so a float32 copy of them
-        would only be written and read.
+        They have the head's dtype where the head alone makes them: the loss is elementwise from there, so a float32
+        copy would only be written and read.
         """
         rows = chunk.stop - chunk.start
         if self._buffer is None or len(self._buffer) < rows:
@@ -45,83 +50,97 @@ class LiveLogits:
 
 
 @dataclass(frozen=True)
-class LiveTargets:
-    """What a live model says about a batch: hidden states, and the head that turns some of them into logits.
+class LiveTargets(Targets):
+    """The distribution that a live model gives for a batch: hidden states, and the head that turns them into logits.
 
     Args:
-        hidden (`torch.Tensor`): `(B, T, H_teacher)`, no gradient.
+        hidden (`torch.Tensor`): Last hidden states `(B, T, H_teacher)`, without gradient.
         head (`LogitHead`): The model's head.
     """
 
     hidden: torch.Tensor
     head: LogitHead
 
+    alpha_metric = "alpha_on_data"
+
+    @property
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        """As [`Targets.head_parameters`]."""
+        return list(self.head.module.parameters())
+
     def select(self, mask: torch.Tensor) -> LiveLogits:
-        """The positions of the loss: `mask` is bool `(B, T - 1)`, true where the *next* token belongs to it."""
+        """As [`Targets.select`]."""
         return LiveLogits(self.hidden[:, :-1][mask.to(self.hidden.device)], self.head, mask.device)
 
+    def explain_non_finite(self, loss: TokenLoss) -> str | None:
+        """As [`Targets.explain_non_finite`]: hidden states or logits that overflow, or ids that are ruled out."""
+        if not torch.isfinite(self.hidden).all():
+            return (
+                f"The teacher's hidden states overflow in {self.hidden.dtype}, with weights that are finite. Load it "
+                "in bfloat16 or float32 (`teacher_model_init_kwargs`)."
+            )
+        logits = self.head(self.hidden[:, :1])
+        if (logits == -math.inf).any():
+            return (
+                f"The teacher gives some ids a logit of -inf, and {loss.divergence.name!r} has no finite value where "
+                "only one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined there."
+            )
+        if not torch.isfinite(logits).all():
+            return "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32."
+        return None
 
-@dataclass(frozen=True)
-class DistillSignal:
-    """All that the loss of a batch needs besides the draft.
 
-    Args:
-        teacher (`LiveTargets` or `StoredTargets`): Of the target: anything with `select`.
-        reference (`LiveTargets` or `torch.Tensor`, *optional*):
-            Of a reference draft, or what it once scored: KL(p‖q_ref) per token, `(B, T)`.
-    """
-
-    teacher: Any
-    reference: LiveTargets | torch.Tensor | None = None
-
-
-class LiveTeacher:
+class LiveTeacher(Teacher):
     """A frozen model in memory: the target, or a reference draft.
 
     Args:
-        model (`PreTrainedModel`): Put in eval mode and frozen for good.
-        accelerator (`Accelerator`): Prepares it with the rules TRL has for teachers (ZeRO, FSDP, device, precision).
+        model (`PreTrainedModel`): The model, which is put in eval mode and frozen for good.
+        accelerator (`Accelerator`): Prepares it with TRL's rules for teachers (ZeRO, FSDP, device, precision).
         vocab_size (`int`): Number of real ids.
+        name (`str`, *optional*): Its path or Hub id; read from its config by default.
     """
 
-    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, vocab_size: int):
+    columns = ()
+
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, vocab_size: int, name: str | None = None):
         model.eval().requires_grad_(False)
-        self._is_apart = False
+        self.name = name or get_config_model_id(model.config)
         self._head = LogitHead.of(model, vocab_size)
+        # float16 weights do not mix with bfloat16: norms on a CPU refuse, and rounding once is enough
+        self._has_own_precision = False
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.model = prepare_deepspeed(model, accelerator)
         elif accelerator.distributed_type == DistributedType.FSDP:
             self.model = prepare_fsdp(model, accelerator)
+        elif model.dtype == torch.float16 and accelerator.mixed_precision == "bf16":
+            self._has_own_precision = True
+            self.model = model.to(accelerator.device)
         else:
-            # float16 weights do not mix with bfloat16: norms on a CPU refuse, and rounding once is enough
-            self._is_apart = model.dtype == torch.float16 and accelerator.mixed_precision == "bf16"
-            if self._is_apart:
-                self.model = model.to(accelerator.device)
-            else:
-                self.model = accelerator.prepare_model(model, evaluation_mode=True)
+            self.model = accelerator.prepare_model(model, evaluation_mode=True)
 
     @torch.no_grad()
-    def compute_signal(self, inputs: JsonObject) -> LiveTargets:
-        """Runs the teacher over the draft's own inputs (ids, mask or position ids; labels are left out)."""
+    def compute_targets(self, inputs: JsonObject) -> LiveTargets:
+        """Runs the model over the draft's own inputs (ids, mask or position ids; labels are left out)."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "output_router_logits")}
-        with torch.autocast(inputs["input_ids"].device.type, enabled=False) if self._is_apart else nullcontext():
+        device = inputs["input_ids"].device.type
+        with torch.autocast(device, enabled=False) if self._has_own_precision else nullcontext():
             hidden = compute_last_hidden_states(self.model, self._head.module, **inputs)
         return LiveTargets(hidden, self._head)
 
 
 def load_teacher(
-    teacher_model: str | PreTrainedModel, init_kwargs: Arguments | None, is_distributed: bool, **defaults: Argument
+    teacher_model: str | PreTrainedModel, init_kwargs: InitKwargs, is_distributed: bool, **defaults: Argument
 ) -> PreTrainedModel:
     """The teacher as a model: a path or Hub id is loaded ([`load_model`]), a model is returned as it is.
 
     Args:
-        teacher_model (`str` or `PreTrainedModel`): What the user passed.
-        init_kwargs (`dict`, *optional*): `teacher_model_init_kwargs`.
+        teacher_model (`str` or `PreTrainedModel`): The model, its path or its Hub id.
+        init_kwargs (`dict`, *optional*): Arguments of `from_pretrained` (`teacher_model_init_kwargs`).
         is_distributed (`bool`): Whether several processes train; `device_map` must then be `None`.
-        defaults: Arguments used unless `init_kwargs` has them.
+        defaults: Arguments of `from_pretrained` that `init_kwargs` may replace.
 
     Raises:
-        ValueError: If `init_kwargs` come with a model that is already there.
+        ValueError: If `init_kwargs` come with a model that is already loaded.
     """
     if not isinstance(teacher_model, str):
         if init_kwargs:
@@ -130,7 +149,7 @@ def load_teacher(
                 "model. Pass the teacher's path, or drop the arguments."
             )
         return teacher_model
-    kwargs = {**defaults, **(init_kwargs or {})}
+    kwargs = {**defaults, **to_dict(init_kwargs)}
     if is_distributed:
         kwargs["device_map"] = None
-    return load_model(teacher_model, **kwargs)
+    return cast(PreTrainedModel, load_model(teacher_model, **kwargs))  # an adapter has its base's attributes

@@ -1,27 +1,29 @@
-"""The teacher of a white-box run as columns of the dataset: what it thought when it wrote, and no model."""
+"""A teacher as columns of the dataset: the distribution that was stored when the target wrote, and no model."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TENSORS
-from spec_kd.losses import SparseTensors, TokenLoss
+from spec_kd.losses import Divergence, SparseTensors, TokenLoss
 from spec_kd.open_types import JsonObject
-from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
+from spec_kd.trainer.teachers.base import Targets, Teacher
+from spec_kd.trainer.training_data import EvalDataset
+from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
+
+ALPHA_METRICS = {"unbiased": "alpha_on_data", "upper bound": "alpha_upper_bound_on_data", None: None}
 
 
 @dataclass(frozen=True)
-class StoredTargets:
+class StoredTargets(Targets):
     """The teacher's columns of a batch.
 
     Args:
-        info (`TeacherInfo`): What they are of.
+        info (`TeacherInfo`): Describes the columns.
         columns (`dict[str, torch.Tensor]`): `teacher_token_logprobs` `(B, T)` or the tensors of `SPARSE_TENSORS`.
         input_ids (`torch.Tensor`): int64 `(B, T)`.
     """
@@ -30,14 +32,19 @@ class StoredTargets:
     columns: dict[str, torch.Tensor]
     input_ids: torch.Tensor
 
+    @property
+    def alpha_metric(self) -> str | None:
+        """As [`Targets.alpha_metric`]: a coarsened teacher gives an upper bound, counts alone give nothing."""
+        return ALPHA_METRICS[self.info.sparse_method.alpha]
+
     def compute_tail_mass(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Of a coarsened teacher: the probability outside of its ids at every token of the loss, `(N,)`."""
+        """As [`Targets.compute_tail_mass`], of a coarsened teacher."""
         if self.info.sparse_method.is_sampled:
             return None
         return 1.0 - self.columns[SPARSE_TENSORS["log_p"]][labels != -100].exp().sum(-1)
 
     def select(self, mask: torch.Tensor) -> SparseTensors:
-        """The positions of the loss: `mask` is bool `(B, T - 1)`, true where the *next* token belongs to it."""
+        """As [`Targets.select`]."""
         columns = {name: tensor[:, 1:].to(mask.device)[mask] for name, tensor in self.columns.items()}
         method = self.info.sparse_method
         if method.name == "token_only":
@@ -48,54 +55,54 @@ class StoredTargets:
         log_p, weights = columns[SPARSE_TENSORS["log_p"]], columns[SPARSE_TENSORS["weight"]]
         if not method.is_sampled:
             return SparseTensors(method, ids, log_p)
-        log_p = log_p.masked_fill(weights == 0, 0.0) if method.has_log_p else None
-        return SparseTensors(method, ids, log_p, weights)
+        return SparseTensors(method, ids, log_p.masked_fill(weights == 0, 0.0) if method.has_log_p else None, weights)
 
 
-class StoredTeacher:
+class StoredTeacher(Teacher):
     """Reads the teacher's columns from batches.
 
     Args:
-        info (`TeacherInfo`): Of the training set.
+        info (`TeacherInfo`): Describes the columns of the training set.
     """
 
+    model: PreTrainedModel | None = None
+
     def __init__(self, info: TeacherInfo):
-        self.info = info
+        self.info, self.name = info, info.target_name
         is_token_only = info.method == "token_only"
         self.columns = (LOGPROB_COLUMN,) if is_token_only else (SPARSE_COLUMN,)
         self.tensor_names = (LOGPROB_COLUMN,) if is_token_only else tuple(SPARSE_TENSORS.values())
 
-    def compute_signal(self, inputs: JsonObject) -> StoredTargets:
-        """Takes the columns out of `inputs`."""
+    def compute_targets(self, inputs: JsonObject) -> Targets:
+        """Takes the columns out of `inputs`; raises `ValueError` if they are not there."""
         if not set(self.tensor_names) <= inputs.keys():
             raise ValueError(
                 f"A batch comes without the teacher's signal ({self.info.method!r}), which this trainer learns from. "
-                "Give `evaluate` a dataset made as the training set was: `generate_responses(..., "
+                "Give `evaluate` a dataset that was made as the training set was: `generate_responses(..., "
                 "teacher_signal=...)`."
             )
         return StoredTargets(self.info, {name: inputs.pop(name) for name in self.tensor_names}, inputs["input_ids"])
 
+    def describe_service(self, divergence: Divergence) -> str:
+        """As [`Teacher.describe_service`]: for instance `"unbiased from sampled_logprobs"`."""
+        return f"{self.info.sparse_method.describe_service(divergence)} from {self.info.method}"
+
 
 def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo | None:
-    """What the teacher columns of a dataset are of, or `None` if it has none.
+    """Describes the teacher columns of a dataset (of a stream, by its first row); `None` if there are none.
 
     Raises:
-        ValueError: If parts of it were made in ways that one loss cannot mean together. (A stream is known by its first
-            row.)
+        ValueError: If the dataset mixes signals of several kinds, or of several targets.
     """
     if dataset is None or "teacher_info" not in (dataset.column_names or next(iter(dataset))):
         return None
-    texts: Iterable[str] = dataset.unique("teacher_info") if isinstance(dataset, Dataset) else [_first(dataset)]
-    infos = [TeacherInfo.from_json(text) for text in texts]
+    stored = dataset.unique("teacher_info") if isinstance(dataset, Dataset) else [next(iter(dataset))["teacher_info"]]
+    infos = [TeacherInfo.from_json(text) for text in stored]
     check_same_teacher(infos)
     return infos[0]
 
 
-def _first(dataset: IterableDataset) -> str:
-    return next(iter(dataset))["teacher_info"]
-
-
-def check_evaluation_signal(eval_dataset: Any, info: TeacherInfo) -> None:
+def check_evaluation_signal(eval_dataset: EvalDataset | None, info: TeacherInfo) -> None:
     """Raises `ValueError` unless every evaluation set has a signal of the training set's kind."""
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
     for name, dataset in datasets.items():
@@ -108,20 +115,20 @@ def check_evaluation_signal(eval_dataset: Any, info: TeacherInfo) -> None:
             )
 
 
-def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: PreTrainedTokenizerBase) -> None:
-    """Raises before any work if the columns cannot serve the loss.
+def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: ProcessingClass) -> None:
+    """Checks, before any work, that the teacher's columns serve the loss.
 
     Raises:
         VocabularyMismatchError: If the dataset was made with another tokenizer.
-        ValueError: If the method does not serve the divergence or the token selection, or the log-probabilities are of
-            a distribution at another temperature.
+        ValueError: If the method does not serve the divergence or the token selection, or if the log-probabilities
+            belong to another temperature.
     """
     ids, fingerprint = count_real_ids(processing_class), fingerprint_tokenizer(processing_class)
     if info.vocab_size != ids or info.tokenizer != fingerprint:
         raise VocabularyMismatchError(
             f"The teacher signal was made with another tokenizer ({info.vocab_size} ids, hash {info.tokenizer}) "
             f"than the draft's ({ids} ids, {fingerprint}): its ids mean other tokens. Pass the target's tokenizer as "
-            "`processing_class` with a draft of its family, or train on the text with BlackBoxSFTTrainer."
+            "`processing_class` with a draft of its family, or train on the completions with BlackBoxSFTTrainer."
         )
     if loss.temperature != info.logprobs_temperature:
         raise ValueError(

@@ -9,7 +9,7 @@ from transformers.generation import ContinuousBatchingConfig
 
 from spec_kd import OnlineGKDConfig, VocabularyMismatchError
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.continuous_batching import ContinuousSource
+from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
 
 ROOM = {"num_blocks": 64, "max_batch_tokens": 64, "page_size": 32}
 CONTINUOUS = {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": ROOM}
@@ -28,21 +28,21 @@ def test_a_run_is_that_of_plain_generation(target, tokenizer, rows, options):
 
 def test_sampled_text_has_the_distribution_and_the_seed(tokenizer):
     model = build_llama(seed=1, initializer_range=0.3)
-    source = ContinuousSource(
+    writer = ContinuousBatchingWriter(
         options=SamplingOptions(max_new_tokens=1, temperature=0.7), processing_class=tokenizer,
         config=ContinuousBatchingConfig(num_blocks=600, max_batch_tokens=1500, page_size=32),
     )  # fmt: skip
     prompt = [5, 6, 7]
     state = torch.get_rng_state()
-    written = source.write({"draft": model}, [prompt] * 1500, "a")
+    written = writer.write({"draft": model}, [prompt] * 1500, "a")
     assert torch.equal(state, torch.get_rng_state())
-    assert written == source.write({"draft": model}, [prompt] * 1500, "a")
-    assert written != source.write({"draft": model}, [prompt] * 1500, "b")
+    assert written == writer.write({"draft": model}, [prompt] * 1500, "a")
+    assert written != writer.write({"draft": model}, [prompt] * 1500, "b")
     counts = torch.bincount(torch.tensor([completion.ids[0] for completion in written]), minlength=261) / 1500
     with torch.no_grad():
         expected = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
     assert ((counts - expected).abs() < 5 * (expected * (1 - expected) / 1500).sqrt() + 1e-3).all()
-    assert source.write({"draft": model}, [], "a") == []
+    assert writer.write({"draft": model}, [], "a") == []
 
 
 def test_what_it_cannot_do_is_refused(target, tokenizer, rows, options):

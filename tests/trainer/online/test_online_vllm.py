@@ -77,8 +77,8 @@ def test_what_vllm_cannot_do_is_refused(options, settings):
 def test_shares_of_time_follow_what_is_slow(target, tokenizer, rows, options, monkeypatch, mode, slow):
     trainer = make_trainer(build_llama(seed=0), target, tokenizer, rows, {**options, "mode": mode})
     slowed, method = {
-        "teacher": (type(trainer._teacher), "compute_signal"),
-        "generation": (type(trainer._source), "write"),
+        "teacher": (type(trainer._teacher), "compute_targets"),
+        "generation": (type(trainer._writer), "write"),
     }[slow]
     original = getattr(slowed, method)
     monkeypatch.setattr(slowed, method, lambda *args: (time.sleep(0.6), original(*args))[1])

@@ -11,7 +11,7 @@ from test_online_gkd import Recorder, assert_equal_weights, losses, make_trainer
 from tiny import build_llama
 
 from spec_kd import OnlineGKDConfig, OnlineGKDTrainer, WhiteBoxDistillTrainer, generate_speculatively
-from spec_kd.trainer.online.streaming import RequestServer
+from spec_kd.trainer.online.request_server import RequestServer
 
 STREAM = {"mode": "streaming", "generation_temperature": 0.0, "max_new_tokens": 8, "num_assistant_tokens": 3}
 WHOLE = {"served_signal": "top_k_tail", "served_signal_size": 261}  # every id of the tiny vocabulary

@@ -19,7 +19,7 @@ from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online import vllm_writer
-from spec_kd.trainer.online.on_policy import CompletionSource
+from spec_kd.trainer.online.model_writer import ModelWriter
 from spec_kd.trainer.online.vllm_options import VLLMOptions
 from spec_kd.trainer.online.vllm_writer import VLLMWriter, check_vllm, import_vllm_generation
 
@@ -85,7 +85,7 @@ def saved(tmp_path, monkeypatch):
 def make_writer(model, tokenizer, accelerator=None, max_new_tokens=10, temperature=0.0, top_k=0, **args):
     options = SamplingOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
     writer = VLLMWriter(model, accelerator or OneProcess(), tokenizer, options, Arguments(**args))
-    return writer, CompletionSource(options, tokenizer)
+    return writer, ModelWriter(options, tokenizer)
 
 
 def find_engine(mode):
@@ -149,7 +149,7 @@ def test_ids_beyond_the_vocabulary_are_never_written(saved, tokenizer, mode):
     writer = make_writer(draft, tokenizer, **mode)[0]
     completions = writer.write({}, PROMPTS, "")
     assert max(max(completion.ids) for completion in completions) < 261
-    assert completions == CompletionSource(options, tokenizer).write({"draft": draft}, PROMPTS, "")
+    assert completions == ModelWriter(options, tokenizer).write({"draft": draft}, PROMPTS, "")
 
 
 def test_sampling_follows_from_the_seed_and_leaves_the_random_state_alone(saved, tokenizer):

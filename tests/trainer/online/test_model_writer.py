@@ -10,17 +10,11 @@ from transformers import GenerationConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.on_policy import (
-    CompletionSource,
-    RepeatedWindows,
-    add_placeholders,
-    check_room,
-    draw_rows,
-    find_prompt,
-    is_prompts_only,
-    join_row,
-    read_rows,
-)
+from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, join_row, read_rows
+from spec_kd.trainer.online.model_writer import ModelWriter
+from spec_kd.trainer.online.online_checks import check_room, find_positions
+from spec_kd.trainer.online.prompt_rows import add_placeholders, is_prompts_only
+from spec_kd.trainer.online.window import RepeatedWindows, Window
 
 PROMPTS = [[7, 8, 9, 10, 11], [20], [30, 31], [40, 41, 42, 43, 44, 45, 46], [50, 51, 52]]
 
@@ -30,9 +24,9 @@ def models(draft, target):
     return {"draft": draft, "target": target}
 
 
-def build_source(tokenizer, temperature=0.0, max_new_tokens=10, top_k=0, top_p=1.0, **kwargs):
+def build_writer(tokenizer, temperature=0.0, max_new_tokens=10, top_k=0, top_p=1.0, **kwargs):
     options = SamplingOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-    return CompletionSource(options, tokenizer, **kwargs)
+    return ModelWriter(options, tokenizer, **kwargs)
 
 
 def generate_alone(model, prompt, max_new_tokens=10):
@@ -44,31 +38,31 @@ def generate_alone(model, prompt, max_new_tokens=10):
     return output[0, len(prompt) :].tolist()
 
 
-def write(source, models, prompts=PROMPTS, seed="s"):
-    return [completion.ids for completion in source.write(models, prompts, seed)]
+def write(writer, models, prompts=PROMPTS, seed="s"):
+    return [completion.ids for completion in writer.write(models, prompts, seed)]
 
 
 @pytest.mark.parametrize(
-    ("sample_from", "mix", "writer"),
+    ("sample_from", "mix", "name"),
     [("draft", 0.5, "draft"), ("target", 0.5, "target"), ("mixed", 1.0, "draft"), ("mixed", 0.0, "target")],
 )
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_greedy_text_is_the_writers_own(models, tokenizer, sample_from, mix, writer, batch_size):
-    written = write(build_source(tokenizer, sample_from=sample_from, mix=mix, batch_size=batch_size), models)
-    assert written == [generate_alone(models[writer], prompt) for prompt in PROMPTS]
-    other = {"draft": "target", "target": "draft"}[writer]
+def test_greedy_text_is_the_writers_own(models, tokenizer, sample_from, mix, name, batch_size):
+    written = write(build_writer(tokenizer, sample_from=sample_from, mix=mix, batch_size=batch_size), models)
+    assert written == [generate_alone(models[name], prompt) for prompt in PROMPTS]
+    other = {"draft": "target", "target": "draft"}[name]
     assert written != [generate_alone(models[other], prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("mix", [1.0, 0.0])
 def test_mixed_at_its_ends_samples_as_one_writer(models, tokenizer, mix):
-    mixed = write(build_source(tokenizer, 1.0, sample_from="mixed", mix=mix), models)
-    alone = write(build_source(tokenizer, 1.0, sample_from="draft" if mix else "target"), models)
+    mixed = write(build_writer(tokenizer, 1.0, sample_from="mixed", mix=mix), models)
+    alone = write(build_writer(tokenizer, 1.0, sample_from="draft" if mix else "target"), models)
     assert mixed == alone
 
 
 def test_every_token_of_mixed_text_is_one_writers_choice(models, tokenizer):
-    written = write(build_source(tokenizer, sample_from="mixed", mix=0.3), models, PROMPTS * 8)
+    written = write(build_writer(tokenizer, sample_from="mixed", mix=0.3), models, PROMPTS * 8)
     by_draft, distinct = 0, 0
     for prompt, completion in zip(PROMPTS * 8, written, strict=True):
         for i, token in enumerate(completion):
@@ -83,8 +77,8 @@ def test_every_token_of_mixed_text_is_one_writers_choice(models, tokenizer):
 
 
 def test_sampled_tokens_have_the_drafts_distribution(models, tokenizer):
-    source = build_source(tokenizer, 0.7, max_new_tokens=1)
-    written = torch.tensor(write(source, models, [[7, 8, 9]] * 4000)).flatten()
+    writer = build_writer(tokenizer, 0.7, max_new_tokens=1)
+    written = torch.tensor(write(writer, models, [[7, 8, 9]] * 4000)).flatten()
     frequencies = torch.bincount(written, minlength=261) / len(written)
     with torch.no_grad():
         expected = (models["draft"](torch.tensor([[7, 8, 9]])).logits[0, -1] / 0.7).softmax(-1)
@@ -95,19 +89,19 @@ def test_sampled_tokens_have_the_drafts_distribution(models, tokenizer):
 
 
 def test_top_k_of_one_is_greedy_and_the_seed_decides_the_rest(models, tokenizer):
-    assert write(build_source(tokenizer, 1.0, top_k=1), models) == write(build_source(tokenizer), models)
-    source = build_source(tokenizer, 1.0)
-    assert write(source, models) == write(source, models) != write(source, models, seed="other")
+    assert write(build_writer(tokenizer, 1.0, top_k=1), models) == write(build_writer(tokenizer), models)
+    writer = build_writer(tokenizer, 1.0)
+    assert write(writer, models) == write(writer, models) != write(writer, models, seed="other")
 
 
 def test_the_models_eos_ends_a_completion_and_shipped_sampling_does_not_count(models, tokenizer):
     draft = models["draft"]
-    plain = write(build_source(tokenizer), models)
+    plain = write(build_writer(tokenizer), models)
     end = plain[0][3]
     draft.generation_config = GenerationConfig(
         eos_token_id=[end], do_sample=True, temperature=5.0, repetition_penalty=3.0, max_length=3, use_cache=False
     )
-    completions = build_source(tokenizer).write(models, PROMPTS, "s")
+    completions = build_writer(tokenizer).write(models, PROMPTS, "s")
     for completion, whole in zip(completions, plain, strict=True):
         assert completion.ids == (whole[: whole.index(end) + 1] if end in whole else whole)
         assert completion.finish_reason == ("stop" if end in whole or whole[-1] == 1 else "length")
@@ -122,7 +116,7 @@ def test_ids_beyond_the_vocabulary_are_never_written(tokenizer):
             padded[name].lm_head.weight[261:] *= 50  # would win every argmax
     for temperature in (0.0, 1.0):
         for sample_from in ("draft", "target", "mixed"):
-            written = write(build_source(tokenizer, temperature, sample_from=sample_from), padded)
+            written = write(build_writer(tokenizer, temperature, sample_from=sample_from), padded)
             assert max(map(max, written)) < 261
 
 
@@ -132,7 +126,7 @@ def test_modes_configs_and_random_state_are_left_alone(models, tokenizer):
     modes = [module.training for module in draft.modules()]
     configs = {name: copy.deepcopy(model.generation_config.to_dict()) for name, model in models.items()}
     state = torch.get_rng_state()
-    write(build_source(tokenizer, 1.0, sample_from="mixed"), models)
+    write(build_writer(tokenizer, 1.0, sample_from="mixed"), models)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in draft.modules()] == modes
     assert {name: model.generation_config.to_dict() for name, model in models.items()} == configs
@@ -140,7 +134,7 @@ def test_modes_configs_and_random_state_are_left_alone(models, tokenizer):
 
 
 def test_no_prompts_are_no_work(models, tokenizer):
-    assert build_source(tokenizer).write(models, [], "s") == []
+    assert build_writer(tokenizer).write(models, [], "s") == []
 
 
 def test_rows_are_drawn_with_probability_lmbda():
@@ -161,7 +155,7 @@ def test_rows_survive_the_collator():
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([1, 2, 3], "no prompt"), ([-100] * 3, "no completion"), ([-100, 2, -100], "behind its first completion token")],
+    [([1, 2, 3], "no prompt"), ([-100] * 3, "no completion"), ([-100, 2, -100], "after its first completion token")],
 )
 def test_rows_without_one_completion_are_refused(labels, message):
     with pytest.raises(ValueError, match=f"Row 7 .*{message}"):
@@ -170,9 +164,9 @@ def test_rows_without_one_completion_are_refused(labels, message):
 
 def test_prompts_without_room_are_named(models):
     rows = [join_row([5] * 3, [1]), join_row([5] * 500, [1]), join_row([5] * 4, [1])]
-    check_room(rows, models, 12, "the set")
+    check_room(rows, find_positions(models), 12, "the set")
     with pytest.raises(ValueError, match=r"row 1 of the set has 500 tokens.*`max_new_tokens=13` in the draft's 512"):
-        check_room(rows, models, 13, "the set")
+        check_room(rows, find_positions(models), 13, "the set")
 
 
 def test_prompts_become_rows(tokenizer):
@@ -201,3 +195,14 @@ def test_random_windows_follow_from_seed_and_epoch():
     assert draw(0, 0) == draw(0, 0) != draw(0, 1)
     assert draw(0, 0) != draw(5, 0)
     assert sorted(draw(0, 1)) == sorted([*range(12)] * 2)
+
+
+def test_a_window_is_read_again_and_so_is_one_of_an_earlier_version(tmp_path):
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[-100, 6, 7]])}
+    window = Window(source=[batch], batches=[batch], generated=[[[5], [6, 7]]], uses=2)
+    window.save(tmp_path / "new.pt")
+    torch.save({"source": [batch], "batches": [batch], "texts": [[[5], [6, 7]]], "uses": 2}, tmp_path / "old.pt")
+    for name in ("new.pt", "old.pt"):
+        loaded = Window.load(tmp_path / name)
+        assert loaded.holds([batch]) and not loaded.holds([{**batch, "input_ids": torch.tensor([[5, 6, 8]])}])
+        assert (loaded.generated, loaded.uses) == (window.generated, 2)

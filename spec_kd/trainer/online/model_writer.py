@@ -1,0 +1,118 @@
+"""The draft, the target or both as writers of completions, by `generate`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from spec_kd.decoding.ragged_model import RaggedModel
+from spec_kd.engines.base import Completion, derive_seed
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral
+from spec_kd.heads import evaluation_mode, find_input_device
+from spec_kd.probes import group_for_generation
+from spec_kd.sampling.drawn_token import DrawnToken
+from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.trainer.online.completion_writer import CompletionWriter
+from spec_kd.vocabulary import ProcessingClass, count_real_ids
+
+SOURCES = ("draft", "target", "mixed")
+
+
+@dataclass(frozen=True)
+class ModelWriter(CompletionWriter):
+    """Writes completions with the models of the run, by transformers' `generate`.
+
+    Of the generation configs that the models ship only the EOS ids count, which end a completion together with the
+    tokenizer's. Ids beyond the tokenizer's vocabulary are never written.
+
+    Args:
+        options (`SamplingOptions`): Temperature, top-k, top-p, length.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Gives the vocabulary and an EOS.
+        sample_from (`str`, *optional*, defaults to `"draft"`): One of `SOURCES`.
+        mix (`float`, *optional*, defaults to `0.5`): Probability that a token is the draft's, with `"mixed"`.
+        batch_size (`int`, *optional*): Prompts at a time, of similar lengths; all at once by default.
+    """
+
+    options: SamplingOptions
+    processing_class: ProcessingClass
+    sample_from: str = "draft"
+    mix: float = 0.5
+    batch_size: int | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """As [`CompletionWriter.roles`]."""
+        return ("draft", "target") if self.sample_from == "mixed" else (self.sample_from,)
+
+    def write(self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
+        """As [`CompletionWriter.write`]."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        size = self.batch_size or len(prompts) or 1
+        written: dict[int, Completion] = {}
+        for first in range(0, len(order), size):
+            batch = order[first : first + size]
+            groups = group_for_generation(models[self.roles[0]], [prompts[i] for i in batch])
+            for group in groups:
+                rows = [batch[i] for i in group]
+                completions = self._write_batch(models, [prompts[i] for i in rows], f"{seed}:{first + group[0]}")
+                written |= dict(zip(rows, completions, strict=True))
+        return [written[i] for i in range(len(prompts))]
+
+    def _write_batch(
+        self, models: Mapping[str, PreTrainedModel], prompts: list[list[int]], seed: str
+    ) -> list[Completion]:
+        writers = [models[name] for name in self.roles]
+        special = [find_special_ids(writer, self.processing_class) for writer in writers]
+        eos_ids, pad_id = sorted({eos for ids, _ in special for eos in ids}), special[0][1]
+        device = find_input_device(writers[0])
+        longest = max(map(len, prompts))
+        padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # (B,)
+        ids = torch.tensor([[pad_id] * (longest - len(ids)) + ids for ids in prompts], device=device)  # (B, L)
+        mask = (torch.arange(longest, device=device) >= padding[:, None]).long()  # (B, L)
+
+        vocab_size = count_real_ids(self.processing_class)
+        processors = LogitsProcessorList([RealIdsOnly(vocab_size)])
+        if len(writers) == 2:
+            generator = torch.Generator(device).manual_seed(derive_seed(f"{seed}:mix", SEED_BITS))
+            processors.append(_MixedScores(RaggedModel(writers[1], padding, vocab_size, device), self.mix, generator))
+        processors += build_warpers(self.options.temperature, self.options.top_k, self.options.top_p)
+        if self.options.temperature > 0:
+            generator = torch.Generator(device).manual_seed(derive_seed(seed, SEED_BITS))
+            processors.append(DrawnToken(generator))
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(*writers))
+            stack.enter_context(neutral(writers[0], self.options.max_new_tokens, eos_ids, pad_id))
+            output = writers[0].generate(  # type: ignore[operator]  # declared as a tensor
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=writers[0].generation_config,
+                logits_processor=processors,
+                synced_gpus=False,  # parameters are whole here, and a process without prompts would be waited for
+            )
+        return [Completion(*cut_after_eos(row, eos_ids)) for row in output[:, longest:].tolist()]
+
+
+class _MixedScores(LogitsProcessor):
+    """Replaces the scores of one model by another's in random rows, so that each token is drawn from one of the two."""
+
+    def __init__(self, other: RaggedModel, mix: float, generator: torch.Generator):
+        self._other, self._mix, self._generator = other, mix, generator
+        self._has_read_prompts = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        other = self._other.read(input_ids[:, -1:] if self._has_read_prompts else input_ids)[:, 0]  # (B, real ids)
+        self._has_read_prompts = True
+        draws = torch.rand(len(scores), 1, generator=self._generator, device=scores.device)
+        scores[:, : other.shape[1]] = torch.where(draws < self._mix, scores[:, : other.shape[1]], other)  # (B, V)
+        return scores
+
+
+@contextmanager
+def seeded(seed: str, device: torch.device) -> Iterator[None]:
+    """Seeds the global random state inside, for writers that sample from it, and restores it afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, SEED_BITS))
+        yield
