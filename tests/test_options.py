@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import document_options, document_own_options, option, resolve_options
 
 
 @document_options
@@ -23,6 +23,22 @@ def test_the_docstring_tells_each_option_with_its_default():
         "    size (`int`): Number of pieces.",
         "    names (`list[str]`, *optional*): Names of the pieces.",
         "    sharpness (`float`, *optional*, defaults to `0.5`): Sharpness of the knife.",
+    ]
+
+
+def test_options_of_base_classes_are_left_out_where_these_document_them():
+    @document_own_options
+    @dataclass(frozen=True)
+    class Knife(Options):
+        """A knife."""
+
+        length: int = option("Length in cm.", default=9)
+
+    assert Knife.__doc__.splitlines() == [
+        "A knife.",
+        "",
+        "Args:",
+        "    length (`int`, *optional*, defaults to `9`): Length in cm.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Configuration of black-box distillation."""
+"""Options of training on what the target wrote, without its distribution."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Training on what the target wrote, without its probabilities."""
+"""Training on what the target wrote, without its distribution."""
 
 from transformers import PreTrainedModel
 

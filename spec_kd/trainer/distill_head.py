@@ -88,9 +88,8 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
             return previous_forward(*args, **kwargs)
         kwargs.pop("fused_lm_head", None)
         labels = kwargs.pop("labels")[:, 1:]
-        head = cast(
-            torch.nn.Linear, self.get_output_embeddings()
-        )  # looked up at each call: PEFT and FSDP replace it after patching
+        # looked up at each call, since PEFT and FSDP replace it after patching
+        head = cast(torch.nn.Linear, self.get_output_embeddings())
         hidden, outputs = run_up_to_head(previous_forward, head, **kwargs)
         used_loss = loss if self.training else replace(loss, selection=None)
         output = _compute_output(
@@ -115,11 +114,8 @@ def _compute_output(
     transform: LogitTransform,
     vocab_size: int,
 ) -> DistillOutput:
-    """The loss of a batch from the draft's hidden states `(B, T, H)` and the labels behind them, `(B, T - 1)`."""
-    weight: torch.Tensor = head.weight
-    bias: torch.Tensor | None = getattr(head, "bias", None)
-    if isinstance(weight, DTensor):  # FSDP2 shards parameters as DTensors
-        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+    """The loss of a batch from the draft's hidden states `(B, T, H)` and the labels after them, `(B, T - 1)`."""
+    weight, bias = _gather_sharded(head.weight), _gather_sharded(getattr(head, "bias", None))
     mask = labels != -100  # (B, T - 1)
     hidden, mask_there = hidden[:, :-1][mask].to(weight.device), mask.to(weight.device)  # (N, H)
     tokens = labels[mask].to(weight.device)  # (N,)
@@ -149,6 +145,11 @@ def _compute_output(
         alpha=result.alpha,
         is_kept=is_kept,
     )
+
+
+def _gather_sharded(parameter: Argument) -> Argument:
+    """The whole of a parameter that FSDP2 shards as a `DTensor`; any other is returned as it is."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _number_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:

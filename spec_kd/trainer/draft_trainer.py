@@ -237,8 +237,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns = self._signature_columns or []
-        self._signature_columns = columns + [name for name in self._used_token_columns if name not in columns]
+        columns: list[str] = self._signature_columns  # type: ignore[assignment]  # set by the call before
+        columns += [name for name in self._used_token_columns if name not in columns]
 
     @staticmethod
     def _report_cut_rows(dataset: Dataset, args: DraftConfig, packing: bool, name: str) -> None:

@@ -1,3 +1,5 @@
+"""Options of training towards the target's distribution."""
+
 from dataclasses import dataclass
 
 from spec_kd.checks import check_number

@@ -1,4 +1,4 @@
-"""Training towards the target's probabilities of each token."""
+"""Training towards the target's distribution at every token."""
 
 from collections.abc import Callable
 
@@ -122,7 +122,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         check_teacher(model, teacher_model, info)
         check_loss_is_ours(args, model, compute_loss_func, peft_config)
         self._reads_reference_column = check_reference(self.token_loss, ref_model, train_dataset)
-        models = {
+        models: dict[str, tuple[Argument, InitKwargs]] = {
             "draft": (model, args.model_init_kwargs),
             "teacher": (teacher_model, args.teacher_model_init_kwargs),
             "reference draft": (ref_model, args.ref_model_init_kwargs),
@@ -222,7 +222,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         args, options = self.args, to_dict(self.args.divergence_kwargs)
         if args.beta is not None:
             options["beta"] = args.beta
-        described = args.divergence
+        described = str(args.divergence)
         if options:
             described += f" ({', '.join(f'{name}={value}' for name, value in options.items())})"
         if args.ce_weight:

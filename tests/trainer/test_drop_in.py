@@ -42,7 +42,13 @@ def read_rows(trainer):
 @pytest.mark.parametrize("trainer_class", [BlackBoxSFTTrainer, WhiteBoxTrainer, OnlineGKDTrainer])
 def test_arguments_are_those_of_sft_trainer_in_its_order(trainer_class):
     expected = list(inspect.signature(SFTTrainer.__init__).parameters)
-    assert list(inspect.signature(trainer_class.__init__).parameters)[: len(expected)] == expected
+    own = inspect.signature(trainer_class.__init__).parameters
+    assert list(own)[: len(expected)] == expected
+    kinds = {parameter.kind for name, parameter in own.items()}
+    assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    for name, parameter in inspect.signature(SFTTrainer.__init__).parameters.items():
+        assert own[name].default == parameter.default, name
+    assert all(parameter.annotation is not parameter.empty for name, parameter in own.items() if name != "self")
 
 
 def test_positional_arguments_and_tags(options, rows):

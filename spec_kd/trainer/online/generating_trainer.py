@@ -72,7 +72,7 @@ class GeneratingTrainer(WhiteBoxDistillTrainer):
     def _whole_models(self) -> Iterator[dict[str, PreTrainedModel]]:
         """The models that write, unwrapped and with all their parameters, without gradient checkpointing."""
         wrapped = {"draft": self.model_wrapped, "target": self._teacher.model}
-        options = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
+        options: JsonObject = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with ExitStack() as stack:
             yield {
                 name: unwrap_peft(

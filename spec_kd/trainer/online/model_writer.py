@@ -9,12 +9,12 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.engines.base import Completion, derive_seed
-from spec_kd.sampling.options import SamplingOptions
 from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral
 from spec_kd.heads import evaluation_mode, find_input_device
 from spec_kd.probes import group_for_generation
 from spec_kd.sampling.drawn_token import DrawnToken
 from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
@@ -31,16 +31,16 @@ class ModelWriter(CompletionWriter):
     Args:
         options (`SamplingOptions`): Temperature, top-k, top-p, length.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Gives the vocabulary and an EOS.
+        batch_size (`int`, *optional*): Prompts at a time, of similar lengths; all at once by default.
         sample_from (`str`, *optional*, defaults to `"draft"`): One of `SOURCES`.
         mix (`float`, *optional*, defaults to `0.5`): Probability that a token is the draft's, with `"mixed"`.
-        batch_size (`int`, *optional*): Prompts at a time, of similar lengths; all at once by default.
     """
 
     options: SamplingOptions
     processing_class: ProcessingClass
+    batch_size: int | None = None
     sample_from: str = "draft"
     mix: float = 0.5
-    batch_size: int | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:

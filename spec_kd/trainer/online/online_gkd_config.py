@@ -1,11 +1,12 @@
+"""Options of training on completions that are generated while it runs."""
+
 from dataclasses import dataclass, fields
 
 from spec_kd.checks import check_choice, check_int, check_number
-from spec_kd.sampling.options import SamplingOptions
 from spec_kd.losses import SPARSE_METHODS
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import document_own_options, option
-from spec_kd.sampling.options import check_truncation
+from spec_kd.sampling.options import SamplingOptions, check_truncation
 from spec_kd.trainer.online.model_writer import SOURCES
 from spec_kd.trainer.online.streaming_options import StreamingOptions
 from spec_kd.trainer.online.vllm_options import VLLMOptions

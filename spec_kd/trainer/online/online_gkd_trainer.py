@@ -1,4 +1,4 @@
-"""Training on completions that are written while it runs."""
+"""Training on completions that are generated while it runs."""
 
 import json
 import time
@@ -42,7 +42,7 @@ from spec_kd.trainer.online.window import RepeatedWindows, Window
 from spec_kd.trainer.teachers.live import LiveTeacher
 from spec_kd.trainer.teachers.served import ServedTeacher, describe_served_signal
 from spec_kd.trainer.teachers.stored import check_stored_teacher
-from spec_kd.trainer.trainer_types import BatchSamples
+from spec_kd.trainer.trainer_types import BatchSamples, to_dict
 from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
@@ -109,7 +109,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
     _name = "OnlineGKD"
     _config_class: type[OnlineGKDConfig] = OnlineGKDConfig
     _method = "online (on-policy) distillation"
-    _tag_names = (*WhiteBoxDistillTrainer._tag_names, "on-policy")
+    _tag_names: tuple[str, ...] = (*WhiteBoxDistillTrainer._tag_names, "on-policy")  # type: ignore[assignment]  # a list
 
     def __init__(
         self,
@@ -209,25 +209,21 @@ class OnlineGKDTrainer(GeneratingTrainer):
 
     def _build_writer(self) -> CompletionWriter:
         args, options = self.args, self.args.build_sampling_options()
-        common = {
-            "options": options,
-            "processing_class": self.processing_class,
-            "batch_size": args.generation_batch_size,
-        }
+        common = (options, self.processing_class, args.generation_batch_size)
         if args.use_vllm:
             return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
         if args.mode == "streaming":
             return RequestServer(
+                *common,
                 info=cast(ServedTeacher, self._teacher).info,
                 num_assistant_tokens=args.num_assistant_tokens,
                 draft_sampling=args.draft_sampling,
                 trained_positions=args.trained_positions,
-                **common,
             )
         if not args.use_transformers_continuous_batching:
-            return ModelWriter(sample_from=args.sample_from, mix=args.mix, **common)
-        config = ContinuousBatchingConfig(**(args.transformers_continuous_batching_config or {}))
-        writer = ContinuousBatchingWriter(sample_from=args.sample_from, config=config, **common)
+            return ModelWriter(*common, sample_from=args.sample_from, mix=args.mix)
+        config = ContinuousBatchingConfig(**to_dict(args.transformers_continuous_batching_config))
+        writer = ContinuousBatchingWriter(*common, sample_from=args.sample_from, config=config)
         writer.check(self._readers[args.sample_from])
         return writer
 

@@ -17,10 +17,10 @@ from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.decoding import Round, generate_speculatively
 from spec_kd.decoding.rounds import CompletionInProgress
 from spec_kd.engines.base import Completion, SparseDistribution, derive_seed
-from spec_kd.sampling.options import SamplingOptions
 from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
 from spec_kd.engines.transformers import SEED_BITS, find_special_ids
 from spec_kd.open_types import Argument, JsonObject
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.vocabulary import ProcessingClass
 
@@ -47,20 +47,20 @@ class RequestServer(CompletionWriter):
     Args:
         options (`SamplingOptions`): Temperature and length.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Gives the vocabulary and an EOS.
+        batch_size (`int`, *optional*): Requests served at a time; `None` for all at once.
         info (`TeacherInfo`): What is kept of the target's distribution, and at which temperature.
         num_assistant_tokens (`int`): Tokens drafted in a round.
         draft_sampling (`str`): As for `generate_speculatively`.
         trained_positions (`str`): One of `TRAINED_POSITIONS`.
-        batch_size (`int`, *optional*): Requests served at a time; all at once by default.
     """
 
     options: SamplingOptions
     processing_class: ProcessingClass
+    batch_size: int | None
     info: TeacherInfo
     num_assistant_tokens: int
     draft_sampling: str
     trained_positions: str
-    batch_size: int | None = None
 
     roles = ("draft", "target")
 

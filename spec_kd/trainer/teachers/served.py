@@ -5,9 +5,9 @@ from transformers import PreTrainedModel
 from spec_kd._private import get_config_model_id
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.engines.base import SignalSpec
-from spec_kd.sampling.options import SamplingOptions
 from spec_kd.engines.sparse_recorder import complete_request
 from spec_kd.open_types import JsonObject
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.teachers.base import Targets
 from spec_kd.trainer.teachers.live import LiveTeacher
 from spec_kd.trainer.teachers.stored import StoredTeacher
