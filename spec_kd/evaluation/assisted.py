@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -19,9 +21,12 @@ from spec_kd.evaluation.device_timing import synchronize
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import Array
+from spec_kd.open_types import Arguments, Array
 from spec_kd.sampling.logits_processors import build_warpers
 from spec_kd.sampling.options import check_truncation
+
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +60,19 @@ class AssistedMetrics(AcceptanceMetrics):
             lambda tokens, seconds, plain_tokens, plain_seconds: (tokens / seconds) / (plain_tokens / plain_seconds),
             self.tokens,
             self.assisted_seconds,
-            self.plain_tokens,
-            self.plain_seconds,
+            cast(Array, self.plain_tokens),
+            cast(Array, self.plain_seconds),
         )
 
     def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
         """As [`AcceptanceMetrics.to_metrics`], with tokens per second and the speed-up where they were measured."""
         metrics = super().to_metrics(prefix, suffix)
-        if self.assisted_seconds is not None:
+        if self.assisted_seconds is not None and self.plain_tokens is not None and self.plain_seconds is not None:
             assisted = self.tokens.sum() / self.assisted_seconds.sum()
             plain = self.plain_tokens.sum() / self.plain_seconds.sum()
             metrics[f"{prefix}_tokens_per_second_assisted{suffix}"] = float(assisted)
             metrics[f"{prefix}_tokens_per_second_plain{suffix}"] = float(plain)
-            metrics[f"{prefix}_speedup{suffix}"] = self.speedup.value
+            metrics[f"{prefix}_speedup{suffix}"] = cast(Interval, self.speedup).value
         return metrics
 
 
@@ -127,17 +132,21 @@ def generate_assisted(
         options["logits_processor"] += build_warpers(temperature, top_k, top_p)
         recorder, watch = _RoundRecorder(), _FirstTokenWatch()
 
+        writer = cast("GenerativePreTrainedModel", target)
+
         def run_assisted(ids: torch.Tensor) -> torch.Tensor:
             recorder.start()
             hook = target.register_forward_pre_hook(recorder.record_call, with_kwargs=True)
             try:
-                return target.generate(ids, assistant_model=draft, streamer=recorder, **options)
+                return cast("GenerativePreTrainedModel", target).generate(
+                    ids, assistant_model=draft, streamer=recorder, **options
+                )
             finally:
                 hook.remove()
 
         def run_plain(ids: torch.Tensor) -> torch.Tensor:
             watch.start()
-            return target.generate(ids, streamer=watch, **options)
+            return writer.generate(ids, streamer=watch, **options)
 
         if measure_speed:
             for run in (run_assisted, run_plain):
@@ -150,7 +159,7 @@ def generate_assisted(
             timings.append(timing)
             if measure_speed:  # right behind, so that a machine that changes its pace does so for both
                 plain.append(_time_generation(run_plain, prompt, target, seed + i, watch))
-        speed = {}
+        speed: dict[str, Array] = {}
         if measure_speed:
             seconds, plain_seconds = (np.array(pairs) for pairs in (timings, [timing for _, timing in plain]))  # (P, 2)
             speed = {
@@ -171,7 +180,7 @@ def generate_assisted(
         drafted=count(lambda r: r.drafted),
         drafting_rounds=count(lambda r: r.drafted > 0),
         accepted_by_position=np.stack(
-            [count(lambda r, k=k: r.accepted >= k) for k in range(1, num_assistant_tokens + 1)], axis=1
+            [count(partial(_has_accepted, k)) for k in range(1, num_assistant_tokens + 1)], axis=1
         ),
         temperature=float(temperature),
         num_assistant_tokens=num_assistant_tokens,
@@ -191,14 +200,14 @@ def _neutral_pair(
     num_assistant_tokens: int,
     max_new_tokens: int,
     eos_token_id: int | list[int] | None,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Arguments]:
     """Both models set up for plain assisted generation; yields the options of `generate`, restores everything."""
     # `generate` fills what it is not told from `model.generation_config`, so that is replaced, not only overridden.
     # A temperature in the config would be applied to the draft twice (T squared), hence a logits processor; top_k is 50
     # unless told. A pad id other than EOS makes the draft mask that id wherever it occurs in the text.
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     first_eos = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
-    shared = {
+    shared: Arguments = {
         **(sampling if temperature > 0 else {"do_sample": False}),
         "eos_token_id": eos_token_id,
         "pad_token_id": first_eos,
@@ -267,7 +276,7 @@ class _RoundRecorder(_FirstTokenWatch):
         self._prompt_length: int | None = None
         self._candidates: list[int] = []
 
-    def record_call(self, _module: torch.nn.Module, _args: tuple, kwargs: dict[str, object]) -> None:
+    def record_call(self, _module: torch.nn.Module, _args: tuple[object, ...], kwargs: Arguments) -> None:
         ids = kwargs["input_ids"][0].tolist()
         # The first call reads the prompt as well, later ones the last emitted token.
         self._candidates = ids[1:] if self.rounds else ids[self._prompt_length :]
@@ -285,6 +294,10 @@ class _RoundRecorder(_FirstTokenWatch):
         self.rounds = leave_out_drafts_after_end(self.rounds)
 
 
+def _has_accepted(num_tokens: int, one: Round) -> int:
+    return one.accepted >= num_tokens
+
+
 def _build_round(candidates: list[int], emitted: list[int]) -> Round:
     # transformers counts `emitted - 1`, which misses an accepted EOS (it ends the text without a bonus token). The
     # common prefix counts it, and is exact: a rejected token has p < q, so its correction is never the same token.
@@ -295,14 +308,14 @@ def _build_round(candidates: list[int], emitted: list[int]) -> Round:
 
 def _time_generation(
     generate: Callable[[torch.Tensor], torch.Tensor],
-    prompt: list[int],
+    prompt: Sequence[int],
     model: PreTrainedModel,
     seed: int,
     watch: _FirstTokenWatch | None = None,
 ) -> tuple[list[int], tuple[float, float]]:
     """The completion, and seconds in all and until the watch saw a token; the global random state stays as it was."""
     device = find_input_device(model)
-    ids = torch.tensor([prompt], device=device)  # (1, L)
+    ids = torch.tensor([list(prompt)], device=device)  # (1, L)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         synchronize(device)
@@ -310,5 +323,5 @@ def _time_generation(
         output = generate(ids)
         synchronize(device)
         elapsed = time.perf_counter() - start
-    first = float("nan") if watch is None else watch.first_at - start
+    first = float("nan") if watch is None or watch.first_at is None else watch.first_at - start
     return output[0, len(prompt) :].tolist(), (elapsed, first)

@@ -1,6 +1,7 @@
 """Replay and the predicted speed-up beside what really happens in assisted generation."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -11,7 +12,8 @@ from spec_kd.evaluation.cost_measurement import measure_or_say
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import AssistedReport
-from spec_kd.evaluation.statistics import bootstrap_ratio
+from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
+from spec_kd.open_types import Arguments, Array
 
 MAX_TIMED_PROMPTS = 6
 
@@ -42,7 +44,7 @@ def cross_check(
         eos_token_id (`int` or `list[int]`): Ids that end a completion.
     """
     chosen = list(prompt_ids[: options.num_assisted_prompts])
-    common = {
+    common: Arguments = {
         "max_new_tokens": options.max_new_tokens,
         "temperature": replayed.temperature,
         "top_k": options.top_k,
@@ -72,9 +74,11 @@ def cross_check(
         num_assistant_tokens=gamma,
         block_efficiency=measured.block_efficiency,
         acceptance_rate=measured.acceptance_rate,
-        speedup=measured.speedup,
-        tokens_per_second=float(measured.tokens.sum() / measured.assisted_seconds.sum()),
-        plain_tokens_per_second=float(measured.plain_tokens.sum() / measured.plain_seconds.sum()),
+        speedup=cast(Interval, measured.speedup),
+        tokens_per_second=float(measured.tokens.sum() / cast(Array, measured.assisted_seconds).sum()),
+        plain_tokens_per_second=float(
+            cast(Array, measured.plain_tokens).sum() / cast(Array, measured.plain_seconds).sum()
+        ),
         replayed_block_efficiency=bootstrap_ratio(replayed.tokens[rows], replayed.target_calls[rows]),
         predicted_speedup=predicted,
     )

@@ -102,7 +102,7 @@ def check_measured(
     names = None if settings is None else list(settings)
     for text in gates:
         gate = parse_gate(text, names)
-        setting = gate.name.removeprefix("predicted_").removeprefix("speedup").removeprefix("_") or (names or [None])[0]
+        setting = gate.name.removeprefix("predicted_").removeprefix("speedup").removeprefix("_") or (names or [""])[0]
         if gate.name.startswith("predicted_speedup") and not has_costs:
             raise ValueError(
                 f"The gate {text!r} needs costs at batch size 1, but none will be known. Set `costs` and "

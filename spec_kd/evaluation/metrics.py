@@ -1,6 +1,7 @@
 """The figures of one evaluation: sums per prompt, and what is derived from them."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
 from spec_kd.open_types import Array
@@ -46,7 +47,7 @@ class AcceptanceMetrics:
     @property
     def alpha(self) -> Interval | None:
         """Expected acceptance of one drafted token, mean over positions; `None` if it was not measured."""
-        return None if self.alpha_sum is None else bootstrap_ratio(self.alpha_sum, self.alpha_tokens)
+        return None if self.alpha_sum is None else bootstrap_ratio(self.alpha_sum, cast(Array, self.alpha_tokens))
 
     @property
     def acceptance_rate(self) -> Interval:

@@ -93,7 +93,7 @@ def find_processor() -> str:
 
 def find_accelerator() -> str | None:
     """The card's name where there is one that tells it, else the kind of the accelerator, if any."""
-    if not torch.accelerator.is_available():
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
         return None
-    kind = torch.accelerator.current_accelerator().type
-    return torch.cuda.get_device_name() if kind == "cuda" else kind
+    return torch.cuda.get_device_name() if device.type == "cuda" else device.type

@@ -3,7 +3,9 @@
 import json
 import unicodedata
 from collections.abc import Sequence
+from typing import cast
 
+from spec_kd.open_types import Arguments
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SPECIAL = "special token"
@@ -21,12 +23,11 @@ def split_into_pieces(ids: Sequence[int], processing_class: ProcessingClass) -> 
     the others are empty.
     """
     tokenizer = get_tokenizer(processing_class)
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    options: Arguments = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     pieces: list[str] = []
     start = read = 0  # decoded from `start`; tokens before `read` have their text
     for end in range(1, len(ids) + 1):
-        before = tokenizer.decode(ids[start:read], **options)
-        text = tokenizer.decode(ids[start:end], **options)
+        before, text = (cast(str, tokenizer.decode(list(ids[start:i]), **options)) for i in (read, end))
         is_whole = len(text) > len(before) and not text.endswith("\ufffd")
         if is_whole or end == len(ids):
             pieces.append(text[len(before) :])

@@ -1,7 +1,7 @@
 """Where the lines of a chart run: coordinates that `page.html` draws as SVG."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -97,7 +97,7 @@ def draw_lines(
     def place_y(y: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (min(max(y, floor), top) - floor) / (top - floor), 1)
 
-    def join(points: list[tuple[float, float]]) -> str:
+    def join(points: Iterable[tuple[float, float]]) -> str:
         return "M" + " L".join(f"{place_x(x)},{place_y(y)}" for x, y in points)
 
     def draw(one: Series) -> DrawnSeries:

@@ -8,10 +8,10 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from spec_kd.evaluation.statistics import Interval
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import JsonObject, JsonValue
 
 FORMAT = 2  # of `report.json`; format 1 named the serving engine `engine` and the responses `texts`
 
@@ -273,7 +273,7 @@ class EvaluationReport:
         return report
 
 
-def _to_plain(value: Any) -> Any:
+def _to_plain(value: JsonValue) -> JsonValue:
     if isinstance(value, Interval):
         return {name: _to_plain(part) for name, part in value._asdict().items()}
     if is_dataclass(value):
@@ -285,11 +285,11 @@ def _to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _from_plain(kind: Any, value: Any) -> Any:
+def _from_plain(kind: JsonValue, value: JsonValue) -> JsonValue:
     """The inverse of `_to_plain`, led by the type hints."""
     if kind is Interval:
         return Interval(*(float("nan") if value[name] is None else value[name] for name in Interval._fields))
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{name: _from_plain(hints[name], part) for name, part in value.items()})
     origin, args = get_origin(kind), get_args(kind)

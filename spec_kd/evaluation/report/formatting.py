@@ -1,8 +1,9 @@
 """The words of a report, as plain text: numbers, the headline and the glossary, for the page and the Markdown."""
 
 import math
+from typing import cast
 
-from spec_kd.evaluation.report.content import Comparison, EvaluationReport, SettingReport
+from spec_kd.evaluation.report.content import Comparison, EvaluationReport, GammaReport, SettingReport
 from spec_kd.evaluation.statistics import Interval
 
 DASH = "–"
@@ -69,7 +70,7 @@ def build_headline(report: EvaluationReport) -> str:
     ]
     if setting.best_gamma:
         batch_size = "1" if "1" in setting.best_gamma else next(iter(setting.best_gamma))
-        best = setting.at_best_gamma(batch_size)
+        best = cast(GammaReport, setting.at_best_gamma(batch_size))
         speedup = best.predicted_speedup[batch_size].value
         parts.append(
             f"best gamma {best.num_assistant_tokens}, predicted speed-up {format_number(speedup)}x (batch {batch_size})"

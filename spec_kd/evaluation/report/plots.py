@@ -81,7 +81,7 @@ def finish_axis(axis: "Axes", title: str, x_label: str, y_label: str, bottom: fl
     """Titles, limits, whole numbers at the x axis and a grid."""
     axis.set(title="\n".join(map(escape_label, title.splitlines())), xlabel=x_label, ylabel=y_label)
     axis.set_ylim(bottom, top)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.3)
 
 

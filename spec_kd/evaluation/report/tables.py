@@ -187,7 +187,7 @@ def tabulate_speedups(report: EvaluationReport) -> Table:
         for _, draft, setting in find_setting(report, name):
             for batch_size, best_gamma in setting.best_gamma.items():
                 best, usual = (
-                    at_gamma.predicted_speedup.get(batch_size)
+                    None if at_gamma is None else at_gamma.predicted_speedup.get(batch_size)
                     for at_gamma in (setting.at_best_gamma(batch_size), setting.at_gamma(gamma))
                 )
                 labels = [name, draft.name, batch_size]
