@@ -56,7 +56,7 @@ class LogReader:
         self._num_records = self._num_prompts = self._num_redacted = 0
         self._malformed_examples: list[str] = []
         self._notes: Counter[str] = Counter()
-        self._renamed: dict[str, int] = {}
+        self._renamed: dict[str | None, int] = {}
         self.filter = PromptFilter(options, processing_class)
         self.ledger = LogLedger()
 
