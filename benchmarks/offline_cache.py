@@ -10,8 +10,6 @@ stays unsure: there draws say less and take more room. Every part is kept in `wo
 command continues. Writes offline_cache_<domain>.{json,md,png} to `results_dir`.
 """
 
-import json
-import os
 import shlex
 import statistics
 import sys
@@ -28,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import TrlParser
 
 from benchmarks import build_models
-from benchmarks.harness import describe_machine
+from benchmarks.harness import describe_machine, keep_part
 from benchmarks.offline_cache_metrics import compare, describe_alpha, describe_without_target, sum_column_bytes
 from benchmarks.offline_cache_report import LIVE, PLAIN, UNSIGNED, write_report
 from examples.made_up.embedded_run import use_all_cores
@@ -157,11 +155,7 @@ class Benchmark:
     def part(self, name: str, compute) -> Any:
         """The result of a part, computed unless it is there."""
         path = self.folder / f"{name_folder(name)}.json"
-        if not path.exists():
-            result = compute()
-            path.with_suffix(".partial").write_text(json.dumps(result))
-            os.replace(path.with_suffix(".partial"), path)
-        return json.loads(path.read_text())
+        return keep_part(path, compute)
 
     def answer(self, prompts: Dataset, signal: str, temperature: float, folder: str) -> Dataset:
         """The target's answers, from disk where they are there."""

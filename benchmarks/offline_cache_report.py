@@ -3,9 +3,10 @@
 python -m benchmarks.offline_cache_report
 """
 
-import json
 import statistics
 from pathlib import Path
+
+from benchmarks import harness
 
 RESULTS = Path(__file__).parent / "results"
 LIVE, PLAIN, UNSIGNED = "live teacher", "plain fine-tuning", "no signal"
@@ -148,9 +149,7 @@ def plot(record: dict, path: Path) -> None:
 
 def write_report(path: Path) -> None:
     """The Markdown and the picture beside the JSON."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    write_tables(record, path.with_suffix(".md"))
-    plot(record, path.with_suffix(".png"))
+    harness.write_report(path, write_tables, plot)
 
 
 if __name__ == "__main__":

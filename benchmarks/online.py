@@ -8,9 +8,7 @@ generic draft on the same prompts, an optimizer step each in turn (interleaved_t
 minutes on two cores.
 """
 
-import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import TrlParser
 
 from benchmarks import build_models
-from benchmarks.harness import describe_machine
+from benchmarks.harness import describe_machine, keep_part
 from benchmarks.interleaved_training import PARTS, train_in_turns
 from benchmarks.online_report import write_report
 from benchmarks.online_trainers import OURS, TRAINERS, EqualSettings, make_trainer
@@ -105,11 +103,7 @@ class Benchmark:
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of a part, computed unless it is there."""
         path = self.folder / f"{name.replace(' ', '_')}.json"
-        if not path.exists():
-            result = compute()
-            path.with_suffix(".partial").write_text(json.dumps(result))
-            os.replace(path.with_suffix(".partial"), path)
-        return json.loads(path.read_text())
+        return keep_part(path, compute)
 
     def make_settings(self, batch: str, steps: int) -> EqualSettings:
         """What is equal for all trainers with one of `BATCHES`."""

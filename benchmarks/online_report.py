@@ -3,9 +3,10 @@
 python -m benchmarks.online_report
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from benchmarks import harness
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "OnlineGKDTrainer"
@@ -171,9 +172,7 @@ def plot(record: dict, path: Path) -> None:
 
 def write_report(path: Path) -> None:
     """`online.md` and `online.png` beside the JSON."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    write_tables(record, path.with_suffix(".md"))
-    plot(record, path.with_suffix(".png"))
+    harness.write_report(path, write_tables, plot)
 
 
 if __name__ == "__main__":

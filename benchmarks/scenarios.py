@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
 from benchmarks.build_models import read_rows
-from benchmarks.harness import describe_machine
+from benchmarks.harness import describe_machine, keep_part
 from examples.made_up.embedded_run import use_all_cores
 from examples.made_up.language_model_training import Budget
 from examples.made_up.models import BuildRecipe, BuiltModels, Corpus, ModelSize
@@ -231,6 +231,12 @@ def write_tables(record: dict[str, Any], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def run(recipe: Path, seconds_between_kills: float, is_killed: bool) -> dict:
+    """What a run of a recipe found, and how often it was killed."""
+    result, kills = run_recipe(recipe, seconds_between_kills if is_killed else None)
+    return result | {"kills": kills, **describe_run(result)}
+
+
 def main(argv: list[str]) -> None:
     (arguments,) = TrlParser((ScenarioArguments,)).parse_args_and_config(argv)
     use_all_cores()
@@ -242,12 +248,8 @@ def main(argv: list[str]) -> None:
     runs = {}
     for name in (*SCENARIOS, KILLED):
         kept = Path(arguments.work_dir) / f"{name.replace(', ', '_')}.json"
-        if not kept.exists():
-            recipe = write_recipe(arguments, models, name, inputs[name.split(",")[0]])
-            result, kills = run_recipe(recipe, arguments.seconds_between_kills if name == KILLED else None)
-            result |= {"kills": kills, **describe_run(result)}
-            kept.write_text(json.dumps(result), encoding="utf-8")
-        runs[name] = json.loads(kept.read_text(encoding="utf-8"))
+        recipe = write_recipe(arguments, models, name, inputs[name.split(",")[0]])
+        runs[name] = keep_part(kept, lambda r=recipe, n=name: run(r, arguments.seconds_between_kills, n == KILLED))
     save_results(arguments, models, runs)
 
 

@@ -10,8 +10,6 @@ done; the same command continues. Writes streaming.{json,md,png} to `results_dir
 it the target.
 """
 
-import json
-import os
 import random
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
 from benchmarks.build_models import read_rows
-from benchmarks.harness import describe_machine
+from benchmarks.harness import describe_machine, keep_part
 from benchmarks.streaming_report import write_report
 from examples.made_up.embedded_run import use_all_cores
 from examples.made_up.language_model_training import Budget
@@ -175,11 +173,7 @@ def main(argv: list[str]) -> None:
     runs = {}
     for name, options in RUNS.items():
         path = Path(arguments.work_dir) / f"{name.replace(' ', '_')}.json"
-        if not path.exists():
-            logs = serve(arguments, models, requests, options)
-            path.with_suffix(".partial").write_text(json.dumps(logs))
-            os.replace(path.with_suffix(".partial"), path)
-        runs[name] = json.loads(path.read_text())
+        runs[name] = keep_part(path, lambda options=options: serve(arguments, models, requests, options))
     record = {
         "command": "python -m benchmarks.streaming --data_dir DATA",
         "machine": describe_machine(),

@@ -3,8 +3,9 @@
 python -m benchmarks.streaming_report
 """
 
-import json
 from pathlib import Path
+
+from benchmarks import harness
 
 RESULTS = Path(__file__).parent / "results"
 SMOOTHED = 5  # updates that a point of the plot is a mean of
@@ -67,9 +68,7 @@ def plot(record: dict, path: Path) -> None:
 
 def write_report(path: Path) -> None:
     """`streaming.md` and `streaming.png` beside the JSON."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    write_tables(record, path.with_suffix(".md"))
-    plot(record, path.with_suffix(".png"))
+    harness.write_report(path, write_tables, plot)
 
 
 if __name__ == "__main__":
