@@ -35,7 +35,6 @@ from examples.made_up.record import save_record
 from spec_kd import (
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,
-    SignalSpec,
     WhiteBoxDistillConfig,
     WhiteBoxDistillTrainer,
     generate_responses,
@@ -70,14 +69,13 @@ class Signals:
         return self.trained[0]
 
     @property
-    def requests(self) -> dict[str, SignalSpec]:
-        """All signals."""
-        counts, logprobs = (SignalSpec(m, num_draws=self.num_draws) for m in ("sampled_counts", "sampled_logprobs"))
+    def requests(self) -> dict[str, dict[str, Any]]:
+        """Options of all signals."""
         return {
-            "token_only": SignalSpec("token_only"),
-            self.trained[0]: counts,
-            self.trained[1]: logprobs,
-            "top_k_tail": SignalSpec("top_k_tail"),
+            "token_only": {"teacher_signal": "token_only"},
+            self.trained[0]: {"teacher_signal": "sampled_counts", "num_draws": self.num_draws},
+            self.trained[1]: {"teacher_signal": "sampled_logprobs", "num_draws": self.num_draws},
+            "top_k_tail": {"teacher_signal": "top_k_tail"},
         }
 
 
@@ -165,9 +163,9 @@ class Benchmark:
             processing_class=self.tokenizer,
             max_new_tokens=self.arguments.max_new_tokens,
             temperature=temperature,
-            teacher_signal=self.signals.requests[signal],
             batch_size=32,
             output_dir=str(self.folder / folder),
+            **self.signals.requests[signal],
         )
 
     def complete_prompts(self, prompts: Dataset, signal: str) -> Dataset:
@@ -179,11 +177,11 @@ class Benchmark:
             self.target,
             self.complete_prompts(prompts, self.signals.written).select_columns(ID_COLUMNS),
             processing_class=self.tokenizer,
-            teacher_signal=self.signals.requests[signal],
             sampling_temperature=1.0,
             max_new_tokens=self.arguments.max_new_tokens,
             batch_size=32,
             output_dir=str(self.folder / folder),
+            **self.signals.requests[signal],
         )
 
     def name_answers(self, prompts: Dataset, signal: str) -> str:
@@ -225,9 +223,9 @@ class Benchmark:
                     processing_class=self.tokenizer,
                     max_new_tokens=self.arguments.max_new_tokens,
                     temperature=1.0,
-                    teacher_signal=self.signals.requests.get(name),
                     batch_size=32,
                     show_progress=False,
+                    **self.signals.requests.get(name, {}),
                 )
                 if number:
                     measured.append(time.perf_counter() - started)

@@ -36,8 +36,7 @@ from spec_kd import (
     WhiteBoxDistillTrainer,
     generate_responses,
 )
-from spec_kd.data import score_completions
-from spec_kd.engines.base import SignalSpec
+from spec_kd.data.responses import score_completions
 
 RESULTS = Path(__file__).parent / "results"
 SHARPER = 3.0  # logits have this standard deviation, and the distribution an entropy of some nats less than ln V
@@ -191,18 +190,18 @@ def main() -> None:
         )]} for row in ids]  # fmt: skip
         prompts = Dataset.from_list([{"prompt": row["messages"][:1]} for row in text])
         new_tokens, teacher = length // 8, {"teacher_model": target}
-        signal = SignalSpec("sampled_logprobs", num_draws=50)
+        signal = {"teacher_signal": "sampled_logprobs", "num_draws": 50}
 
         few = rows.select(range(4 * batch))
         score(target, few.select(range(batch)), tokenizer, signal, batch)  # what the first call loads does not count
-        for name, kept in (("log p of the token", None), ("50 draws", signal)):
+        for name, kept in (("log p of the token", {"teacher_signal": "token_only"}), ("50 draws", signal)):
             seconds, _ = measure_seconds(lambda kept=kept: score(target, few, tokenizer, kept, batch))
             keep("target", f"scoring, {name} kept", {"tokens_per_second": len(few) * (length - prompt) / seconds})
         cached = score(target, rows, tokenizer, signal, batch)
-        for name, kept in (("", signal), ("nothing", None), ("50 draws", signal)):
+        for name, kept in (("", signal), ("nothing", {}), ("50 draws", signal)):
             seconds, written = measure_seconds(lambda kept=kept: generate_responses(
                 target, few.select_columns(["prompt_ids"]), processing_class=tokenizer, max_new_tokens=new_tokens,
-                temperature=1.0, teacher_signal=kept, batch_size=len(few), show_progress=False,
+                temperature=1.0, batch_size=len(few), show_progress=False, **kept,
             ))  # fmt: skip
             if name:  # nor does the first text
                 tokens = sum(map(len, written["completion_ids"]))
@@ -237,8 +236,8 @@ def main() -> None:
 
 def score(target, rows, tokenizer, signal, batch) -> Dataset:
     return score_completions(
-        target, rows, processing_class=tokenizer, teacher_signal=signal or "token_only", sampling_temperature=1.0,
-        batch_size=batch, show_progress=False,
+        target, rows, processing_class=tokenizer, sampling_temperature=1.0, batch_size=batch, show_progress=False,
+        **signal,
     )  # fmt: skip
 
 

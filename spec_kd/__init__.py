@@ -9,7 +9,9 @@ from spec_kd.lazy_imports import import_lazily
 from spec_kd.version import __version__ as __version__
 
 _ROOMS = {
-    "spec_kd.data": ("add_reference_scores", "generate_responses", "score_completions"),
+    "spec_kd.data.reference_scores": ("add_reference_scores",),
+    "spec_kd.data.response_options": ("ResponseOptions", "ScoreOptions"),
+    "spec_kd.data.responses": ("generate_responses", "score_completions"),
     "spec_kd.engines": ("ServerEngine", "SignalSpec", "TransformersEngine", "VLLMEngine"),
     "spec_kd.decoding": ("generate_speculatively",),
     "spec_kd.evaluation": (
@@ -45,7 +47,9 @@ _ROOMS = {
 }
 
 if TYPE_CHECKING:
-    from spec_kd.data import add_reference_scores, generate_responses, score_completions
+    from spec_kd.data.reference_scores import add_reference_scores
+    from spec_kd.data.response_options import ResponseOptions, ScoreOptions
+    from spec_kd.data.responses import generate_responses, score_completions
     from spec_kd.decoding import generate_speculatively
     from spec_kd.engines import ServerEngine, SignalSpec, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
@@ -88,6 +92,8 @@ __all__ = [
     "NonFiniteError",
     "OnlineGKDConfig",
     "OnlineGKDTrainer",
+    "ResponseOptions",
+    "ScoreOptions",
     "ServerEngine",
     "ServingCosts",
     "SignalSpec",

@@ -114,9 +114,9 @@ def test_engines_evaluation_and_export_take_an_adapter(adapter, tmp_path):
     folder, model = adapter
     prompts = ["hello", "you"]
     options = {"max_new_tokens": 6, "show_progress": False}
-    texts = generate_responses(folder, prompts, teacher_signal="token_only", **options)
+    texts = generate_responses(folder, prompts, temperature=0.0, teacher_signal="token_only", **options)
     expected = generate_responses(
-        model, prompts, processing_class=build_tokenizer(), teacher_signal="token_only", **options
+        model, prompts, processing_class=build_tokenizer(), temperature=0.0, teacher_signal="token_only", **options
     )
     assert texts["completion_ids"] == expected["completion_ids"]
     assert json.loads(texts[0]["teacher_info"])["target_name"] == folder

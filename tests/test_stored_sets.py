@@ -12,7 +12,7 @@ from tiny import build_llama, build_tokenizer
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer, stored_sets
 from spec_kd.cli.prompt_sets import load_prompts, save_prompts
 from spec_kd.cli.rows import load_rows
-from spec_kd.data import generate_responses, score_completions
+from spec_kd.data.responses import generate_responses, score_completions
 from spec_kd.prompts.logs.query_logs import load_query_logs
 from spec_kd.prompts.mixing import mix_prompts
 from spec_kd.stored_sets import check_stored_file, check_stored_set
@@ -40,7 +40,10 @@ def respond(tmp_path):
     target, tokenizer = build_llama(seed=1), build_tokenizer()
 
     def generate(**options):
-        options = {"max_new_tokens": 6, "batch_size": 2, "shard_size": 2, "show_progress": False, **options}
+        options = {
+            "max_new_tokens": 6, "temperature": 0.0, "batch_size": 2, "shard_size": 2, "show_progress": False,
+            **options,
+        }  # fmt: skip
         return generate_responses(target, TEXTS, processing_class=tokenizer, output_dir=tmp_path / "out", **options)
 
     return generate

@@ -16,7 +16,7 @@ from spec_kd import (
     generate_responses,
     score_completions,
 )
-from spec_kd.data import add_reference_scores
+from spec_kd.data.reference_scores import add_reference_scores
 from spec_kd.heads import check_logits_are_known, count_rows
 from spec_kd.loading import load_model
 from spec_kd.vocabulary import check_head_covers
@@ -57,7 +57,7 @@ def test_adapted_embeddings_and_heads(kind, tmp_path):
     check_logits_are_known(model, "teacher")
     texts = generate_responses(
         model, ["hello"], processing_class=build_tokenizer(), teacher_signal="token_only", max_new_tokens=4,
-        show_progress=False,
+        temperature=0.0, show_progress=False,
     )  # fmt: skip
     assert len(texts["completion_ids"][0]) >= 1
     teacher = build_llama(seed=0, vocab_size=300)
@@ -111,9 +111,14 @@ def quantize(with_head):
 def test_a_target_of_quantized_weights(with_head, tmp_path):
     target, tokenizer = quantize(with_head), build_tokenizer()
     options = {"processing_class": tokenizer, "max_new_tokens": 5, "show_progress": False}
-    plain = generate_responses(target, ["hello", "you"], **options)
+    plain = generate_responses(target, ["hello", "you"], temperature=0.0, **options)
     texts = generate_responses(
-        target, ["hello", "you"], teacher_signal="token_only", output_dir=str(tmp_path / "texts"), **options
+        target,
+        ["hello", "you"],
+        temperature=0.0,
+        teacher_signal="token_only",
+        output_dir=str(tmp_path / "texts"),
+        **options,
     )
     assert texts["completion_ids"] == plain["completion_ids"]
     scored = score_completions(target, Dataset.from_dict(ROWS), processing_class=tokenizer, show_progress=False)

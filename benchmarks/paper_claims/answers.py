@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from spec_kd import SignalSpec, generate_responses, score_completions
+from spec_kd import generate_responses, score_completions
 from spec_kd.prompts.mixing import mix_prompts
 from spec_kd.prompts.report import describe_prompts
 from spec_kd.prompts.synthesis.pre_query import derive_pre_query
@@ -114,11 +114,14 @@ class Lab:
             rows = rows.select(order_by_length(lengths, training.options["per_device_train_batch_size"], cell.seed))
         if cell.signal is None:
             return rows
+        signal = training.signals[cell.signal]
         return score_completions(
             self.target,
             rows,
             processing_class=self.tokenizer,
-            teacher_signal=SignalSpec(**training.signals[cell.signal]),
+            teacher_signal=signal["method"],
+            num_draws=signal.get("num_draws"),
+            signal_top_k=signal.get("top_k"),
             sampling_temperature=cell.completion_temperature,
             max_new_tokens=self.profile.data.max_new_tokens,
             batch_size=training.batch_size,

@@ -129,7 +129,7 @@ class Training:
         options (`dict`): Of the trainers' configuration.
         learning_rates (`dict[str, float]`): Of domains whose best is not that of `options`.
         online (`dict[str, dict]`): Options of `OnlineGKDConfig` by the method's name.
-        signals (`dict[str, dict]`): Options of `SignalSpec` by name, for cached teachers.
+        signals (`dict[str, dict]`): `method`, `num_draws` and `top_k` of a `SignalSpec` by name, for cached teachers.
         adapters (`dict[str, dict]`): `peft` (options of `LoraConfig`) and a `learning_rate`, by name.
         num_assistant_tokens (`int`): gamma of the tables.
         num_timed_prompts (`int`): Prompts of real assisted generation, which the measured speed-up is of.

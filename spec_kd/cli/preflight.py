@@ -90,7 +90,7 @@ def describe_signal(call: RespondCall, processing_class: "ProcessingClass") -> "
     from spec_kd.vocabulary import count_real_ids, fingerprint_tokenizer
 
     arguments, target = call
-    signal = arguments.build_signal()
+    signal = arguments.build_options().signal
     if signal is None:
         return None
     is_processed = (

@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
+from spec_kd.checks import check_int
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.open_types import JsonObject
+
+if TYPE_CHECKING:
+    from spec_kd.data.response_options import ResponseOptions
 
 DESCRIPTION = (
     "Lets the target answer every prompt, and with --teacher_signal keeps what distillation needs of its distribution, "
@@ -42,7 +46,7 @@ class RespondArguments:
     split: str = field(default="train", metadata={"help": "Split of the prompts, for a folder or a Hub name."})
     num_prompts: int | None = field(default=None, metadata={"help": "Answer only so many prompts, the first ones."})
     max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer."})
-    temperature: float = field(default=0.0, metadata={"help": "Of the sampling; 0 is greedy."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the sampling; 0 is greedy."})
     top_k: int = field(default=0, metadata={"help": "Most likely ids to sample from; 0 for all."})
     top_p: float = field(default=1.0, metadata={"help": "Mass of the most likely ids to sample from."})
     teacher_signal: str | None = field(
@@ -69,34 +73,12 @@ class RespondArguments:
         metadata={"help": "'raise' or 'skip' prompts that the target cannot take, such as those that are too long."},
     )
 
-    def check(self) -> None:
-        """Raises `ValueError` for what is wrong whatever the prompts and the target are."""
-        from spec_kd.data.responses import check_options
-        from spec_kd.sampling.options import SamplingOptions
+    def build_options(self) -> "ResponseOptions":
+        """The options of [`~spec_kd.generate_responses`]; raises `ValueError` whatever the prompts and the target."""
+        from spec_kd.data.response_options import ResponseOptions
 
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
-        options = SamplingOptions(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.seed)
-        check_options(
-            options,
-            self.build_signal(),
-            self.batch_size,
-            self.shard_size,
-            self.on_unidentified_token,
-            self.on_unusable_prompt,
-        )
-
-    def build_signal(self) -> Any:
-        """The request for a signal, or `None`; raises `ValueError` for numbers that do not fit the method."""
-        from spec_kd.engines import SignalSpec
-        from spec_kd.engines.sparse_recorder import complete_request
-
-        if self.teacher_signal is None:
-            for name in ("num_draws", "signal_top_k"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` belongs to a `teacher_signal`, which is not set.")
-            return None
-        return complete_request(SignalSpec(self.teacher_signal, self.num_draws, self.signal_top_k))
+        check_int("num_prompts", self.num_prompts, is_optional=True)
+        return ResponseOptions(**{option.name: getattr(self, option.name) for option in fields(ResponseOptions)})
 
 
 RespondCall = tuple[RespondArguments, TargetArguments]
@@ -121,8 +103,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
     """The step: answers in `output_dir/responses.parquet`."""
     target.check()
     check_exists("prompts", arguments.prompts)
-    arguments.check()
-    signal = arguments.build_signal()
+    options = arguments.build_options()
     inputs = {
         "target": target.list_inputs(workspace.fingerprints),
         "prompts": workspace.fingerprints.of_data(arguments.prompts),
@@ -136,20 +117,7 @@ def respond(arguments: RespondArguments, target: TargetArguments, workspace: Wor
         prompts = take_first(load_rows(arguments.prompts, arguments.split, option="prompts"), arguments.num_prompts)
         model, processing_class = target.load()
         rows = generate_responses(
-            model,
-            prompts,
-            processing_class=processing_class,
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            teacher_signal=signal,
-            batch_size=arguments.batch_size,
-            shard_size=arguments.shard_size,
-            seed=arguments.seed,
-            on_unidentified_token=arguments.on_unidentified_token,
-            on_unusable_prompt=arguments.on_unusable_prompt,
-            output_dir=arguments.output_dir,
+            model, prompts, options, processing_class=processing_class, output_dir=arguments.output_dir
         )
         return {
             "path": f"{arguments.output_dir}/{PRODUCTS[0]}",

@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from spec_kd.data.id_lists import IdLists
-from spec_kd.data.sharded_runs import Answers
+from spec_kd.data.sharded_runs import RunResult
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.signal_checks import CHECKSUM_COLUMN, compute_checksum
 from spec_kd.data.teacher_signal import TeacherInfo
@@ -30,7 +30,7 @@ def add_columns(
     dataset: Dataset,
     features: Features,
     build: Callable[[Sequence[int], pa.Table], Columns],
-    answers: Answers,
+    answers: RunResult,
     store: ShardStore | None,
 ) -> Dataset:
     """The rows of a dataset that have a completion, in order, with columns made of the answers.
@@ -39,7 +39,7 @@ def add_columns(
         dataset (`Dataset`): A row for each answer; may have no columns.
         features (`Features`): Of the new columns.
         build (`Callable`): From some row numbers and their answers to the new columns.
-        answers (`Answers`): Of all rows.
+        answers (`RunResult`): Of all rows.
         store (`ShardStore`, *optional*): Where the result is to lie.
 
     Returns:
@@ -75,7 +75,7 @@ def add_columns(
 def add_responses(
     dataset: Dataset,
     prompt_ids: IdLists,
-    answers: Answers,
+    answers: RunResult,
     processing_class: ProcessingClass,
     info: TeacherInfo | None,
     store: ShardStore | None,
@@ -85,7 +85,7 @@ def add_responses(
     Args:
         dataset (`Dataset`): The prompts as they came.
         prompt_ids (`IdLists`): The same, rendered.
-        answers (`Answers`): Of the target.
+        answers (`RunResult`): Of the target.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
         info (`TeacherInfo`, *optional*): What the teacher's columns are of, where there is a signal.
         store (`ShardStore`, *optional*): As of [`add_columns`].
@@ -126,7 +126,7 @@ def add_responses(
     return add_columns(kept, features, build, answers, store)
 
 
-def add_signal(dataset: Dataset, answers: Answers, info: TeacherInfo, store: ShardStore | None) -> Dataset:
+def add_signal(dataset: Dataset, answers: RunResult, info: TeacherInfo, store: ShardStore | None) -> Dataset:
     """The rows with the teacher's columns, in place of any that they had."""
     kept = dataset.remove_columns([name for name in TEACHER_FEATURES if name in dataset.column_names])
     features = Features(_list_teacher_features(info))

@@ -1,68 +1,66 @@
-"""The target answers: what it writes to a set of prompts, with the exact ids and, where asked, its probabilities."""
+"""The target completes prompts: responses with their exact ids and, if asked, what was kept of its distribution."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.checks import check_dataset, check_int, check_number, check_text, read_path
+from spec_kd.checks import check_dataset, check_text, read_path
 from spec_kd.data.assembly import add_responses, add_signal
 from spec_kd.data.id_lists import IdLists
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
-from spec_kd.data.sharded_runs import PromptRows, plan_batches, run_plan
+from spec_kd.data.response_options import ResponseOptions, ScoreOptions
+from spec_kd.data.sharded_runs import PromptRows, RunResult, plan_batches, run_plan
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.data.unidentified_tokens import Answer, check_on_unidentified_token, complete_batch, report_dropped
-from spec_kd.data.unusable_prompts import check_on_unusable_prompt, complete_usable, find_unusable, report_skipped
-from spec_kd.engines.base import Engine, PromptBatch, SignalSpec
-from spec_kd.engines.sparse_recorder import complete_request
+from spec_kd.data.unidentified_tokens import Outcome, complete_batch, report_dropped
+from spec_kd.data.unusable_prompts import Unusable, find_unusable, report_skipped
+from spec_kd.engines.base import Completion, Engine, PromptBatch
 from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.open_types import Argument
+from spec_kd.options import resolve_options
 from spec_kd.progress import RowProgress
-from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
+
+RunEngine = Callable[[PromptRows, str], list[Completion]]
+"""Completes or scores some rows, with the seed of their batch."""
 
 
 def generate_responses(
     target: PreTrainedModel | str | Engine,
     prompts: Prompts,
+    options: ResponseOptions | None = None,
     *,
     processing_class: ProcessingClass | None = None,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    teacher_signal: str | SignalSpec | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    on_unidentified_token: str = "raise",
-    on_unusable_prompt: str = "raise",
     output_dir: str | None = None,
-    shard_size: int = 512,
     show_progress: bool | RowProgress = True,
+    **given: Argument,
 ) -> Dataset:
-    """Lets the target answer every prompt: the text that a draft is distilled and evaluated on.
+    """Lets the target complete every prompt: the responses that a draft is distilled and evaluated on.
 
-    Greedy, or sampled from the plain softmax at `temperature`. The target's own `generation_config` (its sampling,
-    top-k, penalties, forced tokens) does not count, except for its EOS ids, which end a response together with the
-    tokenizer's. Ids beyond the tokenizer's vocabulary (padded rows of the head) are never written.
+    Completions are sampled from the plain softmax at `temperature`, 1 by default. The target's own `generation_config`
+    (sampling, top-k, penalties, forced tokens) does not count, except for its EOS ids, which end a completion together
+    with the tokenizer's. Ids beyond the tokenizer's vocabulary (padded rows of the head) are never written.
 
     With a `teacher_signal` the same pass keeps what white-box distillation needs of the target's distribution, and a
-    draft can be trained and evaluated without the target from then on. The text does not depend on it.
+    draft can be trained and evaluated without the target from then on. The completions do not depend on the signal.
 
-    With `output_dir` a killed run continues after its last whole shard; with the transformers engine it ends with the
-    dataset of an uninterrupted one: batches are planned up front (longest prompts first, so that running out of memory
-    shows at once) and each has its own seed. The finished set lies in `output_dir/responses.parquet`; the same call
-    again asks the target nothing. Under `accelerate launch` the processes share the shards of an `output_dir` between
-    them; without one each does all the work.
+    With `output_dir` a killed run continues after its last whole shard. With the transformers engine it ends with the
+    dataset of an uninterrupted run: batches are planned before the first one (longest prompts first, so that running
+    out of memory shows at once) and each has its own seed. The finished set lies in `output_dir/responses.parquet`, and
+    the same call again returns it without asking the target. Under `accelerate launch` the processes share the shards
+    of an `output_dir`; without one each process does all the work.
 
-    With `output_dir` the responses need not fit into memory: of them one shard is held while it is made, and 1024 rows
-    while the finished set is written, which is returned memory-mapped (from a copy in `output_dir/.arrow`). Prompts
-    take about 200 bytes each. Without `output_dir` everything is in memory.
+    With `output_dir` the responses need not fit into memory: one shard is held while it is made, and 1024 rows while
+    the finished set is written. The set is returned memory-mapped, from a copy in `output_dir/.arrow`. Prompts take
+    about 200 bytes each. Without `output_dir` everything is in memory.
 
     Args:
         target (`PreTrainedModel`, `str` or `Engine`):
@@ -72,196 +70,104 @@ def generate_responses(
             A dataset has `prompt` (text or messages, with `tools` as list or JSON text, and `chat_template_kwargs`
             where wanted) or `prompt_ids`. Its other columns are kept; `completion`, `completion_ids`, `finish_reason`
             and the teacher's columns are replaced.
+        options (`ResponseOptions`, *optional*): How to sample, what to keep, and how to deal with what goes wrong.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. Loaded from where the target came from by default.
-        max_new_tokens (`int`): Most tokens of a response, the EOS included.
-        temperature (`float`): 0.0 means greedy.
-        top_k (`int`), top_p (`float`):
-            Sample from the most likely ids only, so many or of so much mass; 0 and 1.0 for all. With the transformers
-            engine, and for text alone: a `teacher_signal` is of the whole distribution.
-        teacher_signal (`str` or `SignalSpec`, *optional*):
-            What to keep of the distribution at every token: `"token_only"`, `"sampled_counts"`, `"sampled_logprobs"`
-            or `"top_k_tail"` (what each may be used for: `spec_kd.losses.SPARSE_METHODS`), or a request with numbers
-            of its own.
-        batch_size (`int`, *optional*):
-            Prompts handed to the engine at a time: 8 by default for transformers; a whole shard for engines that batch
-            and queue on their own.
-        seed (`int`): Of the sampling. The same seed, prompts, batch size and target give the same set.
-        on_unidentified_token (`str`):
-            What to do about answers of a server of which the exact ids are not known, because it names tokens in a way
-            that is not exactly one id (or, from vLLM, ids of padded rows of the head). `"raise"` stops the job, with
-            the finished shards kept. `"drop"` goes on and leaves these rows out: the set then has fewer rows than
-            there are prompts, and a warning at the end says how many, why, and which (the first 20). Shards remember
-            them, so that a resumed run has the same rows. A folder begun with `"raise"` can be continued with
-            `"drop"`.
-        on_unusable_prompt (`str`, *optional*, defaults to `"raise"`):
-            What to do about prompts that the target cannot take, such as those that are too long for a server.
-            `"raise"`: those that the engine knows stop the job before it begins; those that a server refuses stop it
-            once all others are answered, which are kept in `output_dir`, and are asked again by the next call.
-            `"skip"` leaves them out, with a warning that says how many and why; a resumed run leaves out the same.
-        output_dir (`str`, *optional*): Where to keep shards and the finished set.
-        shard_size (`int`): Responses in a shard, rounded to whole batches.
-        show_progress (`bool` or [`RowProgress`]):
-            Whether to show a progress bar of rows, with tokens a second; or the bar of the work that this is a part of.
+        output_dir (`str`, *optional*): Folder for the shards and the finished set; by default nothing is written.
+        show_progress (`bool` or [`RowProgress`], *optional*, defaults to `True`):
+            Whether to show a progress bar of rows, with tokens per second; or the bar of the work that this is part of.
+        given: The fields of [`ResponseOptions`] as keywords, such as `max_new_tokens`, `temperature`,
+            `teacher_signal` and `batch_size`.
 
     Returns:
         `Dataset` in the order of the prompts, with `prompt`, `completion` (messages if the prompt is a conversation,
         else text; decoded without special tokens, for people), `prompt_ids`, `completion_ids` (lists of int32; the EOS
-        included if the target wrote it, nothing behind it) and `finish_reason` (`"stop"` or `"length"`); with a signal
+        included if the target wrote it, nothing after it) and `finish_reason` (`"stop"` or `"length"`); with a signal
         `teacher_token_logprobs` (list of float32), `teacher_signal` (bytes, where there is more than the token's own
         log-probability) and `teacher_info` (JSON, see [`TeacherInfo`]).
 
     Raises:
-        `ValueError`: Before any generation: no prompts, missing columns, an option out of its range, no EOS id, a
+        TypeError: For a keyword that is no option, or prompts of another form.
+        ValueError: Before any generation: no prompts, missing columns, an option out of its range, no EOS id, a
             prompt that leaves no room for `max_new_tokens` in the target's context, ids that the target does not
             have, a signal that the engine cannot give, or an `output_dir` with the responses of other settings. After
             it: `on_unidentified_token="drop"` leaves no row.
-        `UnidentifiedTokensError`: With `on_unidentified_token="raise"`, after the batch concerned.
-        `UnusablePromptError`: With `on_unusable_prompt="raise"`; names the rows.
-        `BlockingIOError`: Another process is at work in `output_dir`, with an engine that would answer otherwise.
-        `OSError`: `output_dir` cannot be written to.
+        UnidentifiedTokensError: With `on_unidentified_token="raise"`, after the batch concerned.
+        UnusablePromptError: With `on_unusable_prompt="raise"`; names the rows. Prompts that the engine knows to be
+            unusable raise before any generation; those that a server refuses raise once all others are completed, and
+            the next call asks only for these again.
+        BlockingIOError: Another process works in `output_dir`, with an engine that would write other completions.
+        OSError: `output_dir` cannot be written to.
     """
-    signal = None if teacher_signal is None else _read_signal(teacher_signal)
-    options = SamplingOptions(max_new_tokens, temperature, top_k, top_p, seed)
-    check_options(options, signal, batch_size, shard_size, on_unidentified_token, on_unusable_prompt)
+    options = resolve_options(ResponseOptions, options, given)
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
-    batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    prompt_ids = IdLists(render_prompt_ids(rows, processing_class), store.folder if store is not None else None)
-    unusable = find_unusable(engine, prompt_ids, options, signal, on_unusable_prompt)
-    info = None
-    if signal is not None:
-        info = describe_teacher(engine, processing_class, signal, options.temperature, max_new_tokens)
-    if store is not None:
-        _open_run(
-            store, engine, processing_class, prompt_ids, signal,
-            max_new_tokens=max_new_tokens, temperature=options.temperature, batch_size=batch_size, seed=seed,
-            shard_size=shard_size, **({"top_k": top_k, "top_p": top_p} if options.is_truncated else {}),
-        )  # fmt: skip
-    vocab_size = count_real_ids(processing_class)
+    ids = IdLists(render_prompt_ids(rows, processing_class), store.folder if store is not None else None)
 
-    def answer(batch: PromptRows, index: int) -> list[Answer]:
-        def ask(rows: list[int]) -> list[Answer]:
-            texts = PromptBatch([prompt_ids[row] for row in rows], rows, batch.tell)
-            return complete_batch(
-                lambda: engine.generate(texts, options, signal, f"{seed}:{index}"),
-                rows,
-                vocab_size,
-                on_unidentified_token,
-            )
+    def generate(rows: PromptRows, seed: str) -> list[Completion]:
+        return engine.generate(PromptBatch(map(ids.__getitem__, rows), rows, rows.tell), options, options.signal, seed)
 
-        return complete_usable(batch, unusable, ask)
-
-    answers = run_plan(
-        plan_batches(prompt_ids.lengths.tolist(), batch_size, shard_size),
-        answer,
-        store,
-        info,
-        "Target responses",
-        on_unidentified_token=on_unidentified_token,
-        on_unusable_prompt=on_unusable_prompt,
-        is_reproducible=engine.is_reproducible,
-        show_progress=show_progress,
-    )
-    report_skipped(answers.unusable, answers.num_rows)
-    report_dropped(answers.unidentified, answers.num_rows - len(answers.unusable))
-    return add_responses(dataset, prompt_ids, answers, processing_class, info, store)
+    run = _Run(engine, processing_class, ids, store, options)
+    result, info = run.do(generate, "Target responses", show_progress)
+    return add_responses(dataset, ids, result, processing_class, info, store)
 
 
 def score_completions(
     target: PreTrainedModel | str | Engine,
     dataset: Dataset,
+    options: ScoreOptions | None = None,
     *,
     processing_class: ProcessingClass | None = None,
-    teacher_signal: str | SignalSpec = "sampled_logprobs",
-    sampling_temperature: float | None = None,
-    max_new_tokens: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    on_unidentified_token: str = "raise",
-    on_unusable_prompt: str = "raise",
     output_dir: str | None = None,
-    shard_size: int = 512,
     show_progress: bool | RowProgress = True,
+    **given: Argument,
 ) -> Dataset:
     """Adds the teacher signal to completions that exist already, such as logs of what the target served.
 
     One teacher-forced pass over `prompt_ids` + `completion_ids`; log-probabilities are those of the plain softmax.
-    Resumable, and as frugal with memory, as [`generate_responses`], whose other arguments and errors it has.
+    It resumes, shares work between processes and uses memory as [`generate_responses`] does.
 
     Args:
-        dataset (`Dataset`): With `prompt_ids` and `completion_ids`; teacher columns it has are replaced.
-        teacher_signal (`str` or `SignalSpec`, *optional*, defaults to `"sampled_logprobs"`): What to keep.
-        sampling_temperature (`float`, *optional*):
-            At which the text was sampled, 0.0 for greedy. Where it is not known, what rests on it (exact replay, the
-            written token as a draw from p) is refused later.
-        max_new_tokens (`int`, *optional*): The limit that the text was written under, for replay.
+        target (`PreTrainedModel`, `str` or `Engine`): As for [`generate_responses`].
+        dataset (`Dataset`): Has `prompt_ids` and `completion_ids`; teacher columns that it has are replaced.
+        options (`ScoreOptions`, *optional*): What to keep, and what is known of the completions.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): As for [`generate_responses`].
+        output_dir (`str`, *optional*): As for [`generate_responses`].
+        show_progress (`bool` or [`RowProgress`], *optional*, defaults to `True`): As for [`generate_responses`].
+        given: The fields of [`ScoreOptions`] as keywords, such as `teacher_signal` and `sampling_temperature`.
 
     Returns:
         `Dataset`: The rows with the teacher's columns.
+
+    Raises:
+        ValueError: For a dataset without ids or with an empty row, and as [`generate_responses`], whose other errors
+            this function has as well.
     """
+    options = resolve_options(ScoreOptions, options, given)
     check_target(target)
     check_dataset("dataset", dataset)
-    check_number("sampling_temperature", sampling_temperature, 0, is_optional=True, reason="0 is greedy.")
-    check_int("max_new_tokens", max_new_tokens, is_optional=True)
-    check_int("batch_size", batch_size, is_optional=True)
-    check_int("shard_size", shard_size)
-    check_int("seed", seed, None)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
             f"The dataset has the columns {dataset.column_names}; log-probabilities belong to ids, which are "
             "`prompt_ids` and `completion_ids`. Tokenize what the target saw and wrote, with its own tokenizer."
         )
-    check_on_unidentified_token(on_unidentified_token)
-    check_on_unusable_prompt(on_unusable_prompt)
     check_stored_set(dataset)
-    signal = _read_signal(teacher_signal)
     store = ShardStore(output_dir) if output_dir is not None else None
     starts: list[int] = []
-    texts = IdLists(_join_ids(dataset, starts), store.folder if store is not None else None)
+    ids = IdLists(_join_ids(dataset, starts), store.folder if store is not None else None)
     engine, processing_class = as_engine(target, processing_class)
-    batch_size = batch_size or getattr(engine, "default_batch_size", shard_size)
-    unusable = find_unusable(engine, texts, None, signal, on_unusable_prompt)
-    info = describe_teacher(engine, processing_class, signal, sampling_temperature, max_new_tokens, is_scored=True)
-    if store is not None:
-        _open_run(
-            store, engine, processing_class, texts, signal,
-            prompt_lengths=_hash(starts), sampling_temperature=sampling_temperature, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, shard_size=shard_size,
-        )  # fmt: skip
-    vocab_size = count_real_ids(processing_class)
 
-    def answer(batch: PromptRows, index: int) -> list[Answer]:
-        def ask(rows: list[int]) -> list[Answer]:
-            prompts = PromptBatch([texts[row][: starts[row]] for row in rows], rows, batch.tell)
-            completions = [texts[row][starts[row] :] for row in rows]
-            return complete_batch(
-                lambda: engine.score(prompts, completions, signal, f"{seed}:{index}"),
-                rows,
-                vocab_size,
-                on_unidentified_token,
-            )
+    def score(rows: PromptRows, seed: str) -> list[Completion]:
+        prompts = PromptBatch([ids[row][: starts[row]] for row in rows], rows, rows.tell)
+        return engine.score(prompts, [ids[row][starts[row] :] for row in rows], options.signal, seed)
 
-        return complete_usable(batch, unusable, ask)
-
-    answers = run_plan(
-        plan_batches(texts.lengths.tolist(), batch_size, shard_size),
-        answer,
-        store,
-        info,
-        "Teacher scores",
-        on_unidentified_token=on_unidentified_token,
-        on_unusable_prompt=on_unusable_prompt,
-        is_reproducible=engine.is_reproducible,
-        show_progress=show_progress,
-    )
-    report_skipped(answers.unusable, answers.num_rows)
-    report_dropped(answers.unidentified, answers.num_rows - len(answers.unusable))
-    return add_signal(dataset, answers, info, store)
+    run = _Run(engine, processing_class, ids, store, options, {"prompt_lengths": _hash(starts)})
+    result, info = run.do(score, "Teacher scores", show_progress)
+    return add_signal(dataset, result, info, store)
 
 
 def _join_ids(dataset: Dataset, starts: list[int]) -> Iterator[list[int]]:
@@ -296,16 +202,75 @@ def check_target(target: PreTrainedModel | str | Engine) -> None:
         raise ValueError(f"`target` is {target!r:.80}, but must be a model, its path or Hub id, or an engine.")
 
 
+@dataclass(frozen=True)
+class _Run:
+    """An engine over all rows of a dataset: what generating and scoring have in common.
+
+    Args:
+        engine (`Engine`): Runs the target.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        ids (`IdLists`): What the engine reads of every row.
+        store (`ShardStore`, *optional*): Where the run is kept.
+        options (`ResponseOptions` or `ScoreOptions`): Options of the run.
+        settings (`dict`): What the rows depend on besides the options and the engine.
+    """
+
+    engine: Engine
+    processing_class: ProcessingClass
+    ids: IdLists
+    store: ShardStore | None
+    options: ResponseOptions | ScoreOptions
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def do(
+        self, run_engine: RunEngine, description: str, show_progress: bool | RowProgress
+    ) -> tuple[RunResult, TeacherInfo | None]:
+        """The completions of all rows, and what their teacher columns are of, if there is a signal."""
+        engine, options = self.engine, self.options
+        sampling = options if isinstance(options, ResponseOptions) else None
+        batch_size = options.batch_size or getattr(engine, "default_batch_size", options.shard_size)
+        unusable = find_unusable(engine, self.ids, sampling, options.signal, options.on_unusable_prompt)
+        info = None if options.signal is None else describe_teacher(engine, self.processing_class, options)
+        if self.store is not None:
+            self._open(self.store, batch_size)
+        vocab_size = count_real_ids(self.processing_class)
+
+        def complete(batch: PromptRows, index: int) -> list[Outcome]:
+            usable = PromptRows((row for row in batch if row not in unusable), batch.tell)
+            run = partial(run_engine, usable, f"{options.seed}:{index}")
+            outcomes = iter(complete_batch(run, usable, vocab_size, options.on_unidentified_token) if usable else ())
+            return [Unusable(unusable[row]) if row in unusable else next(outcomes) for row in batch]
+
+        plan = plan_batches(self.ids.lengths.tolist(), batch_size, options.shard_size)
+        result = run_plan(plan, complete, self.store, info, options, description, engine.is_reproducible, show_progress)
+        report_skipped(result.unusable, result.num_rows)
+        report_dropped(result.unidentified, result.num_rows - len(result.unusable))
+        return result, info
+
+    def _open(self, store: ShardStore, batch_size: int) -> None:
+        fingerprint = {
+            **self.options.list_settings(),
+            **self.settings,
+            "batch_size": batch_size,
+            "signal": self.options.signal and asdict(self.options.signal),
+            "engine": self.engine.name,
+            "prompts": _hash(self.ids),
+            "tokenizer": fingerprint_tokenizer(self.processing_class),
+            **self.engine.describe(),
+        }
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        store.open_run(fingerprint, {"target_name": getattr(self.engine, "target_name", None), **versions})
+
+
 def describe_teacher(
-    engine: Engine,
-    processing_class: ProcessingClass,
-    signal: SignalSpec,
-    sampling_temperature: float | None,
-    max_new_tokens: int | None,
-    is_scored: bool = False,
+    engine: Engine, processing_class: ProcessingClass, options: ResponseOptions | ScoreOptions
 ) -> TeacherInfo:
-    """What the teacher columns are of. Scored and greedy text has the log-probabilities of the plain softmax."""
-    is_processed = engine.logprobs_mode == "processed" and not is_scored and bool(sampling_temperature)
+    """What the teacher columns of a run are of.
+
+    Scored and greedy completions have the log-probabilities of the plain softmax.
+    """
+    signal, temperature = options.signal, options.sampling_temperature
+    is_processed = engine.logprobs_mode == "processed" and not options.is_scored and bool(temperature)
     identity = engine.describe()
     return TeacherInfo(
         target_name=getattr(engine, "target_name", None),
@@ -313,65 +278,18 @@ def describe_teacher(
         tokenizer=fingerprint_tokenizer(processing_class),
         vocab_size=count_real_ids(processing_class),
         engine=engine.name,
-        method=signal.method,
-        num_draws=signal.num_draws,
-        top_k=signal.top_k,
-        sampling_temperature=sampling_temperature,
-        max_new_tokens=max_new_tokens,
+        **asdict(signal),
+        sampling_temperature=temperature,
+        max_new_tokens=options.max_new_tokens,
         logprobs_mode="processed" if is_processed else "raw",
-        logprobs_temperature=float(sampling_temperature or 1) if is_processed else 1.0,
+        logprobs_temperature=float(temperature or 1) if is_processed else 1.0,
     )
 
 
-def check_options(
-    options: SamplingOptions,
-    signal: SignalSpec | None,
-    batch_size: int | None,
-    shard_size: int,
-    on_unidentified_token: str,
-    on_unusable_prompt: str = "raise",
-) -> None:
-    """Raises `ValueError` for options of [`generate_responses`] that are wrong whatever the prompts and the target."""
-    check_int("batch_size", batch_size, is_optional=True)
-    check_int("shard_size", shard_size)
-    check_on_unidentified_token(on_unidentified_token)
-    check_on_unusable_prompt(on_unusable_prompt)
-    if options.is_truncated and signal is not None:
-        raise ValueError(
-            f"`teacher_signal={signal.method!r}` is of the whole distribution, and text sampled with `top_k="
-            f"{options.top_k}` and `top_p={options.top_p}` is not drawn from it. Leave one of them out, or add the "
-            "signal afterwards with `score_completions`."
-        )
-
-
-def _read_signal(signal: str | SignalSpec) -> SignalSpec:
-    return complete_request(SignalSpec(signal) if isinstance(signal, str) else signal)
-
-
-def _open_run(
-    store: ShardStore,
-    engine: Engine,
-    processing_class: ProcessingClass,
-    ids: IdLists,
-    signal: SignalSpec | None,
-    **settings: object,
-) -> None:
-    fingerprint = {
-        **settings,
-        "signal": None if signal is None else vars(signal),
-        "engine": engine.name,
-        "prompts": _hash(ids),
-        "tokenizer": fingerprint_tokenizer(processing_class),
-        **engine.describe(),
-    }
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    store.open_run(fingerprint, {"target_name": getattr(engine, "target_name", None), **versions})
-
-
 def _hash(values: Iterable[object]) -> str:
-    """Of the list with these values, which need not exist."""
+    """SHA-256 of the JSON list with these values, which is never held as a whole."""
     digest = hashlib.sha256(b"[")
     for index, value in enumerate(values):
-        digest.update(f"{', ' if index else ''}{value!r}".encode())
+        digest.update(f"{', ' if index else ''}{json.dumps(value)}".encode())
     digest.update(b"]")
     return digest.hexdigest()

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spec_kd.data.response_options import SignalOptions
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
-from spec_kd.data.unidentified_tokens import Answer, describe_unidentified
+from spec_kd.data.unidentified_tokens import Outcome, describe_unidentified
 from spec_kd.data.unusable_prompts import Unusable, raise_unusable
 from spec_kd.engines.base import Completion
 from spec_kd.open_types import JsonObject, JsonValue
@@ -48,7 +49,7 @@ def plan_batches(lengths: Sequence[int], batch_size: int, shard_size: int) -> Pl
     return [batches[i : i + per_shard] for i in range(0, len(batches), per_shard)]
 
 
-class Answers:
+class RunResult:
     """The answers to all rows of a plan, in any order, wherever their shards are.
 
     Args:
@@ -93,30 +94,28 @@ def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, 
 
 def run_plan(
     plan: Plan,
-    answer: Callable[[PromptRows, int], list[Answer]],
+    complete: Callable[[PromptRows, int], list[Outcome]],
     store: ShardStore | None,
     info: TeacherInfo | None,
+    options: SignalOptions,
     description: str,
-    *,
-    on_unidentified_token: str,
-    on_unusable_prompt: str,
     is_reproducible: bool,
     show_progress: bool | RowProgress,
-) -> Answers:
-    """The answers to every row of a plan, those of shards on disk read from there.
+) -> RunResult:
+    """The completions of every row of a plan; those of finished shards are read from disk.
 
     With a store and several processes (`accelerate launch`) each does every n-th shard; which one does a shard changes
     nothing in it. Without a store each process does all the work. No more than one shard is in memory, with a store.
 
     Args:
         plan (`Plan`): From [`plan_batches`].
-        answer (`Callable`): From rows and the number of their batch to their answers.
+        complete (`Callable`): From rows and the number of their batch to an outcome of each.
         store (`ShardStore`, *optional*): An opened run.
-        info (`TeacherInfo`, *optional*): How slots are packed, where there are any.
-        description (`str`): For the progress bar.
-        on_unidentified_token (`str`): Whether rows without a completion, found on disk, are an error (`"raise"`).
-        on_unusable_prompt (`str`):
-            Whether rows whose prompt the target did not take are left out (`"skip"`), or asked again and then an error.
+        info (`TeacherInfo`, *optional*): How the signal is packed, if there is one.
+        options (`ResponseOptions` or `ScoreOptions`):
+            Say whether rows without a completion that are found on disk are an error, and whether rows whose prompt
+            the target did not take are left out, or asked again and then an error.
+        description (`str`): Text of the progress bar.
         is_reproducible (`bool`):
             Whether two processes would write the same; if not, they are kept from working side by side in the store.
         show_progress (`bool` or `RowProgress`): Whether to show a bar; or the bar of the work that this is a part of.
@@ -132,15 +131,15 @@ def run_plan(
     folder = None if store is None else store.output_dir
     num_rows = sum(len(rows) for shard in plan for _, rows in shard)
     tables = _read_tables(store, len(plan))
-    if unidentified := _find_left_out(tables, "unmapped_tokens") if on_unidentified_token == "raise" else {}:
+    if unidentified := _find_left_out(tables, "unmapped_tokens") if options.on_unidentified_token == "raise" else {}:
         raise ValueError(
             f"`{folder}` was begun with `on_unidentified_token='drop'`: "
             f"{describe_unidentified(unidentified)}. Repeat the call "
             "with that to leave them out, or choose another folder."
         )
-    ask_again = on_unusable_prompt == "raise"
+    ask_again = options.on_unusable_prompt == "raise"
     if all(not _is_open(table, ask_again) for table in tables):
-        return Answers(tables)
+        return RunResult(tables)
     if store is not None and not is_reproducible and world < int(os.environ.get("WORLD_SIZE", "1")):
         raise ValueError(
             "These processes were launched together and do not know of each other, so each would do all the work, with "
@@ -161,7 +160,7 @@ def run_plan(
                 if number % world != rank:
                     progress.advance(num_rows=sum(len(rows) for _, rows in shard))
                     continue
-                written = _complete_shard(shard, tables[number], answer, progress)
+                written = _complete_shard(shard, tables[number], complete, progress)
                 tables[number] = _to_table(written, info)
                 if store is not None:
                     store.write(number, tables[number])
@@ -179,7 +178,7 @@ def run_plan(
         )
     if ask_again:
         raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, folder)
-    return Answers(tables)
+    return RunResult(tables)
 
 
 def _read_tables(store: ShardStore | None, count: int) -> list[pa.Table | None]:
@@ -201,11 +200,11 @@ def _is_open(table: pa.Table | None, ask_again: bool) -> bool:
 def _complete_shard(
     shard: list[tuple[int, list[int]]],
     table: pa.Table | None,
-    answer: Callable[[PromptRows, int], list[Answer]],
+    complete: Callable[[PromptRows, int], list[Outcome]],
     progress: RowProgress,
-) -> list[tuple[int, Answer | JsonObject]]:
+) -> list[tuple[int, Outcome | JsonObject]]:
     """The rows of a shard with their answers; those that are in a table of it are taken from there."""
-    found: dict[int, Answer | JsonObject] = {}
+    found: dict[int, Outcome | JsonObject] = {}
     if table is not None:
         found = {row["row"]: row for row in table.to_pylist() if row["unusable_prompt"] is None}
     written = list(found.items())
@@ -213,11 +212,11 @@ def _complete_shard(
         open_rows = [row for row in rows if row not in found]
         if open_rows:
             with progress.batch(len(open_rows)) as tell:
-                written += zip(open_rows, answer(PromptRows(open_rows, tell), index), strict=True)
+                written += zip(open_rows, complete(PromptRows(open_rows, tell), index), strict=True)
     return written
 
 
-def _to_table(written: list[tuple[int, Answer | JsonObject]], info: TeacherInfo | None) -> pa.Table:
+def _to_table(written: list[tuple[int, Outcome | JsonObject]], info: TeacherInfo | None) -> pa.Table:
     found = [answer for _, answer in written if isinstance(answer, dict)]
     rows, answers = zip(*(pair for pair in written if not isinstance(pair[1], dict)), strict=True)
     completions = [answer if isinstance(answer, Completion) else None for answer in answers]

@@ -1,4 +1,4 @@
-"""Answers of which the exact ids are not known: a reason to stop, or rows to leave out and to say so."""
+"""RunResult of which the exact ids are not known: a reason to stop, or rows to leave out and to say so."""
 
 import itertools
 import logging
@@ -11,26 +11,17 @@ from spec_kd.data.unusable_prompts import Unusable
 from spec_kd.engines.base import Completion, MissingCompletionsError
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError, list_examples
 
-CHOICES = ("raise", "drop")
 NUM_LISTED = 20
 
-Answer = Completion | list[str] | Unusable
+Outcome = Completion | list[str] | Unusable
 """A completion, or the names of those of its tokens that are not exactly one id of the tokenizer, or why none."""
 
 logger = logging.getLogger(__name__)
 
 
-def check_on_unidentified_token(on_unidentified_token: str) -> None:
-    """Raises `ValueError` for a choice that does not exist."""
-    if on_unidentified_token not in CHOICES:
-        raise ValueError(
-            f"`on_unidentified_token` must be one of {', '.join(map(repr, CHOICES))}, got {on_unidentified_token!r}."
-        )
-
-
 def complete_batch(
     run: Callable[[], list[Completion]], rows: Sequence[int], vocab_size: int, on_unidentified_token: str
-) -> list[Answer]:
+) -> list[Outcome]:
     """The answers of an engine to some rows.
 
     Args:
@@ -45,7 +36,7 @@ def complete_batch(
             padded rows of a head.
     """
     try:
-        answers: list[Answer] = list(run())
+        answers: list[Outcome] = list(run())
     except UnidentifiedTokensError as error:
         if on_unidentified_token == "raise":
             raise
@@ -69,7 +60,7 @@ def complete_batch(
     return answers
 
 
-def _prefer_names(names: Sequence[list[str]], completions: Sequence[Completion | None]) -> list[Answer]:
+def _prefer_names(names: Sequence[list[str]], completions: Sequence[Completion | None]) -> list[Outcome]:
     return [unknown or cast(Completion, known) for unknown, known in zip(names, completions, strict=True)]
 
 

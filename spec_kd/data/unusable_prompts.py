@@ -2,17 +2,14 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import accelerate
 
-from spec_kd.checks import check_choice
 from spec_kd.engines.base import Engine, PromptBatch, SignalSpec, UnusablePromptError
-from spec_kd.open_types import JsonValue
 from spec_kd.sampling.options import SamplingOptions
 
-CHOICES = ("raise", "skip")
 NUM_LISTED = 20
 NUM_EXPLAINED = 3
 
@@ -24,11 +21,6 @@ class Unusable:
     """In place of a completion: why the target cannot take the prompt."""
 
     reason: str
-
-
-def check_on_unusable_prompt(on_unusable_prompt: str) -> None:
-    """Raises `ValueError` for a choice that does not exist."""
-    check_choice("on_unusable_prompt", on_unusable_prompt, CHOICES)
 
 
 def find_unusable(
@@ -74,15 +66,6 @@ def _collect_unusable(
         middle = len(rows) // 2
         for half in (rows[:middle], rows[middle:]):
             _collect_unusable(engine, prompts, half, options, signal, found)
-
-
-def complete_usable(
-    rows: Sequence[int], unusable: Mapping[int, str], answer: Callable[[list[int]], list[JsonValue]]
-) -> list[JsonValue]:
-    """The answers to rows, `Unusable` for those that are known to be; the others are asked together."""
-    usable = [row for row in rows if row not in unusable]
-    answers = iter(answer(usable) if usable else ())
-    return [Unusable(unusable[row]) if row in unusable else next(answers) for row in rows]
 
 
 def describe_unusable(unusable: Mapping[int, str], num_rows: int) -> str:

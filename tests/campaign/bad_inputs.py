@@ -106,7 +106,7 @@ PYTHON = {
     "prompts of numbers": (lambda w: spec_kd.generate_responses(w.model, [1]), "`prompts` must be"),
     "unknown signal": (lambda w: w.generate(teacher_signal="top_k"), "Unknown method 'top_k'"),
     "signal of 2.5 draws": (
-        lambda w: w.generate(teacher_signal=spec_kd.SignalSpec("sampled_counts", num_draws=2.5)),
+        lambda w: w.generate(teacher_signal="sampled_counts", num_draws=2.5),
         is_whole("num_draws", 2.5),
     ),
     "score a list": (lambda w: w.score([{"prompt_ids": [5]}]), "`dataset` is a list"),

@@ -26,7 +26,9 @@ TABLE = Table(
 )
 NUM_PROMPTS = {GENERATE: 24, RESUME: 24, MANY: 1_600}
 FAULT_EVERY = {GENERATE: 3, RESUME: 7, MANY: 4}  # requests
-OPTIONS = {"max_new_tokens": 2, "teacher_signal": "token_only", "shard_size": 4, "show_progress": False}
+OPTIONS = {
+    "max_new_tokens": 2, "temperature": 0.0, "teacher_signal": "token_only", "shard_size": 4, "show_progress": False,
+}  # fmt: skip
 MOST_RUNS = 60
 
 

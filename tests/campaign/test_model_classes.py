@@ -129,7 +129,7 @@ def check_responses(model, outcome, folder):
     questions = ["how", "a much longer question", "x"]
     expected, plain = [], []
     try:
-        texts = generate_responses(model, questions, teacher_signal="token_only", **options)
+        texts = generate_responses(model, questions, temperature=0.0, teacher_signal="token_only", **options)
     except (IndexError, RuntimeError, ValueError) as error:
         with pytest.raises(type(error)):  # transformers itself cannot generate with it, alone and without a batch
             model.generate(input_ids=torch.tensor([PROMPTS[0]]), max_new_tokens=3)
@@ -293,7 +293,7 @@ def check_evaluation(model, role, outcome, folder):
         outcome.refused(f"transformers' generate fails: {error}")
         return
     matches = []
-    for row in generate_responses(target, questions, **options):
+    for row in generate_responses(target, questions, temperature=0.0, **options):
         choice = compute_completion(draft, row).argmax(-1)
         matches += (choice == torch.tensor(row["completion_ids"])).tolist()
     assert_close(report.draft.settings[0].alpha.value, sum(matches) / len(matches), outcome)

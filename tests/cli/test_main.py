@@ -11,7 +11,7 @@ import pytest
 
 from spec_kd.cli import evaluate, mix, prompts, respond, synthesize
 from spec_kd.cli.main import COMMANDS, main, to_json
-from spec_kd.data import generate_responses
+from spec_kd.data.response_options import ResponseOptions
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.prompts.curated import CuratedOptions
 from spec_kd.prompts.filters import TextFilter
@@ -92,7 +92,7 @@ def test_json_has_no_nan():
 @pytest.mark.parametrize(
     ("arguments", "function", "other_names"),
     [
-        (respond.RespondArguments, generate_responses, {"signal_top_k"}),
+        (respond.RespondArguments, ResponseOptions, set()),
         (evaluate.EvaluateArguments, EvaluationOptions, {"batch_sizes", "group_by"}),
         (prompts.LogArguments, LogOptions, set()),
         (prompts.CuratedArguments, CuratedOptions, set()),

@@ -108,7 +108,7 @@ def test_training_can_use_the_answers_of_the_logs(load):
         ({"respond.prompts": "a"}, "respond: `prompts` is set by the recipe"),
         ({"respond.teacher_signal": "top_k"}, "respond: Unknown method 'top_k'"),
         ({"respond.top_p": 0.9}, "respond: `teacher_signal='sampled_logprobs'` is of the whole distribution"),
-        ({"respond.on_unidentified_token": "keep"}, "respond: `on_unidentified_token` must be"),
+        ({"respond.on_unidentified_token": "keep"}, "respond: `on_unidentified_token` is 'keep', but must be"),
         ({"evaluate.temperatures": [-1]}, "evaluate: "),
         ({"respond": 3}, "must hold `name: value` pairs"),
         ({"train.method": MISSING}, "train: `method` is missing: white_box, black_box, online_gkd"),

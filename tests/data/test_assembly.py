@@ -10,8 +10,9 @@ import pytest
 from datasets import Dataset
 from tiny import build_tokenizer
 
-from spec_kd.data import assembly, generate_responses, score_completions
-from spec_kd.data.sharded_runs import Answers
+from spec_kd.data import assembly
+from spec_kd.data.responses import generate_responses, score_completions
+from spec_kd.data.sharded_runs import RunResult
 from spec_kd.engines.base import Completion
 
 ROWS = 320
@@ -63,7 +64,7 @@ def generate(output_dir, **options):
 def watch(monkeypatch):
     """Makes small slices, and records what Arrow and the process hold whenever one is read."""
     monkeypatch.setattr(assembly, "ROWS_AT_A_TIME", 8)
-    read, seen = Answers.read, []
+    read, seen = RunResult.read, []
     descriptors = Path("/proc/self/fd")
 
     def read_and_look(self, rows):
@@ -72,7 +73,7 @@ def watch(monkeypatch):
         seen.append((len(rows), pa.total_allocated_bytes(), open_files))
         return table
 
-    monkeypatch.setattr(Answers, "read", read_and_look)
+    monkeypatch.setattr(RunResult, "read", read_and_look)
     return seen
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset, List, Value, load_dataset
 from tiny import build_llama, build_tokenizer
 from transformers import GenerationConfig
 
-from spec_kd.data import generate_responses
+from spec_kd.data.responses import generate_responses
 from spec_kd.engines.transformers import TransformersEngine
 
 TEXTS = ["a", "hello there", "f(x) = 2x", "ünïcödé 🙂", "the quick brown fox", "b", "1 + 1 =", "once upon a time"]
@@ -25,6 +25,7 @@ def generate(target, tokenizer):
         options = {
             "processing_class": tokenizer,
             "max_new_tokens": 12,
+            "temperature": 0.0,
             "batch_size": 3,
             "show_progress": False,
             **options,
@@ -304,7 +305,8 @@ def test_another_run_in_the_folder_is_refused(generate, target, tmp_path):
 
 KILLED_RUN = """
 import os, signal, sys
-from spec_kd.data import generate_responses, shards
+from spec_kd.data import shards
+from spec_kd.data.responses import generate_responses
 from tiny import build_llama, build_tokenizer
 replace, count = os.replace, 0
 def replace_then_die(source, place):

@@ -13,19 +13,19 @@ import pytest
 from datasets import Dataset
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.data import generate_responses, score_completions, shards
-from spec_kd.engines.base import SignalSpec
+from spec_kd.data import shards
+from spec_kd.data.responses import generate_responses, score_completions
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"{word} {i}" for i in range(3) for word in ("a", "hello there", "the quick brown fox")]
-SIGNAL = SignalSpec("sampled_logprobs", num_draws=16)
+SIGNAL = {"teacher_signal": "sampled_logprobs", "num_draws": 16}
 
 RUN = """
 import os, signal, sys
 from datasets import Dataset
 from tiny import build_llama, build_tokenizer
-from spec_kd.data import generate_responses, score_completions, shards
-from spec_kd.engines.base import SignalSpec
+from spec_kd.data import shards
+from spec_kd.data.responses import generate_responses, score_completions
 
 if sys.argv[2] not in ("whole", "resumed"):
     replace, count = os.replace, 0
@@ -38,7 +38,7 @@ if sys.argv[2] not in ("whole", "resumed"):
     shards.os.replace = replace_then_die
 generate_responses(
     build_llama(seed=1, hidden_size=48), sys.argv[3:], processing_class=build_tokenizer(), max_new_tokens=12,
-    temperature=1.0, teacher_signal=SignalSpec("sampled_logprobs", num_draws=16), batch_size=2, shard_size=2,
+    temperature=1.0, teacher_signal="sampled_logprobs", num_draws=16, batch_size=2, shard_size=2,
     output_dir=sys.argv[1], show_progress=False,
 )
 """
@@ -98,7 +98,7 @@ def test_two_processes_share_the_shards_and_end_with_the_same_bytes(whole, tmp_p
 def call(target, output_dir=None, **options):
     return generate_responses(
         target, TEXTS, processing_class=build_tokenizer(), max_new_tokens=12, temperature=1.0, batch_size=2,
-        shard_size=2, output_dir=output_dir, show_progress=False, **{"teacher_signal": SIGNAL, **options},
+        shard_size=2, output_dir=output_dir, show_progress=False, **{**SIGNAL, **options},
     )  # fmt: skip
 
 
@@ -138,7 +138,9 @@ def test_the_text_does_not_depend_on_the_signal_and_its_columns_are_replaced(tar
     assert set(kept.column_names) - set(plain.column_names) == {
         "teacher_token_logprobs", "teacher_signal", "teacher_info", "teacher_checksum"
     }  # fmt: skip
-    again = generate_responses(target, kept, processing_class=build_tokenizer(), max_new_tokens=4, show_progress=False)
+    again = generate_responses(
+        target, kept, processing_class=build_tokenizer(), max_new_tokens=4, temperature=0.0, show_progress=False
+    )
     assert again.column_names == plain.column_names  # nothing of the old answers is left beside the new ones
 
 
@@ -146,7 +148,7 @@ def test_scoring_resumes_and_equals_generation(target, tmp_path, monkeypatch):
     """Token by token what generation kept; a second call reads it from disk."""
     responses = call(target)
     options = {
-        "processing_class": build_tokenizer(), "teacher_signal": SIGNAL, "sampling_temperature": 1.0, "batch_size": 2,
+        "processing_class": build_tokenizer(), **SIGNAL, "sampling_temperature": 1.0, "batch_size": 2,
         "shard_size": 2, "output_dir": tmp_path, "show_progress": False,
     }  # fmt: skip
     scored = score_completions(target, responses, **options)

@@ -9,20 +9,19 @@ from datasets import Dataset, concatenate_datasets
 from tiny import build_llama, build_tokenizer
 
 from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer, generate_responses
-from spec_kd.data import score_completions
+from spec_kd.data.responses import score_completions
 from spec_kd.data.signal_checks import CHECKSUM_COLUMN, compute_checksum
 from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
 from spec_kd.data.token_columns import LOGPROB_COLUMN, REFERENCE_COLUMN, SPARSE_COLUMN, read_token_column
-from spec_kd.engines import SignalSpec
 from spec_kd.engines.base import SparseDistribution
 from spec_kd.evaluation import replay
 
 LENGTH = 6
 METHODS = {
-    "token_only": "token_only",
-    "sampled_counts": SignalSpec("sampled_counts", num_draws=16),
-    "sampled_logprobs": SignalSpec("sampled_logprobs", num_draws=16),
-    "top_k_tail": SignalSpec("top_k_tail", top_k=8),
+    "token_only": {},
+    "sampled_counts": {"num_draws": 16},
+    "sampled_logprobs": {"num_draws": 16},
+    "top_k_tail": {"signal_top_k": 8},
 }
 
 
@@ -38,10 +37,10 @@ def distilled():
     assert len(texts) >= 4
     return {
         name: score_completions(
-            target, texts, processing_class=tokenizer, teacher_signal=signal, sampling_temperature=1.0,
-            max_new_tokens=LENGTH, show_progress=False,
+            target, texts, processing_class=tokenizer, teacher_signal=name, sampling_temperature=1.0,
+            max_new_tokens=LENGTH, show_progress=False, **numbers,
         )
-        for name, signal in METHODS.items()
+        for name, numbers in METHODS.items()
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.data import generate_responses
+from spec_kd.data.responses import generate_responses
 from spec_kd.engines.base import UnusablePromptError
 from spec_kd.engines.transformers import TransformersEngine
 
@@ -18,7 +18,10 @@ def call():
     target, tokenizer = build_llama(seed=1), build_tokenizer()
 
     def generate(**options):
-        options = {"max_new_tokens": 4, "batch_size": 2, "shard_size": 2, "show_progress": False, **options}
+        options = {
+            "max_new_tokens": 4, "temperature": 0.0, "batch_size": 2, "shard_size": 2, "show_progress": False,
+            **options,
+        }  # fmt: skip
         return generate_responses(target, TEXTS, processing_class=tokenizer, **options)
 
     return generate
@@ -46,7 +49,7 @@ def test_nothing_left_and_other_choices(call):
 def test_columns_stay_with_their_rows():
     dataset = Dataset.from_dict({"prompt": TEXTS, "number": range(5)})
     rows = generate_responses(
-        build_llama(seed=1), dataset, processing_class=build_tokenizer(), max_new_tokens=4,
+        build_llama(seed=1), dataset, processing_class=build_tokenizer(), max_new_tokens=4, temperature=0.0,
         on_unusable_prompt="skip", show_progress=False,
     )  # fmt: skip
     assert rows["number"][:] == [0, 2, 4]

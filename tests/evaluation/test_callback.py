@@ -7,7 +7,7 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from spec_kd.data import generate_responses
+from spec_kd.data.responses import generate_responses
 from spec_kd.evaluation import callback as callback_module
 from spec_kd.evaluation.callback import SpeculativeEvalCallback
 from spec_kd.evaluation.response_replay import replay

@@ -12,8 +12,7 @@ from datasets import concatenate_datasets
 from tiny import build_llama, build_tokenizer
 from transformers import AutoModelForCausalLM
 
-from spec_kd.data import generate_responses
-from spec_kd.engines import SignalSpec
+from spec_kd.data.responses import generate_responses
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 
@@ -45,7 +44,7 @@ def responses(tmp_path_factory):
     long, short = (
         generate_responses(
             teacher, [f"{i} and so on" for i in range(16)], processing_class=build_tokenizer(), max_new_tokens=length,
-            temperature=1.0, teacher_signal=SignalSpec("sampled_logprobs", num_draws=16), show_progress=False,
+            temperature=1.0, teacher_signal="sampled_logprobs", num_draws=16, show_progress=False,
         )
         for length in (12, 5)
     )  # fmt: skip

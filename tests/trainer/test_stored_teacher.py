@@ -17,10 +17,9 @@ from spec_kd import (
     WhiteBoxDistillTrainer,
     generate_responses,
 )
-from spec_kd.data import score_completions
+from spec_kd.data.responses import score_completions
 from spec_kd.data.token_columns import SPARSE_TENSORS, TokenColumnCollator
 from spec_kd.data.training_rows import cut_and_pack, to_training_rows
-from spec_kd.engines.base import SignalSpec
 from spec_kd.evaluation import replay
 from spec_kd.vocabulary import VocabularyMismatchError
 
@@ -41,17 +40,17 @@ def tokenizer():
 def distilled(target, tokenizer):
     """Responses by method, of one and the same text."""
     requests = {
-        "token_only": "token_only",
-        "sampled_counts": SignalSpec("sampled_counts", num_draws=64),
-        "sampled_logprobs": SignalSpec("sampled_logprobs", num_draws=64),
-        "top_k_tail": SignalSpec("top_k_tail", top_k=261),
+        "token_only": {},
+        "sampled_counts": {"num_draws": 64},
+        "sampled_logprobs": {"num_draws": 64},
+        "top_k_tail": {"signal_top_k": 261},
     }
     return {
         name: generate_responses(
-            target, TEXTS, processing_class=tokenizer, max_new_tokens=16, temperature=1.0, teacher_signal=request,
-            show_progress=False,
+            target, TEXTS, processing_class=tokenizer, max_new_tokens=16, temperature=1.0, teacher_signal=name,
+            show_progress=False, **numbers,
         )
-        for name, request in requests.items()
+        for name, numbers in requests.items()
     }  # fmt: skip
 
 
@@ -138,6 +137,7 @@ def test_text_that_is_no_draw_from_the_stored_distribution_is_refused(target, to
         TEXTS[:4],
         processing_class=tokenizer,
         max_new_tokens=8,
+        temperature=0.0,
         teacher_signal="token_only",
         show_progress=False,
     )
@@ -259,7 +259,7 @@ def test_a_draft_is_evaluated_from_the_set_alone(target, tokenizer, distilled):
 
 def test_the_callback_takes_a_distilled_set_in_place_of_a_target(target, tokenizer, distilled, options):
     greedy = generate_responses(
-        target, TEXTS[:6], processing_class=tokenizer, max_new_tokens=16, teacher_signal="token_only",
+        target, TEXTS[:6], processing_class=tokenizer, max_new_tokens=16, temperature=0.0, teacher_signal="token_only",
         show_progress=False,
     )  # fmt: skip
     held_out = concatenate_datasets([greedy, distilled["token_only"].select(range(6))])

@@ -8,7 +8,7 @@ from datasets import Dataset
 from tiny import build_llama
 
 from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
-from spec_kd.data import add_reference_scores
+from spec_kd.data.reference_scores import add_reference_scores
 from spec_kd.losses import DIVERGENCES, Divergence, dense_divergence, register_divergence
 from spec_kd.losses.selection import select_top_fraction
 

@@ -19,7 +19,6 @@ from spec_kd import (
     generate_responses,
     replay,
 )
-from spec_kd.engines.base import SignalSpec
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +44,7 @@ def target():
 @pytest.fixture(scope="module")
 def answers(target):
     return generate_responses(
-        target, TEXTS, processing_class=build_tokenizer(), teacher_signal=SignalSpec("sampled_logprobs", 64),
+        target, TEXTS, processing_class=build_tokenizer(), teacher_signal="sampled_logprobs", num_draws=64,
         **ANSWERS,
     )  # fmt: skip
 

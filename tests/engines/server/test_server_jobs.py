@@ -13,7 +13,7 @@ from datasets import Dataset
 from local_server import TEXTS, TOP_5, build_engine, generate_alone
 from tiny import build_llama
 
-from spec_kd.data import generate_responses, score_completions
+from spec_kd.data.responses import generate_responses, score_completions
 from spec_kd.engines import ServerEngine, UnidentifiedTokensError
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,8 @@ FINISHED = "responses.parquet"
 KILLED_RUN = """
 import os, signal, sys
 from tiny import build_tokenizer
-from spec_kd.data import generate_responses, shards
+from spec_kd.data import shards
+from spec_kd.data.responses import generate_responses
 from spec_kd.engines import ServerEngine
 replace, count = os.replace, 0
 def replace_then_die(source, place):
@@ -33,14 +34,16 @@ def replace_then_die(source, place):
     replace(source, place)
 shards.os.replace = replace_then_die
 generate_responses(
-    ServerEngine("tiny", build_tokenizer(), sys.argv[1]), sys.argv[3:], max_new_tokens=12, on_unidentified_token="drop",
-    batch_size=2, shard_size=2, output_dir=sys.argv[2], show_progress=False,
+    ServerEngine("tiny", build_tokenizer(), sys.argv[1]), sys.argv[3:], max_new_tokens=12, temperature=0.0,
+    on_unidentified_token="drop", batch_size=2, shard_size=2, output_dir=sys.argv[2], show_progress=False,
 )
 """
 
 
 def generate(engine, prompts=TEXTS, **options):
-    options = {"max_new_tokens": 12, "batch_size": 2, "shard_size": 2, "show_progress": False, **options}
+    options = {
+        "max_new_tokens": 12, "temperature": 0.0, "batch_size": 2, "shard_size": 2, "show_progress": False, **options
+    }  # fmt: skip
     return generate_responses(engine, prompts, **options)
 
 
@@ -80,7 +83,7 @@ def test_rows_without_ids_are_left_out_and_reported(serve, half_writer, prompts,
         generate(engine, dataset, output_dir=tmp_path)
     assert len(server.requests) == num_requests
     assert generate(engine, dataset, on_unidentified_token="drop").to_list() == left.to_list()  # in memory
-    with pytest.raises(ValueError, match="must be one of 'raise', 'drop', got 'ignore'"):
+    with pytest.raises(ValueError, match="is 'ignore', but must be one of raise, drop"):
         generate(engine, dataset, on_unidentified_token="ignore")
 
 

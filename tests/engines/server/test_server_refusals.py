@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from local_server import TEXTS, TOKEN_ONLY, send_json
 
-from spec_kd.data import generate_responses, score_completions
+from spec_kd.data.responses import generate_responses, score_completions
 from spec_kd.engines import UnusablePromptError
 from spec_kd.engines.base import MissingCompletionsError, PromptBatch
 from spec_kd.engines.server.client import ServerRequestError
@@ -18,7 +18,9 @@ TOO_LONG = "This model's maximum context length is 16 tokens."
 
 
 def generate(engine, prompts=PROMPTS, **options):
-    options = {"max_new_tokens": 6, "batch_size": 4, "shard_size": 8, "show_progress": False, **options}
+    options = {
+        "max_new_tokens": 6, "temperature": 0.0, "batch_size": 4, "shard_size": 8, "show_progress": False, **options
+    }  # fmt: skip
     return generate_responses(engine, prompts, **options)
 
 
