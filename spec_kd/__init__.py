@@ -12,7 +12,7 @@ _ROOMS = {
     "spec_kd.data.reference_scores": ("add_reference_scores",),
     "spec_kd.data.response_options": ("ResponseOptions", "ScoreOptions"),
     "spec_kd.data.responses": ("generate_responses", "score_completions"),
-    "spec_kd.engines": ("ServerEngine", "SignalSpec", "TransformersEngine", "VLLMEngine"),
+    "spec_kd.engines": ("ServerEngine", "TransformersEngine", "VLLMEngine"),
     "spec_kd.decoding": ("generate_speculatively",),
     "spec_kd.evaluation": (
         "AcceptanceMetrics",
@@ -27,7 +27,13 @@ _ROOMS = {
     ),
     "spec_kd.finite": ("NonFiniteError",),
     "spec_kd.hub": ("export_draft",),
-    "spec_kd.losses": ("Divergence", "fused_linear_divergence", "register_divergence"),
+    "spec_kd.losses": (
+        "Divergence",
+        "SignalSpec",
+        "fused_linear_divergence",
+        "register_divergence",
+        "register_sparse_method",
+    ),
     "spec_kd.prompts.curated": ("load_curated_prompts",),
     "spec_kd.prompts.logs.completion_ids": ("add_completion_ids",),
     "spec_kd.prompts.mixing": ("mix_prompts",),
@@ -51,7 +57,7 @@ if TYPE_CHECKING:
     from spec_kd.data.response_options import ResponseOptions, ScoreOptions
     from spec_kd.data.responses import generate_responses, score_completions
     from spec_kd.decoding import generate_speculatively
-    from spec_kd.engines import ServerEngine, SignalSpec, TransformersEngine, VLLMEngine
+    from spec_kd.engines import ServerEngine, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
         AcceptanceMetrics,
         EvaluationReport,
@@ -65,7 +71,13 @@ if TYPE_CHECKING:
     )
     from spec_kd.finite import NonFiniteError
     from spec_kd.hub import export_draft
-    from spec_kd.losses import Divergence, fused_linear_divergence, register_divergence
+    from spec_kd.losses import (
+        Divergence,
+        SignalSpec,
+        fused_linear_divergence,
+        register_divergence,
+        register_sparse_method,
+    )
     from spec_kd.prompts.curated import load_curated_prompts
     from spec_kd.prompts.logs.completion_ids import add_completion_ids
     from spec_kd.prompts.logs.query_logs import load_query_logs
@@ -118,6 +130,7 @@ __all__ = [
     "load_query_logs",
     "mix_prompts",
     "register_divergence",
+    "register_sparse_method",
     "replay",
     "save_report",
     "score_completions",

@@ -62,7 +62,7 @@ def bound_alpha(log_p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor,
     sum_K min(p, q) <= alpha <= sum_K min(p, q) + min(1 - sum_K p, 1 - sum_K q).
 
     Args:
-        log_p (`torch.Tensor`): Log-probabilities of the target at K different ids, `(..., K)`; -inf in unused slots.
+        log_p (`torch.Tensor`): Log-probabilities of the target at K different ids, `(..., K)`; -inf in unused places.
         log_q (`torch.Tensor`): Log-probabilities of the draft at the same ids, `(..., K)`.
 
     Returns:

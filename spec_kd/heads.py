@@ -1,7 +1,7 @@
-"""From a causal LM to its last hidden states and its logits, in two separate steps and with public APIs only.
+"""Last hidden states and logits of a causal LM, in two separate steps and with public APIs only.
 
-Losses and replayed evaluation need logits of *some* positions: materializing `(B, T, V)` for all of them is what runs
-out of memory first. So the backbone runs once, and whoever needs logits calls the head on the positions it wants.
+Losses and replayed evaluation need logits of *some* positions, and `(B, T, V)` for all of them is what runs out of
+memory first. So the backbone runs once, and the head is called for the positions that are needed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What an architecture does to `hidden @ W.T + b` before the softmax: a scale, then a soft cap.
+    """Transform that an architecture applies to `hidden @ W.T + b` before the softmax: a scale, then a soft cap.
 
     Args:
         scale (`float`): Multiplier of the raw logits (Cohere, Granite, Falcon-H1, ...).
@@ -40,7 +40,7 @@ class LogitTransform:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "LogitTransform":
-        """Reads the transform off a model config (the text part of a multimodal one)."""
+        """Reads the transform from a model config (from the text part of a multimodal one)."""
         config = config.get_text_config()
         scale = 1.0
         for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
@@ -49,7 +49,7 @@ class LogitTransform:
                 break
         else:
             scaling = getattr(config, "logits_scaling", None)
-            # Granite divides by it, HyperCLOVA X multiplies; MiniCPM3 has divided what its head reads
+            # Granite divides by it and HyperCLOVA X multiplies; MiniCPM3 has divided the head's input already
             if scaling is not None and config.model_type != "minicpm3":
                 scale = float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
         names = ("final_logit_softcapping", "softcap", "logits_soft_cap")  # Gemma, NanoChat, RecurrentGemma
@@ -58,7 +58,7 @@ class LogitTransform:
 
     @property
     def is_identity(self) -> bool:
-        """Whether logits stay what they are."""
+        """Whether logits stay as they are."""
         return self.scale == 1.0 and self.softcap is None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -72,14 +72,14 @@ class LogitTransform:
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under `torch.compile` and a `PeftModel` (LoRA layers stay active), or `model` itself."""
-    # Text is written with a growing cache and with hooks, which take Dynamo minutes to trace.
+    # Generation uses a growing cache and hooks, which take Dynamo minutes to trace.
     inner = model._orig_mod if is_compiled_module(model) else model
     # Accelerate's `is_peft_model` parses the metadata of installed packages at every call, which takes milliseconds.
     return cast(PreTrainedModel, inner.get_base_model() if isinstance(inner, PeftModel) else inner)
 
 
 def unwrap_layer(module: nn.Module) -> nn.Module:
-    """The embedding or head under what PEFT wraps it in: a LoRA layer's own one, or the trained copy of a whole one."""
+    """The embedding or head inside a PEFT wrapper: a LoRA layer's base layer, or the trained copy of a whole module."""
     if isinstance(module, ModulesToSaveWrapper):
         names = [name for name in module.active_adapters if name in module.modules_to_save]
         module = module.modules_to_save[names[0]] if names else cast(nn.Module, module.original_module)
@@ -89,11 +89,11 @@ def unwrap_layer(module: nn.Module) -> nn.Module:
 
 
 def count_rows(module: nn.Module) -> int:
-    """Rows of an embedding or head; right also where PEFT wraps it, and its weight is quantized or partitioned."""
+    """Rows of an embedding or head, also if PEFT wraps it, or its weight is quantized or partitioned."""
     module = unwrap_layer(module)
     weight = getattr(module, "weight", None)
     shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
-    # The numbers that a layer was made with are not trusted first: those of PEFT's tied copies are swapped.
+    # The weight comes first: the numbers in PEFT's tied copies are swapped.
     if weight is not None and len(shape) == 2 and weight.is_floating_point():
         return shape[0]
     for name in ("out_features", "num_embeddings"):
@@ -103,7 +103,7 @@ def count_rows(module: nn.Module) -> int:
 
 
 def find_input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model wants its `input_ids`: the device of its embedding, whatever wraps that."""
+    """The device that a model needs its `input_ids` on: that of its embedding, whatever wraps it."""
     return cast(torch.Tensor, unwrap_layer(model.get_input_embeddings()).weight).device
 
 
@@ -114,7 +114,7 @@ def is_whole(model: nn.Module) -> bool:
 
 def are_equal_logits(logits: torch.Tensor, expected: torch.Tensor, is_exact: bool) -> bool:
     """Whether two computations of the same logits differ by rounding alone; `is_exact` says that all is float32."""
-    # a cap that is not known moves small logits by no more than a thousandth
+    # an unknown cap moves small logits by no more than a thousandth
     has_full_products = torch.get_float32_matmul_precision() == "highest"
     tolerance = (1e-4 if has_full_products else 0.01) if is_exact else 0.05
     logits, expected = logits.float().to(expected.device), expected.float()
@@ -153,11 +153,11 @@ class LogitHead:
 
     Args:
         module (`torch.nn.Module`):
-            The output embeddings. Its `forward` is called, so quantized, LoRA and offloaded heads compute what they
-            should. `forward` and not `__call__`: ZeRO-3's hooks on the module would gather and release the weight at
-            every call, which deadlocks when ranks make different numbers of calls; gather around the calls instead.
+            The output embeddings. Their `forward` is called, so that quantized, LoRA and offloaded heads compute what
+            they should. It is not `__call__`: ZeRO-3's hooks on the module would gather and release the weight at every
+            call, which deadlocks if ranks make different numbers of calls. Gather around the calls instead.
         transform (`LogitTransform`): Scale and soft cap.
-        vocab_size (`int`): Number of real ids; columns beyond it are padding and cut.
+        vocab_size (`int`): Number of real ids; columns beyond them are padding and are cut.
     """
 
     module: nn.Module
@@ -166,22 +166,22 @@ class LogitHead:
 
     @classmethod
     def of(cls, model: PreTrainedModel, vocab_size: int) -> "LogitHead":
-        """The head of `model` (a `PeftModel` is looked through)."""
+        """The head of `model`, also inside a `PeftModel`."""
         model = unwrap_peft(model)
         return cls(model.get_output_embeddings(), LogitTransform.from_config(model.config), vocab_size)
 
     def __call__(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of `hidden` `(..., H)` as float32 `(..., vocab_size)`.
 
-        `out` is a buffer for the products, see `project`.
+        `out` is a buffer for the products, as in `project`.
         """
         return self.transform(self.project(hidden, out).float())
 
     def project(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The products `(..., vocab_size)` of `hidden` `(..., H)` in the head's dtype, before scale and soft cap.
 
-        `out`, a buffer `(..., rows)` of the head's dtype, spares an allocation where the head is a plain matrix; the
-        result is then valid until the buffer's next use.
+        `out`, a buffer `(..., rows)` of the head's dtype, saves an allocation if the head is a plain matrix. The result
+        is then valid until the next use of the buffer.
         """
         hidden = hidden.to(next(chain(self.module.parameters(), self.module.buffers())).device)
         if is_plain_matrix(self.module, hidden.dtype) and not torch.is_autocast_enabled(hidden.device.type):
@@ -194,14 +194,14 @@ class LogitHead:
 def run_up_to_head(model: Call[Output], head: nn.Module, **inputs: Argument) -> tuple[torch.Tensor, Output]:
     """Runs `model` and returns what its output head reads, `(B, T, H)`, and the model's own output.
 
-    The head's own input is taken, since what the backbone returns is not it everywhere (OPT, BERT-like decoders, models
-    with an encoder). The head itself computes one position only. Going through `model` and not through its parts keeps
-    every wrapper in charge of its parameters (ZeRO-3, FSDP, accelerate's hooks).
+    The input of the head is captured, since the backbone of some models returns something else (OPT, BERT-like
+    decoders, models with an encoder). The head itself computes one position only. Calling `model` and not its parts
+    keeps every wrapper in charge of its parameters (ZeRO-3, FSDP, accelerate's hooks).
 
     Args:
         model: The model to call, wrapped or not.
         head (`torch.nn.Module`): `unwrapped_model.get_output_embeddings()`.
-        inputs: `input_ids`, `attention_mask`, `position_ids`, ... of the call.
+        inputs: Arguments of the call, such as `input_ids`, `attention_mask` and `position_ids`.
 
     Raises:
         ValueError: If the model does not call its head.
@@ -218,7 +218,7 @@ def run_up_to_head(model: Call[Output], head: nn.Module, **inputs: Argument) -> 
     finally:
         hook.remove()
     if not captured:
-        raise ValueError(f"{type(head).__name__}, the output head, is not called by the model it belongs to.")
+        raise ValueError(f"{type(head).__name__}, the output head, is not called by its model.")
     return captured[-1], outputs
 
 
@@ -228,11 +228,11 @@ def compute_last_hidden_states(model: Call[object], head: nn.Module, **inputs: A
 
 
 def check_is_causal_lm(model: PreTrainedModel, role: str) -> None:
-    """Raises `ValueError` unless `model` has an output head and reads a text from left to right, without an encoder.
+    """Raises `ValueError` unless `model` has an output head and reads from left to right, without an encoder.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model.
-        role (`str`): What it is called in the error.
+        role (`str`): Name of the model in the error.
     """
     model = unwrap_peft(model)
     get_head = getattr(model, "get_output_embeddings", lambda: None)
@@ -246,22 +246,22 @@ def check_is_causal_lm(model: PreTrainedModel, role: str) -> None:
 
 
 def check_plain_head(model: PreTrainedModel, role: str) -> None:
-    """Raises `ValueError` unless the head of `model` is a matrix of floating-point numbers, and nothing besides it.
+    """Raises `ValueError` unless the head of `model` is a plain matrix of floating-point numbers.
 
-    The fused losses take the head as that: they work with its weight and bias, and do not call it.
+    The fused losses read its weight and bias, and do not call it.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model.
-        role (`str`): What it is called in the error.
+        role (`str`): Name of the model in the error.
     """
     head = unwrap_peft(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
     if isinstance(head, BaseTunerLayer):
         raise ValueError(
-            f"The head of the {role} has an adapter of its own, which the fused loss would pass by. Merge it "
+            f"The head of the {role} has an adapter of its own, which the fused loss would ignore. Merge it "
             "(`model.merge_and_unload()`), or leave `lm_head` out of `target_modules`; `modules_to_save` is supported."
         )
-    # torchao's numbers hide in a tensor of floating-point dtype, and FSDP2 shards parameters as DTensors
+    # torchao's numbers are inside a tensor of floating-point dtype, and FSDP2 shards parameters as DTensors
     is_wrapped = hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)
     if weight is None or is_wrapped or not weight.is_floating_point():
         kind = f"weights of dtype {weight.dtype}" if weight is not None and not is_wrapped else "no weight"
@@ -273,19 +273,19 @@ def check_plain_head(model: PreTrainedModel, role: str) -> None:
 
 
 def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
-    """Runs four tokens and compares the model's own logits with those made from hidden states and head.
+    """Runs four tokens and compares the model's own logits with those from hidden states and head.
 
-    Architectures scale, cap or shift their logits in ways of their own. One that `LogitTransform` does not know would
-    train towards another distribution than the one that is served, without a word: here it is refused by name.
-    Models whose parameters are not all there (ZeRO-3, FSDP's meta tensors) are taken on trust.
+    Architectures scale, cap or shift their logits in different ways. A model with a way that `LogitTransform` does not
+    know would silently train towards another distribution than the one that is served; here it is refused by name.
+    Models whose parameters are not all present (ZeRO-3, FSDP's meta tensors) are not checked.
 
     Args:
-        model (`PreTrainedModel`): Not wrapped, other than by PEFT.
-        role (`str`): What it is called in the error.
+        model (`PreTrainedModel`): The model, wrapped by nothing but PEFT.
+        role (`str`): Name of the model in the error.
 
     Raises:
         ValueError: If the two differ by more than rounding, or the model is no causal LM.
-        NonFiniteError: If they are no finite numbers, but for logits of -inf, which are a mask.
+        NonFiniteError: If they are not finite, except for logits of -inf, which are a mask.
     """
     model = unwrap_peft(model)
     check_is_causal_lm(model, role)

@@ -26,7 +26,7 @@ PROBE_TEXTS = (
     "Ünïcödé: naïve café, ﬁ ligature, ½, Ⅷ, e\u0301 (combining), \u00a0non-breaking",
     "汉字和標點。日本語のテキスト、한국어 문장, العربية, हिन्दी, ไทย",
     "🙂👩‍👩‍👧🏽 ∑∫√ ≤ → $x_i^{2}$ <b>html</b> https://example.org/a?b=c&d=%20",
-    "ALLCAPS camelCase snake_case internationalization antidisestablishmentarianism",
+    "ALLCAPS camelCase snake_case internationalisation antidisestablishmentarianism",  # stored hashes depend on it
 )
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin

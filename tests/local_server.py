@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.server.engine import ServerEngine
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 GREEDY = SamplingOptions(max_new_tokens=12, temperature=0.0)

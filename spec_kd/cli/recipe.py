@@ -167,7 +167,7 @@ class _Builder:
             _refuse(section, SET_BY_RECIPE["respond"])
             given = {**self.target, **self.seed, **section, "output_dir": f"{self.output_dir}/responses"}
             call = respond.build_parser().parse_values({**given, "prompts": self.find_prompts("train")})
-            call[0].check()
+            call[0].build_options()
             return call
 
     def find_prompts(self, split: str) -> str:

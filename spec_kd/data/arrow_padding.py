@@ -1,7 +1,7 @@
-"""Messages and tools as they were before Arrow gave all of them the same keys.
+"""Restores messages and tools as they were before Arrow gave all of them the same keys.
 
-A struct of Arrow has every key in every value, `None` where a value lacks it; chat templates would print those. A
-column of JSON (text, or `List(Json())`) keeps the keys that each value has, `None` among them, and is left alone.
+An Arrow struct has every key in every value, with `None` where a value lacks the key; chat templates would print
+those. A column of JSON (text, or `List(Json())`) keeps the keys of each value as they are, and is left alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,36 +12,37 @@ from spec_kd.open_types import JsonObject, JsonValue, Record
 
 ALWAYS_NONE = Value("null")
 DATA_KEYS = ("arguments", "parameters", "input_schema", "input")
-"""What users fill with keys of their own; the other keys are those of a format, where `null` stands for nothing."""
+"""Users fill these with their own keys; all other keys belong to a format, in which `null` means nothing."""
 
 
 def remove_padding(value: JsonValue, feature: JsonValue) -> JsonValue:
-    """Removes from `value` the `None` entries that stand for absent keys.
+    """Removes the `None` entries of `value` that stand for absent keys.
 
-    Inside of a tool's parameters and of a call's arguments, a key that is `None` in the whole column was written by
-    somebody, or it would not be there: it stays. A key that has values elsewhere is taken as absent where it is `None`.
+    Inside the parameters of a tool and the arguments of a call, a key that is `None` in the whole column stays: Arrow
+    knows the key only because somebody wrote it. A key that has values in other rows counts as absent where it is
+    `None`.
 
     Args:
-        value: Of a row.
-        feature: What the dataset's `features` say of it.
+        value: Value of a row.
+        feature: Its entry in the `features` of the dataset.
     """
     return _remove(value, feature, is_data=False)
 
 
 def remove_row_padding(row: Record, features: Features | None) -> JsonObject:
-    """A row as it was written, columns that are `None` in it left out.
+    """A row as it was written, without the columns that are `None` in it.
 
     Args:
-        row (`Mapping[str, Any]`): Of a dataset.
-        features (`Features`, *optional*): Of the dataset. An `IterableDataset` that does not know its features yields
-            the objects that somebody wrote, without padding.
+        row (`Mapping[str, Any]`): Row of a dataset.
+        features (`Features`, *optional*): Features of the dataset. An `IterableDataset` without features yields the
+            objects that somebody wrote, without padding.
     """
     present = {name: value for name, value in row.items() if value is not None}
     return present if features is None else {name: remove_padding(v, features.get(name)) for name, v in present.items()}
 
 
 def iterate_rows(dataset: Dataset | IterableDataset) -> Iterator[JsonObject]:
-    """The rows of a dataset as [`remove_row_padding`] gives them back."""
+    """The rows of a dataset, each without padding as in [`remove_row_padding`]."""
     return (remove_row_padding(row, dataset.features) for row in dataset.with_format(None))
 
 

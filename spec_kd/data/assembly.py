@@ -1,4 +1,4 @@
-"""From the answers of a run to its dataset, a slice of rows at a time, so that nothing has to fit into memory."""
+"""Makes the dataset of a run, a slice of rows at a time, so that it need not fit into memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,29 +30,29 @@ def add_columns(
     dataset: Dataset,
     features: Features,
     build: Callable[[Sequence[int], pa.Table], Columns],
-    answers: RunResult,
+    result: RunResult,
     store: ShardStore | None,
 ) -> Dataset:
-    """The rows of a dataset that have a completion, in order, with columns made of the answers.
+    """The rows of a dataset that have a completion, in order, with new columns made of the run's result.
 
     Args:
-        dataset (`Dataset`): A row for each answer; may have no columns.
-        features (`Features`): Of the new columns.
-        build (`Callable`): From some row numbers and their answers to the new columns.
-        answers (`RunResult`): Of all rows.
-        store (`ShardStore`, *optional*): Where the result is to lie.
+        dataset (`Dataset`): One row for each row of the run; may have no columns.
+        features (`Features`): Features of the new columns.
+        build (`Callable`): Makes the new columns of some rows, from their numbers and their part of the result.
+        result (`RunResult`): Outcomes of all rows.
+        store (`ShardStore`, *optional*): Where the dataset is written.
 
     Returns:
         `Dataset`: In memory; with a store memory-mapped, and `ROWS_AT_A_TIME` rows are in memory while it is written.
     """
     schema = Features({**dataset.features, **features}).arrow_schema
     kept = dataset.with_format("arrow")
-    rows = answers.rows
+    rows = result.rows
 
     def build_parts() -> Iterator[pa.Table]:
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             part = rows[start : start + ROWS_AT_A_TIME]
-            columns = dict(build(part, answers.read(part)))
+            columns = dict(build(part, result.read(part)))
             if dataset.column_names:
                 table = kept[part]
                 columns |= {name: table[name] for name in table.column_names}
@@ -75,20 +75,20 @@ def add_columns(
 def add_responses(
     dataset: Dataset,
     prompt_ids: IdLists,
-    answers: RunResult,
+    result: RunResult,
     processing_class: ProcessingClass,
     info: TeacherInfo | None,
     store: ShardStore | None,
 ) -> Dataset:
-    """The prompts with what the target wrote; columns of the same names and a teacher's columns are replaced.
+    """The prompts with their completions; columns of the same names and teacher columns are replaced.
 
     Args:
-        dataset (`Dataset`): The prompts as they came.
-        prompt_ids (`IdLists`): The same, rendered.
-        answers (`RunResult`): Of the target.
+        dataset (`Dataset`): The prompts as the user gave them.
+        prompt_ids (`IdLists`): The rendered prompts.
+        result (`RunResult`): Outcomes of all rows.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
-        info (`TeacherInfo`, *optional*): What the teacher's columns are of, where there is a signal.
-        store (`ShardStore`, *optional*): As of [`add_columns`].
+        info (`TeacherInfo`, *optional*): Description of the teacher columns, if there is a signal.
+        store (`ShardStore`, *optional*): As for [`add_columns`].
     """
     tokenizer = get_tokenizer(processing_class)
     has_prompt = "prompt" in dataset.column_names
@@ -105,17 +105,19 @@ def add_responses(
         }
     )
 
-    def build(rows: Sequence[int], answered: pa.Table) -> Columns:
+    def build(rows: Sequence[int], found: pa.Table) -> Columns:
         prompts = [prompt_ids[row] for row in rows]
-        texts = tokenizer.batch_decode(
-            answered["completion_ids"].to_pylist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        completions = tokenizer.batch_decode(
+            found["completion_ids"].to_pylist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         columns = {
-            "completion": [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts,
+            "completion": [[{"role": "assistant", "content": text}] for text in completions]
+            if is_chat
+            else completions,
             "prompt_ids": prompts,
-            "completion_ids": answered["completion_ids"],
-            "finish_reason": answered["finish_reason"],
-            **_build_teacher_columns(answered, info, prompts, answered["completion_ids"].to_pylist()),
+            "completion_ids": found["completion_ids"],
+            "finish_reason": found["finish_reason"],
+            **_build_teacher_columns(found, info, prompts, found["completion_ids"].to_pylist()),
         }
         if not has_prompt:
             columns["prompt"] = tokenizer.batch_decode(prompts, clean_up_tokenization_spaces=False)
@@ -123,46 +125,46 @@ def add_responses(
 
     replaced = {*features, *TEACHER_FEATURES}
     kept = dataset.select_columns([name for name in dataset.column_names if name not in replaced])
-    return add_columns(kept, features, build, answers, store)
+    return add_columns(kept, features, build, result, store)
 
 
-def add_signal(dataset: Dataset, answers: RunResult, info: TeacherInfo, store: ShardStore | None) -> Dataset:
-    """The rows with the teacher's columns, in place of any that they had."""
+def add_signal(dataset: Dataset, result: RunResult, info: TeacherInfo, store: ShardStore | None) -> Dataset:
+    """The rows with teacher columns, which replace any that they had."""
     kept = dataset.remove_columns([name for name in TEACHER_FEATURES if name in dataset.column_names])
     features = Features(_list_teacher_features(info))
-    texts = dataset.select_columns(["prompt_ids", "completion_ids"]).with_format(None)
+    id_rows = dataset.select_columns(["prompt_ids", "completion_ids"]).with_format(None)
 
-    def build(rows: Sequence[int], answered: pa.Table) -> Columns:
-        ids = texts[rows]
-        return _build_teacher_columns(answered, info, ids["prompt_ids"], ids["completion_ids"])
+    def build(rows: Sequence[int], found: pa.Table) -> Columns:
+        ids = id_rows[rows]
+        return _build_teacher_columns(found, info, ids["prompt_ids"], ids["completion_ids"])
 
-    return add_columns(kept, features, build, answers, store)
+    return add_columns(kept, features, build, result, store)
 
 
 def _list_teacher_features(info: TeacherInfo | None) -> JsonObject:
     if info is None:
         return {}
-    is_absent = info.method == "token_only"  # which has nothing beside the log-probabilities
-    return {name: feature for name, feature in TEACHER_FEATURES.items() if not (name == "teacher_signal" and is_absent)}
+    keeps_ids = info.sparse_method.keeps_ids
+    return {name: feature for name, feature in TEACHER_FEATURES.items() if keeps_ids or name != "teacher_signal"}
 
 
 def _build_teacher_columns(
-    answered: pa.Table,
+    found: pa.Table,
     info: TeacherInfo | None,
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
 ) -> JsonObject:
     if info is None:
         return {}
-    recorded = [name for name in _list_teacher_features(info) if name in answered.column_names]
-    columns = {name: answered[name] for name in recorded}
-    no_value = [None] * len(answered)
+    recorded = [name for name in _list_teacher_features(info) if name in found.column_names]
+    columns = {name: found[name] for name in recorded}
+    no_value = [None] * len(found)
     parts = [
         columns[name].to_pylist() if name in columns else no_value
         for name in ("teacher_token_logprobs", "teacher_signal")
     ]
     checksums = map(compute_checksum, prompt_ids, completion_ids, *parts)
-    return columns | {"teacher_info": [info.to_json()] * len(answered), CHECKSUM_COLUMN: list(checksums)}
+    return columns | {"teacher_info": [info.to_json()] * len(found), CHECKSUM_COLUMN: list(checksums)}
 
 
 def _to_arrow(values: JsonValue, type: pa.DataType) -> pa.Array | pa.ChunkedArray:

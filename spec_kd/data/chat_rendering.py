@@ -1,4 +1,4 @@
-"""A turn of a conversation as its server and its target see it: the ids it is asked with, the ids it writes."""
+"""Renders a turn of a conversation as its server reads it and its target writes it: ids of prompt and completion."""
 
 import json
 import re
@@ -25,19 +25,19 @@ from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 Message = Record
 
-STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # of Unicode's private use: no text has a meaning for them
+STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # Unicode's private use area, which no text uses
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of a conversation.
+    """One assistant turn of a conversation.
 
     Attributes:
-        prompt_ids (`list[int]`): What the server reads, the generation prompt at its end.
-        completion_ids (`list[int]`): What the target writes behind it, up to and with the end of turn.
-        mask (`list[int]`): As long as `completion_ids`: 1 where a template with generation markers marks a token as
+        prompt_ids (`list[int]`): Ids that the server reads, with the generation prompt at the end.
+        completion_ids (`list[int]`): Ids that the target writes after the prompt, the end of turn included.
+        mask (`list[int]`): One entry per completion id: 1 where a template with generation markers marks the token as
             the assistant's; all 1 with other templates.
-        has_added_reasoning (`bool`): Whether the template wrote an empty reasoning that the answer does not have.
+        has_added_reasoning (`bool`): Whether the template added an empty reasoning that the reply does not have.
     """
 
     prompt_ids: list[int]
@@ -51,7 +51,7 @@ class ChatRenderer:
 
     Args:
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
-        eos_token_id (`int` or `Iterable[int]`, *optional*): As of [`find_end_ids`].
+        eos_token_id (`int` or `Iterable[int]`, *optional*): As for [`find_end_ids`].
         needs_end (`bool`, *optional*, defaults to `True`): Whether a turn without an end of turn is an error. Otherwise
             it ends where the reply ends.
         has_markers (`bool`, *optional*, defaults to `False`): Whether the template's generation markers are read.
@@ -83,23 +83,23 @@ class ChatRenderer:
         return get_texts(self.tokenizer, self.end_ids)
 
     def render_prompt(self, messages: Sequence[Message], **template_arguments: Argument) -> list[int]:
-        """Ids of a conversation with the generation prompt behind it.
+        """Ids of a conversation, followed by the generation prompt.
 
         Args:
-            messages (`Sequence[Mapping]`): At least one.
-            template_arguments: `tools` and what else the template is given.
+            messages (`Sequence[Mapping]`): The conversation, at least one message.
+            template_arguments: `tools` and other arguments of the template.
         """
         return self._encode(self._render(messages, True, template_arguments))[0]
 
-    def render_turn(self, messages: Sequence[Message], answer: Message, **template_arguments: Argument) -> Turn:
-        """What the server reads and the target writes where `answer` follows on `messages`.
+    def render_turn(self, messages: Sequence[Message], reply: Message, **template_arguments: Argument) -> Turn:
+        """What the server reads and the target writes if `reply` follows `messages`.
 
         Raises:
-            TurnNotRenderedError: The template does not print the answer, or prints another one.
+            TurnNotRenderedError: If the template does not print the reply, or prints another one.
         """
         prompt = self._render(messages, True, template_arguments)
-        stand_ins = self._choose_stand_ins(answer)
-        hidden = hide(answer, stand_ins)
+        stand_ins = self._choose_stand_ins(reply)
+        hidden = hide(reply, stand_ins)
         whole = self._render([*messages, hidden], False, template_arguments)
         start = self._find_start(prompt, whole)
         text, end = find_rendered_completion(prompt, whole[start:], hidden, self._get_template(), self._end_texts)
@@ -110,8 +110,8 @@ class ChatRenderer:
         elif not end and self._needs_end:
             raise TurnNotRenderedError("the chat template writes no end of turn that the target could have written")
         prompt_ids, completion_ids = self._encode_turn(prompt, text, end, stand_ins)
-        mask = self._mask(messages, answer, template_arguments, completion_ids)
-        return Turn(prompt_ids, completion_ids, mask, adds_empty_reasoning(prompt, text, answer))
+        mask = self._mask(messages, reply, template_arguments, completion_ids)
+        return Turn(prompt_ids, completion_ids, mask, adds_empty_reasoning(prompt, text, reply))
 
     def render_text(self, prompt: str, completion: str) -> Turn:
         """The same for plain text: the prompt with the tokenizer's special tokens, the completion with its EOS."""
@@ -123,15 +123,15 @@ class ChatRenderer:
         ids = joint[start:] if joint[:start] == prompt_ids else self._encode_inside(completion)
         return Turn(prompt_ids, ids, [1] * len(ids))
 
-    def _choose_stand_ins(self, answer: Message) -> dict[str, str]:
-        """Characters that are not in an answer, for what looks like an end of turn and is text."""
-        shown = json.dumps(answer, ensure_ascii=False, default=str)
+    def _choose_stand_ins(self, reply: Message) -> dict[str, str]:
+        """Characters that the reply does not have, to stand for text that looks like an end of turn."""
+        shown = json.dumps(reply, ensure_ascii=False, default=str)
         texts = [text for text in self._end_texts if text in shown]
         free = (character for character in STAND_INS if character not in shown)
         return dict(zip(free, texts, strict=False)) if texts else {}
 
     def _find_start(self, prompt: str, whole: str) -> int:
-        """Where what was written starts in `whole`: behind the prompt, or where the template departs from it."""
+        """Where the completion starts in `whole`: after the prompt, or where the template departs from it."""
         if whole.startswith(prompt):
             return len(prompt)
         if not self.tokenizer.is_fast:
@@ -142,34 +142,34 @@ class ChatRenderer:
         start = encoded["offset_mapping"][same][0] if same < len(encoded["input_ids"]) else len(prompt)
         return min(start, common_prefix_length(prompt, whole))  # type: ignore[arg-type]  # as good for text
 
-    def _check_arguments(self, messages: Sequence[Message], answer: Message, whole: str, arguments: JsonValue) -> None:
+    def _check_arguments(self, messages: Sequence[Message], reply: Message, whole: str, arguments: JsonValue) -> None:
         """Raises unless the template prints the arguments of tool calls."""
-        for i, call in enumerate(answer.get("tool_calls") or []):
+        for i, call in enumerate(reply.get("tool_calls") or []):
             function = call.get("function") or call
             if not function.get("arguments"):
                 continue
             bare = {**function, "arguments": "" if isinstance(function["arguments"], str) else {}}
-            calls = list(answer["tool_calls"])
+            calls = list(reply["tool_calls"])
             calls[i] = {**call, "function": bare} if "function" in call else bare
-            if self._render([*messages, {**answer, "tool_calls": calls}], False, arguments) == whole:
+            if self._render([*messages, {**reply, "tool_calls": calls}], False, arguments) == whole:
                 raise TurnNotRenderedError("the chat template does not print the arguments of a tool call")
 
     def _find_end_in_history(
-        self, messages: Sequence[Message], answer: Message, whole: str, arguments: JsonValue
+        self, messages: Sequence[Message], reply: Message, whole: str, arguments: JsonValue
     ) -> str:
-        """The end of a turn that the template leaves to the turn behind it, as GLM's does; "" if there is none."""
-        following = {"role": "tool" if answer.get("tool_calls") else "user", "content": "-"}
-        bare = remove_reasoning(answer)  # which history may not have
+        """The end of a turn that the template prints with the next turn, as GLM's does; "" if there is none."""
+        following = {"role": "tool" if reply.get("tool_calls") else "user", "content": "-"}
+        bare = remove_reasoning(reply)  # which history may not have
         try:
-            if bare != answer:
+            if bare != reply:
                 whole = self._render([*messages, bare], False, arguments)
             longer = self._render([*messages, bare, following], False, arguments)
         except (TemplateError, TypeError, ValueError, KeyError):
             return ""
         if not longer.startswith(whole.rstrip()):
             return ""
-        found = find_first(behind := longer[len(whole.rstrip()) :].lstrip(), self._end_texts)
-        return found[1] if found is not None and behind.startswith(found[1]) else ""
+        found = find_first(rest := longer[len(whole.rstrip()) :].lstrip(), self._end_texts)
+        return found[1] if found is not None and rest.startswith(found[1]) else ""
 
     def _ends_in_token(self, text: str) -> bool:
         tokens = self.tokenizer.added_tokens_decoder.values()
@@ -178,13 +178,13 @@ class ChatRenderer:
     def _encode_turn(
         self, prompt: str, text: str, end: str, stand_ins: Mapping[str, str]
     ) -> tuple[list[int], list[int]]:
-        """Ids of a prompt, and those of the text behind it with its end."""
+        """Ids of a prompt, and ids of the text after it with its end."""
         parts = re.split(f"([{''.join(stand_ins)}])", text) if stand_ins else [text]
         shown = "".join(stand_ins.get(part, part) for part in parts)
         prompt_ids, joint = self._encode(prompt, prompt + shown + end)
         if len(parts) == 1 and joint[: len(prompt_ids)] == prompt_ids:
             return prompt_ids, joint[len(prompt_ids) :]
-        # tokens merge across the boundary, where the target began a new one; or a part of the text is hidden
+        # tokens merge across the boundary, where the target began a new token; or a part of the text is hidden
         first = self._encode(prompt + parts[0])[0]
         is_prefix = first[: len(prompt_ids)] == prompt_ids
         start = first[len(prompt_ids) :] if is_prefix else self._encode_inside(parts[0])
@@ -195,7 +195,7 @@ class ChatRenderer:
             ids += self._encode_inside(end)
             if not set(ids[:-1]) & set(self.end_ids) and self._decode(prompt_ids + ids) == self._decode(joint):
                 return prompt_ids, ids
-        raise TurnNotRenderedError("the tokenizer does not give back the text of the answer from where it starts")
+        raise TurnNotRenderedError("the tokenizer does not give back the text of the completion from where it starts")
 
     def _get_template(self) -> str:
         template = self.processing_class.chat_template
@@ -221,7 +221,7 @@ class ChatRenderer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _encode_inside(self, text: str) -> list[int]:
-        """Ids of a text that is not the first one, which some tokenizers begin with a space: as behind an end."""
+        """Ids of a text that follows an end of turn: some tokenizers begin a first text with a space."""
         if self._anchor is None or not text:
             return self._encode_alone(text)
         return self._encode_alone(self._anchor + text)[1:]
@@ -232,7 +232,7 @@ class ChatRenderer:
         return next((token.content for token in tokens if token.special and not token.rstrip), None)
 
     def _encode_as_text(self, text: str) -> list[int]:
-        """Ids of a text that looks like an end of turn and is none."""
+        """Ids of a text that looks like an end of turn but is not."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _encode_cut(self, text: str) -> list[int]:
@@ -243,12 +243,12 @@ class ChatRenderer:
         return cast(str, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _mask(
-        self, messages: Sequence[Message], answer: Message, arguments: Record, completion_ids: list[int]
+        self, messages: Sequence[Message], reply: Message, arguments: Record, completion_ids: list[int]
     ) -> list[int]:
         everything = [1] * len(completion_ids)
         if not self._has_markers:
             return everything
-        shown: JsonValue = [*messages, answer]
+        shown: JsonValue = [*messages, reply]
         is_processor = isinstance(self.processing_class, ProcessorMixin)
         marked: JsonValue = self.processing_class.apply_chat_template(
             prepare_multimodal_messages(shown) if is_processor else shown,
@@ -257,7 +257,7 @@ class ChatRenderer:
         ids, mask = marked["input_ids"], marked["assistant_masks"]
         if is_processor:
             ids, mask = list(ids[0]), list(mask[0])
-        # the last place, since the answer is the last turn
+        # from the end, since the reply is the last turn
         for start in range(len(ids) - len(completion_ids), -1, -1):
             if ids[start : start + len(completion_ids)] == completion_ids:
                 found = list(mask[start : start + len(completion_ids)])

@@ -1,4 +1,4 @@
-"""Rows of conversations or text as ids with labels on what the target wrote."""
+"""Renders rows of conversations or text to ids, with labels on the tokens that the target wrote."""
 
 import logging
 from collections import Counter
@@ -18,10 +18,10 @@ from spec_kd.version import __version__
 
 IGNORED_LABEL = -100
 SPEAKERS = {"human": "user", "gpt": "assistant"}
-"""What datasets of `from` and `value` call the roles that templates know."""
+"""Roles in datasets of `from` and `value`, and what chat templates call them."""
 
 Row = JsonObject
-"""`input_ids` and `labels`; `added` says how many turns have a reasoning that the template added."""
+"""`input_ids` and `labels`; `added` counts the turns whose reasoning the template added."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,26 +35,26 @@ def render_rows(
     num_proc: int | None = None,
     name: str = "training",
 ) -> Dataset | IterableDataset:
-    """`messages`, or `prompt` and `completion`, as `input_ids` and `labels`.
+    """Renders `messages`, or `prompt` and `completion`, to `input_ids` and `labels`.
 
-    Every turn of the assistant in `messages` and in `completion` is taken as the target's. Where the conversation
-    before a turn, as a server reads it, begins with all of the row so far, the row goes on; otherwise (templates that
-    drop reasoning from history, or end the last turn in another way) the turn begins a row of its own.
+    Every assistant turn in `messages` and in `completion` counts as written by the target. Turns share a row as long as
+    the conversation before a turn, as a server reads it, begins with the whole row so far. Otherwise (templates that
+    drop reasoning from history, or end the last turn in another way) the turn begins a new row.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): With `messages` or `conversations`, or `prompt` and `completion`
+        dataset (`Dataset` or `IterableDataset`): Has `messages` or `conversations`, or `prompt` and `completion`
             (conversations or text), and optionally `tools` and `chat_template_kwargs`.
-        renderer (`ChatRenderer`): Of the target's processing class.
+        renderer (`ChatRenderer`): Renderer with the target's processing class.
         completion_only_loss (`bool`, *optional*): `False` puts labels on everything. `None` and `True` are the same.
         join_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
-        num_proc (`int`, *optional*): Processes, for a `Dataset`.
-        name (`str`, *optional*, defaults to `"training"`): What to call the dataset.
+        num_proc (`int`, *optional*): Number of processes for a `Dataset`.
+        name (`str`, *optional*, defaults to `"training"`): Name of the dataset in messages.
 
     Returns:
-        A warning says how many turns could not be rendered as what the target wrote, and why; they have no labels.
+        The rows. Turns that cannot be rendered as the target wrote them have no labels, and a warning counts them.
 
     Raises:
-        ValueError: No turn is left; while mapping, a row that the chat template refuses.
+        ValueError: If no turn is left; while mapping, if the chat template refuses a row.
     """
     columns = list(dataset.column_names or next(iter(dataset)))
     features = dataset.features
@@ -108,30 +108,30 @@ def render_rows(
 
 
 def count_values(dataset: Dataset, column: str) -> Counter[str]:
-    """How often each text is in a column, without `None`."""
+    """How often each value is in a column, without `None`."""
     counts = dataset.select_columns([column]).with_format("arrow")[:][column].value_counts().to_pylist()
     return Counter({pair["values"]: pair["counts"] for pair in counts if pair["values"] is not None})
 
 
 def report_added_reasoning(count: int, what: str) -> None:
-    """Logs one warning if the template wrote empty reasonings."""
+    """Logs one warning if the template added empty reasoning."""
     if count and accelerate.PartialState().is_main_process:
         logger.warning(
-            "%d %s have no reasoning, and the chat template writes an empty one before them. If the target reasoned "
-            "and your log or data left that out, the target wrote something else there: leave these rows out.",
+            "%d %s have no reasoning, and the chat template adds an empty one before them. If the target did reason "
+            "and your data does not have it, the target wrote something else there: leave these rows out.",
             count,
             what,
         )
 
 
 def report_left_out(reasons: Counter[str], what: str) -> None:
-    """Logs one warning: how many, and why."""
+    """Logs one warning that counts what is left out, by reason."""
     if accelerate.PartialState().is_main_process:
         logger.warning("%d %s are left out: %s.", reasons.total(), what, describe_reasons(reasons))
 
 
 def describe_reasons(reasons: Counter[str]) -> str:
-    """The reasons and how often each was."""
+    """Lists the reasons with their counts."""
     return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
 
 

@@ -1,4 +1,4 @@
-"""Token ids that came from elsewhere are checked against the vocabulary before a model reads them."""
+"""Checks token ids from outside against the vocabulary before a model reads them."""
 
 from collections.abc import Iterable
 
@@ -15,17 +15,17 @@ ROWS_AT_A_TIME = 1000
 def check_ids(
     dataset: Dataset | IterableDataset, vocab_size: int, name: str, columns: Iterable[str] = ID_COLUMNS
 ) -> Dataset | IterableDataset:
-    """Raises `ValueError` for a row with an id that the vocabulary does not have.
+    """Raises `ValueError` for a row with an id outside of the vocabulary.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): Rows with some of the columns, lists of ids. A stream is checked as it
-            is read.
+        dataset (`Dataset` or `IterableDataset`): Rows with some of the columns, which hold lists of ids. A stream is
+            checked while it is read.
         vocab_size (`int`): Number of real ids.
-        name (`str`): What to call the dataset in the error.
-        columns (`Iterable[str]`, *optional*): Which to check; those that are not there are left out.
+        name (`str`): Name of the dataset in the error.
+        columns (`Iterable[str]`, *optional*): Columns to check, as far as they exist.
 
     Returns:
-        The dataset; a stream with the check in it.
+        The dataset; a stream checks itself.
     """
     names = [column for column in columns if column in (dataset.column_names or next(iter(dataset), {}))]
     if not names:
@@ -58,5 +58,5 @@ def _check_row(ids: list[int] | None, vocab_size: int, where: str, column: str) 
     if len(bad):
         raise ValueError(
             f"{where} has the id {values[bad[0]]} in `{column}`, but the tokenizer has {vocab_size} ids (0 to "
-            f"{vocab_size - 1}). Pass the tokenizer that made the ids as `processing_class`, or remove the row."
+            f"{vocab_size - 1}). Pass the tokenizer that created the ids as `processing_class`, or remove the row."
         )

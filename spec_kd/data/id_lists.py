@@ -1,4 +1,4 @@
-"""The ids of many texts without a Python object for each."""
+"""The ids of many prompts without a Python object for each id."""
 
 import io
 import tempfile
@@ -9,14 +9,14 @@ import numpy as np
 
 
 class IdLists(Sequence[list[int]]):
-    """Lists of ids, kept as int32 one after the other: 4 bytes an id, in memory or in a file that is memory-mapped.
+    """Lists of ids, stored as int32 one after the other: 4 bytes per id, in memory or in a memory-mapped file.
 
     Args:
-        lists (`Iterable[list[int]]`): Read once.
-        folder (`Path`, *optional*): Where to put the file, which vanishes with this object; in memory by default.
+        lists (`Iterable[list[int]]`): The lists, read once.
+        folder (`Path`, *optional*): Folder of the file, which is deleted with this object; in memory by default.
 
     Attributes:
-        lengths (`np.ndarray`): int64 `(N,)`, of every list.
+        lengths (`np.ndarray`): Length of every list, int64 `(N,)`.
 
     Raises:
         `OSError`: The file cannot be written.

@@ -1,4 +1,4 @@
-"""Prompts in the forms people have them, rendered to the ids that the target will see."""
+"""Prompts in any accepted form, rendered to the ids that the target reads."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[JsonObject]]:
     """Checks the form of `prompts`.
 
     Returns:
-        The prompts as a dataset, and their rows for rendering. Messages of a list are kept as JSON, each with its own
-        keys in its own order, which a template that prints tool calls as JSON shows.
+        The prompts as a dataset, and their rows for rendering. Messages of a list are stored as JSON, each with its own
+        keys in its own order: a template that prints tool calls as JSON shows both.
 
     Raises:
-        `ValueError`: No prompt at all, neither a `prompt` nor a `prompt_ids` column, or a stored set that is damaged.
-        `TypeError`: Something else than texts, conversations or a `Dataset`.
+        `ValueError`: No prompts, neither a `prompt` nor a `prompt_ids` column, or a stored set that is damaged.
+        `TypeError`: Prompts that are neither a list of texts, nor a list of conversations, nor a `Dataset`.
     """
     if isinstance(prompts, Dataset):
         check_stored_set(prompts)
@@ -40,7 +40,7 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[JsonObject]]:
             f"`prompts` must be a list of texts, a list of conversations or a Dataset, got {prompts!r:.80}."
         )
     if len(dataset) == 0:
-        raise ValueError("`prompts` is empty: there is nothing for the target to answer.")
+        raise ValueError("`prompts` is empty: there is nothing for the target to complete.")
     if not {"prompt", "prompt_ids"} & set(dataset.column_names):
         raise ValueError(
             f"The dataset has the columns {dataset.column_names} but neither `prompt` (text or messages) nor "
@@ -51,14 +51,14 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[JsonObject]]:
 
 
 def render_prompt_ids(rows: Iterable[JsonObject], processing_class: ProcessingClass) -> Iterator[list[int]]:
-    """Ids of every prompt as the target sees them, one prompt at a time.
+    """Yields the ids of every prompt as the target reads them.
 
-    Conversations go through the chat template with `add_generation_prompt=True`, `tools` and `chat_template_kwargs`;
-    texts through the tokenizer with its special tokens, as `SFTTrainer` does; `prompt_ids` alone are taken as they are.
+    Conversations go through the chat template with `add_generation_prompt=True`, `tools` and `chat_template_kwargs`.
+    Texts go through the tokenizer with its special tokens, as in `SFTTrainer`. `prompt_ids` alone are used as they are.
 
     Raises:
-        `ValueError`: Names the row: an empty prompt, a conversation that the assistant has already answered, ids that
-            do not belong to the text beside them, a conversation without a chat template.
+        `ValueError`: Names the row: an empty prompt, a conversation that ends with the assistant, ids that do not
+            belong to the text beside them, a conversation without a chat template.
     """
     renderer = ChatRenderer(processing_class)
     for i, row in enumerate(rows):
@@ -69,8 +69,8 @@ def render_prompt_ids(rows: Iterable[JsonObject], processing_class: ProcessingCl
         if given is not None and ids != list(given):
             raise ValueError(
                 f"Row {i} has {len(given)} `prompt_ids`, but the target's processing class makes {len(ids)} other ones "
-                "of its `prompt`. Drop the column that you do not mean: `prompt_ids` to render the prompts anew, "
-                "`prompt` to use the ids as they are."
+                "of its `prompt`. Drop one of the columns: `prompt_ids` to render the prompts again, `prompt` to use "
+                "the ids as they are."
             )
         yield ids
 
@@ -92,11 +92,11 @@ def check_chat_template(processing_class: ProcessingClass) -> None:
     if not processing_class.chat_template:
         raise ValueError(
             "The prompts are conversations but the target's processing class has no chat template: set "
-            "`processing_class.chat_template`, or give texts."
+            "`processing_class.chat_template`, or pass prompts as text."
         )
 
 
 def read_template_arguments(row: Record) -> JsonObject:
-    """`tools` (from JSON text where they are text) and `chat_template_kwargs` of a row, for its chat template."""
+    """`tools` (parsed if they are JSON text) and `chat_template_kwargs` of a row, for its chat template."""
     tools = row.get("tools") or None
     return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}

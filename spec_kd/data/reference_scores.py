@@ -1,4 +1,4 @@
-"""What a reference draft once scored, kept as a column: AdaSPEC without the reference in memory."""
+"""Scores of a reference draft as a column: AdaSPEC without the reference in memory."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -32,18 +32,18 @@ def add_reference_scores(
 
     Args:
         dataset (`Dataset`): Responses with `prompt_ids` and `completion_ids`.
-        ref_model (`PreTrainedModel`): A draft that was distilled before; its head a plain matrix.
+        ref_model (`PreTrainedModel`): A draft that was distilled before, whose head is a plain matrix.
         teacher_model (`PreTrainedModel`): The target.
         vocab_size (`int`): Number of real ids (`spec_kd.vocabulary.count_real_ids(tokenizer)`).
-        temperature (`float`, *optional*, defaults to `1.0`): The loss temperature of the run to come.
+        temperature (`float`, *optional*, defaults to `1.0`): Loss temperature of the later training.
         batch_size (`int`, *optional*, defaults to `8`): Rows at a time.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        `Dataset`: The rows with the column, float32, one entry per completion token.
+        `Dataset`: The rows with the column: float32, one entry per completion token.
 
     Raises:
-        ValueError: If the dataset has no ids, or the column already.
+        ValueError: If the dataset has no ids, or has the column already.
     """
     check_dataset("dataset", dataset)
     check_int("vocab_size", vocab_size)
@@ -51,7 +51,7 @@ def add_reference_scores(
     check_number("temperature", temperature, above=0)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
-            f"The dataset has the columns {dataset.column_names}; scores belong to ids. Make it with "
+            f"The dataset has the columns {dataset.column_names}; scores belong to ids. Create it with "
             "`spec_kd.generate_responses`, which keeps `prompt_ids` and `completion_ids`."
         )
     if REFERENCE_COLUMN in dataset.column_names:

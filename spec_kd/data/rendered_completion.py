@@ -1,4 +1,4 @@
-"""What a target wrote in a turn, found in what a chat template makes of the turn."""
+"""Finds what a target wrote in a turn, in the text that a chat template makes of the turn."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,51 +12,51 @@ REASONING_TAGS = {
     "<seed:think>": "</seed:think>",
     "<|START_THINKING|>": "<|END_THINKING|>",
 }
-"""How models open and close their reasoning."""
+"""Tags with which models open and close their reasoning."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 class TurnNotRenderedError(ValueError):
-    """What the target wrote in a turn cannot be told from its text; the message is the reason."""
+    """The completion of a turn cannot be told from its text; the message is the reason."""
 
 
 def find_rendered_completion(
-    prompt: str, rest: str, answer: Record, template: str, ends: Iterable[str]
+    prompt: str, rest: str, reply: Record, template: str, ends: Iterable[str]
 ) -> tuple[str, str]:
-    """The text that the target wrote, and the end of turn behind it ("" if the template writes none).
+    """The completion as text, and the end of turn after it ("" if the template writes none).
 
-    What the template prints is taken where all of the answer is in it. Where a template drops the reasoning, or lacks
-    text that the generation prompt has, it is the answer itself behind the generation prompt.
+    The completion is what the template prints, if that has the whole reply in it. If the template drops the reasoning,
+    or lacks text of the generation prompt, the completion is the reply itself, after the generation prompt.
 
     Args:
-        prompt (`str`): The conversation before, with the generation prompt.
-        rest (`str`): What the conversation with the answer has behind the text that both have.
-        answer (`Mapping`): The message. Nothing in it looks like an end of turn.
+        prompt (`str`): The conversation before the turn, with the generation prompt.
+        rest (`str`): Rest of the conversation with the reply, after the text that it shares with the prompt.
+        reply (`Mapping`): The assistant's message. Nothing in it looks like an end of turn.
         template (`str`): The chat template, which shows how reasoning is written.
         ends (`Iterable[str]`): Ends of a turn.
 
     Raises:
-        TurnNotRenderedError: The answer is not in `rest`, or its reasoning is missing.
+        TurnNotRenderedError: If the reply is not in `rest`, or its reasoning is missing.
     """
-    content, reasoning = get_text(answer.get("content")), get_reasoning(answer)
+    content, reasoning = get_text(reply.get("content")), get_reasoning(reply)
     found = find_first(rest, ends)
     body, end = (rest, "") if found is None else (rest[: found[0]], found[1])
-    if not content.strip() and not answer.get("tool_calls"):
-        raise TurnNotRenderedError("the answer is empty")
+    if not content.strip() and not reply.get("tool_calls"):
+        raise TurnNotRenderedError("the completion is empty")
     tags = find_open_reasoning(prompt)
-    names = [(call.get("function") or call).get("name") or "" for call in answer.get("tool_calls") or []]
+    names = [(call.get("function") or call).get("name") or "" for call in reply.get("tool_calls") or []]
     if (reasoning.strip() or _has_reasoning(content)) and _closes_reasoning(prompt):
-        raise TurnNotRenderedError("the answer has reasoning, and the generation prompt has an empty one already")
+        raise TurnNotRenderedError("the completion has reasoning, and the generation prompt has an empty one already")
     is_whole = all(_is_in(part, body) for part in (reasoning, content, *names))
     if tags and tags[1] in content and not (reasoning or names):
         is_whole = False  # the template would print a second reasoning before it
-    if not end:  # what follows the reply is the template's
+    if not end:  # what follows the reply comes from the template
         body = body.rstrip()
     if is_whole and (tags is None or tags[1] in body):
         return _keep_margins(body, content) if not (names or reasoning) else body, end
-    visible = get_text(remove_reasoning(answer).get("content"))
+    visible = get_text(remove_reasoning(reply).get("content"))
     if names or not visible.strip() or not _is_in(visible, body):
-        raise TurnNotRenderedError("the chat template does not print the answer")
+        raise TurnNotRenderedError("the chat template does not print the completion")
     text = _strip_opening(prompt, content)
     if reasoning:
         known = tags or next((pair for pair in REASONING_TAGS.items() if pair[1] in template), None)
@@ -65,12 +65,14 @@ def find_rendered_completion(
         opening = "" if tags else known[0] + "\n"
         text = opening + _join(_join(reasoning, "\n", known[1]), "\n\n", content)
     if tags and tags[1] not in text:
-        raise TurnNotRenderedError(f"the generation prompt opens a reasoning ({tags[0]}) that the answer does not have")
+        raise TurnNotRenderedError(
+            f"the generation prompt opens a reasoning ({tags[0]}) that the completion does not have"
+        )
     return text, end
 
 
 def get_text(content: JsonValue) -> str:
-    """The text of a message's content, which may be in parts."""
+    """The text of a message's content, which may consist of parts."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
@@ -82,7 +84,7 @@ def get_reasoning(message: Record) -> str:
 
 
 def remove_reasoning(message: Record) -> JsonObject:
-    """A message without its reasoning, whether that has a key or tags of its own."""
+    """A message without its reasoning, which stands in a key or between tags."""
     bare = {key: value for key, value in message.items() if key not in REASONING_KEYS}
     if any(close in get_text(bare.get("content")) for close in REASONING_TAGS.values()):
         text = get_text(bare["content"])
@@ -109,11 +111,11 @@ def _has_reasoning(content: str) -> bool:
     )
 
 
-def adds_empty_reasoning(prompt: str, text: str, answer: Record) -> bool:
-    """Whether a template wrote an empty reasoning into `text`, which is the target's only if it did not reason."""
+def adds_empty_reasoning(prompt: str, text: str, reply: Record) -> bool:
+    """Whether a template added an empty reasoning to `text`; the target wrote that only if it did not reason."""
     tags = find_open_reasoning(prompt)
     text = (tags[0] if tags else "") + text
-    given = get_text(answer.get("content")) + get_reasoning(answer)
+    given = get_text(reply.get("content")) + get_reasoning(reply)
     return any(
         close not in given and re.match(rf"\s*{re.escape(opening)}\s*{re.escape(close)}", text)
         for opening, close in REASONING_TAGS.items()
@@ -138,7 +140,7 @@ def _keep_margins(body: str, content: str) -> str:
 
 
 def _strip_opening(prompt: str, content: str) -> str:
-    """`content` without a reasoning block, or its opening tag, that stands at the end of the prompt already."""
+    """`content` without a reasoning block or opening tag that the prompt ends with already."""
     for opening, close in REASONING_TAGS.items():
         match = re.search(rf"{re.escape(opening)}(\s*)({re.escape(close)})?\s*$", prompt)
         if match is None or not content.lstrip().startswith(opening):

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from spec_kd.checks import check_choice, check_int, check_number
+from spec_kd.checks import check_choice, check_int, check_number, check_text
 from spec_kd.options import document_options, option
 from spec_kd.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from spec_kd.engines.base import SignalSpec
+    from spec_kd.losses import SignalSpec
 
 SIGNAL_HELP = (
     "What to keep of the target's distribution at every token: a name of `spec_kd.losses.SPARSE_METHODS`, such as "
@@ -64,10 +64,9 @@ class SignalOptions:
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` belongs to a `teacher_signal`, which is not set.")
             return None
-        from spec_kd.engines.base import SignalSpec
-        from spec_kd.engines.sparse_recorder import complete_request
+        from spec_kd.losses import SignalSpec
 
-        return complete_request(SignalSpec(self.teacher_signal, self.num_draws, self.signal_top_k))
+        return SignalSpec(self.teacher_signal, self.num_draws, self.signal_top_k).complete()
 
     def list_settings(self) -> dict[str, object]:
         """What the rows of a run depend on, for its manifest, besides the signal."""
@@ -129,6 +128,7 @@ class ScoreOptions(SignalOptions):
     seed: int = option("Seed of the signal's draws.", default=0)
 
     def __post_init__(self) -> None:
+        check_text("teacher_signal", self.teacher_signal)
         check_number("sampling_temperature", self.sampling_temperature, 0, is_optional=True, reason="0 is greedy.")
         check_int("max_new_tokens", self.max_new_tokens, is_optional=True)
         check_int("seed", self.seed, None)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import cast
 
 import torch
 import transformers
@@ -23,6 +24,7 @@ from spec_kd.data.unidentified_tokens import Outcome, complete_batch, report_dro
 from spec_kd.data.unusable_prompts import Unusable, find_unusable, report_skipped
 from spec_kd.engines.base import Completion, Engine, PromptBatch
 from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
 from spec_kd.progress import RowProgress
@@ -147,6 +149,7 @@ def score_completions(
             this function has as well.
     """
     options = resolve_options(ScoreOptions, options, given)
+    signal = cast(SignalSpec, options.signal)  # `ScoreOptions` refuses None
     check_target(target)
     check_dataset("dataset", dataset)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
@@ -163,11 +166,11 @@ def score_completions(
 
     def score(rows: PromptRows, seed: str) -> list[Completion]:
         prompts = PromptBatch([ids[row][: starts[row]] for row in rows], rows, rows.tell)
-        return engine.score(prompts, [ids[row][starts[row] :] for row in rows], options.signal, seed)
+        return engine.score(prompts, [ids[row][starts[row] :] for row in rows], signal, seed)
 
     run = _Run(engine, processing_class, ids, store, options, {"prompt_lengths": _hash(starts)})
     result, info = run.do(score, "Teacher scores", show_progress)
-    return add_signal(dataset, result, info, store)
+    return add_signal(dataset, result, cast(TeacherInfo, info), store)
 
 
 def _join_ids(dataset: Dataset, starts: list[int]) -> Iterator[list[int]]:
@@ -228,7 +231,9 @@ class _Run:
         """The completions of all rows, and what their teacher columns are of, if there is a signal."""
         engine, options = self.engine, self.options
         sampling = options if isinstance(options, ResponseOptions) else None
-        batch_size = options.batch_size or getattr(engine, "default_batch_size", options.shard_size)
+        batch_size = options.batch_size
+        if batch_size is None:
+            batch_size = getattr(engine, "default_batch_size", options.shard_size)
         unusable = find_unusable(engine, self.ids, sampling, options.signal, options.on_unusable_prompt)
         info = None if options.signal is None else describe_teacher(engine, self.processing_class, options)
         if self.store is not None:
@@ -269,7 +274,7 @@ def describe_teacher(
 
     Scored and greedy completions have the log-probabilities of the plain softmax.
     """
-    signal, temperature = options.signal, options.sampling_temperature
+    signal, temperature = cast(SignalSpec, options.signal), options.sampling_temperature
     is_processed = engine.logprobs_mode == "processed" and not options.is_scored and bool(temperature)
     identity = engine.describe()
     return TeacherInfo(

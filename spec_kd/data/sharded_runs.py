@@ -1,4 +1,4 @@
-"""Running an engine over many rows so that nothing is lost: planned batches, shards on disk, several processes."""
+"""Runs an engine over many rows so that nothing is lost: planned batches, shards on disk, several processes."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ SHARD_SCHEMA = pa.schema(
         "finish_reason": pa.string(),
         "teacher_token_logprobs": pa.list_(pa.float32()),
         "teacher_signal": pa.binary(),
-        # Of a row without completion, whose other columns are null: one of these is there.
+        # A row without a completion has one of these two, and nulls in the columns above.
         "unmapped_tokens": pa.list_(pa.string()),
         "unusable_prompt": pa.string(),
     }
@@ -34,7 +34,7 @@ Plan = list[list[tuple[int, list[int]]]]
 
 
 class PromptRows(list[int]):
-    """Rows of a batch, and whom to tell of tokens and completions, as a `PromptBatch` does."""
+    """Row numbers of a batch, with the callback for finished tokens and completions, as in `PromptBatch`."""
 
     def __init__(self, rows: Iterable[int], tell: Callable[[int, int], None]):
         super().__init__(rows)
@@ -42,7 +42,7 @@ class PromptRows(list[int]):
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, shard_size: int) -> Plan:
-    """Shards of numbered batches of row numbers, longest rows first: running out of memory then shows at once."""
+    """Divides rows into shards of numbered batches, longest rows first: running out of memory then shows at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = list(enumerate(order[i : i + batch_size] for i in range(0, len(order), batch_size)))
     per_shard = max(1, shard_size // batch_size)
@@ -50,15 +50,15 @@ def plan_batches(lengths: Sequence[int], batch_size: int, shard_size: int) -> Pl
 
 
 class RunResult:
-    """The answers to all rows of a plan, in any order, wherever their shards are.
+    """The outcomes of all rows of a plan, in memory or on disk.
 
     Args:
-        tables (`Sequence[pa.Table]`): Of `SHARD_SCHEMA`, in memory or memory-mapped; together each row once.
+        tables (`Sequence[pa.Table]`): Tables of `SHARD_SCHEMA`, in memory or memory-mapped, with each row once.
 
     Attributes:
-        num_rows (`int`): Of the plan.
-        unidentified (`dict[int, list[str]]`): Names of tokens without an id by row, of rows without a completion.
-        unusable (`dict[int, str]`): Why the target could not take the prompt, of the other rows without one.
+        num_rows (`int`): Number of rows of the plan.
+        unidentified (`dict[int, list[str]]`): Names of tokens without an id, by row.
+        unusable (`dict[int, str]`): Reasons why the target cannot take the prompt, by row.
     """
 
     def __init__(self, tables: Sequence[pa.Table]):
@@ -73,17 +73,17 @@ class RunResult:
 
     @property
     def rows(self) -> list[int]:
-        """Those with a completion, in order."""
+        """Rows with a completion, in order."""
         return [row for row in range(self.num_rows) if row not in self.unidentified and row not in self.unusable]
 
     def read(self, rows: Sequence[int]) -> pa.Table:
-        """A copy of these rows, in their order, of `SHARD_SCHEMA`."""
+        """A copy of these rows in their order, a table of `SHARD_SCHEMA`."""
         places = self._places[np.asarray(rows)].tolist()
         return pa.concat_tables(self._tables[number].slice(position, 1) for number, position in places).combine_chunks()
 
 
 def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, JsonValue]:
-    """Rows without a completion, in order, and why, by one of the columns that say so."""
+    """Rows that have a value in a column which explains a missing completion, in order, with the value."""
     found: dict[int, JsonValue] = {}
     for table in tables:
         if table is not None and table[column].null_count < len(table):
@@ -104,8 +104,9 @@ def run_plan(
 ) -> RunResult:
     """The completions of every row of a plan; those of finished shards are read from disk.
 
-    With a store and several processes (`accelerate launch`) each does every n-th shard; which one does a shard changes
-    nothing in it. Without a store each process does all the work. No more than one shard is in memory, with a store.
+    With a store and several processes (`accelerate launch`) each of the n processes completes every n-th shard; which
+    process does it changes nothing in the shard. Without a store each process does all the work. With a store only one
+    shard is in memory.
 
     Args:
         plan (`Plan`): From [`plan_batches`].
@@ -117,12 +118,12 @@ def run_plan(
             the target did not take are left out, or asked again and then an error.
         description (`str`): Text of the progress bar.
         is_reproducible (`bool`):
-            Whether two processes would write the same; if not, they are kept from working side by side in the store.
-        show_progress (`bool` or `RowProgress`): Whether to show a bar; or the bar of the work that this is a part of.
+            Whether two processes would write the same; if not, only one may work in the store.
+        show_progress (`bool` or `RowProgress`): Whether to show a bar; or the bar of the work that this is part of.
 
     Raises:
-        `ValueError`: Before any work, for rows on disk that an earlier call left out and this one does not want to.
-        `UnusablePromptError`: Once all other rows are answered.
+        `ValueError`: Before any work: an earlier call left out rows, and this one may not.
+        `UnusablePromptError`: Once all other rows are completed.
         `BlockingIOError`: Before any work: another process is doing it.
         `RuntimeError`: Another process did not write its shards.
     """
@@ -186,14 +187,14 @@ def _read_tables(store: ShardStore | None, count: int) -> list[pa.Table | None]:
 
 
 def _count_done(table: pa.Table | None, ask_again: bool) -> int:
-    """Rows of a shard that are not to be asked."""
+    """Counts the rows of a shard that are done."""
     if table is None:
         return 0
     return table["unusable_prompt"].null_count if ask_again else len(table)
 
 
 def _is_open(table: pa.Table | None, ask_again: bool) -> bool:
-    """Whether a shard has something left to be asked."""
+    """Whether a shard has rows left to complete."""
     return table is None or _count_done(table, ask_again) < len(table)
 
 
@@ -203,7 +204,7 @@ def _complete_shard(
     complete: Callable[[PromptRows, int], list[Outcome]],
     progress: RowProgress,
 ) -> list[tuple[int, Outcome | JsonObject]]:
-    """The rows of a shard with their answers; those that are in a table of it are taken from there."""
+    """The rows of a shard with their outcomes; rows that its table has already are taken from there."""
     found: dict[int, Outcome | JsonObject] = {}
     if table is not None:
         found = {row["row"]: row for row in table.to_pylist() if row["unusable_prompt"] is None}
@@ -217,17 +218,17 @@ def _complete_shard(
 
 
 def _to_table(written: list[tuple[int, Outcome | JsonObject]], info: TeacherInfo | None) -> pa.Table:
-    found = [answer for _, answer in written if isinstance(answer, dict)]
-    rows, answers = zip(*(pair for pair in written if not isinstance(pair[1], dict)), strict=True)
-    completions = [answer if isinstance(answer, Completion) else None for answer in answers]
+    found = [outcome for _, outcome in written if isinstance(outcome, dict)]
+    rows, outcomes = zip(*(pair for pair in written if not isinstance(pair[1], dict)), strict=True)
+    completions = [outcome if isinstance(outcome, Completion) else None for outcome in outcomes]
     columns = [
         rows,
         [c and c.ids for c in completions],
         [c and c.finish_reason for c in completions],
         [c and c.token_logprobs for c in completions],
-        [c and c.slots and info and pack_sparse(c.slots, info) for c in completions],
-        [answer if isinstance(answer, list) else None for answer in answers],
-        [answer.reason if isinstance(answer, Unusable) else None for answer in answers],
+        [c and c.sparse and info and pack_sparse(c.sparse, info) for c in completions],
+        [outcome if isinstance(outcome, list) else None for outcome in outcomes],
+        [outcome.reason if isinstance(outcome, Unusable) else None for outcome in outcomes],
     ]
     arrays = [pa.array(values, type=field.type) for values, field in zip(columns, SHARD_SCHEMA, strict=True)]
     table = pa.table(arrays, schema=SHARD_SCHEMA)

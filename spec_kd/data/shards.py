@@ -1,4 +1,4 @@
-"""Work that survives a kill: results in shards on disk, each whole or not there, under a manifest of what made them."""
+"""Work that survives a kill: results lie in shards on disk, each whole or absent, with a manifest of their settings."""
 
 import json
 import os
@@ -15,31 +15,32 @@ from datasets import Dataset
 from spec_kd.checks import read_path
 from spec_kd.files import alone_in, is_intact, read_json_object, replacing, sweep
 
-WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` sees the finished dataset and nothing else
+WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` finds the finished dataset only
 MAPPED_FOLDER = ".arrow"
 MANIFEST = "manifest.json"
 FINISHED = "responses.parquet"
 MAPPED = "responses.arrow"
 KEPT = "finished shards are kept"
+FORMAT = 1  # of manifests and shards; those without the number have this one
 
 
 class ShardStore:
     """Shards of one run in `output_dir/.shards`, and the finished dataset in `output_dir/responses.parquet`.
 
-    Every file is written beside its place and moved there (`os.replace`), with its SHA-256 in a second file written
-    last. A file without its matching sum counts as absent, whether the process was killed, the disk was full, the disk
-    lost a bit or somebody cut it.
+    Every file is written under another name and then moved (`os.replace`), and its SHA-256 is written last, to a second
+    file. A file without a matching sum counts as absent: the process was killed, the disk was full or lost a bit, or
+    somebody cut the file.
 
     Nothing has to fit into memory: shards are Arrow files without compression, which can be memory-mapped, and the
-    finished dataset has a copy of that kind in `output_dir/.arrow`. That folder, where `datasets` also keeps what is
-    mapped from the set, may be deleted; the next call with the settings of the run makes it anew.
+    finished dataset has such a copy in `output_dir/.arrow`. That folder, where `datasets` also keeps what is mapped
+    from the set, may be deleted; the next call with the settings of the run creates it again.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Created if needed.
+        output_dir (`str` or `os.PathLike`): Folder of the run, created if needed.
 
     Raises:
         `ValueError`: The name is empty.
-        `OSError`: If nothing can be written there.
+        `OSError`: Nothing can be written there.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str]):
@@ -60,12 +61,12 @@ class ShardStore:
         """Starts the run with this fingerprint, or continues it.
 
         Args:
-            fingerprint (`dict`): Everything that the results depend on; JSON values.
-            about (`dict`): Written down for people and not compared.
+            fingerprint (`dict`): Everything that the results depend on, as JSON values.
+            about (`dict`): Facts for people, which are not compared.
 
         Raises:
-            `ValueError`: If the folder holds results of another run; names every setting that differs. If the note of
-                its settings is damaged.
+            `ValueError`: The folder holds results of another run (the message names every setting that differs), or
+                its manifest is damaged.
         """
         path = self.folder / MANIFEST
         sweep(self.output_dir, self.folder, self._mapped.parent)
@@ -75,7 +76,7 @@ class ShardStore:
                     f"`{self.output_dir}` has a {FINISHED} that no run of this kind started. Choose another folder."
                 )
             with replacing(path, kept=KEPT) as file:
-                manifest = {"fingerprint": fingerprint, "about": about}
+                manifest = {"format": FORMAT, "fingerprint": fingerprint, "about": about}
                 file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode())
             return
         found = read_manifest(path)
@@ -89,37 +90,37 @@ class ShardStore:
 
     @contextmanager
     def alone(self, is_needed: bool) -> Iterator[None]:
-        """Keeps other processes out of the folder until the block or the process ends, where that is needed.
+        """Keeps other processes out of the folder until the block or the process ends, if that is needed.
 
         Raises:
-            `BlockingIOError`: One is at work there.
+            `BlockingIOError`: Another process works there.
         """
         with alone_in(self.folder) if is_needed else nullcontext():
             yield
 
     def read(self, shard: int) -> pa.Table | None:
-        """The shard, memory-mapped, or `None` where it is absent or damaged."""
+        """The shard, memory-mapped; `None` if it is absent or damaged."""
         path = self._path(shard)
         if not is_intact(path, _sum_path(path)):
             return None
-        with pa.memory_map(str(path)) as file:  # closed, the table still has its mapping, and no file is left open
+        with pa.memory_map(str(path)) as file:  # the table keeps its mapping when the file is closed
             table = pa.ipc.open_file(file).read_all()
-        if "unusable_prompt" not in table.column_names:  # of a run that was begun before there was that column
+        if "unusable_prompt" not in table.column_names:  # shards of format 1 may lack that column
             table = table.append_column("unusable_prompt", pa.nulls(len(table), pa.string()))
         return table
 
     def write(self, shard: int, table: pa.Table) -> None:
-        """Writes the shard; it is there as a whole or not at all."""
+        """Writes the shard, as a whole or not at all."""
         path = self._path(shard)
         with replacing(path, _sum_path(path), KEPT) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
     def finish(self, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        """Writes the finished dataset, in both forms, unless the same one is there and whole.
+        """Writes the finished dataset in both forms, unless the same one is there and whole.
 
         Args:
-            tables (`Iterable[pa.Table]`): One after the other; each becomes a row group.
-            schema (`pa.Schema`): Of all of them, with the features of the dataset as metadata.
+            tables (`Iterable[pa.Table]`): Parts of the dataset in order; each becomes a row group.
+            schema (`pa.Schema`): Schema of all tables, with the features of the dataset as metadata.
         """
         finished, mapped = self.output_dir / FINISHED, self._mapped
         with (
@@ -141,12 +142,18 @@ class ShardStore:
 
 
 def read_manifest(path: Path) -> dict[str, object]:
-    """The fingerprint in a manifest; raises `ValueError` where it is damaged."""
+    """The fingerprint in a manifest; raises `ValueError` if the manifest is damaged or has another format."""
     fix = (
         f"It says which settings the shards in `{path.parent}` were made with. Restore the file, or delete that folder "
         "and what lies beside it to begin again."
     )
-    fingerprint = read_json_object(path, fix, ("fingerprint",))["fingerprint"]
+    manifest = read_json_object(path, fix, ("fingerprint",))
+    if manifest.get("format", 1) != FORMAT:
+        raise ValueError(
+            f"`{path.parent}` has the format {manifest['format']!r}, and this version of spec_kd reads {FORMAT}. "
+            "Upgrade spec_kd, or choose another folder."
+        )
+    fingerprint = manifest["fingerprint"]
     if not isinstance(fingerprint, dict):
         raise ValueError(f"`{path}` is damaged (its fingerprint is {fingerprint!r}). {fix}")
     return fingerprint

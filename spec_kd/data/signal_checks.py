@@ -1,7 +1,7 @@
-"""What passed through other hands is checked: a teacher's columns are of their own ids, and hold log-probabilities.
+"""Checks of teacher columns: they belong to the ids of their row, and hold log-probabilities.
 
-Every row that is made here has a `teacher_checksum`: two numbers that tie the log-probabilities and the packed signal
-to the ids of prompt and completion. Rows without one are checked by their numbers alone.
+Every row that this package makes has a `teacher_checksum`: two numbers that tie the log-probabilities and the packed
+signal to the ids of prompt and completion. Rows without it are checked by their numbers alone.
 """
 
 import json
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.data.teacher_signal import TeacherInfo, unpack_sparse
 from spec_kd.open_types import Array, Record
 
 CHECKSUM_COLUMN = "teacher_checksum"
 
-# What two parts of one training set may not differ in: the loss would mean two things.
+# Two parts of a training set may not differ in these: the loss would mean two things.
 SHARED_FACTS = ("tokenizer", "vocab_size", "method", "num_draws", "top_k", "logprobs_mode", "logprobs_temperature")
 
-# A log p is stored in steps of 0.001 nats, and other programs round in ways of their own.
+# Log p is stored in steps of 0.001 nats, and other programs round in other ways.
 LOG_P_TOLERANCE = 0.01
 MASS_TOLERANCE = 0.01
 
@@ -27,10 +27,10 @@ MASS_TOLERANCE = 0.01
 def compute_checksum(
     prompt_ids: Sequence[int], completion_ids: Sequence[int], logprobs: Sequence[float] | None, signal: bytes | None
 ) -> list[int]:
-    """The `teacher_checksum` of a row: of its ids with the log-probabilities, and of its ids with the packed signal.
+    """The `teacher_checksum` of a row: a hash of its ids with the log-probabilities, and one with the packed signal.
 
     Args:
-        prompt_ids (`Sequence[int]`), completion_ids (`Sequence[int]`): What the target read and wrote.
+        prompt_ids (`Sequence[int]`), completion_ids (`Sequence[int]`): Ids that the target read and wrote.
         logprobs (`Sequence[float]`, *optional*): `teacher_token_logprobs`, float32.
         signal (`bytes`, *optional*): `teacher_signal`.
     """
@@ -46,10 +46,10 @@ def compute_checksum(
 
 
 def check_logprobs(row: Record, where: str) -> None:
-    """Raises `ValueError` unless `teacher_token_logprobs` are log-probabilities, and those of this row's completion.
+    """Raises `ValueError` unless `teacher_token_logprobs` are log-probabilities of this row's completion.
 
     Args:
-        row (`Mapping`): With `completion_ids`, and `prompt_ids` and `teacher_checksum` where it has them.
+        row (`Mapping`): Has `completion_ids`, and may have `prompt_ids` and `teacher_checksum`.
         where (`str`): Names the row in the error.
     """
     values = np.asarray(row["teacher_token_logprobs"], dtype=np.float64)
@@ -57,51 +57,65 @@ def check_logprobs(row: Record, where: str) -> None:
     if len(values) != length:
         raise ValueError(
             f"{where} has {length} completion tokens but {len(values)} entries in `teacher_token_logprobs`, which must "
-            "have one per token. Make the column from these completions."
+            "have one per token. Create the column from these completions."
         )
     bad = np.flatnonzero(~(np.isfinite(values) & (values <= LOG_P_TOLERANCE)))
     if len(bad):
         raise ValueError(
             f"{where}: `teacher_token_logprobs` has {values[bad[0]]} at token {bad[0]}, which is no log-probability of "
-            "a token that was written. Make the column anew with `score_completions`, or remove the row."
+            "a token that was written. Create the column again with `score_completions`, or remove the row."
         )
     _check_tie(row, 0, where)
 
 
-def check_sparse(row: Record, slots: Array, per_token: Array, info: TeacherInfo, where: str) -> None:
-    """Raises `ValueError` unless an unpacked signal holds distributions, and those of this row's completion.
+def read_signal(row: Record, info: TeacherInfo, where: str) -> tuple[Array, Array]:
+    """Unpacks and checks the signal of a row.
 
     Args:
         row (`Mapping`): As for [`check_logprobs`], with `teacher_signal`.
-        slots (`np.ndarray`), per_token (`np.ndarray`): What `unpack_sparse` returned.
-        info (`TeacherInfo`): Of the row.
+        info (`TeacherInfo`): Read from the row.
         where (`str`): Names the row in the error.
+
+    Returns:
+        As `unpack_sparse`.
+
+    Raises:
+        ValueError: Unless the signal holds distributions, and those of this row's completion.
     """
+    try:
+        records, per_token = unpack_sparse(row["teacher_signal"], len(row["completion_ids"]), info)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    _check_sparse(row, records, per_token, info, where)
+    return records, per_token
+
+
+def _check_sparse(row: Record, records: Array, per_token: Array, info: TeacherInfo, where: str) -> None:
     _check_tie(row, 1, where)
     token = np.repeat(np.arange(len(per_token)), per_token)
-    if len(slots) and slots["id"].max() >= info.vocab_size:
-        at = token[slots["id"].argmax()]
+    if len(records) and records["id"].max() >= info.vocab_size:
+        at = token[records["id"].argmax()]
         raise ValueError(
-            f"{where}: the teacher signal has the id {slots['id'].max()} at token {at}, beyond the {info.vocab_size} "
-            "ids of its vocabulary: it is damaged. Make it anew with `score_completions`."
+            f"{where}: the teacher signal has the id {records['id'].max()} at token {at}, beyond the {info.vocab_size} "
+            "ids of its vocabulary: it is damaged. Create it again with `score_completions`."
         )
     if not info.sparse_method.has_log_p:
         return
-    mass = np.bincount(token, np.exp(slots["log_p"].astype(np.float64)), minlength=len(per_token))
-    pairs = token * np.int64(info.vocab_size) + slots["id"]
+    mass = np.bincount(token, np.exp(records["log_p"].astype(np.float64)), minlength=len(per_token))
+    pairs = token * np.int64(info.vocab_size) + records["id"]
     if (mass > 1 + MASS_TOLERANCE).any() or len(np.unique(pairs)) < len(pairs):
         at = int(mass.argmax())
         raise ValueError(
             f"{where}: the ids kept at token {at} have a probability of {mass[at]:.4g} together, or one is there "
-            "twice: this is no distribution. Make the signal anew with `score_completions`."
+            "twice: this is no distribution. Create the signal again with `score_completions`."
         )
     logprobs = row.get("teacher_token_logprobs")
     if row.get(CHECKSUM_COLUMN) is None and logprobs is not None and len(logprobs) == len(per_token):
-        _check_agreement(row, slots, token, np.asarray(logprobs, np.float64), where)
+        _check_agreement(row, records, token, np.asarray(logprobs, np.float64), where)
 
 
 def check_same_teacher(infos: Sequence[TeacherInfo]) -> None:
-    """Raises `ValueError` unless one loss can mean all of these: one target, one kind of signal."""
+    """Raises `ValueError` unless all come from one target and are one kind of signal, so that one loss fits them."""
     for info in infos[1:]:
         different = [name for name in SHARED_FACTS if getattr(info, name) != getattr(infos[0], name)]
         if different:
@@ -120,7 +134,7 @@ def check_same_teacher(infos: Sequence[TeacherInfo]) -> None:
 
 
 def _identify_target(info: TeacherInfo) -> str:
-    """The hash of the weights, or the model's name where an engine has no more."""
+    """The hash of the weights, or the model's name if that is all the engine knows."""
     try:
         return str(json.loads(info.target)["model"])
     except (ValueError, KeyError, TypeError):
@@ -137,22 +151,22 @@ def _check_tie(row: Record, part: int, where: str) -> None:
         raise ValueError(
             f"{where}: `{column}` does not belong to its `prompt_ids` and `completion_ids`, by its "
             f"`{CHECKSUM_COLUMN}`: rows were shifted, or one of them was changed. Go back to the set as it was made, "
-            "or make the signal anew with `score_completions`."
+            "or create the signal again with `score_completions`."
         )
 
 
-def _check_agreement(row: Record, slots: Array, token: Array, logprobs: Array, where: str) -> None:
-    """Without a checksum: where the written token is among the ids kept, both columns must say the same of it."""
+def _check_agreement(row: Record, records: Array, token: Array, logprobs: Array, where: str) -> None:
+    """For rows without a checksum: both columns must agree on the written token where its id is kept."""
     written = np.asarray(row["completion_ids"], np.int64)
-    is_written = slots["id"] == written[token]
-    kept, said = slots["log_p"][is_written].astype(np.float64), logprobs[token[is_written]]
+    is_written = records["id"] == written[token]
+    kept, said = records["log_p"][is_written].astype(np.float64), logprobs[token[is_written]]
     apart = np.abs(np.maximum(kept, -64.0) - np.maximum(said, -64.0))
     if (apart > LOG_P_TOLERANCE).any():
         at = int(token[is_written][apart.argmax()])
         raise ValueError(
-            f"{where}: of the token written at {at}, `teacher_signal` and `teacher_token_logprobs` have two different "
-            f"log-probabilities ({kept[apart.argmax()]:.3f} and {said[apart.argmax()]:.3f}): rows were shifted, or one "
-            "column was changed. Make the signal anew with `score_completions`."
+            f"{where}: `teacher_signal` and `teacher_token_logprobs` have different log-probabilities of the token "
+            f"written at {at} ({kept[apart.argmax()]:.3f} and {said[apart.argmax()]:.3f}): rows were shifted, or one "
+            "column was changed. Create the signal again with `score_completions`."
         )
 
 

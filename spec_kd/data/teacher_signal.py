@@ -2,52 +2,56 @@
 
 Bits of a row, all tokens after each other, each part starting on a whole byte:
 
-- draws: of the sampled methods, every slot's count in unary (count - 1 zeros, then a one), which takes exactly
-  `num_draws` bits a token and says how many slots the token has;
-- ids: ceil(log2(vocabulary)) bits per slot;
-- log p: where kept, 16 bits per slot, -log p in steps of 2^-10 nats (rounded by less than 0.0005); the highest code
+- counts: how many ids each token has, as the method packs it; the sampled methods write the count of every id in unary,
+  which takes exactly `num_draws` bits per token, and `top_k_tail` writes nothing;
+- ids: ceil(log2(vocabulary)) bits per id;
+- log p: where kept, 16 bits per id, -log p in steps of 2^-10 nats (rounded by less than 0.0005); the highest code
   stands for anything below -63.998, whose probability is 0 for every purpose.
 
-At 50 draws, 12 distinct ids and a vocabulary of 152k that is 33 bytes a token with counts alone, 57 with log p.
+At 50 draws, 12 distinct ids and a vocabulary of 152k that is 33 bytes per token with counts alone, 57 with log p.
 """
 
 import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 
-from spec_kd.engines.base import SignalSpec, SparseDistribution
-from spec_kd.losses import SPARSE_METHODS, SparseMethod
+from spec_kd.losses import SignalSpec, SparseDistribution, SparseMethod
 from spec_kd.open_types import Array
 
 LOG_P_STEPS = 1024
 LOWEST_CODE = 2**16 - 1
 
 SPARSE_FEATURE = np.dtype([("id", "<i4"), ("log_p", "<f4"), ("weight", "<f4")])
-"""One slot of a token in memory: `weight` is the share of the draws (1 for top-k), `log_p` NaN where not kept."""
+"""One kept id of a token in memory: `weight` is the share of the draws (1 for top-k), `log_p` NaN where not kept."""
+
+INFO_FORMAT = 2
+# Keys of format 1, which had no `format`
+OLD_KEYS = {"logprobs_are": "logprobs_mode"}
 
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """What the teacher columns of a dataset are of; kept as JSON in its `teacher_info` column.
+    """Where the teacher columns of a dataset come from; kept as JSON in its `teacher_info` column.
 
-    A column and not the dataset's metadata: it survives `select`, `concatenate_datasets`, streaming and the Hub, and
-    takes no room on disk, where equal values are stored once. Nothing in it is about a loss.
+    It is a column and not the dataset's metadata: a column survives `select`, `concatenate_datasets`, streaming and the
+    Hub, and takes no room on disk, where equal values are stored once. Nothing in it is about a loss.
 
     Args:
         target_name (`str`, *optional*): Path or Hub id of the target.
-        target (`str`): What identifies its weights, as the engine tells it.
-        tokenizer (`str`): `spec_kd.vocabulary.fingerprint_tokenizer` of the target's.
+        target (`str`): Identity of its weights, as the engine describes it.
+        tokenizer (`str`): `spec_kd.vocabulary.fingerprint_tokenizer` of the target's tokenizer.
         vocab_size (`int`): Number of real ids.
-        engine (`str`): Which engine ran the target.
+        engine (`str`): Name of the engine that ran the target.
         method (`str`): A name of `SPARSE_METHODS`.
-        num_draws (`int`, *optional*): Of the sampled methods.
-        top_k (`int`, *optional*): Of `"top_k_tail"`.
-        sampling_temperature (`float`, *optional*): How the text was sampled, 0.0 for greedy, `None` for text that was
-            there already and of which it is not known.
-        max_new_tokens (`int`, *optional*): The limit that the text was written under, where it is known.
-        logprobs_mode (`str`): `"processed"` or `"raw"`: which distribution the log-probabilities are of.
-        logprobs_temperature (`float`): The temperature of that distribution.
+        num_draws (`int`, *optional*): Draws per token, for the sampled methods.
+        top_k (`int`, *optional*): Most likely ids per token, for `"top_k_tail"`.
+        sampling_temperature (`float`, *optional*): Temperature that the completions were sampled at, 0.0 for greedy;
+            `None` if unknown.
+        max_new_tokens (`int`, *optional*): Limit that the completions were written under; `None` if unknown.
+        logprobs_mode (`str`): Distribution of the log-probabilities: `"processed"` or `"raw"`, as `Engine` explains.
+        logprobs_temperature (`float`): Temperature of that distribution.
     """
 
     target_name: str | None
@@ -65,27 +69,31 @@ class TeacherInfo:
 
     def to_json(self) -> str:
         """The fields as one line of JSON, which `from_json` reads."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({"format": INFO_FORMAT, **asdict(self)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "TeacherInfo":
-        """Raises `ValueError` for text that another version wrote."""
+        """Reads what this version or an earlier one wrote; raises `ValueError` for anything else."""
         try:
-            return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
+            facts = {OLD_KEYS.get(name, name): value for name, value in json.loads(text).items()}
+            if facts.pop("format", 1) > INFO_FORMAT:
+                raise ValueError(f"it has a newer format than {INFO_FORMAT}, the latest of this version")
+            return cls(**facts)
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"The `teacher_info` {text!r:.200} cannot be read ({error}). Make the dataset anew."
+                f"The `teacher_info` {text!r:.200} cannot be read ({error}). Create the dataset again, or upgrade "
+                "spec_kd if a newer version wrote it."
             ) from error
 
     @property
-    def request(self) -> SignalSpec:
-        """What an engine has to be asked for, to get such a signal again."""
+    def signal(self) -> SignalSpec:
+        """The request that gives such a signal."""
         return SignalSpec(self.method, self.num_draws, self.top_k)
 
     @property
     def sparse_method(self) -> SparseMethod:
-        """The rule by which the ids were kept, from `SPARSE_METHODS`."""
-        return SPARSE_METHODS[self.method]
+        """The method that kept the ids; raises `ValueError` for one that is not registered."""
+        return self.signal.sparse_method
 
 
 def _count_id_bits(vocab_size: int) -> int:
@@ -101,31 +109,21 @@ def _unpack_bits(content: bytes, count: int, bits: int) -> Array:
     return flags @ (1 << np.arange(bits, dtype=np.int64))
 
 
-def pack_sparse(slots: SparseDistribution, info: TeacherInfo) -> bytes:
-    """The slots of a completion in as few bytes as they need.
+def pack_sparse(sparse: SparseDistribution, info: TeacherInfo) -> bytes:
+    """What was kept of a completion's distributions, in as few bytes as it needs.
 
     Args:
-        slots (`SparseDistribution`): T tokens.
-        info (`TeacherInfo`): Whose method, numbers and vocabulary say what the bits mean.
+        sparse (`SparseDistribution`): T tokens.
+        info (`TeacherInfo`): Method, numbers and vocabulary, which say what the bits mean.
 
     Raises:
-        ValueError: If a token has another number of slots or draws than the method says, or for what is no
+        ValueError: If a token does not have as many ids or draws as the method says, or for a number that is no
             log-probability.
     """
-    ids = np.concatenate(slots.ids).astype(np.int64)
-    parts = []
-    if info.num_draws is not None:
-        for i, counts in enumerate(slots.counts):
-            if counts.sum() != info.num_draws:
-                raise ValueError(f"Token {i} has {counts.sum()} draws, the dataset {info.num_draws} a token.")
-        ends = np.zeros(len(slots.ids) * info.num_draws, np.uint8)
-        ends[np.cumsum(np.concatenate(slots.counts)) - 1] = 1
-        parts.append(np.packbits(ends, bitorder="little").tobytes())
-    elif any(len(token) != info.top_k for token in slots.ids):
-        raise ValueError(f"Every token must have {info.top_k} slots, got {sorted({len(t) for t in slots.ids})}.")
-    parts.append(_pack_bits(ids, _count_id_bits(info.vocab_size)))
+    parts = [info.sparse_method.pack_counts(sparse, info.signal.size)]
+    parts.append(_pack_bits(np.concatenate(sparse.ids).astype(np.int64), _count_id_bits(info.vocab_size)))
     if info.sparse_method.has_log_p:
-        log_p = np.concatenate(slots.log_p).astype(np.float64)
+        log_p = np.concatenate(sparse.log_p or []).astype(np.float64)
         if not (log_p <= 0.01).all():  # False for NaN; a server may round 0 up
             raise ValueError(f"A signal holds {log_p[~(log_p <= 0.01)][0]}, which is no log-probability.")
         codes = np.where(log_p < -(LOWEST_CODE - 1) / LOG_P_STEPS, LOWEST_CODE, np.round(-log_p * LOG_P_STEPS))
@@ -134,7 +132,7 @@ def pack_sparse(slots: SparseDistribution, info: TeacherInfo) -> bytes:
 
 
 def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[Array, Array]:
-    """The slots of a completion.
+    """The reverse of `pack_sparse`.
 
     Args:
         content (`bytes`): What `pack_sparse` wrote.
@@ -142,44 +140,51 @@ def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[A
         info (`TeacherInfo`): As for `pack_sparse`.
 
     Returns:
-        The slots of all tokens, of dtype `SPARSE_FEATURE`, and the number of each token's, `(T,)`.
+        The kept ids of all tokens as records of dtype `SPARSE_FEATURE`, and their number per token, int64 `(T,)`.
 
     Raises:
         ValueError: If the bytes are not of so many tokens.
     """
-    weights = None
-    if info.num_draws is not None:
-        size = -(-num_tokens * info.num_draws // 8)
-        bits = np.unpackbits(
-            np.frombuffer(content[:size], np.uint8), count=num_tokens * info.num_draws, bitorder="little"
-        )
-        ends = np.flatnonzero(bits)
-        counts = np.diff(ends, prepend=-1)
-        per_token = np.bincount(ends // info.num_draws, minlength=num_tokens)
-        weights, content = counts / info.num_draws, content[size:]
-    else:
-        per_token = np.full(num_tokens, info.top_k)
+    method = info.sparse_method
+    per_token, weights, rest = method.unpack_counts(content, num_tokens, info.signal.size)
     total, id_bits = int(per_token.sum()), _count_id_bits(info.vocab_size)
     id_bytes = -(-total * id_bits // 8)
-    if len(content) != id_bytes + 2 * total * info.sparse_method.has_log_p:
+    if len(rest) != id_bytes + 2 * total * method.has_log_p:
         raise ValueError(
             f"A teacher signal of {len(content)} bytes does not belong to {num_tokens} tokens and {info.method!r} with "
-            f"{info.vocab_size} ids: the completion was changed after the signal was made. Make it anew."
+            f"{info.vocab_size} ids: the completion was changed after the signal was made. Create the signal again."
         )
-    slots = np.empty(total, SPARSE_FEATURE)
-    slots["id"] = _unpack_bits(content[:id_bytes], total, id_bits)
-    slots["weight"] = 1.0 if weights is None else weights
-    slots["log_p"] = np.nan
-    if info.sparse_method.has_log_p:
-        codes = np.frombuffer(content[id_bytes:], "<u2")
-        slots["log_p"] = np.where(codes == LOWEST_CODE, -np.inf, -(codes / LOG_P_STEPS))
-    return slots, per_token
+    records = np.empty(total, SPARSE_FEATURE)
+    records["id"] = _unpack_bits(rest[:id_bytes], total, id_bits)
+    records["weight"] = weights
+    records["log_p"] = np.nan
+    if method.has_log_p:
+        codes = np.frombuffer(rest[id_bytes:], "<u2")
+        records["log_p"] = np.where(codes == LOWEST_CODE, -np.inf, -(codes / LOG_P_STEPS))
+    return records, per_token
 
 
-def split_tokens(slots: Array, per_token: Array) -> list[bytes]:
-    """The slots of each token as bytes: an entry per token, which can be cut and packed with it."""
-    content, ends = slots.tobytes(), np.cumsum(per_token) * SPARSE_FEATURE.itemsize
+def split_tokens(records: Array, per_token: Array) -> list[bytes]:
+    """The records of each token as bytes: an entry per token, which can be cut and packed with it."""
+    content, ends = records.tobytes(), np.cumsum(per_token) * SPARSE_FEATURE.itemsize
     return [
         content[end - size : end]
         for end, size in zip(ends.tolist(), (per_token * SPARSE_FEATURE.itemsize).tolist(), strict=True)
     ]
+
+
+def pad_tokens(records: Array, per_token: Array) -> Array:
+    """The records as `(T, K)` with the largest number of a token, at least 1, as K.
+
+    Unused places have id 0, weight 0 and log p -inf.
+    """
+    width = max(1, int(per_token.max(initial=0)))
+    padded = np.zeros((len(per_token), width), SPARSE_FEATURE)
+    padded["log_p"] = -np.inf
+    padded[np.arange(width) < per_token[:, None]] = records
+    return padded
+
+
+def to_tensors(padded: Array) -> dict[str, torch.Tensor]:
+    """The fields of padded records as tensors, by name: `"id"`, `"log_p"` and `"weight"`."""
+    return {name: torch.from_numpy(np.ascontiguousarray(padded[name])) for name in SPARSE_FEATURE.names or ()}

@@ -1,7 +1,7 @@
-"""Columns with one entry per token, kept in step with their ids: joined, cut, packed and batched with them.
+"""Columns with one entry per token: they are joined, cut, packed and batched together with the ids.
 
-In a dataset of responses they have one entry per completion token. In training rows they are as long as `input_ids`;
-the entry at t speaks of token t, and is empty where the target did not write it.
+In a dataset of responses they have one entry per completion token. In training rows they are as long as `input_ids`:
+entry t describes token t, and is empty for a token that the target did not write.
 """
 
 import functools
@@ -11,26 +11,32 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from spec_kd.data.signal_checks import check_logprobs, check_sparse, is_reference_score
-from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, split_tokens, unpack_sparse
+from spec_kd.data.signal_checks import check_logprobs, is_reference_score, read_signal
+from spec_kd.data.teacher_signal import (
+    SPARSE_FEATURE,
+    TeacherInfo,
+    pad_tokens,
+    split_tokens,
+    to_tensors,
+)
 from spec_kd.open_types import JsonObject, JsonValue, Record
 
 REFERENCE_COLUMN = "reference_forward_kl"
-"""KL(p‖q_ref) in nats of a reference draft, for AdaSPEC."""
+"""KL(p‖q_ref) of a reference draft in nats, for AdaSPEC."""
 LOGPROB_COLUMN = "teacher_token_logprobs"
 """log p of the written token."""
 SPARSE_COLUMN = "teacher_sparse"
-"""The slots of a sparse teacher, unpacked from `teacher_signal`: bytes of `SPARSE_FEATURE` records."""
+"""What a sparse teacher keeps, unpacked from `teacher_signal`: bytes of `SPARSE_FEATURE` records."""
 
 TOKEN_COLUMNS: JsonObject = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SPARSE_COLUMN: b""}
-"""Names, and what stands at a token that the target did not write."""
+"""Names, and the entry of a token that the target did not write."""
 
-SPARSE_TENSORS = {"id": "teacher_slot_ids", "log_p": "teacher_slot_log_p", "weight": "teacher_slot_weights"}
-"""What `teacher_sparse` becomes in a batch, each `(B, T, K)`; unused slots have id 0, weight 0 and log p -inf."""
+SPARSE_TENSORS = {"id": "teacher_sparse_ids", "log_p": "teacher_sparse_log_p", "weight": "teacher_sparse_weights"}
+"""What `teacher_sparse` becomes in a batch, each `(B, T, K)`; unused places have id 0, weight 0 and log p -inf."""
 
 
 def find_token_columns(dataset: Dataset | IterableDataset) -> list[str]:
-    """The token columns that a dataset has, packed ones among them."""
+    """Names of the token columns of a dataset, packed ones included."""
     names = list(dataset.column_names or next(iter(dataset)))
     if "teacher_signal" in names:
         names.append(SPARSE_COLUMN)
@@ -46,24 +52,18 @@ def read_token_column(row: Record, name: str, where: str) -> list[JsonValue]:
     """
     length = len(row["completion_ids"])
     if name == SPARSE_COLUMN:
-        info = _read_info(row["teacher_info"])
-        try:
-            slots, per_token = unpack_sparse(row["teacher_signal"], length, info)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        check_sparse(row, slots, per_token, info, where)
-        return split_tokens(slots, per_token)
+        return split_tokens(*read_signal(row, _read_info(row["teacher_info"]), where))
     if name == LOGPROB_COLUMN:
         check_logprobs(row, where)
     elif len(row[name]) != length:
         raise ValueError(
             f"{where} has {length} completion tokens but {len(row[name])} entries in `{name}`, which must have one per "
-            "token. Make the column from these completions."
+            "token. Create the column from these completions."
         )
     if name == REFERENCE_COLUMN and not all(map(is_reference_score, row[name])):
         raise ValueError(
-            f"{where}: `{name}` has a number that is no KL divergence (NaN, infinite or negative). Make the column "
-            "anew with `add_reference_scores`."
+            f"{where}: `{name}` has a number that is no KL divergence (NaN, infinite or negative). Create the "
+            "column again with `add_reference_scores`."
         )
     return list(row[name])
 
@@ -74,21 +74,21 @@ def _read_info(text: str) -> TeacherInfo:
 
 
 def check_token_columns(dataset: Dataset | IterableDataset, columns: list[str], name: str) -> None:
-    """Raises `ValueError` unless the rows say in ids which tokens the columns speak of."""
+    """Raises `ValueError` unless the rows have the ids that the columns belong to."""
     first = next(iter(dataset))
     if columns and not ({"prompt_ids", "completion_ids"} <= first.keys() or {"input_ids", "labels"} <= first.keys()):
         raise ValueError(
             f"The {name} dataset has {' and '.join(f'`{c}`' for c in columns)} with an entry per token, but text "
-            "instead of ids: tokenized again it need not fall into the same tokens. Keep its `prompt_ids` and "
+            "instead of ids, which may be tokenized in another way. Keep its `prompt_ids` and "
             "`completion_ids`."
         )
 
 
 class TokenColumnCollator:
-    """A collator that batches token columns beside what another collator makes of the rest.
+    """Batches token columns, and leaves all other columns to another collator.
 
     Args:
-        collator (`Callable`): TRL's, which right-pads rows or strings them together (padding-free).
+        collator (`Callable`): TRL's collator, which pads rows on the right or joins them (padding-free).
     """
 
     def __init__(self, collator: Callable[[list[JsonObject]], JsonObject]):
@@ -100,14 +100,14 @@ class TokenColumnCollator:
         batch = self.collator([{k: v for k, v in row.items() if k not in values} for row in examples])
         shape = batch["input_ids"].shape
         for name, rows in values.items():
-            if shape[0] == 1:  # one row after the other, where they were strung together
+            if shape[0] == 1:  # padding-free: one row after the other
                 rows = [[entry for row in rows for entry in row]]
             batch |= _align_sparse(rows, shape) if name == SPARSE_COLUMN else {name: _align(rows, shape)}
         return batch
 
 
 def _align(rows: list[list[float]], shape: torch.Size) -> torch.Tensor:
-    """float32 `(B, T)`, NaN behind the rows."""
+    """float32 `(B, T)`, NaN after the end of a row."""
     aligned = torch.full(shape, float("nan"))
     for target, row in zip(aligned, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.float32)
@@ -115,12 +115,9 @@ def _align(rows: list[list[float]], shape: torch.Size) -> torch.Tensor:
 
 
 def _align_sparse(rows: list[list[bytes]], shape: torch.Size) -> dict[str, torch.Tensor]:
-    counts = [np.fromiter(map(len, row), np.int64, len(row)) // SPARSE_FEATURE.itemsize for row in rows]
-    width = max(1, max(int(count.max(initial=0)) for count in counts))
-    aligned = np.zeros((*shape, width), SPARSE_FEATURE)  # (B, T, K)
-    aligned["log_p"] = -np.inf
-    for target, row, count in zip(aligned, rows, counts, strict=True):
-        token = np.repeat(np.arange(len(row)), count)
-        slot = np.arange(len(token)) - np.repeat(np.cumsum(count) - count, count)
-        target[token, slot] = np.frombuffer(b"".join(row), SPARSE_FEATURE)
-    return {name: torch.from_numpy(np.ascontiguousarray(aligned[field])) for field, name in SPARSE_TENSORS.items()}
+    per_token = np.zeros(shape, np.int64)
+    for counts, row in zip(per_token, rows, strict=True):
+        counts[: len(row)] = np.fromiter(map(len, row), np.int64, len(row)) // SPARSE_FEATURE.itemsize
+    records = np.frombuffer(b"".join(entry for row in rows for entry in row), SPARSE_FEATURE)
+    padded = pad_tokens(records, per_token.reshape(-1)).reshape(*shape, -1)  # (B, T, K)
+    return {SPARSE_TENSORS[name]: tensor for name, tensor in to_tensors(padded).items()}

@@ -1,4 +1,4 @@
-"""Rows of target text as the trainers take them, checked before anything expensive starts."""
+"""Rows as the trainers take them, checked before anything expensive starts."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -37,8 +37,9 @@ def check_training_columns(
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Training or evaluation data.
-        name (`str`): What to call it in the error.
-        assume_target_completions (`bool`, *optional*, defaults to `False`): Whether the target wrote all other rows.
+        name (`str`): Name of the dataset in the error.
+        assume_target_completions (`bool`, *optional*, defaults to `False`): Whether the target wrote all text of other
+            rows.
 
     Raises:
         ValueError: If the dataset is empty, or none of `ACCEPTED_COLUMNS` is complete.
@@ -51,8 +52,8 @@ def check_training_columns(
     accepted = ", ".join(" + ".join(f"`{column}`" for column in columns) for columns in ACCEPTED_COLUMNS)
     raise ValueError(
         f"The {name} dataset has the columns {sorted(first)}, which do not say what the target wrote. Needed is one "
-        f"of: {accepted}. If the target wrote all of the text, set `assume_target_completions=True`; a set of prompts "
-        "gets its responses with `spec_kd.generate_responses(target, prompts)`."
+        f"of: {accepted}. If the target wrote all of the text, set `assume_target_completions=True`. If the rows are "
+        "prompts, complete them with `spec_kd.generate_responses(target, prompts)`."
     )
 
 
@@ -67,27 +68,29 @@ def to_training_rows(
     num_proc: int | None = None,
     name: str = "training",
 ) -> Dataset | IterableDataset:
-    """Turns rows that say what the target wrote into `input_ids` + `labels`, with labels on that alone.
+    """Turns rows that say what the target wrote into `input_ids` and `labels`, with labels on those tokens only.
 
-    Where a row has both text and ids, the ids count: they are what the target saw and wrote, and text tokenized again
-    need not give them back. Conversations and text are rendered as [`render_rows`] says. A dataset that has labels is
-    returned as it is, and so is one that says nothing of what the target wrote, or has images.
+    If a row has both text and ids, the ids count: they are what the target read and wrote, and the text may be
+    tokenized in another way. Conversations and text are rendered as in [`render_rows`]. A dataset with labels or
+    images, or one that does not say what the target wrote, is returned as it is.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Any of `ACCEPTED_COLUMNS`, or others.
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's. Not needed for ids.
-        token_columns (`Sequence[str]`, *optional*): Names of `TOKEN_COLUMNS` to keep; those of the prompt are empty.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's; not needed for
+            rows of ids.
+        token_columns (`Sequence[str]`, *optional*): Names of `TOKEN_COLUMNS` to keep, with empty entries for the
+            prompt.
         completion_only_loss (`bool`, *optional*): As in [`~trl.SFTConfig`]: `False` puts labels on prompts as well.
             `None` and `True` are the same here.
-        join_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row where they can.
+        join_turns (`bool`, *optional*, defaults to `True`): Whether turns share a row if possible.
         eos_token_id (`int` or `Iterable[int]`, *optional*): Ids at which the target's server stops; by default those of
-            the tokenizer, of its chat template and of the generation config that was saved with it.
-        num_proc (`int`, *optional*): Processes for rendering a `Dataset`.
-        name (`str`, *optional*, defaults to `"training"`): What to call the dataset in messages.
+            the tokenizer, its chat template and the generation config saved with it.
+        num_proc (`int`, *optional*): Number of processes that render a `Dataset`.
+        name (`str`, *optional*, defaults to `"training"`): Name of the dataset in messages.
 
     Raises:
-        ValueError: No row is left, or a chat template refuses one; while mapping: a token column that does not have one
-            entry per completion token.
+        ValueError: If no row is left, or the chat template refuses one; while mapping, if a token column does not have
+            one entry per completion token.
     """
     columns = set(dataset.column_names or next(iter(dataset)))
     if "labels" in columns or columns & {"image", "images"}:
@@ -101,9 +104,9 @@ def to_training_rows(
         return dataset
     if not {"prompt", "completion"} <= columns and accelerate.PartialState().is_main_process:
         logger.warning(
-            "%s dataset: every assistant turn of its conversations is taken as the target's.", name.capitalize()
+            "%s dataset: every assistant turn of its conversations counts as written by the target.", name.capitalize()
         )
-    processing_class = cast(ProcessingClass, processing_class)  # only rows of ids do without it
+    processing_class = cast(ProcessingClass, processing_class)  # only rows of ids need none
     template = processing_class.chat_template
     renderer = ChatRenderer(
         processing_class,
@@ -165,19 +168,21 @@ def cut_and_pack(
     shuffle_seed: int | None,
     name: str,
 ) -> Dataset | IterableDataset:
-    """What `SFTTrainer` does to `input_ids` and `labels`, done to token columns as well, which it would drop.
+    """Cuts and packs rows as `SFTTrainer` does, and token columns with them, which `SFTTrainer` would drop.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): With `input_ids`, `labels` and `columns`, equally long in each row.
+        dataset (`Dataset` or `IterableDataset`): Has `input_ids`, `labels` and `columns`, of equal length in a row.
         columns (`list[str]`): Token columns to keep; other columns are dropped.
-        max_length (`int`, *optional*): Tokens of a row at most. Rows left without a label are dropped, as TRL does.
+        max_length (`int`, *optional*): Maximum number of tokens of a row; `None` for no limit. Rows without a label
+            left are dropped, as in TRL.
         truncation_mode (`str`): `"keep_start"` or `"keep_end"`.
-        packing_strategy (`str`, *optional*): As in `trl.pack_dataset`; `None` packs nothing.
-        shuffle_seed (`int`, *optional*): Rows are shuffled before they are packed, as TRL does.
-        name (`str`): For the progress bars.
+        packing_strategy (`str`, *optional*): Strategy of `trl.pack_dataset`; `None` packs nothing.
+        shuffle_seed (`int`, *optional*): Seed for shuffling the rows before packing, as in TRL; `None` keeps their
+            order.
+        name (`str`): Name of the dataset in progress bars.
 
     Raises:
-        ValueError: If rows are to be packed without a `max_length`.
+        ValueError: If rows are packed without a `max_length`.
     """
     dataset = dataset.select_columns(["input_ids", "labels", *columns])
     describe = (lambda what: {"desc": f"{what} {name} dataset"}) if isinstance(dataset, Dataset) else lambda what: {}
@@ -197,11 +202,11 @@ def cut_and_pack(
 
 
 def report_unlabeled_rows(dataset: Dataset, name: str) -> None:
-    """Says how many rows teach nothing, where no `max_length` counts and drops them.
+    """Warns about rows without labels, for data without a `max_length` that would drop and count them.
 
     Args:
-        dataset (`Dataset`): Nothing is said of one without `labels`.
-        name (`str`): What to call it in messages.
+        dataset (`Dataset`): The rows; without a column `labels` nothing happens.
+        name (`str`): Name of the dataset in messages.
 
     Raises:
         ValueError: If no row has a label.
@@ -225,15 +230,15 @@ def count_cut_rows(
     truncation_mode: str = "keep_start",
     packing_strategy: str | None = None,
 ) -> tuple[int, int]:
-    """How many rows `max_length` cuts, and how many have no label left within it.
+    """Counts the rows that `max_length` cuts, and those that have no label left then.
 
     Args:
-        dataset (`Dataset`): With `labels`.
-        max_length (`int`, *optional*): In tokens, prompt and completion together; `None` for no limit.
-        truncation_mode (`str`, *optional*, defaults to `"keep_start"`): Which end of a row is kept without packing:
+        dataset (`Dataset`): Has `labels`.
+        max_length (`int`, *optional*): Maximum number of tokens of prompt and completion together; `None` for no limit.
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`): Part of a row that is kept without packing:
             `"keep_start"` or `"keep_end"`.
-        packing_strategy (`str`, *optional*): As in `trl.pack_dataset`: `"bfd"` keeps the start of a row, `"bfd_split"`
-            and `"wrapped"` keep all of it. `None` packs nothing.
+        packing_strategy (`str`, *optional*): Strategy of `trl.pack_dataset`: `"bfd"` keeps the start of a row,
+            `"bfd_split"` and `"wrapped"` keep all of it. `None` packs nothing.
     """
     if max_length is None or packing_strategy in ("bfd_split", "wrapped"):
         kept = slice(None)

@@ -1,4 +1,4 @@
-"""RunResult of which the exact ids are not known: a reason to stop, or rows to leave out and to say so."""
+"""Completions whose exact ids are not known: they stop a run, or are left out with a warning."""
 
 import itertools
 import logging
@@ -14,7 +14,7 @@ from spec_kd.engines.server.logprobs import UnidentifiedTokensError, list_exampl
 NUM_LISTED = 20
 
 Outcome = Completion | list[str] | Unusable
-"""A completion, or the names of those of its tokens that are not exactly one id of the tokenizer, or why none."""
+"""A completion; or the names of its tokens that are not exactly one id; or the reason why there is none."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,33 +22,33 @@ logger = logging.getLogger(__name__)
 def complete_batch(
     run: Callable[[], list[Completion]], rows: Sequence[int], vocab_size: int, on_unidentified_token: str
 ) -> list[Outcome]:
-    """The answers of an engine to some rows.
+    """Runs an engine on some rows, and returns an outcome for each.
 
     Args:
         run (`Callable`): Runs the engine.
-        rows (`Sequence[int]`): Numbers of the rows, for the error.
+        rows (`Sequence[int]`): Row numbers, for the error.
         vocab_size (`int`): Number of real ids.
         on_unidentified_token (`str`): `"raise"` or `"drop"`.
 
     Raises:
         `UnidentifiedTokensError`: With `"raise"`, from the engine.
-        `ValueError`: With `"raise"`, for ids that no tokenizer knows, which an engine writes that does not mask the
-            padded rows of a head.
+        `ValueError`: With `"raise"`, for ids beyond the tokenizer: an engine that does not mask the padded rows of a
+            head may write them.
     """
     try:
-        answers: list[Outcome] = list(run())
+        outcomes: list[Outcome] = list(run())
     except UnidentifiedTokensError as error:
         if on_unidentified_token == "raise":
             raise
-        answers = _prefer_names(error.names, error.completions)
+        outcomes = _prefer_names(error.names, error.completions)
     except MissingCompletionsError as error:
         if on_unidentified_token == "raise" and any(error.unidentified):
             raise UnidentifiedTokensError(error.unidentified, error.completions) from error
-        answers = _prefer_names(error.unidentified, error.completions)
+        outcomes = _prefer_names(error.unidentified, error.completions)
         for position, reason in error.reasons.items():
-            answers[position] = Unusable(reason)
-    for position, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        beyond = [id for id in answer.ids if id >= vocab_size] if isinstance(answer, Completion) else []
+            outcomes[position] = Unusable(reason)
+    for position, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+        beyond = [id for id in outcome.ids if id >= vocab_size] if isinstance(outcome, Completion) else []
         if beyond and on_unidentified_token == "raise":
             raise ValueError(
                 f"The response to row {row} contains id {beyond[0]}, but the tokenizer has {vocab_size}: a padded row "
@@ -56,8 +56,8 @@ def complete_batch(
                 "transformers engine, which never writes such ids."
             )
         if beyond:
-            answers[position] = [f"(id {id}, beyond the tokenizer)" for id in beyond]
-    return answers
+            outcomes[position] = [f"(id {id}, beyond the tokenizer)" for id in beyond]
+    return outcomes
 
 
 def _prefer_names(names: Sequence[list[str]], completions: Sequence[Completion | None]) -> list[Outcome]:
@@ -65,7 +65,7 @@ def _prefer_names(names: Sequence[list[str]], completions: Sequence[Completion |
 
 
 def describe_unidentified(unidentified: Mapping[int, Sequence[str]]) -> str:
-    """How many rows, which tokens, which rows.
+    """Describes how many rows are concerned, which tokens and which rows.
 
     Args:
         unidentified (`Mapping[int, Sequence[str]]`): Names of tokens by row, at least one.
@@ -84,7 +84,7 @@ def report_dropped(unidentified: Mapping[int, Sequence[str]], num_rows: int) -> 
 
     Args:
         unidentified (`Mapping[int, Sequence[str]]`): Names of tokens by row.
-        num_rows (`int`): Rows that were answered.
+        num_rows (`int`): Number of rows whose prompt the target took.
 
     Raises:
         `ValueError`: No row is left.

@@ -1,4 +1,4 @@
-"""Prompts that the target cannot take: a reason to stop once the others are answered, or rows to leave out."""
+"""Prompts that the target cannot take: they stop a run once the others are completed, or are left out."""
 
 import itertools
 import logging
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import accelerate
 
-from spec_kd.engines.base import Engine, PromptBatch, SignalSpec, UnusablePromptError
+from spec_kd.engines.base import Engine, PromptBatch, UnusablePromptError
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 NUM_LISTED = 20
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unusable:
-    """In place of a completion: why the target cannot take the prompt."""
+    """Stands for a completion that does not exist, because the target cannot take the prompt."""
 
     reason: str
 
@@ -30,11 +31,11 @@ def find_unusable(
     signal: SignalSpec | None,
     on_unusable_prompt: str,
 ) -> dict[int, str]:
-    """The prompts that an engine knows that it cannot take, before any is asked, and why.
+    """Finds the prompts that an engine knows it cannot take, before it runs, with the reasons.
 
     Raises:
         `UnusablePromptError`: With `"raise"`, if there are any.
-        `ValueError`: For other faults, as of `Engine.check`.
+        `ValueError`: For other faults, as `Engine.check`.
     """
     try:
         engine.check(prompts, options, signal)
@@ -56,7 +57,7 @@ def _collect_unusable(
     signal: SignalSpec | None,
     found: dict[int, str],
 ) -> None:
-    """By halves: a check may cost as much for one prompt as for many."""
+    """Searches by halves: a check may cost as much for one prompt as for many."""
     try:
         engine.check(PromptBatch([prompts[row] for row in rows], rows), options, signal)
     except UnusablePromptError as error:
@@ -69,11 +70,11 @@ def _collect_unusable(
 
 
 def describe_unusable(unusable: Mapping[int, str], num_rows: int) -> str:
-    """How many rows, which, and why.
+    """Describes how many rows cannot be used, which and why.
 
     Args:
         unusable (`Mapping[int, str]`): Reasons by row, at least one.
-        num_rows (`int`): Of the dataset.
+        num_rows (`int`): Number of rows of the dataset.
     """
     reasons = "; ".join(f"row {row}: {unusable[row]}" for row in itertools.islice(unusable, NUM_EXPLAINED))
     rows = list(itertools.islice(unusable, NUM_EXPLAINED, NUM_LISTED))
@@ -83,9 +84,9 @@ def describe_unusable(unusable: Mapping[int, str], num_rows: int) -> str:
 
 
 def raise_unusable(unusable: Mapping[int, str], num_rows: int, output_dir: object) -> None:
-    """Raises `UnusablePromptError` if there are such rows; says where the answers to the others are."""
+    """Raises `UnusablePromptError` if there are such rows; the message says where the other completions are."""
     if unusable:
-        kept = "Nothing is kept" if output_dir is None else f"The answers to the others are kept in `{output_dir}`"
+        kept = "Nothing is kept" if output_dir is None else f"The other completions are kept in `{output_dir}`"
         raise UnusablePromptError(
             f"{describe_unusable(unusable, num_rows)}. {kept}. Remove these rows, raise the context of the target, or "
             'leave them out with `on_unusable_prompt="skip"`.',

@@ -7,8 +7,6 @@ from spec_kd.engines.base import (
     Completion,
     Engine,
     MissingCompletionsError,
-    SignalSpec,
-    SparseDistribution,
     UnsupportedByEngineError,
     UnusablePromptError,
 )
@@ -34,8 +32,6 @@ __all__ = [
     "MissingCompletionsError",
     "ServerEngine",
     "ServerRequestError",
-    "SignalSpec",
-    "SparseDistribution",
     "TransformersEngine",
     "UnidentifiedTokensError",
     "UnsupportedByEngineError",

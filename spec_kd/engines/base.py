@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from spec_kd.open_types import Array, Chunk
+from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.sampling.options import SamplingOptions
 
 
@@ -92,42 +92,6 @@ def tell_of(prompts: Sequence[list[int]], num_tokens: int, num_rows: int = 1) ->
 
 
 @dataclass(frozen=True)
-class SignalSpec:
-    """What to keep of the target's distribution at every completion token.
-
-    Args:
-        method (`str`, *optional*, defaults to `"token_only"`):
-            A name of `spec_kd.losses.SPARSE_METHODS`. `"token_only"` is the log-probability of the token itself.
-        num_draws (`int`, *optional*): Of the two sampled methods: draws from p per token.
-        top_k (`int`, *optional*): Of `"top_k_tail"`: most likely ids per token.
-    """
-
-    method: str = "token_only"
-    num_draws: int | None = None
-    top_k: int | None = None
-
-
-@dataclass(frozen=True)
-class SparseDistribution:
-    """What was kept of p at each of T tokens, by the method of the request; lists of T arrays with K_t entries each.
-
-    Args:
-        ids (`list[numpy.ndarray]`): int32, distinct within a token.
-        log_p (`list[numpy.ndarray]`, *optional*): float32, log p of the ids; absent for `"sampled_counts"`.
-        counts (`list[numpy.ndarray]`, *optional*): int32, draws per id; of the sampled methods only.
-    """
-
-    ids: list[Array]
-    log_p: list[Array] | None = None
-    counts: list[Array] | None = None
-
-    def cut(self, part: Chunk) -> "SparseDistribution":
-        """Those of some of the tokens."""
-        log_p = None if self.log_p is None else self.log_p[part]
-        return SparseDistribution(self.ids[part], log_p, None if self.counts is None else self.counts[part])
-
-
-@dataclass(frozen=True)
 class Completion:
     """One answer of the target.
 
@@ -135,13 +99,13 @@ class Completion:
         ids (`list[int]`): What it wrote, the EOS included if it wrote one, nothing behind it.
         finish_reason (`str`): `"stop"` or `"length"`.
         token_logprobs (`list[float]`, *optional*): log p of each id; `None` where the engine cannot say.
-        slots (`SparseDistribution`, *optional*): Where more than `"token_only"` was asked for.
+        sparse (`SparseDistribution`, *optional*): What was kept of p, if the signal keeps ids.
     """
 
     ids: list[int]
     finish_reason: str
     token_logprobs: list[float] | None = None
-    slots: SparseDistribution | None = None
+    sparse: SparseDistribution | None = None
 
 
 class Engine(Protocol):
@@ -204,7 +168,7 @@ class Engine(Protocol):
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
-        """The log-probabilities (and slots) of completions that exist already, raw, in their order.
+        """The log-probabilities (and kept ids) of completions that exist already, raw, in their order.
 
         Raises:
             UnsupportedByEngineError: If the engine cannot score given text, or not by this method.

@@ -24,14 +24,13 @@ from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import (
     Completion,
     PromptBatch,
-    SignalSpec,
     UnusablePromptError,
     derive_seed,
     join_texts,
     pick_prompts,
     tell_of,
 )
-from spec_kd.engines.sparse_recorder import SparseRecorder, check_signal, stack_sparse
+from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
 from spec_kd.finite import check_finite_weights
 from spec_kd.heads import (
     LogitHead,
@@ -43,6 +42,7 @@ from spec_kd.heads import (
     unwrap_peft,
 )
 from spec_kd.loading import load_model, load_tokenizer
+from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Arguments
 from spec_kd.probes import check_padding, group_for_generation
 from spec_kd.sampling.drawn_token import DrawnToken
@@ -117,7 +117,7 @@ class TransformersEngine:
         check_finite_weights(self.target, "target")
         check_prompts_fit(prompts, self.target, 0 if options is None else options.max_new_tokens)
         if signal is not None:
-            check_signal(signal, self.vocab_size)
+            signal.check(self.vocab_size)
 
     def generate(
         self,
@@ -178,7 +178,7 @@ class TransformersEngine:
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
         """As [`Engine.score`]: one teacher-forced pass, the head on the completion tokens alone."""
-        check_signal(signal, self.vocab_size)
+        signal.check(self.vocab_size)
         check_padding(self.target, "target")
         rows = join_texts(prompts, completions)
         device = find_input_device(self.target)

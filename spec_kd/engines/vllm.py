@@ -14,8 +14,6 @@ import numpy as np
 from spec_kd.engines.base import (
     Completion,
     PromptBatch,
-    SignalSpec,
-    SparseDistribution,
     UnsupportedByEngineError,
     UnusablePromptError,
     check_untruncated,
@@ -24,6 +22,7 @@ from spec_kd.engines.base import (
     name_prompt,
     tell_of,
 )
+from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.open_types import Argument, JsonValue
 from spec_kd.progress import forward_updates
 from spec_kd.sampling.options import SamplingOptions
@@ -157,7 +156,7 @@ class VLLMEngine:
             prompts (`Sequence[list[int]]`): Ids of each, at least one.
             options (`SamplingOptions`): For all of them.
             signal (`SignalSpec`, *optional*):
-                `"token_only"`, or `"top_k_tail"` with exactly the `top_k` most likely ids in its slots, by rank.
+                `"token_only"`, or `"top_k_tail"` with exactly the `top_k` most likely ids, by rank.
             seed (`str`): Distinguishes this batch from the job's others.
 
         Raises:
@@ -188,7 +187,7 @@ class VLLMEngine:
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
-        """The raw log-probabilities (and slots) of completions that exist already, in their order.
+        """The raw log-probabilities (and kept ids) of completions that exist already, in their order.
 
         vLLM gives those of a prompt, so the whole text becomes one, with a single token generated and thrown away.
 
@@ -219,23 +218,20 @@ class VLLMEngine:
 
     def _count_logprobs(self, signal: SignalSpec | None) -> int:
         """How many log-probabilities to ask for besides the token's own."""
-        if signal is None or signal.method == "token_only":
-            return 0
-        if signal.method != "top_k_tail":
+        top_k = 0 if signal is None else signal.sparse_method.count_likely_ids(signal)
+        if top_k is None:
             raise UnsupportedByEngineError(
                 "vLLM returns the most likely ids of the target, not draws from it, so it cannot give "
                 f"{signal.method!r}: ask it for 'top_k_tail' or 'token_only', or use the transformers engine."
             )
-        if signal.top_k is None or signal.top_k < 1:
-            raise ValueError(f"The method 'top_k_tail' needs a `top_k` of at least 1, got {signal.top_k}.")
         limit = self._config.get_vocab_size()  # what `max_logprobs=-1` means
         limit = limit if self._config.max_logprobs == -1 else min(limit, self._config.max_logprobs)
-        if signal.top_k > limit:
+        if top_k > limit:
             raise UnsupportedByEngineError(
-                f"`top_k={signal.top_k}` is above the {limit} ids per token that this vLLM returns: make it with "
-                f"`max_logprobs={signal.top_k}`. The target has {self._config.get_vocab_size()} ids in all."
+                f"`top_k={top_k}` is above the {limit} ids per token that this vLLM returns: make it with "
+                f"`max_logprobs={top_k}`. The target has {self._config.get_vocab_size()} ids in all."
             )
-        return signal.top_k
+        return top_k
 
     def _run(
         self, prompts: Sequence[list[int]], params: list[JsonValue], batch: Sequence[list[int]]
@@ -274,7 +270,7 @@ def _read_positions(
     found = 0 if positions is None else len(positions)
     if found != len(ids):
         raise RuntimeError(f"vLLM returned log-probabilities of {found} of {len(ids)} tokens of completion {number}.")
-    token_logprobs, slots = [], SparseDistribution([], [])
+    token_logprobs, sparse = [], SparseDistribution([], [])
     for index, (entries, token) in enumerate(zip(positions or [], ids, strict=True)):
         if not entries or token not in entries or not math.isfinite(entries[token].logprob):
             raise RuntimeError(
@@ -290,9 +286,9 @@ def _read_positions(
                     f"vLLM returned the ids of ranks {ranks} for token {index} of completion {number}, not the {top_k} "
                     "most likely."
                 )
-            slots.ids.append(np.array([id for _, id, _ in head], dtype=np.int32))
-            slots.log_p.append(np.array([log_p for _, _, log_p in head], dtype=np.float32))
-    return token_logprobs, slots if top_k else None
+            sparse.ids.append(np.array([id for _, id, _ in head], dtype=np.int32))
+            sparse.log_p.append(np.array([log_p for _, _, log_p in head], dtype=np.float32))
+    return token_logprobs, sparse if top_k else None
 
 
 def _import_vllm() -> ModuleType:

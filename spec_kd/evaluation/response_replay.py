@@ -306,8 +306,8 @@ def _score_batch(
             target_logits = logits[1] if len(models) > 1 else None
             part = score_from_target(logits[0], target_logits, expected, temperature, draft_sampling, top_k, top_p)
         else:
-            log_p, slots = stored[0][chunk].to(expected.device), stored[1]
-            slots = None if slots is None else slots[chunk].to(expected.device)
-            part = score_from_stored(logits[0], log_p, expected, temperature, draft_sampling, slots)
+            log_p, sparse = stored[0][chunk].to(expected.device), stored[1]
+            sparse = None if sparse is None else sparse[chunk].to(expected.device)
+            part = score_from_stored(logits[0], log_p, expected, temperature, draft_sampling, sparse)
         scores.append(part.cpu())
     return torch.cat(scores, dim=-1)

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 
-from spec_kd.data.signal_checks import check_logprobs, check_sparse
-from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, unpack_sparse
+from spec_kd.data.signal_checks import check_logprobs, read_signal
+from spec_kd.data.teacher_signal import TeacherInfo, pad_tokens, to_tensors
 from spec_kd.losses import SparseTensors
 from spec_kd.open_types import Record
 
@@ -43,18 +42,9 @@ def read_stored_sparse(texts: Sequence[Record]) -> SparseTensors | None:
     has_signal = all(row.get("teacher_signal") is not None for row in texts)
     if not (has_signal and method.has_log_p and all(info.sparse_method == method for info in infos)):
         return None
-    unpacked = []
-    for i, (row, info) in enumerate(zip(texts, infos, strict=True)):
-        unpacked.append(unpack_sparse(row["teacher_signal"], len(row["completion_ids"]), info))
-        check_sparse(row, *unpacked[-1], info, f"Row {i}")
-    slots, counts = (np.concatenate(parts) for parts in zip(*unpacked, strict=True))
-    padded = np.zeros((len(counts), counts.max()), SPARSE_FEATURE)  # (N, K)
-    padded["log_p"] = -np.inf
-    padded[np.arange(counts.max()) < counts[:, None]] = slots
-    ids, log_p, weights = (torch.from_numpy(np.ascontiguousarray(padded[name])) for name in ("id", "log_p", "weight"))
-    if not method.is_sampled:
-        return SparseTensors(method, ids.long(), log_p)
-    return SparseTensors(method, ids.long(), log_p.masked_fill(weights == 0, 0.0), weights)
+    unpacked = [read_signal(row, info, f"Row {i}") for i, (row, info) in enumerate(zip(texts, infos, strict=True))]
+    tensors = to_tensors(pad_tokens(*(np.concatenate(parts) for parts in zip(*unpacked, strict=True))))  # (N, K)
+    return method.build_tensors(tensors["id"], tensors["log_p"], tensors["weight"])
 
 
 def split_by_temperature(texts: Any) -> dict[float, Dataset]:

@@ -3,7 +3,6 @@
 import torch
 
 from spec_kd.acceptance import (
-    bound_alpha,
     compute_alpha,
     compute_greedy_draft_alpha,
     compute_token_acceptance,
@@ -60,7 +59,7 @@ def score_from_stored(
     tokens: torch.Tensor,
     temperature: float,
     draft_sampling: str,
-    slots: SparseTensors | None = None,
+    sparse: SparseTensors | None = None,
 ) -> torch.Tensor:
     """Scores of tokens sampled at a temperature > 0, from what the target left of its distribution at it.
 
@@ -73,7 +72,7 @@ def score_from_stored(
         tokens (`torch.Tensor`): int64 `(n,)`.
         temperature (`float`): Of the text and of the log-probabilities.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
-        slots (`SparseTensors`, *optional*): What else was kept, with log p.
+        sparse (`SparseTensors`, *optional*): Other ids that were kept, with log p.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.
@@ -83,12 +82,10 @@ def score_from_stored(
         return _stack(matches, matches)
     log_q = (draft_logits / temperature).log_softmax(dim=-1)
     acceptance = compute_token_acceptance(token_log_p, _at(log_q, tokens))
-    if slots is None:
+    if sparse is None:
         return _stack(acceptance, acceptance)
-    log_q_sparse = log_q.gather(-1, slots.ids)  # (n, K)
-    if slots.method.is_sampled:
-        return _stack(acceptance, (compute_token_acceptance(slots.log_p, log_q_sparse) * slots.weights).sum(-1))
-    return _stack(acceptance, acceptance, *bound_alpha(slots.log_p, log_q_sparse))
+    alpha = sparse.method.estimate_alpha(sparse, log_q.gather(-1, sparse.ids))
+    return _stack(acceptance, acceptance if alpha.value is None else alpha.value, alpha.low, alpha.high)
 
 
 def _at(log: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -16,12 +16,21 @@ from spec_kd.losses.reference import dense_divergence
 from spec_kd.losses.registry import DIVERGENCES, build_divergence, register_divergence
 from spec_kd.losses.selected import TokenLoss, selected_linear_divergence
 from spec_kd.losses.selection import TOKEN_SELECTIONS, TokenSelection, build_selection
-from spec_kd.losses.sparse import SPARSE_METHODS, SparseMethod, SparseTensors
+from spec_kd.losses.sparse import (
+    SPARSE_METHODS,
+    SignalSpec,
+    SparseDistribution,
+    SparseMethod,
+    SparseTensors,
+    register_sparse_method,
+)
+from spec_kd.losses.sparse_methods import CoarsenedMethod, SampledMethod
 
 __all__ = [
     "DIVERGENCES",
     "SPARSE_METHODS",
     "TOKEN_SELECTIONS",
+    "CoarsenedMethod",
     "Divergence",
     "DivergenceOutput",
     "ForwardKL",
@@ -29,6 +38,9 @@ __all__ = [
     "LKHybrid",
     "NegLogAcceptance",
     "ReverseKL",
+    "SampledMethod",
+    "SignalSpec",
+    "SparseDistribution",
     "SparseMethod",
     "SparseTensors",
     "TVDPlusPlus",
@@ -41,5 +53,6 @@ __all__ = [
     "dense_divergence",
     "fused_linear_divergence",
     "register_divergence",
+    "register_sparse_method",
     "selected_linear_divergence",
 ]

@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 import torch
 from typing_extensions import override
 
-from spec_kd.acceptance import compute_alpha, weigh_
+from spec_kd.acceptance import compute_alpha, compute_token_acceptance, weigh_
 
 
 @dataclass(frozen=True)
 class TokenDistributions:
     """Both distributions over a few tokens, each once as probabilities and once as logarithms.
 
-    All four are float32 of shape `(N, V)` and belong to whoever computes the divergence: it may overwrite none of
-    them, since they also feed the metrics. V is the vocabulary, or the ids of a coarsened teacher and one bucket for
-    all others (`losses/sparse.py`).
+    All four are float32 of shape `(N, V)`. A divergence must not overwrite them, since they also feed the metrics. V is
+    the vocabulary, or the ids of a coarsened teacher and one bucket for all others (`losses/sparse.py`).
 
-    Where a model rules an id out its probability is 0 and the logarithm -inf: multiply the two with `weigh_`.
+    Where a model rules out an id, the probability is 0 and the logarithm is -inf: multiply them with `weigh_`.
 
-    `shared` is for what `compute_value` wants to leave for `compute_gradient`.
+    `shared` holds what `compute_value` leaves for `compute_gradient`.
     """
 
     p: torch.Tensor
@@ -36,8 +35,8 @@ class TokenDistributions:
 class Divergence(ABC):
     """A divergence D(p, q) per token, p the target's distribution and q = softmax(z) the draft's.
 
-    Write `name`, `compute_value` and `compute_gradient`, register the class with `@register_divergence`, and every
-    trainer knows it by name. Two more say whether a *sparse* teacher can serve it; the defaults refuse.
+    Define `name`, `compute_value` and `compute_gradient`, and register the class with `@register_divergence`: every
+    trainer then knows it by name. Two more members say whether a *sparse* teacher can serve it; the defaults say no.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Divergence(ABC):
         """dD/dz per token, a new float32 tensor `(N, V)`.
 
         Args:
-            d (`TokenDistributions`): Both distributions, the very object that `compute_value` was called with.
+            d (`TokenDistributions`): Both distributions, the same object that `compute_value` got.
             value (`torch.Tensor`): What `compute_value(d)` returned, `(N,)`; several gradients contain it.
         """
 
@@ -65,7 +64,7 @@ class Divergence(ABC):
         Their means over draws from p are unbiased estimates of D and, with dlog q_v/dz, of its gradient.
 
         Args:
-            log_p (`torch.Tensor`, *optional*): log p at the ids, `None` where the teacher kept counts only.
+            log_p (`torch.Tensor`, *optional*): log p at the ids, `None` if the teacher kept counts only.
             log_q (`torch.Tensor`): log q at the ids.
 
         Returns:
@@ -181,7 +180,7 @@ class TotalVariation(Divergence):
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         if log_p is None:
             return None
-        acceptance = (log_q - log_p).clamp(max=0.0).exp()  # 1 - E_p min(1, q / p)
+        acceptance = compute_token_acceptance(log_p, log_q)  # TVD = 1 - E_p of it
         return 1.0 - acceptance, torch.where(log_q < log_p, -acceptance, torch.zeros_like(acceptance))
 
 
@@ -189,9 +188,9 @@ class TVDPlusPlus(TotalVariation):
     """TVD++ (arXiv 2403.00858): the TVD as a policy gradient whose rewards r = 1[p > q] are normalized.
 
     The value is the TVD, the gradient dTVD/dz / sigma with sigma^2 = Var_q r over the vocabulary of one position. The
-    paper takes the moments over a batch, which is one number and nearly nothing under Adam; per position they weigh
-    the tokens anew, and splitting a batch changes nothing. sigma is at least `SIGMA_MIN`: as it goes to 0 (q = p, or a
-    one-hot p that q misses) so does dTVD/dz, in proportion to sigma^2.
+    paper takes the moments over a batch, which is one number and has hardly any effect under Adam. Per position they
+    change the weight of each token, and splitting a batch changes nothing. sigma is at least `SIGMA_MIN`: as it goes to
+    0 (q = p, or a one-hot p that q misses) so does dTVD/dz, in proportion to sigma^2.
     """
 
     name = "tvd_plus_plus"
@@ -215,8 +214,8 @@ class TVDPlusPlus(TotalVariation):
 class NegLogAcceptance(Divergence):
     """-log alpha with alpha = sum_v min(p, q) (LK losses, arXiv 2602.23881): dTVD/dz / alpha.
 
-    Where draft and target share nothing the TVD is flat, and this is what still pulls. So alpha lives in logarithms:
-    log alpha = logsumexp_v min(log p, log q) is exact where alpha itself underflows.
+    Where draft and target share nothing, the TVD is flat and this divergence still pulls. So alpha is computed in
+    logarithms: log alpha = logsumexp_v min(log p, log q) is exact where alpha itself underflows.
     """
 
     name = "neg_log_acceptance"
@@ -238,7 +237,8 @@ class NegLogAcceptance(Divergence):
 class LKHybrid(Divergence):
     """w KL(p‖q) + (1 - w) TVD with w = exp(-eta alpha), alpha held constant (LK losses, arXiv 2602.23881).
 
-    Far from the target it is the KL, which pulls everywhere; near it the TVD, which is what acceptance rewards.
+    Far from the target it is the KL, which pulls everywhere; near the target it is the TVD, which is what acceptance
+    rewards.
 
     Args:
         eta (`float`, *optional*, defaults to `3.0`): How fast the weight moves from the KL to the TVD; positive.

@@ -1,9 +1,9 @@
-"""Draft head and divergence in one autograd function that never keeps anything of size tokens x vocabulary.
+"""Draft head and divergence as one autograd function, which keeps nothing of the size tokens x vocabulary.
 
-Per chunk of tokens: teacher logits, draft logits, value and dD/dz, and at once the products that carry dD/dz back to
-the hidden states and the head. The backward pass only multiplies what the forward stored by the incoming scalar.
-That is four matrix products per token (draft forward, two gradients, teacher forward), three with a sparse teacher;
-recomputing the logits in the backward, as chunked losses usually do, takes six.
+For each chunk of tokens the forward pass computes teacher logits, draft logits, value and dD/dz, and at once the
+products that carry dD/dz back to the hidden states and the head. The backward pass only multiplies the stored gradients
+by the incoming scalar. That is four matrix products per token (draft forward, two gradients, teacher forward), three
+with a sparse teacher; recomputing the logits in the backward, as chunked losses usually do, takes six.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ Context: TypeAlias = Any  # type: ignore[explicit-any]  # an object of torch tha
 
 @dataclass(frozen=True)
 class DivergenceOutput:
-    """What one call of `fused_linear_divergence` measured.
+    """Results of `fused_linear_divergence`.
 
     Args:
         loss (`torch.Tensor`): Sum of the loss over all tokens, float32 scalar, with gradient.
@@ -96,24 +96,25 @@ def fused_linear_divergence(
         weight (`torch.Tensor`): Draft head, `(rows, H)` with `rows >= vocab_size`.
         teacher (`Callable[[slice], torch.Tensor | SparseTensors]`):
             Returns, for a slice of the N tokens, the teacher's logits `(n, vocab_size)` before the temperature, or
-            what a sparse teacher says ([`SparseTensors`] is such a function). Called once per chunk under no_grad.
+            the data of a sparse teacher ([`SparseTensors`] is such a function). Called once per chunk under no_grad.
         labels (`torch.Tensor`): Written token per position, int64 `(N,)`, for `is_top1` and the cross-entropy.
         divergence (`Divergence`): D.
         bias (`torch.Tensor`, *optional*): Draft head bias, `(rows,)`.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Loss temperature T, applied to both sides. The probabilities of a sparse teacher must be at it already.
+            Loss temperature T, applied to both sides. The probabilities of a sparse teacher must be at T already.
         ce_weight (`float`, *optional*, defaults to `0.0`):
             c in [0, 1): weight of the cross-entropy on the written token, always at temperature 1.
         logit_scale (`float`, *optional*, defaults to `1.0`): Multiplier of the draft's raw logits.
         softcap (`float`, *optional*): Soft cap of the draft's logits, after the scale.
         vocab_size (`int`, *optional*): Number of real ids; rows of `weight` beyond it are padding and take no part.
-        chunk_tokens (`int`, *optional*): Tokens per chunk at most; by default one buffer has 80 to 192 MiB on a CPU.
+        chunk_tokens (`int`, *optional*): Maximum number of tokens per chunk; by default a buffer has 80 to 192 MiB on a
+            CPU.
 
     Returns:
         `DivergenceOutput`
 
     Raises:
-        ValueError: For a temperature, a weight or shapes that cannot be, before anything is computed.
+        ValueError: For an impossible temperature, weight or shape, before anything is computed.
         TypeError: If the head's weight is quantized.
     """
     vocab_size = weight.shape[0] if vocab_size is None else vocab_size

@@ -1,4 +1,4 @@
-"""The divergences written as they stand in the papers, for autograd and for reading. Slow on purpose."""
+"""The divergences as the papers write them, for autograd and for reading. They are slow on purpose."""
 
 import math
 
@@ -17,7 +17,7 @@ def dense_divergence(
 ) -> torch.Tensor:
     """Divergence per token from full logits, differentiable by autograd.
 
-    The reference of `fused_linear_divergence`, in whatever dtype the logits have (float64 in the tests).
+    This is the reference of `fused_linear_divergence`, in the dtype of the logits (float64 in the tests).
 
     Args:
         draft_logits (`torch.Tensor`): `(..., V)`.
@@ -26,8 +26,8 @@ def dense_divergence(
         temperature (`float`, *optional*, defaults to `1.0`):
             Both logits are divided by it. No T^2 factor is applied to the value.
         beta (`float`, *optional*, defaults to `0.5`): Weight of the JSD.
-        eta (`float`, *optional*, defaults to `3.0`): Of `lk_hybrid`.
-        sigma_min (`float`, *optional*, defaults to `1e-3`): Of `tvd_plus_plus`.
+        eta (`float`, *optional*, defaults to `3.0`): Rate of `lk_hybrid`.
+        sigma_min (`float`, *optional*, defaults to `1e-3`): Least deviation in `tvd_plus_plus`.
 
     Returns:
         `torch.Tensor`: `(...)`, in nats (the two TVDs: a probability).
@@ -49,7 +49,7 @@ def dense_divergence(
         return kl(log_q, log_p)
     if divergence == "jsd":
         weights = torch.tensor([beta, 1.0 - beta], dtype=log_p.dtype, device=log_p.device).log()
-        is_impossible = (log_p == -math.inf) & (log_q == -math.inf)  # for both: takes part in neither sum
+        is_impossible = (log_p == -math.inf) & (log_q == -math.inf)  # in neither sum
         log_m = torch.logaddexp(
             *(log.masked_fill(is_impossible, 0.0) + weight for log, weight in zip((log_p, log_q), weights, strict=True))
         )

@@ -1,4 +1,4 @@
-"""Divergences by name: the ones that come with the package, and those that others register."""
+"""Divergences by name: those of the package, and those that users register."""
 
 import inspect
 import math
@@ -51,16 +51,29 @@ def register_divergence(cls: type[Divergence]) -> type[Divergence]:
     """
     if not (isinstance(cls, type) and issubclass(cls, Divergence)) or inspect.isabstract(cls):
         raise TypeError(f"{cls!r} is not a divergence: derive it from `Divergence` and write its value and gradient.")
-    if not isinstance(getattr(cls, "name", None), str):
+    check_name(cls, DIVERGENCES.get(getattr(cls, "name", "")), "divergence")
+    DIVERGENCES[cls.name] = cls
+    return cls
+
+
+def check_name(cls: type, known: type | None, kind: str) -> None:
+    """Raises for a class without a `name` (`TypeError`), or whose name belongs to another class (`ValueError`).
+
+    The same class may come again, as when a notebook cell or a module is run twice.
+
+    Args:
+        cls (`type`): The class to be registered.
+        known (`type`, *optional*): The class that has the name already.
+        kind (`str`): What is registered, for the message.
+    """
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str):
         raise TypeError(f"{cls.__name__} has no `name`, so it could not be chosen. Give the class one.")
-    known = DIVERGENCES.setdefault(cls.name, cls)
-    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
-            f"The divergence name {cls.name!r} belongs to {known.__module__}.{known.__qualname__} already. "
+            f"The {kind} name {name!r} belongs to {known.__module__}.{known.__qualname__} already. "
             f"Give {cls.__qualname__} another `name`."
         )
-    DIVERGENCES[cls.name] = cls  # the same class again, as when a notebook cell or a module is run twice
-    return cls
 
 
 for _cls in (ForwardKL, ReverseKL, JensenShannon, TotalVariation, NegLogAcceptance, LKHybrid, TVDPlusPlus):
@@ -68,11 +81,11 @@ for _cls in (ForwardKL, ReverseKL, JensenShannon, TotalVariation, NegLogAcceptan
 
 
 def resolve_divergence_name(divergence: str | None, beta: float | None) -> str:
-    """The divergence that `divergence` and TRL's `beta` ask for together.
+    """The divergence that `divergence` and TRL's `beta` name together.
 
     Args:
         divergence (`str`, *optional*): A name of `DIVERGENCES`; `None` leaves the choice to `beta`.
-        beta (`float`, *optional*): TRL's knob: 0 = forward KL, 1 = reverse KL, between = JSD with that weight.
+        beta (`float`, *optional*): TRL's option: 0 = forward KL, 1 = reverse KL, between = JSD with that weight.
 
     Returns:
         `str`: The name; `"forward_kl"` when neither is given.
@@ -82,8 +95,8 @@ def resolve_divergence_name(divergence: str | None, beta: float | None) -> str:
     """
     if divergence is not None and divergence not in DIVERGENCES:
         raise ValueError(
-            f"Unknown `divergence` {divergence!r}. Choose one of: {', '.join(sorted(DIVERGENCES))}; or register your "
-            "own with `spec_kd.losses.register_divergence` before this point."
+            f"Unknown `divergence` {divergence!r}. Choose one of: {', '.join(sorted(DIVERGENCES))}; or register yours "
+            "with `spec_kd.losses.register_divergence` before this point."
         )
     if beta is None:
         return divergence or ForwardKL.name
@@ -104,10 +117,10 @@ def build_divergence(divergence: str | None = None, beta: float | None = None, *
     Args:
         divergence (`str`, *optional*): As in [`resolve_divergence_name`].
         beta (`float`, *optional*): As in [`resolve_divergence_name`]; also the weight of the JSD.
-        options: Further arguments of the divergence's class, such as `eta` of `"lk_hybrid"`.
+        options: Other arguments of the divergence's class, such as `eta` of `"lk_hybrid"`.
 
     Raises:
-        ValueError: As [`resolve_divergence_name`]; for options the divergence does not have; for values it refuses.
+        ValueError: As [`resolve_divergence_name`]; also for options that the divergence does not have, or refuses.
     """
     cls = DIVERGENCES[resolve_divergence_name(divergence, beta)]
     if cls is JensenShannon and beta is not None:

@@ -1,4 +1,4 @@
-"""The fused loss over the tokens that a selection keeps: a pass that scores all of them, then the loss of some."""
+"""The fused loss over the tokens that a selection keeps: one pass scores all tokens, and the loss is over some."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,7 +13,7 @@ from spec_kd.open_types import Argument, Chunk
 
 
 class TokenTargets(Protocol):
-    """What a teacher says of N tokens: callable as `fused_linear_divergence` wants it, and divisible by a mask."""
+    """What a teacher knows of N tokens: a function as `fused_linear_divergence` needs it, which a mask can divide."""
 
     def __call__(self, chunk: Chunk) -> torch.Tensor | SparseTensors:
         """Teacher logits `(n, V)`, or a sparse teacher, of the n tokens of a chunk."""
@@ -24,13 +24,13 @@ class TokenTargets(Protocol):
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """What a white-box run minimizes.
+    """The loss that a white-box run minimizes.
 
     Args:
         divergence (`Divergence`): D.
         temperature (`float`, *optional*, defaults to `1.0`): Loss temperature.
         ce_weight (`float`, *optional*, defaults to `0.0`): Weight of the cross-entropy on the written token.
-        selection (`TokenSelection`, *optional*): Which tokens; all by default.
+        selection (`TokenSelection`, *optional*): Selection of tokens; all by default.
     """
 
     divergence: Divergence
@@ -58,16 +58,16 @@ def selected_linear_divergence(
 ) -> tuple[DivergenceOutput, torch.Tensor]:
     """[`fused_linear_divergence`] over the tokens that `loss.selection` keeps.
 
-    Without a selection that is one call. With one, all tokens are scored without gradients first (two products each,
-    against four of the loss), and the metrics are of all tokens; `loss` is summed over those kept and `divergence` 0 at
-    the others.
+    Without a selection that is one call. With a selection all tokens are scored without gradients first (two products
+    each, against four for the loss). The metrics are then of all tokens, `loss` is the sum over those kept, and
+    `divergence` is 0 at the others.
 
     Args:
         hidden, weight, targets, labels: As for `fused_linear_divergence`.
-        loss (`TokenLoss`): What to compute.
+        loss (`TokenLoss`): The loss.
         sequence (`torch.Tensor`): Which sequence a token belongs to, int64 `(N,)`.
-        reference (`torch.Tensor`, *optional*): KL(p‖q_ref) per token `(N,)`, for selections that compare with it.
-        head: `bias`, `logit_scale`, `softcap` and `vocab_size` of the draft's head.
+        reference (`torch.Tensor`, *optional*): KL(p‖q_ref) per token `(N,)`, for selections that need it.
+        head: Arguments `bias`, `logit_scale`, `softcap` and `vocab_size` of the draft's head.
 
     Returns:
         The output, and whether each token was kept, bool `(N,)`.

@@ -1,8 +1,8 @@
-"""Which tokens the loss is taken over, whatever the divergence.
+"""Selections of the tokens that a loss is taken over, for any divergence.
 
-A selection reads scores of *all* tokens, made by a pass without gradients, and answers with a mask. Those that keep a
-share do so within each sequence, so that splitting a batch differently changes nothing. The loss stays a mean over all
-tokens of the target's text; a token that is not kept counts as zero.
+A selection reads scores of *all* tokens, from a pass without gradients, and returns a mask. Selections that keep a
+share do so within each sequence, so that splitting a batch in another way changes nothing. The loss stays a mean over
+all tokens of the completions; a token that is not kept counts as zero.
 """
 
 import math
@@ -22,13 +22,13 @@ DEFAULT_FRACTION = 0.4
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a selection may look at, for N tokens of a batch.
+    """Scores that a selection may use, for N tokens of a batch.
 
     Args:
         value (`torch.Tensor`): `TokenSelection.score` of draft and teacher per token, float32 `(N,)`.
         is_top1 (`torch.Tensor`): Whether the written token is the draft's most likely one, bool `(N,)`.
         sequence (`torch.Tensor`): Which sequence a token belongs to, int64 `(N,)`, any numbers.
-        reference (`torch.Tensor`, *optional*): KL(p‖q_ref) per token, float32 `(N,)`, where a reference was given.
+        reference (`torch.Tensor`, *optional*): KL(p‖q_ref) per token, float32 `(N,)`, if a reference was given.
     """
 
     value: torch.Tensor
@@ -42,7 +42,7 @@ class TokenSelection(ABC):
 
     name: str
     score: Divergence = ForwardKL()
-    """What the scoring pass computes per token."""
+    """Divergence that the scoring pass computes per token."""
     needs_reference: bool = False
 
     @abstractmethod
@@ -68,8 +68,8 @@ class _TopFraction(TokenSelection):
 class AdaSPEC(_TopFraction):
     """The tokens a draft can still learn: top share by KL(p‖q) - KL(p‖q_ref) (AdaSPEC, arXiv 2510.19779).
 
-    q_ref is a draft that was distilled before. Where it too is far from the target, the token is beyond a model of
-    this size; where the draft is as near as the reference, it is learnt.
+    q_ref is a draft that was distilled before. A token where the reference is far from the target as well is too hard
+    for a model of this size; a token where the draft is as near as the reference is learned.
     """
 
     name = "adaspec"
@@ -83,14 +83,14 @@ class AdaSPEC(_TopFraction):
 class TargetEntropy(_TopFraction):
     """The tokens where the target is least sure: top share by the entropy of p (cf. arXiv 2601.18902, for samples).
 
-    Flat tokens are where acceptance is won; peaked ones are soon learnt.
+    Acceptance is gained at flat tokens; peaked ones are learned soon.
     """
 
     name = "target_entropy"
 
     class _Entropy(Divergence):
         name = "target_entropy"
-        is_coarsenable = True  # of a coarsened p: a lower bound
+        is_coarsenable = True  # a lower bound
 
         @override
         def compute_value(self, d: TokenDistributions) -> torch.Tensor:
@@ -114,7 +114,7 @@ class TargetEntropy(_TopFraction):
 
 
 class RejectedOnly(TokenSelection):
-    """The tokens that a greedy draft would have lost: its most likely one is not what the target wrote.
+    """The tokens that a greedy draft would have lost: its most likely id is not the one that the target wrote.
 
     Offline form of Online Speculative Decoding's loss at rejected positions (arXiv 2310.07177).
     """
@@ -134,7 +134,7 @@ def select_top_fraction(score: torch.Tensor, sequence: torch.Tensor, fraction: f
     """The ceil(fraction * n) highest-scored of the n tokens of every sequence; of equals, the earlier.
 
     Args:
-        score (`torch.Tensor`): `(N,)`; NaN counts as highest, so that the loss shows it and the training stops.
+        score (`torch.Tensor`): `(N,)`; NaN counts as highest, so that the loss becomes NaN and the training stops.
         sequence (`torch.Tensor`): int64 `(N,)`, which sequence a token belongs to.
         fraction (`float`): In (0, 1].
 

@@ -1,9 +1,8 @@
-"""From the raw logits of a few tokens to their loss, metrics and gradient: everything elementwise, in one place.
+"""Loss, metrics and gradient of a few tokens from their raw logits: everything elementwise, in one place.
 
-The same function runs on two kinds of tiles. On a CPU a tile is a few tokens, small enough that its dozen passes stay
-in the cache (memory bandwidth is what a naive loss spends its time on). On a GPU it is a whole chunk, and
-`torch.compile` fuses the passes into a few Triton kernels; no divergence is written twice, and registered ones are
-fused as well.
+The same function runs on two kinds of tiles. On a CPU a tile is a few tokens, so small that its dozen passes stay in
+the cache; a naive loss spends its time on memory bandwidth. On a GPU a tile is a whole chunk, and `torch.compile` fuses
+the passes into a few Triton kernels. No divergence is written twice, and registered ones are fused as well.
 """
 
 import functools
@@ -25,7 +24,7 @@ _Measured = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor 
 
 @dataclass(frozen=True)
 class TileSettings:
-    """What does not change between the tiles of a call.
+    """Settings that all tiles of a call share.
 
     Args:
         divergence (`Divergence`): D.
@@ -46,7 +45,7 @@ class TileSettings:
 
 @dataclass(frozen=True)
 class TileResult:
-    """Per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; and the gradient `(n, V)`."""
+    """Results per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; gradient `(n, V)`."""
 
     loss: torch.Tensor
     divergence: torch.Tensor
@@ -67,14 +66,14 @@ def compute_tile(
 
     Args:
         raw (`torch.Tensor`): hidden @ weight.T, `(n, V)`, any dtype; left as it is.
-        bias (`torch.Tensor`, *optional*): Of the draft's head, float32 `(V,)`.
+        bias (`torch.Tensor`, *optional*): Bias of the draft's head, float32 `(V,)`.
         target (`torch.Tensor` or `SparseTensors`): Teacher logits `(n, V)` before the temperature, or a sparse teacher.
         labels (`torch.Tensor`): Written tokens, int64 `(n,)`.
-        settings (`TileSettings`): The rest.
+        settings (`TileSettings`): Settings of the call.
 
     Returns:
-        `TileResult`: The gradient has the dtype of `raw`; float32 for float16, which cannot hold most of its entries,
-        and the factor with which a GradScaler would lift them is not known yet.
+        `TileResult`: The gradient has the dtype of `raw`, but float32 for float16: that cannot hold most of the
+        entries, and the factor with which a GradScaler would lift them is not known yet.
     """
     logits, cap_slope = _transform(raw, bias, settings)
     z = logits if settings.temperature == 1.0 else logits / settings.temperature
@@ -92,7 +91,7 @@ def compute_tile(
             gradient = gradient.mul_(cap_slope)
         if settings.logit_scale != 1.0:
             gradient = gradient.mul_(settings.logit_scale)
-        if raw.dtype != torch.float16:  # here, where a compiler writes it so in the first place
+        if raw.dtype != torch.float16:  # here, so that a compiler writes that dtype at once
             gradient = gradient.to(raw.dtype)
     return TileResult(loss, divergence, entropy, alpha, z.argmax(-1) == labels, gradient)
 

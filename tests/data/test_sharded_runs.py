@@ -127,13 +127,13 @@ def test_a_full_disk_stops_with_a_clear_error_and_a_state_to_resume_from(target,
 def test_another_signal_is_another_run(target, tmp_path):
     call(target, tmp_path)
     with pytest.raises(ValueError, match="signal: "):
-        call(target, tmp_path, teacher_signal="token_only")
+        call(target, tmp_path, teacher_signal="token_only", num_draws=None)
     with pytest.raises(ValueError, match="signal: "):
-        call(target, tmp_path, teacher_signal=None)
+        call(target, tmp_path, teacher_signal=None, num_draws=None)
 
 
 def test_the_text_does_not_depend_on_the_signal_and_its_columns_are_replaced(target):
-    plain, kept = call(target, teacher_signal=None), call(target)
+    plain, kept = call(target, teacher_signal=None, num_draws=None), call(target)
     assert plain["completion_ids"][:] == kept["completion_ids"][:]
     assert set(kept.column_names) - set(plain.column_names) == {
         "teacher_token_logprobs", "teacher_signal", "teacher_info", "teacher_checksum"

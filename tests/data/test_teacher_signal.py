@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, pack_sparse, split_tokens, unpack_sparse
-from spec_kd.engines.base import SparseDistribution
+from spec_kd.losses import SparseDistribution
 
 
 def make_info(method, vocab_size=300, **numbers):
@@ -16,7 +16,7 @@ def make_info(method, vocab_size=300, **numbers):
     )  # fmt: skip
 
 
-def draw_slots(rng, tokens, vocab_size, method, num_draws=None, top_k=None):
+def draw_sparse(rng, tokens, vocab_size, method, num_draws=None, top_k=None):
     ids, log_p, counts = [], [], []
     for _ in range(tokens):
         if top_k is not None:
@@ -40,17 +40,17 @@ def draw_slots(rng, tokens, vocab_size, method, num_draws=None, top_k=None):
 def test_what_is_packed_comes_back(seed, tokens, vocab_size, method, number):
     numbers = {"top_k": min(number, vocab_size)} if method == "top_k_tail" else {"num_draws": number}
     info = make_info(method, vocab_size, **numbers)
-    slots = draw_slots(np.random.default_rng(seed), tokens, vocab_size, method, **numbers)
-    content = pack_sparse(slots, info)
+    sparse = draw_sparse(np.random.default_rng(seed), tokens, vocab_size, method, **numbers)
+    content = pack_sparse(sparse, info)
     unpacked, per_token = unpack_sparse(content, tokens, info)
-    assert per_token.tolist() == [len(ids) for ids in slots.ids]
-    assert unpacked["id"].tolist() == np.concatenate(slots.ids).tolist()
-    if slots.counts is not None:
-        np.testing.assert_allclose(unpacked["weight"], np.concatenate(slots.counts) / number, rtol=1e-6)
-    if slots.log_p is None:
+    assert per_token.tolist() == [len(ids) for ids in sparse.ids]
+    assert unpacked["id"].tolist() == np.concatenate(sparse.ids).tolist()
+    if sparse.counts is not None:
+        np.testing.assert_allclose(unpacked["weight"], np.concatenate(sparse.counts) / number, rtol=1e-6)
+    if sparse.log_p is None:
         assert np.isnan(unpacked["log_p"]).all()
     else:
-        true = np.concatenate(slots.log_p)
+        true = np.concatenate(sparse.log_p)
         is_kept = true >= -63.99
         assert np.abs(unpacked["log_p"][is_kept] - true[is_kept]).max(initial=0) <= 0.5 / 1024 + 1e-6
         assert np.isneginf(unpacked["log_p"][true < -64.0]).all()
@@ -72,21 +72,21 @@ def test_the_size_is_what_the_docstring_says():
 
 def test_a_signal_of_other_tokens_is_refused():
     info = make_info("sampled_logprobs", num_draws=8)
-    content = pack_sparse(draw_slots(np.random.default_rng(0), 9, 300, "sampled_logprobs", num_draws=8), info)
+    content = pack_sparse(draw_sparse(np.random.default_rng(0), 9, 300, "sampled_logprobs", num_draws=8), info)
     for tokens in (1, 8, 10, 100):
         with pytest.raises(ValueError, match="does not belong to"):
             unpack_sparse(content, tokens, info)
     with pytest.raises(ValueError, match="7 draws, the dataset 8"):
-        pack_sparse(draw_slots(np.random.default_rng(0), 3, 300, "sampled_counts", num_draws=7), info)
-    with pytest.raises(ValueError, match="must have 4 slots"):
-        slots = draw_slots(np.random.default_rng(0), 3, 300, "top_k_tail", top_k=5)
-        pack_sparse(slots, make_info("top_k_tail", top_k=4))
+        pack_sparse(draw_sparse(np.random.default_rng(0), 3, 300, "sampled_counts", num_draws=7), info)
+    with pytest.raises(ValueError, match="must have 4 ids"):
+        sparse = draw_sparse(np.random.default_rng(0), 3, 300, "top_k_tail", top_k=5)
+        pack_sparse(sparse, make_info("top_k_tail", top_k=4))
 
 
 def test_info_survives_json_and_refuses_what_it_does_not_know():
     info = make_info("top_k_tail", top_k=4)
     assert TeacherInfo.from_json(info.to_json()) == info
-    assert info.request.top_k == 4 and info.sparse_method.name == "top_k_tail"
+    assert info.signal.top_k == 4 and info.sparse_method.name == "top_k_tail"
     for text in ("{}", "no json", '{"version": 7}'):
-        with pytest.raises(ValueError, match="Make the dataset anew"):
+        with pytest.raises(ValueError, match="Create the dataset again"):
             TeacherInfo.from_json(text)

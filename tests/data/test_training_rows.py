@@ -146,7 +146,7 @@ def test_what_cannot_be_told_is_left_out_and_counted(is_streamed, caplog):
     assert [tokenizer.decode(find_spans(row)[0]) for row in made] == ["Hm.</think>Yes<|eos|>"]
     if not is_streamed:
         assert "3 turns of the training dataset are left out" in caplog.text
-        assert "opens a reasoning (<think>) that the answer does not have (2)" in caplog.text
+        assert "opens a reasoning (<think>) that the completion does not have (2)" in caplog.text
         with pytest.raises(ValueError, match="No turn of the training dataset is left"):
             prepare(rows[:2], tokenizer)
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_told_is_left_out_and_counted(is_streamed, caplog):
 def test_that_turns_are_taken_as_the_targets_is_said(caplog):
     caplog.set_level(logging.WARNING)
     prepare([{"messages": TURNS}], FORMS["chatml"].build(), name="eval")
-    assert caplog.text.count("every assistant turn of its conversations is taken as the target's") == 1
+    assert caplog.text.count("every assistant turn of its conversations counts as written by the target") == 1
     assert "Eval dataset" in caplog.text
 
 

@@ -16,7 +16,7 @@ from tiny import build_llama
 
 from spec_kd import generate_responses
 from spec_kd.cli.recipe import load_recipe
-from spec_kd.losses import DIVERGENCES
+from spec_kd.losses import DIVERGENCES, SPARSE_METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,11 +99,13 @@ def shrink(code: str) -> str:
 
 @pytest.fixture
 def registered():
-    """A page may register a divergence; other tests do not see it."""
-    before = dict(DIVERGENCES)
+    """A page may register a divergence or a sparse method; other tests do not see it."""
+    registries = (DIVERGENCES, SPARSE_METHODS)
+    before = [dict(registry) for registry in registries]
     yield
-    DIVERGENCES.clear()
-    DIVERGENCES.update(before)
+    for registry, known in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(known)
 
 
 @pytest.mark.usefixtures("registered")

@@ -5,8 +5,8 @@ import torch
 from test_transformers_engine import METHODS, PROMPTS, check
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 pytestmark = pytest.mark.gpu

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import build_llama, build_tokenizer
 
-from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
@@ -37,18 +37,18 @@ def check(engine, prompts, completions, request, temperature):
         expected = log_p.gather(-1, tokens[:, None]).squeeze(-1)
         torch.testing.assert_close(torch.tensor(completion.token_logprobs), expected, rtol=1e-4, atol=1e-4)
         if request.method == "token_only":
-            assert completion.slots is None
+            assert completion.sparse is None
             continue
-        assert len(completion.slots.ids) == len(completion.ids)
-        for i, ids in enumerate(completion.slots.ids):
+        assert len(completion.sparse.ids) == len(completion.ids)
+        for i, ids in enumerate(completion.sparse.ids):
             assert len(set(ids.tolist())) == len(ids)
-            if completion.slots.log_p is not None:
-                values = torch.from_numpy(completion.slots.log_p[i].copy())
+            if completion.sparse.log_p is not None:
+                values = torch.from_numpy(completion.sparse.log_p[i].copy())
                 torch.testing.assert_close(values, log_p[i, torch.from_numpy(ids).long()], rtol=1e-4, atol=1e-4)
             if request.method == "top_k_tail":
                 assert set(ids.tolist()) == set(log_p[i].topk(request.top_k).indices.tolist())
             else:
-                assert completion.slots.counts[i].sum() == request.num_draws
+                assert completion.sparse.counts[i].sum() == request.num_draws
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,7 +60,7 @@ def test_generation_keeps_the_distribution_it_sampled_from_and_the_same_text(eng
     plain = engine.generate(PROMPTS, options, seed="q")
     kept = engine.generate(PROMPTS, options, request, seed="q")
     assert [c.ids for c in plain] == [c.ids for c in kept]
-    assert all(c.token_logprobs is None and c.slots is None for c in plain)
+    assert all(c.token_logprobs is None and c.sparse is None for c in plain)
     check(engine, PROMPTS, kept, request, temperature)
     if temperature:
         assert len({len(c.ids) for c in kept}) > 1
@@ -88,7 +88,7 @@ def test_draws_come_from_p(engine):
     total = torch.zeros(3, 261)
     for seed in range(40):
         (scored,) = engine.score([[5, 6]], [completion], request, seed=str(seed))
-        for i, (ids, counts) in enumerate(zip(scored.slots.ids, scored.slots.counts, strict=True)):
+        for i, (ids, counts) in enumerate(zip(scored.sparse.ids, scored.sparse.counts, strict=True)):
             total[i, torch.from_numpy(ids).long()] += torch.from_numpy(counts)
     p = compute_log_p(engine, [5, 6], completion, 1.0).exp()
     error = (total / 8000 - p).abs()

@@ -10,8 +10,9 @@ import pytest
 import recorded_vllm as recorded
 from recorded_vllm import LLM, OTHER, PLAIN, STOPPED, Logprob
 
-from spec_kd.engines.base import Engine, SignalSpec, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import Engine, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.vllm import VLLMEngine
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 PROMPTS = [PLAIN, STOPPED, OTHER]
@@ -122,30 +123,30 @@ class TestGenerate:
             -7.371650218963623,
             -4.588343620300293,
         ]
-        assert [ids.tolist() for ids in plain.slots.ids] == [[183, 64], [96, 167], [96, 181], [154, 156]]
-        np.testing.assert_array_equal(plain.slots.log_p[2], np.float32([-1.6224169731140137, -2.4960670471191406]))
-        assert {ids.dtype for ids in plain.slots.ids} == {np.dtype(np.int32)}
-        assert {log_p.dtype for log_p in plain.slots.log_p} == {np.dtype(np.float32)}
-        assert plain.slots.counts is None
+        assert [ids.tolist() for ids in plain.sparse.ids] == [[183, 64], [96, 167], [96, 181], [154, 156]]
+        np.testing.assert_array_equal(plain.sparse.log_p[2], np.float32([-1.6224169731140137, -2.4960670471191406]))
+        assert {ids.dtype for ids in plain.sparse.ids} == {np.dtype(np.int32)}
+        assert {log_p.dtype for log_p in plain.sparse.log_p} == {np.dtype(np.float32)}
+        assert plain.sparse.counts is None
 
     def test_keeps_the_eos_and_orders_by_rank(self, engine):
         stopped = engine.generate(PROMPTS, SAMPLING, TOP_2, "s")[1]
         assert (stopped.ids, stopped.finish_reason) == ([54, 98, 1], "stop")
-        assert len(stopped.token_logprobs) == len(stopped.slots.ids) == 3
+        assert len(stopped.token_logprobs) == len(stopped.sparse.ids) == 3
         # The second token is of rank 2: vLLM names it first.
-        assert stopped.slots.ids[1].tolist() == [164, 98]
+        assert stopped.sparse.ids[1].tolist() == [164, 98]
         assert stopped.token_logprobs[1] == -2.9736387729644775
 
     def test_token_only_asks_for_the_token_alone(self, engine, llm):
         stopped = engine.generate(PROMPTS, SAMPLING, TOKEN_ONLY, "s")[1]
         assert stopped.token_logprobs == [-3.472170829772949, -2.9736387729644775, -4.4602580070495605]
-        assert stopped.slots is None
+        assert stopped.sparse is None
         assert [params.logprobs for params in llm.calls[0][1]] == [0, 0, 0]
 
     def test_without_a_signal_asks_for_no_log_probabilities(self, engine, llm):
         completions = engine.generate(PROMPTS, SAMPLING)
         assert [c.ids for c in completions] == [[90, 96, 105, 10], [54, 98, 1], [20, 164, 47, 257]]
-        assert all(c.token_logprobs is None and c.slots is None for c in completions)
+        assert all(c.token_logprobs is None and c.sparse is None for c in completions)
         assert [params.logprobs for params in llm.calls[0][1]] == [None] * 3
 
     def test_asks_for_the_plain_softmax_at_the_temperature(self, engine, llm):
@@ -166,8 +167,8 @@ class TestGenerate:
 
     def test_greedy_is_temperature_0_without_a_seed(self, engine, llm):
         completion = engine.generate([OTHER], SamplingOptions(4, 0.0), TOP_2)[0]
-        assert completion.ids == [ids[0] for ids in completion.slots.ids] == [130, 187, 42, 79]
-        assert [float(log_p[0]) for log_p in completion.slots.log_p] == pytest.approx(completion.token_logprobs)
+        assert completion.ids == [ids[0] for ids in completion.sparse.ids] == [130, 187, 42, 79]
+        assert [float(log_p[0]) for log_p in completion.sparse.log_p] == pytest.approx(completion.token_logprobs)
         params = llm.calls[0][1][0]
         assert (params.temperature, params.seed) == (0.0, None)
 
@@ -197,8 +198,8 @@ class TestScore:
         assert (stopped.ids, stopped.finish_reason) == ([54, 98, 1], "stop")
         assert plain.token_logprobs == [-3.4134726524353027, -1.779565691947937, -6.417697906494141, -4.554165840148926]
         assert stopped.token_logprobs == [-3.6889116764068604, -3.4735939502716064, -4.466851234436035]
-        assert [ids.tolist() for ids in plain.slots.ids] == [[183, 64], [96, 167], [96, 181], [154, 156]]
-        assert [ids.tolist() for ids in stopped.slots.ids] == [[85, 156], [164, 98], [88, 193]]
+        assert [ids.tolist() for ids in plain.sparse.ids] == [[183, 64], [96, 167], [96, 181], [154, 156]]
+        assert [ids.tolist() for ids in stopped.sparse.ids] == [[85, 156], [164, 98], [88, 193]]
         prompts, params, _ = llm.calls[0]
         assert [p["prompt_token_ids"] for p in prompts] == [[*PLAIN, 90, 96, 105, 10], [*STOPPED, 54, 98, 1]]
         expected = recorded.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=2, detokenize=False)
@@ -207,7 +208,7 @@ class TestScore:
     def test_token_only(self, engine, llm):
         stopped = engine.score([STOPPED], [[54, 98, 1]], TOKEN_ONLY)[0]
         assert stopped.token_logprobs == [-3.6889116764068604, -3.4735939502716064, -4.466851234436035]
-        assert stopped.slots is None
+        assert stopped.sparse is None
         assert llm.calls[0][1][0].prompt_logprobs == 0
 
     def test_split_elsewhere_gives_the_same_values(self, engine):
@@ -245,7 +246,7 @@ class TestRefusals:
         engine = VLLMEngine("m", max_logprobs=max_logprobs)
         with pytest.raises(UnsupportedByEngineError, match="261 ids"):
             engine.generate(PROMPTS, SAMPLING, SignalSpec("top_k_tail", top_k=262))
-        assert engine.generate([PLAIN], SAMPLING, TOP_2)[0].slots is not None
+        assert engine.generate([PLAIN], SAMPLING, TOP_2)[0].sparse is not None
 
     @pytest.mark.parametrize("top_k", [None, 0])
     def test_top_k_tail_without_top_k(self, engine, top_k):

@@ -6,8 +6,8 @@ import torch
 from tiny import build_llama, build_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from spec_kd.engines.base import SignalSpec
 from spec_kd.engines.vllm import VLLMEngine
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 pytest.importorskip("vllm")
@@ -36,17 +36,17 @@ def test_agrees_with_transformers(tmp_path):
             expected = log_p.gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(completion.token_logprobs), expected, atol=1e-4, rtol=0)
             ids, kept = (
-                torch.from_numpy(np.stack(s)) for s in (completion.slots.ids, completion.slots.log_p)
+                torch.from_numpy(np.stack(s)) for s in (completion.sparse.ids, completion.sparse.log_p)
             )  # (N, 25)
             torch.testing.assert_close(kept, log_p.topk(25).values, atol=1e-4, rtol=0)
             torch.testing.assert_close(kept, log_p.gather(-1, ids.long()), atol=1e-4, rtol=0)
 
     greedy = engine.generate(prompts, SamplingOptions(12, 0.0), signal)
     check(greedy, 1.0)
-    assert all(c.ids == [ids[0] for ids in c.slots.ids] for c in greedy)
+    assert all(c.ids == [ids[0] for ids in c.sparse.ids] for c in greedy)
     sampled = engine.generate(prompts, SamplingOptions(20, 0.7, seed=3), signal, "s")
     check(sampled, 0.7)
-    assert any(token not in ids[:5] for c in sampled for token, ids in zip(c.ids, c.slots.ids, strict=True))
+    assert any(token not in ids[:5] for c in sampled for token, ids in zip(c.ids, c.sparse.ids, strict=True))
     check(engine.score(prompts, [c.ids for c in sampled], signal), 1.0)
     repeated = engine.generate([prompts[3]] * 6, SamplingOptions(10, 1.0))
     assert len({tuple(c.ids) for c in repeated}) == 6

@@ -42,12 +42,12 @@ def test_draws_estimate_alpha_without_bias(logits):
     draft, target, _ = logits
     log_p, q = target.log_softmax(-1), draft.softmax(-1)
     draws = torch.multinomial(log_p.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(1))
-    slots = SparseTensors(
+    sparse = SparseTensors(
         SPARSE_METHODS["sampled_logprobs"], draws, log_p.gather(-1, draws), torch.full(draws.shape, 1 / 4000).double()
     )
     tokens = draws[:, 0]
     scores = name_rows(
-        score_from_stored(draft, log_p.gather(-1, tokens[:, None]).squeeze(-1), tokens, 1.0, "stochastic", slots)
+        score_from_stored(draft, log_p.gather(-1, tokens[:, None]).squeeze(-1), tokens, 1.0, "stochastic", sparse)
     )
     exact = compute_alpha(log_p.exp(), q)
     assert (scores["alpha"] - exact).abs().max() < 5 * 0.5 / 4000**0.5
@@ -60,9 +60,9 @@ def test_a_top_k_bounds_alpha(logits, k):
     draft, target, tokens = logits
     log_p, log_q = target.log_softmax(-1), draft.log_softmax(-1)
     values, ids = log_p.topk(k)
-    slots = SparseTensors(SPARSE_METHODS["top_k_tail"], ids, values)
+    sparse = SparseTensors(SPARSE_METHODS["top_k_tail"], ids, values)
     token_log_p = log_p.gather(-1, tokens[:, None]).squeeze(-1)
-    scores = name_rows(score_from_stored(draft, token_log_p, tokens, 1.0, "stochastic", slots))
+    scores = name_rows(score_from_stored(draft, token_log_p, tokens, 1.0, "stochastic", sparse))
     exact = compute_alpha(log_p.exp(), log_q.exp())
     low, high = scores["alpha_low"], scores["alpha_high"]
     assert (low <= exact + 1e-12).all() and (exact <= high + 1e-12).all()
@@ -78,6 +78,6 @@ def test_bounds_are_reached():
     log_p = torch.tensor([0.6]).log()
     low, high = bound_alpha(log_p, torch.tensor([0.3]).log())
     assert low.item() == pytest.approx(0.3) and high.item() == pytest.approx(0.3 + 0.4)
-    # unused slots say nothing
+    # unused places say nothing
     padded = bound_alpha(torch.tensor([0.6, 0.0]).log(), torch.tensor([0.3, 0.5]).log())
     assert padded[0].item() == pytest.approx(0.3) and padded[1].item() == pytest.approx(0.7)

@@ -101,7 +101,7 @@ def test_a_nan_is_not_taken_for_a_mask():
 @pytest.mark.parametrize("name", sorted(DIVERGENCES))
 @pytest.mark.parametrize("masked", [[0], [0, 1, 2], [7, 8]])
 def test_a_draft_that_rules_ids_out_and_a_sparse_teacher(name, masked):
-    """Unused slots have id 0; a coarsened teacher's bucket may be all that the draft has left."""
+    """Unused places have id 0; a coarsened teacher's bucket may be all that the draft has left."""
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(4, VOCAB, generator=generator)
     z[:, masked] = -math.inf

@@ -27,7 +27,7 @@ def make_logits(seed, tokens=5, vocab=23, scale=2.0):
 
 def make_top_k(teacher, k, unused=0):
     log_p, ids = teacher.log_softmax(-1).topk(k)
-    if unused:  # slots that repeat an id that is in use
+    if unused:  # places that repeat an id that is in use
         log_p = torch.nn.functional.pad(log_p, (0, unused), value=-torch.inf)
         ids = torch.cat([ids, ids[:, :1].expand(-1, unused)], dim=-1)
     return SparseTensors(TOP_K, ids, log_p)
@@ -42,7 +42,7 @@ def coarsen(logits, ids):
 
 
 def sample(teacher, draws, generator):
-    """Counts of `draws` ids from p per token, as targets with one slot per id of the vocabulary."""
+    """Counts of `draws` ids from p per token, as targets with one place per id of the vocabulary."""
     p = teacher.softmax(-1)
     drawn = torch.multinomial(p, draws, replacement=True, generator=generator)
     counts = torch.zeros_like(p).scatter_add_(-1, drawn, torch.ones(drawn.shape))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from spec_kd.end_of_turn import find_turn_end_id
-from spec_kd.engines.base import Completion, SignalSpec, SparseDistribution, UnsupportedByEngineError
+from spec_kd.engines.base import Completion, UnsupportedByEngineError
 from spec_kd.engines.server.logprobs import (
     REPLACEMENT,
     FullContextError,
@@ -15,6 +15,7 @@ from spec_kd.engines.server.logprobs import (
     read_positions,
     read_sparse,
 )
+from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.open_types import Record
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -242,9 +243,10 @@ class CompletionReader:
         known = [log_p for log_p in token_logprobs if log_p is not None]
         if len(known) < len(token_logprobs):
             raise MalformedResponseError(f"token {token_logprobs.index(None)} has no log-probability")
-        if signal.method == "token_only":
+        top_k = signal.sparse_method.count_likely_ids(signal)
+        if not top_k:
             return known, None
-        return known, read_sparse(positions, signal.top_k or 0, self._names, self._pick_spelling(all_positions))
+        return known, read_sparse(positions, top_k, self._names, self._pick_spelling(all_positions))
 
     def _pick_spelling(self, positions: Sequence[Position]) -> Mapping[str, int | None]:
         return self._names.pick_spelling(

@@ -3,15 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from spec_kd.checks import check_choice
-from spec_kd.engines.base import (
-    Completion,
-    SignalSpec,
-    check_untruncated,
-    derive_seed,
-    join_texts,
-    name_prompt,
-    tell_of,
-)
+from spec_kd.engines.base import Completion, check_untruncated, derive_seed, join_texts, name_prompt, tell_of
 from spec_kd.engines.server.address import check_base_url, hide_userinfo
 from spec_kd.engines.server.client import CompletionsClient, RefusedPromptsError, ServerRequestError
 from spec_kd.engines.server.completion_reader import CompletionReader
@@ -23,6 +15,7 @@ from spec_kd.engines.server.logprobs import (
 )
 from spec_kd.engines.server.requests import RequestBuilder
 from spec_kd.engines.server.scoring import verify_scoring
+from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.secrets import strip_secrets
@@ -209,7 +202,7 @@ class ServerEngine:
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
-        """The raw log-probabilities (and slots) of completions that exist already, in their order.
+        """The raw log-probabilities (and kept ids) of completions that exist already, in their order.
 
         Prompt and completion are sent together and echoed, with one more token generated, for which there must be room.
         vLLM and SGLang can do it. Before the first batch a few short sampled texts are scored and compared with what

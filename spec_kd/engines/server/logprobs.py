@@ -20,7 +20,8 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from spec_kd.engines.base import Completion, SparseDistribution
+from spec_kd.engines.base import Completion
+from spec_kd.losses import SparseDistribution
 from spec_kd.open_types import JsonValue, Record
 
 TOKEN_ID = re.compile(r"token_id:(\d+)")

@@ -6,8 +6,8 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from spec_kd.engines.base import SignalSpec, UnsupportedByEngineError, UnusablePromptError, name_prompt
-from spec_kd.losses.sparse import SPARSE_METHODS
+from spec_kd.engines.base import UnsupportedByEngineError, UnusablePromptError, name_prompt
+from spec_kd.losses import SignalSpec
 from spec_kd.open_types import JsonObject, Record
 from spec_kd.vocabulary import count_real_ids
 
@@ -73,27 +73,20 @@ class RequestBuilder:
         """
         if signal is None:
             return 1
-        if signal.method not in SPARSE_METHODS:
-            raise ValueError(f"Unknown method {signal.method!r}; there are {', '.join(map(repr, SPARSE_METHODS))}.")
+        top_k = signal.sparse_method.count_likely_ids(signal)
         if self._is_text_only:
             raise UnsupportedByEngineError(
                 f"A text-only server cannot give {signal.method!r}: use one that returns log-probabilities (vLLM, "
                 "SGLang, llama.cpp) without `is_text_only`, or the transformers engine."
             )
-        if signal.method == "token_only":
-            return 1
-        if signal.method != "top_k_tail":
+        if top_k is None:
             raise UnsupportedByEngineError(
                 f"Servers return the most likely ids, not draws from the target's distribution, so they cannot give "
                 f"{signal.method!r}: ask for 'top_k_tail' or 'token_only', or use the transformers engine."
             )
-        if signal.top_k is None or signal.top_k < 1:
-            raise ValueError(f"The method 'top_k_tail' needs `top_k` of at least 1, got {signal.top_k}.")
-        if signal.top_k > self._num_ids:
-            raise UnsupportedByEngineError(
-                f"`top_k={signal.top_k}` is more than the {self._num_ids} ids of the target."
-            )
-        return signal.top_k
+        if top_k > self._num_ids:
+            raise UnsupportedByEngineError(f"`top_k={top_k}` is more than the {self._num_ids} ids of the target.")
+        return max(1, top_k)
 
     def check_prompts(self, prompts: Sequence[list[int]]) -> None:
         """Raises `ValueError` for prompts that are empty, have unknown ids, or must be said as text and cannot."""

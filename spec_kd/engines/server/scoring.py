@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Sequence
 from statistics import median
 
-from spec_kd.engines.base import Completion, SignalSpec, UnsupportedByEngineError
+from spec_kd.engines.base import Completion, UnsupportedByEngineError
 from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.engines.server.completion_reader import CompletionReader
 from spec_kd.engines.server.requests import RequestBuilder
+from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Call, JsonObject, JsonValue
 
 SCORERS = "vLLM, SGLang or the transformers engine"

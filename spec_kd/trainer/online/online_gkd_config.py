@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields
 
 from spec_kd.checks import check_choice, check_int, check_number
-from spec_kd.losses import SPARSE_METHODS
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import document_own_options, option
 from spec_kd.sampling.options import SamplingOptions, check_truncation
@@ -121,7 +120,7 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
         super().__post_init__()
         self.teacher_model_init_kwargs = self.resolve_init_kwargs(self.teacher_model_init_kwargs)
         if self.mode == "streaming":
-            SPARSE_METHODS[self.served_signal].check_serves(self.build_loss().divergence)
+            self.build_signal_spec().sparse_method.check_serves(self.build_loss().divergence)
 
     def build_sampling_options(self) -> SamplingOptions:
         """How completions are sampled."""

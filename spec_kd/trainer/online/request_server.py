@@ -16,9 +16,10 @@ from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, TOKEN_COLU
 from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.decoding import Round, generate_speculatively
 from spec_kd.decoding.rounds import CompletionInProgress
-from spec_kd.engines.base import Completion, SparseDistribution, derive_seed
+from spec_kd.engines.base import Completion, derive_seed
 from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
 from spec_kd.engines.transformers import SEED_BITS, find_special_ids
+from spec_kd.losses import SparseDistribution
 from spec_kd.open_types import Argument, JsonObject
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.completion_writer import CompletionWriter
@@ -70,7 +71,7 @@ class RequestServer(CompletionWriter):
         """As [`CompletionWriter.write`], with the target's signal of every token."""
         if not prompts:
             return []
-        recorder = SparseRecorder(self.info.request, self.info.vocab_size, derive_seed(f"{seed}:slots", SEED_BITS))
+        recorder = SparseRecorder(self.info.signal, self.info.vocab_size, derive_seed(f"{seed}:slots", SEED_BITS))
         keeper = _SignalKeeper(len(prompts), recorder, self.info.logprobs_temperature)
         eos_ids, _ = find_special_ids(models["target"], self.processing_class)
         served = generate_speculatively(
@@ -92,7 +93,7 @@ class RequestServer(CompletionWriter):
                 ids=ids,
                 finish_reason="stop" if ids[-1] in eos_ids else "length",
                 token_logprobs=keeper.logprobs[i],
-                slots=stack_sparse(keeper.sparse[i]),
+                sparse=stack_sparse(keeper.sparse[i]),
                 rounds=served.rounds[i],
                 rejected_positions=served.rejected_positions[i],
             )
@@ -110,8 +111,8 @@ class RequestServer(CompletionWriter):
             for position in completion.rejected_positions:
                 labels[position] = completion.ids[position]
         name, entries = LOGPROB_COLUMN, list[Argument](completion.token_logprobs or ())
-        if completion.slots is not None:  # packed and unpacked, so that a signal is rounded as in a dataset
-            content = pack_sparse(completion.slots, self.info)
+        if completion.sparse is not None:  # packed and unpacked, so that a signal is rounded as in a dataset
+            content = pack_sparse(completion.sparse, self.info)
             name, entries = SPARSE_COLUMN, split_tokens(*unpack_sparse(content, len(completion.ids), self.info))
         return {
             "input_ids": prompt + completion.ids,

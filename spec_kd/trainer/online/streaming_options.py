@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_choice, check_int
-from spec_kd.engines.base import SignalSpec
-from spec_kd.engines.sparse_recorder import complete_request
+from spec_kd.losses import SignalSpec
 from spec_kd.options import document_options, option
 from spec_kd.trainer.online.request_server import TRAINED_POSITIONS
 
@@ -42,9 +41,7 @@ class StreamingOptions:
 
     def build_signal_spec(self) -> SignalSpec:
         """What `served_signal` and `served_signal_size` ask for; raises `ValueError` if they do not go together."""
-        size = self.served_signal_size
-        is_top_k = self.served_signal == "top_k_tail"
-        return complete_request(SignalSpec(self.served_signal, None if is_top_k else size, size if is_top_k else None))
+        return SignalSpec(self.served_signal).sparse_method.build_spec(self.served_signal_size)
 
     def check_streaming(self, temperature: float, batch_size: int) -> None:
         """Raises `ValueError` for an option out of its range.

@@ -4,8 +4,7 @@ from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.engines.base import SignalSpec
-from spec_kd.engines.sparse_recorder import complete_request
+from spec_kd.losses import SignalSpec
 from spec_kd.open_types import JsonObject
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.teachers.base import Targets
@@ -52,7 +51,7 @@ def describe_served_signal(
     Raises:
         ValueError: For an unknown method, or a number out of its range.
     """
-    signal = complete_request(signal)
+    signal = signal.complete()
     name = get_config_model_id(target.config)
     return TeacherInfo(
         target_name=name,

@@ -15,8 +15,6 @@ from spec_kd.trainer.teachers.base import Targets, Teacher
 from spec_kd.trainer.training_data import EvalDataset
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
 
-ALPHA_METRICS = {"unbiased": "alpha_on_data", "upper bound": "alpha_upper_bound_on_data", None: None}
-
 
 @dataclass(frozen=True)
 class StoredTargets(Targets):
@@ -35,27 +33,22 @@ class StoredTargets(Targets):
     @property
     def alpha_metric(self) -> str | None:
         """As [`Targets.alpha_metric`]: a coarsened teacher gives an upper bound, counts alone give nothing."""
-        return ALPHA_METRICS[self.info.sparse_method.alpha]
+        return self.info.sparse_method.alpha_metric
 
     def compute_tail_mass(self, labels: torch.Tensor) -> torch.Tensor | None:
         """As [`Targets.compute_tail_mass`], of a coarsened teacher."""
-        if self.info.sparse_method.is_sampled:
-            return None
-        return 1.0 - self.columns[SPARSE_TENSORS["log_p"]][labels != -100].exp().sum(-1)
+        log_p = self.columns.get(SPARSE_TENSORS["log_p"])
+        return None if log_p is None else self.info.sparse_method.compute_tail_mass(log_p[labels != -100])
 
     def select(self, mask: torch.Tensor) -> SparseTensors:
         """As [`Targets.select`]."""
         columns = {name: tensor[:, 1:].to(mask.device)[mask] for name, tensor in self.columns.items()}
         method = self.info.sparse_method
-        if method.name == "token_only":
-            ids = self.input_ids[:, 1:].to(mask.device)[mask][:, None]  # (N, 1)
-            log_p = columns[LOGPROB_COLUMN][:, None]
-            return SparseTensors(method, ids, log_p, torch.ones_like(log_p))
-        ids = columns[SPARSE_TENSORS["id"]].long()  # (N, K)
-        log_p, weights = columns[SPARSE_TENSORS["log_p"]], columns[SPARSE_TENSORS["weight"]]
-        if not method.is_sampled:
-            return SparseTensors(method, ids, log_p)
-        return SparseTensors(method, ids, log_p.masked_fill(weights == 0, 0.0) if method.has_log_p else None, weights)
+        if method.keeps_ids:  # (N, K)
+            return method.build_tensors(*(columns[SPARSE_TENSORS[name]] for name in ("id", "log_p", "weight")))
+        ids = self.input_ids[:, 1:].to(mask.device)[mask][:, None]  # (N, 1)
+        log_p = columns[LOGPROB_COLUMN][:, None]
+        return method.build_tensors(ids, log_p, torch.ones_like(log_p))
 
 
 class StoredTeacher(Teacher):
@@ -69,9 +62,9 @@ class StoredTeacher(Teacher):
 
     def __init__(self, info: TeacherInfo):
         self.info, self.name = info, info.target_name
-        is_token_only = info.method == "token_only"
-        self.columns = (LOGPROB_COLUMN,) if is_token_only else (SPARSE_COLUMN,)
-        self.tensor_names = (LOGPROB_COLUMN,) if is_token_only else tuple(SPARSE_TENSORS.values())
+        keeps_ids = info.sparse_method.keeps_ids
+        self.columns = (SPARSE_COLUMN,) if keeps_ids else (LOGPROB_COLUMN,)
+        self.tensor_names = tuple(SPARSE_TENSORS.values()) if keeps_ids else (LOGPROB_COLUMN,)
 
     def compute_targets(self, inputs: JsonObject) -> Targets:
         """Takes the columns out of `inputs`; raises `ValueError` if they are not there."""
@@ -136,7 +129,7 @@ def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: P
             f"`temperature={loss.temperature}` would need the whole distribution. Set `temperature="
             f"{info.logprobs_temperature}`, or use a live `teacher_model`."
         )
-    if info.method == "token_only" and info.sampling_temperature != info.logprobs_temperature:
+    if not info.sparse_method.keeps_ids and info.sampling_temperature != info.logprobs_temperature:
         known = info.sampling_temperature is not None
         text = f"of temperature {info.sampling_temperature}" if known else "of unknown sampling"
         raise ValueError(

@@ -8,9 +8,10 @@ import torch
 from local_server import GREEDY, TOKEN_ONLY, TOP_5, build_engine, generate_alone
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import SignalSpec, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError
+from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
 
 
@@ -26,11 +27,11 @@ def check_signal(model, prompt, completion, signal):
     expected = log_p.gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
     assert torch.tensor(completion.token_logprobs) == pytest.approx(expected, abs=1e-4)
     if signal.method == "token_only":
-        assert completion.slots is None
+        assert completion.sparse is None
         return
-    slots = completion.slots
-    assert len(slots.ids) == len(slots.log_p) == len(completion.ids) and slots.counts is None
-    for ids, values, row in zip(slots.ids, slots.log_p, log_p, strict=True):
+    sparse = completion.sparse
+    assert len(sparse.ids) == len(sparse.log_p) == len(completion.ids) and sparse.counts is None
+    for ids, values, row in zip(sparse.ids, sparse.log_p, log_p, strict=True):
         assert ids.dtype == np.int32 and values.dtype == np.float32 and len(set(ids.tolist())) == signal.top_k
         assert values == pytest.approx(row.topk(signal.top_k).values.numpy(), abs=1e-4)
         assert values == pytest.approx(row[torch.from_numpy(ids).long()].numpy(), abs=1e-4)
@@ -47,7 +48,7 @@ def test_greedy_answers_and_their_signal_are_the_models_own(serve, writer, promp
         assert completion.finish_reason == ("stop" if completion.ids[-1] == 1 else "length")
         reasons.add(completion.finish_reason)
         if signal is None:
-            assert completion.token_logprobs is None and completion.slots is None
+            assert completion.token_logprobs is None and completion.sparse is None
         else:
             check_signal(writer, prompt, completion, signal)
     assert reasons == {"stop", "length"}
@@ -273,8 +274,8 @@ def test_a_log_p_of_zero_probability_is_minus_infinity(serve, prompts):
 
     _, engine = serve(edit=write_floor)
     for completion in engine.generate(prompts, GREEDY, TOP_5):
-        assert all(np.isfinite(v[:4]).all() for v in completion.slots.log_p)
-        assert any(v[4] == -np.inf for v in completion.slots.log_p)
+        assert all(np.isfinite(v[:4]).all() for v in completion.sparse.log_p)
+        assert any(v[4] == -np.inf for v in completion.sparse.log_p)
 
 
 def test_text_alone_is_refused_unless_declared(serve, prompts):

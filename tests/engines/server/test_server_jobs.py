@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from local_server import TEXTS, TOP_5, build_engine, generate_alone
+from local_server import TEXTS, build_engine, generate_alone
 from tiny import build_llama
 
 from spec_kd.data.responses import generate_responses, score_completions
@@ -19,6 +19,7 @@ from spec_kd.engines import ServerEngine, UnidentifiedTokensError
 ROOT = Path(__file__).parents[2]
 FINISHED = "responses.parquet"
 
+TOP_5 = {"teacher_signal": "top_k_tail", "signal_top_k": 5}
 KILLED_RUN = """
 import os, signal, sys
 from tiny import build_tokenizer
@@ -89,8 +90,8 @@ def test_rows_without_ids_are_left_out_and_reported(serve, half_writer, prompts,
 
 def test_a_signal_stays_with_its_rows(serve, half_writer):
     model, broken = half_writer
-    of_server = generate(serve("strings", model=model)[1], teacher_signal=TOP_5, on_unidentified_token="drop")
-    whole = generate(serve("vllm", model=model)[1], teacher_signal=TOP_5)  # which names every token
+    of_server = generate(serve("strings", model=model)[1], on_unidentified_token="drop", **TOP_5)
+    whole = generate(serve("vllm", model=model)[1], **TOP_5)  # which names every token
     kept = whole.select([row for row, is_broken in enumerate(broken) if not is_broken])
     assert of_server.num_rows >= 1 and of_server.column_names == whole.column_names
     rows = {row["prompt"]: row for row in kept}
@@ -153,7 +154,7 @@ def test_scores_without_names_are_left_out(serve, tmp_path, warnings):
 
     responses = generate(serve()[1])
     _, engine = serve("strings", edit=merge_names)
-    options = {"teacher_signal": TOP_5, "batch_size": 2, "shard_size": 2, "show_progress": False}
+    options = {**TOP_5, "batch_size": 2, "shard_size": 2, "show_progress": False}
     with pytest.raises(UnidentifiedTokensError, match=r"\(4 names for 5 tokens\)"):
         score_completions(engine, responses, **options)
     scored = score_completions(engine, responses, on_unidentified_token="drop", output_dir=tmp_path, **options)

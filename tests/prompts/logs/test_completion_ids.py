@@ -138,7 +138,7 @@ def test_what_the_template_does_not_print_is_left_out_and_counted(tokenizer, cap
     assert decode(rows, tokenizer) == ["Fine.<|end|>"]
     assert "9 of 10 rows are left out" in caplog.text
     for reason in (
-        "does not print the answer (2)", "does not print the reasoning (1)", "the answer is empty (1)",
+        "does not print the completion (2)", "does not print the reasoning (1)", "the completion is empty (1)",
         "the completion has several messages (1)", "there is no completion (2)",
         "the completion has the role 'tool' (1)", "the prompt ends with an assistant turn (1)",
     ):  # fmt: skip

@@ -71,7 +71,7 @@ def test_what_is_kept_is_what_the_target_thinks(target, tokenizer, rows, options
             logits = target(input_ids=torch.tensor([prompt + completion.ids])).logits[0, len(prompt) - 1 : -1, :261]
         expected = (logits / 1.5).log_softmax(-1)
         kept = torch.full_like(expected, torch.nan)
-        for i, (ids, log_p) in enumerate(zip(completion.slots.ids, completion.slots.log_p, strict=True)):
+        for i, (ids, log_p) in enumerate(zip(completion.sparse.ids, completion.sparse.log_p, strict=True)):
             kept[i, torch.from_numpy(ids).long()] = torch.from_numpy(log_p)
         torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-4)
         token_logprobs = expected.gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)

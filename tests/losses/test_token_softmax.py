@@ -1,10 +1,10 @@
 import torch
 
-from spec_kd.engines.sparse_recorder import _Distribution
+from spec_kd.losses.sparse import TokenSoftmax
 
 
 def draw(p, count, seed=0):
-    return _Distribution(p.log()).draw(count, torch.Generator().manual_seed(seed))
+    return TokenSoftmax(p.log()).draw(count, torch.Generator().manual_seed(seed))
 
 
 def test_draws_have_the_probabilities_of_the_distribution():
@@ -41,4 +41,4 @@ def test_log_p_is_that_of_the_whole_distribution():
     logits = 30 * torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     logits[:, 40:] = -torch.inf
     ids = torch.arange(50).expand(3, 50)
-    torch.testing.assert_close(_Distribution(logits).log_p(ids), logits.log_softmax(-1))
+    torch.testing.assert_close(TokenSoftmax(logits).log_p(ids), logits.log_softmax(-1))
