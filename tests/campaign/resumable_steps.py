@@ -1,13 +1,12 @@
 """Steps that go on from what is there (`test_kills.py`): each does its work in a folder, in a process of its own.
 
-The processes are forked from one that has imported everything, so that a kill costs a second. A process is killed at
-the n-th operation on files below its folder: a place that comes again, and all places can be visited.
+A process is killed at the n-th operation on files below its folder: a place that comes again, and all places can be
+visited.
 """
 
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -19,13 +18,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from forked import start
 from peft import LoraConfig, get_peft_model
 from tiny import build_llama, build_tokenizer
 
-import spec_kd
 from spec_kd import export_draft, score_completions
-from spec_kd.cli import evaluate, mix, respond, synthesize, train  # noqa: F401  (imported once for all)
-from spec_kd.cli import prompts as prompt_commands  # noqa: F401
 from spec_kd.cli.main import main
 from spec_kd.cli.rows import load_rows
 
@@ -193,10 +190,6 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
     ),
     "run": run_recipe,
 }  # fmt: skip
-for name in spec_kd.__all__:
-    getattr(spec_kd, name)  # imported here, once for all processes
-with contextlib.suppress(ImportError):
-    import torchao  # noqa: F401  (of PEFT, when it makes an adapter)
 # What lies in the folder of a step before it, by its name among what is given.
 BEFORE = {"export in place": "adapter", "export over a model": "target"}
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
@@ -215,13 +208,9 @@ def run_in_process(step: str, given: Path, folder: Path, *, stop_at: int = 0, fi
     Returns:
         The exit code of the process, and what it said: `num_operations`, and `error` with its type where it failed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resumable_steps"])
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # where the server of the forks looks for it
     said = folder.with_name("said.json")
     said.unlink(missing_ok=True)
-    process = context.Process(target=_work, args=(step, given, folder, stop_at, file_limit, said))
-    process.start()
+    process = start(_work, step, given, folder, stop_at, file_limit, said)
     process.join()
     return process.exitcode, json.loads(said.read_text()) if said.exists() else {}
 

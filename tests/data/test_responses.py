@@ -1,10 +1,7 @@
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 import torch
 from datasets import Dataset, List, Value, load_dataset
@@ -323,12 +320,7 @@ generate_responses(build_llama(seed=1, hidden_size=48, layers=3), sys.argv[2:], 
 
 
 def test_a_killed_process_leaves_a_run_that_resumes(generate, tmp_path):
-    root = Path(__file__).parents[2]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(tmp_path), *TEXTS],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])},
-    )
+    killed = forked.run(KILLED_RUN, tmp_path, *TEXTS)
     assert killed.returncode == -signal.SIGKILL
     assert sorted(p.name for p in (tmp_path / ".shards").glob("0*")) == [
         "00000.arrow",

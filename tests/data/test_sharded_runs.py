@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
@@ -45,6 +46,7 @@ generate_responses(
 
 
 def run(arguments, *launcher):
+    """In processes that share nothing with each other, not even the seed of hashes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     script = [*launcher] if launcher else ["-c", RUN]
@@ -79,9 +81,9 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(whole, tmp_path, mo
     The rerun is a process like the killed one: another number of threads adds floats in another order, and the last
     bit of a log-probability is not the same.
     """
-    assert run([tmp_path, moment, *TEXTS]).returncode == -signal.SIGKILL
+    assert forked.run(RUN, tmp_path, moment, *TEXTS).returncode == -signal.SIGKILL
     assert not (tmp_path / "responses.parquet").exists()
-    assert run([tmp_path, "resumed", *TEXTS]).returncode == 0
+    assert forked.run(RUN, tmp_path, "resumed", *TEXTS).returncode == 0
     assert (tmp_path / "responses.parquet").read_bytes() == whole
 
 

@@ -1,11 +1,10 @@
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,18 +94,12 @@ def test_no_trackers():
 def test_the_real_trackers_offline(name, tmp_path):
     pytest.importorskip(name)
     environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(SCRIPT.parents[1]), str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
-        ),
-        "HF_HUB_OFFLINE": "1",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(tmp_path),
         "WANDB_SILENT": "true",
     }
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "run"), name]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = forked.run(SCRIPT, tmp_path / "run", name, **environment)
     assert result.returncode == 0, result.stderr[-4000:]
     told = json.loads(result.stdout.strip().splitlines()[-1])
     assert (told["before"], told["reached"], told["after"]) == ([], [[name]], [])

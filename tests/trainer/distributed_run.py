@@ -1,9 +1,11 @@
 """One small white-box run, started by `test_distributed.py` in one process or several; writes losses and weights.
 
-Usage: distributed_run.py OUTPUT.pt BATCH_SIZE {none|zero} RESPONSES; every case of CASES runs, one after the other. The
-folder RESPONSES has datasets `train` and `held_out` with a teacher signal, for the case "cached".
+Usage: distributed_run.py OUTPUT.pt BATCH_SIZE RESPONSES [DEEPSPEED_CONFIG.json ...]; every case of CASES runs, one
+after the other, and does so with each of DeepSpeed's configs, whose output is DEEPSPEED_CONFIG.json.pt. The folder
+RESPONSES has datasets `train` and `held_out` with a teacher signal, for the case "cached".
 """
 
+import gc
 import os
 import sys
 
@@ -62,8 +64,7 @@ def choose_data(case: str, responses: str) -> dict:
     }
 
 
-def train(output_dir: str, case: str, batch_size: int, sharding: str, responses: str) -> dict:
-    is_sharded = sharding == "zero"
+def train(output_dir: str, case: str, batch_size: int, is_sharded: bool, responses: str) -> dict:
     is_online = case in ONLINE
     config_class, trainer_class = (
         (OnlineGKDConfig, OnlineGKDTrainer) if is_online else (WhiteBoxDistillConfig, WhiteBoxDistillTrainer)
@@ -97,10 +98,19 @@ def train(output_dir: str, case: str, batch_size: int, sharding: str, responses:
     }
 
 
-def main(output: str, batch_size: str, sharding: str, responses: str) -> None:
-    results = {case: train(f"{output}.run", case, int(batch_size), sharding, responses) for case in CASES}
-    if int(os.environ.get("RANK", 0)) == 0:
-        torch.save(results, output)
+def main(output: str, batch_size: str, responses: str, *deepspeed_configs: str) -> None:
+    if deepspeed_configs:
+        import deepspeed.ops
+
+        # A C++ compiler takes two minutes for DeepSpeed's all-reduce, and gloo's gives the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for config in deepspeed_configs or [None]:
+        if config is not None:
+            os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = config
+            output = f"{config}.pt"
+        results = {case: train(f"{output}.run", case, int(batch_size), config is not None, responses) for case in CASES}
+        if int(os.environ.get("RANK", 0)) == 0:
+            torch.save(results, output)
     if torch.distributed.is_initialized():
         # A rank that leaves while the other still works has aborted in its communication threads (seen once, ZeRO-3).
         torch.distributed.barrier()
@@ -108,4 +118,5 @@ def main(output: str, batch_size: str, sharding: str, responses: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # every training collects garbage, and would walk all that imports leave
     main(*sys.argv[1:])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from datasets import concatenate_datasets
@@ -15,20 +16,23 @@ from transformers import AutoModelForCausalLM
 from spec_kd.data.responses import generate_responses
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
+STAGES = (2, 3)
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CI": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONFAULTHANDLER": "1",  # an abort outside Python says where it was
+}
 
 
-def run(command: list[str], **environment: str) -> None:
+def launch(*command: object, **environment: str) -> None:
     paths = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
-        "CI": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONFAULTHANDLER": "1",  # an abort outside Python says where it was
-        **environment,
-    }
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "PYTHONPATH": paths, **ENVIRONMENT, **environment}
+    arguments = [sys.executable, "-m", *map(str, command)]
+    check(subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600))
+
+
+def check(result: subprocess.CompletedProcess) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
 
@@ -58,7 +62,7 @@ def responses(tmp_path_factory):
 @pytest.fixture(scope="module")
 def single_process(tmp_path_factory, responses):
     output = tmp_path_factory.mktemp("single") / "single.pt"
-    run([sys.executable, str(SCRIPT), str(output), "8", "none", str(responses)])
+    check(forked.run(SCRIPT, output, 8, responses, **ENVIRONMENT))
     return torch.load(output)
 
 
@@ -85,33 +89,43 @@ def assert_saved_aligned(output: Path, weights: dict[str, torch.Tensor]) -> None
 
 def test_ddp_equals_one_process(tmp_path, single_process, responses):
     output = tmp_path / "ddp.pt"
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    launcher += ["--rdzv_endpoint", "localhost:0"]
-    run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "none", str(responses)])
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launch(*launcher, "--rdzv_endpoint", "localhost:0", SCRIPT, output, 4, responses)
     assert_same(torch.load(output), single_process)
     assert_saved_aligned(output, single_process["cached"]["weights"])  # the last case's
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_one_process(tmp_path, single_process, responses, stage):
+@pytest.fixture(scope="module")
+def zero_outputs(tmp_path_factory, responses):
+    """Results by ZeRO stage, of one launch: the processes take long to start."""
     pytest.importorskip("deepspeed")
-    config = {
-        "zero_optimization": {
-            "stage": stage,
-            "stage3_param_persistence_threshold": 0,  # else parameters this small would never be sharded
-            "stage3_gather_16bit_weights_on_model_save": True,
-        },
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    config_file, output = tmp_path / "ds.json", tmp_path / "zero.pt"
-    config_file.write_text(json.dumps(config))
-    launcher = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config_file)]
+    folder = tmp_path_factory.mktemp("zero")
+    configs = {stage: folder / f"stage_{stage}.json" for stage in STAGES}
+    for stage, path in configs.items():
+        config = {
+            "zero_optimization": {
+                "stage": stage,
+                "stage3_param_persistence_threshold": 0,  # else parameters this small would never be sharded
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        path.write_text(json.dumps(config))
+    launcher = ["accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", configs[2]]
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    run([sys.executable, *launcher, str(SCRIPT), str(output), "4", "zero", str(responses)], DS_ACCELERATOR="cpu")
+    environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    launch(*launcher, SCRIPT, folder / "zero.pt", 4, responses, *configs.values(), **environment)
+    assert not (folder / "extensions").exists()  # nothing was compiled
+    return {stage: Path(f"{path}.pt") for stage, path in configs.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_equals_one_process(zero_outputs, single_process, stage):
+    output = zero_outputs[stage]
     assert_same(torch.load(output), single_process)
     assert_saved_aligned(output, single_process["cached"]["weights"])  # the last case's

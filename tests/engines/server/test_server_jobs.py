@@ -1,12 +1,9 @@
 """Whole jobs over a server that cannot name every token: stopped, or gone on with without those rows."""
 
 import logging
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 import torch
 from datasets import Dataset
@@ -16,7 +13,6 @@ from tiny import build_llama
 from spec_kd.data.responses import generate_responses, score_completions
 from spec_kd.engines import ServerEngine, UnidentifiedTokensError
 
-ROOT = Path(__file__).parents[2]
 FINISHED = "responses.parquet"
 
 TOP_5 = {"teacher_signal": "top_k_tail", "signal_top_k": 5}
@@ -107,12 +103,7 @@ def test_a_run_that_was_killed_has_the_same_rows_and_bytes(serve, half_writer, t
     assert 0 < uninterrupted.num_rows == len(TEXTS) - sum(broken)
     expected = (tmp_path / "whole" / FINISHED).read_bytes()
 
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, server.base_url, str(tmp_path / "killed"), *TEXTS],
-        env={**os.environ, "PYTHONPATH": paths},
-        timeout=300,
-    )
+    killed = forked.run(KILLED_RUN, server.base_url, tmp_path / "killed", *TEXTS)
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / FINISHED).exists()
     num_requests = len(server.requests)
     generate(engine, output_dir=tmp_path / "killed", on_unidentified_token="drop")
