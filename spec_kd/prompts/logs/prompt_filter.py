@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jinja2
 from datasets import Json
 
+from spec_kd.open_types import JsonObject
 from spec_kd.prompts.deduplication import BATCH_SIZE, NearDuplicateIndex, normalize_text
 from spec_kd.prompts.logs.logged_call import LoggedCall
 from spec_kd.prompts.logs.messages import Message
@@ -102,14 +103,15 @@ class PromptFilter:
 
     def __init__(self, options: LogOptions, processing_class: "ProcessingClass | None" = None):
         self.dropped: Counter[str] = Counter()
-        self._render = None
+        self._render: Callable[[JsonObject], int] | None = None
         if processing_class is not None:
             from spec_kd.data.prompt_rendering import render_prompt_ids  # imports torch, which is not needed otherwise
 
             self._render = lambda row: len(next(render_prompt_ids([row], processing_class)))
         self._min_tokens, self._max_tokens = options.min_tokens or 0, options.max_tokens or float("inf")
-        self._limits = {"user": options.max_per_user, "day": options.max_per_day}
-        self._counts: dict[str, Counter] = {"user": Counter(), "day": Counter()}
+        limits = {"user": options.max_per_user, "day": options.max_per_day}
+        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
+        self._counts: dict[str, Counter[object]] = {name: Counter() for name in limits}
         self._seen: set[int] = set()
         self._index = self._contexts = None
         if options.near_duplicate_threshold is not None:
@@ -125,12 +127,12 @@ class PromptFilter:
             ValueError: The chat template refuses the prompt, or the user or time that a limit needs is missing.
         """
         call = prompt.call
-        if self._limits["user"] is not None and call.user is None:
+        if "user" in self._limits and call.user is None:
             raise ValueError("no user, which `max_per_user` needs")
-        if self._limits["day"] is not None and call.timestamp is None:
+        if "day" in self._limits and call.timestamp is None:
             raise ValueError("no timestamp that is understood, which `max_per_day` needs")
         identity = hash_text("\n".join([*prompt.messages, prompt.tools or ""]))
-        num_tokens = None if self._render is None or identity in self._seen else self._count_tokens(call)
+        num_tokens = None if identity in self._seen else self._count_tokens(call)
         if identity in self._seen:
             self.dropped["exact_duplicate"] += 1
         elif num_tokens is not None and num_tokens < self._min_tokens:
@@ -164,10 +166,10 @@ class PromptFilter:
         yield from kept
 
     def _admit(self, call: LoggedCall) -> bool:
-        keys = {}
-        if self._limits["user"] is not None:
+        keys: dict[str, object] = {}
+        if "user" in self._limits:
             keys["user"] = call.user
-        if self._limits["day"] is not None:
+        if "day" in self._limits and call.timestamp is not None:
             keys["day"] = datetime.fromtimestamp(call.timestamp, UTC).date()
         for name, key in keys.items():
             if self._counts[name][key] >= self._limits[name]:
@@ -177,7 +179,9 @@ class PromptFilter:
             self._counts[name][key] += 1
         return True
 
-    def _count_tokens(self, call: LoggedCall) -> int:
+    def _count_tokens(self, call: LoggedCall) -> int | None:
+        if self._render is None:
+            return None
         try:
             return self._render({"prompt": call.prompt, "tools": call.tools})
         except (jinja2.TemplateError, TypeError) as error:
@@ -191,8 +195,9 @@ class PromptFilter:
         identity = hash_text(context)
         if identity not in self._context_numbers:
             context = normalize_text(context)
-            number = self._contexts.find(context)
-            self._context_numbers[identity] = self._contexts.add(context) if number is None else number
+            contexts = cast(NearDuplicateIndex, self._contexts)
+            number = contexts.find(context)
+            self._context_numbers[identity] = contexts.add(context) if number is None else number
         return self._context_numbers[identity] << 16 | min(num_turns, 2**16 - 1)
 
 
@@ -207,5 +212,5 @@ def number_conversation(call: LoggedCall) -> int:
     return hash_text("opening\0" + normalize_text(_find_opening(call.prompt)))
 
 
-def _find_opening(messages: Sequence[dict]) -> str:
+def _find_opening(messages: Sequence[JsonObject]) -> str:
     return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])

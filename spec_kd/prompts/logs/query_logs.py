@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from datasets import Dataset
@@ -128,7 +128,7 @@ def load_query_logs(
     for warning in report.list_warnings():
         logger.warning(warning)
     store.finish(fingerprint, report.to_dict())
-    return _open(store, fingerprint)
+    return cast(QueryLogs, _open(store, fingerprint))
 
 
 def _open(store: PromptStore, fingerprint: JsonObject) -> QueryLogs | None:

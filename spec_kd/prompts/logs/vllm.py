@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import TYPE_CHECKING, cast
 
 import jinja2
 
@@ -12,6 +13,9 @@ from spec_kd.prompts.logs.tracing import LeftOutError
 
 # `--enable-log-requests`: "Received request chatcmpl-1: prompt: '...', params: ..." until vLLM 0.11, then at the level
 # DEBUG "Request chatcmpl-1 details: prompt: '...', prompt_token_ids: ..." (vllm/entrypoints/logger.py).
+if TYPE_CHECKING:
+    from spec_kd.vocabulary import ProcessingClass
+
 LINE = re.compile(
     r"""(?:Received request \S+|Request \S+ details): prompt: ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"), """
     r"(?:params|prompt_token_ids): "
@@ -44,7 +48,7 @@ class VLLMLogReader:
             template. Without it every request is malformed.
     """
 
-    def __init__(self, processing_class=None):
+    def __init__(self, processing_class: "ProcessingClass | None" = None):
         self._processing_class = processing_class
 
     def __call__(self, record: JsonValue) -> JsonValue:
@@ -84,11 +88,12 @@ class VLLMLogReader:
         start, *between, end = found
         if not all([*between, end]) or not (text.startswith(start) and text.endswith(end)):
             return None
-        rest = text[len(start) : len(text) - len(end)]
+        between_ends = text[len(start) : len(text) - len(end)]
         messages = []
         if has_system:
-            system, _, rest = rest.partition(between.pop(0))
+            system, _, between_ends = between_ends.partition(between.pop(0))
             messages.append({"role": "system", "content": system})
+        rest: str | None = between_ends
         role, marks = "user", dict(zip(("user", "assistant"), between, strict=True))
         while rest is not None:
             content, mark, following = rest.partition(marks[role])
@@ -105,7 +110,7 @@ class VLLMLogReader:
         """Refuses turns of other roles, which [`_cut`] leaves in the content of a turn, with their marks."""
         if messages[-1]["role"] != "user":
             raise ValueError("the rendered prompt ends with a turn that is not the user's, such as a tool's")
-        _, after_user, after_assistant, _ = self._find_marks(["user", "assistant", "user"])
+        _, after_user, after_assistant, _ = self._find_marks(["user", "assistant", "user"]) or [""] * 4
         same = takewhile(lambda pair: pair[0] == pair[1], zip(after_user, after_assistant, strict=False))
         turn_end = "".join(character for character, _ in same).strip()
         marks = [turn_end] if len(turn_end) > 2 else []
@@ -125,8 +130,9 @@ class VLLMLogReader:
         tokenizer = getattr(self._processing_class, "tokenizer", self._processing_class)
         return list(getattr(tokenizer, "all_special_tokens", ()))
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+    def _render(self, messages: JsonValue) -> str | None:
+        processing_class = cast("ProcessingClass", self._processing_class)
         try:
-            return self._processing_class.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return cast(str, processing_class.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         except jinja2.TemplateError:
             return None
