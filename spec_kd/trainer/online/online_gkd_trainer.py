@@ -109,7 +109,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
     _name = "OnlineGKD"
     _config_class: type[OnlineGKDConfig] = OnlineGKDConfig
     _method = "online (on-policy) distillation"
-    _tag_names: tuple[str, ...] = (*WhiteBoxDistillTrainer._tag_names, "on-policy")  # type: ignore[assignment]  # a list
+    _tag_names: tuple[str, ...] = (*WhiteBoxDistillTrainer._tag_names, "on-policy")  # type: ignore[assignment]  # TRL has a list
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
         if checkpoint is not None and (path := self._find_window_file(checkpoint)).exists():
             self._window = Window.load(path)
 
-    def _join_turns(self, args: OnlineGKDConfig) -> bool:  # type: ignore[override]  # the same
+    def _join_turns(self, args: OnlineGKDConfig) -> bool:  # type: ignore[override]  # as above, `args`
         return args.lmbda == 0  # one completion is generated for a row, in place of its labels
 
     def get_batch_samples(

@@ -120,7 +120,7 @@ class RequestServer(CompletionWriter):
             name: [TOKEN_COLUMNS[name]] * len(prompt) + entries,
         }
 
-    def count(  # type: ignore[override]  # the same
+    def count(  # type: ignore[override]  # as `make_row`
         self, completions: Sequence[ServedCompletion]
     ) -> dict[str, int]:
         """As [`CompletionWriter.count`], and the rounds with their drafted, accepted and rejected tokens."""
