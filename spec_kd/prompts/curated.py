@@ -1,4 +1,4 @@
-"""Scenario II: prompts of a curated dataset, whose own answers are left aside."""
+"""Scenario II: prompts of a curated dataset, without its own completions."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.open_types import Argument, JsonValue, Record
 from spec_kd.options import document_options, option, resolve_options
 from spec_kd.prompts.curated_files import load_file
-from spec_kd.prompts.logs.formats import read_record
+from spec_kd.prompts.logs.formats import read_form
 from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns
 from spec_kd.prompts.logs.messages import parse_json
 from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
@@ -99,7 +99,7 @@ class CuratedOptions:
                 )
         if self.keep_completions and completion_column is None and prompt_column == "prompt":
             completion_column = next((name for name in columns if name == "completion"), None)
-        wanted = {
+        wanted: dict[str, list[str | None]] = {
             "prompt_column": [prompt_column],
             "tools_column": [self.tools_column],
             "completion_column": [completion_column],
@@ -118,7 +118,8 @@ def load_curated_prompts(
 ) -> Dataset:
     r"""Takes the questions of a curated dataset as prompts for the target.
 
-    Its answers are left aside, because a draft has to learn what the *target* would answer, not what would be right.
+    The dataset's own completions are left out by default: a draft has to learn what the *target* writes, not what is
+    right.
 
     ```python
     load_curated_prompts(
@@ -131,19 +132,20 @@ def load_curated_prompts(
     Args:
         dataset (`Dataset`, `DatasetDict` or `str`):
             A dataset, a name on the Hub, or a local folder or file (JSON lines, CSV, TSV, Parquet, text). Cells of a
-            CSV or TSV file are text as it stands, also `007` and `None`.
+            CSV or TSV file are read as text, also `007` and `None`.
         options (`CuratedOptions`, *optional*): Options of the reading; the defaults of [`CuratedOptions`] by default.
         given: The fields of [`CuratedOptions`] as keywords.
 
     Returns:
-        `Dataset` with `prompt`, `tools` (JSON text, with `tools_column`), `completion` (with `keep_completions`),
-        `scenario` (`"curated"`), `source` and `conversation_id` (the source, its split and the number of the row).
-        Rows that make no prompt, such as those without a question, are left out; a warning counts them and names the
-        first.
+        `Dataset`: The columns `prompt`, `tools` (JSON text, with `tools_column`), `completion` (with
+        `keep_completions`), `scenario` (`"curated"`), `source` and `conversation_id` (the source, its split and the
+        number of the row). Rows that make no prompt, such as those without a question, are left out; a warning counts
+        them and names the first ones.
 
     Raises:
-        `ValueError`: Names columns that the dataset does not have, and those that it has; options that contradict each
-            other; no row with a question.
+        ValueError: The dataset does not have a column (names those that it has), two options contradict each other, or
+            no row has a question.
+        TypeError: `dataset` is of another type.
     """
     options = resolve_options(CuratedOptions, options, given)
     is_bare = isinstance(dataset, Dataset)
@@ -154,13 +156,13 @@ def load_curated_prompts(
     choices = np.random.default_rng(options.seed).integers(len(templates) or 1, size=len(dataset))
     left_out: list[str] = []
 
-    def build(rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+    def build(rows: Mapping[str, list[JsonValue]], indices: list[int]) -> dict[str, list[JsonValue]]:
         prompts = []
         for position, index in enumerate(indices):
             marked = {name: _strip_mark(values[position]) for name, values in rows.items()}
             row = remove_row_padding(marked, dataset.features)
             try:
-                question = row.get(options.prompt_column)
+                question = _get(row, options.prompt_column)
                 if templates:
                     question = [{"role": "user", "content": fill_template(templates[choices[index]], row)}]
                 calls = _read_question(question, row, options)
@@ -201,7 +203,7 @@ def load_curated_prompts(
 
 
 def _open(dataset: Dataset | DatasetDict | str, options: CuratedOptions) -> tuple[Dataset, str]:
-    """The dataset and a name for it."""
+    """Opens the dataset; returns it and a name for it."""
     source = str(dataset)
     if isinstance(dataset, str):
         if Path(dataset).is_file():
@@ -223,12 +225,8 @@ def _open(dataset: Dataset | DatasetDict | str, options: CuratedOptions) -> tupl
 
 def _read_question(question: JsonValue, row: Record, options: CuratedOptions) -> list[LoggedCall]:
     """The prompts of a question that is text, messages of TRL or ShareGPT, or JSON text of such messages."""
-    cell = row.get(options.completion_column)
-    messages, completion, tools = (
-        _find_messages(question),
-        _find_messages(cell),
-        read_tools(row.get(options.tools_column)),
-    )
+    cell, tools = _get(row, options.completion_column), read_tools(_get(row, options.tools_column))
+    messages, completion = _find_messages(question), _find_messages(cell)
     if completion is None and cell is not None:
         completion = [{"role": "assistant", "content": _read_text(cell, "completion")}]
     if messages is None:
@@ -236,18 +234,22 @@ def _read_question(question: JsonValue, row: Record, options: CuratedOptions) ->
         if not text.strip():
             raise ValueError("the question is empty")
         messages = [{"role": "user", "content": text}]
-        calls = [read_record({"prompt": messages, "completion": completion, "tools": tools}, "trl")]
+        calls = [read_form({"prompt": messages, "completion": completion, "tools": tools}, "trl")]
     elif "from" in messages[0]:
-        calls = split_turns(read_record({"conversations": messages, "tools": tools}), "all")
+        calls = split_turns(read_form({"conversations": messages, "tools": tools}), "all")
     elif completion is not None:
-        calls = [read_record({"prompt": messages, "completion": completion, "tools": tools}, "trl")]
+        calls = [read_form({"prompt": messages, "completion": completion, "tools": tools}, "trl")]
     else:
-        calls = split_turns(read_record({"messages": messages, "tools": tools}, "trl"), "all")
+        calls = split_turns(read_form({"messages": messages, "tools": tools}, "trl"), "all")
     return {"first": calls[:1], "last": calls[-1:], "all": calls}[options.turns]
 
 
+def _get(row: Record, column: str | None) -> JsonValue:
+    return None if column is None else row.get(column)
+
+
 def _find_messages(value: JsonValue) -> list[Record] | None:
-    """The messages that a value is, or holds as JSON text; `None` for all else, such as a question about JSON."""
+    """The messages that a value is, or contains as JSON text; `None` for all else, such as a question about JSON."""
     messages = parse_json(value)
     if not isinstance(messages, list | tuple) or not messages:
         return None
@@ -271,7 +273,7 @@ def _read_text(value: JsonValue, what: str) -> str:
 
 
 def _strip_mark(value: JsonValue) -> JsonValue:
-    """Text without the byte order mark that a file of Windows may begin with."""
+    """Text without the byte order mark with which a file from Windows may begin."""
     return value.removeprefix("\ufeff") if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""Local files with a curated set, read as they stand: no byte order mark, and no cell guessed to be a number."""
+"""Reads local files with a curated dataset: cells stay text, and byte order marks are removed."""
 
 import codecs
 import tempfile
@@ -29,15 +29,15 @@ MARKS = {
 def load_file(path: str, split: str) -> Dataset:
     """A dataset of one file.
 
-    Cells of CSV and TSV are text, and only an empty one is `None` (no cell is a number, a date or missing because it
-    says `NA` or `null`).
+    Cells of CSV and TSV files are text, and only an empty cell is `None`: no cell becomes a number or a date, and `NA`
+    and `null` are text too.
 
     Args:
-        path (`str`): With an ending of [`BUILDERS`].
-        split (`str`): Name for it.
+        path (`str`): File with an ending of [`BUILDERS`].
+        split (`str`): Name of the split.
 
     Raises:
-        `ValueError`: Another ending, or a file that cannot be read; names it.
+        ValueError: The file has another ending or cannot be read; names it.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in BUILDERS:
@@ -52,14 +52,14 @@ def load_file(path: str, split: str) -> Dataset:
             copy = Path(folder, f"data{suffix}")
             copy.write_text(Path(path).read_text(encoding=encoding), encoding="utf-8")
             return _load(str(copy), suffix, split, keep_in_memory=True, cache_dir=folder)
-    except (DatasetGenerationError, ValueError) as error:  # those of pandas and Arrow too
+    except (DatasetGenerationError, ValueError) as error:  # pandas and Arrow raise subclasses of it
         cause = error.__cause__ or error
         advice = " Save it as UTF-8." if isinstance(cause, UnicodeError) else ""
         raise ValueError(f"`{path}` cannot be read as {suffix} ({type(cause).__name__}: {cause}).{advice}") from error
 
 
 def find_encoding(path: Path) -> str | None:
-    """What a byte order mark says, as Windows programs write it; `None` without one, for UTF-8."""
+    """The encoding of a file's byte order mark, which Windows programs write; `None` without one, which is UTF-8."""
     with path.open("rb") as file:
         start = file.read(4)
     return next((name for mark, name in MARKS.items() if start.startswith(mark)), None)

@@ -1,9 +1,9 @@
-"""Texts that are nearly the same, found by MinHash with a memory of about 300 bytes a text.
+"""Finds texts that are nearly the same by MinHash, with about 300 bytes of memory for each text.
 
-Two texts are compared by the Jaccard similarity of their sets of character windows, which needs no word boundaries and
-so is the same measure for English, Chinese and code. Signatures are made by rensa (MinHash, Broder 1997) and compared
-where a band of them is equal (locality-sensitive hashing, Indyk and Motwani 1998). rensa has an index too, but keeps
-1,400 bytes a text (measured, 100,000 texts), with which a million prompts do not fit into 1 GiB.
+Two texts are compared by the Jaccard similarity of their sets of character windows. It needs no word boundaries, so it
+is the same measure for English, Chinese and code. Signatures are computed by rensa (MinHash, Broder 1997), and compared
+if one of their bands is equal (locality-sensitive hashing, Indyk and Motwani 1998). rensa has an index as well, but
+that takes 1,400 bytes a text (measured on 100,000 texts), so a million prompts would not fit into 1 GiB.
 """
 
 import unicodedata
@@ -23,21 +23,21 @@ LOWEST_THRESHOLD = 0.5
 EMPTY = np.uint32(2**32 - 1)
 # Windows are polynomials of their characters modulo 2**64; an odd multiplier loses none of them.
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# Texts longer than this are compared at their ends as well: there stands what is asked about a document.
+# Texts longer than this are compared at their ends as well, where the question about a document stands.
 LONG = 150  # characters
 END = 100
 END_HASHES = 64
-# Texts that share a band without being duplicates (a boilerplate opening) would otherwise be walked through one by one.
+# Bounds the search among texts that share a band without being duplicates, such as those with a boilerplate opening.
 MAX_STEPS = 64
 
 
 def normalize_text(messages_or_text: str | Sequence[Mapping[str, object]]) -> str:
-    """The text to compare prompts by: what the user asked, without differences of case, width and white space.
+    """The text by which prompts are compared: the user's, without differences of case, width and white space.
 
     Args:
-        messages_or_text (`str` or `list` of messages):
-            Of messages, the turns of the user and of tools; the system prompt, which many prompts share, and the
-            assistant's turns would hide what differs.
+        messages_or_text (`str` or `list[dict]`):
+            Text or messages. Of messages the turns of the user and of tools count; the system prompt, which many
+            prompts share, and the assistant's turns would hide the differences.
 
     Returns:
         `str`: Unicode NFKC, case-folded, white space as single spaces.
@@ -49,11 +49,12 @@ def normalize_text(messages_or_text: str | Sequence[Mapping[str, object]]) -> st
 
 
 def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8, *, compare_ends: bool = False) -> Array:
-    """Finds texts that are nearly the same as an earlier one that is none itself.
+    """Finds texts that are nearly the same as an earlier text that is no duplicate itself.
 
     Args:
-        texts (`Iterable[str]`): Streamed; normalized by [`normalize_text`] where case and spaces should not count.
-        threshold (`float`), compare_ends (`bool`): See [`NearDuplicateIndex`].
+        texts (`Iterable[str]`): Texts; normalize them by [`normalize_text`] if case and spaces should not count.
+        threshold (`float`, *optional*, defaults to `0.8`): See [`NearDuplicateIndex`].
+        compare_ends (`bool`, *optional*, defaults to `False`): See [`NearDuplicateIndex`].
 
     Returns:
         `np.ndarray` of bool, one for each text.
@@ -64,45 +65,45 @@ def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8, *, compar
 
 
 def check_threshold(threshold: float | None, name: str = "threshold", is_optional: bool = False) -> None:
-    """Raises `ValueError` for a similarity that [`NearDuplicateIndex`] cannot tell duplicates by."""
+    """Raises `ValueError` for a similarity by which [`NearDuplicateIndex`] cannot find duplicates."""
     reason = "Texts less alike share too few hashes to be found."
     check_number(name, threshold, LOWEST_THRESHOLD, 1, is_optional=is_optional, reason=reason)
 
 
 class NearDuplicateIndex:
-    """Texts seen so far, to be asked whether a new one is nearly the same as one of them.
+    """Remembers texts, and finds out whether a new one is nearly the same as one of them.
 
     "Nearly the same" means that the Jaccard similarity of the sets of windows of 5 characters, estimated from 128
-    hashes, is at least `threshold`. The estimate has a standard deviation of 0.035 at 0.8 and at most 0.044, so that it
-    decides around the threshold and is right away from it. Beside that, the bands miss 5 % of the pairs at 0.8 and one
-    in 8,000 at 0.9 (with a threshold below 0.75: 13 % at 0.5, 1 % at 0.6).
+    hashes, is at least `threshold`. The estimate has a standard deviation of 0.035 at 0.8 and of at most 0.044, so it
+    can be wrong only near the threshold. In addition, the bands miss 5 % of the pairs at 0.8 and one in 8,000 at 0.9
+    (with a threshold below 0.75: 13 % at 0.5, 1 % at 0.6).
 
-    A text takes 136 bytes and its place in the tables, 4 bytes in each of 16 bands (32 for thresholds below 0.75), at
-    most 70 % full: 230 to 320 bytes together.
+    A text takes 136 bytes and its place in the tables: 4 bytes in each of 16 bands (32 for thresholds below 0.75),
+    which are at most 70 % full. This makes 230 to 320 bytes.
 
-    With `compare_ends`, long texts (over 150 characters) must besides that be nearly the same in their first and in
-    their last 100 characters, estimated from 64 hashes each (a standard deviation of 0.05 at 0.8): a question before
-    or after a long document is a small part of the whole, and different questions about one document are no
-    duplicates. What differs in the middle of a long text alone is not told. A text takes 155 bytes more.
+    With `compare_ends`, long texts (over 150 characters) must also be nearly the same in their first and in their last
+    100 characters, each estimated from 64 hashes (a standard deviation of 0.05 at 0.8). A question before or after a
+    long document is a small part of the whole, and different questions about one document are no duplicates. A
+    difference only in the middle of a long text is not found. A text takes 155 bytes more.
 
     Args:
-        threshold (`float`): From 0.5 to 1.
+        threshold (`float`, *optional*, defaults to `0.8`): Similarity of duplicates, from 0.5 to 1.
         compare_ends (`bool`, *optional*, defaults to `False`): Whether the ends of long texts are compared as well.
 
     Raises:
-        `ValueError`: A threshold out of this range.
+        ValueError: The threshold is out of its range.
     """
 
     def __init__(self, threshold: float = 0.8, *, compare_ends: bool = False):
         check_threshold(threshold)
         self.threshold = threshold
-        self._band_type = np.dtype(np.uint64 if threshold >= 0.75 else np.uint32)  # a byte for each hash of the band
+        self._band_type = np.dtype(np.uint64 if threshold >= 0.75 else np.uint32)  # one byte for each hash of the band
         self._num_bands = NUM_HASHES // self._band_type.itemsize
-        # Each band hashes on its own; else a band that is equal to another one would land on its places.
+        # Each band has its own salt, otherwise equal bands would land on the same places.
         self._salts = np.arange(1, self._num_bands + 1, dtype=np.uint64) * np.uint64(0xD6E8FEB86659FD93)
         self._signatures = np.empty((1024, NUM_HASHES), dtype=np.uint8)
         self._scopes = np.empty(1024, dtype=np.uint64)
-        # Hashes of both ends, and whether the text is long.
+        # Hashes of both ends, and a flag for long texts.
         self._ends = np.empty((1024, 2 * END_HASHES + 1 if compare_ends else 0), dtype=np.uint8)
         self._tables = np.full((self._num_bands, 2048), EMPTY)  # row numbers, open addressing
         self._size = 0
@@ -115,12 +116,12 @@ class NearDuplicateIndex:
         return self.find(text) is not None
 
     def find(self, text: str) -> int | None:
-        """The number, in the order of their adding, of an earlier text that is nearly the same."""
+        """The number of an earlier text that is nearly the same, in the order of adding; `None` if there is none."""
         row = int(self._find(*_sign([text], None), self._sign_ends([text]))[0])
         return None if row < 0 else row
 
     def add(self, text: str) -> int:
-        """Adds a text, whether or not there is one like it, and returns its number."""
+        """Adds a text, even if one is nearly the same, and returns its number."""
         self._append(*_sign([text], None), self._sign_ends([text]))
         return self._size - 1
 
@@ -133,15 +134,15 @@ class NearDuplicateIndex:
         """Finds the texts that are nearly the same as an earlier one, and adds the others.
 
         Args:
-            texts (`Sequence[str]`): Some hundreds at a time: all pairs of them are compared.
+            texts (`Sequence[str]`): Some hundreds of texts, because all pairs of them are compared.
             scopes (`Sequence[int]`, *optional*):
-                64-bit numbers; only texts of the same scope can be duplicates of each other.
-            admit (`Callable`):
-                Called with the position of each text that is no duplicate, in order. A text for which it returns
-                `False` is not added.
+                64-bit numbers. Only texts of the same scope can be duplicates of each other; by default all have one.
+            admit (`Callable`, *optional*):
+                Function called with the position of each text that is no duplicate, in order. A text for which it
+                returns `False` is not added; by default all are.
 
         Returns:
-            `np.ndarray` of bool, one for each text.
+            `np.ndarray` of bool, `(N,)`: whether each text is a duplicate.
         """
         signatures, keys = _sign(texts, scopes)
         ends = self._sign_ends(texts)
@@ -201,7 +202,7 @@ class NearDuplicateIndex:
     def _append(self, signatures: Array, scopes: Array, ends: Array) -> None:
         start, self._size = self._size, self._size + len(signatures)
         if self._size > len(self._signatures):
-            # Grown in place by a quarter where the system allows: doubling would hold both copies.
+            # Grown in place by a quarter if the system allows it: doubling would keep both copies in memory.
             capacity = max(self._size, len(self._signatures) * 5 // 4)
             self._signatures.resize((capacity, NUM_HASHES), refcheck=False)
             self._scopes.resize(capacity, refcheck=False)
@@ -224,14 +225,14 @@ class NearDuplicateIndex:
         for _ in range(MAX_STEPS):
             is_free = self._tables[numbers, slots] == EMPTY
             self._tables[numbers[is_free], slots[is_free]] = rows[is_free]
-            is_left = self._tables[numbers, slots] != rows  # also where two rows wanted the same free place
+            is_left = self._tables[numbers, slots] != rows  # also if two rows wanted the same free place
             numbers, slots, rows = numbers[is_left], slots[is_left], rows[is_left]
             if not len(rows):
                 break
             slots = (slots + 1) & (self._tables.shape[1] - 1)
 
     def _place(self, bands: Array, scopes: Array) -> Array:
-        """Where to begin in the table of each band: (N, num_bands), (N,) -> (N, num_bands)."""
+        """The place in the table of each band where a search begins: (N, num_bands), (N,) -> (N, num_bands)."""
         keys = bands.astype(np.uint64) ^ scopes[:, None] ^ self._salts
         keys ^= keys >> np.uint64(32)
         keys *= MULTIPLIER
@@ -248,7 +249,7 @@ def _compare(first: Array, second: Array) -> Array:
 
 def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Array]:
     """Low bytes of the signatures, (N, H), and the scopes, (N,)."""
-    # The end of a text is padded, so that short ones have windows too and none reaches into the next text.
+    # The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
     padding = "\0" * (WINDOW - 1)
     joined = "".join(text + padding for text in texts).encode("utf-32-le", "surrogatepass")
     characters = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Which texts cannot stand for what a user asks, each with the reason."""
+"""Finds texts that cannot pass for a user's, each with the reason."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from spec_kd.prompts.languages import detect_language
 
 NGRAM = 4
 MIN_NGRAMS = 8
-# Words, and characters of scripts that have no spaces between words.
+# Words, and the characters of scripts without spaces between words.
 UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
-# What an assistant says and a user does not. Kept narrow: of 35,000 turns of real users they take 11.
+# Phrases of an assistant, not of a user. They are narrow: 11 of 35,000 turns of real users match.
 REFUSALS = (
     r"^(i['’]?m |i am )?(so |very |really )?sorry,? (but )?(i|as an ai)\b.{0,30}\b(can['’]?t|cannot|unable|not able)",
     r"^i (can['’]?t|cannot|can not|won['’]?t|am unable to|am not able to) (assist|help|comply|provide|create|do that)",
@@ -62,15 +62,15 @@ class TextFilter:
             raise ValueError(f"`languages` must be a list of codes such as ['en', 'zh'], got {self.languages!r}.")
 
     def find_fault(self, text: str, num_tokens: int) -> str | None:
-        """Why a text is no good, or `None`.
+        """The reason why a text cannot pass for a user's.
 
         Args:
-            text (`str`): Without white space at its ends.
-            num_tokens (`int`): Its length in tokens.
+            text (`str`): Text without white space at its ends.
+            num_tokens (`int`): Length of the text in tokens.
 
         Returns:
-            `"empty"`, `"broken_characters"` (bytes that are no UTF-8), `"too_short"`, `"too_long"`, `"refusal"`,
-            `"assistant_like"`, `"repetitive"`, `"language"` or `None`.
+            `str` or `None`: `"empty"`, `"broken_characters"` (bytes that are no UTF-8), `"too_short"`, `"too_long"`,
+            `"refusal"`, `"assistant_like"`, `"repetitive"` or `"language"`; `None` for a text that passes.
         """
         if not text:
             return "empty"
@@ -92,10 +92,10 @@ class TextFilter:
 
 
 def measure_repetition(text: str) -> float:
-    """The share of n-grams of 4 words (or Chinese and Japanese characters) that the text had before.
+    """The share of n-grams of 4 words (or Chinese and Japanese characters) that repeat an earlier one of the text.
 
-    `1 - distinct n-grams / n-grams`, the seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319) on words; 0.0 for texts
-    with fewer than 8 of them.
+    It is `1 - distinct n-grams / n-grams`, the seq-rep-4 of Welleck et al. 2019 (arXiv 1908.04319) on words, and 0.0
+    for texts with fewer than 8 n-grams.
     """
     units = UNITS.findall(text.casefold())
     ngrams = list(zip(*(units[start:] for start in range(NGRAM)), strict=False))
@@ -103,10 +103,10 @@ def measure_repetition(text: str) -> float:
 
 
 def list_user_texts(prompt: str | Sequence[Mapping[str, object]]) -> list[str]:
-    """What the user says in a prompt, turn by turn and normalized, for comparisons; of a text the text.
+    """The user's turns of a prompt, each normalized by [`normalize_text`]; a prompt that is text is one turn.
 
     Args:
-        prompt (`str` or `list` of messages): As in the `prompt` column of a dataset.
+        prompt (`str` or `list[dict]`): Value of the `prompt` column of a dataset.
     """
     turns = [prompt] if isinstance(prompt, str) else [[m] for m in prompt if m["role"] == "user"]
     return [normalize_text(turn) for turn in turns]

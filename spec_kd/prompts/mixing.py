@@ -1,4 +1,4 @@
-"""One prompt set made of several: how much of each, in which order, and a report of what it became."""
+"""Mixes several prompt sets into one, by weights and in an order, with a report."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -60,15 +60,15 @@ class MixOptions:
 
 @dataclass(frozen=True)
 class MixedPart:
-    """How much of one part is in a mix.
+    """The share of one part in a mix.
 
     Args:
-        name (`str`): As it was given.
-        available (`int`): Rows that the part has.
-        rows (`int`): Rows in the mix.
-        repeated (`int`): Those of them that are there a second time or more often.
-        share_asked (`float`): Of its weight in the sum of the weights.
-        share (`float`): Of its rows in the mix.
+        name (`str`): Name of the part.
+        available (`int`): Number of rows of the part.
+        rows (`int`): Number of its rows in the mix.
+        repeated (`int`): Number of rows in the mix that repeat another one of the part.
+        share_asked (`float`): Share of its weight in the sum of the weights.
+        share (`float`): Share of its rows in the mix.
     """
 
     name: str
@@ -81,13 +81,13 @@ class MixedPart:
 
 @dataclass(frozen=True)
 class MixReport:
-    """How much of each part a mix holds.
+    """The shares of all parts in a mix.
 
     Args:
-        num_prompts (`int`): Rows of the mix.
-        order (`str`): `"shuffled"`, `"curriculum"`, a column's name or a function's.
-        seed (`int`): Of the choice of rows and of the order.
-        parts (`tuple[MixedPart, ...]`): In the order given.
+        num_prompts (`int`): Number of rows of the mix.
+        order (`str`): `"shuffled"`, `"curriculum"`, or the name of a column or a function.
+        seed (`int`): Seed of the choice of rows and of the order.
+        parts (`tuple[MixedPart, ...]`): The parts, in the order given.
     """
 
     num_prompts: int
@@ -96,7 +96,7 @@ class MixReport:
     parts: tuple[MixedPart, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """The report as JSON."""
+        """The report as JSON values."""
         return {**asdict(self), "parts": [asdict(part) for part in self.parts]}
 
     def to_markdown(self) -> str:
@@ -112,11 +112,11 @@ class MixReport:
 
 @dataclass(frozen=True)
 class MixedPrompts:
-    """A mix and the report of it.
+    """A mix and its report.
 
     Args:
-        dataset (`Dataset`): The rows.
-        report (`MixReport`): How much of each part.
+        dataset (`Dataset`): Rows of the mix.
+        report (`MixReport`): Shares of the parts.
     """
 
     dataset: Dataset
@@ -126,21 +126,21 @@ class MixedPrompts:
 def mix_prompts(datasets: Mapping[str, Dataset], options: MixOptions | None = None, **given: Argument) -> MixedPrompts:
     """Mixes prompt sets, such as those of the three scenarios.
 
-    The rows of a part are chosen at random. Columns that only some parts have are `None` in the rows of the others;
-    columns that differ in shape are unified without loss (see [`unify_columns`]).
+    The rows of a part are chosen at random. Columns that only some parts have are `None` in the rows of the others.
+    Columns that differ in shape are unified without loss (see [`unify_columns`]).
 
     Args:
-        datasets (`Mapping[str, Dataset]`): The parts by name.
+        datasets (`Mapping[str, Dataset]`): The parts, by name.
         options (`MixOptions`, *optional*): Options of the mix; the defaults of [`MixOptions`] by default.
         given: The fields of [`MixOptions`] as keywords.
 
     Returns:
-        `MixedPrompts` with `dataset` and `report`.
+        `MixedPrompts`: `dataset` and `report`.
 
     Raises:
-        `ValueError`: No rows at all; a part without `prompt`; weights that are negative, all 0, of unknown parts or
-            missing for a part; an empty part with a weight; `num_prompts` below 1; an unknown order; a column of types
-            that do not fit together.
+        ValueError: There are no rows; a part has no column `prompt`; weights are negative, all 0, of unknown parts or
+            missing for a part; an empty part has a weight; an option is out of its range; the order is unknown; a
+            column has types that do not fit together.
     """
     if not isinstance(datasets, Mapping):
         raise ValueError(f"`datasets` must be prompt sets by name, got a {type(datasets).__name__}.")
@@ -191,7 +191,7 @@ def _check_order(order: Order, datasets: Mapping[str, Dataset]) -> None:
 
 
 def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, Fraction]:
-    """The share asked of each part, exact, so that 0.1 of 10 rows is one row."""
+    """The share of each part by its weight; exact, so that 0.1 of 10 rows is one row."""
     if weights is None:
         weights = sizes
     if set(weights) != set(sizes):
@@ -209,13 +209,13 @@ def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | Non
 
 
 def _count_rows(sizes: Mapping[str, int], shares: Mapping[str, Fraction], num_prompts: int | None) -> dict[str, int]:
-    """Rows of each part that sum to `num_prompts`, by the largest remainders."""
+    """Number of rows of each part, which sum to `num_prompts`, by the largest remainders."""
     if num_prompts is None:
         num_prompts = min(int(sizes[name] / share) for name, share in shares.items() if share)
     if num_prompts < 1:
         raise ValueError(
-            f"The mix would have {num_prompts} rows. Ask for `num_prompts` of 1 or more, or bring the weights closer "
-            f"to the rows that there are: {dict(sizes)}."
+            f"The mix would have {num_prompts} rows. Give `num_prompts` of 1 or more, or weights closer to the numbers "
+            f"of rows: {dict(sizes)}."
         )
     wanted = {name: share * num_prompts for name, share in shares.items()}
     counts = {name: int(number) for name, number in wanted.items()}
@@ -226,7 +226,7 @@ def _count_rows(sizes: Mapping[str, int], shares: Mapping[str, Fraction], num_pr
 
 
 def _choose_rows(name: str, size: int, count: int, seed: int) -> Array:
-    """Indices of `count` rows, none taken again before all others were."""
+    """Indices of `count` rows; a row is repeated only when all rows were taken equally often."""
     rng = np.random.default_rng([seed, *name.encode()])
     passes = [rng.permutation(size) for _ in range(-(-count // size))]
     return np.concatenate(passes)[:count]

@@ -1,4 +1,4 @@
-"""Questions made of the columns of a row by `str.format`, without ever writing what no user would write."""
+"""Makes questions from the columns of a row by `str.format`, and only from text and numbers."""
 
 import re
 import string
@@ -7,10 +7,10 @@ from spec_kd.open_types import JsonValue, Record
 
 
 class _RowFormatter(string.Formatter):
-    """`str.format` for text and numbers alone: of other values it would write how Python shows them."""
+    """`str.format` for text and numbers only: other values would look like Python code, which no user writes."""
 
     def format_field(self, value: JsonValue, format_spec: str) -> str:
-        if value is None or value != value:  # NaN is how tables say that a number is missing
+        if value is None or value != value:  # a missing number in a table is NaN
             raise ValueError("a place is empty")
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ValueError(f"a place holds {value!r:.60}, which is neither text nor a number")
@@ -21,10 +21,10 @@ def find_fields(template: str) -> list[str]:
     """Names of the columns that a template reads.
 
     Args:
-        template (`str`): For `str.format`, such as `"{question} {options[0]}"`.
+        template (`str`): Template of `str.format`, such as `"{question} {options[0]}"`.
 
     Raises:
-        `ValueError`: Braces that do not fit, a place without a column's name, no place at all.
+        ValueError: The braces do not match, a place has no column's name, or there is no place.
     """
     names = []
     try:
@@ -49,14 +49,14 @@ def find_fields(template: str) -> list[str]:
 
 
 def fill_template(template: str, row: Record) -> str:
-    """The question of a row.
+    """The question that a template makes from a row.
 
     Args:
-        template (`str`): Of [`find_fields`].
+        template (`str`): Template that [`find_fields`] accepts.
         row (`dict`): Values by column.
 
     Raises:
-        `ValueError`: A cell that is empty, is not there, is neither text nor a number, or does not fit its format.
+        ValueError: A cell is empty, is missing, is neither text nor a number, or does not fit its format.
     """
     empty = [name for name in find_fields(template) if row.get(name) is None]
     if empty:

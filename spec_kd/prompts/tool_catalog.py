@@ -1,4 +1,4 @@
-"""Tool schemas to draw from, so that synthetic queries are about tools that exist."""
+"""Reads and checks tool schemas: catalogs for synthetic queries, and the tools of logs and datasets."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 Tool = dict[str, object]
-SEPARATORS = re.compile(r"[\s,]*")  # between schemas that are written one after the other
+SEPARATORS = re.compile(r"[\s,]*")  # between schemas that stand one after the other
 
 
 def load_tool_catalog(source: str | Path | Sequence[Mapping[str, object]]) -> list[Tool]:
@@ -16,16 +16,16 @@ def load_tool_catalog(source: str | Path | Sequence[Mapping[str, object]]) -> li
 
     Args:
         source (`str`, `Path` or `list[dict]`):
-            Schemas, or a file with a list of them: YAML (`.yaml`, `.yml`), JSON, or one schema a line (`.jsonl`). A
-            schema is OpenAI's (`{"type": "function", "function": {"name": ...}}`) or its inner part alone.
+            Schemas, or a file with a list of them: YAML (`.yaml`, `.yml`), JSON, or one schema per line (`.jsonl`). A
+            schema is OpenAI's (`{"type": "function", "function": {"name": ...}}`) or only its inner part.
 
     Returns:
-        `list[dict]`: The schemas as they came.
+        `list[dict]`: The schemas, unchanged.
 
     Raises:
-        `FileNotFoundError`: There is no such file.
-        `ValueError`: A file of another kind or that cannot be read, no tool at all, a schema without a name, two tools
-            of the same name.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is of another kind or cannot be read, there is no tool, a schema has no name, or two tools
+            have the same name.
     """
     tools = _read(Path(source)) if isinstance(source, str | Path) else source
     where = f"`{source}`" if isinstance(source, str | Path) else "The tool catalog"
@@ -33,19 +33,19 @@ def load_tool_catalog(source: str | Path | Sequence[Mapping[str, object]]) -> li
 
 
 def check_tools(tools: object, where: str = "`tools`", *, unique_names: bool = True) -> list[Tool]:
-    """The schemas, if they are such that a chat template prints them as tools.
+    """Checks that a chat template can print schemas as tools, and returns them.
 
     Args:
-        tools (`list[dict]`): Schemas, OpenAI's or their inner part alone.
-        where (`str`, *optional*, defaults to ``"`tools`"``): What the error calls them.
-        unique_names (`bool`, *optional*, defaults to `True`): Whether two tools of one name are refused.
+        tools (`list[dict]`): Schemas, OpenAI's or only their inner part.
+        where (`str`, *optional*, defaults to ``"`tools`"``): Name of the schemas in the error.
+        unique_names (`bool`, *optional*, defaults to `True`): Whether two tools with the same name are refused.
 
     Returns:
-        `list[dict]`: The schemas as they came.
+        `list[dict]`: The schemas, unchanged.
 
     Raises:
-        `ValueError`: No list, an empty one, a schema without a name or with parameters or a description of another
-            type, two tools of the same name.
+        ValueError: The value is no list or an empty one, a schema has no name or has parameters or a description of
+            another type, or two tools have the same name.
     """
     if not isinstance(tools, Sequence) or isinstance(tools, str | bytes) or not tools:
         raise ValueError(f"{where} must be a list of at least one tool schema, got {tools!r:.80}.")
@@ -68,19 +68,19 @@ def check_tools(tools: object, where: str = "`tools`", *, unique_names: bool = T
 
 
 def read_tools(value: object, where: str = "`tools`") -> list[Tool] | None:
-    """Tools as a log or a column has them.
+    """Reads tools from a log or a column.
 
     Args:
         value (`list[dict]`, `dict`, `str` or `None`):
-            Schemas, one schema, or JSON text of them, also one schema after the other. A name may be there twice, as
-            servers allow it.
-        where (`str`, *optional*, defaults to ``"`tools`"``): What the error calls them.
+            Schemas, one schema, or JSON text of them, also one schema after the other. Two tools may have the same
+            name, as servers allow it.
+        where (`str`, *optional*, defaults to ``"`tools`"``): Name of the value in the error.
 
     Returns:
-        `list[dict]` or `None`: The schemas; `None` where there are none.
+        `list[dict]` or `None`: The schemas; `None` if there are none.
 
     Raises:
-        `ValueError`: Text that is not JSON, and all that [`check_tools`] refuses.
+        ValueError: A text is not JSON, or [`check_tools`] refuses the schemas.
     """
     if isinstance(value, str):
         value = _decode_all(value, where)
@@ -92,7 +92,7 @@ def read_tools(value: object, where: str = "`tools`") -> list[Tool] | None:
 
 
 def _decode_all(text: str, where: str) -> list[object]:
-    """The JSON values of a text, one after the other."""
+    """The JSON values in a text, which stand one after the other."""
     decoder, values, position = json.JSONDecoder(), [], _skip_separators(text, 0)
     while position < len(text):
         try:
@@ -111,7 +111,7 @@ def _skip_separators(text: str, position: int) -> int:
 
 
 def dump_tools(tools: Sequence[Tool]) -> str:
-    """The schemas as JSON text, as the `tools` column of a prompt dataset has them."""
+    """The schemas as JSON text, the form of the `tools` column of a prompt set."""
     return json.dumps(tools, ensure_ascii=False)
 
 

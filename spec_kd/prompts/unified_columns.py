@@ -1,4 +1,4 @@
-"""Datasets whose columns have different shapes, brought to the same shape without losing anything."""
+"""Gives the columns of several datasets the same types, without loss."""
 
 import json
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ JSON_ITEMS = List(Json())  # messages of which each keeps the keys and the types
 
 
 def unify_columns(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Casts columns of the same name to a type that holds them all; rows and columns stay as they are.
+    """Casts columns of the same name to a type that fits all of them; values are not changed.
 
-    `tools` become JSON text, as in every prompt dataset. Messages whose keys differ become JSON items, which keep the
-    keys that each has, `None` among them. Numbers get the wider type.
+    `tools` become JSON text, as in every prompt set. Messages with different keys become JSON items, each of which
+    keeps its own keys, also those that are `None`. Numbers get the wider type.
 
     Args:
-        datasets (`Mapping[str, Dataset]`): By name.
+        datasets (`Mapping[str, Dataset]`): Datasets by name.
 
     Returns:
-        `dict[str, Dataset]`: Ready for `concatenate_datasets`. A dataset that fits is the same object.
+        `dict[str, Dataset]`: Datasets for `concatenate_datasets`. A dataset that fits already is the same object.
 
     Raises:
-        `ValueError`: Names a column that is, for example, text in one dataset and messages in another.
+        ValueError: A column is, for example, text in one dataset and messages in another; names the column.
     """
     datasets = {name: _write_tools_as_text(dataset) for name, dataset in datasets.items()}
     columns = dict.fromkeys(column for dataset in datasets.values() for column in dataset.column_names)
@@ -53,8 +53,8 @@ def _unify_features(column: str, features: Mapping[str, Feature]) -> Feature:
     except pa.ArrowTypeError as error:
         found = "; ".join(f"in `{name}`: {feature}" for name, feature in features.items())
         raise ValueError(
-            f"The column `{column}` has types that no common one holds ({found}). Bring it to one type with "
-            f"`dataset.map` or `dataset.cast_column`, or leave it out with `dataset.remove_columns({column!r})`."
+            f"The column `{column}` has types without a common one ({found}). Cast it with `dataset.map` or "
+            f"`dataset.cast_column`, or leave it out with `dataset.remove_columns({column!r})`."
         ) from error
 
 
@@ -74,7 +74,7 @@ def _write_tools_as_text(dataset: Dataset) -> Dataset:
 def _write_as_json(dataset: Dataset, column: str, feature: Feature) -> Dataset:
     """Turns the values of a column, or with a `List` feature the items of its values, into JSON text.
 
-    Casting to `Json` directly would encode a second time what is JSON inside of the values.
+    Casting to `Json` directly would encode JSON inside the values a second time.
     """
 
     def write(value: JsonValue) -> JsonValue:

@@ -48,6 +48,11 @@ def read_record(record: JsonValue, format: str | Callable[[JsonValue], JsonValue
         record, format = format(record), "auto"
         if record is None:
             return None
+    return read_form(record, format)
+
+
+def read_form(record: JsonValue, format: str = "auto") -> LoggedCall:
+    """Reads one record in a form of [`FORMATS`], as [`read_record`] does."""
     if isinstance(record, Mapping) and not isinstance(record, dict):
         record = dict(record)
     call = FORMATS[format](record)

@@ -2,15 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import jinja2
 from datasets import Json
 
-from spec_kd.open_types import JsonObject
 from spec_kd.prompts.deduplication import BATCH_SIZE, NearDuplicateIndex, normalize_text
 from spec_kd.prompts.logs.logged_call import LoggedCall
 from spec_kd.prompts.logs.messages import Message
@@ -103,20 +102,15 @@ class PromptFilter:
 
     def __init__(self, options: LogOptions, processing_class: "ProcessingClass | None" = None):
         self.dropped: Counter[str] = Counter()
-        self._render: Callable[[JsonObject], int] | None = None
-        if processing_class is not None:
-            from spec_kd.data.prompt_rendering import render_prompt_ids  # imports torch, which is not needed otherwise
-
-            self._render = lambda row: len(next(render_prompt_ids([row], processing_class)))
+        self._processing_class = processing_class
         self._min_tokens, self._max_tokens = options.min_tokens or 0, options.max_tokens or float("inf")
         limits = {"user": options.max_per_user, "day": options.max_per_day}
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
-        self._counts: dict[str, Counter[object]] = {name: Counter() for name in limits}
+        self._counts: Counter[tuple[str, object]] = Counter()
         self._seen: set[int] = set()
-        self._index = self._contexts = None
-        if options.near_duplicate_threshold is not None:
-            self._index = NearDuplicateIndex(options.near_duplicate_threshold, compare_ends=True)
-            self._contexts = NearDuplicateIndex(options.near_duplicate_threshold)
+        threshold = options.near_duplicate_threshold
+        self._index = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
+        self._contexts = NearDuplicateIndex(threshold or 1.0)
         self._context_numbers: dict[int, int] = {}
         self._waiting: list[LoggedPrompt] = []
 
@@ -126,13 +120,9 @@ class PromptFilter:
         Raises:
             ValueError: The chat template refuses the prompt, or the user or time that a limit needs is missing.
         """
-        call = prompt.call
-        if "user" in self._limits and call.user is None:
-            raise ValueError("no user, which `max_per_user` needs")
-        if "day" in self._limits and call.timestamp is None:
-            raise ValueError("no timestamp that is understood, which `max_per_day` needs")
+        self._list_limited(prompt.call)
         identity = hash_text("\n".join([*prompt.messages, prompt.tools or ""]))
-        num_tokens = None if identity in self._seen else self._count_tokens(call)
+        num_tokens = None if identity in self._seen else self._count_tokens(prompt.call)
         if identity in self._seen:
             self.dropped["exact_duplicate"] += 1
         elif num_tokens is not None and num_tokens < self._min_tokens:
@@ -166,24 +156,34 @@ class PromptFilter:
         yield from kept
 
     def _admit(self, call: LoggedCall) -> bool:
-        keys: dict[str, object] = {}
-        if "user" in self._limits:
-            keys["user"] = call.user
-        if "day" in self._limits and call.timestamp is not None:
-            keys["day"] = datetime.fromtimestamp(call.timestamp, UTC).date()
-        for name, key in keys.items():
-            if self._counts[name][key] >= self._limits[name]:
+        limited = self._list_limited(call)
+        for name, key in limited:
+            if self._counts[name, key] >= self._limits[name]:
                 self.dropped[f"over_{name}_limit"] += 1
                 return False
-        for name, key in keys.items():
-            self._counts[name][key] += 1
+        self._counts.update(limited)
         return True
 
+    def _list_limited(self, call: LoggedCall) -> list[tuple[str, object]]:
+        """User and day of a call, as far as they are limited; raises `ValueError` if the log lacks one."""
+        limited: list[tuple[str, object]] = []
+        if "user" in self._limits:
+            if call.user is None:
+                raise ValueError("no user, which `max_per_user` needs")
+            limited.append(("user", call.user))
+        if "day" in self._limits:
+            if call.timestamp is None:
+                raise ValueError("no timestamp that is understood, which `max_per_day` needs")
+            limited.append(("day", datetime.fromtimestamp(call.timestamp, UTC).date()))
+        return limited
+
     def _count_tokens(self, call: LoggedCall) -> int | None:
-        if self._render is None:
+        if self._processing_class is None:
             return None
+        from spec_kd.data.prompt_rendering import render_prompt_ids  # imports torch, which is not needed otherwise
+
         try:
-            return self._render({"prompt": call.prompt, "tools": call.tools})
+            return len(next(render_prompt_ids([{"prompt": call.prompt, "tools": call.tools}], self._processing_class)))
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses the prompt ({error})") from error
 
@@ -195,9 +195,8 @@ class PromptFilter:
         identity = hash_text(context)
         if identity not in self._context_numbers:
             context = normalize_text(context)
-            contexts = cast(NearDuplicateIndex, self._contexts)
-            number = contexts.find(context)
-            self._context_numbers[identity] = contexts.add(context) if number is None else number
+            number = self._contexts.find(context)
+            self._context_numbers[identity] = self._contexts.add(context) if number is None else number
         return self._context_numbers[identity] << 16 | min(num_turns, 2**16 - 1)
 
 
@@ -212,5 +211,5 @@ def number_conversation(call: LoggedCall) -> int:
     return hash_text("opening\0" + normalize_text(_find_opening(call.prompt)))
 
 
-def _find_opening(messages: Sequence[JsonObject]) -> str:
+def _find_opening(messages: Sequence[Message]) -> str:
     return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])

@@ -82,20 +82,22 @@ class PromptStore:
                     "`output_dir`, or move the file away."
                 )
 
-    def open_finished(self, fingerprint: JsonObject) -> tuple[Dataset, Dataset, JsonObject] | None:
-        """Train, test and report, if the folder has the result of this fingerprint; otherwise `None`."""
+    def read_finished(self, fingerprint: JsonObject) -> JsonObject | None:
+        """The report, if the folder has the complete result of this fingerprint; otherwise `None`."""
         manifest = self._read_manifest()
         if manifest is None or manifest["fingerprint"] != fingerprint:
             return None
         paths = [self.output_dir / name for name in SPLIT_FILES]
         if any(find_own_sum(path).exists() and not is_intact(path, find_own_sum(path)) for path in paths):
-            logger.warning(
-                "The prompts in `%s` have changed since they were written: the logs are read again.", self.output_dir
-            )
+            logger.warning("The prompts in `%s` are not as they were written; they are read again.", self.output_dir)
             return None
         shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed between its last two steps
-        train, test = (Dataset.from_file(str(path)) for path in paths)
-        return train, test, manifest["report"]
+        return manifest["report"]
+
+    def open_splits(self) -> tuple[Dataset, Dataset]:
+        """The prompts for training and for testing, memory-mapped."""
+        train, test = (Dataset.from_file(str(self.output_dir / name)) for name in SPLIT_FILES)
+        return train, test
 
     def _read_manifest(self) -> JsonObject | None:
         try:

@@ -4,14 +4,14 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from spec_kd.checks import read_path
-from spec_kd.open_types import Argument, JsonObject
+from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
 from spec_kd.prompts.logs.files import Paths, find_files
 from spec_kd.prompts.logs.log_reader import LogReader
@@ -99,8 +99,8 @@ def load_query_logs(
         "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
         "processing_class": None if processing_class is None else _describe_processing_class(processing_class),
     }
-    if (finished := _open(store, fingerprint)) is not None:
-        return finished
+    if (finished := store.read_finished(fingerprint)) is not None:
+        return QueryLogs(*store.open_splits(), QueryLogsReport.from_dict(finished))
     reader = LogReader(files, options, processing_class, show_progress)
     store.write(reader.read_prompts(store.batches_path))
     if not len(store.timestamps):
@@ -128,15 +128,7 @@ def load_query_logs(
     for warning in report.list_warnings():
         logger.warning(warning)
     store.finish(fingerprint, report.to_dict())
-    return cast(QueryLogs, _open(store, fingerprint))
-
-
-def _open(store: PromptStore, fingerprint: JsonObject) -> QueryLogs | None:
-    finished = store.open_finished(fingerprint)
-    if finished is None:
-        return None
-    train, test, report = finished
-    return QueryLogs(train, test, QueryLogsReport.from_dict(report))
+    return QueryLogs(*store.open_splits(), report)
 
 
 def _describe_processing_class(processing_class: "ProcessingClass") -> list[str]:

@@ -11,11 +11,11 @@ import jinja2
 from spec_kd.open_types import JsonValue
 from spec_kd.prompts.logs.tracing import LeftOutError
 
-# `--enable-log-requests`: "Received request chatcmpl-1: prompt: '...', params: ..." until vLLM 0.11, then at the level
-# DEBUG "Request chatcmpl-1 details: prompt: '...', prompt_token_ids: ..." (vllm/entrypoints/logger.py).
 if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
 
+# `--enable-log-requests`: "Received request chatcmpl-1: prompt: '...', params: ..." until vLLM 0.11, then at the level
+# DEBUG "Request chatcmpl-1 details: prompt: '...', prompt_token_ids: ..." (vllm/entrypoints/logger.py).
 LINE = re.compile(
     r"""(?:Received request \S+|Request \S+ details): prompt: ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"), """
     r"(?:params|prompt_token_ids): "
@@ -68,10 +68,6 @@ class VLLMLogReader:
             if WITH_PROMPT.search(record):
                 raise ValueError("the line of a request in vLLM's log was cut")
             return None
-        if self._processing_class is None:
-            raise ValueError(
-                "vLLM logs rendered prompts: give the target's `processing_class` to read messages in them"
-            )
         text = ast.literal_eval(found[1])
         for has_system in (True, False):
             messages = self._cut(text, has_system)
@@ -88,17 +84,17 @@ class VLLMLogReader:
         start, *between, end = found
         if not all([*between, end]) or not (text.startswith(start) and text.endswith(end)):
             return None
-        between_ends = text[len(start) : len(text) - len(end)]
+        rest = text[len(start) : len(text) - len(end)]
         messages = []
         if has_system:
-            system, _, between_ends = between_ends.partition(between.pop(0))
+            system, _, rest = rest.partition(between.pop(0))
             messages.append({"role": "system", "content": system})
-        rest: str | None = between_ends
         role, marks = "user", dict(zip(("user", "assistant"), between, strict=True))
-        while rest is not None:
-            content, mark, following = rest.partition(marks[role])
+        mark = marks[role]
+        while mark:
+            content, mark, rest = rest.partition(marks[role])
             messages.append({"role": role, "content": content})
-            role, rest = ("assistant" if role == "user" else "user"), (following if mark else None)
+            role = "assistant" if role == "user" else "user"
         return messages
 
     def _find_marks(self, roles: Sequence[str]) -> list[str] | None:
@@ -130,9 +126,13 @@ class VLLMLogReader:
         tokenizer = getattr(self._processing_class, "tokenizer", self._processing_class)
         return list(getattr(tokenizer, "all_special_tokens", ()))
 
-    def _render(self, messages: JsonValue) -> str | None:
-        processing_class = cast("ProcessingClass", self._processing_class)
+    def _render(self, messages: list[dict[str, str]]) -> str | None:
+        if self._processing_class is None:
+            raise ValueError(
+                "vLLM logs rendered prompts: give the target's `processing_class` to read messages in them"
+            )
         try:
-            return cast(str, processing_class.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            text = self._processing_class.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except jinja2.TemplateError:
             return None
+        return cast(str, text)

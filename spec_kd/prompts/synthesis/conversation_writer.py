@@ -1,6 +1,6 @@
 """Lets the target write both sides of conversations, turn by turn, many conversations at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -17,20 +17,20 @@ from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SEED_BITS = 31
-BATCHES_PER_SHARD = 8  # what a kill can cost, where the engine has batches
+BATCHES_PER_SHARD = 8  # what is lost when a run is killed, if the engine has batches
 
 
 class ConversationWriter:
-    """Writes conversations to their end, or until one is found to be no good.
+    """Writes conversations to their end, or until they have a fault.
 
     Args:
-        engine (`Engine`): Runs the target.
+        engine (`Engine`): Engine that runs the target.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
-        options (`SynthesisOptions`): Of the synthesis.
-        text_filter (`TextFilter`): What a user's turn must be.
+        options (`SynthesisOptions`): Options of the synthesis.
+        text_filter (`TextFilter`): Conditions that a user's turn must meet.
         test_texts (`NearDuplicateIndex`): Normalized user turns that must not be written again.
-        batch_size (`int`, *optional*): Prompts handed to the engine at a time; all of a round by default.
-        folder (`Path`, *optional*): Where the engine's work is kept.
+        batch_size (`int`, *optional*): Number of prompts handed to the engine at a time; `None` for all of a round.
+        folder (`Path`, *optional*): Folder of the engine's work; `None` to keep none.
     """
 
     def __init__(
@@ -55,7 +55,12 @@ class ConversationWriter:
         self._turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
 
     def write(self, conversations: Sequence[Conversation], progress: RowProgress | None = None) -> None:
-        """Gives each conversation all its turns, or a fault; what the target writes is counted in a bar."""
+        """Writes all turns of the conversations, until each is complete or has a fault.
+
+        Args:
+            conversations (`Sequence[Conversation]`): Conversations of one round, which are changed.
+            progress (`RowProgress`, *optional*): Bar that counts the tokens; none by default.
+        """
         self._progress = progress or False
         name = f"{conversations[0].index:08d}-{len(conversations)}"
         active = list(conversations)
@@ -64,7 +69,7 @@ class ConversationWriter:
             active = [c for c in active if c.fault is None and not c.is_complete]
             if not active:
                 return
-            self._write_completions(active, f"{name}/answers-{turn}")
+            self._write_completions(active, f"{name}/answers-{turn}")  # so named in the folders of earlier runs
             active = [c for c in active if c.fault is None]
             if not active:
                 return
@@ -77,38 +82,29 @@ class ConversationWriter:
             sampling = SamplingOptions(
                 self._options.max_new_tokens, temperature, top_p=top_p, seed=self._derive_seed(f"{name}-{number}")
             )
-            for conversation, row in self._ask(group, [prompts[c.index] for c in group], sampling, f"{name}-{number}"):
-                text, fault = cut_user_text(
-                    row["completion_ids"], row["finish_reason"], self._turn_end, self._processing_class
-                )
+            pre_queries = [prompts[c.index] for c in group]
+            for conversation, ids, finish_reason in self._generate(group, pre_queries, sampling, f"{name}-{number}"):
+                text, fault = cut_user_text(ids, finish_reason, self._turn_end, self._processing_class)
                 conversation.fault = fault or self._find_fault(text)
                 conversation.turns.append({"role": "user", "content": text})
 
     def _write_completions(self, conversations: Sequence[Conversation], name: str) -> None:
-        rows = (
-            {
-                "prompt": c.prompt,
-                "tools": c.tools,
-                "chat_template_kwargs": self._options.chat_template_kwargs or {},
-            }
-            for c in conversations
-        )
+        variables = self._options.chat_template_kwargs or {}
+        rows = ({"prompt": c.prompt, "tools": c.tools, "chat_template_kwargs": variables} for c in conversations)
         prompts = list(render_prompt_ids(rows, self._processing_class))
         sampling = SamplingOptions(self._options.max_completion_tokens, temperature=0.0)
-        for conversation, row in self._ask(conversations, prompts, sampling, name):
-            text = self._tokenizer.decode(
-                row["completion_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            if row["finish_reason"] != "stop":
+        for conversation, ids, finish_reason in self._generate(conversations, prompts, sampling, name):
+            text = str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            if finish_reason != "stop":
                 conversation.fault = "unfinished_completion"
             elif not text.strip():
                 conversation.fault = "empty_completion"
             conversation.turns.append({"role": "assistant", "content": text})
 
-    def _ask(
+    def _generate(
         self, conversations: Sequence[Conversation], prompts: list[list[int]], sampling: SamplingOptions, name: str
-    ) -> Iterator[tuple[Conversation, dict[str, object]]]:
-        """What the target writes after each prompt that its engine takes; the other conversations get a fault."""
+    ) -> Iterator[tuple[Conversation, list[int], str]]:
+        """The target's completions of the prompts that its engine accepts; the other conversations get a fault."""
         pairs = []
         for conversation, ids in zip(conversations, prompts, strict=True):
             conversation.fault = self._find_prompt_fault(ids, sampling)
@@ -116,7 +112,7 @@ class ConversationWriter:
                 pairs.append((conversation, ids))
         if not pairs:
             return
-        answered: Iterable[dict[str, object]] = generate_responses(
+        responses = generate_responses(
             self._engine,
             Dataset.from_dict({"prompt_ids": [ids for _, ids in pairs], "position": list(range(len(pairs)))}),
             processing_class=self._processing_class,
@@ -132,11 +128,11 @@ class ConversationWriter:
             show_progress=self._progress,
         )
         for conversation, _ in pairs:
-            conversation.fault = "unmapped_tokens"
-        for row in answered.select_columns(["position", "completion_ids", "finish_reason"]):
+            conversation.fault = "unidentified_tokens"
+        for row in responses.select_columns(["position", "completion_ids", "finish_reason"]):
             conversation = pairs[row["position"]][0]
             conversation.fault = None
-            yield conversation, row
+            yield conversation, row["completion_ids"], row["finish_reason"]
 
     def _find_prompt_fault(self, prompt: list[int], sampling: SamplingOptions) -> str | None:
         try:

@@ -17,7 +17,7 @@ from spec_kd.sampling.options import check_truncation
 
 TOOLS_PLACEHOLDER = "{tools}"
 LISTS = ("system_prompts", "num_tools", "num_turns", "temperature", "top_p")
-# Another number of prompts continues the work of a folder, and the catalog counts by the tools in it.
+# A folder is continued with another number of queries, and a catalog is the same if its tools are.
 NOT_SETTINGS = {"num_queries", "max_asked", "tool_catalog"}
 
 Message = dict[str, object]
@@ -137,7 +137,7 @@ class SynthesisOptions:
         return sorted({self._get_sampling(index) for index in range(count)})
 
     def describe(self) -> JsonObject:
-        """What the conversations depend on, but for the tools, for the note in the folder of a run."""
+        """The options on which the conversations depend, without the tools; they are noted in the folder of a run."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
 
     def place_tools(self, system_prompt: str | None, tools: Sequence[Tool]) -> tuple[str | None, list[Tool]]:
@@ -196,7 +196,8 @@ class Conversation:
     def prompt(self) -> list[Message]:
         """The prompt of the next completion: the turns, after the system prompt where it is kept."""
         is_shown = self.system_prompt is not None and self.is_system_prompt_kept
-        return [*([{"role": "system", "content": self.system_prompt}] if is_shown else []), *self.turns]
+        system: list[Message] = [{"role": "system", "content": self.system_prompt}] if is_shown else []
+        return [*system, *self.turns]
 
     @property
     def is_complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""The yield of a synthesis: what was asked, what was kept, and why the rest was dropped."""
+"""The yield of a synthesis: how many conversations were begun and kept, and why the others were dropped."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -8,19 +8,20 @@ from spec_kd.prompts.synthesis.options import Conversation
 
 @dataclass(frozen=True)
 class SynthesisReport:
-    """How many conversations were asked for, and what became of them.
+    """Counts of conversations in a synthesis.
 
     Args:
-        num_queries (`int`): Wanted.
-        asked (`int`): Begun: `kept` + `surplus` + all `dropped`.
-        kept (`int`): In the dataset.
-        surplus (`int`): Good, but more than wanted.
-        dropped (`dict[str, int]`): By reason, most frequent first: those of [`TextFilter.find_fault`]; `"unfinished"`
-            (the turn did not end within `max_new_tokens`), `"special_tokens"`, `"test_overlap"`, `"near_duplicate"`,
-            `"unfinished_completion"`, `"empty_completion"`, `"context_full"`, `"not_text"` (a server takes no ids),
-            `"unmapped_tokens"` (a server did not say which).
-        by_sampling (`list[dict]`): For each temperature and top-p what was asked, and what was good.
-        rounds (`int`): How often the target was asked for more.
+        num_queries (`int`): Number of queries that were wanted.
+        asked (`int`): Number of conversations begun: `kept`, `surplus` and all `dropped`.
+        kept (`int`): Number of conversations in the dataset.
+        surplus (`int`): Number of good conversations beyond the wanted ones.
+        dropped (`dict[str, int]`): Number of dropped conversations by reason, the most frequent first: those of
+            [`TextFilter.find_fault`], `"unfinished"` (the turn did not end within `max_new_tokens`),
+            `"special_tokens"`, `"test_overlap"`, `"near_duplicate"`, `"unfinished_completion"`, `"empty_completion"`,
+            `"context_full"`, `"not_text"` (the prompt has no text, which a server needs), `"unidentified_tokens"` (a
+            server did not say which tokens it wrote).
+        by_sampling (`list[dict]`): For each temperature and top-p the number of conversations begun, and of good ones.
+        rounds (`int`): Number of rounds.
     """
 
     num_queries: int
@@ -33,39 +34,41 @@ class SynthesisReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there are as many as were wanted."""
+        """Whether as many queries are kept as were wanted."""
         return self.kept >= self.num_queries
 
     @property
     def share_good(self) -> float:
-        """The yield: which share of what was asked passed all filters."""
+        """The yield: the share of conversations begun that passed all filters."""
         return (self.kept + self.surplus) / self.asked
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON values."""
+        """The report as JSON values."""
         return {**asdict(self), "is_complete": self.is_complete, "share_good": self.share_good}
 
 
 class Tally:
-    """Counts conversations until the report is made.
+    """Counts conversations for the report.
 
     Args:
-        num_queries (`int`): How many are wanted.
+        num_queries (`int`): Number of queries that are wanted.
     """
 
     def __init__(self, num_queries: int):
         self._num_queries = num_queries
-        self._dropped, self._asked, self._good = Counter(), Counter(), Counter()
+        self._dropped: Counter[str] = Counter()
+        self._asked: Counter[tuple[float, float]] = Counter()
+        self._good: Counter[tuple[float, float]] = Counter()
         self.num_rounds = 0
 
     @property
     def num_asked(self) -> int:
-        """Conversations counted."""
+        """Number of conversations counted."""
         return self._asked.total()
 
     @property
     def num_good(self) -> int:
-        """Those without a fault."""
+        """Number of conversations without a fault."""
         return self._good.total()
 
     def add(self, conversation: Conversation) -> None:
@@ -78,7 +81,7 @@ class Tally:
             self._dropped[conversation.fault] += 1
 
     def build_report(self) -> SynthesisReport:
-        """The report on all that was counted."""
+        """The report on all conversations counted."""
         kept = min(self.num_good, self._num_queries)
         return SynthesisReport(
             num_queries=self._num_queries,

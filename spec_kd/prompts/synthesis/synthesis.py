@@ -1,4 +1,4 @@
-"""Scenario III: the target itself writes the queries (Magpie, Xu et al. 2024, arXiv 2406.08464)."""
+"""Scenario III: the target itself writes the prompts (Magpie, Xu et al. 2024, arXiv 2406.08464)."""
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
 from spec_kd.engines.base import Engine
+from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.files import replacing
 from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
@@ -35,7 +36,7 @@ from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import find_own_sum
 from spec_kd.vocabulary import ProcessingClass, fingerprint_tokenizer
 
-WORK_FOLDER = ".rounds"  # hidden, so that `load_dataset(output_dir)` sees the finished set alone
+WORK_FOLDER = ".rounds"  # hidden, so that `load_dataset(output_dir)` finds only the finished set
 FINISHED = "queries.parquet"
 ASKED_PER_QUERY = 10
 LOWEST_YIELD = 0.1
@@ -49,11 +50,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SyntheticQueries:
-    """What [`synthesize_queries`] returns.
+    """The prompts that a target wrote, as [`synthesize_queries`] returns them.
 
     Args:
         dataset (`Dataset`): The prompts.
-        report (`SynthesisReport`): The yield.
+        report (`SynthesisReport`): Counts of conversations begun, kept and dropped.
     """
 
     dataset: Dataset
@@ -71,26 +72,26 @@ def synthesize_queries(
     show_progress: bool = True,
     **given: Argument,
 ) -> SyntheticQueries:
-    """Lets an aligned target write the queries that it is then asked, where there are no logs and no domain data.
+    """Lets an aligned target write its own prompts, for domains without logs and without datasets.
 
-    The target is given its chat template up to the user's turn and writes that turn. What it writes is filtered, and it
-    is asked again until `num_queries` are kept or `max_asked` conversations were begun. A target that was trained on
-    assistant turns alone writes little of use here: look at the report before using many.
+    The target gets its chat template up to the user's turn, and writes that turn. The turns are filtered, and new
+    conversations are begun until `num_queries` are kept or `max_asked` were begun. A target that was trained only on
+    assistant turns writes little of use here: look at the report before you use many.
 
-    With `output_dir` a killed call continues where it was, as of [`generate_responses`], and ends with the same set.
-    `num_queries` and `max_asked` may be others then; rounds that stay the same are not asked again. Templates that show
-    today's date (Llama-3.2) give another prompt every day: fix it with
+    With `output_dir` a killed call continues where it was, as [`generate_responses`] does, and ends with the same set.
+    `num_queries` and `max_asked` may then be different; rounds that stay the same are not written again. Templates that
+    show today's date (Llama-3.2) give another prompt every day. Fix the date with
     `chat_template_kwargs={"date_string": "26 Jul 2024"}`.
 
     Args:
         target (`PreTrainedModel`, `str` or `Engine`):
-            As of [`generate_responses`]. A model stops at the end of the user's turn. An engine that was made elsewhere
-            stops at the EOS ids it has, and what it writes behind the turn is cut off; where the template ends the
-            user's turn with another token (Mistral's `[/INST]`), make it with
-            `eos_token_ids=[..., *derive_turn_end(tokenizer).ids]` to save that.
+            The target, as for [`generate_responses`]. A model stops at the end of the user's turn. An engine that you
+            made stops at its own EOS ids, and what it writes after the turn is cut off. If the template ends the user's
+            turn with another token (Mistral's `[/INST]`), make the engine with
+            `eos_token_ids=[..., *derive_turn_end(tokenizer).ids]` to avoid this work.
         options (`SynthesisOptions`, *optional*): Options of the synthesis, of which `num_queries` has no default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            The target's; loaded from where the target is from by default.
+            The target's; by default loaded from the same place as the target.
         text_filter (`TextFilter`, *optional*): Limits of length, repetition and language; its defaults by default.
         test_set (`list` or `Dataset`, *optional*):
             Prompts, as for [`generate_responses`], that must not be written again: every user's turn is compared. No
@@ -103,23 +104,20 @@ def synthesize_queries(
     Returns:
         `SyntheticQueries`: A `dataset` with `prompt` (messages, a user's turn last), `tools` (JSON text or `None`),
         `scenario` (`"synthetic"`), `source` (the target's name) and `conversation_id`; and the `report`. Fewer rows
-        than wanted are no error: a warning and the report say so.
+        than wanted are no error, but there is a warning.
 
     Raises:
-        `ValueError`: Before any generation: an option out of its range, a chat template that does not show what it is
-            given, a prompt that does not fit, or an `output_dir` with the work of other settings.
-        `OSError`: `output_dir` cannot be written to.
+        ValueError: Before any generation: an option is out of its range, the chat template does not show the system
+            prompt or the tools, a prompt does not fit into the context, or `output_dir` has the work of other options.
+        OSError: `output_dir` cannot be written to.
     """
     options = resolve_options(SynthesisOptions, options, given)
     check_target(target)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     text_filter = TextFilter() if text_filter is None else text_filter
-    num_queries, threshold = options.num_queries, options.near_duplicate_threshold
-    max_asked = ASKED_PER_QUERY * num_queries if options.max_asked is None else options.max_asked
-    written = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
-    test_texts, test_hash = _index_test_set(test_set, threshold)
+    test_texts, test_hash = _index_test_set(test_set, options.near_duplicate_threshold)
     engine, processing_class = as_engine(target, processing_class)
-    if isinstance(target, str | torch.nn.Module):  # an engine of our own
+    if engine is not target and isinstance(engine, TransformersEngine):  # ours, so it can stop where the turn ends
         turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
         engine.eos_ids = sorted({*engine.eos_ids, *turn_end.ids})
     pre_queries = derive_pre_queries(options, processing_class)
@@ -136,16 +134,31 @@ def synthesize_queries(
         "pre_queries": _hash(pre_queries),
         **engine.describe(),
     }
-    settings = json.loads(json.dumps(settings))  # as they come back from the folder
-    folder = None
+    settings = json.loads(json.dumps(settings))  # as they are read from the folder
+    folder, target_name = None, getattr(engine, "target_name", None)
     if output_dir is not None:
         folder = Path(output_dir) / WORK_FOLDER
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        ShardStore(output_dir).open_run(settings, {"target_name": getattr(engine, "target_name", None), **versions})
+        ShardStore(output_dir).open_run(settings, {"target_name": target_name, **versions})
     batch_size = options.batch_size or getattr(engine, "default_batch_size", None)
     writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, batch_size, folder)
+    kept, report = _write_conversations(writer, options, show_progress)
+    prefix = f"synthetic-{_hash(settings)[:8]}"
+    dataset = _build_dataset(kept, target_name or engine.name, prefix, options.chat_template_kwargs)
+    if output_dir is not None:
+        _save(dataset, Path(output_dir) / FINISHED)
+    return SyntheticQueries(dataset, report)
 
-    tally, kept = Tally(num_queries), []
+
+def _write_conversations(
+    writer: ConversationWriter, options: SynthesisOptions, show_progress: bool
+) -> tuple[list[Conversation], SynthesisReport]:
+    """Writes rounds of conversations until enough are good; returns those that are kept, and the report."""
+    num_queries, threshold = options.num_queries, options.near_duplicate_threshold
+    max_asked = ASKED_PER_QUERY * num_queries if options.max_asked is None else options.max_asked
+    written = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
+    tally = Tally(num_queries)
+    kept: list[Conversation] = []
     is_main = accelerate.PartialState().is_main_process
     with RowProgress(num_queries, "Synthetic queries", show_progress and is_main) as progress:
         while len(kept) < num_queries and tally.num_asked < max_asked:
@@ -158,31 +171,29 @@ def synthesize_queries(
                 _compare_with_written(conversation, written)
                 tally.add(conversation)
             good = [conversation for conversation in conversations if conversation.fault is None]
-            num_kept = len(kept)
-            kept += good[: num_queries - len(kept)]
+            good = good[: num_queries - len(kept)]
+            kept += good
             tally.num_rounds += 1
-            progress.advance(num_rows=len(kept) - num_kept)
+            progress.advance(num_rows=len(good))
     report = tally.build_report()
     if not report.is_complete and is_main:
         logger.warning(
             "%d of %d queries were kept of %d asked for, the most that `max_asked` allows. Dropped: %s.",
             report.kept, num_queries, report.asked, report.dropped,
         )  # fmt: skip
-    source = getattr(engine, "target_name", None) or engine.name
-    dataset = _build_dataset(kept, source, f"synthetic-{_hash(settings)[:8]}", options.chat_template_kwargs)
-    if output_dir is not None:
-        _save(dataset, Path(output_dir) / FINISHED)
-    return SyntheticQueries(dataset, report)
+    return kept, report
 
 
 def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[NearDuplicateIndex, str | None]:
-    """What users say in a test set, and a hash of it."""
+    """The user's turns of a test set, and a hash of them; `None` for the hash without a test set."""
     index = NearDuplicateIndex() if threshold is None else NearDuplicateIndex(threshold)
     if prompts is None:
         return index, None
     dataset, rows = prepare_prompts(prompts)
     if "prompt" not in dataset.column_names:
-        raise ValueError(f"`test_set` has the columns {dataset.column_names}, but texts are compared: give a `prompt`.")
+        raise ValueError(
+            f"`test_set` has the columns {dataset.column_names}, but its texts are compared: give a `prompt`."
+        )
     texts = [text for row in rows for text in list_user_texts(row["prompt"])]
     for text in texts:
         index.add(text)
@@ -190,7 +201,7 @@ def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[N
 
 
 def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
-    """That of each system prompt, with as many tools as there may be."""
+    """The pre-query of each system prompt, with as many tools as a conversation may have."""
     tools = options.tools[: max(options.num_tools)]
     pre_queries = []
     for system_prompt in options.system_prompts or (None,):
@@ -241,7 +252,7 @@ def _build_dataset(
 def _save(dataset: Dataset, path: Path) -> None:
     state = accelerate.PartialState()
     if state.is_main_process:
-        schema = dataset.features.arrow_schema  # with the features as metadata, as `to_parquet` writes it
+        schema = dataset.features.arrow_schema  # the features are metadata in it, as `to_parquet` writes them
         with replacing(path, find_own_sum(path)) as file:
             pq.write_table(dataset.data.table.cast(schema), file, write_page_checksum=True)
     state.wait_for_everyone()

@@ -250,7 +250,7 @@ def test_templates_that_do_not_serve_are_refused(template, options, message):
 
 def test_nothing_behind_the_text_and_no_eos_is_refused():
     tokenizer = build_tokenizer("<s>{{ messages[-1]['content'] }}", ["<s>"], "<s>", None)
-    with pytest.raises(ValueError, match="nothing behind the user's text"):
+    with pytest.raises(ValueError, match="nothing after the user's text"):
         derive_turn_end(tokenizer)
 
 

@@ -257,4 +257,4 @@ def test_answers_without_exact_ids_are_counted():
             raise UnidentifiedTokensError([["bytes"], []], [None, completions[1]])
 
     result = synthesize(Unmapped(drawn), 2, max_asked=2)
-    assert result.report.dropped == {"unmapped_tokens": 1} and len(result.dataset) == 1
+    assert result.report.dropped == {"unidentified_tokens": 1} and len(result.dataset) == 1
