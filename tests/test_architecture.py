@@ -13,7 +13,6 @@ HEADER = "| room | what is in it |"
 UNFINISHED = {
     "spec_kd.prompts.report imports spec_kd.prompts.markdown",
     "spec_kd.prompts.report imports spec_kd.prompts.plots",
-    "spec_kd.sampling.drawn_token imports spec_kd.decoding.acceptance_sampling",
 }
 
 

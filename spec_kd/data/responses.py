@@ -22,12 +22,13 @@ from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.unidentified_tokens import Outcome, complete_batch, report_dropped
 from spec_kd.data.unusable_prompts import Unusable, find_unusable, report_skipped
-from spec_kd.engines.base import Completion, Engine, PromptBatch
+from spec_kd.engines.base import Completion, Engine
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
 from spec_kd.progress import RowProgress
+from spec_kd.sampling.prompt_batch import PromptBatch
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
 
@@ -191,7 +192,7 @@ def as_engine(
     check_target(target)
     if isinstance(target, str | torch.nn.Module):
         target = TransformersEngine(target, processing_class)
-    processing_class = processing_class or getattr(target, "processing_class", None)
+    processing_class = processing_class or target.processing_class
     if processing_class is None:
         raise ValueError(f"The engine {target.name!r} does not say which tokenizer it has: give `processing_class`.")
     return target, processing_class
@@ -201,7 +202,7 @@ def check_target(target: PreTrainedModel | str | Engine) -> None:
     """Raises `ValueError` for a target that is neither a model, nor text that names one, nor an engine."""
     if isinstance(target, str):
         check_text("target", target)
-    elif not isinstance(target, torch.nn.Module) and not callable(getattr(target, "generate", None)):
+    elif not isinstance(target, torch.nn.Module | Engine):
         raise ValueError(f"`target` is {target!r:.80}, but must be a model, its path or Hub id, or an engine.")
 
 
@@ -231,9 +232,7 @@ class _Run:
         """The completions of all rows, and what their teacher columns are of, if there is a signal."""
         engine, options = self.engine, self.options
         sampling = options if isinstance(options, ResponseOptions) else None
-        batch_size = options.batch_size
-        if batch_size is None:
-            batch_size = getattr(engine, "default_batch_size", options.shard_size)
+        batch_size = options.batch_size or engine.default_batch_size or options.shard_size
         unusable = find_unusable(engine, self.ids, sampling, options.signal, options.on_unusable_prompt)
         info = None if options.signal is None else describe_teacher(engine, self.processing_class, options)
         if self.store is not None:
@@ -264,7 +263,7 @@ class _Run:
             **self.engine.describe(),
         }
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        store.open_run(fingerprint, {"target_name": getattr(self.engine, "target_name", None), **versions})
+        store.open_run(fingerprint, {"target_name": self.engine.target_name, **versions})
 
 
 def describe_teacher(
@@ -278,7 +277,7 @@ def describe_teacher(
     is_processed = engine.logprobs_mode == "processed" and not options.is_scored and bool(temperature)
     identity = engine.describe()
     return TeacherInfo(
-        target_name=getattr(engine, "target_name", None),
+        target_name=engine.target_name,
         target=str(identity.get("target") or json.dumps(identity, sort_keys=True)),
         tokenizer=fingerprint_tokenizer(processing_class),
         vocab_size=count_real_ids(processing_class),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import accelerate
 
-from spec_kd.engines.base import Engine, PromptBatch, UnusablePromptError
+from spec_kd.engines.base import Engine
 from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompt_batch import PromptBatch, UnusablePromptError
 
 NUM_LISTED = 20
 NUM_EXPLAINED = 3

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from spec_kd.sampling.drawing import draw_ids
+
 
 class Verdict(NamedTuple):
     """Number of drafted tokens accepted and the target's own token behind them, both int64 `(B,)`."""
@@ -48,7 +50,7 @@ def verify_sampled(
     """
     uniforms = torch.rand(drafted.shape, generator=generator, device=p.device)
     accepted = count_accepted(p, q, drafted, limits, uniforms)
-    return Verdict(accepted, sample(weigh_next_tokens(p, q, drafted, limits, accepted), generator))
+    return Verdict(accepted, draw_ids(weigh_next_tokens(p, q, drafted, limits, accepted), generator))
 
 
 def count_accepted(
@@ -90,15 +92,6 @@ def weigh_next_tokens(
         weights[rejected] = (p[rejected] - q[where]).clamp(min=0)
     # p and q equal up to rounding: a rejection is then all but impossible, but would leave nothing to draw from
     return torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, p)
-
-
-def sample(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One id for each row of weights `(B, V)`, int64 `(B,)`."""
-    # `torch.multinomial` draws a number for every id; on a CPU that takes longer than the head of a small model
-    cumulated = weights.double().cumsum(dim=-1)
-    draws = torch.rand(len(weights), 1, generator=generator, dtype=torch.double, device=weights.device)
-    ids = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True).squeeze(1)
-    return ids.clamp(max=weights.shape[1] - 1)  # a product that was rounded up to the sum
 
 
 def _count_leading(is_accepted: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from spec_kd.decoding.kv_cache_layer import GrowingCacheLayer
 from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole
 from spec_kd.probes import make_texts
+from spec_kd.sampling.input_checks import get_max_length
 
 # What keeps one key and one value a token, so that a token can be taken back by leaving it out. A recurrent state has
 # already mixed it with the others.
@@ -44,7 +45,8 @@ class RaggedModel:
         self._model = model
         self._vocab_size = vocab_size
         self._device = device
-        self._last_position = _find_last_position(model)
+        limit = get_max_length(model)
+        self._last_position = None if limit is None else limit - 1
         self._is_gapless = find_layout(model) if is_gapless is None else is_gapless
         # Without the windows, whose layers would drop what a row that takes tokens back still needs.
         self._cache = Cache(layer_class_to_replicate=GrowingCacheLayer)
@@ -215,23 +217,3 @@ def check_reversible(model: PreTrainedModel, role: str) -> None:
         find_layout(model)
     except ValueError as error:
         raise ValueError(f"The {role} does not fit: {error}") from error
-
-
-def check_positions(
-    model: PreTrainedModel, role: str, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Raises `ValueError` if a prompt leaves no room for `max_new_tokens` in the model's positions."""
-    last_position = _find_last_position(model)
-    longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    # the last token written is not read any more
-    if last_position is not None and len(prompt_ids[longest]) + max_new_tokens - 2 > last_position:
-        raise ValueError(
-            f"Prompt {longest} has {len(prompt_ids[longest])} tokens, which leaves no room for "
-            f"`max_new_tokens={max_new_tokens}` in the {role}'s {last_position + 1} positions. Remove prompts that are "
-            "as long, or lower `max_new_tokens`."
-        )
-
-
-def _find_last_position(model: PreTrainedModel) -> int | None:
-    count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if count is None else count - 1

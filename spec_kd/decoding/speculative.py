@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.checks import check_int
-from spec_kd.decoding.acceptance_sampling import sample, verify_greedily, verify_sampled
-from spec_kd.decoding.model_checks import check_prompts, find_causal_lm, resolve_vocab_size
-from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible
+from spec_kd.decoding.acceptance_sampling import verify_greedily, verify_sampled
+from spec_kd.decoding.ragged_model import RaggedModel, check_reversible
 from spec_kd.decoding.rounds import CompletionInProgress, SpeculativeCompletion, leave_out_drafts_after_end
 from spec_kd.heads import evaluation_mode, find_input_device
+from spec_kd.sampling.drawing import draw_ids
+from spec_kd.sampling.input_checks import check_prompts, check_room, find_causal_lm, get_max_length, resolve_vocab_size
 
 # A pass over more prompts would be no faster on a CPU, and would need more memory
 PROMPT_TOKENS_PER_PASS = 2048
@@ -86,8 +87,9 @@ def generate_speculatively(
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
     prompt_ids = [list(ids) for ids in prompt_ids]
     check_prompts(prompt_ids, vocab_size)
+    limits = {"target": get_max_length(target), "draft": get_max_length(draft)}
+    check_room(map(len, prompt_ids), max_new_tokens, limits, num_unread=1)  # the last token written is not read
     for role, model in (("target", target), ("draft", draft)):
-        check_positions(model, role, prompt_ids, max_new_tokens)
         check_reversible(model, role)
     if eos_token_id is None:
         eos_token_id = target.generation_config.eos_token_id
@@ -202,7 +204,7 @@ def _propose(
         logits = draft.read(ids)[:, 0]  # (B, V)
         if is_sampled:
             q.append((logits / options.temperature).softmax(dim=-1))
-            ids = sample(q[-1], options.generator)[:, None]
+            ids = draw_ids(q[-1], options.generator)[:, None]
         else:
             ids = logits.argmax(dim=-1, keepdim=True)
         drafted.append(ids)

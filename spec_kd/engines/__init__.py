@@ -8,8 +8,8 @@ from spec_kd.engines.base import (
     Engine,
     MissingCompletionsError,
     UnsupportedByEngineError,
-    UnusablePromptError,
 )
+from spec_kd.sampling.prompt_batch import UnusablePromptError
 
 _HOME = {
     "ServerEngine": "spec_kd.engines.server.engine",

@@ -1,39 +1,35 @@
-"""Who runs the target: one small protocol, behind which stand transformers, vLLM and OpenAI-compatible servers."""
+"""What every engine has: an engine runs the target, by transformers, vLLM or a server.
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+A new engine is a subclass of [`Engine`].
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompt_batch import UnusablePromptError
+
+if TYPE_CHECKING:
+    from spec_kd.vocabulary import ProcessingClass
 
 
 class UnsupportedByEngineError(ValueError):
-    """An engine was asked for something it cannot give; the message names what can."""
-
-
-class UnusablePromptError(ValueError):
-    """A prompt that an engine cannot take, while others of the same job may do.
-
-    Args:
-        message (`str`): Which prompt, why, and what to do.
-        fault (`str`): In a word, for counting: `"context_full"`, `"not_text"` or `"refused"`.
-    """
-
-    def __init__(self, message: str, fault: str):
-        super().__init__(message)
-        self.fault = fault
+    """An engine was asked for something that it cannot give. The message names what can."""
 
 
 class MissingCompletionsError(UnusablePromptError):
-    """Prompts of a batch turned out to be unusable when they were asked; the others have their answers.
+    """An engine could not use some prompts of a batch. The others have their completions.
 
     Args:
         message (`str`): Which prompts, why, and what to do.
-        reasons (`Mapping[int, str]`): Why, by the index in the batch.
-        completions (`Sequence[Completion | None]`): Of the batch; `None` for these and for unidentified ones.
-        unidentified (`Sequence[list[str]]`): As the `names` of `UnidentifiedTokensError`.
+        reasons (`Mapping[int, str]`): Reason for each unusable prompt, by its index in the batch.
+        completions (`Sequence[Completion | None]`):
+            Completions of the batch; `None` for unusable prompts, and for completions with unidentified tokens.
+        unidentified (`Sequence[list[str]]`): Unidentified tokens of each completion, as the `names` of
+            [`UnidentifiedTokensError`].
     """
 
     def __init__(
@@ -49,57 +45,15 @@ class MissingCompletionsError(UnusablePromptError):
         self.unidentified = list(unidentified)
 
 
-class PromptBatch(list[list[int]]):
-    """Prompts of a job, as ids, that know their places in it and whom to tell of what is done.
-
-    An engine that does not look at either treats it as the list that it is.
-
-    Args:
-        prompts (`Iterable[list[int]]`): The prompts.
-        places (`Sequence[int]`): Of each in the dataset, for errors and warnings.
-        tell (`Callable[[int, int], None]`, *optional*):
-            Called with tokens that were written and completions that are done by them, 0 or more.
-    """
-
-    def __init__(
-        self,
-        prompts: Iterable[list[int]],
-        places: Sequence[int],
-        tell: Callable[[int, int], None] | None = None,
-    ):
-        super().__init__(prompts)
-        self.places = places
-        self.tell = tell
-
-
-def pick_prompts(prompts: Sequence[list[int]], indices: Sequence[int]) -> list[list[int]]:
-    """Some of the prompts of a batch, with what the batch knows of them."""
-    picked = [prompts[index] for index in indices]
-    if not isinstance(prompts, PromptBatch):
-        return picked
-    return PromptBatch(picked, [prompts.places[index] for index in indices], prompts.tell)
-
-
-def name_prompt(prompts: Sequence[list[int]], index: int) -> str:
-    """A prompt by its place in the dataset, where that is known: `"Row 7"`, else `"Prompt 7"` of the batch."""
-    return f"Row {prompts.places[index]}" if isinstance(prompts, PromptBatch) else f"Prompt {index}"
-
-
-def tell_of(prompts: Sequence[list[int]], num_tokens: int, num_rows: int = 1) -> None:
-    """Tells whoever waits for these prompts of tokens and of completions that are done."""
-    if isinstance(prompts, PromptBatch) and prompts.tell is not None:
-        prompts.tell(num_tokens, num_rows)
-
-
 @dataclass(frozen=True)
 class Completion:
-    """One answer of the target.
+    """A completion that the target wrote.
 
     Args:
-        ids (`list[int]`): What it wrote, the EOS included if it wrote one, nothing behind it.
-        finish_reason (`str`): `"stop"` or `"length"`.
-        token_logprobs (`list[float]`, *optional*): log p of each id; `None` where the engine cannot say.
-        sparse (`SparseDistribution`, *optional*): What was kept of p, if the signal keeps ids.
+        ids (`list[int]`): Ids after the prompt, up to and including the EOS if there is one.
+        finish_reason (`str`): `"stop"` at an EOS, else `"length"`.
+        token_logprobs (`list[float]`, *optional*): log p of each id; `None` if no signal was asked for.
+        sparse (`SparseDistribution`, *optional*): More of p at each token; `None` for the signal `"token_only"`.
     """
 
     ids: list[int]
@@ -108,41 +62,40 @@ class Completion:
     sparse: SparseDistribution | None = None
 
 
-class Engine(Protocol):
-    """Runs the target on token ids. The chat template is rendered by the caller: both sides mean the same tokens.
+class Engine(ABC):
+    """Runs the target on token ids. The caller renders the chat template, so both sides mean the same tokens.
+
+    A subclass needs a `name`, `describe` and `generate`. The defaults of the rest are those of an engine that only
+    writes: it keeps no signal, scores nothing, and gets whole shards of prompts, which it batches by itself.
 
     Attributes:
-        name (`str`): As in a dataset's provenance.
-        is_reproducible (`bool`): Whether the same call gives the same answer, also when sampling.
-        logprobs_mode (`str`):
-            `"processed"`: log-probabilities of the distribution that was sampled from, temperature included; `"raw"`:
-            of the model before any temperature (what most servers return). Equal at temperature 1; for greedy text,
-            which has no distribution of its own, engines return raw ones and say so.
+        name (`str`): Name of the engine, as stored with the responses.
+        target_name (`str`, *optional*, defaults to `None`): Path or Hub id of the target.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*, defaults to `None`):
+            Tokenizer of the target. Without it, callers must pass one.
+        default_batch_size (`int`, *optional*, defaults to `None`):
+            Number of prompts in a call of `generate` unless the user chooses one; `None` for a whole shard.
+        is_reproducible (`bool`, *optional*, defaults to `False`):
+            Whether the same call gives the same completions, also when sampling. If not, two processes never write the
+            same shard.
+        logprobs_mode (`str`, *optional*, defaults to `"raw"`):
+            `"processed"` if log-probabilities are those of the distribution that was sampled from, with temperature;
+            `"raw"` if they are the model's own, before any temperature, as of most servers. The two are equal at
+            temperature 1. Greedy completions always have raw ones.
     """
 
     name: str
-    is_reproducible: bool
-    logprobs_mode: str
+    target_name: str | None = None
+    processing_class: "ProcessingClass | None" = None
+    default_batch_size: int | None = None
+    is_reproducible: bool = False
+    logprobs_mode: str = "raw"
 
-    def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
-        """Raises before the expensive work: prompts that do not fit, options or a signal that cannot be met.
-
-        Args:
-            prompts (`Sequence[list[int]]`): Ids of each; rows with their completions, if they are only scored.
-            options (`SamplingOptions`, *optional*): `None` if nothing is to be written.
-            signal (`SignalSpec`, *optional*): `None` if nothing is to be kept.
-
-        Raises:
-            UnusablePromptError: For a prompt that leaves no room for an answer, or that the engine cannot be sent.
-            ValueError: For other prompts, or options.
-            UnsupportedByEngineError: For a signal.
-        """
-        ...
-
+    @abstractmethod
     def describe(self) -> dict[str, object]:
-        """What answers depend on besides the options, as JSON values: model, revision, versions. No secrets."""
-        ...
+        """What completions depend on besides the options, as JSON values: model, revision, versions. No secrets."""
 
+    @abstractmethod
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -150,55 +103,82 @@ class Engine(Protocol):
         signal: SignalSpec | None = None,
         seed: str = "",
     ) -> list[Completion]:
-        """Answers prompts, given as ids, in their order.
+        """Writes a completion to each prompt.
 
         Args:
-            prompts (`Sequence[list[int]]`): A batch.
-            options (`SamplingOptions`): For all of them.
+            prompts (`Sequence[list[int]]`): Ids of each prompt; a [`PromptBatch`] wants to be told of progress.
+            options (`SamplingOptions`): Options for all prompts.
             signal (`SignalSpec`, *optional*): What to keep of p; `None` keeps nothing.
-            seed (`str`): Distinguishes this batch from the job's others.
+            seed (`str`, *optional*, defaults to `""`): Tells this batch from the others of the job.
+
+        Returns:
+            `list[Completion]` in the order of the prompts.
 
         Raises:
-            UnsupportedByEngineError: Before any generation, for a signal the engine cannot give.
-            UnidentifiedTokensError: After the batch, for completions of which the engine does not know the exact ids.
-            MissingCompletionsError: After the batch, for prompts that turned out to be unusable.
+            UnsupportedByEngineError: The engine cannot give this signal. Raised before any generation.
+            UnidentifiedTokensError: The exact ids of some completions are unknown. Raised after the batch.
+            MissingCompletionsError: Some prompts turned out to be unusable. Raised after the batch.
         """
-        ...
+
+    def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
+        """Checks a job before the expensive work.
+
+        Args:
+            prompts (`Sequence[list[int]]`): Ids of each prompt; of prompt and completion if they are only scored.
+            options (`SamplingOptions`, *optional*): `None` if nothing is written.
+            signal (`SignalSpec`, *optional*): `None` if nothing is kept.
+
+        Raises:
+            UnusablePromptError: A prompt leaves no room for a completion, or cannot be sent.
+            UnsupportedByEngineError: The engine cannot give the signal, or not sample with `top_k` or `top_p`.
+            ValueError: Any other fault of prompts or options.
+        """
+        if options is not None:
+            check_untruncated(options, self.name)
+        if signal is not None:
+            raise UnsupportedByEngineError(
+                f"The engine {self.name!r} gives no log-probabilities, so no {signal.method!r}. Use another engine, or "
+                "leave the `teacher_signal` out."
+            )
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
-        """The log-probabilities (and kept ids) of completions that exist already, raw, in their order.
+        """Reads completions that exist already.
+
+        Args:
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            completions (`Sequence[list[int]]`): Ids of each completion, at least one.
+            signal (`SignalSpec`): What to keep of p, which is the model's own, before any temperature.
+            seed (`str`, *optional*, defaults to `""`): Tells this batch from the others of the job.
+
+        Returns:
+            `list[Completion]` with the given ids, in their order. `finish_reason` is `"stop"` if the last id is an EOS.
 
         Raises:
-            UnsupportedByEngineError: If the engine cannot score given text, or not by this method.
+            UnsupportedByEngineError: The engine cannot score, or not by this method.
         """
-        ...
+        raise UnsupportedByEngineError(f"The engine {self.name!r} cannot score completions. Use another engine.")
 
 
 def check_untruncated(options: SamplingOptions, engine: str) -> None:
-    """Raises `UnsupportedByEngineError` for top-k and top-p, which only the transformers engine has."""
+    """Raises `UnsupportedByEngineError` for sampling with top-k or top-p, which only the transformers engine has."""
     if options.is_truncated:
         raise UnsupportedByEngineError(
-            f"The engine {engine!r} samples from the plain softmax here, not with `top_k={options.top_k}` and "
+            f"The engine {engine!r} samples from the whole softmax, not with `top_k={options.top_k}` and "
             f"`top_p={options.top_p}`. Leave them out, or use the transformers engine."
         )
 
 
-def derive_seed(text: str, bits: int) -> int:
-    """The first `bits` bits of the text's SHA-256: the same on every machine, whatever else was drawn before."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big") >> (256 - bits)
-
-
-def join_texts(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[list[int]]:
-    """Each prompt with its completion, as `score` needs them.
+def join_rows(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[list[int]]:
+    """Joins each prompt with its completion, as `Engine.score` reads them.
 
     Raises:
-        ValueError: If there is not one completion for each prompt, or one of either is empty.
+        ValueError: The numbers of prompts and completions differ, or one of them is empty.
     """
     if len(prompts) != len(completions):
-        raise ValueError(f"Got {len(prompts)} prompts and {len(completions)} completions: give one for each.")
+        raise ValueError(f"There are {len(prompts)} prompts and {len(completions)} completions. Give one for each.")
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if not len(prompt) or not len(completion):
-            raise ValueError(f"Row {index} has an empty prompt or completion, so nothing to score: leave it out.")
+            raise ValueError(f"Row {index} has an empty prompt or completion, so nothing can be scored. Remove it.")
     return [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]

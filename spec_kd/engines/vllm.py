@@ -13,25 +13,23 @@ import numpy as np
 
 from spec_kd.engines.base import (
     Completion,
-    PromptBatch,
+    Engine,
     UnsupportedByEngineError,
-    UnusablePromptError,
     check_untruncated,
-    derive_seed,
-    join_texts,
-    name_prompt,
-    tell_of,
+    join_rows,
 )
 from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.open_types import Argument, JsonValue
 from spec_kd.progress import forward_updates
+from spec_kd.sampling.drawing import derive_seed
+from spec_kd.sampling.input_checks import check_prompt_ids, check_room
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompt_batch import PromptBatch, name_prompt, report_progress
 
 LOGPROBS_MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
-SEED_BITS = 56  # never -1, which vLLM takes for no seed, and within the 64 bits of its generators
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Runs the target in vLLM's offline `LLM`, in this process and its workers. Never run on a GPU so far.
 
     The same call may give another answer: vLLM batches as it goes, the last bits of the logits depend on the batch, and
@@ -58,7 +56,6 @@ class VLLMEngine:
     """
 
     name = "vllm"
-    is_reproducible = False
 
     def __init__(
         self,
@@ -129,19 +126,14 @@ class VLLMEngine:
             temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
             if temperature != options.temperature:
                 raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}: take that or 0.")
-        room = 1 if options is None else options.max_new_tokens
-        limit = self._config.max_model_len  # vLLM stops there without an error
-        for number, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(
-                    f"{name_prompt(prompts, number)} is empty, but vLLM needs an id to start from: put the BOS there."
-                )
-            if len(prompt) + room > limit:
-                raise UnusablePromptError(
-                    f"{name_prompt(prompts, number)} with {len(prompt)} tokens leaves no room for {room} more in "
-                    f"vLLM's {limit} positions: raise `max_model_len`, lower `max_new_tokens`, or remove the row.",
-                    fault="context_full",
-                )
+        check_prompt_ids(prompts, self._config.get_vocab_size(), "the target has")
+        check_room(  # vLLM would end completions at its limit, without an error
+            map(len, prompts),
+            1 if options is None else options.max_new_tokens,
+            {"vLLM": self._config.max_model_len},
+            name=lambda index: name_prompt(prompts, index),
+            advice="Or raise `max_model_len`.",
+        )
 
     def generate(
         self,
@@ -171,7 +163,7 @@ class VLLMEngine:
                 temperature=options.temperature,
                 top_p=1.0,
                 top_k=0,  # of all ids
-                seed=derive_seed(f"{options.seed}:{seed}:{index}", SEED_BITS) if options.temperature > 0 else None,
+                seed=derive_seed(f"{options.seed}:{seed}:{index}") if options.temperature > 0 else None,
                 ignore_eos=True,  # those vLLM knows of: the ids below are all there are
                 stop_token_ids=self.eos_token_ids,
                 logprobs=None if signal is None else top_k,  # 0 is the written token alone
@@ -181,7 +173,7 @@ class VLLMEngine:
         ]
         outputs = self._run(prompts, params, prompts)
         completions = [self._read_completion(out, params[i], i) for i, out in enumerate(outputs)]
-        tell_of(prompts, sum(len(completion.ids) for completion in completions), 0)
+        report_progress(prompts, sum(len(completion.ids) for completion in completions), 0)
         return completions
 
     def score(
@@ -204,7 +196,7 @@ class VLLMEngine:
             `UnsupportedByEngineError`, `ValueError`: Before any work, as of `check`, or for rows that do not match.
             `RuntimeError`: vLLM returned something else than it was asked for.
         """
-        texts = join_texts(prompts, completions)
+        texts = join_rows(prompts, completions)
         self.check(texts, None, signal)
         top_k = self._count_logprobs(signal)
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
@@ -237,8 +229,8 @@ class VLLMEngine:
         self, prompts: Sequence[list[int]], params: list[JsonValue], batch: Sequence[list[int]]
     ) -> list[JsonValue]:
         """A finished `RequestOutput` per prompt, in order; whoever waits for the batch is told of each."""
-        tell = batch.tell if isinstance(batch, PromptBatch) else None
-        use_tqdm = forward_updates(tell) if tell is not None else False
+        on_progress = batch.on_progress if isinstance(batch, PromptBatch) else None
+        use_tqdm = forward_updates(on_progress) if on_progress is not None else False
         inputs = [self._vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         outputs = self._llm.generate(inputs, params, use_tqdm=use_tqdm) if inputs else []
         if len(outputs) != len(prompts):

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.engines.transformers import find_special_ids
 from spec_kd.evaluation.assisted_check import AssistedReport, cross_check
 from spec_kd.evaluation.cost_measurement import describe_costs, find_costs, measure_or_say
 from spec_kd.evaluation.metrics import AcceptanceMetrics
@@ -19,6 +18,7 @@ from spec_kd.evaluation.setting_report import ResponseDescription, describe_sett
 from spec_kd.heads import find_input_device
 from spec_kd.loading import load_model
 from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.sampling.generation import find_special_ids
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 Draft = PreTrainedModel | str

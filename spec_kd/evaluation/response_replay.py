@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling, expect_rounds
 from spec_kd.checks import check_int
-from spec_kd.decoding.model_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
@@ -20,6 +19,7 @@ from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 from spec_kd.open_types import Record
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
+from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.sampling.options import check_truncation
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32

@@ -1,1 +1,1 @@
-"""How the next token is chosen: options, logits processors, draws."""
+"""What every generation shares: its options, checks of its input, logits processors, drawing, batches of prompts."""

@@ -13,13 +13,13 @@ from tiny import build_tokenizer
 from spec_kd.data import assembly
 from spec_kd.data.responses import generate_responses, score_completions
 from spec_kd.data.sharded_runs import RunResult
-from spec_kd.engines.base import Completion
+from spec_kd.engines.base import Completion, Engine
 
 ROWS = 320
 TOKENS = 2000
 
 
-class Writer:
+class Writer(Engine):
     """An engine that says much: every answer follows from its prompt."""
 
     name = "writer"

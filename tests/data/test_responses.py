@@ -208,7 +208,7 @@ def test_ids_as_prompts(generate):
         (["a"], {"temperature": -0.1}, "`temperature` is -0.1, but must be at least 0"),
         (["a"], {"max_new_tokens": 0}, "`max_new_tokens` is 0, but must be at least 1"),
         (["a"], {"batch_size": 0}, "`batch_size` is 0, but must be at least 1"),
-        (["a", "bb" * 100], {"max_new_tokens": 400}, "1 of 2 prompts .* 512 positions; .* row 1 with 200 tokens"),
+        (["a", "bb" * 100], {"max_new_tokens": 400}, "Prompt 1 has 200 tokens.* 512 positions. 1 of 2 prompts"),
     ],
 )
 def test_bad_input_is_refused_before_generating(generate, target, monkeypatch, prompts, options, message):

@@ -7,7 +7,7 @@ from datasets import Dataset
 from tiny import build_llama, build_tokenizer
 
 from spec_kd.data.responses import generate_responses
-from spec_kd.engines.base import UnusablePromptError
+from spec_kd.engines import UnusablePromptError
 from spec_kd.engines.transformers import TransformersEngine
 
 TEXTS = ["a", "x" * 600, "hello there", "y" * 700, "b"]
@@ -29,7 +29,7 @@ def call():
 
 def test_prompts_that_are_known_to_be_too_long(call, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.WARNING)
-    with pytest.raises(UnusablePromptError, match=r'2 of 5 prompts.*row 3.*`on_unusable_prompt="skip"`'):
+    with pytest.raises(UnusablePromptError, match=r'Prompt 3 has.*2 of 5 prompts.*`on_unusable_prompt="skip"`'):
         call(output_dir=tmp_path)
     rows = call(output_dir=tmp_path, on_unusable_prompt="skip")
     assert rows["prompt"][:] == ["a", "hello there", "b"]

@@ -5,11 +5,11 @@ import torch
 
 from spec_kd.decoding.acceptance_sampling import (
     count_accepted,
-    sample,
     verify_greedily,
     verify_sampled,
     weigh_next_tokens,
 )
+from spec_kd.sampling.drawing import draw_ids
 
 B, G, V = 64, 4, 7
 
@@ -141,6 +141,6 @@ def test_greedy_rule():
 
 def test_sample():
     weights = torch.tensor([[0.0, 3.0, 0.0, 1.0, 0.0]])  # neither normalized nor positive everywhere
-    ids = sample(weights.expand(40_000, -1), torch.Generator().manual_seed(0))
+    ids = draw_ids(weights.expand(40_000, -1), torch.Generator().manual_seed(0))
     assert ids.dtype == torch.long and set(ids.tolist()) == {1, 3}
     assert (ids == 1).double().mean().item() == pytest.approx(0.75, abs=0.01)

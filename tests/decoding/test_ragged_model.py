@@ -16,7 +16,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from spec_kd.decoding.ragged_model import RaggedModel, check_positions, check_reversible, find_layout
+from spec_kd.decoding.ragged_model import RaggedModel, check_reversible, find_layout
 
 VOCAB_SIZE = 90  # of 97 rows
 
@@ -195,10 +195,3 @@ def test_a_model_that_leaves_its_cache_alone_is_refused(tools):
     ragged = RaggedModel(model, torch.zeros(1, dtype=torch.long), VOCAB_SIZE, torch.device("cpu"))
     with torch.no_grad(), pytest.raises(ValueError, match="LlamaForCausalLM does not keep its keys and values"):
         ragged.read(torch.tensor([[5, 6]]))
-
-
-def test_positions(tools):
-    model = tools.build_model("gpt2")  # 34 positions
-    check_positions(model, "draft", [[5], [5] * 11], 24)
-    with pytest.raises(ValueError, match=r"Prompt 1 has 12 tokens.*`max_new_tokens=24` in the draft's 34 positions"):
-        check_positions(model, "draft", [[5], [5] * 12], 24)

@@ -10,10 +10,11 @@ import pytest
 import recorded_vllm as recorded
 from recorded_vllm import LLM, OTHER, PLAIN, STOPPED, Logprob
 
-from spec_kd.engines.base import Engine, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import Engine, UnsupportedByEngineError
 from spec_kd.engines.vllm import VLLMEngine
 from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompt_batch import UnusablePromptError
 
 PROMPTS = [PLAIN, STOPPED, OTHER]
 SAMPLING = SamplingOptions(max_new_tokens=4, temperature=0.7, seed=21)
@@ -254,9 +255,9 @@ class TestRefusals:
             engine.generate(PROMPTS, SAMPLING, SignalSpec("top_k_tail", top_k=top_k))
 
     def test_prompts_without_room(self, engine):
-        with pytest.raises(UnusablePromptError, match=r"Prompt 1 with 62 tokens.* 4 more.*64.*max_model_len"):
+        with pytest.raises(UnusablePromptError, match=r"Prompt 1 has 62 tokens.*`max_new_tokens=4`.*64.*max_model_len"):
             engine.generate([[5] * 60, [5] * 62], SAMPLING)
-        with pytest.raises(ValueError, match=r"Prompt 0 with 64 tokens.* 1 more.*64"):
+        with pytest.raises(ValueError, match=r"Prompt 0 has 64 tokens.*=1`.*64"):
             engine.score([[5] * 60], [[6] * 4], TOKEN_ONLY)
 
     def test_check_knows_it_all_in_advance(self, engine):
@@ -273,7 +274,7 @@ class TestRefusals:
                 engine.check(prompts, options, signal)
 
     def test_empty_prompts_and_completions(self, engine):
-        with pytest.raises(ValueError, match="Prompt 1 is empty"):
+        with pytest.raises(ValueError, match="Prompt 1 has no tokens"):
             engine.generate([PLAIN, []], SAMPLING)
         with pytest.raises(ValueError, match="Row 0 has an empty"):
             engine.score([[]], [[90]], TOKEN_ONLY)

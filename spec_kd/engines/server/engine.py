@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from spec_kd.checks import check_choice
-from spec_kd.engines.base import Completion, check_untruncated, derive_seed, join_texts, name_prompt, tell_of
+from spec_kd.engines.base import Completion, Engine, check_untruncated, join_rows
 from spec_kd.engines.server.address import check_base_url, hide_userinfo
 from spec_kd.engines.server.client import CompletionsClient, RefusedPromptsError, ServerRequestError
 from spec_kd.engines.server.completion_reader import CompletionReader
@@ -17,14 +17,16 @@ from spec_kd.engines.server.requests import RequestBuilder
 from spec_kd.engines.server.scoring import verify_scoring
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
+from spec_kd.sampling.drawing import derive_seed
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompt_batch import name_prompt, report_progress
 from spec_kd.secrets import strip_secrets
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SEED_BITS = 31  # llama.cpp takes 32 without a sign
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """The target behind an OpenAI-compatible server, asked through `/v1/completions` with prompts of token ids.
 
     **Ids.** They come from the server where it returns them (vLLM from 0.10.2, recent SGLang, llama.cpp), else from the
@@ -81,7 +83,6 @@ class ServerEngine:
     """
 
     name = "server"
-    is_reproducible = False
 
     def __init__(
         self,
@@ -222,7 +223,7 @@ class ServerEngine:
             `UnidentifiedTokensError`, `ServerRequestError`: As of `generate`.
             `ValueError`: Before any request: not one completion for each prompt, or empty ones.
         """
-        texts = join_texts(prompts, completions)
+        texts = join_rows(prompts, completions)
         self.check(texts, None, signal)
         bodies = [self._requests.build_echo(text, self._requests.count_logprobs(signal)) for text in texts]
         if bodies and not self._is_scoring_verified:
@@ -257,7 +258,7 @@ class ServerEngine:
                     raise refusal from error
                 refuse(index, refusal)
                 return None
-            tell_of(prompts, len(completion.ids))
+            report_progress(prompts, len(completion.ids))
             return completion
 
         completions = self._post_all(

@@ -6,9 +6,11 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from spec_kd.engines.base import UnsupportedByEngineError, UnusablePromptError, name_prompt
+from spec_kd.engines.base import UnsupportedByEngineError
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import JsonObject, Record
+from spec_kd.sampling.input_checks import check_prompt_ids
+from spec_kd.sampling.prompt_batch import UnusablePromptError, name_prompt
 from spec_kd.vocabulary import count_real_ids
 
 # Not OpenAI's. The first two ask for ids; the others undo what servers take from a model's generation config (vLLM,
@@ -90,17 +92,9 @@ class RequestBuilder:
 
     def check_prompts(self, prompts: Sequence[list[int]]) -> None:
         """Raises `ValueError` for prompts that are empty, have unknown ids, or must be said as text and cannot."""
-        for index, ids in enumerate(prompts):
-            if not len(ids):
-                raise ValueError(
-                    f"{name_prompt(prompts, index)} is empty, and servers need at least one id: begin it with the BOS."
-                )
-            if not 0 <= min(ids) <= max(ids) < self._num_ids:
-                raise ValueError(
-                    f"{name_prompt(prompts, index)} has ids from {min(ids)} to {max(ids)}, but the tokenizer has "
-                    f"{self._num_ids}: they are of another one."
-                )
-            if self._is_text_only:
+        check_prompt_ids(prompts, self._num_ids, "the tokenizer has")
+        if self._is_text_only:
+            for index, ids in enumerate(prompts):
                 self._say_as_text(name_prompt(prompts, index), list(ids))
 
     def build(

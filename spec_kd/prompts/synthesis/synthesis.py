@@ -135,12 +135,12 @@ def synthesize_queries(
         **engine.describe(),
     }
     settings = json.loads(json.dumps(settings))  # as they are read from the folder
-    folder, target_name = None, getattr(engine, "target_name", None)
+    folder, target_name = None, engine.target_name
     if output_dir is not None:
         folder = Path(output_dir) / WORK_FOLDER
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         ShardStore(output_dir).open_run(settings, {"target_name": target_name, **versions})
-    batch_size = options.batch_size or getattr(engine, "default_batch_size", None)
+    batch_size = options.batch_size or engine.default_batch_size
     writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, batch_size, folder)
     kept, report = _write_conversations(writer, options, show_progress)
     prefix = f"synthetic-{_hash(settings)[:8]}"

@@ -7,8 +7,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
 
 from spec_kd.engines.base import Completion
-from spec_kd.engines.transformers import cut_after_eos, find_special_ids
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
+from spec_kd.sampling.generation import cut_after_eos, find_special_ids
 from spec_kd.trainer.online.model_writer import ModelWriter, seeded
 from spec_kd.vocabulary import VocabularyMismatchError, count_real_ids
 

@@ -3,8 +3,7 @@
 import torch
 
 from spec_kd.data.training_rows import IGNORED_LABEL
-from spec_kd.engines.base import derive_seed
-from spec_kd.engines.transformers import SEED_BITS
+from spec_kd.sampling.drawing import seed_generator
 
 
 def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
@@ -15,8 +14,7 @@ def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
         lmbda (`float`): Probability of a new completion.
         seed (`str`): The same seed draws the same examples.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, SEED_BITS))
-    return (torch.rand(count, generator=generator) < lmbda).tolist()
+    return (torch.rand(count, generator=seed_generator(seed)) < lmbda).tolist()
 
 
 def read_rows(batch: dict[str, torch.Tensor]) -> list[dict[str, list[int]]]:

@@ -1,19 +1,18 @@
 """The draft, the target or both as writers of completions, by `generate`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedModel
 
 from spec_kd.decoding.ragged_model import RaggedModel
-from spec_kd.engines.base import Completion, derive_seed
-from spec_kd.engines.transformers import SEED_BITS, RealIdsOnly, cut_after_eos, find_special_ids, neutral
+from spec_kd.engines.base import Completion
 from spec_kd.heads import evaluation_mode, find_input_device
 from spec_kd.probes import group_for_generation
-from spec_kd.sampling.drawn_token import DrawnToken
-from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.drawing import derive_seed, seed_generator
+from spec_kd.sampling.generation import cut_after_eos, find_special_ids, generate_batch
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
@@ -67,32 +66,25 @@ class ModelWriter(CompletionWriter):
         writers = [models[name] for name in self.roles]
         special = [find_special_ids(writer, self.processing_class) for writer in writers]
         eos_ids, pad_id = sorted({eos for ids, _ in special for eos in ids}), special[0][1]
-        device = find_input_device(writers[0])
-        longest = max(map(len, prompts))
-        padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # (B,)
-        ids = torch.tensor([[pad_id] * (longest - len(ids)) + ids for ids in prompts], device=device)  # (B, L)
-        mask = (torch.arange(longest, device=device) >= padding[:, None]).long()  # (B, L)
-
         vocab_size = count_real_ids(self.processing_class)
-        processors = LogitsProcessorList([RealIdsOnly(vocab_size)])
+        mixing: list[LogitsProcessor] = []
         if len(writers) == 2:
-            generator = torch.Generator(device).manual_seed(derive_seed(f"{seed}:mix", SEED_BITS))
-            processors.append(_MixedScores(RaggedModel(writers[1], padding, vocab_size, device), self.mix, generator))
-        processors += build_warpers(self.options.temperature, self.options.top_k, self.options.top_p)
-        if self.options.temperature > 0:
-            generator = torch.Generator(device).manual_seed(derive_seed(seed, SEED_BITS))
-            processors.append(DrawnToken(generator))
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(*writers))
-            stack.enter_context(neutral(writers[0], self.options.max_new_tokens, eos_ids, pad_id))
-            output = writers[0].generate(  # type: ignore[operator]  # declared as a tensor
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=writers[0].generation_config,
-                logits_processor=processors,
-                synced_gpus=False,  # parameters are whole here, and a process without prompts would be waited for
-            )
-        return [Completion(*cut_after_eos(row, eos_ids)) for row in output[:, longest:].tolist()]
+            device, longest = find_input_device(writers[0]), max(map(len, prompts))
+            padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # (B,)
+            other = RaggedModel(writers[1], padding, vocab_size, device)
+            mixing = [_MixedScores(other, self.mix, seed_generator(f"{seed}:mix", device))]
+        with evaluation_mode(*writers):
+            written = generate_batch(
+                writers[0],
+                prompts,
+                self.options,
+                eos_ids=eos_ids,
+                pad_id=pad_id,
+                vocab_size=vocab_size,
+                seed=seed,
+                on_logits=mixing,
+            )  # (B, T)
+        return [Completion(*cut_after_eos(ids, eos_ids)) for ids in written.tolist()]
 
 
 class _MixedScores(LogitsProcessor):
@@ -114,5 +106,5 @@ class _MixedScores(LogitsProcessor):
 def seeded(seed: str, device: torch.device) -> Iterator[None]:
     """Seeds the global random state inside, for writers that sample from it, and restores it afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, SEED_BITS))
+        torch.manual_seed(derive_seed(seed))
         yield

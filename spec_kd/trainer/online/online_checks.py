@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from transformers import PreTrainedModel
-
 from spec_kd.losses import TokenLoss
+from spec_kd.sampling.input_checks import check_room
 from spec_kd.trainer.online.generated_rows import find_prompt
 
 
@@ -31,7 +30,7 @@ def check_live_models(loss: TokenLoss, lmbda: float, has_teacher: bool, has_refe
         )
 
 
-def check_room(
+def check_row_room(
     rows: Iterable[dict[str, list[int]]], limits: Mapping[str, int | None], max_new_tokens: int, name: str
 ) -> None:
     """Raises `ValueError` unless every row is a prompt and a completion, with room after the prompt.
@@ -42,22 +41,5 @@ def check_room(
         max_new_tokens (`int`): Maximum number of tokens to be generated.
         name (`str`): Names the rows in the error.
     """
-    longest, row_of_longest = 0, 0
-    for i, row in enumerate(rows):
-        length = len(find_prompt(row, f"Row {i} of {name}"))
-        if length > longest:
-            longest, row_of_longest = length, i
-    for role, limit in limits.items():
-        if limit is not None and longest + max_new_tokens > limit:
-            raise ValueError(
-                f"The prompt of row {row_of_longest} of {name} has {longest} tokens, which leaves no room for "
-                f"`max_new_tokens={max_new_tokens}` in the {role}'s {limit} positions. Remove prompts that are as "
-                "long, or lower `max_new_tokens`."
-            )
-
-
-def find_positions(models: Mapping[str, PreTrainedModel]) -> dict[str, int | None]:
-    """Number of positions of each model by its role; `None` if its config sets no limit."""
-    return {
-        role: getattr(model.config.get_text_config(), "max_position_embeddings", None) for role, model in models.items()
-    }
+    lengths = [len(find_prompt(row, f"Row {i} of {name}")) for i, row in enumerate(rows)]
+    check_room(lengths, max_new_tokens, limits, name=lambda i: f"The prompt of row {i} of {name}")

@@ -27,13 +27,14 @@ from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Arguments, Call, JsonObject
+from spec_kd.sampling.input_checks import get_max_length
 from spec_kd.trainer.arguments import as_config
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
 from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, read_rows
 from spec_kd.trainer.online.generating_trainer import GeneratingTrainer
 from spec_kd.trainer.online.model_writer import ModelWriter
-from spec_kd.trainer.online.online_checks import check_live_models, check_room, find_positions
+from spec_kd.trainer.online.online_checks import check_live_models, check_row_room
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
 from spec_kd.trainer.online.prompt_rows import add_placeholders, complete_evaluation_prompts, is_prompts_only
 from spec_kd.trainer.online.request_server import RequestServer
@@ -242,8 +243,9 @@ class OnlineGKDTrainer(GeneratingTrainer):
             self._check_room(rows, "the training dataset")
 
     def _check_room(self, rows: Iterable[dict[str, list[int]]], name: str) -> None:
-        limits = find_positions(self._readers) | {"vLLM": self.args.vllm_max_model_length}
-        check_room(rows, limits, self.args.max_new_tokens, name)
+        limits = {role: get_max_length(model) for role, model in self._readers.items()}
+        limits["vLLM"] = self.args.vllm_max_model_length
+        check_row_room(rows, limits, self.args.max_new_tokens, name)
 
     @property
     def _readers(self) -> dict[str, PreTrainedModel]:

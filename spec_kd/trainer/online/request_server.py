@@ -16,11 +16,12 @@ from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, TOKEN_COLU
 from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.decoding import Round, generate_speculatively
 from spec_kd.decoding.rounds import CompletionInProgress
-from spec_kd.engines.base import Completion, derive_seed
+from spec_kd.engines.base import Completion
 from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
-from spec_kd.engines.transformers import SEED_BITS, find_special_ids
 from spec_kd.losses import SparseDistribution
 from spec_kd.open_types import Argument, JsonObject
+from spec_kd.sampling.drawing import derive_seed
+from spec_kd.sampling.generation import find_special_ids
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.vocabulary import ProcessingClass
@@ -71,7 +72,7 @@ class RequestServer(CompletionWriter):
         """As [`CompletionWriter.write`], with the target's signal of every token."""
         if not prompts:
             return []
-        recorder = SparseRecorder(self.info.signal, self.info.vocab_size, derive_seed(f"{seed}:slots", SEED_BITS))
+        recorder = SparseRecorder(self.info.signal, self.info.vocab_size, derive_seed(f"{seed}:slots"))
         keeper = _SignalKeeper(len(prompts), recorder, self.info.logprobs_temperature)
         eos_ids, _ = find_special_ids(models["target"], self.processing_class)
         served = generate_speculatively(
@@ -85,7 +86,7 @@ class RequestServer(CompletionWriter):
             vocab_size=self.info.vocab_size,
             draft_sampling=self.draft_sampling,
             batch_size=self.batch_size or len(prompts),
-            seed=derive_seed(seed, SEED_BITS),
+            seed=derive_seed(seed),
             observe=keeper,
         )
         return [

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import Completion
-from spec_kd.engines.transformers import cut_after_eos, find_special_ids
 from spec_kd.heads import count_rows, unwrap_peft
 from spec_kd.open_types import Argument, Call, JsonObject
+from spec_kd.sampling.generation import cut_after_eos, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.trainer.online.model_writer import seeded

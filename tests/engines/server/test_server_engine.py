@@ -8,11 +8,12 @@ import torch
 from local_server import GREEDY, TOKEN_ONLY, TOP_5, build_engine, generate_alone
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines.base import UnsupportedByEngineError
 from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError
 from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompt_batch import UnusablePromptError
 
 
 def compute_log_p(model, prompt, completion, temperature=1.0):
@@ -220,11 +221,11 @@ def test_methods_that_servers_do_not_give_are_refused_before_any_request(serve, 
         engine.generate(prompts, GREEDY, SignalSpec("top_k_tail"))
     with pytest.raises(UnsupportedByEngineError, match="`top_k=262` is more than the 261 ids"):
         engine.generate(prompts, GREEDY, SignalSpec("top_k_tail", top_k=262))
-    with pytest.raises(ValueError, match="Prompt 1 is empty"):
+    with pytest.raises(ValueError, match="Prompt 1 has no tokens"):
         engine.generate([[5], []], GREEDY)
     with pytest.raises(ValueError, match="`max_new_tokens` is 0, but must be at least 1"):
         engine.generate(prompts, SamplingOptions(0))
-    with pytest.raises(ValueError, match="ids from 5 to 261, but the tokenizer has 261"):
+    with pytest.raises(ValueError, match="contains id 261, but the tokenizer has 261"):
         engine.generate([[5, 261]], GREEDY)
     with pytest.raises(ValueError, match="`temperature` is -1, but must be at least 0"):
         engine.check(prompts, SamplingOptions(1, temperature=-1), None)

@@ -2,8 +2,10 @@
 
 from tiny import build_tokenizer
 
-from spec_kd.engines.base import Completion, UnusablePromptError, derive_seed
+from spec_kd.engines.base import Completion, Engine
 from spec_kd.prompts.synthesis.synthesis import synthesize_queries
+from spec_kd.sampling.drawing import derive_seed
+from spec_kd.sampling.prompt_batch import UnusablePromptError
 
 TOOLS = [{"name": f"tool_{letter}", "parameters": {"type": "object", "properties": {}}} for letter in "abcd"]
 WORDS = (
@@ -13,7 +15,7 @@ WORDS = (
 USER_TURN, ANSWER = "<|user|>", "<|assistant|>"
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Writes what a function says to each prompt, as text, and stops at `<|end|>` or at the limit."""
 
     name = "scripted"

@@ -9,7 +9,7 @@ from datasets import Dataset
 from scripted_engine import ANSWER, TOOLS, USER_TURN, WORDS, ScriptedEngine, drawn, get_queries, listed, synthesize
 
 from spec_kd.data.responses import generate_responses
-from spec_kd.engines.base import Completion, UnsupportedByEngineError, UnusablePromptError
+from spec_kd.engines import Completion, UnsupportedByEngineError, UnusablePromptError
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError
 from spec_kd.prompts.filters import TextFilter
 

@@ -9,10 +9,11 @@ from tiny import build_llama
 from transformers import GenerationConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from spec_kd.sampling.input_checks import get_max_length
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, join_row, read_rows
 from spec_kd.trainer.online.model_writer import ModelWriter
-from spec_kd.trainer.online.online_checks import check_room, find_positions
+from spec_kd.trainer.online.online_checks import check_row_room
 from spec_kd.trainer.online.prompt_rows import add_placeholders, is_prompts_only
 from spec_kd.trainer.online.window import RepeatedWindows, Window
 
@@ -164,9 +165,10 @@ def test_rows_without_one_completion_are_refused(labels, message):
 
 def test_prompts_without_room_are_named(models):
     rows = [join_row([5] * 3, [1]), join_row([5] * 500, [1]), join_row([5] * 4, [1])]
-    check_room(rows, find_positions(models), 12, "the set")
+    limits = {role: get_max_length(model) for role, model in models.items()}
+    check_row_room(rows, limits, 12, "the set")
     with pytest.raises(ValueError, match=r"row 1 of the set has 500 tokens.*`max_new_tokens=13` in the draft's 512"):
-        check_room(rows, find_positions(models), 13, "the set")
+        check_row_room(rows, limits, 13, "the set")
 
 
 def test_prompts_become_rows(tokenizer):
