@@ -226,7 +226,7 @@ def test_missing_tokens_and_folders_are_refused(generate, target, tmp_path, monk
     target.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="EOS"):
         generate(["a"], processing_class=bare)
-    with pytest.raises(ValueError, match="give `processing_class`"):
+    with pytest.raises(ValueError, match="Give `processing_class`"):
         generate(["a"], processing_class=None)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written to"):
