@@ -16,7 +16,7 @@ PROMPTS = ["a cell", "an atom", "a leaf"]
 
 @pytest.fixture
 def engine(tokenizer) -> Engine:
-    code = re.search(r"```python\n(.*?class DiceEngine.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1]
+    code = re.search(r"```python\n((?:(?!```).)*class DiceEngine.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1]
     namespace = {}
     exec(compile(code, str(PAGE), "exec"), namespace)
     return namespace["DiceEngine"](tokenizer)
