@@ -19,7 +19,7 @@ from spec_kd.engines.base import (
     join_rows,
 )
 from spec_kd.losses import SignalSpec, SparseDistribution
-from spec_kd.open_types import Argument, JsonValue
+from spec_kd.open_types import Argument, Array, JsonValue
 from spec_kd.progress import forward_updates
 from spec_kd.sampling.drawing import derive_seed
 from spec_kd.sampling.input_checks import check_prompt_ids, check_room
@@ -210,7 +210,9 @@ class VLLMEngine(Engine):
 
     def _count_logprobs(self, signal: SignalSpec | None) -> int:
         """How many log-probabilities to ask for besides the token's own."""
-        top_k = 0 if signal is None else signal.sparse_method.count_likely_ids(signal)
+        if signal is None:
+            return 0
+        top_k = signal.sparse_method.count_likely_ids(signal)
         if top_k is None:
             raise UnsupportedByEngineError(
                 "vLLM returns the most likely ids of the target, not draws from it, so it cannot give "
@@ -262,7 +264,9 @@ def _read_positions(
     found = 0 if positions is None else len(positions)
     if found != len(ids):
         raise RuntimeError(f"vLLM returned log-probabilities of {found} of {len(ids)} tokens of completion {number}.")
-    token_logprobs, sparse = [], SparseDistribution([], [])
+    token_logprobs: list[float] = []
+    likely_ids: list[Array] = []
+    likely_log_p: list[Array] = []
     for index, (entries, token) in enumerate(zip(positions or [], ids, strict=True)):
         if not entries or token not in entries or not math.isfinite(entries[token].logprob):
             raise RuntimeError(
@@ -278,9 +282,9 @@ def _read_positions(
                     f"vLLM returned the ids of ranks {ranks} for token {index} of completion {number}, not the {top_k} "
                     "most likely."
                 )
-            sparse.ids.append(np.array([id for _, id, _ in head], dtype=np.int32))
-            sparse.log_p.append(np.array([log_p for _, _, log_p in head], dtype=np.float32))
-    return token_logprobs, sparse if top_k else None
+            likely_ids.append(np.array([id for _, id, _ in head], dtype=np.int32))
+            likely_log_p.append(np.array([log_p for _, _, log_p in head], dtype=np.float32))
+    return token_logprobs, SparseDistribution(likely_ids, likely_log_p) if top_k else None
 
 
 def _import_vllm() -> ModuleType:

@@ -47,7 +47,7 @@ def pick_prompts(prompts: Sequence[list[int]], indices: Sequence[int]) -> list[l
     return PromptBatch(picked, [prompts.rows[index] for index in indices], prompts.on_progress)
 
 
-def name_prompt(prompts: Sequence[list[int]], index: int) -> str:
+def name_prompt(prompts: Sequence[Sequence[int]], index: int) -> str:
     """`"Row 7"` by its row of the dataset where that is known, else `"Prompt 7"` by its index in the batch."""
     return f"Row {prompts.rows[index]}" if isinstance(prompts, PromptBatch) else f"Prompt {index}"
 
