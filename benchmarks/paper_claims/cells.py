@@ -94,6 +94,7 @@ def compute_key(profile: Profile, cell: Cell) -> str:
         training.pop(name)
     changed = asdict(cell)
     changed.pop("options")
+    changed["answer_temperature"] = changed.pop("completion_temperature")  # the name that the record's keys are made of
     options = [profile.training.find_options(cell.domain, method, cell.options) for method, _ in cell.phases]
     used = [options, signals.get(cell.signal), adapters.get(cell.adapter)]
     used += ["length_ordered"] if cell.domain in length_ordered else []

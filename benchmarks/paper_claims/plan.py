@@ -127,7 +127,7 @@ def format_plan(profile: Profile, record: Record) -> str:
     if FINAL not in ranks.values() and profile.plan.search:
         bases = [make_base(profile, domain) for domain in profile.domains]
         pending = bases * (1 + 2 * len(profile.plan.seeds))  # the recipe, and forward KL with its options
-        if not find_search_outcome(profile, record).finalizts:
+        if not find_search_outcome(profile, record).finalists:
             others = [base for base in bases if base.domain != profile.plan.ablation_domain]
             pending += others * len(profile.plan.search)
         hours = _sum_hours(profile, record, pending)

@@ -51,12 +51,12 @@ class SearchOutcome:
     """How far the search of a recipe is; all are changes of the base cell. See `recipe_search`.
 
     Args:
-        finalizts (`list[dict]`): The best of each axis in the ablation's domain, for the other domains to try.
+        finalists (`list[dict]`): The best of each axis in the ablation's domain, for the other domains to try.
         combined (`dict`, *optional*): Those of them that beat the base cell over all domains, put together.
         winner (`dict`, *optional*): What the search ended with.
     """
 
-    finalizts: list[dict[str, Any]] = field(default_factory=list)
+    finalists: list[dict[str, Any]] = field(default_factory=list)
     combined: dict[str, Any] | None = None
     winner: dict[str, Any] | None = None
 
@@ -174,7 +174,7 @@ def _list_search(profile: Profile, outcome: SearchOutcome) -> list[Question]:
         if domain == profile.plan.ablation_domain:
             tried = [changes for options in list_search_axes(profile).values() for changes in options.values()]
         else:
-            tried = list(outcome.finalizts)
+            tried = list(outcome.finalists)
         for changes in tried + ([outcome.combined] if outcome.combined else []):
             cell = apply_changes(validated, changes)
             search.append(Comparison(f"{domain}: {describe_changes(changes)}", cell, validated))

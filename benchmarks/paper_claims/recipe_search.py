@@ -24,13 +24,13 @@ WORTH_TRYING = 0.01  # log of tokens a target pass over the base cell's in the a
 
 def find_search_outcome(profile: Profile, record: Record) -> SearchOutcome:
     """How far the search is by what is in the record."""
-    finalizts = find_finalists(profile, record)
-    if finalizts is None:
+    finalists = find_finalists(profile, record)
+    if finalists is None:
         return SearchOutcome()
-    combined = find_combined(profile, record, finalizts)
+    combined = find_combined(profile, record, finalists)
     if combined is None:
-        return SearchOutcome(finalizts)
-    return SearchOutcome(finalizts, combined, find_winner(profile, record, finalizts, combined))
+        return SearchOutcome(finalists)
+    return SearchOutcome(finalists, combined, find_winner(profile, record, finalists, combined))
 
 
 def score_changes(
@@ -68,29 +68,29 @@ def _find_efficiency(lines: Lines, setting: str) -> float:
 def find_finalists(profile: Profile, record: Record) -> list[dict[str, Any]] | None:
     """The best change of each axis in the ablation's domain if it is worth trying elsewhere; `None` before all were
     run."""
-    finalizts = []
+    finalists = []
     for options in list_search_axes(profile).values():
         scores = {n: score_changes(profile, record, c, [profile.plan.ablation_domain]) for n, c in options.items()}
         if None in scores.values():
             return None
         best = max(scores, key=scores.__getitem__)
         if scores[best] > WORTH_TRYING:
-            finalizts.append(options[best])
-    return finalizts
+            finalists.append(options[best])
+    return finalists
 
 
-def find_combined(profile: Profile, record: Record, finalizts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The finalizts that beat the base cell over all domains, put together, the best first; `None` before all were run.
+def find_combined(profile: Profile, record: Record, finalists: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The finalists that beat the base cell over all domains, put together, the best first; `None` before all were run.
 
-    A cached teacher does not serve every loss: what does not go with a better finalizt is left out. With one of them or
+    A cached teacher does not serve every loss: what does not go with a better finalist is left out. With one of them or
     none there is nothing to put together: an empty dict.
     """
-    scores = [score_changes(profile, record, changes) for changes in finalizts]
+    scores = [score_changes(profile, record, changes) for changes in finalists]
     if None in scores:
         return None
     combined: dict[str, Any] = {}
     number = 0
-    for score, changes in sorted(zip(scores, finalizts, strict=True), key=lambda pair: pair[0], reverse=True):
+    for score, changes in sorted(zip(scores, finalists, strict=True), key=lambda pair: pair[0], reverse=True):
         candidate = {**combined, **changes, "options": {**combined.get("options", {}), **changes.get("options", {})}}
         if score > 0 and is_served(profile, candidate):
             combined, number = candidate, number + 1
@@ -111,13 +111,13 @@ def is_served(profile: Profile, changes: dict[str, Any]) -> bool:
 
 
 def find_winner(
-    profile: Profile, record: Record, finalizts: Sequence[dict[str, Any]], combined: dict[str, Any]
+    profile: Profile, record: Record, finalists: Sequence[dict[str, Any]], combined: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The finalizt, or all together, with the highest score over all domains.
+    """The finalist, or all together, with the highest score over all domains.
 
     `None` before all were run or if none beats the base.
     """
-    candidates = [*finalizts, *([combined] if combined else [])]
+    candidates = [*finalists, *([combined] if combined else [])]
     scores = [score_changes(profile, record, changes) for changes in candidates]
     if None in scores or not scores or max(scores) <= 0:
         return None

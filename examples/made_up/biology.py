@@ -1,7 +1,7 @@
 """Bundled questions and answers about biology, generated: deterministic for a seed, no network.
 
 Most rows are a short passage with a question about it, as in PubMedQA: a trial, a knockout, an organ, an enzyme, a
-cross, a food chain. What they are about (organizms, organs, enzymes, traits, habitats, ...) is split: the words of
+cross, a food chain. What they are about (organisms, organs, enzymes, traits, habitats, ...) is split: the words of
 `TEST` occur in no training row, and each test row has at least one of them. Names of compounds, genes and species are
 invented anew in each row, so they can only be copied. The passages are made up, and so are the findings in them.
 """
@@ -21,7 +21,7 @@ class Terms:
     """What a split's rows are about.
 
     Args:
-        organizms, measures, microbes (`list[str]`): In the plural, the singular and the plural.
+        organisms, measures, microbes (`list[str]`): In the plural, the singular and the plural.
         phenotypes (`list[list[str]]`): What is seen without a gene, and what the gene is therefore needed for.
         organs (`list[list[str]]`): Organ, verb, object, system.
         enzymes (`list[list[str]]`): Enzyme, substrate, product.
@@ -29,7 +29,7 @@ class Terms:
         food_chains (`list[list[str]]`): Habitat, what is eaten, who eats it, who eats that one; all in the plural.
     """
 
-    organizms: list[str]
+    organisms: list[str]
     measures: list[str]
     microbes: list[str]
     phenotypes: list[list[str]]
@@ -40,7 +40,7 @@ class Terms:
 
 
 TRAIN = Terms(
-    organizms=phrases(
+    organisms=phrases(
         "mice,rats,rabbits,pigs,sheep,goats,dogs,zebrafish,frogs,salamanders,chickens,quails,fruit flies,honeybees,"
         "beetles,nematodes,sea urchins,mussels,oysters,ducks,guinea pigs,octopuses"
     ),
@@ -130,7 +130,7 @@ TRAIN = Terms(
     ),
 )
 TEST = Terms(
-    organizms=phrases("hamsters,geckos,crickets,starfish,squid,bats,ferrets,hedgehogs"),
+    organisms=phrases("hamsters,geckos,crickets,starfish,squid,bats,ferrets,hedgehogs"),
     measures=phrases("body temperature,brain volume,tail length,breathing rate,egg mass,iron uptake"),
     microbes=phrases("cyanobacteria,amoebas,vinegar bacteria"),
     phenotypes=records(
@@ -203,32 +203,32 @@ def make_species(rng: random.Random) -> str:
 
 
 def trial(rng: random.Random, terms: Terms) -> Pair:
-    organizms, measure, compound = rng.choice(terms.organizms), rng.choice(terms.measures), make_compound(rng)
+    organisms, measure, compound = rng.choice(terms.organisms), rng.choice(terms.measures), make_compound(rng)
     number, weeks, percent = 4 * rng.randint(3, 30), rng.randint(2, 12), rng.randint(3, 60)
     change, base = rng.choice((("rose", "raise"), ("fell", "lower")))
     is_significant = rng.random() < 0.6
     p = f"0.00{rng.randint(1, 9)}" if is_significant else f"0.{rng.randint(11, 89)}"
     passage = (
-        f"We gave {compound} to {number} {organizms} for {weeks} weeks. Compared with untreated {organizms}, {measure} "
+        f"We gave {compound} to {number} {organisms} for {weeks} weeks. Compared with untreated {organisms}, {measure} "
         f"{change} by {percent} percent (p = {p})."
     )
-    question = rng.choice(("Does {} {} {} in {}?", "Can {} {} {} in {}?")).format(compound, base, measure, organizms)
+    question = rng.choice(("Does {} {} {} in {}?", "Can {} {} {} in {}?")).format(compound, base, measure, organisms)
     if is_significant:
-        answer = f"Yes. In {number} {organizms}, {measure} {change} by {percent} percent with {compound} (p = {p})."
+        answer = f"Yes. In {number} {organisms}, {measure} {change} by {percent} percent with {compound} (p = {p})."
         return f"{passage} {question}", answer + " The change is significant."
-    answer = f"Probably not. In {number} {organizms}, the change of {measure} was not significant (p = {p})."
+    answer = f"Probably not. In {number} {organisms}, the change of {measure} was not significant (p = {p})."
     return f"{passage} {question}", answer + f" It may be due to chance, not to {compound}."
 
 
 def knockout(rng: random.Random, terms: Terms) -> Pair:
-    organizms, gene = rng.choice(terms.organizms), make_gene(rng)
+    organisms, gene = rng.choice(terms.organisms), make_gene(rng)
     phenotype, function = rng.choice(terms.phenotypes)
-    opening = rng.choice((f"{organizms} without the gene {gene} have {phenotype}.",
-                          f"Knocking out {gene} in {organizms} leads to {phenotype}."))  # fmt: skip
+    opening = rng.choice((f"{organisms} without the gene {gene} have {phenotype}.",
+                          f"Knocking out {gene} in {organisms} leads to {phenotype}."))  # fmt: skip
     question = rng.choice((f"What is the role of {gene}?", f"What does {gene} normally do?"))
     return (
         f"{opening[0].upper()}{opening[1:]} {question}",
-        f"{gene} is needed for {function}, since {organizms} that lack it show {phenotype}.",
+        f"{gene} is needed for {function}, since {organisms} that lack it show {phenotype}.",
     )
 
 
@@ -240,7 +240,7 @@ def organ(rng: random.Random, terms: Terms) -> Pair:
     if rng.random() < 0.5:
         question = rng.choice(("What happens when the {} fails?", "Why is damage to the {} dangerous?")).format(name)
         return f"{note} {question}", f"When the {name} fails, the body can no longer {verb} {thing}."
-    question = rng.choice(("Summarize the role of the {}.", "What is the {} for?")).format(name)
+    question = rng.choice(("Summarise the role of the {}.", "What is the {} for?")).format(name)
     return (
         f"{note} It belongs to the {system}. {question}",
         f"The {name} is a part of the {system}. Its task is to {verb} {thing}.",
@@ -327,10 +327,10 @@ def doubling(rng: random.Random, terms: Terms) -> Pair:
 
 
 def strand(rng: random.Random, terms: Terms) -> Pair:
-    organizms = rng.choice(terms.organizms)
+    organisms = rng.choice(terms.organisms)
     bases = [rng.choice("ATGC") for _ in range(rng.randint(5, 9))]
     return (
-        f"A piece of DNA of {organizms} reads {' '.join(bases)}. What is the complementary strand?",
+        f"A piece of DNA of {organisms} reads {' '.join(bases)}. What is the complementary strand?",
         f"The complementary strand reads {' '.join(BASES[base] for base in bases)}.",
     )
 

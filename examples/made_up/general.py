@@ -128,7 +128,7 @@ def remember_fact(rng: random.Random) -> Pair:
             ("appointment", f"{make_date(rng)} at {make_time(rng)}"),
             ("password", make_word(rng)),
             ("new boss", make_person(rng)),
-            ("favorite song", make_title(rng)),
+            ("favourite song", make_title(rng)),
             ("booking number", make_code(rng)),
             ("birthday", make_date(rng)),
             ("lucky number", str(rng.randint(11, 9999))),

@@ -96,7 +96,7 @@ SPORTS = words(
 )
 ROOMS = words("kitchen bedroom hallway bathroom office garage attic nursery lounge basement library studio")
 WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-COLORS = words("red blue green yellow black white orange purple brown gray pink silver")
+COLORS = words("red blue green yellow black white orange purple brown grey pink silver")
 ADJECTIVES = [
     "quiet",
     "golden",
@@ -160,7 +160,7 @@ ERRANDS = [
 ]
 MESSAGES = [
     "I will be late.",
-    "The meeting is canceled.",
+    "The meeting is cancelled.",
     "Please call me back.",
     "Happy birthday!",
     "Dinner is ready.",
