@@ -9,12 +9,12 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent
 BLOB = "https://github.com/spec-kd/spec_kd/blob/main/"
-PICTURES = "benchmarks/results"
-OUTSIDE = r"(?:\.\./)+((?:benchmarks|examples|tests)/[^)]+)\)"
+PICTURES = ("benchmarks/results", "experiments")
+OUTSIDE = r"(?:\.\./)+((?:benchmarks|examples|experiments|tests)/[^)]+)\)"
 
 
 def on_files(files, config):
-    for path in sorted((ROOT / PICTURES).rglob("*.png")):
+    for path in sorted(path for folder in PICTURES for path in (ROOT / folder).rglob("*.png")):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 

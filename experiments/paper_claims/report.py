@@ -1,6 +1,6 @@
 """Tables and plots of an experiment, from its JSON lines and nothing else.
 
-python -m benchmarks.paper_claims report --profile cpu
+python -m experiments.paper_claims report --profile cpu
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ def write_report(path: Path) -> Path:
     lines = [
         f"# The paper's claims, measured again: profile {profile.name}",
         "",
-        f"`python -m benchmarks.paper_claims report --profile {profile.name}` makes this from "
+        f"`python -m experiments.paper_claims report --profile {profile.name}` makes this from "
         f"`{path.name}`. Made on: {'; '.join(line['key'] for line in record.list('machine'))}. gamma = "
         f"{profile.training.num_assistant_tokens}. Intervals are 95 % over test prompts, which both sides of a "
         "comparison share, with all seeds added up; what single seeds say is beside them. A claim held, or did not, "

@@ -1,4 +1,4 @@
-"""All stages of `benchmarks/paper_claims` on models of a few thousand parameters."""
+"""All stages of `experiments/paper_claims` on models of a few thousand parameters."""
 
 import shutil
 from dataclasses import replace
@@ -8,18 +8,18 @@ import pytest
 import trl.trainer.utils
 from datasets import Dataset
 
-from benchmarks.paper_claims import run_cell
-from benchmarks.paper_claims.__main__ import main
-from benchmarks.paper_claims.answers import Lab
-from benchmarks.paper_claims.batches import order_by_length
-from benchmarks.paper_claims.cells import DIVERGED, compute_key, find_outcomes, make_base
-from benchmarks.paper_claims.data import read_domain
-from benchmarks.paper_claims.loss_positions import project_loss_positions_only
-from benchmarks.paper_claims.models import hash_weights
-from benchmarks.paper_claims.plan import find_cells_left, format_plan
-from benchmarks.paper_claims.profile import read_profile
-from benchmarks.paper_claims.questions import list_cells, list_questions
-from benchmarks.paper_claims.record import Record, Workspace
+from experiments.paper_claims import run_cell
+from experiments.paper_claims.__main__ import main
+from experiments.paper_claims.answers import Lab
+from experiments.paper_claims.batches import order_by_length
+from experiments.paper_claims.cells import DIVERGED, compute_key, find_outcomes, make_base
+from experiments.paper_claims.data import read_domain
+from experiments.paper_claims.loss_positions import project_loss_positions_only
+from experiments.paper_claims.models import hash_weights
+from experiments.paper_claims.plan import find_cells_left, format_plan
+from experiments.paper_claims.profile import read_profile
+from experiments.paper_claims.questions import list_cells, list_questions
+from experiments.paper_claims.record import Record, Workspace
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer
 
 

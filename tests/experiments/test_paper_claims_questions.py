@@ -1,4 +1,4 @@
-"""What `benchmarks/paper_claims` asks, searches for, keeps and concludes, on records that are made up."""
+"""What `experiments/paper_claims` asks, searches for, keeps and concludes, on records that are made up."""
 
 import shutil
 from dataclasses import replace
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.paper_claims.cells import DIVERGED, Cell, apply_changes, compute_key, make_base
-from benchmarks.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
-from benchmarks.paper_claims.compare import BLOCK_EFFICIENCY, compare, find_lines, number_builds
-from benchmarks.paper_claims.models import name_models
-from benchmarks.paper_claims.plan import find_cells_left, find_questions
-from benchmarks.paper_claims.profile import make, read_profile
-from benchmarks.paper_claims.questions import SearchOutcome, list_cells, list_questions
-from benchmarks.paper_claims.recipe_search import find_search_outcome
-from benchmarks.paper_claims.record import Record
+from experiments.paper_claims.cells import DIVERGED, Cell, apply_changes, compute_key, make_base
+from experiments.paper_claims.claims import FAILED, HELD, MISSING, PARTIAL, UNKNOWN, judge, judge_claims
+from experiments.paper_claims.compare import BLOCK_EFFICIENCY, compare, find_lines, number_builds
+from experiments.paper_claims.models import name_models
+from experiments.paper_claims.plan import find_cells_left, find_questions
+from experiments.paper_claims.profile import make, read_profile
+from experiments.paper_claims.questions import SearchOutcome, list_cells, list_questions
+from experiments.paper_claims.recipe_search import find_search_outcome
+from experiments.paper_claims.record import Record
 from spec_kd.evaluation import Interval
 
 

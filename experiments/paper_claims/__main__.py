@@ -18,7 +18,7 @@ from .record import Record, Workspace
 from .report import write_report
 from .run_cell import DivergedError, run_cell
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "paper_claims"
+RESULTS = Path(__file__).parent / "results"
 STAGES = ("plan", "targets", "drift", "answers", "runs", "report")
 
 

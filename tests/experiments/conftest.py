@@ -1,4 +1,4 @@
-"""A profile of `benchmarks/paper_claims` with models of a few thousand parameters, and the record of all its stages."""
+"""A profile of `experiments/paper_claims` with models of a few thousand parameters, and the record of its stages."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.paper_claims import __main__ as command
+from experiments.paper_claims import __main__ as command
 
 COLORS = ("red", "blue", "green", "white")
 THINGS = ("stone", "river", "bird", "tree", "lamp")

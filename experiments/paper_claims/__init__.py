@@ -1,4 +1,4 @@
-"""The claims of arXiv 2503.07807, measured again: `python -m benchmarks.paper_claims --help`, from the repository root.
+"""The claims of arXiv 2503.07807, measured again: `python -m experiments.paper_claims --help`, from the root.
 
 A profile (cpu.yaml, gpu.yaml) says everything. Stages, each of which continues where it was killed:
 
