@@ -6,8 +6,9 @@ from spec_kd.lazy_imports import import_lazily
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
+    from spec_kd.evaluation.assisted_costs import measure_assisted_costs
     from spec_kd.evaluation.callback import SpeculativeEvalCallback
-    from spec_kd.evaluation.cost import ServingCosts, measure_assisted_costs, measure_costs
+    from spec_kd.evaluation.cost import ServingCosts, measure_costs
     from spec_kd.evaluation.cost_table import read_costs
     from spec_kd.evaluation.evaluate import evaluate_draft
     from spec_kd.evaluation.gates import check_gates
@@ -44,8 +45,9 @@ __getattr__, __dir__ = import_lazily(
     __name__,
     {
         "spec_kd.evaluation.assisted": ("AssistedMetrics", "generate_assisted"),
+        "spec_kd.evaluation.assisted_costs": ("measure_assisted_costs",),
         "spec_kd.evaluation.callback": ("SpeculativeEvalCallback",),
-        "spec_kd.evaluation.cost": ("ServingCosts", "measure_assisted_costs", "measure_costs"),
+        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs"),
         "spec_kd.evaluation.cost_table": ("read_costs",),
         "spec_kd.evaluation.evaluate": ("evaluate_draft",),
         "spec_kd.evaluation.gates": ("check_gates",),

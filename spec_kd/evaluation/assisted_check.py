@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from spec_kd.evaluation.assisted import generate_assisted
-from spec_kd.evaluation.cost import measure_assisted_costs
+from spec_kd.evaluation.assisted_costs import measure_assisted_costs
 from spec_kd.evaluation.cost_measurement import measure_or_say
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.options import EvaluationOptions

@@ -55,13 +55,13 @@ def break_down_by_class(scores: ResponseScores, classes: Sequence[Sequence[str]]
 
 
 def break_down_by_column(
-    scores: ResponseScores, figures: AcceptanceMetrics, values: Sequence[object], name: str
+    scores: ResponseScores, metrics: AcceptanceMetrics, values: Sequence[object], name: str
 ) -> Breakdown:
     """Alpha and block efficiency by a value of the prompts, such as their domain."""
     labels = sorted({str(value) for value in values})
     of_prompt = np.array([labels.index(str(value)) for value in values])
     groups = np.broadcast_to(of_prompt[:, None], scores.acceptance.shape)
-    rows = _make_rows(scores, groups, labels, figures, of_prompt)
+    rows = _make_rows(scores, groups, labels, metrics, of_prompt)
     return Breakdown(title=name, rows=rows)
 
 
@@ -69,7 +69,7 @@ def _make_rows(
     scores: ResponseScores,
     groups: Array,
     labels: Sequence[str],
-    figures: AcceptanceMetrics | None = None,
+    metrics: AcceptanceMetrics | None = None,
     of_prompt: Array | None = None,
 ) -> list[BreakdownRow]:
     """A row for each group that has tokens; `groups` is `(P, N)` and counts where a text has a token."""
@@ -83,9 +83,9 @@ def _make_rows(
         if not has_any.any():
             continue
         efficiency = None
-        if figures is not None:
+        if metrics is not None:
             chosen = of_prompt == index
-            efficiency = bootstrap_ratio(figures.tokens[chosen], figures.target_calls[chosen])
+            efficiency = bootstrap_ratio(metrics.tokens[chosen], metrics.target_calls[chosen])
         rows.append(
             BreakdownRow(
                 label=label,

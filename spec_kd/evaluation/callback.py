@@ -1,4 +1,4 @@
-"""Acceptance figures at every evaluation of any `Trainer`, before training included."""
+"""Acceptance metrics at every evaluation of any `Trainer`, before training included."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,48 +31,48 @@ DEFAULT_MAX_NEW_TOKENS = 128
 
 class SpeculativeEvalCallback(TrainerCallback):
     """
-    How well the model in training drafts for its target, at every evaluation and before the first step.
+    Measures how well the model in training drafts for its target, at every evaluation and before the first step.
 
-    The target answers the prompts once per temperature; the text is reused. Logged: `eval_alpha_greedy`,
-    `eval_alpha_t1`, ... (each on text written at that setting) and, for the first temperature,
-    `eval_acceptance_rate`, `eval_block_efficiency` and `eval_acceptance_rate_pos_1`...; the same with a suffix
-    (`_t1`) for the others. Assisted also logs `eval_tokens_per_second_assisted`, `eval_tokens_per_second_plain` and
-    `eval_speedup`. All of them can be `metric_for_best_model` (with `greater_is_better=True`) and reach every tracker.
-    TensorBoard, W&B and Trackio also get a picture of the acceptance by position, where matplotlib is installed.
+    The target writes one response to each prompt at each temperature, once. Logged are `eval_alpha_greedy`,
+    `eval_alpha_t1`, ... (each on responses sampled so) and, for the first temperature, `eval_acceptance_rate`,
+    `eval_block_efficiency` and `eval_acceptance_rate_pos_1`, ...; for the others the same with a suffix (`_t1`).
+    `method="assisted"` also logs `eval_tokens_per_second_assisted`, `eval_tokens_per_second_plain` and `eval_speedup`.
+    Each of them can be `metric_for_best_model` (with `greater_is_better=True`), and all reach every tracker.
+    TensorBoard, W&B and Trackio also get a picture of the acceptance by position if matplotlib is installed.
 
-    A run that continues from a checkpoint does not repeat the evaluation it was saved after. With several processes
-    each computes all figures, and those of process 0 count.
+    A run that continues from a checkpoint does not repeat the evaluation of that checkpoint. With several processes,
+    each computes all metrics, and those of process 0 count.
 
     Args:
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            As [`~spec_kd.data.generate_responses`] takes them; or what it returned with a `teacher_signal`, in place
-            of a target: the draft is then replayed on those responses, at the temperatures they were written at.
+            Prompts as [`~spec_kd.data.generate_responses`] takes them. Or responses that it made with a
+            `teacher_signal`: the draft is then replayed on these, at their temperatures, and no target is needed.
         target (`PreTrainedModel`, *optional*):
-            The target; `teacher_model` of the bound trainer by default. Moved to the trainer's device if it is on the
-            CPU.
-        method (`str`):
-            `"replay"` is exact in expectation and fast; `"assisted"` runs `generate(assistant_model=draft)` and
-            measures its speed (alpha still comes from replay).
+            The target. By default `teacher_model` of the bound trainer, if it has one; not needed with such responses.
+        method (`str`, *optional*, defaults to `"replay"`):
+            `"replay"` reads the responses in one pass, exact and fast. `"assisted"` generates, and measures the real
+            speed; alpha still comes from replay.
         temperatures (`Sequence[float]`, *optional*):
-            Settings to measure, 0.0 for greedy; 0.0 and 1.0 by default, or those of the responses.
-        num_assistant_tokens (`int`): Tokens drafted in a round.
-        max_new_tokens (`int`, *optional*): Most tokens of an answer; 128 by default, or the limit of the responses.
-        draft_sampling (`str`): `"stochastic"` or `"greedy"`, see [`replay`].
-        processing_class (*optional*): The target's; the bound trainer's by default.
-        batch_size (`int`): Prompts at a time.
-        vocab_size (`int`, *optional*): Number of real ids; those of `processing_class` by default.
-        seed (`int`): Of the sampling.
-        metric_key_prefix (`str`): Of every name.
+            Temperatures to measure, 0.0 for greedy. By default 0.0 and 1.0, or those of the responses.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`): Number of tokens drafted in a round.
+        max_new_tokens (`int`, *optional*): Most tokens of a response. By default 128, or the limit of the responses.
+        draft_sampling (`str`, *optional*, defaults to `"stochastic"`): `"stochastic"` or `"greedy"`, see [`replay`].
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The target's. By default that of the bound trainer.
+        batch_size (`int`, *optional*, defaults to `8`): Number of prompts at a time.
+        vocab_size (`int`, *optional*): Number of real ids. By default that of `processing_class`.
+        seed (`int`, *optional*, defaults to `0`): Sampling seed.
+        metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of every name.
         trainer (`Trainer`, *optional*):
-            What to bind to. This package's trainers bind themselves; with another one, pass it or call [`bind`].
+            Trainer to bind to. This package's trainers bind themselves; with another trainer, pass it or call [`bind`].
             Unbound, the metrics reach `metric_for_best_model` but no tracker.
 
     Attributes:
-        history (`list[tuple[int, dict[float, AcceptanceMetrics]]]`): Step and figures by temperature.
+        history (`list[tuple[int, dict[float, AcceptanceMetrics]]]`): Step, and metrics by temperature.
 
     Raises:
-        `ValueError`: For no prompts or an option out of its range, at once; when training begins, for a run that
-            never evaluates, a missing target or tokenizer, or models sharded by FSDP.
+        ValueError: If there are no prompts or an option is out of its range; when training begins, if the run never
+            evaluates, has no target or tokenizer, or shards its models by FSDP.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class SpeculativeEvalCallback(TrainerCallback):
         check_int("seed", seed, None)
         if method == "assisted" and draft_sampling != "stochastic":
             raise ValueError(
-                f"`draft_sampling={draft_sampling!r}` does not exist in transformers' assisted generation: with "
-                "sampling it samples the draft too. Use `method='replay'`."
+                f"`draft_sampling={draft_sampling!r}` does not exist in transformers' assisted generation, which "
+                "samples the draft if it samples the target. Use `method='replay'`."
             )
         self.prompts = prompts
         self.target = target
@@ -126,17 +126,17 @@ class SpeculativeEvalCallback(TrainerCallback):
         self.metric_key_prefix = metric_key_prefix
         self.trainer = trainer
         self.history: list[tuple[int, dict[float, AcceptanceMetrics]]] = []
-        self._texts: dict[float, Dataset] = {}
+        self._responses: dict[float, Dataset] = {}
         self._users_eval_on_start: bool | None = None
 
     def bind(self, trainer: Trainer) -> None:
-        """Makes `trainer` the one whose model is evaluated and whose trackers get the figures."""
+        """Makes `trainer` the one whose model is evaluated and whose trackers get the metrics."""
         self.trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
     ) -> None:
-        """Checks the set-up, puts itself before callbacks that read metrics, and asks for an evaluation at step 0."""
+        """Checks the set-up, moves before the callbacks that read metrics, and asks for an evaluation at step 0."""
         if args.eval_strategy == "no" or (self.trainer is not None and self.trainer.eval_dataset is None):
             raise ValueError(
                 f"SpeculativeEvalCallback runs at evaluations, but this run has none (eval_strategy="
@@ -144,7 +144,7 @@ class SpeculativeEvalCallback(TrainerCallback):
                 f"{', no eval_dataset' if self.trainer is not None and self.trainer.eval_dataset is None else ''}). "
                 "Set `eval_strategy='steps'` or `'epoch'` in the training arguments and pass an `eval_dataset`."
             )
-        if not self._has_all_texts:
+        if not self._has_all_responses:
             self._find_target()
         self._find_processing_class()
         if self.trainer is not None:
@@ -153,8 +153,9 @@ class SpeculativeEvalCallback(TrainerCallback):
                     "SpeculativeEvalCallback cannot read models sharded by FSDP. Train with DDP or DeepSpeed, or "
                     "evaluate the saved draft with `spec_kd.evaluation.response_replay`."
                 )
+            # `EarlyStoppingCallback` stops counting if it runs before the metric is there
             handler = self.trainer.callback_handler
-            handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
+            handler.callbacks = sorted(handler.callbacks, key=lambda callback: callback is not self)
         # `Trainer` reads the argument right after this event. Early stopping counts every evaluation, so one that
         # repeats the checkpoint's would end a resumed run sooner than an uninterrupted one.
         if state.global_step == 0 and not args.eval_on_start:
@@ -169,26 +170,25 @@ class SpeculativeEvalCallback(TrainerCallback):
         model: nn.Module | None = None,
         **_: Argument,
     ) -> None:
-        """Computes the figures, adds them to `metrics` and logs them."""
+        """Measures the draft, adds the values to `metrics` and logs them."""
         if self._users_eval_on_start is not None:
             args.eval_on_start, self._users_eval_on_start = self._users_eval_on_start, None
         if not self._is_first_dataset(metrics or {}):
             return
         with self._whole_models(args, model) as (draft, target):
-            figures = {temperature: self._measure(draft, target, temperature) for temperature in self.temperatures}
-        self.history.append((state.global_step, figures))
+            measured = {temperature: self._measure(draft, target, temperature) for temperature in self.temperatures}
+        self.history.append((state.global_step, measured))
         values = {}
         for i, temperature in enumerate(self.temperatures):
             suffix = f"_{name_temperature(temperature)}" if i else ""
-            values |= figures[temperature].to_metrics(self.metric_key_prefix, suffix)
+            values |= measured[temperature].to_metrics(self.metric_key_prefix, suffix)
         values = broadcast_object_list([values])[0]
         if metrics is not None:
             metrics.update(values)
         if self.trainer is not None:
             self.trainer.log(dict(values))
-            # a picture is for trackers that show one, and not worth a dependency
             if self.trainer.args.report_to and find_spec("matplotlib") is not None:
-                picture = plot_acceptance(figures)
+                picture = plot_acceptance(measured)
                 log_picture(self.trainer, f"{self.metric_key_prefix}/acceptance", picture, state.global_step)
 
     def _is_first_dataset(self, metrics: dict[str, float]) -> bool:
@@ -200,8 +200,8 @@ class SpeculativeEvalCallback(TrainerCallback):
         return bool(of_datasets[next(iter(datasets))]) or not any(of_datasets.values())
 
     @property
-    def _has_all_texts(self) -> bool:
-        """Whether the target has nothing left to do: its texts are there, with what it thought of them."""
+    def _has_all_responses(self) -> bool:
+        """Whether the target is not needed: its responses are stored, with their log-probabilities."""
         return self.method == "replay" and set(self.temperatures) <= set(self._stored) and self._find_model() is None
 
     def _find_model(self) -> nn.Module | None:
@@ -211,9 +211,8 @@ class SpeculativeEvalCallback(TrainerCallback):
         target = self._find_model()
         if target is None:
             raise ValueError(
-                "SpeculativeEvalCallback has no target: pass `target=` (BlackBoxSFTTrainer and TRL's trainers know "
-                "none), bind it to a trainer with a `teacher_model` by `trainer=` or `callback.bind(trainer)`, or pass "
-                "responses made with a `teacher_signal` at each of the `temperatures` instead of prompts."
+                "SpeculativeEvalCallback has no target. Pass `target=`, bind the callback to a trainer with a "
+                "`teacher_model`, or pass responses with a `teacher_signal` at each of the `temperatures` as prompts."
             )
         return target
 
@@ -221,8 +220,8 @@ class SpeculativeEvalCallback(TrainerCallback):
         processing_class = self.processing_class or getattr(self.trainer, "processing_class", None)
         if processing_class is None:
             raise ValueError(
-                "SpeculativeEvalCallback has no tokenizer: pass the target's as `processing_class=`, or bind the "
-                "callback to a trainer that has one."
+                "SpeculativeEvalCallback has no tokenizer. Pass the target's as `processing_class=`, or bind it to a "
+                "trainer that has one."
             )
         return processing_class
 
@@ -231,7 +230,7 @@ class SpeculativeEvalCallback(TrainerCallback):
         self, args: TrainingArguments, model: nn.Module | None
     ) -> Iterator[tuple[nn.Module, PreTrainedModel | None]]:
         """Draft and target (if one is needed) with all their parameters, gathered where DeepSpeed shards them."""
-        target = None if self._has_all_texts else self._find_target()
+        target = None if self._has_all_responses else self._find_target()
         if target is not None and target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
             target.to(args.device)
         if self.trainer is None:
@@ -253,9 +252,9 @@ class SpeculativeEvalCallback(TrainerCallback):
     def _measure(self, draft: nn.Module, target: PreTrainedModel | None, temperature: float) -> AcceptanceMetrics:
         processing_class = self._find_processing_class()
         if target is None:
-            self._texts[temperature] = self._stored[temperature]
-        elif temperature not in self._texts:
-            self._texts[temperature] = generate_responses(
+            self._responses[temperature] = self._stored[temperature]
+        elif temperature not in self._responses:
+            self._responses[temperature] = generate_responses(
                 target,
                 self.prompts,
                 processing_class=processing_class,
@@ -265,7 +264,7 @@ class SpeculativeEvalCallback(TrainerCallback):
                 seed=self.seed,
                 show_progress=False,
             )
-        texts = self._texts[temperature]
+        responses = self._responses[temperature]
         common = {
             "temperature": temperature,
             "num_assistant_tokens": self.num_assistant_tokens,
@@ -273,14 +272,14 @@ class SpeculativeEvalCallback(TrainerCallback):
             "vocab_size": self.vocab_size if self.vocab_size is not None else count_real_ids(processing_class),
         }
         replayed = replay(
-            draft, target, texts, draft_sampling=self.draft_sampling, batch_size=self.batch_size, **common
+            draft, target, responses, draft_sampling=self.draft_sampling, batch_size=self.batch_size, **common
         )
         if self.method == "replay":
             return replayed
         assisted = generate_assisted(
             target,
             draft,
-            texts["prompt_ids"],
+            responses["prompt_ids"],
             eos_token_id=find_special_ids(target, processing_class)[0],
             seed=self.seed,
             measure_speed=True,

@@ -1,4 +1,4 @@
-"""Two drafts on the same prompts: the difference, with the interval that pairing allows."""
+"""The difference between two drafts on the same prompts, with its paired interval."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -9,14 +9,14 @@ from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.open_types import Array
 
 
-def compare_alpha(figures: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
+def compare_alpha(metrics: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
     """Alpha minus the baseline's, by drawing the prompts of both together."""
-    return _compare((figures.alpha_sum, figures.alpha_tokens), (baseline.alpha_sum, baseline.alpha_tokens))
+    return _compare((metrics.alpha_sum, metrics.alpha_tokens), (baseline.alpha_sum, baseline.alpha_tokens))
 
 
-def compare_block_efficiency(figures: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
+def compare_block_efficiency(metrics: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
     """Tokens per target pass minus the baseline's, by drawing the prompts of both together."""
-    return _compare((figures.tokens, figures.target_calls), (baseline.tokens, baseline.target_calls))
+    return _compare((metrics.tokens, metrics.target_calls), (baseline.tokens, baseline.target_calls))
 
 
 def _compare(ratio: tuple[Array, Array], baseline: tuple[Array, Array]) -> Interval:
@@ -24,17 +24,17 @@ def _compare(ratio: tuple[Array, Array], baseline: tuple[Array, Array]) -> Inter
     return bootstrap(lambda a, n, b, m: a / n - b / m, *ratio, *baseline)
 
 
-def compare_drafts(figures: Mapping[str, AcceptanceMetrics], setting: str) -> list[Comparison]:
+def compare_drafts(metrics_by_draft: Mapping[str, AcceptanceMetrics], setting: str) -> list[Comparison]:
     """Every pair of drafts, the later one minus the earlier one.
 
     Args:
-        figures (`Mapping[str, AcceptanceMetrics]`): By name of the draft, on the same prompts at the same gamma.
+        metrics_by_draft (`Mapping[str, AcceptanceMetrics]`): Metrics on the same prompts at the same gamma.
         setting (`str`): Name of the setting.
     """
     comparisons = []
-    for baseline, draft in combinations(figures, 2):
+    for baseline, draft in combinations(metrics_by_draft, 2):
         for metric, compare in (("alpha", compare_alpha), ("block_efficiency", compare_block_efficiency)):
-            difference = compare(figures[draft], figures[baseline])
+            difference = compare(metrics_by_draft[draft], metrics_by_draft[baseline])
             comparisons.append(
                 Comparison(setting=setting, metric=metric, draft=draft, baseline=baseline, difference=difference)
             )

@@ -6,7 +6,7 @@ from typing import TypeVar
 from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 
-from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, measure_costs
+from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, find_position_limit, measure_costs
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import CostReport
 
@@ -51,11 +51,10 @@ def find_costs(
         return given or []
     most = max(options.all_gammas)
     chosen = sorted({1, *(g for g in (2, 4, 8) if g < most), most})
-    limits = [getattr(m.config.get_text_config(), "max_position_embeddings", None) for m in (draft, target)]
-    room = min((limit - most - 1 for limit in limits if limit is not None), default=DEFAULT_CONTEXT)
+    room = min(find_position_limit(model) for model in (draft, target)) - most - 1
+    context = max(1, min(DEFAULT_CONTEXT, room))
 
     def measure() -> list[ServingCosts]:
-        context = max(1, min(DEFAULT_CONTEXT, room))
         return measure_costs(draft, target, batch_sizes=options.batch_sizes, gammas=chosen, context_length=context)
 
     return measure_or_say("The costs of a round, and the speed-up that follows,", measure, unmeasured) or []

@@ -32,7 +32,7 @@ class GateResult:
     """One gate, checked.
 
     Args:
-        name (`str`): The figure's, as the gate gave it.
+        name (`str`): Name of the metric, as the gate gave it.
         threshold (`float`): Lowest value that passes.
         value (`Interval`): What the report says.
         has_passed (`bool`): Whether the point estimate reaches the threshold.
@@ -49,7 +49,7 @@ class GateResult:
 def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
     """Reads `NAME=THRESHOLD`, such as `"block_efficiency=2.5"` or `"alpha_t1=0.6"`.
 
-    | name | figure |
+    | name | metric |
     |---|---|
     | `alpha_SETTING` | expected acceptance of one drafted token |
     | `block_efficiency[_SETTING]` | tokens per target pass, at the report's gamma |
@@ -73,7 +73,7 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
     metric = next((metric for metric in METRICS if name == metric or name.startswith(f"{metric}_")), None)
     setting = name.removeprefix(f"{metric}_")
     if metric is None:
-        raise ValueError(f"The gate {text!r} names no figure: {name!r} does not begin with {' or '.join(METRICS)}.")
+        raise ValueError(f"The gate {text!r} names no metric: {name!r} does not begin with {' or '.join(METRICS)}.")
     if name == "alpha":
         raise ValueError(f"The gate {text!r} names no setting, which alpha needs: alpha_greedy, alpha_t1, ...")
     if settings is not None and name != metric and setting not in settings:
@@ -90,7 +90,7 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
 def check_measured(
     gates: Sequence[str], settings: Mapping[str, str] | None, *, has_costs: bool, has_assisted: bool
 ) -> None:
-    """Raises `ValueError` for a gate on a figure that an evaluation will not have, before it runs.
+    """Raises `ValueError` for a gate on a metric that an evaluation will not have, before it runs.
 
     Args:
         gates (`Sequence[str]`): `NAME=THRESHOLD` each.
@@ -118,7 +118,7 @@ def check_measured(
 
 
 def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | None = None) -> list[GateResult]:
-    """Holds the figures of a draft against thresholds; see [`parse_gate`] for their form.
+    """Compares the metrics of a draft with thresholds; see [`parse_gate`] for their form.
 
     Args:
         report (`EvaluationReport`): What was found.
@@ -126,7 +126,7 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
         draft (`str`, *optional*): Name of the draft; the one the report is about by default.
 
     Raises:
-        `ValueError`: For an unknown draft, a gate that cannot be read, or a figure that the report does not have; the
+        `ValueError`: For an unknown draft, a gate that cannot be read, or a metric that the report does not have; the
             message lists what there is.
     """
     values = collect_metrics(report, _find_draft(report, draft))
@@ -134,7 +134,7 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
     unknown = [gate.name for gate in parsed if gate.name not in values]
     if unknown:
         raise ValueError(
-            f"The report has no {' and no '.join(unknown)} to hold against a gate; it has {', '.join(values)}. "
+            f"The report has no {' and no '.join(unknown)} to compare with a gate; it has {', '.join(values)}. "
             "A predicted speed-up needs costs at batch size 1, a measured one needs assisted generation."
         )
     return [
@@ -150,7 +150,7 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
 
 
 def collect_metrics(report: EvaluationReport, draft: DraftReport) -> dict[str, Interval]:
-    """Every figure that a gate can name, by its name; those of the first setting also without a setting."""
+    """Every metric that a gate can name, by its name; those of the first setting also without a setting."""
     named: dict[str, Interval] = {}
     for setting in draft.settings:
         for metric, find in METRICS.items():

@@ -1,4 +1,4 @@
-"""The figures of one evaluation: sums per prompt, and what is derived from them."""
+"""The metrics of one evaluation: sums per prompt, and what is derived from them."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -20,15 +20,15 @@ class AcceptanceMetrics:
         tokens (`np.ndarray`): Emitted tokens `(P,)`, EOS included.
         target_calls (`np.ndarray`): Target forward passes `(P,)`; an expectation where it was replayed.
         accepted (`np.ndarray`): Accepted drafted tokens `(P,)`, EOS included.
-        drafted (`np.ndarray`): Drafted tokens `(P,)`, those after the end of the text excluded.
+        drafted (`np.ndarray`): Drafted tokens `(P,)`, those after the end of the completion excluded.
         drafting_rounds (`np.ndarray`): Rounds that drafted at least one token `(P,)`.
         accepted_by_position (`np.ndarray`): Rounds in which drafted token k was accepted `(P, gamma)`.
         temperature (`float`): Sampling temperature, 0.0 for greedy.
         num_assistant_tokens (`int`): gamma.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
         method (`str`): `"replay"` or `"assisted"`.
-        alpha_sum (`np.ndarray`, *optional*): Sum of alpha over the positions of a target-written text `(P,)`.
-        alpha_tokens (`np.ndarray`, *optional*): Tokens of those texts `(P,)`.
+        alpha_sum (`np.ndarray`, *optional*): Sum of alpha over the positions of the target's completion `(P,)`.
+        alpha_tokens (`np.ndarray`, *optional*): Tokens of these completions `(P,)`.
     """
 
     tokens: Array
@@ -68,8 +68,8 @@ class AcceptanceMetrics:
         """The values without intervals, for a log. alpha always carries its setting (`eval_alpha_t1`).
 
         Args:
-            prefix (`str`): Of every name.
-            suffix (`str`): Behind every name but alpha's, to tell settings apart (`"_t1"`).
+            prefix (`str`, *optional*, defaults to `"eval"`): Prefix of every name.
+            suffix (`str`, *optional*, defaults to `""`): Suffix of every name but alpha's, such as `"_t1"`.
         """
         metrics = {
             f"{prefix}_acceptance_rate{suffix}": self.acceptance_rate.value,

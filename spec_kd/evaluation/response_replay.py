@@ -1,22 +1,22 @@
-"""Exact acceptance figures from one teacher-forced pass over text that the target wrote; nothing is generated."""
+"""Exact acceptance metrics from one teacher-forced pass over responses of the target; nothing is generated."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import check_num_assistant_tokens, check_sampling, expect_rounds
+from spec_kd.acceptance import check_sampling, expect_rounds
 from spec_kd.checks import check_int
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
 from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
-from spec_kd.open_types import Record
+from spec_kd.open_types import Argument, Record
+from spec_kd.options import document_options, option, resolve_options
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
@@ -26,17 +26,55 @@ MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 ResponseRows = Iterable[Mapping[str, Sequence[int]]]
 
 
+@document_options
+@dataclass(frozen=True)
+class ReplayOptions:
+    """How the responses were sampled, and how a draft is.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    temperature: float = option("Temperature that the responses were sampled at; 0.0 is greedy.", default=0.0)
+    max_new_tokens: int | None = option(
+        "Limit that the responses were written under. [`replay`] needs it.", default=None
+    )
+    vocab_size: int | None = option("Number of real ids. By default the rows that both heads have.", default=None)
+    draft_sampling: str = option(
+        "How the draft is sampled: `stochastic` is the lossless rule of the papers and of transformers; `greedy` "
+        "drafts the most likely token at any temperature, as most servers do. The two are equal at temperature 0.",
+        default="stochastic",
+    )
+    top_k: int = option(
+        "Number of most likely ids that responses and a stochastic draft are sampled from; 0 for all. Needs a target.",
+        default=0,
+    )
+    top_p: float = option(
+        "Probability mass of the most likely ids that responses and a stochastic draft are sampled from; 1.0 for all. "
+        "Needs a target.",
+        default=1.0,
+    )
+    batch_size: int = option("Number of responses that a model reads at a time.", default=8)
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.draft_sampling)
+        check_truncation(self.top_k, self.top_p)
+        check_int("batch_size", self.batch_size)
+        check_int("max_new_tokens", self.max_new_tokens, is_optional=True)
+        check_int("vocab_size", self.vocab_size, is_optional=True)
+
+
 @dataclass(frozen=True)
 class ResponseScores:
-    """Acceptance at every position of P texts: all that replay needs, for any number of drafted tokens.
+    """Acceptance at every position of P responses: all that replay needs, for any number of drafted tokens.
 
     Args:
         values (`dict[str, torch.Tensor]`):
-            What is known of every position by the names of `token_scores.SCORES`, float64 `(P, N)` on the CPU, right
-            padded with zeros: `"acceptance"` (a_i), `"alpha"`, and where there is something to say of them
-            `"alpha_low"` and `"alpha_high"` (bounds from a stored top-k) and `"target_entropy"` (nats).
-        lengths (`torch.Tensor`): Tokens of each text, int64 `(P,)`.
-        temperature (`float`): That the texts were written at.
+            Scores of every position by the names of `token_scores.SCORES`, float64 `(P, N)` on the CPU, right padded
+            with zeros: `"acceptance"` (a_i) and `"alpha"`; where they are known, also `"alpha_low"` and `"alpha_high"`
+            (bounds from a stored top-k) and `"target_entropy"` (nats).
+        lengths (`torch.Tensor`): Number of tokens of each completion, int64 `(P,)`.
+        temperature (`float`): Temperature that the responses were sampled at.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
         has_exact_alpha (`bool`): Whether alpha is exact at each position, not an estimate from a few ids.
     """
@@ -54,26 +92,26 @@ class ResponseScores:
 
     @property
     def alpha_sum(self) -> torch.Tensor:
-        """Sum of alpha over the positions of each text, float64 `(P,)`."""
+        """Sum of alpha over the positions of each completion, float64 `(P,)`."""
         return self.values["alpha"].sum(-1)
 
     @property
     def alpha_bounds(self) -> tuple[float, float] | None:
-        """Bounds of the mean alpha of these positions, where the texts come with a top-k of the target."""
+        """Bounds of the mean alpha of these positions; `None` unless a top-k of the target is stored with them."""
         if "alpha_low" not in self.values:
             return None
         low, high = (self.values[name].sum() / self.lengths.sum() for name in ("alpha_low", "alpha_high"))
         return float(low), float(high)
 
     def replay(self, num_assistant_tokens: int, max_new_tokens: int) -> AcceptanceMetrics:
-        """Figures for one number of drafted tokens.
+        """Metrics for one number of drafted tokens.
 
         Args:
-            num_assistant_tokens (`int`): gamma.
-            max_new_tokens (`int`): The limit that the texts were written under.
+            num_assistant_tokens (`int`): Number of tokens drafted in a round (gamma).
+            max_new_tokens (`int`): Limit that the responses were written under.
 
         Raises:
-            `ValueError`: gamma < 1, or a text longer than `max_new_tokens`.
+            ValueError: If gamma is below 1, or a completion is longer than `max_new_tokens`.
         """
         rounds = expect_rounds(self.acceptance, num_assistant_tokens, max_new_tokens, self.lengths)
         tokens = self.lengths.numpy()
@@ -96,218 +134,190 @@ class ResponseScores:
 def replay(
     draft: PreTrainedModel,
     target: PreTrainedModel | None,
-    texts: ResponseRows,
+    responses: ResponseRows,
+    options: ReplayOptions | None = None,
     *,
-    temperature: float = 0.0,
     num_assistant_tokens: int = 5,
-    max_new_tokens: int,
-    vocab_size: int | None = None,
-    draft_sampling: str = "stochastic",
-    top_k: int = 0,
-    top_p: float = 1.0,
-    batch_size: int = 8,
     show_progress: bool = True,
+    **given: Argument,
 ) -> AcceptanceMetrics:
-    """The figures that speculative decoding would have on texts the target wrote; see [`score_responses`].
+    """Computes the metrics that speculative decoding would have on responses of the target; see [`score_responses`].
 
-    Exact in expectation for float32 models (in bf16 a cached and a teacher-forced pass can differ in an argmax).
+    They are exact in expectation for float32 models. In bf16, cached and teacher-forced passes can differ in an argmax.
 
     Args:
         draft (`PreTrainedModel` or `PeftModel`): The draft.
         target (`PreTrainedModel` or `PeftModel`, *optional*):
-            The target. Not used for greedy text, and not needed for sampled text that comes with its
-            `teacher_token_logprobs`: everything but alpha is then the same, and alpha an unbiased estimate, the mean of
-            min(1, q/p) over the tokens written.
-        texts (`Dataset` or iterable of dicts):
-            `prompt_ids` and `completion_ids` (EOS included), written by the target at `temperature`.
-        temperature (`float`): Sampling temperature of the text, 0.0 for greedy.
-        num_assistant_tokens (`int`): Tokens drafted in a round.
-        max_new_tokens (`int`): The limit that the texts were written under.
-        vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
-        draft_sampling (`str`):
-            `"stochastic"` is the lossless rule of the papers and of transformers; `"greedy"` drafts the most likely
-            token at any temperature, as most servers do. Equal at temperature 0.
-        top_k (`int`), top_p (`float`):
-            Of the sampling of the text and of a stochastic draft; 0 and 1.0 for none. Needs the target.
-        batch_size (`int`): Texts at a time.
+            The target. It is not used for greedy responses, and not needed for sampled ones with
+            `teacher_token_logprobs`: all metrics but alpha are then the same, and alpha is an unbiased estimate, the
+            mean of min(1, q/p) over the completion tokens.
+        responses (`Dataset` or iterable of dicts):
+            Rows with `prompt_ids` and `completion_ids` (EOS included), written by the target at `temperature`.
+        options (`ReplayOptions`, *optional*): How the responses were sampled, and how a draft is.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`): Number of tokens drafted in a round.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+        given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`. `max_new_tokens` is needed.
 
     Raises:
-        `ValueError`: Before any model runs, for an option out of its range or an unusable text (names its row).
+        ValueError: If an option is out of its range or a response is unusable (names its row), before any model runs.
     """
-    check_num_assistant_tokens(num_assistant_tokens)
-    scores = score_responses(
-        draft,
-        target,
-        texts,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        vocab_size=vocab_size,
-        draft_sampling=draft_sampling,
-        top_k=top_k,
-        top_p=top_p,
-        batch_size=batch_size,
-        description="Replay" if show_progress else None,
-    )
-    return scores.replay(num_assistant_tokens, max_new_tokens)
+    options = resolve_options(ReplayOptions, options, given)
+    check_int("num_assistant_tokens", num_assistant_tokens)
+    check_int("max_new_tokens", options.max_new_tokens)
+    scores = score_responses(draft, target, responses, options, description="Replay" if show_progress else None)
+    return scores.replay(num_assistant_tokens, options.max_new_tokens)
 
 
 def score_responses(
     draft: PreTrainedModel,
     target: PreTrainedModel | None,
-    texts: ResponseRows,
+    responses: ResponseRows,
+    options: ReplayOptions | None = None,
     *,
-    temperature: float = 0.0,
-    max_new_tokens: int | None = None,
-    vocab_size: int | None = None,
-    draft_sampling: str = "stochastic",
-    top_k: int = 0,
-    top_p: float = 1.0,
-    batch_size: int = 8,
     measure_entropy: bool = False,
     description: str | None = None,
+    **given: Argument,
 ) -> ResponseScores:
-    """Runs each model once over the texts and keeps the acceptance at every position of the completions.
+    """Runs each model once over the responses and keeps the acceptance at every position of the completions.
 
     Logits are formed for completion tokens only, a bounded number at a time. Train and eval modes are restored.
-    Arguments and errors are those of [`replay`]; without `max_new_tokens` the lengths are checked by
-    [`ResponseScores.replay`] only. With `measure_entropy` the target, if there is one, reads greedy text too. With a
-    `description` there is a progress bar of that name.
+
+    Args:
+        draft (`PreTrainedModel` or `PeftModel`): The draft.
+        target (`PreTrainedModel` or `PeftModel`, *optional*): The target, as for [`replay`].
+        responses (`Dataset` or iterable of dicts): Rows, as for [`replay`].
+        options (`ReplayOptions`, *optional*):
+            How the responses were sampled, and how a draft is. Without `max_new_tokens` the lengths are checked by
+            [`ResponseScores.replay`] only.
+        measure_entropy (`bool`, *optional*, defaults to `False`):
+            Whether to measure the target's entropy too, for which it reads greedy responses as well.
+        description (`str`, *optional*): Name of a progress bar; there is none by default.
+        given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`.
+
+    Raises:
+        ValueError: As [`replay`].
     """
-    check_sampling(temperature, draft_sampling)
-    check_truncation(top_k, top_p)
-    check_int("batch_size", batch_size)
-    check_int("max_new_tokens", max_new_tokens, is_optional=True)
-    check_int("vocab_size", vocab_size, is_optional=True)
-    if target is None and temperature > 0 and (top_k > 0 or top_p < 1):
-        raise ValueError(
-            f"`top_k={top_k}` and `top_p={top_p}` cut the target's distribution, which stored log-probabilities do not "
-            "say enough of. Pass `target`, or leave them out."
-        )
-    if target is None and temperature > 0:
-        texts = list(texts)
-        check_stored_logprobs(texts, temperature)
+    options = resolve_options(ReplayOptions, options, given)
+    if target is None and options.temperature > 0:
+        if options.top_k > 0 or options.top_p < 1:
+            raise ValueError(
+                f"`top_k={options.top_k}` and `top_p={options.top_p}` cut the target's distribution, of which stored "
+                "log-probabilities do not say enough. Pass `target`, or leave them out."
+            )
+        responses = list(responses)
+        check_stored_logprobs(responses, options.temperature)
     draft = find_causal_lm(draft, "draft")
     target = None if target is None else find_causal_lm(target, "target")
-    vocab_size = resolve_vocab_size(vocab_size, draft, target)
-    texts = _read_texts(texts, max_new_tokens)
-    _check_ids(texts, vocab_size)
+    vocab_size = resolve_vocab_size(options.vocab_size, draft, target)
+    read = _read_responses(responses, options.max_new_tokens, vocab_size)
 
-    # Greedy text carries the target's choice in every token already.
-    needs_target = target is not None and (temperature > 0 or measure_entropy)
-    models = [draft, target] if needs_target else [draft]
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].prompt) - len(texts[i].completion))
-    parts: list[torch.Tensor | None] = [None] * len(texts)
-    for role, model in zip(("draft", "target"), models, strict=False):
+    # Greedy completions carry the target's choice in every token already.
+    needs_target = target is not None and (options.temperature > 0 or measure_entropy)
+    models = {"draft": draft} | ({"target": target} if needs_target else {})
+    for role, model in models.items():
         check_finite_weights(model, role)
         check_padding(model, role)
+    order = sorted(range(len(read)), key=lambda i: -len(read[i].prompt) - len(read[i].completion))
+    parts: list[torch.Tensor | None] = [None] * len(read)
     with (
-        evaluation_mode(*models),
-        RowProgress(len(texts), description or "", description is not None) as progress,
+        evaluation_mode(*models.values()),
+        RowProgress(len(read), description or "", description is not None) as progress,
     ):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = [texts[i] for i in rows]
-            scores = _score_batch(models, batch, vocab_size, temperature, draft_sampling, top_k, top_p)  # (S, N)
-            for i, part in zip(rows, scores.split([len(text.completion) for text in batch], dim=-1), strict=True):
+        for start in range(0, len(order), options.batch_size):
+            rows = order[start : start + options.batch_size]
+            batch = [read[i] for i in rows]
+            scores = _score_batch(models, batch, vocab_size, options)  # (S, N)
+            for i, part in zip(rows, scores.split([len(one.completion) for one in batch], dim=-1), strict=True):
                 parts[i] = part.T  # (N, S)
             progress.advance(scores.shape[-1], len(rows))
     padded = pad_sequence(parts, batch_first=True)  # (P, N, S)
     return ResponseScores(
         values={name: padded[..., i] for i, name in enumerate(SCORES) if not padded[..., i].isnan().any()},
-        lengths=torch.tensor([len(text.completion) for text in texts]),
-        temperature=float(temperature),
-        draft_sampling=draft_sampling,
-        has_exact_alpha=temperature == 0 or target is not None,
+        lengths=torch.tensor([len(one.completion) for one in read]),
+        temperature=float(options.temperature),
+        draft_sampling=options.draft_sampling,
+        has_exact_alpha=options.temperature == 0 or target is not None,
     )
 
 
-class _Text(NamedTuple):
+class _Response(NamedTuple):
     prompt: list[int]
     completion: list[int]
     row: Record
 
 
-def _read_texts(texts: ResponseRows, max_new_tokens: int | None) -> list[_Text]:
-    """Prompt and completion ids, checked, and the target's log-probabilities where they are stored."""
+def _read_responses(responses: ResponseRows, max_new_tokens: int | None, vocab_size: int) -> list[_Response]:
+    """Prompt and completion ids, checked, each with its row."""
     read = []
-    for i, row in enumerate(texts):
+    for i, row in enumerate(responses):
         missing = [name for name in ("prompt_ids", "completion_ids") if name not in row]
         if missing:
             raise ValueError(
-                f"The texts have no {' and no '.join(missing)}, only {sorted(row)}. "
+                f"The responses have no {' and no '.join(missing)}, only {sorted(row)}. "
                 "`spec_kd.data.generate_responses` returns what is needed."
             )
-        prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
-        for name, ids in (("prompt", prompt), ("completion", completion)):
+        one = _Response(list(row["prompt_ids"]), list(row["completion_ids"]), row)
+        for name, ids in (("prompt", one.prompt), ("completion", one.completion)):
             if not ids:
-                raise ValueError(f"The {name} of row {i} has no tokens. Remove the row, or let the target answer it.")
-        if max_new_tokens is not None and len(completion) > max_new_tokens:
+                raise ValueError(f"The {name} of row {i} has no tokens. Remove the row.")
+            if max(ids) >= vocab_size:
+                raise ValueError(
+                    f"Row {i} contains id {max(ids)}, but draft and target share only ids below {vocab_size}. It is of "
+                    "another tokenizer, or `vocab_size` is too small."
+                )
+        if max_new_tokens is not None and len(one.completion) > max_new_tokens:
             raise ValueError(
-                f"The completion of row {i} has {len(completion)} tokens, more than `max_new_tokens={max_new_tokens}`. "
-                "Pass the limit that the target wrote it under."
+                f"The completion of row {i} has {len(one.completion)} tokens, more than "
+                f"`max_new_tokens={max_new_tokens}`. Pass the limit that the target wrote it under."
             )
-        read.append(_Text(prompt, completion, row))
+        read.append(one)
     if not read:
-        raise ValueError("There are no texts to replay. Pass at least one that the target wrote.")
+        raise ValueError("There are no responses to replay. Pass at least one of the target.")
     return read
 
 
-def _check_ids(texts: list[_Text], vocab_size: int) -> None:
-    highest = [max(max(text.prompt), max(text.completion)) for text in texts]
-    row = int(np.argmax(highest))
-    if highest[row] >= vocab_size:
-        raise ValueError(
-            f"Row {row} contains id {highest[row]}, but draft and target share only ids below {vocab_size}. "
-            "The text is of another tokenizer, or `vocab_size` is too small."
-        )
-
-
 def _score_batch(
-    models: list[PreTrainedModel],
-    batch: list[_Text],
-    vocab_size: int,
-    temperature: float,
-    draft_sampling: str,
-    top_k: int,
-    top_p: float,
+    models: Mapping[str, PreTrainedModel], batch: Sequence[_Response], vocab_size: int, options: ReplayOptions
 ) -> torch.Tensor:
-    """The scores of the batch's N completion tokens, text after text, float64 `(S, N)` on the CPU."""
-    ids = pad_sequence([torch.tensor(t.prompt + t.completion) for t in batch], batch_first=True)  # (B, T)
+    """The scores of the batch's N completion tokens, response after response, float64 `(S, N)` on the CPU."""
+    ids = pad_sequence([torch.tensor(one.prompt + one.completion) for one in batch], batch_first=True)  # (B, T)
     positions = torch.arange(ids.shape[1])
-    starts = torch.tensor([len(text.prompt) for text in batch])[:, None]
-    ends = starts + torch.tensor([len(text.completion) for text in batch])[:, None]
+    starts = torch.tensor([len(one.prompt) for one in batch])[:, None]
+    ends = starts + torch.tensor([len(one.completion) for one in batch])[:, None]
     mask = (positions < ends).long()
     predicts_completion = (positions >= starts - 1) & (positions < ends - 1)  # (B, T)
     tokens = ids.roll(-1, dims=1)[predicts_completion]  # (N,)
 
-    hidden, heads = [], []
-    for model in models:
+    hidden, heads = {}, {}
+    for role, model in models.items():
         device = find_input_device(model)
         states = compute_last_hidden_states(
             model, model.get_output_embeddings(), input_ids=ids.to(device), attention_mask=mask.to(device)
         )  # (B, T, H)
-        hidden.append(states[predicts_completion.to(states.device)])  # (N, H)
-        heads.append(LogitHead.of(model, vocab_size))
+        hidden[role] = states[predicts_completion.to(states.device)]  # (N, H)
+        heads[role] = LogitHead.of(model, vocab_size)
 
     stored = None
-    if len(models) == 1 and temperature > 0:
-        log_p = torch.tensor([value for text in batch for value in text.row["teacher_token_logprobs"]])
-        stored = log_p, read_stored_sparse([text.row for text in batch])
+    if "target" not in models and options.temperature > 0:
+        log_p = torch.tensor([value for one in batch for value in one.row["teacher_token_logprobs"]])
+        stored = log_p, read_stored_sparse([one.row for one in batch])
     scores = []
     chunk_size = max(1, MAX_LOGITS // vocab_size)
     for start in range(0, len(tokens), chunk_size):
         chunk = slice(start, start + chunk_size)
-        logits = [head(states[chunk]) for head, states in zip(heads, hidden, strict=True)]  # (n, V) each
-        for role, model, values in zip(("draft", "target"), models, logits, strict=False):
-            check_logits(values, model, role)
-        expected = tokens[chunk].to(logits[0].device)
+        logits = {role: head(hidden[role][chunk]) for role, head in heads.items()}  # (n, V) each
+        for role, values in logits.items():
+            check_logits(values, models[role], role)
+        draft_logits = logits["draft"]
+        expected = tokens[chunk].to(draft_logits.device)
         if stored is None:
-            target_logits = logits[1] if len(models) > 1 else None
-            part = score_from_target(logits[0], target_logits, expected, temperature, draft_sampling, top_k, top_p)
+            part = score_from_target(
+                draft_logits, logits.get("target"), expected, options.temperature, options.draft_sampling,
+                options.top_k, options.top_p,
+            )  # fmt: skip
         else:
             log_p, sparse = stored[0][chunk].to(expected.device), stored[1]
             sparse = None if sparse is None else sparse[chunk].to(expected.device)
-            part = score_from_stored(logits[0], log_p, expected, temperature, draft_sampling, sparse)
+            part = score_from_stored(draft_logits, log_p, expected, options.temperature, options.draft_sampling, sparse)
         scores.append(part.cpu())
     return torch.cat(scores, dim=-1)

@@ -1,20 +1,11 @@
-"""How sure a figure is: bootstrap over prompts (Efron and Tibshirani 1993, percentile interval)."""
-
-from typing import NamedTuple
+"""Confidence intervals by bootstrap over prompts (Efron and Tibshirani 1993, percentile interval)."""
 
 import numpy as np
 
 from spec_kd.open_types import Array, Call
+from spec_kd.reports.numbers import Interval
 
 MAX_DRAWS_AT_ONCE = 2**22
-
-
-class Interval(NamedTuple):
-    """A figure with its confidence interval; `low` and `high` are NaN for a single prompt, which says nothing."""
-
-    value: float
-    low: float
-    high: float
 
 
 def bootstrap(
@@ -27,11 +18,11 @@ def bootstrap(
     """Interval of a function of sums over prompts, by drawing the prompts again with replacement.
 
     Args:
-        statistic: Takes one sum for each column (scalars, or arrays over resamples) and returns the figure.
+        statistic (`Callable`): Takes one sum for each column (scalars, or arrays over resamples) and returns the value.
         columns (`np.ndarray`): Per-prompt values `(P,)`.
-        num_resamples (`int`): Datasets drawn.
-        confidence (`float`): Mass of the interval.
-        seed (`int`): Of the draws.
+        num_resamples (`int`, *optional*, defaults to `2000`): Number of resampled sets of prompts.
+        confidence (`float`, *optional*, defaults to `0.95`): Mass of the interval.
+        seed (`int`, *optional*, defaults to `0`): Seed of the resampling.
 
     Raises:
         `ValueError`: No prompts, columns of different length, or `confidence` outside (0, 1).
@@ -39,7 +30,7 @@ def bootstrap(
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns])  # (C, P)
     num_prompts = values.shape[-1]
     if num_prompts == 0:
-        raise ValueError("There are no prompts to compute a figure over. Pass at least one.")
+        raise ValueError("There are no prompts to compute a value from. Pass at least one.")
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` is {confidence}, but must lie between 0 and 1, e.g. 0.95.")
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""What a position of a text says of a draft: from logits to acceptance, alpha, its bounds, the target's entropy."""
+"""Scores of a draft at each completion token: from logits to acceptance, alpha, its bounds and the target's entropy."""
 
 import torch
 
@@ -12,7 +12,7 @@ from spec_kd.losses import SparseTensors
 from spec_kd.sampling.logits_processors import build_warpers
 
 SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
-"""Rows of what the functions return, float64; NaN where there is no word on it."""
+"""Rows that the functions return, float64; NaN where a score is unknown."""
 
 
 def score_from_target(
@@ -28,11 +28,13 @@ def score_from_target(
 
     Args:
         draft_logits (`torch.Tensor`): `(n, V)`.
-        target_logits (`torch.Tensor`, *optional*): `(n, V)`; of greedy text needed for the entropy alone.
+        target_logits (`torch.Tensor`, *optional*): `(n, V)`; for greedy completions only the entropy needs them.
         tokens (`torch.Tensor`): int64 `(n,)`.
-        temperature (`float`): Of the text, 0.0 for greedy; the entropy of greedy text is that of the plain softmax.
+        temperature (`float`):
+            Temperature of the completions, 0.0 for greedy; their entropy is then that of the plain softmax.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
-        top_k (`int`), top_p (`float`): Of the sampling of both models.
+        top_k (`int`, *optional*, defaults to `0`), top_p (`float`, *optional*, defaults to `1.0`):
+            Truncation of the sampling of both models.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.
@@ -61,18 +63,18 @@ def score_from_stored(
     draft_sampling: str,
     sparse: SparseTensors | None = None,
 ) -> torch.Tensor:
-    """Scores of tokens sampled at a temperature > 0, from what the target left of its distribution at it.
+    """Scores of tokens sampled at a temperature > 0, from what is stored of the target's distribution.
 
-    alpha at a position is a_i itself, whose mean over text drawn from p is alpha (with draws kept, their mean, which
-    varies less); a stored top-k bounds it.
+    alpha at a position is a_i itself, whose mean over completions drawn from p is alpha. If draws are stored, it is
+    their mean, which varies less. A stored top-k bounds it.
 
     Args:
         draft_logits (`torch.Tensor`): `(n, V)`.
         token_log_p (`torch.Tensor`): log p of the tokens, `(n,)`.
         tokens (`torch.Tensor`): int64 `(n,)`.
-        temperature (`float`): Of the text and of the log-probabilities.
+        temperature (`float`): Temperature of the completions and of the log-probabilities.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
-        sparse (`SparseTensors`, *optional*): Other ids that were kept, with log p.
+        sparse (`SparseTensors`, *optional*): Other ids that are stored, with log p.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.

@@ -9,9 +9,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
-from spec_kd.evaluation.report.formatting import format_interval
-from spec_kd.evaluation.report.plots import draw_intervals, finish_axis, new_figure
 from spec_kd.open_types import Array, Call
+from spec_kd.reports.numbers import format_interval
+from spec_kd.reports.plots import draw_intervals, finish_axis, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,11 +65,11 @@ def plot_acceptance(metrics_by_temperature: Mapping[float, AcceptanceMetrics]) -
     figure = new_figure(6.0, 4.0)
     axis = figure.subplots()
     title = ["tokens per target pass:"]
-    for i, (temperature, figures) in enumerate(metrics_by_temperature.items()):
+    for i, (temperature, metrics) in enumerate(metrics_by_temperature.items()):
         name = name_temperature(temperature)
-        rates = figures.acceptance_rate_per_position
+        rates = metrics.acceptance_rate_per_position
         draw_intervals(axis, range(1, len(rates) + 1), rates, f"C{i % 10}", label=name)
-        title.append(f"{name} {format_interval(figures.block_efficiency)}")
+        title.append(f"{name} {format_interval(metrics.block_efficiency)}")
     finish_axis(axis, "\n".join(title), "drafted token", "share of rounds accepted", bottom=0, top=1)
     axis.legend(frameon=False)
     return figure

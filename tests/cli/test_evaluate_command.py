@@ -65,7 +65,7 @@ def test_the_targets_texts_outlive_another_draft(call, options, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fail_under", "speed=2"], "names no figure"),
+        (["--fail_under", "speed=2"], "names no metric"),
         (["--serving_engine", "triton"], "must be one of transformers, vllm"),
         (["--costs", "guess"], "`costs` is 'guess', but must be 'measure', 'none' or a JSON file"),
         (["--temperatures", "-1"], "temperature"),

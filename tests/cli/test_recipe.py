@@ -118,7 +118,7 @@ def test_training_can_use_the_answers_of_the_logs(load):
         ({"train.divergence": "kl"}, "train: Unknown `divergence` 'kl'"),
         ({"train.divergence": "reverse_kl"}, "cannot serve the divergence 'reverse_kl'"),
         ({"train.token_selection": "target_entropy", "respond.teacher_signal": "sampled_counts"}, "cannot serve"),
-        ({"evaluate.fail_under": {"speed": 1}}, "evaluate: The gate 'speed=1' names no figure"),
+        ({"evaluate.fail_under": {"speed": 1}}, "evaluate: The gate 'speed=1' names no metric"),
         ({"evaluate.serving_engine": "triton"}, "evaluate: `engine` is 'triton'"),
         ({"respond": False}, "`prompts: leaflets` has none"),
     ],

@@ -175,7 +175,7 @@ def test_assisted(build, pair):
         for name in ("tokens_per_second_assisted", "tokens_per_second_plain", "speedup", "acceptance_rate"):
             assert f"eval_{name}{suffix}" in log
     figures = callback.history[0][1][0.0]
-    texts = callback._texts[0.0]
+    texts = callback._responses[0.0]
     assert figures.completion_ids == texts["completion_ids"]  # lossless, and the same EOS
     replayed = replay(draft, target, texts, num_assistant_tokens=2, max_new_tokens=6)
     assert figures.method == "assisted" and replayed.method == "replay"

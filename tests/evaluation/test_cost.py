@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from spec_kd.acceptance import expect_block_efficiency, predict_speedup
-from spec_kd.evaluation import ServingCosts, measure_assisted_costs, measure_costs
+from spec_kd.evaluation import ServingCosts, assisted_costs, measure_assisted_costs, measure_costs
 from spec_kd.evaluation import cost as cost_module
 from spec_kd.evaluation.assisted import AssistedMetrics
-from spec_kd.evaluation.cost import AssistedCosts, MeasurementError, PrefillCost
+from spec_kd.evaluation.assisted_costs import AssistedCosts, PrefillCost
+from spec_kd.evaluation.cost import MeasurementError
 
 
 def test_speedup_is_tokens_over_the_cost_of_a_round():
@@ -96,7 +97,7 @@ PROMPT_LENGTHS = np.array([8, 30, 70])
 
 
 def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, drift=1.0):
-    """Figures of a run in an engine whose every cost is known, on a machine that changes its pace between prompts."""
+    """Metrics of a run in an engine whose every cost is known, on a machine that changes its pace between prompts."""
     prompts = len(PROMPT_LENGTHS)
     tokens, calls = np.full(prompts, 41), np.full(prompts, 11)
     round_seconds = step * (gamma * draft_step + verify + overhead)
@@ -114,9 +115,9 @@ def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, drift=1.0
 def measure_made_costs(pair, monkeypatch, gammas, bare, make_run):
     """`measure_assisted_costs` on an engine whose runs are made by `make_run(gamma)`."""
     monkeypatch.setattr(
-        cost_module, "generate_assisted", lambda *_, num_assistant_tokens, **__: make_run(num_assistant_tokens)
+        assisted_costs, "generate_assisted", lambda *_, num_assistant_tokens, **__: make_run(num_assistant_tokens)
     )
-    monkeypatch.setattr(cost_module, "measure_costs", lambda *_, **__: [bare])
+    monkeypatch.setattr(assisted_costs, "measure_costs", lambda *_, **__: [bare])
     prompts = [[5] * length for length in PROMPT_LENGTHS]
     return measure_assisted_costs(*pair, prompts, gammas=gammas, max_new_tokens=41)
 
@@ -204,8 +205,8 @@ def test_an_engine_is_really_timed(pair, prompts):
         pytest.fail("no measurement of five was free of contradictions")
     assert isinstance(found, AssistedCosts) and found.costs.target_step_seconds > 0
     assert found.costs.cost_ratio >= 0 and found.costs.round_overhead >= 0
-    assert [figures.num_assistant_tokens for figures in found.figures] == [1, 3]
-    assert all((f.plain_first_seconds < f.plain_seconds).all() for f in found.figures)
+    assert [run.num_assistant_tokens for run in found.runs] == [1, 3]
+    assert all((f.plain_first_seconds < f.plain_seconds).all() for f in found.runs)
 
 
 def test_one_gamma_cannot_tell_a_step_from_the_overhead(pair, prompts):

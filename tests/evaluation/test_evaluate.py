@@ -8,7 +8,15 @@ from datasets import Dataset
 from transformers import Mamba2Config, Mamba2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from spec_kd import evaluate_draft, generate_responses, replay
-from spec_kd.evaluation import EvaluationReport, ServingCosts, cost, cost_measurement, draft_measurement, save_report
+from spec_kd.evaluation import (
+    EvaluationReport,
+    ServingCosts,
+    assisted_costs,
+    cost,
+    cost_measurement,
+    draft_measurement,
+    save_report,
+)
 from spec_kd.evaluation import evaluate as evaluate_module
 
 FREE = [
@@ -263,7 +271,7 @@ def test_a_recurrent_target_has_a_report_that_says_what_is_missing(pair, questio
     setting = report.draft.setting("greedy")
     assert setting.at_gamma(3).block_efficiency.value >= 1.0 and setting.assisted is None
     costs, assisted = report.draft.unmeasured
-    assert costs.endswith("Mamba2ForCausalLM does not hand out a cache to time a single pass behind.")
+    assert costs.endswith("Mamba2ForCausalLM returns no cache, so that a single pass cannot be timed.")
     assert assisted.startswith("Assisted generation (greedy) could not be measured: assisted generation is not")
     save_report(report, tmp_path)
     for name in ("report.md", "report.html"):
@@ -289,8 +297,8 @@ def test_times_of_a_busy_machine_leave_the_prediction_out(pair, questions, optio
     def contradict(run):  # a round that takes less time than its draft steps
         return np.ones(1), np.ones(1) * (0.1 if run.num_assistant_tokens < 4 else 9.0)
 
-    monkeypatch.setattr(cost, "_measure_paces", contradict)
-    monkeypatch.setattr(cost, "measure_costs", lambda *_, **__: measured)
+    monkeypatch.setattr(assisted_costs, "_measure_paces", contradict)
+    monkeypatch.setattr(assisted_costs, "measure_costs", lambda *_, **__: measured)
     options |= {"temperatures": (0.0,), "costs": None, "num_assisted_prompts": 1, "num_assistant_tokens": 2}
     report = evaluate_draft(*pair, questions, **options)
     assisted = report.draft.settings[0].assisted

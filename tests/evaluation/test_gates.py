@@ -33,7 +33,7 @@ def test_parsing(text, expected):
         ("block_efficiency", "not of the form NAME=THRESHOLD"),
         ("=2", "not of the form NAME=THRESHOLD"),
         ("perplexity=2", "'perplexity' does not begin with alpha or block_efficiency or"),
-        ("alphabet=2", "names no figure"),
+        ("alphabet=2", "names no metric"),
         ("alpha=0.5", "names no setting, which alpha needs"),
         ("alpha_t1=high", "threshold 'high', which is no finite number"),
         ("alpha_t1=nan", "no finite number"),
@@ -126,7 +126,7 @@ SETTINGS = {"greedy": "stochastic", "t1_greedy_draft": "greedy"}
         ("speedup=1", {"has_costs": True}, "needs assisted generation"),
         ("speedup_t1_greedy_draft=1", {"has_costs": True, "has_assisted": True}, "needs assisted generation"),
         ("alpha_t2=1", {}, "names the setting 't2', but there are greedy, t1_greedy_draft"),
-        ("speed=1", {}, "names no figure"),
+        ("speed=1", {}, "names no metric"),
     ],
 )
 def test_a_gate_on_what_will_not_be_measured_is_refused(gate, known, message):

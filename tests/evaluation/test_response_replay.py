@@ -139,7 +139,7 @@ ROW = {"prompt_ids": [5], "completion_ids": [6, 7]}
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([], {}, "no texts to replay"),
+        ([], {}, "no responses to replay"),
         ([ROW, {"prompt_ids": [5], "completion_ids": []}], {}, "completion of row 1 has no tokens"),
         ([{"prompt_ids": [], "completion_ids": [5]}], {}, "prompt of row 0 has no tokens"),
         ([{"prompt_ids": [5]}], {}, "no completion_ids"),

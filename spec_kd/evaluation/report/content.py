@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import get_args, get_origin, get_type_hints
 
-from spec_kd.evaluation.statistics import Interval
 from spec_kd.open_types import JsonObject, JsonValue
+from spec_kd.reports.numbers import Interval
 
 FORMAT = 2  # of `report.json`; format 1 named the serving engine `engine` and the responses `texts`
 

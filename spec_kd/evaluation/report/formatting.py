@@ -1,57 +1,30 @@
-"""The words of a report, as plain text: numbers, the headline and the glossary, for the page and the Markdown."""
+"""The sentences of an evaluation report: its headline and its glossary."""
 
-import math
 from typing import cast
 
 from spec_kd.evaluation.report.content import Comparison, EvaluationReport, GammaReport, SettingReport
-from spec_kd.evaluation.statistics import Interval
+from spec_kd.reports.numbers import format_bounds, format_interval, format_number, is_apart_from_zero
 
-DASH = "–"
-RATE_DIGITS = 3
-TIMES_DIGITS = 2
+INTERVALS = "In brackets: 95 % bootstrap intervals over prompts."
 
 GLOSSARY = {
-    "alpha": "Expected acceptance of one drafted token, mean over the positions of text that the target wrote.",
+    "alpha": "Expected acceptance of one drafted token, mean over the tokens of the target's completions.",
     "acceptance rate": "Accepted over drafted tokens, over all rounds.",
     "block efficiency": "Tokens emitted per target pass, the target's own token included; 1 is plain decoding.",
     "gamma": "Number of tokens drafted in a round (num_assistant_tokens).",
-    "greedy, t1, t0.7, ...": "How the text was sampled: the most likely token, or temperature 1, 0.7, ...",
+    "greedy, t1, t0.7, ...": "How the target samples: the most likely token, or temperature 1, 0.7, ...",
     "draft sampling": "Whether the draft samples too (stochastic) or always proposes its most likely token (greedy).",
     "cost ratio": "Time of a draft step over that of a target step.",
     "verify cost": "Time of a target pass over gamma + 1 tokens over that of a pass over one.",
     "predicted speed-up": "block efficiency / (gamma x cost ratio + verify cost + overhead of a round).",
     "break-even alpha": "Acceptance below which even the best gamma is no faster than plain decoding.",
-    "replay": "Acceptance computed from one pass over text that the target wrote; nothing is generated.",
+    "replay": "Acceptance computed from one pass over the target's completions; nothing is generated.",
     "interval": "In brackets: 95 % bootstrap interval over prompts; that of a difference is paired.",
 }
 
 
-def format_number(value: float | None, digits: int = TIMES_DIGITS, sign: str = "") -> str:
-    """The number, or a dash where it is `None`, NaN or infinite; `sign="+"` as in a format specification."""
-    return DASH if value is None or not math.isfinite(value) else f"{value:{sign}.{digits}f}"
-
-
-def format_bounds(interval: Interval, digits: int = TIMES_DIGITS, sign: str = "") -> str:
-    """`"[2.31, 2.47]"`, with dashes for NaN."""
-    return f"[{format_number(interval.low, digits, sign)}, {format_number(interval.high, digits, sign)}]"
-
-
-def format_interval(interval: Interval | None, digits: int = TIMES_DIGITS, sign: str = "") -> str:
-    """`"2.39 [2.31, 2.47]"`, or a dash where there is no figure."""
-    if interval is None or not math.isfinite(interval.value):
-        return DASH
-    return f"{format_number(interval.value, digits, sign)} {format_bounds(interval, digits, sign)}"
-
-
-def is_apart_from_zero(interval: Interval) -> bool | None:
-    """Whether the interval excludes 0; `None` where it has no bounds."""
-    if math.isnan(interval.low) or math.isnan(interval.high):
-        return None
-    return interval.low > 0 or interval.high < 0
-
-
 def describe_sampling(setting: SettingReport) -> str:
-    """How text is sampled there, in words that end a sentence."""
+    """How the target and the draft are sampled there, in words that end a sentence."""
     if setting.temperature == 0:
         return "with greedy decoding"
     draft = " with a greedy draft" if setting.draft_sampling == "greedy" else ""

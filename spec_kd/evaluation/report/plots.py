@@ -1,15 +1,13 @@
 """The report as one picture, drawn by matplotlib on a figure of its own: no backend or global state is touched."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from spec_kd.escaping import escape_label
 from spec_kd.evaluation.report.content import Breakdown, EvaluationReport, SettingReport
 from spec_kd.evaluation.report.tables import find_setting, list_batch_sizes, list_settings
-from spec_kd.evaluation.statistics import Interval
+from spec_kd.reports.plots import draw_intervals, finish_axis, new_figure, set_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +15,6 @@ if TYPE_CHECKING:
 
 MOST_BARS = 12
 SMALLEST_SHARE = 0.01  # of the tokens: smaller parts of a breakdown do not decide which one is shown
-# tried in this order, each for the characters that those before it do not have
-FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS")
 LINE_STYLES = ("-", "--", ":", "-.")
 Panel = Callable[["Axes", str], None]
 
@@ -26,7 +22,7 @@ Panel = Callable[["Axes", str], None]
 def plot_report(report: EvaluationReport) -> "Figure":
     """Block efficiency and predicted speed-up over gamma, acceptance by position, and the worst breakdown.
 
-    A row of panels for each setting, one color for each draft; panels without figures are left out.
+    A row of panels for each setting, one color for each draft; panels without values are left out.
 
     Args:
         report (`EvaluationReport`): What to show.
@@ -47,42 +43,8 @@ def plot_report(report: EvaluationReport) -> "Figure":
         for panel, axis in zip(panels, row, strict=True):
             panel(axis, name)
     _add_legend(figure, report)
-    _set_fonts(figure)
+    set_fonts(figure)
     return figure
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, size in inches; raises `ImportError` if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Pictures need matplotlib, which cannot be imported. Install it with `pip install spec_kd[report]`."
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def draw_intervals(
-    axis: "Axes",
-    x_values: Sequence[int],
-    intervals: Sequence[Interval],
-    color: str,
-    linestyle: str = "-",
-    label: str = "",
-) -> None:
-    """A line over whole numbers with its intervals as a band and as bars; bounds that are NaN are left out."""
-    value, low, high = np.array(intervals, dtype=float).reshape(-1, 3).T
-    axis.plot(x_values, value, linestyle, marker="o", markersize=3, color=color, label=label)
-    axis.fill_between(x_values, low, high, alpha=0.15, color=color, linewidth=0)
-    axis.vlines(x_values, low, high, color=color, alpha=0.5, linewidth=1)
-
-
-def finish_axis(axis: "Axes", title: str, x_label: str, y_label: str, bottom: float, top: float | None = None) -> None:
-    """Titles, limits, whole numbers at the x axis and a grid."""
-    axis.set(title="\n".join(map(escape_label, title.splitlines())), xlabel=x_label, ylabel=y_label)
-    axis.set_ylim(bottom, top)
-    axis.locator_params(axis="x", integer=True)
-    axis.grid(alpha=0.3)
 
 
 def _add_legend(figure: "Figure", report: EvaluationReport) -> None:
@@ -94,17 +56,6 @@ def _add_legend(figure: "Figure", report: EvaluationReport) -> None:
         for index, draft in enumerate(report.drafts)
     ]
     figure.legend(handles=handles, loc="outside lower center", frameon=False)
-
-
-def _set_fonts(figure: "Figure") -> None:
-    """Lets names in other scripts appear, where a font for them is installed."""
-    from matplotlib.font_manager import get_font_names
-    from matplotlib.text import Text
-
-    installed = set(get_font_names())
-    families = [name for name in FONTS if name in installed]
-    for text in figure.findobj(Text):
-        text.set_fontfamily(families)
 
 
 def _get_color(index: int) -> str:

@@ -1,19 +1,13 @@
-"""A report on disk: its data, and every rendering of them."""
+"""An evaluation report on disk."""
 
-import logging
 import os
 from pathlib import Path
 
-from spec_kd.checks import read_path
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.html import render_html
 from spec_kd.evaluation.report.markdown import render_markdown
 from spec_kd.evaluation.report.plots import plot_report
-from spec_kd.files import write_text
-
-logger = logging.getLogger(__name__)
-
-PICTURE_DPI = 130
+from spec_kd.reports.saving import save_files
 
 
 def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) -> dict[str, Path]:
@@ -31,24 +25,11 @@ def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) ->
     Raises:
         `ValueError`: If the report holds a value that JSON has no place for.
     """
-    folder = Path(read_path("output_dir", output_dir))
     data = report.to_json()
     # What is shown is what was saved: tuples are lists, numbers without a value are gone.
     report = EvaluationReport.from_json(data)
     texts = {"json": data, "md": render_markdown(report), "html": render_html(report)}
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"report.{kind}" for kind in texts}
-    for kind, text in texts.items():
-        write_text(paths[kind], text)
-    picture = folder / "report.png"
-    picture.unlink(missing_ok=True)  # an older report's picture beside these figures would mislead
-    try:
-        figure = plot_report(report)
-    except ImportError as error:
-        logger.warning(f"`{picture}` is not written. {error}")
-        return paths
-    figure.savefig(picture, dpi=PICTURE_DPI)
-    return {**paths, "png": picture}
+    return save_files(output_dir, "report", texts, lambda: plot_report(report))
 
 
 def load_report(path: str | os.PathLike[str]) -> EvaluationReport:

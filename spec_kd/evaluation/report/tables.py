@@ -1,8 +1,7 @@
-"""The tables of a report, as plain text: what the page and the Markdown both show."""
+"""The tables of an evaluation report."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from spec_kd.evaluation.report.content import (
     BreakdownRow,
@@ -11,33 +10,11 @@ from spec_kd.evaluation.report.content import (
     EvaluationReport,
     SettingReport,
 )
-from spec_kd.evaluation.report.formatting import (
-    DASH,
-    RATE_DIGITS,
-    format_interval,
-    format_number,
-    is_apart_from_zero,
-)
 from spec_kd.open_types import Record
+from spec_kd.reports.numbers import DASH, RATE_DIGITS, format_interval, format_number, is_apart_from_zero
+from spec_kd.reports.tables import Table
 
 METRIC_NAMES = {"alpha": "alpha", "block_efficiency": "block efficiency"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Cells as text, not escaped for anything.
-
-    Args:
-        title (`str`): What it shows.
-        header (`list[str]`): A name for each column.
-        rows (`list[list[str]]`): One cell for each column; no rows where there is nothing to show.
-        labels (`int`): How many of the first columns name the row.
-    """
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    labels: int = 1
 
 
 def list_settings(report: EvaluationReport) -> list[str]:
@@ -84,7 +61,7 @@ def tabulate_metrics(report: EvaluationReport) -> Table:
     if set(kinds) != {"exact"}:
         header.append("alpha is")
         rows = [[*row, kind] for row, kind in zip(rows, kinds, strict=True)]
-    return Table(title=f"Figures at gamma {gamma}", header=header, rows=rows, labels=2)
+    return Table(title=f"Metrics at gamma {gamma}", header=header, rows=rows, labels=2)
 
 
 def _describe_alpha(setting: SettingReport) -> str:
@@ -107,7 +84,7 @@ def tabulate_comparisons(report: EvaluationReport) -> Table:
         ]
         for c in report.comparisons
     ]
-    header = ["setting", "figure", "drafts", "difference", "interval excludes 0"]
+    header = ["setting", "metric", "drafts", "difference", "interval excludes 0"]
     return Table(title="Paired differences on the same prompts", header=header, rows=rows, labels=3)
 
 
@@ -125,7 +102,7 @@ def tabulate_positions(report: EvaluationReport, name: str) -> Table:
 
 
 def tabulate_gammas(report: EvaluationReport, name: str) -> Table:
-    """Every figure over gamma at one setting."""
+    """Every metric over gamma at one setting."""
     batch_sizes = list_batch_sizes(report, name)
     header = ["gamma", "draft", "block efficiency", "acceptance rate"]
     header += [f"predicted speed-up, batch {batch_size}" for batch_size in batch_sizes]
@@ -141,7 +118,7 @@ def tabulate_gammas(report: EvaluationReport, name: str) -> Table:
         for _, draft, setting in found
         for at_gamma in setting.by_gamma
     ]
-    return Table(title=f"Figures over gamma, {name}", header=header, rows=rows, labels=2)
+    return Table(title=f"Metrics over gamma, {name}", header=header, rows=rows, labels=2)
 
 
 def tabulate_costs(report: EvaluationReport) -> Table:
@@ -217,8 +194,8 @@ def tabulate_assisted(report: EvaluationReport) -> Table:
                         f"{assisted.prompts:,}",
                     ]
                 )
-    figures = ["block efficiency", "the same, replayed", "speed-up", "the same, predicted", "acceptance rate"]
-    header = ["setting", "draft", "gamma", *figures, "tokens/s", "tokens/s without draft", "prompts"]
+    metrics = ["block efficiency", "the same, replayed", "speed-up", "the same, predicted", "acceptance rate"]
+    header = ["setting", "draft", "gamma", *metrics, "tokens/s", "tokens/s without draft", "prompts"]
     return Table(title="Measured in assisted generation, batch size 1", header=header, rows=rows, labels=2)
 
 

@@ -3,8 +3,9 @@ import re
 import pytest
 from example_report import NAN
 
-from spec_kd.evaluation.report import charts
-from spec_kd.evaluation.statistics import Interval
+from spec_kd.evaluation.report import charts as report_charts
+from spec_kd.reports import charts
+from spec_kd.reports.numbers import Interval
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,12 @@ def test_block_efficiency_of_a_useless_draft_fills_no_chart():
 
 
 def test_charts_of_a_report(report, small_report):
-    chart = charts.draw_speedup(report, "t1", "8")
+    chart = report_charts.draw_speedup(report, "t1", "8")
     assert [one.index for one in chart.series] == [0, 1] and chart.reference is not None
     best = report.draft.setting("t1").at_best_gamma("8")
     assert chart.series[1].label.endswith(
         f"{best.predicted_speedup['8'].value:.2f}x at its best gamma, {best.num_assistant_tokens}"
     )
-    assert len(charts.draw_block_efficiency(report, "greedy").series[0].dots) == 16
-    assert len(charts.draw_positions(report, "greedy").series[0].dots) == 5
-    assert charts.draw_speedup(small_report, "t0.7_greedy_draft", "1") is None
+    assert len(report_charts.draw_block_efficiency(report, "greedy").series[0].dots) == 16
+    assert len(report_charts.draw_positions(report, "greedy").series[0].dots) == 5
+    assert report_charts.draw_speedup(small_report, "t0.7_greedy_draft", "1") is None

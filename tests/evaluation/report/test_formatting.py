@@ -4,26 +4,27 @@ import pytest
 from example_report import AFTER, BEFORE, NAN
 
 from spec_kd.evaluation.report import formatting
-from spec_kd.evaluation.statistics import Interval
+from spec_kd.reports import numbers
+from spec_kd.reports.numbers import Interval
 
 
 def test_numbers_and_intervals():
-    assert formatting.format_interval(Interval(2.391, 2.31, 2.468)) == "2.39 [2.31, 2.47]"
-    assert formatting.format_interval(Interval(0.5, -0.1, 1.0), 3, "+") == "+0.500 [-0.100, +1.000]"
-    assert formatting.format_interval(Interval(0.5, NAN, NAN)) == "0.50 [–, –]"
-    assert formatting.format_interval(Interval(NAN, NAN, NAN)) == formatting.format_interval(None) == "–"
-    assert formatting.format_number(float("inf")) == "–"
+    assert numbers.format_interval(Interval(2.391, 2.31, 2.468)) == "2.39 [2.31, 2.47]"
+    assert numbers.format_interval(Interval(0.5, -0.1, 1.0), 3, "+") == "+0.500 [-0.100, +1.000]"
+    assert numbers.format_interval(Interval(0.5, NAN, NAN)) == "0.50 [–, –]"
+    assert numbers.format_interval(Interval(NAN, NAN, NAN)) == numbers.format_interval(None) == "–"
+    assert numbers.format_number(float("inf")) == "–"
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"), [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0, 1, False)]
 )
 def test_whether_an_interval_excludes_zero(low, high, expected):
-    assert formatting.is_apart_from_zero(Interval(0.1, low, high)) is expected
+    assert numbers.is_apart_from_zero(Interval(0.1, low, high)) is expected
 
 
 def test_no_bounds_exclude_nothing():
-    assert formatting.is_apart_from_zero(Interval(0.1, NAN, NAN)) is None
+    assert numbers.is_apart_from_zero(Interval(0.1, NAN, NAN)) is None
 
 
 def test_headline(report):

@@ -5,7 +5,9 @@ import pytest
 from example_report import AFTER, BEFORE, LONG_PROMPT, PROMPT, TOKENS
 
 from spec_kd.evaluation.report.formatting import build_headline
-from spec_kd.evaluation.report.html import choose_shade, render_html, show_whitespace
+from spec_kd.evaluation.report.html import render_html
+from spec_kd.evaluation.report.sections import choose_shade
+from spec_kd.reports.html import show_whitespace
 
 VOID = {"meta", "br"}
 SECTIONS = ["Acceptance by position", "How many tokens to draft", "Costs", "Cross-check", "Where the draft fails"]
@@ -87,7 +89,7 @@ def test_sections_in_their_order(page):
 
 def test_a_small_report_has_no_empty_sections(small_report):
     page = Page(render_html(small_report))
-    expected = ["Figures", "Acceptance by position", "How many tokens to draft", "Provenance", "Terms"]
+    expected = ["Metrics", "Acceptance by position", "How many tokens to draft", "Provenance", "Terms"]
     assert [said.strip() for said in page.texts["h2"]] == expected
     assert "0.500 [–, –]" in " ".join(page.texts["td"])
     assert not re.search(r"\bnan\b", " ".join(page.texts["body"]), flags=re.IGNORECASE)

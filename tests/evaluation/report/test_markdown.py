@@ -4,8 +4,10 @@ import re
 import pytest
 from example_report import AFTER, LONG_PROMPT
 
+from spec_kd.escaping import escape_markdown as escape
 from spec_kd.evaluation.report.formatting import build_headline
-from spec_kd.evaluation.report.markdown import SHOWN_CHARACTERS, escape, render_markdown
+from spec_kd.evaluation.report.markdown import render_markdown
+from spec_kd.evaluation.report.sections import SHOWN_CHARACTERS
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def split_tables(text):
 
 def test_tables_are_whole(text):
     found = list(split_tables(text))
-    # figures, differences, 2 x (gammas, positions), costs, speed-ups, cross-check, 2 x 3 breakdowns, provenance
+    # metrics, differences, 2 x (gammas, positions), costs, speed-ups, cross-check, 2 x 3 breakdowns, provenance
     assert len(found) == 16
     for table in found:
         assert len({len(row) for row in table}) == 1 and set(table[1]) == {"---"} and len(table) > 2
@@ -63,7 +65,7 @@ def test_rejected_tokens_are_bracketed(report):
 def test_a_small_report_has_no_empty_sections(small_report):
     text = render_markdown(small_report)
     headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
-    assert headings == ["Figures", "How many tokens to draft", "Provenance", "Terms"]
+    assert headings == ["Metrics", "How many tokens to draft", "Provenance", "Terms"]
     assert "1.50 [–, –]" in text and not re.search(r"\bnan\b", text, flags=re.IGNORECASE)
 
 

@@ -1,0 +1,61 @@
+"""Pictures by matplotlib, each on a figure of its own: no backend or global state is touched."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spec_kd.escaping import escape_label
+from spec_kd.reports.numbers import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# tried in this order, each for the characters that those before it do not have
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, size in inches; raises `ImportError` if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Pictures need matplotlib, which cannot be imported. Install it with `pip install spec_kd[report]`."
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_intervals(
+    axis: "Axes",
+    x_values: Sequence[int],
+    intervals: Sequence[Interval],
+    color: str,
+    linestyle: str = "-",
+    label: str = "",
+) -> None:
+    """A line over whole numbers with its intervals as a band and as bars; bounds that are NaN are left out."""
+    value, low, high = np.array(intervals, dtype=float).reshape(-1, 3).T
+    axis.plot(x_values, value, linestyle, marker="o", markersize=3, color=color, label=label)
+    axis.fill_between(x_values, low, high, alpha=0.15, color=color, linewidth=0)
+    axis.vlines(x_values, low, high, color=color, alpha=0.5, linewidth=1)
+
+
+def finish_axis(axis: "Axes", title: str, x_label: str, y_label: str, bottom: float, top: float | None = None) -> None:
+    """Titles, limits, whole numbers at the x axis and a grid."""
+    axis.set(title="\n".join(map(escape_label, title.splitlines())), xlabel=x_label, ylabel=y_label)
+    axis.set_ylim(bottom, top)
+    axis.locator_params(axis="x", integer=True)
+    axis.grid(alpha=0.3)
+
+
+def set_fonts(figure: "Figure") -> None:
+    """Lets names in other scripts appear, where a font for them is installed."""
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
+
+    installed = set(get_font_names())
+    families = [name for name in FONTS if name in installed]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
