@@ -30,49 +30,67 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssistedMetrics(AcceptanceMetrics):
-    """[`AcceptanceMetrics`] of real assisted generation, with its text, its rounds and, where measured, its speed.
+class GenerationTiming:
+    """Wall-clock time of P completions, with the draft and without it, in seconds.
 
     Args:
-        completion_ids (`list[list[int]]`): What was written to each prompt.
+        assisted_seconds (`np.ndarray`): Time with the draft `(P,)`.
+        assisted_first_seconds (`np.ndarray`): The part of it until the first round was over `(P,)`.
+        plain_seconds (`np.ndarray`): Time of the same target without the draft `(P,)`.
+        plain_first_seconds (`np.ndarray`): The part of it until the first token was there `(P,)`.
+        plain_tokens (`np.ndarray`): Tokens written without the draft `(P,)`; the same as with it if greedy.
+    """
+
+    assisted_seconds: Array
+    assisted_first_seconds: Array
+    plain_seconds: Array
+    plain_first_seconds: Array
+    plain_tokens: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssistedMetrics(AcceptanceMetrics):
+    """[`AcceptanceMetrics`] of real assisted generation, with its completions, its rounds and its speed.
+
+    Args:
+        completion_ids (`list[list[int]]`): Completion of each prompt.
         rounds (`list[list[Round]]`): Every target call of each prompt.
-        assisted_seconds (`np.ndarray`, *optional*): Wall-clock with the draft `(P,)`.
-        assisted_first_seconds (`np.ndarray`, *optional*): Of that, until the first round was over `(P,)`.
-        plain_seconds (`np.ndarray`, *optional*): Wall-clock of the same target without the draft `(P,)`.
-        plain_first_seconds (`np.ndarray`, *optional*): Of that, until the first token was there `(P,)`.
-        plain_tokens (`np.ndarray`, *optional*): Tokens it wrote in that time `(P,)`; equals `tokens` where greedy.
+        timing (`GenerationTiming`, *optional*): Time it took; `None` if it was not measured.
     """
 
     completion_ids: list[list[int]]
     rounds: list[list[Round]]
-    assisted_seconds: Array | None = None
-    assisted_first_seconds: Array | None = None
-    plain_seconds: Array | None = None
-    plain_first_seconds: Array | None = None
-    plain_tokens: Array | None = None
+    timing: GenerationTiming | None = None
 
     @property
     def speedup(self) -> Interval | None:
         """Tokens per second with the draft over those without; `None` if no speed was measured."""
-        if self.assisted_seconds is None:
+        if self.timing is None:
             return None
         return bootstrap(
             lambda tokens, seconds, plain_tokens, plain_seconds: (tokens / seconds) / (plain_tokens / plain_seconds),
             self.tokens,
-            self.assisted_seconds,
-            cast(Array, self.plain_tokens),
-            cast(Array, self.plain_seconds),
+            self.timing.assisted_seconds,
+            self.timing.plain_tokens,
+            self.timing.plain_seconds,
         )
+
+    @property
+    def tokens_per_second(self) -> tuple[float, float] | None:
+        """Tokens per second with the draft and without it; `None` if no speed was measured."""
+        if self.timing is None:
+            return None
+        plain = self.timing.plain_tokens.sum() / self.timing.plain_seconds.sum()
+        return float(self.tokens.sum() / self.timing.assisted_seconds.sum()), float(plain)
 
     def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
         """As [`AcceptanceMetrics.to_metrics`], with tokens per second and the speed-up where they were measured."""
         metrics = super().to_metrics(prefix, suffix)
-        if self.assisted_seconds is not None and self.plain_tokens is not None and self.plain_seconds is not None:
-            assisted = self.tokens.sum() / self.assisted_seconds.sum()
-            plain = self.plain_tokens.sum() / self.plain_seconds.sum()
-            metrics[f"{prefix}_tokens_per_second_assisted{suffix}"] = float(assisted)
-            metrics[f"{prefix}_tokens_per_second_plain{suffix}"] = float(plain)
-            metrics[f"{prefix}_speedup{suffix}"] = cast(Interval, self.speedup).value
+        if self.speedup is not None and self.tokens_per_second is not None:
+            assisted, plain = self.tokens_per_second
+            metrics[f"{prefix}_tokens_per_second_assisted{suffix}"] = assisted
+            metrics[f"{prefix}_tokens_per_second_plain{suffix}"] = plain
+            metrics[f"{prefix}_speedup{suffix}"] = self.speedup.value
         return metrics
 
 
@@ -153,22 +171,22 @@ def generate_assisted(
                 _time_generation(run, prompt_ids[0], target, seed)
         completions, rounds, timings, plain = [], [], [], []
         for i, prompt in enumerate(prompt_ids):
-            completion, timing = _time_generation(run_assisted, prompt, target, seed + i, recorder)
+            completion, pair = _time_generation(run_assisted, prompt, target, seed + i, recorder)
             completions.append(completion)
             rounds.append(recorder.rounds)
-            timings.append(timing)
-            if measure_speed:  # right behind, so that a machine that changes its pace does so for both
+            timings.append(pair)
+            if measure_speed:  # at once, so that a machine that changes its pace does so for both
                 plain.append(_time_generation(run_plain, prompt, target, seed + i, watch))
-        speed: dict[str, Array] = {}
+        timing = None
         if measure_speed:
-            seconds, plain_seconds = (np.array(pairs) for pairs in (timings, [timing for _, timing in plain]))  # (P, 2)
-            speed = {
-                "assisted_seconds": seconds[:, 0],
-                "assisted_first_seconds": seconds[:, 1],
-                "plain_seconds": plain_seconds[:, 0],
-                "plain_first_seconds": plain_seconds[:, 1],
-                "plain_tokens": np.array([len(completion) for completion, _ in plain]),
-            }
+            seconds, plain_seconds = (np.array(pairs) for pairs in (timings, [pair for _, pair in plain]))  # (P, 2)
+            timing = GenerationTiming(
+                assisted_seconds=seconds[:, 0],
+                assisted_first_seconds=seconds[:, 1],
+                plain_seconds=plain_seconds[:, 0],
+                plain_first_seconds=plain_seconds[:, 1],
+                plain_tokens=np.array([len(completion) for completion, _ in plain]),
+            )
 
     def count(value: Callable[[Round], int]) -> Array:
         return np.array([sum(map(value, prompt_rounds)) for prompt_rounds in rounds])
@@ -188,7 +206,7 @@ def generate_assisted(
         method="assisted",
         completion_ids=completions,
         rounds=rounds,
-        **speed,
+        timing=timing,
     )
 
 

@@ -13,7 +13,7 @@ from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import AssistedReport
 from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
-from spec_kd.open_types import Arguments, Array
+from spec_kd.open_types import Arguments
 
 MAX_TIMED_PROMPTS = 6
 
@@ -69,16 +69,15 @@ def cross_check(
         predicted = measure_or_say(
             "The costs of assisted generation, and the speed-up predicted of it,", predict, unmeasured
         )
+    assisted, plain = cast(tuple[float, float], measured.tokens_per_second)
     return AssistedReport(
         prompts=len(chosen),
         num_assistant_tokens=gamma,
         block_efficiency=measured.block_efficiency,
         acceptance_rate=measured.acceptance_rate,
         speedup=cast(Interval, measured.speedup),
-        tokens_per_second=float(measured.tokens.sum() / cast(Array, measured.assisted_seconds).sum()),
-        plain_tokens_per_second=float(
-            cast(Array, measured.plain_tokens).sum() / cast(Array, measured.plain_seconds).sum()
-        ),
+        tokens_per_second=assisted,
+        plain_tokens_per_second=plain,
         replayed_block_efficiency=bootstrap_ratio(replayed.tokens[rows], replayed.target_calls[rows]),
         predicted_speedup=predicted,
     )

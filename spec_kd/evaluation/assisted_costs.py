@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from spec_kd.decoding.model_checks import find_causal_lm, resolve_vocab_size
-from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
+from spec_kd.evaluation.assisted import AssistedMetrics, GenerationTiming, generate_assisted
 from spec_kd.evaluation.cost import MeasurementError, ServingCosts, find_position_limit, measure_costs
 from spec_kd.open_types import Argument, Array
 
@@ -61,7 +62,7 @@ class AssistedCosts:
             target_calls (`np.ndarray`): Rounds of each completion, replayed or measured `(P,)`.
             gamma (`int`): Tokens drafted in a round.
         """
-        step = self.costs.target_step_seconds
+        step = cast(float, self.costs.target_step_seconds)
         round_seconds = step / self.costs.predict_speedup(1.0, gamma)
         plain = self.plain_prefill.predict(prompt_tokens).sum() + step * tokens.sum()
         return plain / (self.assisted_prefill.predict(prompt_tokens).sum() + round_seconds * target_calls.sum())
@@ -107,6 +108,7 @@ def measure_assisted_costs(
         generate_assisted(target, draft, prompt_ids, num_assistant_tokens=gamma, measure_speed=True, **options)
         for gamma in gammas
     ]
+    timings = [cast(GenerationTiming, run.timing) for run in runs]
     paces = [_measure_paces(run) for run in runs]
     step = float(np.nanmedian([steps for steps, _ in paces]))
     round_steps = {
@@ -121,11 +123,14 @@ def measure_assisted_costs(
     costs = fit_rounds(
         round_steps, bare, step, f"rounds of assisted generation on {len(lengths)} prompts, on this machine"
     )
-    first_rounds = [run.assisted_first_seconds - round_steps[run.num_assistant_tokens] * step for run in runs]
+    first_rounds = [
+        timing.assisted_first_seconds - round_steps[gamma] * step
+        for gamma, timing in zip(round_steps, timings, strict=True)
+    ]
     return AssistedCosts(
         costs=costs,
         plain_prefill=PrefillCost.fit(
-            np.tile(lengths, len(runs)), np.concatenate([run.plain_first_seconds for run in runs]) - step
+            np.tile(lengths, len(runs)), np.concatenate([timing.plain_first_seconds for timing in timings]) - step
         ),
         assisted_prefill=PrefillCost.fit(np.tile(lengths, len(runs)), np.concatenate(first_rounds)),
         runs=runs,
@@ -149,9 +154,8 @@ def fit_rounds(round_steps: Mapping[int, float], bare: ServingCosts, step: float
         MeasurementError: If a pass over more tokens would take no time.
     """
     gammas, total = np.array(list(round_steps), dtype=float), np.array(list(round_steps.values()))
-    verify = np.array(
-        [1.0 + (bare.verify_cost[gamma] - 1.0) * bare.target_step_seconds / step for gamma in round_steps]
-    )
+    bare_step = cast(float, bare.target_step_seconds)
+    verify = np.array([1.0 + (bare.verify_cost[gamma] - 1.0) * bare_step / step for gamma in round_steps])
     slope, intercept = np.polyfit(gammas, total - verify, 1)
     if intercept < 0:
         slope, intercept = ((total - verify) / gammas).mean(), 0.0
@@ -173,14 +177,15 @@ def fit_rounds(round_steps: Mapping[int, float], bare: ServingCosts, step: float
 
 def _measure_paces(run: AssistedMetrics) -> tuple[Array, Array]:
     """Seconds per plain step and per round after the first one of each completion `(P,)`; NaN if it ends there."""
-    is_timed = (run.plain_tokens > 1) & (run.target_calls > 1)
+    timing = cast(GenerationTiming, run.timing)
+    is_timed = (timing.plain_tokens > 1) & (run.target_calls > 1)
     if not is_timed.any():
         raise ValueError(
             "The target's completions end within one round, so nothing can be timed. Raise `max_new_tokens`, or pass "
             "prompts with longer completions."
         )
-    steps, rounds = (np.where(is_timed, count - 1, np.nan) for count in (run.plain_tokens, run.target_calls))
+    steps, rounds = (np.where(is_timed, count - 1, np.nan) for count in (timing.plain_tokens, run.target_calls))
     return (
-        (run.plain_seconds - run.plain_first_seconds) / steps,
-        (run.assisted_seconds - run.assisted_first_seconds) / rounds,
+        (timing.plain_seconds - timing.plain_first_seconds) / steps,
+        (timing.assisted_seconds - timing.assisted_first_seconds) / rounds,
     )

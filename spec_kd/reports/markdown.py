@@ -40,9 +40,8 @@ def render_counts(title: str, counts: Mapping[str, int], total: int | None = Non
         counts (`Mapping[str, int]`): The numbers.
         total (`int`, *optional*): Number of which the shares are shown; no shares by default.
     """
-    shares = [] if total is None else ["share"]
     rows = [
-        [escape_markdown(label), f"{number:,}", *(f"{number / total:.1%}" for _ in shares)]
+        [escape_markdown(label), f"{number:,}", *([] if total is None else [f"{number / total:.1%}"])]
         for label, number in counts.items()
     ]
-    return make_table([title, "number", *shares], rows)
+    return make_table([title, "number", *([] if total is None else ["share"])], rows)

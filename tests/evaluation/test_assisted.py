@@ -270,7 +270,7 @@ def test_speed(pair, prompts):
     draft, target = pair
     figures = generate_assisted(target, draft, prompts[:3], max_new_tokens=12, measure_speed=True)
     metrics = figures.to_metrics("eval", "_x")
-    assert (figures.plain_tokens == figures.tokens).all() and (figures.assisted_seconds > 0).all()
+    assert (figures.timing.plain_tokens == figures.tokens).all() and (figures.timing.assisted_seconds > 0).all()
     rate = metrics["eval_tokens_per_second_assisted_x"] / metrics["eval_tokens_per_second_plain_x"]
     assert metrics["eval_speedup_x"] == pytest.approx(rate) == pytest.approx(figures.speedup.value)
     assert figures.speedup.low <= figures.speedup.value <= figures.speedup.high

@@ -8,7 +8,7 @@ import torch
 from spec_kd.acceptance import expect_block_efficiency, predict_speedup
 from spec_kd.evaluation import ServingCosts, assisted_costs, measure_assisted_costs, measure_costs
 from spec_kd.evaluation import cost as cost_module
-from spec_kd.evaluation.assisted import AssistedMetrics
+from spec_kd.evaluation.assisted import AssistedMetrics, GenerationTiming
 from spec_kd.evaluation.assisted_costs import AssistedCosts, PrefillCost
 from spec_kd.evaluation.cost import MeasurementError
 
@@ -105,10 +105,12 @@ def make_timed_run(gamma, step, draft_step, overhead, verify, prefill, drift=1.0
         tokens=tokens, target_calls=calls, accepted=calls * gamma, drafted=calls * gamma, drafting_rounds=calls,
         accepted_by_position=np.ones((prompts, gamma)), temperature=0.0, num_assistant_tokens=gamma,
         draft_sampling="stochastic", method="assisted", completion_ids=[[1] * 41] * prompts, rounds=[[]] * prompts,
-        assisted_seconds=drift * (1.5 * prefill + calls * round_seconds),
-        assisted_first_seconds=drift * (1.5 * prefill + round_seconds),
-        plain_seconds=drift * (prefill + tokens * step), plain_first_seconds=drift * (prefill + step),
-        plain_tokens=tokens,
+        timing=GenerationTiming(
+            assisted_seconds=drift * (1.5 * prefill + calls * round_seconds),
+            assisted_first_seconds=drift * (1.5 * prefill + round_seconds),
+            plain_seconds=drift * (prefill + tokens * step), plain_first_seconds=drift * (prefill + step),
+            plain_tokens=tokens,
+        ),
     )  # fmt: skip
 
 
@@ -164,8 +166,8 @@ def test_answers_over_at_once_are_left_out(pair, monkeypatch):
     def make_run(gamma):
         run = make_timed_run(gamma, 0.02, 0.3, 0.5, 1.0, 0.001 * PROMPT_LENGTHS)
         for counts, seconds, first in (
-            (run.tokens, run.plain_seconds, run.plain_first_seconds),
-            (run.target_calls, run.assisted_seconds, run.assisted_first_seconds),
+            (run.tokens, run.timing.plain_seconds, run.timing.plain_first_seconds),
+            (run.target_calls, run.timing.assisted_seconds, run.timing.assisted_first_seconds),
         ):
             counts[0], seconds[0] = 1, first[0] + 0.001
         return run
@@ -206,7 +208,7 @@ def test_an_engine_is_really_timed(pair, prompts):
     assert isinstance(found, AssistedCosts) and found.costs.target_step_seconds > 0
     assert found.costs.cost_ratio >= 0 and found.costs.round_overhead >= 0
     assert [run.num_assistant_tokens for run in found.runs] == [1, 3]
-    assert all((f.plain_first_seconds < f.plain_seconds).all() for f in found.runs)
+    assert all((run.timing.plain_first_seconds < run.timing.plain_seconds).all() for run in found.runs)
 
 
 def test_one_gamma_cannot_tell_a_step_from_the_overhead(pair, prompts):
