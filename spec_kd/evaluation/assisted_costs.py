@@ -7,10 +7,10 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedModel
 
-from spec_kd.decoding.model_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.evaluation.assisted import AssistedMetrics, GenerationTiming, generate_assisted
-from spec_kd.evaluation.cost import MeasurementError, ServingCosts, find_position_limit, measure_costs
+from spec_kd.evaluation.cost import MeasurementError, ServingCosts, fit_context, measure_costs
 from spec_kd.open_types import Argument, Array
+from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,7 @@ def measure_assisted_costs(
         gamma: float(np.nanmedian(rounds / steps)) for gamma, (steps, rounds) in zip(gammas, paces, strict=True)
     }
     lengths = np.array([len(ids) for ids in prompt_ids])
-    context = min(
-        int(lengths.mean() + max_new_tokens / 2),
-        *(find_position_limit(model) - max(gammas) - 1 for model in (draft, target)),
-    )
+    context = fit_context(draft, target, int(lengths.mean() + max_new_tokens / 2), max(gammas))
     bare = measure_costs(draft, target, gammas=gammas, context_length=context)[0]
     costs = fit_rounds(
         round_steps, bare, step, f"rounds of assisted generation on {len(lengths)} prompts, on this machine"

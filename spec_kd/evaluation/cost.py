@@ -182,6 +182,12 @@ def measure_costs(
     return costs
 
 
+def fit_context(draft: PreTrainedModel, target: PreTrainedModel, wanted: int, max_gamma: int) -> int:
+    """The context length wanted, or what the positions of both models leave before the verification at `max_gamma`."""
+    limits = [limit for model in (draft, target) if (limit := get_max_length(model)) is not None]
+    return max(1, min([wanted, *(limit - max_gamma - 1 for limit in limits)]))
+
+
 class _Pass:
     """A pass over `count` new tokens after a cached context.
 

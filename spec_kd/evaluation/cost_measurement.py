@@ -6,7 +6,7 @@ from typing import TypeVar
 from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 
-from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, find_position_limit, measure_costs
+from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, fit_context, measure_costs
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import CostReport
 
@@ -51,8 +51,7 @@ def find_costs(
         return given or []
     most = max(options.all_gammas)
     chosen = sorted({1, *(g for g in (2, 4, 8) if g < most), most})
-    room = min(find_position_limit(model) for model in (draft, target)) - most - 1
-    context = max(1, min(DEFAULT_CONTEXT, room))
+    context = fit_context(draft, target, DEFAULT_CONTEXT, most)
 
     def measure() -> list[ServingCosts]:
         return measure_costs(draft, target, batch_sizes=options.batch_sizes, gammas=chosen, context_length=context)
