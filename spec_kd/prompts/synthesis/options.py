@@ -19,6 +19,7 @@ TOOLS_PLACEHOLDER = "{tools}"
 LISTS = ("system_prompts", "num_tools", "num_turns", "temperature", "top_p")
 # A folder is continued with another number of queries, and a catalog is the same if its tools are.
 NOT_SETTINGS = {"num_queries", "max_asked", "tool_catalog"}
+STORED_NAMES = {"max_completion_tokens": "max_answer_tokens"}  # so that folders of earlier versions are continued
 
 Message = dict[str, object]
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class SynthesisOptions:
 
     def describe(self) -> JsonObject:
         """The options on which the conversations depend, without the tools; they are noted in the folder of a run."""
-        return {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        chosen = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        return {STORED_NAMES.get(name, name): value for name, value in chosen.items()}
 
     def place_tools(self, system_prompt: str | None, tools: Sequence[Tool]) -> tuple[str | None, list[Tool]]:
         """The system prompt with the tools in the place of `{tools}`, and the tools that the template has to show."""

@@ -1,7 +1,9 @@
 """Syntheses that are killed, repeated and changed, and real targets that learned to write queries."""
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +72,15 @@ def test_a_finished_folder_asks_nothing_and_refuses_other_settings(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"holds responses of another run.*{name}"):
             synthesize(engine, 8, output_dir=str(tmp_path), **{**LONG_RUN, **options})
+
+
+def test_the_folder_of_an_earlier_version_is_continued(tmp_path):
+    shutil.copytree(Path(__file__).parents[1] / "old/synthesis", tmp_path, dirs_exist_ok=True)
+    engine = ScriptedEngine(drawn)
+    options = {"num_turns": 2, "temperature": [0.8, 1.0], "system_prompts": "Steer.", "seed": 3}
+    result = synthesize(engine, 1, output_dir=str(tmp_path), **options)
+    assert not engine.calls and result.report.kept == 1
+    assert get_queries(result) == ["Is the paper dark dark lamp dark summer?"]
 
 
 @pytest.fixture(scope="module")
