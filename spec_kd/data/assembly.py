@@ -111,9 +111,7 @@ def add_responses(
             found["completion_ids"].to_pylist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         columns = {
-            "completion": [[{"role": "assistant", "content": text}] for text in completions]
-            if is_chat
-            else completions,
+            "completion": [[{"role": "assistant", "content": c}] for c in completions] if is_chat else completions,
             "prompt_ids": prompts,
             "completion_ids": found["completion_ids"],
             "finish_reason": found["finish_reason"],
@@ -156,13 +154,9 @@ def _build_teacher_columns(
 ) -> JsonObject:
     if info is None:
         return {}
-    recorded = [name for name in _list_teacher_features(info) if name in found.column_names]
-    columns = {name: found[name] for name in recorded}
-    no_value = [None] * len(found)
-    parts = [
-        columns[name].to_pylist() if name in columns else no_value
-        for name in ("teacher_token_logprobs", "teacher_signal")
-    ]
+    columns = {name: found[name] for name in _list_teacher_features(info) if name in found.column_names}
+    no_value = pa.nulls(len(found))
+    parts = [columns.get(name, no_value).to_pylist() for name in ("teacher_token_logprobs", "teacher_signal")]
     checksums = map(compute_checksum, prompt_ids, completion_ids, *parts)
     return columns | {"teacher_info": [info.to_json()] * len(found), CHECKSUM_COLUMN: list(checksums)}
 

@@ -70,7 +70,8 @@ class SignalOptions:
 
     def list_settings(self) -> dict[str, object]:
         """What the rows of a run depend on, for its manifest, besides the signal."""
-        return {name: value for name, value in asdict(self).items() if name not in NO_SETTINGS}
+        unused = () if getattr(self, "is_truncated", True) else ("top_k", "top_p")
+        return {name: value for name, value in asdict(self).items() if name not in NO_SETTINGS + unused}
 
 
 @document_options
@@ -98,12 +99,6 @@ class ResponseOptions(SignalOptions, SamplingOptions):
     def sampling_temperature(self) -> float:
         """The temperature, by the name that it has where completions exist already."""
         return self.temperature
-
-    def list_settings(self) -> dict[str, object]:
-        """What the rows of a run depend on, for its manifest, besides the signal."""
-        settings = super().list_settings()
-        unused = () if self.is_truncated else ("top_k", "top_p")
-        return {name: value for name, value in settings.items() if name not in unused}
 
 
 @document_options

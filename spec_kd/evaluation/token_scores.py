@@ -86,8 +86,8 @@ def score_from_stored(
     acceptance = compute_token_acceptance(token_log_p, _at(log_q, tokens))
     if sparse is None:
         return _stack(acceptance, acceptance)
-    alpha = sparse.method.estimate_alpha(sparse, log_q.gather(-1, sparse.ids))
-    return _stack(acceptance, acceptance if alpha.value is None else alpha.value, alpha.low, alpha.high)
+    alpha, low, high = sparse.method.estimate_alpha(sparse, log_q.gather(-1, sparse.ids))
+    return _stack(acceptance, acceptance if alpha is None else alpha, low, high)
 
 
 def _at(log: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

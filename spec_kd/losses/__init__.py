@@ -19,11 +19,11 @@ from spec_kd.losses.selection import TOKEN_SELECTIONS, TokenSelection, build_sel
 from spec_kd.losses.sparse import (
     SPARSE_METHODS,
     SignalSpec,
-    SparseDistribution,
     SparseMethod,
     SparseTensors,
     register_sparse_method,
 )
+from spec_kd.losses.sparse_distribution import SparseDistribution
 from spec_kd.losses.sparse_methods import CoarsenedMethod, SampledMethod
 
 __all__ = [

@@ -9,14 +9,19 @@ teacher's head. `sparse_methods.py` holds the methods that come with the package
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from spec_kd.checks import check_int
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.registry import DIVERGENCES, check_name
+from spec_kd.losses.sparse_distribution import SparseDistribution, TokenSoftmax
 from spec_kd.open_types import Array, Chunk
+
+AlphaEstimate: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -67,55 +72,6 @@ class SignalSpec:
 
 
 @dataclass(frozen=True)
-class SparseDistribution:
-    """What was kept of p at each of T tokens, by the method of the request; lists of T arrays with K_t entries each.
-
-    Args:
-        ids (`list[numpy.ndarray]`): int32, distinct within a token.
-        log_p (`list[numpy.ndarray]`, *optional*): float32, log p of the ids; absent if the method keeps none.
-        counts (`list[numpy.ndarray]`, *optional*): int32, draws per id; for sampled methods only.
-    """
-
-    ids: list[Array]
-    log_p: list[Array] | None = None
-    counts: list[Array] | None = None
-
-    def cut(self, part: Chunk) -> "SparseDistribution":
-        """Some of the tokens."""
-        log_p = None if self.log_p is None else self.log_p[part]
-        return SparseDistribution(self.ids[part], log_p, None if self.counts is None else self.counts[part])
-
-
-class TokenSoftmax:
-    """softmax of logits, float32 `(B, V)`, asked for at a few ids: what generation waits for, so in few passes."""
-
-    def __init__(self, logits: torch.Tensor):
-        self.logits = logits
-        self._log_normalizer = logits.logsumexp(-1, keepdim=True)  # (B, 1)
-
-    def log_p(self, ids: torch.Tensor) -> torch.Tensor:
-        """Log p at ids `(B, K)`."""
-        return self.logits.gather(-1, ids.to(self.logits.device)) - self._log_normalizer
-
-    def draw(self, num_draws: int, generator: torch.Generator) -> torch.Tensor:
-        """Ids drawn from p, sorted within a row, int64 `(B, num_draws)`.
-
-        Draws are systematic: equally spaced points after one random start. An id of probability p is then drawn
-        num_draws * p times, rounded down or up, and exactly that many times in the mean. Counts stay unbiased, and
-        those of likely ids have hardly any noise, where independent draws scatter by the square root of the count.
-
-        The sum is in float64: a float32 running sum loses what is below 3e-8 near its end, and a vocabulary of 150,000
-        can have half a percent of its mass there.
-        """
-        mass = self.logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
-        total = mass[:, -1:]
-        start = torch.rand((len(mass), 1), generator=generator, device=mass.device, dtype=torch.float64)
-        points = (torch.arange(num_draws, device=mass.device) + start) / num_draws * total
-        points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))  # rounded up it would hit no id
-        return torch.searchsorted(mass, points, right=True).clamp(max=mass.shape[1] - 1)  # beyond it only of NaN
-
-
-@dataclass(frozen=True)
 class SparseTensors:
     """What a sparse teacher says of N tokens, K ids each.
 
@@ -135,15 +91,15 @@ class SparseTensors:
     weights: torch.Tensor | None = None
 
     def __getitem__(self, tokens: Chunk | torch.Tensor) -> "SparseTensors":
-        log_p = None if self.log_p is None else self.log_p[tokens]
-        weights = None if self.weights is None else self.weights[tokens]
-        return SparseTensors(self.method, self.ids[tokens], log_p, weights)
+        return self._map(lambda part: part[tokens])
 
     def to(self, device: torch.device) -> "SparseTensors":
         """The same on another device."""
-        log_p = None if self.log_p is None else self.log_p.to(device)
-        weights = None if self.weights is None else self.weights.to(device)
-        return SparseTensors(self.method, self.ids.to(device), log_p, weights)
+        return self._map(lambda part: part.to(device))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "SparseTensors":
+        log_p, weights = (None if part is None else change(part) for part in (self.log_p, self.weights))
+        return SparseTensors(self.method, change(self.ids), log_p, weights)
 
     def __call__(self, chunk: Chunk) -> "SparseTensors":
         """The slice, so that targets can be handed to `fused_linear_divergence` as they are."""
@@ -168,20 +124,6 @@ class SparseResult:
     entropy: torch.Tensor
     alpha: torch.Tensor | None
     gradient: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class AlphaEstimate:
-    """What a sparse teacher says of sum_v min(p, q) per token: an estimate, or bounds; `None` for what it does not say.
-
-    Args:
-        value (`torch.Tensor`, *optional*): Unbiased estimate, `(N,)`.
-        low (`torch.Tensor`, *optional*), high (`torch.Tensor`, *optional*): Bounds, `(N,)`.
-    """
-
-    value: torch.Tensor | None = None
-    low: torch.Tensor | None = None
-    high: torch.Tensor | None = None
 
 
 class SparseMethod(ABC):
@@ -274,7 +216,11 @@ class SparseMethod(ABC):
 
     @abstractmethod
     def estimate_alpha(self, targets: SparseTensors, log_q: torch.Tensor) -> AlphaEstimate:
-        """What the kept ids say of sum_v min(p, q), given log q at them, `(N, K)`."""
+        """Unbiased estimate of sum_v min(p, q) per token, and its bounds, from log q at the kept ids `(N, K)`.
+
+        Returns:
+            `(value, low, high)`, float `(N,)` each; `None` for what the ids do not tell.
+        """
 
     def compute_tail_mass(self, log_p: torch.Tensor) -> torch.Tensor | None:
         """Probability outside of the ids kept, `(N,)`, from log p at them `(N, K)`; `None` for a sampled method."""

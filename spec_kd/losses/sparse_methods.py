@@ -8,13 +8,12 @@ from spec_kd.losses.divergences import Divergence, TokenDistributions
 from spec_kd.losses.sparse import (
     AlphaEstimate,
     SignalSpec,
-    SparseDistribution,
     SparseMethod,
     SparseResult,
     SparseTensors,
-    TokenSoftmax,
     register_sparse_method,
 )
+from spec_kd.losses.sparse_distribution import SparseDistribution, TokenSoftmax
 from spec_kd.open_types import Array
 
 # Stands for log 0: exp() of it is 0 and 0 times it is 0, where -inf would give NaN.
@@ -94,14 +93,14 @@ class SampledMethod(SparseMethod):
         if needs_gradient:
             pull = slopes * targets.weights  # d log q_v / dz = e_v - q
             gradient = q.mul_(-pull.sum(-1, keepdim=True)).scatter_add_(-1, targets.ids, pull)
-        alpha = self.estimate_alpha(targets, log_q).value
+        alpha, _, _ = self.estimate_alpha(targets, log_q)
         return SparseResult(weigh_(values, targets.weights).sum(-1), entropy, alpha, gradient)
 
     def estimate_alpha(self, targets: SparseTensors, log_q: torch.Tensor) -> AlphaEstimate:
         """The mean of min(1, q/p) over the draws, which is unbiased."""
         if targets.log_p is None or targets.weights is None:
-            return AlphaEstimate()
-        return AlphaEstimate((compute_token_acceptance(targets.log_p, log_q) * targets.weights).sum(-1))
+            return None, None, None
+        return (compute_token_acceptance(targets.log_p, log_q) * targets.weights).sum(-1), None, None
 
 
 class CoarsenedMethod(SparseMethod):
@@ -178,7 +177,7 @@ class CoarsenedMethod(SparseMethod):
 
     def estimate_alpha(self, targets: SparseTensors, log_q: torch.Tensor) -> AlphaEstimate:
         """The bounds of [`bound_alpha`]."""
-        return AlphaEstimate() if targets.log_p is None else AlphaEstimate(None, *bound_alpha(targets.log_p, log_q))
+        return (None, None, None) if targets.log_p is None else (None, *bound_alpha(targets.log_p, log_q))
 
     def compute_tail_mass(self, log_p: torch.Tensor) -> torch.Tensor | None:
         """The probability of the bucket, `(N,)`."""
