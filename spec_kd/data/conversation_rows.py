@@ -117,7 +117,7 @@ def report_added_reasoning(count: int, what: str) -> None:
     """Logs one warning if the template added empty reasoning."""
     if count and accelerate.PartialState().is_main_process:
         logger.warning(
-            "%d %s have no reasoning, and the chat template adds an empty one before them. If the target did reason "
+            "%d %s have no reasoning, and the chat template writes an empty one before them. If the target did reason "
             "and your data does not have it, the target wrote something else there: leave these rows out.",
             count,
             what,

@@ -1,6 +1,6 @@
 """Signals that passed through other hands: what is not of its row, or no distribution, is refused before training."""
 
-import json
+import dataclasses
 import math
 
 import numpy as np
@@ -118,7 +118,7 @@ def make_signal_row(info, ids, log_p):
 )
 def test_signals_that_are_no_distributions_name_their_row(ids, log_p, message, distilled):
     info = TeacherInfo.from_json(distilled["top_k_tail"][0]["teacher_info"])
-    info = TeacherInfo(**{**json.loads(info.to_json()), "top_k": 16})
+    info = dataclasses.replace(info, top_k=16)
     with pytest.raises(ValueError, match=message):
         read_token_column(make_signal_row(info, ids, log_p), SPARSE_COLUMN, "Row 5")
 
