@@ -7,6 +7,4 @@ from spec_kd.trainer.draft_config import DraftConfig
 
 @dataclass
 class BlackBoxSFTConfig(DraftConfig):  # type: ignore[explicit-any]  # fields of TRL
-    r"""
-    Configuration of [`BlackBoxSFTTrainer`]: everything of [`~trl.SFTConfig`] and of [`DraftConfig`].
-    """
+    """Configuration of [`BlackBoxSFTTrainer`], which has the options of [`~trl.SFTConfig`] and [`DraftConfig`]."""

@@ -8,19 +8,17 @@ from spec_kd.trainer.draft_trainer import DraftTrainer
 
 
 class BlackBoxSFTTrainer(DraftTrainer):
-    """
-    Supervised fine-tuning of a draft on what the target wrote: sequence-level distillation (Kim and Rush 2016,
-    arXiv 1606.07947), black-box because the target's probabilities are not needed.
+    """Black-box distillation: supervised fine-tuning of a draft on what the target wrote.
 
-    The signature is that of [`~trl.SFTTrainer`]; arguments that are not listed here mean what they mean there. The loss
-    is on the completion alone; draft and target may have different tokenizers, as long as the text is what the target
-    writes.
+    This is the sequence-level distillation of Kim and Rush (2016, arXiv 1606.07947), which does not need the target's
+    probabilities. The signature is that of [`~trl.SFTTrainer`], whose documentation describes the arguments that are
+    not listed here. The loss is on the completion alone. Draft and target may have different tokenizers.
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
-        args ([`BlackBoxSFTConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
+        args ([`BlackBoxSFTConfig`], *optional*): Configuration; an `SFTConfig` is converted.
         train_dataset (`Dataset` or `IterableDataset`):
-            Target-written rows: `prompt` + `completion` (conversational or plain, with `tools` and
+            Responses of the target: `prompt` + `completion` (conversational or plain, with `tools` and
             `chat_template_kwargs`), or `prompt_ids` + `completion_ids`, as `spec_kd.generate_responses` returns them.
 
     Example:

@@ -1,8 +1,8 @@
 """Checksums of the files of checkpoints, and the newest checkpoint that is whole.
 
 `trainer_state.json` is the last file of a checkpoint that `Trainer` writes, and marks it as complete. Our trainers then
-add `checkpoint_sums.json` with a checksum of every file, so that a later change on disk is noticed before the training
-goes on from it. The files of another trainer's checkpoint, which has no checksums, are checked by their formats.
+add `checkpoint_sums.json` with a checksum of every file, so that a later change on disk is noticed before a training
+resumes from it. The files of another trainer's checkpoint, which has no checksums, are checked by their formats.
 """
 
 import json

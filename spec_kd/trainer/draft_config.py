@@ -16,8 +16,7 @@ from spec_kd.trainer.option_checks import check_training_options
 @document_own_options
 @dataclass
 class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
-    r"""
-    Options shared by the draft trainers, on top of [`~trl.SFTConfig`].
+    """Options shared by the draft trainers, on top of [`~trl.SFTConfig`].
 
     `bf16` defaults to `False` where there is no accelerator (TRL: `True`): most CPUs only emulate it.
     `logging_nan_inf_filter` is always off: it would log other batches' losses in place of a NaN.

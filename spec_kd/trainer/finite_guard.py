@@ -111,7 +111,7 @@ class FiniteGuard(Trainer):
             return None
         return (
             f"The draft's weight `{name}` has grown to {sizes[name]:.3g}, and the newest checkpoint may have it too. "
-            f"Lower `learning_rate` ({self.args.learning_rate}), and go on from an earlier checkpoint."
+            f"Lower `learning_rate` ({self.args.learning_rate}), and resume from an earlier checkpoint."
         )
 
     def _find_cause(self) -> str | None:

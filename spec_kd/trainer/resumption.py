@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 class ResumableTraining(Trainer):
     """A base class of a trainer, before its others: resumes from whole checkpoints only, and ends where the run ended.
 
-    - `train(resume_from_checkpoint=True)` goes on from the newest whole checkpoint, and says which newer ones are
+    - `train(resume_from_checkpoint=True)` resumes from the newest whole checkpoint, and says which newer ones are
       damaged and why. A damaged checkpoint that is given by name is refused.
     - Every checkpoint gets checksums of its files, and its mark, `trainer_state.json`, after all processes have
       written.
@@ -44,7 +44,7 @@ class ResumableTraining(Trainer):
     """
 
     _has_ended = False
-    """Whether the run had ended at the checkpoint that this training goes on from."""
+    """Whether the run had ended at the checkpoint that this training resumes from."""
 
     def __init__(self, *args: Argument, **kwargs: Argument):
         super().__init__(*args, **kwargs)
@@ -84,7 +84,7 @@ class ResumableTraining(Trainer):
         """Reads what `_save_run_state` wrote; without a checkpoint, forgets what an earlier training left."""
 
     def _save_run_state(self, checkpoint: Path) -> None:
-        """Writes what this process needs to go on, before the checkpoint is marked as complete."""
+        """Writes what this process needs to resume, before the checkpoint is marked as complete."""
 
     def _save_rng_state(self, output_dir: str) -> None:  # the last file of each process; the mark comes right after it
         super()._save_rng_state(output_dir)
@@ -192,14 +192,14 @@ def _restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) ->
 
 
 def _find_checkpoint(asked: str | bool, output_dir: str) -> list[str | None]:
-    """The checkpoint to go on from, or `None`; and a warning or an error about it."""
+    """The checkpoint to resume from, or `None`; and a warning or an error about it."""
     if not isinstance(asked, bool):
         damage = find_damage(Path(asked)) if Path(asked).is_dir() else None  # otherwise `Trainer` says what is missing
         if damage is None:
             return [str(asked), None]
         whole, _ = find_whole_checkpoint(Path(asked).parent)
         other = "No other checkpoint there is whole." if whole is None else f"The newest whole one is {whole}."
-        return [None, f"The checkpoint {asked} cannot be gone on from: {damage}. {other}"]
+        return [None, f"Training cannot resume from the checkpoint {asked}: {damage}. {other}"]
     whole, damages = find_whole_checkpoint(output_dir)
     listed = "; ".join(f"in {folder.name}, {damage}" for folder, damage in damages.items())
     if whole is None:
@@ -207,5 +207,5 @@ def _find_checkpoint(asked: str | bool, output_dir: str) -> list[str | None]:
         return [None, f"No whole checkpoint was found in `output_dir={output_dir!r}`{known}. Train from the start."]
     return [
         str(whole),
-        f"Training goes on from {whole}, since later checkpoints are damaged: {listed}." if damages else None,
+        f"Training resumes from {whole}, since later checkpoints are damaged: {listed}." if damages else None,
     ]

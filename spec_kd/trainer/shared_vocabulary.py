@@ -121,7 +121,7 @@ def _check_pair(
     if draft_class is not None and target_class is not None:
         check_same_tokenizer(draft_class, target_class)
         for difference in describe_served_differences(draft_class, target_class):
-            logger.warning(f"Draft and target differ, and a server goes by the target: {difference}")
+            logger.warning(f"Draft and target differ, and a server uses the target's: {difference}")
     for role, own_class in (("target", target_class), ("draft", draft_class)):
         if own_class is not None and own_class is not processing_class:
             check_same_tokenizer(processing_class, own_class, names=("`processing_class`", role))

@@ -75,6 +75,6 @@ def find_columns(dataset: AnyDataset) -> set[str]:
 
 
 def apply_formatting(dataset: AnyDataset, formatting_func: FormattingFunction, text_column: str) -> AnyDataset:
-    """What a function makes of each row, as one text column in place of the others."""
+    """Replaces the columns of each row by the text that a function makes of it."""
     columns = list(find_columns(dataset))
     return dataset.map(lambda row: {text_column: formatting_func(row)}, remove_columns=columns)

@@ -15,9 +15,9 @@ from spec_kd.trainer.trainer_types import to_dict
 @document_own_options
 @dataclass
 class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # fields of TRL
-    r"""
-    Configuration of [`WhiteBoxDistillTrainer`]: everything of [`~trl.SFTConfig`] and of [`DraftConfig`], and the
-    options below.
+    """Configuration of [`WhiteBoxDistillTrainer`].
+
+    It has the options of [`~trl.SFTConfig`] and [`DraftConfig`], and those below.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 (TRL's name)

@@ -41,34 +41,35 @@ MIN_TEMPERATURE = 1e-3
 
 
 class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
-    """
-    Offline white-box distillation: at every token the target wrote, the draft's distribution is drawn to the target's
-    (Hong et al., arXiv 2503.07807; DistillSpec, arXiv 2310.08461).
+    """Offline white-box distillation: the draft learns the target's distribution at every token the target wrote.
 
-    It is [`~trl.SFTTrainer`] with another loss: the signature, the data formats, packing, PEFT, checkpointing and
-    logging are TRL's. Logged besides TRL's metrics: `alpha_on_data`, the mean of sum_v min(p, q) over the tokens of the
-    loss at the loss temperature, and with a token selection `token_share_kept`; and where the time of the steps went:
-    `time/teacher_share` (its hidden states; its head is part of the loss), and as [`TimedSteps`].
+    See Hong et al., arXiv 2503.07807, and DistillSpec, arXiv 2310.08461. It is [`~trl.SFTTrainer`] with another loss:
+    the signature, the data formats, packing, PEFT, checkpointing and logging are TRL's.
+
+    Logged besides TRL's metrics: `alpha_on_data`, the mean of sum_v min(p, q) over the tokens of the loss at the loss
+    temperature; `token_share_kept` with a token selection; `time/teacher_share`, the share of a step's time that the
+    teacher's hidden states take (its head is part of the loss); and the times of [`TimedSteps`].
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
-        args ([`WhiteBoxDistillConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
+        args ([`WhiteBoxDistillConfig`], *optional*): Configuration; an `SFTConfig` is converted.
         train_dataset (`Dataset` or `IterableDataset`): As for [`BlackBoxSFTTrainer`].
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            Defaults to the *target's* tokenizer where it can be found: that is what the draft reads when it serves.
+            Tokenizer of the run; by default the *target's*, if it is found, since a server gives its ids to the draft.
         teacher_model (`str` or `PreTrainedModel`, *optional*):
-            The target. It is frozen and put in eval mode. Not needed for a dataset with the target's signal
-            (`generate_responses(..., teacher_signal=...)` or `score_completions`): the loss then reads its columns.
+            The target, which is frozen and put in eval mode. A dataset with the target's signal
+            (`generate_responses(..., teacher_signal=...)` or `score_completions`) needs none: the loss then reads its
+            columns.
         ref_model (`str` or `PreTrainedModel`, *optional*):
-            Reference draft of `token_selection="adaspec"`: one distilled before. Not needed where the dataset has its
-            scores in a `reference_forward_kl` column.
+            Reference draft of `token_selection="adaspec"`, which was distilled before. A dataset with its scores in a
+            `reference_forward_kl` column needs none.
         teacher_processing_class (`PreTrainedTokenizerBase`, *optional*):
-            The target's tokenizer, where `teacher_model` is a model that does not know where it was loaded from.
+            The target's tokenizer, for a `teacher_model` that does not know where it was loaded from.
 
     All other arguments are those of [`~trl.SFTTrainer`], in its order.
 
     Raises:
-        VocabularyMismatchError: If draft and target do not share a tokenizer. Differently padded heads are fine.
+        VocabularyMismatchError: If draft and target do not share a tokenizer. Their heads may be padded differently.
         ValueError: For adapters that cannot be trained or served this way, and as [`BlackBoxSFTTrainer`].
 
     Example:

@@ -91,7 +91,7 @@ def test_text_alone_does_not_say_what_the_target_wrote(draft, tokenizer, options
     "overrides", [{"packing": True, "packing_strategy": "wrapped"}, {"packing": True, "packing_strategy": "bfd_split"},
                   {"truncation_mode": "keep_end"}],
 )  # fmt: skip
-def test_completions_behind_max_length_are_learned_where_trl_keeps_them(draft, tokenizer, options, overrides, caplog):
+def test_completions_beyond_max_length_are_learned_where_trl_keeps_them(draft, tokenizer, options, overrides, caplog):
     rows = [{"prompt_ids": [7] * 20, "completion_ids": [*[9] * 13, 1]}] * 4
     trainer = make_trainer(
         draft, tokenizer, Dataset.from_list(rows), options, max_length=16, padding_free=False, **overrides

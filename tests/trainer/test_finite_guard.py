@@ -148,7 +148,7 @@ def test_a_learning_rate_that_is_too_high(set_up, steps, make_trainer, options):
 
 def test_weights_that_are_finite_and_absurd_are_named(make_trainer):
     trainer = make_trainer("white_box", learning_rate=1e36, optim="sgd", max_steps=3)
-    with pytest.raises(NonFiniteError, match=r"at step 2.*has grown to .*e\+3.*learning_rate.*go on from an earlier"):
+    with pytest.raises(NonFiniteError, match=r"at step 2.*has grown to .*e\+3.*learning_rate.*resume from an earlier"):
         trainer.train()
 
 

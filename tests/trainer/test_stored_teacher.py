@@ -141,7 +141,9 @@ def test_text_that_is_no_draw_from_the_stored_distribution_is_refused(target, to
         teacher_signal="token_only",
         show_progress=False,
     )
-    with pytest.raises(ValueError, match=r"raw, at temperature 1.0\), but the text is of temperature 0.0"):
+    with pytest.raises(
+        ValueError, match=r"raw, at temperature 1.0\), but the completions are sampled at temperature 0.0"
+    ):
         make_trainer(tokenizer, greedy, options)
     scored = score_completions(
         target, distilled["token_only"], processing_class=tokenizer, teacher_signal="token_only", show_progress=False
@@ -272,9 +274,9 @@ def test_the_callback_takes_a_distilled_set_in_place_of_a_target(target, tokeniz
     draft = copy.deepcopy(trainer.model)
     trainer.train()
     first = callback.history[0][1]
-    for temperature, texts in ((0.0, greedy), (1.0, distilled["token_only"].select(range(6)))):
+    for temperature, responses in ((0.0, greedy), (1.0, distilled["token_only"].select(range(6)))):
         live = replay(
-            build_llama(seed=0), target, texts, temperature=temperature, num_assistant_tokens=3, max_new_tokens=16
+            build_llama(seed=0), target, responses, temperature=temperature, num_assistant_tokens=3, max_new_tokens=16
         )
         assert first[temperature].block_efficiency == pytest.approx(live.block_efficiency, rel=1e-4)
     assert "eval_loss" in {key for log in trainer.state.log_history for key in log}

@@ -42,7 +42,7 @@ def target():
 
 
 @pytest.fixture(scope="module")
-def answers(target):
+def responses(target):
     return generate_responses(
         target, TEXTS, processing_class=build_tokenizer(), teacher_signal="sampled_logprobs", num_draws=64,
         **ANSWERS,
@@ -84,11 +84,11 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_training_in_bfloat16_raises_acceptance(target, tokenizer, answers, options, kind):
+def test_training_in_bfloat16_raises_acceptance(target, tokenizer, responses, options, kind):
     trainer_class, config_class, overrides = KINDS[kind]
     draft = build_llama(seed=0).to("cuda")
     measure = {"temperature": 1.0, "max_new_tokens": 16}
-    before = replay(draft, target, answers, **measure).alpha.value
+    before = replay(draft, target, responses, **measure).alpha.value
     has_teacher = kind not in ("cached", "black box")
     named = {"teacher_model": copy.deepcopy(target)} if has_teacher else {}
     if kind == "lora":
@@ -96,10 +96,10 @@ def test_training_in_bfloat16_raises_acceptance(target, tokenizer, answers, opti
     args = config_class(**{**options, "max_steps": 80, "learning_rate": 1e-2, "bf16": True, **overrides})
     trainer = trainer_class(
         model=draft, args=args, processing_class=tokenizer,
-        train_dataset=answers.select_columns(["prompt_ids", "completion_ids"]) if has_teacher else answers, **named,
+        train_dataset=responses.select_columns(["prompt_ids", "completion_ids"]) if has_teacher else responses, **named,
     )  # fmt: skip
     trainer.train()
-    after = replay(trainer.model, target, answers, **measure).alpha.value
+    after = replay(trainer.model, target, responses, **measure).alpha.value
     assert after > before + (0.02 if kind == "lora" else 0.2)  # LoRA leaves random embeddings as they are
     logs = [log for log in trainer.state.log_history if "loss" in log]
     if trainer_class is BlackBoxSFTTrainer:  # TRL's own step, which nothing takes apart
@@ -108,7 +108,7 @@ def test_training_in_bfloat16_raises_acceptance(target, tokenizer, answers, opti
     assert shares and 0 < sum(shares) <= 1.001 and logs[-1]["time/step_seconds"] > 0
 
 
-def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, answers, options):
+def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, responses, options):
     def train(resume=None):
         draft = build_llama(seed=0)
         args = WhiteBoxDistillConfig(**{
@@ -116,7 +116,7 @@ def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, answers, op
         })  # fmt: skip
         trainer = WhiteBoxDistillTrainer(
             model=draft, teacher_model=copy.deepcopy(target), args=args, processing_class=tokenizer,
-            train_dataset=answers.select_columns(["prompt_ids", "completion_ids"]),
+            train_dataset=responses.select_columns(["prompt_ids", "completion_ids"]),
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return {name: value.detach().cpu().clone() for name, value in draft.state_dict().items()}

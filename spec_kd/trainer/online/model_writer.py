@@ -24,8 +24,8 @@ SOURCES = ("draft", "target", "mixed")
 class ModelWriter(CompletionWriter):
     """Writes completions with the models of the run, by transformers' `generate`.
 
-    Of the generation configs that the models ship only the EOS ids count, which end a completion together with the
-    tokenizer's. Ids beyond the tokenizer's vocabulary are never written.
+    The generation configs of the models are not read, except for their EOS ids, which end a completion as the
+    tokenizer's does. Ids beyond the tokenizer's vocabulary are never written.
 
     Args:
         options (`SamplingOptions`): Temperature, top-k, top-p, length.

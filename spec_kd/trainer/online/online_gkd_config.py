@@ -20,9 +20,10 @@ WHEN_STREAMING = {"lmbda": 1.0, "sample_from": "draft", "num_iterations": 1, "to
 @document_own_options
 @dataclass
 class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLDistillationOptions):  # type: ignore[explicit-any]  # fields of TRL
-    r"""
-    Configuration of [`OnlineGKDTrainer`]: everything of [`WhiteBoxDistillConfig`], [`VLLMOptions`],
-    [`StreamingOptions`] and [`TRLDistillationOptions`], and the options below.
+    """Configuration of [`OnlineGKDTrainer`].
+
+    It has the options of [`WhiteBoxDistillConfig`], [`VLLMOptions`], [`StreamingOptions`] and
+    [`TRLDistillationOptions`], and those below.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 (TRL's name)
@@ -100,8 +101,8 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             self.mode != "on_policy" or self.sample_from == "mixed" or self.use_vllm
         ):
             raise ValueError(
-                "`use_transformers_continuous_batching=True` is for text that one model writes on policy, without "
-                "`mode='streaming'`, `sample_from='mixed'` and `use_vllm`. Set it to False."
+                "`use_transformers_continuous_batching=True` is for completions that one model writes on policy, "
+                "without `mode='streaming'`, `sample_from='mixed'` and `use_vllm`. Set it to False."
             )
         if self.mode == "streaming":
             self._set_up_streaming()

@@ -52,9 +52,9 @@ logger = get_logger(__name__)
 
 
 class OnlineGKDTrainer(GeneratingTrainer):
-    """
-    Online distillation: the draft learns from the target on completions that are generated while it trains. It is
-    [`WhiteBoxDistillTrainer`] with another source of completions.
+    """Online distillation: the draft learns from the target on completions that are generated while it trains.
+
+    It is [`WhiteBoxDistillTrainer`] with another source of completions.
 
     `mode="on_policy"` (GKD, Agarwal et al., arXiv 2306.13649): each example gets a new completion with probability
     `lmbda`, written by the draft, the target or both; the others keep that of the dataset. The completions of an
@@ -78,7 +78,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
 
     Args:
         model (`str` or `PreTrainedModel`): The draft.
-        args ([`OnlineGKDConfig`], *optional*): Configuration; an `SFTConfig` is taken over.
+        args ([`OnlineGKDConfig`], *optional*): Configuration; one of TRL is converted.
         train_dataset (`Dataset` or `IterableDataset`):
             As for [`WhiteBoxDistillTrainer`], a prompt and one completion per row; with `lmbda=1`, and when streaming,
             a `prompt` (and `tools`, `chat_template_kwargs`) or `prompt_ids` is enough.
@@ -249,7 +249,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
 
     @property
     def _readers(self) -> dict[str, PreTrainedModel]:
-        """All models that read generated text, as far as their configs go."""
+        """All models that read generated completions, without the wrappers of distributed training."""
         models = {"draft": self.model, "target": self._teacher.model}
         if self._reference is not None:
             models["reference"] = self._reference.model

@@ -171,7 +171,7 @@ def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftMode
     Args:
         args ([`OnlineGKDConfig`]): With `use_vllm=True`.
         model (`str`, `PreTrainedModel` or `PeftModel`): The draft.
-        num_processes (`int`): Of the training.
+        num_processes (`int`): Number of training processes.
 
     Raises:
         ImportError: Without vLLM.

@@ -90,7 +90,7 @@ def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo 
     if dataset is None or "teacher_info" not in (dataset.column_names or next(iter(dataset))):
         return None
     stored = dataset.unique("teacher_info") if isinstance(dataset, Dataset) else [next(iter(dataset))["teacher_info"]]
-    infos = [TeacherInfo.from_json(text) for text in stored]
+    infos = [TeacherInfo.from_json(entry) for entry in stored]
     check_same_teacher(infos)
     return infos[0]
 
@@ -131,11 +131,11 @@ def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: P
         )
     if not info.sparse_method.keeps_ids and info.sampling_temperature != info.logprobs_temperature:
         known = info.sampling_temperature is not None
-        text = f"of temperature {info.sampling_temperature}" if known else "of unknown sampling"
+        sampling = f"sampled at temperature {info.sampling_temperature}" if known else "of unknown sampling"
         raise ValueError(
             f"The only signal is the log-probability of the written token ({info.logprobs_mode}, at temperature "
-            f"{info.logprobs_temperature}), but the text is {text}: the token is then no draw from that distribution, "
-            "and the loss would be biased. Needed are processed log-probabilities, or a signal such as "
-            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which learns the text alone."
+            f"{info.logprobs_temperature}), but the completions are {sampling}: the tokens are not drawn from that "
+            "distribution, and the loss would be biased. Use processed log-probabilities, a signal such as "
+            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which needs no signal."
         )
     loss.check_served_by(info.sparse_method)

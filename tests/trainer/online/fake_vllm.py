@@ -26,12 +26,12 @@ class FakeEngine:
         for name, value in named:
             weights[name].data.copy_(value)
 
-    def answer(self, prompts, params) -> list[list[int]]:
+    def complete(self, prompts, params) -> list[list[int]]:
         self.requests.append(prompts)
-        return [self._answer_one(prompt, params) for prompt in prompts]
+        return [self._complete_one(prompt, params) for prompt in prompts]
 
     @torch.no_grad()
-    def _answer_one(self, prompt, params) -> list[int]:
+    def _complete_one(self, prompt, params) -> list[int]:
         assert params["ignore_eos"] and params["repetition_penalty"] == 1.0 and params["min_p"] == 0.0
         assert params["n"] == 1 and params["logprobs"] is None
         ids = list(prompt)
@@ -68,7 +68,7 @@ class FakeLLM:
 
     def generate(self, prompts, sampling_params, use_tqdm):
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
-        written = self.engine.answer(ids, vars(sampling_params))
+        written = self.engine.complete(ids, vars(sampling_params))
         if self.max_model_len is not None:  # past which vLLM stops without a word
             written = [w[: self.max_model_len - len(i)] for i, w in zip(ids, written, strict=True)]
         return [
@@ -78,7 +78,7 @@ class FakeLLM:
 
 
 class FakeClient:
-    """`trl.generation.vllm_client.VLLMClient` with a server behind it that has loaded `path`."""
+    """`trl.generation.vllm_client.VLLMClient` with a server that has loaded `path`."""
 
     last: "FakeClient"
     path: str
@@ -101,7 +101,7 @@ class FakeClient:
 
     def generate(self, *, prompts, features, generation_kwargs, structured_outputs_regex, **params):
         assert features is None and structured_outputs_regex is None
-        written = self.engine.answer(prompts, {**params, **generation_kwargs})
+        written = self.engine.complete(prompts, {**params, **generation_kwargs})
         return {"prompt_ids": prompts, "completion_ids": written, "logprobs": None, "logprob_token_ids": None}
 
 

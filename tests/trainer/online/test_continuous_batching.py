@@ -21,7 +21,7 @@ def test_a_run_is_that_of_plain_generation(target, tokenizer, rows, options):
         draft = build_llama(seed=0)
         trainer = make_trainer(draft, target, tokenizer, Dataset.from_list(rows), options, **GREEDY, **overrides)
         trainer.train()
-        runs.append((trainer.texts, losses(trainer), weights(draft)))
+        runs.append((trainer.responses, losses(trainer), weights(draft)))
     assert runs[0][:2] == runs[1][:2]
     assert_equal_weights(runs[0][2], runs[1][2])
 

@@ -24,7 +24,7 @@ class Recorder(OnlineGKDTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     @property
-    def texts(self):
+    def responses(self):
         """(prompt, completion) of all rows, pass by pass."""
         return [
             [
@@ -73,7 +73,7 @@ def write_alone(model, rows, max_new_tokens=8):
     return written
 
 
-def as_texts(rows):
+def as_responses(rows):
     return {(tuple(row["prompt_ids"]), tuple(row["completion_ids"])) for row in rows}
 
 
@@ -101,7 +101,7 @@ def test_a_step_equals_an_offline_step_on_the_same_text(target, tokenizer, rows,
     expected.train()
     trainer = make_trainer(draft, target, tokenizer, Dataset.from_list(rows), options, sample_from=writer, **GREEDY)
     trainer.train()
-    assert set(chain(*trainer.texts)) <= as_texts(written)
+    assert set(chain(*trainer.responses)) <= as_responses(written)
     assert losses(trainer) == losses(expected)
     assert_equal_weights(weights(draft), weights(offline))
 
@@ -116,11 +116,11 @@ def test_the_text_is_that_of_the_draft_as_it_is_now(target, tokenizer, rows, opt
 
     trainer = make_trainer(draft, target, tokenizer, Dataset.from_list(rows[:4]), options, Keeper, **GREEDY)
     trainer.train()
-    for state, texts in zip(states, trainer.texts, strict=True):
+    for state, responses in zip(states, trainer.responses, strict=True):
         writer = build_llama(seed=0)
         writer.load_state_dict(state)
-        assert set(texts) == as_texts(write_alone(writer, rows[:4]))
-    assert set(trainer.texts[0]) != set(trainer.texts[1])
+        assert set(responses) == as_responses(write_alone(writer, rows[:4]))
+    assert set(trainer.responses[0]) != set(trainer.responses[1])
 
 
 def test_accumulation_1x4_equals_4x1(target, tokenizer, dataset, options):
@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_run(target, tokenizer, dataset, options):
             train_sampling_strategy="sequential", sample_from="mixed", top_p=0.9,
         )  # fmt: skip
         trainer.train()
-        runs.append((trainer.texts, weights(draft)))
+        runs.append((trainer.responses, weights(draft)))
     assert runs[0][0] == runs[1][0] != runs[2][0]
     assert_equal_weights(runs[0][1], runs[1][1])
 
@@ -164,7 +164,7 @@ def test_resuming_gives_the_same_weights(target, tokenizer, dataset, options, nu
     resumed = build_llama(seed=5, attention_dropout=0.1)  # must come from the checkpoint
     trainer = make_trainer(resumed, target, tokenizer, dataset, options)
     trainer.train(resume_from_checkpoint=f"{options['output_dir']}/checkpoint-{step}")
-    assert trainer.texts == first.texts[step:]
+    assert trainer.responses == first.responses[step:]
     assert_equal_weights(weights(whole), weights(resumed))
 
 
@@ -176,13 +176,13 @@ def test_generated_text_is_used_for_several_steps(target, tokenizer, rows, optio
     )  # fmt: skip
     trainer.train()
     assert trainer.state.global_step == 14
-    passes = trainer.texts
+    passes = trainer.responses
     epochs = passes[:13], passes[13:]
     for epoch in epochs:
         for window in range(3):
             first, second = epoch[4 * window : 4 * window + 2], epoch[4 * window + 2 : 4 * window + 4]
             assert first == second
-        assert {prompt for texts in epoch for prompt, _ in texts} == {tuple(r["prompt_ids"]) for r in rows[:14]}
+        assert {prompt for responses in epoch for prompt, _ in responses} == {tuple(r["prompt_ids"]) for r in rows[:14]}
     generated = chain(*(passes[4 * window + i] for window in range(3) for i in range(2)))
     assert len(set(generated)) == 12
     shares = [log["time/generation_share"] for log in trainer.state.log_history if "loss" in log]
@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_nothing(target, tokenizer, dataset, opti
         trainer = make_trainer(draft, target, tokenizer, dataset, options, gradient_checkpointing=is_on, **GREEDY)
         trainer.train()
         assert draft.is_gradient_checkpointing == is_on
-        runs.append((trainer.texts, weights(draft)))
+        runs.append((trainer.responses, weights(draft)))
     assert runs[0][0] == runs[1][0]
     for name in runs[0][1]:
         torch.testing.assert_close(runs[0][1][name], runs[1][1][name], rtol=1e-5, atol=1e-5)
@@ -221,8 +221,8 @@ def test_training_raises_acceptance(target, tokenizer, options):
     trained = Dataset.from_dict({"prompt_ids": prompts[32:]})
 
     def measure():
-        figures = replay(draft, target, held_out, temperature=1.0, num_assistant_tokens=4, max_new_tokens=16)
-        return figures.to_metrics("eval")
+        metrics = replay(draft, target, held_out, temperature=1.0, num_assistant_tokens=4, max_new_tokens=16)
+        return metrics.to_metrics("eval")
 
     before = measure()
     make_trainer(
@@ -240,7 +240,7 @@ def test_bf16_autocast_trains_on_mixed_text(target, tokenizer, dataset, options)
         max_new_tokens=6,
     )  # fmt: skip
     trainer.train()
-    assert all(loss > 0 for loss in losses(trainer)) and all(len(texts) == 4 for texts in trainer.texts)
+    assert all(loss > 0 for loss in losses(trainer)) and all(len(responses) == 4 for responses in trainer.responses)
 
 
 def test_part_of_the_examples_keeps_its_completion(target, tokenizer, rows, options):
@@ -249,9 +249,9 @@ def test_part_of_the_examples_keeps_its_completion(target, tokenizer, rows, opti
         max_steps=4, logging_steps=4,
     )  # fmt: skip
     trainer.train()
-    texts = list(chain(*trainer.texts))
-    kept = [text for text in texts if text in as_texts(rows)]
-    assert {prompt for prompt, _ in texts} == {tuple(row["prompt_ids"]) for row in rows}
+    responses = list(chain(*trainer.responses))
+    kept = [response for response in responses if response in as_responses(rows)]
+    assert {prompt for prompt, _ in responses} == {tuple(row["prompt_ids"]) for row in rows}
     assert 3 <= len(kept) <= 13
     log = next(log for log in trainer.state.log_history if "loss" in log)
     assert log["on_policy_share"] == pytest.approx(1 - len(kept) / 16)
@@ -263,7 +263,7 @@ def test_metrics_and_written_completions(target, tokenizer, rows, options):
     )
     trainer.train()
     for step, log in enumerate((log for log in trainer.state.log_history if "loss" in log), 1):
-        completions = [completion for _, completion in trainer.texts[step - 1]]
+        completions = [completion for _, completion in trainer.responses[step - 1]]
         assert log["on_policy_share"] == 1.0
         assert log["completions/mean_length"] == pytest.approx(sum(map(len, completions)) / 4)
         assert log["completions/clipped_ratio"] == sum(1 not in completion for completion in completions) / 4
@@ -274,7 +274,7 @@ def test_metrics_and_written_completions(target, tokenizer, rows, options):
         assert written == [tokenizer.decode(completion) for completion in completions]
 
 
-def test_evaluation_is_on_the_data_set(target, tokenizer, rows, options):
+def test_evaluation_is_on_the_dataset(target, tokenizer, rows, options):
     evaluations = []
     for kind, overrides in ((WhiteBoxDistillTrainer, {}), (OnlineGKDTrainer, GREEDY)):
         trainer = make_trainer(
@@ -296,10 +296,10 @@ def test_prompts_are_enough_when_all_is_generated(target, tokenizer, rows, optio
     else:
         dataset = Dataset.from_list(prompts)
     draft = build_llama(seed=0)
-    expected = as_texts(write_alone(draft, prompts))
+    expected = as_responses(write_alone(draft, prompts))
     trainer = make_trainer(draft, target, tokenizer, dataset, {**options, "max_steps": 1}, **GREEDY)
     trainer.train()
-    assert len(trainer.texts[0]) == 4 and set(trainer.texts[0]) <= expected
+    assert len(trainer.responses[0]) == 4 and set(trainer.responses[0]) <= expected
     with pytest.raises(ValueError, match=r"prompts only, but `lmbda=0.9`"):
         make_trainer(draft, target, tokenizer, dataset, options, lmbda=0.9)
 
@@ -317,8 +317,8 @@ def test_a_lora_draft_writes_with_its_adapters(target, tokenizer, rows, options)
     plain = build_llama(seed=0)
     plain.load_state_dict({name: value for name, value in merged.state_dict().items() if name in before})
     trainer.train()
-    assert set(trainer.texts[0]) == as_texts(write_alone(plain, rows[:4]))
-    assert set(trainer.texts[0]) != as_texts(write_alone(build_llama(seed=0), rows[:4]))
+    assert set(trainer.responses[0]) == as_responses(write_alone(plain, rows[:4]))
+    assert set(trainer.responses[0]) != as_responses(write_alone(build_llama(seed=0), rows[:4]))
     after = trainer.model.get_base_model().state_dict()
     for name, value in before.items():
         key = name if name in after else name.replace(".weight", ".base_layer.weight")

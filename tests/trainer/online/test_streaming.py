@@ -43,7 +43,7 @@ class Keeper(OnlineGKDTrainer):
         return [prompt for _, _, prompts, _ in self.served for prompt in prompts]
 
     @property
-    def texts(self):
+    def completions(self):
         return [completion.ids for *_, completions in self.served for completion in completions]
 
 
@@ -89,7 +89,7 @@ def test_a_step_on_all_tokens_equals_an_offline_step_on_the_text(target, tokeniz
     trainer.train()
     written = [
         {"prompt_ids": prompt, "completion_ids": ids}
-        for prompt, ids in zip(trainer.prompts, trainer.texts, strict=True)
+        for prompt, ids in zip(trainer.prompts, trainer.completions, strict=True)
     ]
     expected = make_trainer(
         offline, target, tokenizer, Dataset.from_list(written), options, WhiteBoxDistillTrainer, max_steps=1,
@@ -162,11 +162,11 @@ def test_an_endless_stream_is_served_in_its_order_and_resumed(target, tokenizer,
     resumed = make_near_draft(target, seed=5)  # must come from the checkpoint
     trainer = make_trainer(resumed, target, tokenizer, IterableDataset.from_generator(requests), options, Keeper)
     trainer.train(resume_from_checkpoint=f"{options['output_dir']}/checkpoint-2")
-    assert trainer.prompts == first.prompts[8:] and trainer.texts == first.texts[8:]
+    assert trainer.prompts == first.prompts[8:] and trainer.completions == first.completions[8:]
     assert_equal_weights(weights(whole), weights(resumed))
 
 
-def test_a_data_set_is_a_stream_too(target, tokenizer, rows, options):
+def test_a_dataset_is_a_stream_too(target, tokenizer, rows, options):
     trainer = make_trainer(
         make_near_draft(target), target, tokenizer, Dataset.from_list(rows), {**options, "max_steps": 4}, Keeper,
         **STREAM,

@@ -103,14 +103,14 @@ def change(model, seed=7):
 def test_text_is_that_of_the_weights_as_they_are_now(saved, tokenizer, mode):
     draft = saved()
     writer, reference = make_writer(draft, tokenizer, **mode)
-    texts = []
+    written = []
     for step in (0, 1):
         completions = writer.write({}, PROMPTS, f"{step}")
         assert completions == reference.write({"draft": draft}, PROMPTS, "")
-        texts.append(completions)
+        written.append(completions)
         change(draft)
         assert find_engine(mode).syncs == step + 1
-    assert texts[0] != texts[1]
+    assert written[0] != written[1]
 
 
 @pytest.mark.parametrize("mode", [COLOCATED, SERVER])
@@ -157,8 +157,8 @@ def test_sampling_follows_from_the_seed_and_leaves_the_random_state_alone(saved,
     state = torch.get_rng_state()
     writer = make_writer(draft, tokenizer, temperature=1.0)[0]
     assert torch.equal(torch.get_rng_state(), state)
-    texts = [writer.write({}, PROMPTS, seed) for seed in ("a", "b", "a")]
-    assert texts[0] == texts[2] != texts[1]
+    written = [writer.write({}, PROMPTS, seed) for seed in ("a", "b", "a")]
+    assert written[0] == written[2] != written[1]
     assert torch.equal(torch.get_rng_state(), state)
     assert make_writer(draft, tokenizer, temperature=1.0, top_k=1)[0].write({}, PROMPTS, "a") == make_writer(
         draft, tokenizer
