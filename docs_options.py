@@ -14,7 +14,7 @@ class HouseDocstrings(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_):
         """Reads the docstring of a class with `@document_options` from the class itself."""
-        if any("document_options" in str(decorator.value) for decorator in cls.decorators):
+        if any(re.search("document_(own_)?options", str(decorator.value)) for decorator in cls.decorators):
             text = getattr(import_module(cls.module.path), cls.name).__doc__
             cls.docstring = griffe.Docstring(text, parent=cls)
 

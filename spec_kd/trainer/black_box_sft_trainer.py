@@ -26,8 +26,8 @@ class BlackBoxSFTTrainer(DraftTrainer):
     ```python
     from spec_kd import BlackBoxSFTTrainer, generate_responses
 
-    dataset = generate_responses("my-org/target", prompts)
-    trainer = BlackBoxSFTTrainer(model="my-org/draft", train_dataset=dataset)
+    responses = generate_responses("my-org/target", prompts)
+    trainer = BlackBoxSFTTrainer(model="my-org/draft", train_dataset=responses)
     trainer.train()
     ```
     """

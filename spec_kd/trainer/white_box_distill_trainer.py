@@ -75,14 +75,10 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
     Example:
 
     ```python
-    from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillTrainer
+    from spec_kd import WhiteBoxDistillTrainer, generate_responses
 
-    trainer = WhiteBoxDistillTrainer(
-        model="my-org/draft",
-        teacher_model="my-org/target",
-        train_dataset=dataset,
-        callbacks=[SpeculativeEvalCallback(prompts)],
-    )
+    responses = generate_responses("my-org/target", prompts, teacher_signal="sampled_logprobs")
+    trainer = WhiteBoxDistillTrainer(model="my-org/draft", train_dataset=responses)
     trainer.train()
     ```
     """
