@@ -99,7 +99,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _describe_type(one: Field[object]) -> str:
-    kind = one.type if isinstance(one.type, str) else inspect.formatannotation(one.type)
+    kind = one.type if isinstance(one.type, str) else inspect.formatannotation(one.type).replace("typing.", "")
     text = f"`{kind.removesuffix(' | None')}`"
     default = one.default if one.default_factory is MISSING else one.default_factory()
     if default is MISSING:

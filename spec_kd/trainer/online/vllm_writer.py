@@ -1,7 +1,7 @@
 """Completions of the draft from vLLM, through TRL's own `VLLMGeneration`.
 
-The API is that of TRL 1.16 and of the vLLM versions it supports. Nothing of this was run with vLLM itself, which needs
-a GPU: the tests run TRL's real class over stand-ins for `vllm.LLM` and for TRL's client of a server.
+The API is that of TRL 1.16 and of the vLLM versions it supports. It was not run with vLLM itself, which needs a GPU:
+the tests run TRL's real class over stand-ins for `vllm.LLM` and for TRL's client of a server.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
 
-# The lowest that vLLM's servers let pass: a factor of 4e-44 on the probability.
 RULED_OUT = -100.0
+"""The lowest logit bias that vLLM's servers accept: a factor of 4e-44 on the probability."""
 
 
 class VLLMWriter(CompletionWriter):
@@ -115,7 +115,7 @@ class VLLMWriter(CompletionWriter):
             return []
         # TRL distributes the completions as if every process had sent the same number of prompts
         asked = [*prompts, *[self._eos_ids[:1]] * (most - len(prompts))]
-        # processes that share a copy of the draft have to draw the same tokens
+        # processes that share a copy of the draft must draw the same tokens
         shared_seed = gather_object([seed])[index - index % self._group_size]
         with seeded(shared_seed, device):
             self._vllm.sync_weights()
@@ -138,8 +138,8 @@ class VLLMWriter(CompletionWriter):
 def _send_copies(client: Argument) -> None:
     """Lets TRL's client send copies of the weights.
 
-    vLLM collects up to 1 GiB of what TRL iterates over before it sends anything. By then TRL has taken merged adapters
-    apart again, in place, and ZeRO-3 has taken back what was gathered: the server would be given other weights.
+    vLLM collects up to 1 GiB of weights from TRL's iterator before it sends them. By then TRL has unmerged the adapters
+    in place, and ZeRO-3 has sharded what was gathered, so the server would get other weights.
     """
     send = client.update_named_params
 
@@ -150,7 +150,7 @@ def _send_copies(client: Argument) -> None:
 
 
 def import_vllm_generation() -> Call[Argument]:
-    """TRL's `VLLMGeneration`, which it exports where vLLM is installed; importing it loads vLLM.
+    """TRL's `VLLMGeneration`, which TRL exports if vLLM is installed; importing it loads vLLM.
 
     Raises:
         ImportError: Without vLLM.
@@ -166,24 +166,25 @@ def import_vllm_generation() -> Call[Argument]:
 
 
 def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftModel", num_processes: int) -> None:
-    """Raises unless a [`VLLMWriter`] of the draft can be made, before anything is loaded.
+    """Checks, before anything is loaded, that a [`VLLMWriter`] of the draft can be made.
 
     Args:
-        args ([`OnlineGKDConfig`]): With `use_vllm=True`.
+        args ([`OnlineGKDConfig`]): Configuration with `use_vllm=True`.
         model (`str`, `PreTrainedModel` or `PeftModel`): The draft.
         num_processes (`int`): Number of training processes.
 
     Raises:
         ImportError: Without vLLM.
-        ValueError: For a draft that vLLM could not load, or processes that do not fall into whole groups.
+        ValueError: For a draft that vLLM could not load, or a number of processes that is no multiple of
+            `vllm_tensor_parallel_size`.
     """
     import_vllm_generation()
     if args.vllm_mode == "server":
         return
     if not isinstance(model, str) and not get_config_model_id(model.config):
         raise ValueError(
-            "`vllm_mode='colocate'` loads the draft from where it came from, but the `model` given was made in memory. "
-            "Save it and pass the path, or set `use_vllm=False`."
+            "`vllm_mode='colocate'` loads the draft from its path, but the `model` given was made in memory. Save it "
+            "and pass the path, or set `use_vllm=False`."
         )
     if num_processes % args.vllm_tensor_parallel_size:
         raise ValueError(
