@@ -1,8 +1,8 @@
 """Gives a draft a forward that ends in the fused divergence instead of logits.
 
 The loss has to be computed *inside* the wrapped model's forward: calling the backbone of an unwrapped model would skip
-DDP's gradient synchronization and ZeRO-3's gathering without a word. TRL patches `model.forward` for the same reason,
-and `SFTTrainer.compute_loss` only reads named fields of what comes back; we patch on top and fill the same fields.
+DDP's gradient synchronization and ZeRO-3's gathering silently. TRL patches `model.forward` for the same reason, and
+`SFTTrainer.compute_loss` only reads named fields of the output; we patch on top of it and fill the same fields.
 """
 
 import functools
@@ -69,8 +69,8 @@ class DistillOutput(ModelOutput):
 def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: int) -> None:
     """Patches `model.forward` so that `model(..., fused_lm_head=True, distill_targets=...)` returns a `DistillOutput`.
 
-    Without a `distill_targets` the forward is the one it was, so generation and TRL's fused head are unchanged. The
-    token selection takes part in training only: an evaluation is over all tokens, and so comparable between them.
+    Without `distill_targets` the forward does what it did before, so generation and TRL's fused head are unchanged. The
+    token selection is used in training only: evaluations are over all tokens, and so comparable with each other.
 
     Args:
         model (`PreTrainedModel`): Draft, without its PEFT wrapper.
@@ -101,8 +101,8 @@ def add_distillation_head(model: PreTrainedModel, loss: TokenLoss, vocab_size: i
     model.forward = types.MethodType(forward, model)
 
 
-# Under `torch_compile` this is left as it is: its chunks follow the number of tokens, on a GPU its tiles are compiled
-# anyway, and Dynamo cannot make the sparse targets of a stored signal.
+# Not compiled by `torch_compile`: its chunks follow the number of tokens, its tiles are compiled on a GPU anyway, and
+# Dynamo cannot make the sparse targets of a stored signal.
 @torch.compiler.disable
 def _compute_output(
     head: torch.nn.Linear,
