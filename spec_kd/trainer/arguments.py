@@ -1,21 +1,31 @@
-"""Turns configurations of TRL and transformers, which a script already has, into a trainer's own."""
+"""Types and configurations of TRL's and transformers' trainers, and how they become those of this package."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import ModelOutput
 
 from spec_kd._private import get_config_model_id
-from spec_kd.open_types import Arguments
-from spec_kd.trainer.trainer_types import InitKwargs, to_dict
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 if TYPE_CHECKING:
     from spec_kd.trainer.draft_config import DraftConfig
 
 Config = TypeVar("Config", bound="DraftConfig")
+BatchSamples = tuple[list[JsonObject], torch.Tensor | int | None]
+"""The batches of an optimizer step, and the number of their loss tokens."""
+FormattingFunction = Callable[[JsonObject], str]
+"""Makes a text of a row."""
+InitKwargs = Arguments | str | None
+"""Arguments of `from_pretrained` in a configuration, which turns JSON text into a dictionary."""
+LossResult = torch.Tensor | tuple[torch.Tensor, ModelOutput]
+"""The loss, or the loss and the outputs of the model."""
 
 
 def as_config(
@@ -68,3 +78,8 @@ def check_tokens(processing_class: ProcessingClass | None, args: "DraftConfig") 
             "The processing class has no `eos_token`, so the draft could not learn where a response ends (nor have "
             "a default for a missing `pad_token`). Set `tokenizer.eos_token` to the target's."
         )
+
+
+def to_dict(init_kwargs: InitKwargs) -> Arguments:
+    """A copy of arguments that a configuration may have left out."""
+    return dict(init_kwargs) if isinstance(init_kwargs, dict) else {}

@@ -10,7 +10,7 @@ from transformers.trainer_utils import TrainOutput
 
 from spec_kd.finite import NonFiniteError, describe_bad_weight, find_nonfinite_parameter, measure_parameters
 from spec_kd.open_types import Argument
-from spec_kd.trainer.trainer_types import LossResult
+from spec_kd.trainer.arguments import LossResult
 
 logger = get_logger(__name__)
 
@@ -67,7 +67,7 @@ class FiniteGuard(Trainer):
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         found = next(filter(None, gather_object([found]) if is_sharded else [found]), None)
         if found is not None:
-            raise NonFiniteError(f"{found} {self._describe_last_checkpoint()}")
+            raise NonFiniteError(f"{found} Earlier checkpoints are unchanged.")
 
     def stop(self, what: str, cause: str | None = None) -> None:
         """Raises [`NonFiniteError`] on every process, which all have to call it.
@@ -85,7 +85,7 @@ class FiniteGuard(Trainer):
         )
         raise NonFiniteError(
             f"{what} at step {self.state.global_step + 1}, so the training stops and saves nothing more. {likely} "
-            f"{self._describe_last_checkpoint()}"
+            "Earlier checkpoints are unchanged."
         )
 
     def _describe_bad_frozen_weight(self) -> str | None:
@@ -118,9 +118,6 @@ class FiniteGuard(Trainer):
         """The likely cause of a NaN or an infinity, as sentences; `None` if it is not found."""
         return self._describe_bad_frozen_weight() or self._describe_bad_weight() or self._describe_huge_weight()
 
-    def _describe_last_checkpoint(self) -> str:
-        return "Earlier checkpoints are unchanged."
-
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: GradNorm = None) -> GradNorm:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if grad_norm is not None and not math.isfinite(grad_norm) and not self._is_overflow_handled():
@@ -143,7 +140,7 @@ class FiniteGuard(Trainer):
         if bad and self.is_in_train:
             raise NonFiniteError(
                 f"The evaluation after step {self.state.global_step} gave {bad}, with weights that are finite. A row "
-                "of the evaluation dataset, or the teacher, is the cause. " + self._describe_last_checkpoint()
+                "of the evaluation dataset, or the teacher, is the cause. Earlier checkpoints are unchanged."
             )
         if bad:
             logger.warning(f"The evaluation gave {bad}, which is not finite.")

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_l
 
 from spec_kd.files import explain_full_disk
 from spec_kd.open_types import Argument, JsonObject
+from spec_kd.trainer.arguments import BatchSamples
 from spec_kd.trainer.checkpoint_sums import (
     find_damage,
     find_whole_checkpoint,
@@ -27,7 +28,6 @@ from spec_kd.trainer.checkpoint_sums import (
     remove_marks,
     write_sums,
 )
-from spec_kd.trainer.trainer_types import BatchSamples
 
 logger = get_logger(__name__)
 

@@ -8,9 +8,8 @@ from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
-from spec_kd.trainer.arguments import get_load_options
+from spec_kd.trainer.arguments import InitKwargs, get_load_options
 from spec_kd.trainer.draft_config import DraftConfig
-from spec_kd.trainer.trainer_types import InitKwargs
 from spec_kd.vocabulary import (
     ProcessingClass,
     VocabularyMismatchError,

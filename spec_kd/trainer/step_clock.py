@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spec_kd.open_types import Argument
-from spec_kd.trainer.trainer_types import BatchSamples
+from spec_kd.trainer.arguments import BatchSamples
 
 STEP = "step"
 Mark: TypeAlias = Argument  # an event on CUDA, else seconds

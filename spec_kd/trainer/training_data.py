@@ -6,8 +6,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from spec_kd.data.training_rows import check_training_columns
 from spec_kd.stored_sets import check_stored_set
+from spec_kd.trainer.arguments import FormattingFunction, to_dict
 from spec_kd.trainer.draft_config import DraftConfig
-from spec_kd.trainer.trainer_types import FormattingFunction, to_dict
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
@@ -78,3 +78,10 @@ def apply_formatting(dataset: AnyDataset, formatting_func: FormattingFunction, t
     """Replaces the columns of each row by the text that a function makes of it."""
     columns = list(find_columns(dataset))
     return dataset.map(lambda row: {text_column: formatting_func(row)}, remove_columns=columns)
+
+
+def find_dataset_name(dataset: AnyDataset | None) -> str | None:
+    """The name that a dataset was loaded by; `None` for others, such as those made of files or lists."""
+    info = getattr(dataset, "info", None)
+    name = getattr(info, "dataset_name", None)
+    return name if name != getattr(info, "builder_name", None) else None

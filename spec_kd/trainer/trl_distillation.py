@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass, fields
 
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import document_options, option
-from spec_kd.trainer.trainer_types import to_dict
+from spec_kd.trainer.arguments import to_dict
 
 # Options of TRL's two configurations that mean something else here, or nothing: what to use instead.
 INSTEAD = {

@@ -8,8 +8,8 @@ from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.losses.selection import ALL_TOKENS
 from spec_kd.open_types import Arguments
 from spec_kd.options import document_own_options, option
+from spec_kd.trainer.arguments import to_dict
 from spec_kd.trainer.draft_config import DraftConfig
-from spec_kd.trainer.trainer_types import to_dict
 
 
 @document_own_options

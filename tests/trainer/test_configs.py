@@ -7,7 +7,7 @@ import pytest
 
 from spec_kd.trainer.draft_config import DraftConfig
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.streaming_options import StreamingOptions
+from spec_kd.trainer.online.request_server import StreamingOptions
 from spec_kd.trainer.online.vllm_options import VLLMOptions
 from spec_kd.trainer.trl_distillation import TRLDistillationOptions
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig

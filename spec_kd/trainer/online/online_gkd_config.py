@@ -7,7 +7,7 @@ from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import document_own_options, option
 from spec_kd.sampling.options import SamplingOptions, check_truncation
 from spec_kd.trainer.online.model_writer import SOURCES
-from spec_kd.trainer.online.streaming_options import StreamingOptions
+from spec_kd.trainer.online.request_server import StreamingOptions
 from spec_kd.trainer.online.vllm_options import VLLMOptions
 from spec_kd.trainer.trl_distillation import DEFAULTS_OF_TRL, TRLDistillationOptions, translate_options
 from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig

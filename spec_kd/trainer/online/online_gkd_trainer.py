@@ -28,7 +28,7 @@ from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Arguments, Call, JsonObject
 from spec_kd.sampling.input_checks import get_max_length
-from spec_kd.trainer.arguments import as_config
+from spec_kd.trainer.arguments import BatchSamples, as_config, to_dict
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
 from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, read_rows
@@ -43,7 +43,6 @@ from spec_kd.trainer.online.window import RepeatedWindows, Window
 from spec_kd.trainer.teachers.live import LiveTeacher
 from spec_kd.trainer.teachers.served import ServedTeacher, describe_served_signal
 from spec_kd.trainer.teachers.stored import check_stored_teacher
-from spec_kd.trainer.trainer_types import BatchSamples, to_dict
 from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
@@ -214,13 +213,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
         if args.use_vllm:
             return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
         if args.mode == "streaming":
-            return RequestServer(
-                *common,
-                info=cast(ServedTeacher, self._teacher).info,
-                num_assistant_tokens=args.num_assistant_tokens,
-                draft_sampling=args.draft_sampling,
-                trained_positions=args.trained_positions,
-            )
+            return RequestServer(*common, info=cast(ServedTeacher, self._teacher).info, streaming=args)
         if not args.use_transformers_continuous_batching:
             return ModelWriter(*common, sample_from=args.sample_from, mix=args.mix)
         config = ContinuousBatchingConfig(**to_dict(args.transformers_continuous_batching_config))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
 
+
 RULED_OUT = -100.0
 """The lowest logit bias that vLLM's servers accept: a factor of 4e-44 on the probability."""
 

@@ -15,8 +15,8 @@ from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
 from spec_kd.loading import load_model
 from spec_kd.losses import TokenLoss
 from spec_kd.open_types import Argument, Chunk, JsonObject
+from spec_kd.trainer.arguments import InitKwargs, to_dict
 from spec_kd.trainer.teachers.base import Targets, Teacher
-from spec_kd.trainer.trainer_types import InitKwargs, to_dict
 
 
 class LiveLogits:

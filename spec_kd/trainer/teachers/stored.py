@@ -12,7 +12,7 @@ from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TEN
 from spec_kd.losses import Divergence, SparseTensors, TokenLoss
 from spec_kd.open_types import JsonObject
 from spec_kd.trainer.teachers.base import Targets, Teacher
-from spec_kd.trainer.training_data import EvalDataset
+from spec_kd.trainer.training_data import AnyDataset, EvalDataset
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
 
 
@@ -93,6 +93,17 @@ def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo 
     infos = [TeacherInfo.from_json(entry) for entry in stored]
     check_same_teacher(infos)
     return infos[0]
+
+
+def find_target_name(dataset: AnyDataset | None) -> str | None:
+    """The target that wrote a dataset, if its rows say so."""
+    if not isinstance(dataset, Dataset):
+        return None
+    try:
+        info = read_teacher_info(dataset)
+    except ValueError:  # of several targets, or damaged, which the reader of the signal reports
+        return None
+    return info.target_name if info is not None else None
 
 
 def check_evaluation_signal(eval_dataset: EvalDataset | None, info: TeacherInfo) -> None:
