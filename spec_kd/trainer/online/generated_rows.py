@@ -1,9 +1,12 @@
 """Training rows whose completion is generated: read from a batch, drawn, and put together again."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
 
 from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.sampling.drawing import seed_generator
+from spec_kd.sampling.input_checks import check_room
 
 
 def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
@@ -56,3 +59,18 @@ def find_prompt(row: dict[str, list[int]], where: str) -> list[int]:
 def join_row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
     """A training row with the loss on the completion alone."""
     return {"input_ids": prompt + completion, "labels": [IGNORED_LABEL] * len(prompt) + completion}
+
+
+def check_row_room(
+    rows: Iterable[dict[str, list[int]]], limits: Mapping[str, int | None], max_new_tokens: int, name: str
+) -> None:
+    """Raises `ValueError` unless every row is a prompt and a completion, with room after the prompt.
+
+    Args:
+        rows (`Iterable`): Rows with `input_ids` and `labels`.
+        limits (`Mapping[str, int]`): Positions of all that read or write the rows, by their roles; `None` if unlimited.
+        max_new_tokens (`int`): Maximum number of tokens to be generated.
+        name (`str`): Names the rows in the error.
+    """
+    lengths = [len(find_prompt(row, f"Row {i} of {name}")) for i, row in enumerate(rows)]
+    check_room(lengths, max_new_tokens, limits, name=lambda i: f"The prompt of row {i} of {name}")

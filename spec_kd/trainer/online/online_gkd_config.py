@@ -132,6 +132,26 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             top_p=self.top_p,
         )
 
+    def check_live_models(self, has_teacher: bool, has_reference: bool) -> None:
+        """Raises `ValueError` unless there are live models to ask about completions that are generated.
+
+        Args:
+            has_teacher (`bool`): Whether there is a live target.
+            has_reference (`bool`): Whether there is a live reference draft.
+        """
+        if not has_teacher:
+            raise ValueError(
+                "OnlineGKDTrainer needs a live `teacher_model`: a stored signal belongs to the dataset's completions, "
+                "not to generated ones. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer."
+            )
+        selection = self.build_loss().selection
+        if self.lmbda > 0 and selection is not None and selection.needs_reference and not has_reference:
+            raise ValueError(
+                f"`token_selection={selection.name!r}` needs a live `ref_model` with `lmbda={self.lmbda}`: the scores "
+                "of a `reference_forward_kl` column belong to the dataset's completions, not to generated ones. Pass "
+                "`ref_model`, or set `lmbda=0`."
+            )
+
     def _set_up_streaming(self) -> None:
         for name, value in WHEN_STREAMING.items():
             if getattr(self, name) != value:

@@ -31,10 +31,9 @@ from spec_kd.sampling.input_checks import get_max_length
 from spec_kd.trainer.arguments import BatchSamples, as_config, to_dict
 from spec_kd.trainer.online.completion_writer import CompletionWriter
 from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
-from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, read_rows
+from spec_kd.trainer.online.generated_rows import check_row_room, draw_rows, find_prompt, read_rows
 from spec_kd.trainer.online.generating_trainer import GeneratingTrainer
 from spec_kd.trainer.online.model_writer import ModelWriter
-from spec_kd.trainer.online.online_checks import check_live_models, check_row_room
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
 from spec_kd.trainer.online.prompt_rows import add_placeholders, complete_evaluation_prompts, is_prompts_only
 from spec_kd.trainer.online.request_server import RequestServer
@@ -139,7 +138,7 @@ class OnlineGKDTrainer(GeneratingTrainer):
             self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
-        check_live_models(args.build_loss(), args.lmbda, teacher_model is not None, ref_model is not None)
+        args.check_live_models(teacher_model is not None, ref_model is not None)
         if args.use_vllm:
             check_vllm(args, model, args.world_size)
         if args.num_iterations > 1 and isinstance(train_dataset, IterableDataset):

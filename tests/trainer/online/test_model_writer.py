@@ -11,9 +11,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from spec_kd.sampling.input_checks import get_max_length
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.generated_rows import draw_rows, find_prompt, join_row, read_rows
+from spec_kd.trainer.online.generated_rows import check_row_room, draw_rows, find_prompt, join_row, read_rows
 from spec_kd.trainer.online.model_writer import ModelWriter
-from spec_kd.trainer.online.online_checks import check_row_room
 from spec_kd.trainer.online.prompt_rows import add_placeholders, is_prompts_only
 from spec_kd.trainer.online.window import RepeatedWindows, Window
 
