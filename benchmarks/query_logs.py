@@ -1,10 +1,10 @@
-"""A log of a million lines, read, deduplicated and split: memory, time, and what became of planted duplicates.
+"""Reads, deduplicates and splits a log of a million lines: memory, time, and the duplicates that were found.
 
     python -m benchmarks.query_logs
 
-The log is made here: chat requests of several loggers, ShareGPT conversations and TRL prompts, in plain, gzip and zstd
-files, with known shares of exact duplicates, near-duplicates, malformed lines and conversations of several requests.
-`load_query_logs` runs in a process of its own, whose peak memory is the kernel's figure (VmHWM).
+The log is generated here: chat requests of several loggers, ShareGPT conversations and TRL prompts, in plain, gzip and
+zstd files, with known shares of exact duplicates, near-duplicates, malformed lines and conversations of several requests.
+`load_query_logs` runs in a process of its own, and its peak memory is the kernel's VmHWM.
 """
 
 import argparse
