@@ -3,7 +3,8 @@
     python -m benchmarks.query_logs
 
 The log is generated here: chat requests of several loggers, ShareGPT conversations and TRL prompts, in plain, gzip and
-zstd files, with known shares of exact duplicates, near-duplicates, malformed lines and conversations of several requests.
+zstd files, with known shares of exact duplicates, near-duplicates, malformed lines and conversations of several
+requests.
 `load_query_logs` runs in a process of its own, and its peak memory is the kernel's VmHWM.
 """
 

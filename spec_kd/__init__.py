@@ -34,11 +34,14 @@ _ROOMS = {
         "register_divergence",
         "register_sparse_method",
     ),
-    "spec_kd.prompts.curated": ("load_curated_prompts",),
+    "spec_kd.prompts.curated": ("CuratedOptions", "load_curated_prompts"),
+    "spec_kd.prompts.filters": ("TextFilter",),
     "spec_kd.prompts.logs.completion_ids": ("add_completion_ids",),
-    "spec_kd.prompts.mixing": ("mix_prompts",),
+    "spec_kd.prompts.mixing": ("MixOptions", "mix_prompts"),
     "spec_kd.prompts.report": ("describe_prompts",),
+    "spec_kd.prompts.logs.options": ("LogOptions",),
     "spec_kd.prompts.logs.query_logs": ("load_query_logs",),
+    "spec_kd.prompts.synthesis.options": ("SynthesisOptions",),
     "spec_kd.prompts.synthesis.synthesis": ("synthesize_queries",),
     "spec_kd.serving": ("serving_commands",),
     "spec_kd.trainer": (
@@ -78,11 +81,14 @@ if TYPE_CHECKING:
         register_divergence,
         register_sparse_method,
     )
-    from spec_kd.prompts.curated import load_curated_prompts
+    from spec_kd.prompts.curated import CuratedOptions, load_curated_prompts
+    from spec_kd.prompts.filters import TextFilter
     from spec_kd.prompts.logs.completion_ids import add_completion_ids
+    from spec_kd.prompts.logs.options import LogOptions
     from spec_kd.prompts.logs.query_logs import load_query_logs
-    from spec_kd.prompts.mixing import mix_prompts
+    from spec_kd.prompts.mixing import MixOptions, mix_prompts
     from spec_kd.prompts.report import describe_prompts
+    from spec_kd.prompts.synthesis.options import SynthesisOptions
     from spec_kd.prompts.synthesis.synthesis import synthesize_queries
     from spec_kd.serving import serving_commands
     from spec_kd.trainer import (
@@ -99,8 +105,11 @@ __all__ = [
     "AcceptanceMetrics",
     "BlackBoxSFTConfig",
     "BlackBoxSFTTrainer",
+    "CuratedOptions",
     "Divergence",
     "EvaluationReport",
+    "LogOptions",
+    "MixOptions",
     "NonFiniteError",
     "OnlineGKDConfig",
     "OnlineGKDTrainer",
@@ -110,6 +119,8 @@ __all__ = [
     "ServingCosts",
     "SignalSpec",
     "SpeculativeEvalCallback",
+    "SynthesisOptions",
+    "TextFilter",
     "TransformersEngine",
     "VLLMEngine",
     "VocabularyMismatchError",
