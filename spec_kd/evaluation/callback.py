@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as replace_fields
 from importlib.util import find_spec
+from typing import cast
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -21,7 +22,7 @@ from spec_kd.evaluation.options import DEFAULT_TEMPERATURES
 from spec_kd.evaluation.response_replay import replay
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
-from spec_kd.open_types import Argument
+from spec_kd.open_types import Argument, Arguments
 from spec_kd.sampling.generation import find_special_ids
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
@@ -178,7 +179,7 @@ class SpeculativeEvalCallback(TrainerCallback):
         with self._whole_models(args, model) as (draft, target):
             measured = {temperature: self._measure(draft, target, temperature) for temperature in self.temperatures}
         self.history.append((state.global_step, measured))
-        values = {}
+        values: dict[str, float] = {}
         for i, temperature in enumerate(self.temperatures):
             suffix = f"_{name_temperature(temperature)}" if i else ""
             values |= measured[temperature].to_metrics(self.metric_key_prefix, suffix)
@@ -204,10 +205,10 @@ class SpeculativeEvalCallback(TrainerCallback):
         """Whether the target is not needed: its responses are stored, with their log-probabilities."""
         return self.method == "replay" and set(self.temperatures) <= set(self._stored) and self._find_model() is None
 
-    def _find_model(self) -> nn.Module | None:
+    def _find_model(self) -> PreTrainedModel | None:
         return self.target if self.target is not None else getattr(self.trainer, "teacher_model", None)
 
-    def _find_target(self) -> nn.Module:
+    def _find_target(self) -> PreTrainedModel:
         target = self._find_model()
         if target is None:
             raise ValueError(
@@ -228,28 +229,32 @@ class SpeculativeEvalCallback(TrainerCallback):
     @contextmanager
     def _whole_models(
         self, args: TrainingArguments, model: nn.Module | None
-    ) -> Iterator[tuple[nn.Module, PreTrainedModel | None]]:
+    ) -> Iterator[tuple[PreTrainedModel, PreTrainedModel | None]]:
         """Draft and target (if one is needed) with all their parameters, gathered where DeepSpeed shards them."""
         target = None if self._has_all_responses else self._find_target()
         if target is not None and target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
-            target.to(args.device)
+            target.to(args.device)  # type: ignore[arg-type]  # a decorator hides the method
         if self.trainer is None:
-            yield model, target
+            yield cast(PreTrainedModel, model), target
             return
         accelerator = self.trainer.accelerator
         if not self.trainer.is_deepspeed_enabled:
-            yield self.trainer.model, None if target is None else accelerator.unwrap_model(target)
+            yield (
+                cast(PreTrainedModel, self.trainer.model),
+                None if target is None else accelerator.unwrap_model(target),
+            )
             return
-        options = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
+        options: Arguments = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
         with ExitStack() as stack:
-            yield tuple(
+            draft, whole_target = (
                 None
                 if wrapped is None
                 else stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **options))
                 for wrapped in (self.trainer.model_wrapped, target)
             )
+            yield cast(PreTrainedModel, draft), whole_target
 
-    def _measure(self, draft: nn.Module, target: PreTrainedModel | None, temperature: float) -> AcceptanceMetrics:
+    def _measure(self, draft: PreTrainedModel, target: PreTrainedModel | None, temperature: float) -> AcceptanceMetrics:
         processing_class = self._find_processing_class()
         if target is None:
             self._responses[temperature] = self._stored[temperature]
@@ -265,7 +270,7 @@ class SpeculativeEvalCallback(TrainerCallback):
                 show_progress=False,
             )
         responses = self._responses[temperature]
-        common = {
+        common: Arguments = {
             "temperature": temperature,
             "num_assistant_tokens": self.num_assistant_tokens,
             "max_new_tokens": self.max_new_tokens,
@@ -274,7 +279,7 @@ class SpeculativeEvalCallback(TrainerCallback):
         replayed = replay(
             draft, target, responses, draft_sampling=self.draft_sampling, batch_size=self.batch_size, **common
         )
-        if self.method == "replay":
+        if self.method == "replay" or target is None:
             return replayed
         assisted = generate_assisted(
             target,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import cast
 
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.report.content import Comparison
@@ -19,9 +20,10 @@ def compare_block_efficiency(metrics: AcceptanceMetrics, baseline: AcceptanceMet
     return _compare((metrics.tokens, metrics.target_calls), (baseline.tokens, baseline.target_calls))
 
 
-def _compare(ratio: tuple[Array, Array], baseline: tuple[Array, Array]) -> Interval:
+def _compare(ratio: tuple[Array | None, Array | None], baseline: tuple[Array | None, Array | None]) -> Interval:
     """The difference of two ratios of sums over the same prompts."""
-    return bootstrap(lambda a, n, b, m: a / n - b / m, *ratio, *baseline)
+    columns = [cast(Array, column) for column in (*ratio, *baseline)]
+    return bootstrap(lambda a, n, b, m: a / n - b / m, *columns)
 
 
 def compare_drafts(metrics_by_draft: Mapping[str, AcceptanceMetrics], setting: str) -> list[Comparison]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -80,10 +80,10 @@ class DraftMeter:
             init_kwargs (`dict`): Arguments of `from_pretrained` for a draft that is loaded.
         """
         path = draft if isinstance(draft, str) else None
-        if path is not None:
-            draft = load_model(path, **{"dtype": "auto", "device_map": None, **init_kwargs})
+        if isinstance(draft, str):
+            draft = cast(PreTrainedModel, load_model(draft, **{"dtype": "auto", "device_map": None, **init_kwargs}))
             if self.target is not None:
-                draft.to(find_input_device(self.target))
+                draft.to(find_input_device(self.target))  # type: ignore[arg-type]  # a decorator hides the method
         unmeasured: list[str] = []
         costs = find_costs(self.options, draft, self.target, unmeasured)
         settings, headlines = [], {}
@@ -102,7 +102,9 @@ class DraftMeter:
                 measure_entropy=True,
                 description=f"{name}, {setting.name}" if self.show_progress else None,
             )
-            by_gamma = {gamma: scores.replay(gamma, self.options.max_new_tokens) for gamma in self.options.all_gammas}
+            by_gamma = {
+                gamma: scores.replay(gamma, cast(int, self.options.max_new_tokens)) for gamma in self.options.all_gammas
+            }
             headline = headlines[setting.name] = by_gamma[self.options.num_assistant_tokens]
             assisted = self._cross_check(draft, setting, headline, unmeasured)
             described = self.described[setting.temperature]
@@ -115,15 +117,16 @@ class DraftMeter:
         self, draft: PreTrainedModel, setting: Setting, headline: AcceptanceMetrics, unmeasured: list[str]
     ) -> AssistedReport | None:
         """Real assisted generation beside the replay; only where it samples the draft as the setting does."""
-        if not self.options.num_assisted_prompts or setting.draft_sampling != "stochastic":
+        target = self.target
+        if target is None or not self.options.num_assisted_prompts or setting.draft_sampling != "stochastic":
             return None
         prompt_ids = self.responses[setting.temperature]["prompt_ids"]
-        common = {
+        common: Arguments = {
             "vocab_size": count_real_ids(self.processing_class),
-            "eos_token_id": find_special_ids(self.target, self.processing_class)[0],
+            "eos_token_id": find_special_ids(target, self.processing_class)[0],
         }
 
         def run() -> AssistedReport:
-            return cross_check(draft, self.target, prompt_ids, headline, self.options, unmeasured, **common)
+            return cross_check(draft, target, prompt_ids, headline, self.options, unmeasured, **common)
 
         return measure_or_say(f"Assisted generation ({setting.name})", run, unmeasured)

@@ -84,7 +84,7 @@ def evaluate_draft(
         options = options.fill_in()
         target, processing_class = as_engine(target, processing_class)
         responses = _write_responses(target, prompts, options, output_dir, processing_class, show_progress)
-    responses = {temperature: responses[temperature] for temperature in options.temperatures}
+    responses = {temperature: responses[temperature] for temperature in options.temperatures or ()}
     target_model = target.target if isinstance(target, TransformersEngine) else None
     meter = DraftMeter.of(options, target_model, responses, processing_class, show_progress)
     measured = {name: meter.measure(name, draft, draft_init_kwargs or {}) for name, draft in named.items()}
@@ -137,12 +137,12 @@ def _write_responses(
             output_dir=output_dir and str(Path(output_dir, f"texts_{options.name_sampling(temperature)}")),
             show_progress=show_progress,
         )
-        for temperature in options.temperatures
+        for temperature in options.temperatures or ()
     }
 
 
 def _check_stored(responses: Mapping[float, Dataset], options: EvaluationOptions) -> None:
-    if set(options.temperatures) - set(responses):
+    if set(options.temperatures or ()) - set(responses):
         raise ValueError(
             f"Without a target the prompts must be its responses with a `teacher_signal`, at the temperatures "
             f"{options.temperatures}, but there are responses at {list(responses) or 'none'}. Pass `target`, or make "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -165,7 +165,7 @@ def replay(
     check_int("num_assistant_tokens", num_assistant_tokens)
     check_int("max_new_tokens", options.max_new_tokens)
     scores = score_responses(draft, target, responses, options, description="Replay" if show_progress else None)
-    return scores.replay(num_assistant_tokens, options.max_new_tokens)
+    return scores.replay(num_assistant_tokens, cast(int, options.max_new_tokens))
 
 
 def score_responses(
@@ -212,13 +212,14 @@ def score_responses(
     read = _read_responses(responses, options.max_new_tokens, vocab_size)
 
     # Greedy completions carry the target's choice in every token already.
-    needs_target = target is not None and (options.temperature > 0 or measure_entropy)
-    models = {"draft": draft} | ({"target": target} if needs_target else {})
+    models = {"draft": draft}
+    if target is not None and (options.temperature > 0 or measure_entropy):
+        models["target"] = target
     for role, model in models.items():
         check_finite_weights(model, role)
         check_padding(model, role)
     order = sorted(range(len(read)), key=lambda i: -len(read[i].prompt) - len(read[i].completion))
-    parts: list[torch.Tensor | None] = [None] * len(read)
+    parts = [torch.empty(0)] * len(read)
     with (
         evaluation_mode(*models.values()),
         RowProgress(len(read), description or "", description is not None) as progress,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from datasets import Dataset
@@ -53,7 +54,8 @@ class ResponseDescription:
         """One prompt and its completion, token by token."""
         prompt = "(not shown)"
         if show_prompt_text:
-            prompt = get_tokenizer(self.processing_class).decode(self.prompt_ids[row], skip_special_tokens=False)
+            tokenizer = get_tokenizer(self.processing_class)
+            prompt = cast(str, tokenizer.decode(self.prompt_ids[row], skip_special_tokens=False))
         return ShownPrompt(
             row=row,
             prompt=prompt,
@@ -104,7 +106,7 @@ def describe_setting(
         draft_sampling=scores.draft_sampling,
         prompts=len(scores.lengths),
         tokens=int(scores.lengths.sum()),
-        alpha=headline.alpha,
+        alpha=cast(Interval, headline.alpha),
         alpha_kind="exact" if scores.has_exact_alpha else "estimate",
         alpha_bounds=scores.alpha_bounds,
         by_gamma=gamma_reports,

@@ -69,7 +69,8 @@ def find_max_new_tokens(responses: Mapping[float, Dataset]) -> int | None:
         ValueError: If they were written under different limits.
     """
     infos = {text for rows in responses.values() for text in rows.unique("teacher_info")}
-    found = {TeacherInfo.from_json(text).max_new_tokens for text in infos} - {None}
+    limits = {TeacherInfo.from_json(text).max_new_tokens for text in infos}
+    found = {limit for limit in limits if limit is not None}
     if len(found) > 1:
         raise ValueError(
             f"The responses were written under different limits ({sorted(found)} new tokens), but replay needs one. "

@@ -1,5 +1,7 @@
 """Scores of a draft at each completion token: from logits to acceptance, alpha, its bounds and the target's entropy."""
 
+from typing import cast
+
 import torch
 
 from spec_kd.acceptance import (
@@ -9,8 +11,10 @@ from spec_kd.acceptance import (
     match_tokens,
 )
 from spec_kd.losses import SparseTensors
+from spec_kd.open_types import Argument
 from spec_kd.sampling.logits_processors import build_warpers
 
+NO_IDS: Argument = None  # these logits processors do not look at the ids
 SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
 """Rows that the functions return, float64; NaN where a score is unknown."""
 
@@ -43,14 +47,15 @@ def score_from_target(
     choice = draft_logits.argmax(dim=-1)
     log_p = entropy = None
     if target_logits is not None:
-        log_p = warp(None, target_logits.to(draft_logits.device)).log_softmax(dim=-1)
+        log_p = warp(NO_IDS, target_logits.to(draft_logits.device)).log_softmax(dim=-1)
         entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
     if temperature == 0:
         matches = match_tokens(choice, tokens)
         return _stack(matches, matches, entropy=entropy)
+    log_p = cast(torch.Tensor, log_p)  # only greedy completions do without the target's logits
     if draft_sampling == "greedy":
         return _stack(match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice), entropy=entropy)
-    log_q = warp(None, draft_logits).log_softmax(dim=-1)
+    log_q = warp(NO_IDS, draft_logits).log_softmax(dim=-1)
     acceptance = compute_token_acceptance(_at(log_p, tokens), _at(log_q, tokens))
     return _stack(acceptance, compute_alpha(log_p.exp(), log_q.exp()), entropy=entropy)
 
