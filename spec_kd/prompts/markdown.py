@@ -1,23 +1,20 @@
 """A prompt report as Markdown tables."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from spec_kd.escaping import escape_markdown, make_table
-
-if TYPE_CHECKING:
-    from spec_kd.prompts.report import PromptReport
+from spec_kd.prompts.facts import PromptFacts
 
 MOST_ROWS = 10  # of a table; the JSON has all
 PERCENT_NAMES = {"0": "shortest", "50": "median", "100": "longest"}
 BREAKDOWNS = {"user turns": "turns", "language": "languages", "scenario": "scenarios", "source": "sources"}
 
 
-def render_markdown(report: "PromptReport") -> str:
+def render_markdown(report: PromptFacts) -> str:
     """Counts, lengths, and prompts by turns, language, scenario and source.
 
     Args:
-        report (`PromptReport`): What to show. Tables without rows are left out.
+        report (`PromptFacts`): What to show. Tables without rows are left out.
     """
     counts = {
         "all": report.num_prompts,

@@ -4,21 +4,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from spec_kd.escaping import escape_label
+from spec_kd.prompts.facts import PromptFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from spec_kd.prompts.report import PromptReport
-
 MOST_BARS = 12
 
 
-def plot_prompt_report(report: "PromptReport") -> "Figure":
+def plot_prompt_report(report: PromptFacts) -> "Figure":
     """Lengths, languages, turns, and how much is there twice or in the other set.
 
     Args:
-        report (`PromptReport`): What to show.
+        report (`PromptFacts`): What to show.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -45,7 +44,7 @@ def plot_prompt_report(report: "PromptReport") -> "Figure":
     return figure
 
 
-def _plot_lengths(axis: "Axes", report: "PromptReport") -> None:
+def _plot_lengths(axis: "Axes", report: PromptFacts) -> None:
     unit = "characters" if report.tokens is None else "tokens"
     lengths = getattr(report, unit)
     axis.stairs(lengths.counts, lengths.edges, fill=True, color="C0", alpha=0.5)

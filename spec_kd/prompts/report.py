@@ -18,6 +18,7 @@ from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_promp
 from spec_kd.files import write_text
 from spec_kd.open_types import Array, JsonObject, Record
 from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
+from spec_kd.prompts.facts import Lengths, Overlap, PromptFacts
 from spec_kd.prompts.languages import detect_language
 from spec_kd.prompts.markdown import render_markdown
 from spec_kd.prompts.plots import plot_prompt_report
@@ -34,40 +35,7 @@ PICTURE_DPI = 130
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Lengths of prompts.
-
-    Args:
-        mean (`float`): Mean over prompts.
-        percentiles (`dict[str, int]`): Lengths by percent; `"0"` is the shortest prompt, `"100"` the longest.
-        edges (`tuple[int, ...]`): Edges of the bins of a histogram, which grow geometrically. A bin includes its lower
-            edge, the last one also its upper edge.
-        counts (`tuple[int, ...]`): Number of prompts in each bin.
-    """
-
-    mean: float
-    percentiles: dict[str, int]
-    edges: tuple[int, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Overlap of a prompt set with another one.
-
-    Args:
-        num_other (`int`): Number of prompts of the other set.
-        exact (`int`): Number of prompts whose normalized text is in the other set.
-        near (`int`): Number of prompts with nearly the same text in the other set, the exact ones included.
-    """
-
-    num_other: int
-    exact: int
-    near: int
-
-
-@dataclass(frozen=True)
-class PromptReport:
+class PromptReport(PromptFacts):
     """The description that [`describe_prompts`] returns; all values except the lengths are numbers of prompts.
 
     Args:
@@ -86,21 +54,6 @@ class PromptReport:
             if the set has no such column.
         overlap (`Overlap`, *optional*): Overlap with the other set; `None` if there is none.
     """
-
-    num_prompts: int
-    num_with_tools: int
-    num_with_system_prompt: int
-    num_with_completion: int
-    num_exact_duplicates: int
-    num_near_duplicates: int
-    near_duplicate_threshold: float
-    characters: Lengths
-    tokens: Lengths | None
-    turns: dict[str, int]
-    languages: dict[str, int]
-    scenarios: dict[str, int]
-    sources: dict[str, int]
-    overlap: Overlap | None
 
     def to_dict(self) -> dict[str, object]:
         """The report as JSON values."""
