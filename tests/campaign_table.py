@@ -1,6 +1,7 @@
 """Tables of situations (`tests/campaign`): a row is a situation, a column what is done with it, a cell is a test."""
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,11 +88,12 @@ def choose_cells(cells: Sequence[Cell], commit: str, num_chosen: int = NUM_CHOSE
     return chosen | set(others[:num_chosen])
 
 
-def find_commit(root: Path) -> str:
-    """The commit that is checked out, or "unknown" outside of a repository."""
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+def find_commit() -> str:
+    """`CAMPAIGN_COMMIT` where it is set, else the commit that is checked out; "unknown" outside of a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    if commit := os.environ.get("CAMPAIGN_COMMIT"):
+        return commit
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def get_cell(item: pytest.Item) -> Cell | None:

@@ -1,18 +1,11 @@
 """Makes tests of the tables' cells, chooses those that a run has time for, and writes the record."""
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from campaign_table import Cell, Outcome, choose_cells, find_commit, get_cell
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def find_commit_of_run() -> str:
-    return os.environ.get("CAMPAIGN_COMMIT") or find_commit(ROOT)
 
 
 def pytest_generate_tests(metafunc):
@@ -25,7 +18,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("campaign") == "full" or is_named:
         return
     cells = [cell for item in items if (cell := get_cell(item)) is not None]
-    chosen = choose_cells(cells, find_commit_of_run())
+    chosen = choose_cells(cells, find_commit())
     left_out = [item for item in items if (cell := get_cell(item)) is not None and cell not in chosen]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -53,7 +46,7 @@ class Recorder:
             for line in path.read_text(encoding="utf-8").splitlines():
                 values = json.loads(line)
                 self.lines[Cell(values["table"], values["row"], values["column"])] = values
-        self.stamp = {"commit": find_commit_of_run(), "date": datetime.now(UTC).date().isoformat()}
+        self.stamp = {"commit": find_commit(), "date": datetime.now(UTC).date().isoformat()}
 
     def pytest_runtest_logreport(self, report):
         properties = dict(report.user_properties)
