@@ -139,7 +139,7 @@ def write_recipe(arguments: ScenarioArguments, models: BuiltModels, name: str, p
         "draft": models.generic_draft,
         "output_dir": str(folder / "runs" / name.replace(", ", "_")),
         "seed": 0,
-        "queries": {name.split(",")[0]: part},
+        "prompts": {name.split(",")[0]: part},
         "respond": {
             "temperature": 1.0,
             "max_new_tokens": 96,
@@ -271,7 +271,7 @@ def save_results(arguments: ScenarioArguments, models: BuiltModels, runs: dict[s
         },
         "models": models.records,
         "runs": runs,
-        "is_equal_after_kills": runs["historical"]["figures"] == runs[KILLED]["figures"],
+        "is_equal_after_kills": runs["historical"]["metrics"] == runs[KILLED]["metrics"],
         "samples": [" ".join(row["prompt"][-1]["content"].split()) for row in written.select(range(8))],
     }
     results = Path(arguments.results_dir)

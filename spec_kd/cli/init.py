@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,11 +114,6 @@ class InitArguments:
 def build_parser() -> Parser:
     """The options of the command."""
     return Parser("init", DESCRIPTION, {"recipe": InitArguments}, ("target", "draft", "prompts", "scenario", "output"))
-
-
-def parse(argv: Sequence[str]) -> InitArguments:
-    """Parses the command line."""
-    return build_parser().parse(argv)[0]
 
 
 def run(arguments: InitArguments) -> JsonObject:

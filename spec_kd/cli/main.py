@@ -18,7 +18,7 @@ from typing import TextIO
 
 from spec_kd.cli.steps import is_main_process, to_json
 from spec_kd.escaping import to_one_line
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Argument, Call, JsonObject
 from spec_kd.options import suggest
 from spec_kd.secrets import hide_secrets
 
@@ -34,6 +34,7 @@ COMMANDS = {
     "respond": "Let the target complete a prompt set, and store its teacher signal if asked.",
     "train": "Train a draft: white_box, black_box or online_gkd.",
     "evaluate": "Measure acceptance, tokens per target pass and predicted speed-up of drafts, as a report.",
+    "convert": "Convert a recipe or a folder that an earlier version wrote.",
 }
 
 
@@ -57,12 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = argv[0]
     try:
-        if command not in COMMANDS:
-            raise ValueError(f"there is no command {command!r}.{suggest(command, COMMANDS)}")
-        module = import_module(f"spec_kd.cli.{command}")
-        arguments = module.parse(argv[1:])
+        run, arguments = parse_command(argv)
         with output_to_stderr() as stdout:
-            result = module.run(arguments)
+            result = run(*arguments)
             if is_main_process():
                 print(json.dumps(to_json({"command": command, **result}), ensure_ascii=False), file=stdout, flush=True)
     except SystemExit as error:  # of `--help`
@@ -81,6 +79,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"spec-kd {command}: error: {message}", file=sys.stderr)
         return USAGE_EXIT_STATUS
     return get_exit_status(result)
+
+
+def parse_command(argv: Sequence[str]) -> tuple[Call[JsonObject], tuple[Argument, ...]]:
+    """Finds a command and parses its options.
+
+    Args:
+        argv (`Sequence[str]`): Command and arguments.
+
+    Returns:
+        `tuple[Callable, tuple]`: The function that runs the command, and its arguments.
+
+    Raises:
+        ValueError: There is no such command, or an option is wrong.
+        OSError: A file with options cannot be read.
+        SystemExit: Help was asked for.
+    """
+    command, *options = argv
+    if command not in COMMANDS:
+        raise ValueError(f"there is no command {command!r}.{suggest(command, COMMANDS)}")
+    module = import_module(f"spec_kd.cli.{command}")
+    if hasattr(module, "parse"):  # its first argument is one of several
+        return module.parse(options)
+    return module.run, module.build_parser().parse(options)
 
 
 def is_own_error(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 from trl import TrlParser
 
 from spec_kd.checks import read_path
+from spec_kd.cli.old_names import refuse_old_names
 from spec_kd.cli.values import PATH_OPTIONS, describe_pairs, read_pairs, read_paths
 from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.open_types import Argument, JsonObject, Record
@@ -37,7 +38,9 @@ class Parser(TrlParser):
             inherits from another library come last.
         common (`Sequence[str]`, *optional*, defaults to `()`): Options that `--help` shows first.
         epilog (`str`, *optional*): Text after the options; none by default.
-        config_help (`str`, *optional*): Text of `--config`, by default of a file with options.
+        first (`str`, *optional*):
+            Option that names a file and may also be the first argument, or `--config`; by default `--config` names a
+            YAML file with options.
 
     Attributes:
         chosen (`dict[str, Any]`): After parsing, the options whose value is not the default.
@@ -50,15 +53,15 @@ class Parser(TrlParser):
         groups: Mapping[str, type],
         common: Sequence[str] = (),
         epilog: str | None = None,
-        config_help: str = CONFIG_HELP,
+        first: str | None = None,
     ):
         super().__init__(
             tuple(groups.values()), prog=f"spec-kd {command}", description=textwrap.fill(description, HELP_WIDTH),
             epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter,
         )  # fmt: skip
         self.usage = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
-        self._config_help = config_help
-        self.add_argument("--config", metavar="FILE", help=config_help)
+        self._first = first
+        self.add_argument("--config", metavar="FILE")
         self._groups, self._common = dict(groups), tuple(common)
         self._ours, self._pairs = set(), set()
         for kind in groups.values():
@@ -114,7 +117,8 @@ class Parser(TrlParser):
                     default=argparse.SUPPRESS if action.default is None else action.default,
                 )  # fmt: skip
         others = shown.add_argument_group("options of every command")
-        others.add_argument("--config", metavar="FILE", help=self._config_help, default=argparse.SUPPRESS)
+        config_help = CONFIG_HELP if self._first is None else f"Another name of `{self._first}`."
+        others.add_argument("--config", metavar="FILE", help=config_help, default=argparse.SUPPRESS)
         others.add_argument("-h", "--help", action="help", help="Print this text.", default=argparse.SUPPRESS)
         return shown.format_help()
 
@@ -142,10 +146,14 @@ class Parser(TrlParser):
             OSError: A file cannot be read.
         """
         named, argv = _ConfigParser().parse_known_args(list(argv))
+        if self._first is not None and argv and not argv[0].startswith("-"):
+            argv = [f"--{self._first}", *argv]
         self._check_option_names(argv)
-        if named.config is not None:
+        if self._first is not None and named.config is not None:
+            argv = [f"--{self._first}", named.config, *argv]
+        elif named.config is not None:
             config = read_path("config", named.config)
-            read_yaml(config)  # TRL reads the file again, but does not say what is wrong with it
+            refuse_old_names(config, read_yaml(config))  # TRL reads the file again, without saying what is wrong in it
             argv = ["--config", config, *argv]
         *values, _, unused = self.parse_args_and_config(argv, return_remaining_strings=True)
         if unused:

@@ -5,20 +5,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-from spec_kd.cli import evaluate, prompts, respond, synthesize, train
-from spec_kd.cli.mix import MixArguments
+from spec_kd.cli import curated, evaluate, logs, mix, respond, synthesize, train
+from spec_kd.cli.old_names import refuse_old_names
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.cli.values import place_paths, read_paths
 from spec_kd.cli.yaml_files import check_keys, read_yaml
-from spec_kd.open_types import JsonObject, Record
+from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
 from spec_kd.options import suggest
+from spec_kd.prompts.mixing import MixOptions
 
 SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
 REQUIRED = ("target", "draft", "output_dir", "prompts", "train")
-SCENARIOS = ("historical", "curated", "synthetic")
+SCENARIOS = {"historical": logs, "curated": curated, "synthetic": synthesize}
 MIX = "mix"
 NUM_EVALUATION_PROMPTS = 200
 SET_BY_RECIPE = {
@@ -26,47 +27,64 @@ SET_BY_RECIPE = {
     MIX: ("output_dir", "parts"),
     "respond": ("output_dir", "target", "prompts", "split"),
     "train": ("output_dir", "target", "responses", "split", "model_name_or_path"),
-    "evaluate": ("output_dir", "target", "drafts", "texts_dir"),
+    "evaluate": ("output_dir", "target", "drafts", "responses_dir"),
 }
 
-Part = prompts.LogArguments | prompts.CuratedArguments | synthesize.SynthesizeCall
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the prompts.
+
+    Args:
+        scenario (`str`): Name in `SCENARIOS`.
+        call (`tuple`): Arguments of the scenario's command.
+    """
+
+    scenario: str
+    call: tuple[Argument, ...]
+
+    @property
+    def module(self) -> ModuleType:
+        """The command that makes the prompts."""
+        return SCENARIOS[self.scenario]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The steps of a recipe, each with all its arguments, in the order they are done.
+    """The steps of a recipe with all their arguments, in the order in which they run.
 
     Args:
-        path (`str`): The file.
-        output_dir (`str`): With a folder per step.
-        parts (`dict[str, Part]`): How the prompts of each part come to be.
-        mix (`MixArguments`): How they become the training and test prompts.
-        respond (`RespondCall`, *optional*): How the target answers; `None` where nothing is to be answered.
+        path (`str`): File of the recipe.
+        output_dir (`str`): Folder that gets a folder for each step.
+        parts (`dict[str, Part]`): The parts of the prompts by name.
+        mix (`tuple[MixFiles, MixOptions]`): How the parts become training and test prompts.
+        respond (`ResponseCall`, *optional*): How the target completes the prompts; `None` if it does not.
         train (`TrainCall`): How the draft learns.
-        evaluate (`EvaluateCall`): How the draft is measured.
+        evaluate (`EvaluationCall`): How the draft is measured.
     """
 
     path: str
     output_dir: str
     parts: dict[str, Part]
-    mix: MixArguments
-    respond: respond.RespondCall | None
+    mix: tuple[mix.MixFiles, MixOptions]
+    respond: respond.ResponseCall | None
     train: train.TrainCall
-    evaluate: evaluate.EvaluateCall
+    evaluate: evaluate.EvaluationCall
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads and checks a recipe, without looking at the files and models it names (`check_sources` does).
+    """Reads and checks a recipe; `check_sources` checks the files and models that it names.
 
     Args:
-        path (`str` or `Path`): YAML as described at the top of this module.
+        path (`str` or `Path`): YAML file as `spec_kd.cli.recipe_format` describes it.
 
     Raises:
-        ValueError: Names the section, the key or value, and what would be right: unknown or missing keys, values that
-            do not fit, options that exclude each other, a divergence that the teacher signal cannot serve.
-        OSError: For a file that cannot be read.
+        ValueError: A key is unknown or missing, a value does not fit, options exclude each other, or the teacher
+            signal cannot serve the divergence; names the section.
+        OSError: A file cannot be read.
     """
     values = read_yaml(path)
+    refuse_old_names(path, values)
     with naming(str(path)):
         _check_names(values, SECTIONS)
         if missing := [name for name in REQUIRED if values.get(name) is None]:
@@ -90,7 +108,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 class _Builder:
-    """Sections of YAML into the arguments of commands."""
+    """Turns the sections of a recipe into the arguments of commands."""
 
     def __init__(self, values: JsonObject, folder: str):
         self.values = values
@@ -110,14 +128,22 @@ class _Builder:
         self.prompts = dict(_as_mapping(values["prompts"], "prompts"))
         self.mix = self.prompts.pop(MIX, None) or {}
         if not self.prompts:
-            raise ValueError(f"`prompts` has no part: give {', '.join(SCENARIOS[:-1])} or {SCENARIOS[-1]}.")
+            raise ValueError(f"`prompts` has no part. Give one or several of {', '.join(SCENARIOS)}.")
+
+    def read(self, section: JsonValue, kind: str) -> JsonObject:
+        """A section with its paths placed; raises `ValueError` for an option that the recipe sets."""
+        section = place_paths(_as_mapping({} if section is None else section), self.folder)
+        for name in SET_BY_RECIPE[kind]:
+            if name in section:
+                raise ValueError(f"`{name}` is set by the recipe. Leave it out.")
+        return section
 
     def build_parts(self) -> dict[str, Part]:
         return {name: self._build_part(name, part) for name, part in self.prompts.items()}
 
-    def _build_part(self, name: str, part: Any) -> Part:
+    def _build_part(self, name: str, part: JsonValue) -> Part:
         with naming(f"prompts: {name}"):
-            part = place_paths(_as_mapping(part), self.folder)
+            part = self.read(part, "prompts")
             if "/" in name or name.startswith("."):
                 raise ValueError("the name of a part is that of a folder: no slash, and no dot at the beginning.")
             scenario = part.pop("scenario", name)
@@ -126,19 +152,15 @@ class _Builder:
                     f"`scenario` is {scenario!r}.{suggest(str(scenario), SCENARIOS)} A part with a name of its own "
                     "needs one of them."
                 )
-            _refuse(part, SET_BY_RECIPE["prompts"])
             given = {**self.seed, **part, "output_dir": self.find_part_folder(name)}
             if scenario == "synthetic":
                 given = {"test_sets": self.find_test_sets(), **self.target, **given}
-                return synthesize.build_parser().parse_values(given)
-            if scenario == "historical":
-                (arguments,) = prompts.build_parser("logs").parse_values({"tokenizer": self.target["target"], **given})
-            else:
-                (arguments,) = prompts.build_parser("curated").parse_values(given)
-            return arguments
+            elif scenario == "historical":
+                given = {"tokenizer": self.target["target"], **given}
+            return Part(scenario, SCENARIOS[scenario].build_parser().parse_values(given))
 
     def find_test_sets(self) -> list[str]:
-        """Test prompts that are there before any are synthesized, so that those need not repeat them."""
+        """The test prompts that exist before any prompt is synthesized, and that no synthetic prompt may repeat."""
         evaluation = self.values.get("evaluate") or {}
         if isinstance(evaluation, Mapping) and "prompts" in evaluation:
             return [place_paths(evaluation, self.folder)["prompts"]]
@@ -148,40 +170,34 @@ class _Builder:
     def find_part_folder(self, name: str) -> str:
         return f"{self.output_dir}/parts/{name}"
 
-    def build_mix(self) -> MixArguments:
+    def build_mix(self) -> tuple[mix.MixFiles, MixOptions]:
         with naming("prompts: mix"):
-            mix = place_paths(_as_mapping(self.mix), self.folder)
-            _refuse(mix, SET_BY_RECIPE[MIX])
+            given = {"tokenizer": self.target["target"], **self.seed, **self.read(self.mix, MIX)}
             parts = {name: self.find_part_folder(name) for name in self.prompts}
-            given = {"tokenizer": self.target["target"], **self.seed, **mix}
             given |= {"parts": parts, "output_dir": f"{self.output_dir}/prompts"}
-            (arguments,) = prompts.build_parser("mix").parse_values(given)
-            return arguments
+            call = mix.build_parser().parse_values(given)
+            mix.check(*call)
+            return call
 
-    def build_respond(self) -> respond.RespondCall | None:
-        section = self.values.get("respond")
-        if section is False:
+    def build_respond(self) -> respond.ResponseCall | None:
+        if self.values.get("respond") is False:
             return None
         with naming("respond"):
-            section = place_paths(_as_mapping({} if section is None else section), self.folder)
-            _refuse(section, SET_BY_RECIPE["respond"])
-            given = {**self.target, **self.seed, **section, "output_dir": f"{self.output_dir}/responses"}
-            call = respond.build_parser().parse_values({**given, "prompts": self.find_prompts("train")})
-            call[0].build_options()
-            return call
+            given = {**self.target, **self.seed, **self.read(self.values.get("respond"), "respond")}
+            given |= {"output_dir": f"{self.output_dir}/responses", "prompts": self.find_prompts("train")}
+            return respond.build_parser().parse_values(given)
 
     def find_prompts(self, split: str) -> str:
         return f"{self.output_dir}/prompts/{split}.arrow"
 
     def build_train(self) -> train.TrainCall:
         with naming("train"):
-            section = place_paths(_as_mapping(self.values["train"]), self.folder)
+            section = self.read(self.values["train"], "train")
             if "method" not in section:
                 raise ValueError(f"`method` is missing: {', '.join(train.METHODS)}.")
             method = section.pop("method")
             train.check_method(method)
-            _refuse(section, SET_BY_RECIPE["train"])
-            is_answered = self.values.get("respond") is not False
+            has_responses = self.values.get("respond") is not False
             responses = f"{self.output_dir}/responses/{respond.PRODUCTS[0]}"
             given = {
                 **self.seed,
@@ -189,16 +205,15 @@ class _Builder:
                 "output_dir": f"{self.output_dir}/draft",
                 "target": self.target["target"],
                 "model_name_or_path": self.draft,
-                "responses": responses if is_answered else self.find_prompts("train"),
+                "responses": responses if has_responses else self.find_prompts("train"),
             }
             parser = train.build_parser(method)
             arguments, draft, config = parser.parse_values(given)
             return train.TrainCall(method, arguments, config, draft, parser.chosen)
 
-    def build_evaluate(self) -> evaluate.EvaluateCall:
+    def build_evaluate(self) -> evaluate.EvaluationCall:
         with naming("evaluate"):
-            section = place_paths(_as_mapping(self.values.get("evaluate") or {}), self.folder)
-            _refuse(section, SET_BY_RECIPE["evaluate"])
+            section = self.read(self.values.get("evaluate") or None, "evaluate")
             if len(self.prompts) > 1 and "prompts" not in section:
                 section.setdefault("group_by", ["scenario"])
             given = {
@@ -208,12 +223,12 @@ class _Builder:
                 **self.seed,
                 **section,
                 "drafts": {"before": self.draft, "after": f"{self.output_dir}/draft"},
-                "texts_dir": f"{self.output_dir}/texts",
+                "responses_dir": f"{self.output_dir}/test_responses",
                 "output_dir": f"{self.output_dir}/evaluation",
             }
-            arguments, target = evaluate.build_parser().parse_values(given)
-            arguments.check(target.engine)
-            return arguments, target
+            call = evaluate.build_parser().parse_values(given)
+            evaluate.check(*call)
+            return call
 
 
 def _check_together(recipe: Recipe) -> None:
@@ -223,21 +238,24 @@ def _check_together(recipe: Recipe) -> None:
     method, config = recipe.train.method, recipe.train.config
     if recipe.respond is None:
         for name, part in recipe.parts.items():
-            has_answers = isinstance(part, prompts.LogArguments) or getattr(part, "keep_completions", False)
-            if not has_answers and not (method == "online_gkd" and config.lmbda == 1):
+            has_completions = part.scenario == "historical" or (
+                part.scenario == "curated" and part.call[1].keep_completions
+            )
+            if not has_completions and not (method == "online_gkd" and config.lmbda == 1):
                 raise ValueError(
-                    f"respond: false learns from answers that come with the prompts, but `prompts: {name}` has none. "
-                    "Let the target answer (a `respond` section), or for a curated set set `keep_completions: true`."
+                    f"respond: false trains on completions that come with the prompts, but `prompts: {name}` has none. "
+                    "Let the target write them (a `respond` section), or set `keep_completions: true` for a curated "
+                    "dataset."
                 )
         return
-    signal = recipe.respond[0].teacher_signal
+    signal = recipe.respond[1].teacher_signal
     if method != "white_box" or signal is None or config.teacher_model_name_or_path is not None:
         return
     with naming("train: (from `respond: teacher_signal`)"):
         config.build_loss().check_served_by(SPARSE_METHODS[signal])
 
 
-def _as_mapping(section: Any, name: str = "the section") -> Record:
+def _as_mapping(section: JsonValue, name: str = "the section") -> Record:
     if not isinstance(section, Mapping):
         raise ValueError(f"{name} must hold `name: value` pairs, got {section!r}.")
     check_keys(section, name)
@@ -250,15 +268,9 @@ def _check_names(section: Record, known: tuple[str, ...]) -> None:
             raise ValueError(f"there is no `{name}`.{suggest(str(name), known)}")
 
 
-def _refuse(section: Record, names: tuple[str, ...]) -> None:
-    for name in names:
-        if name in section:
-            raise ValueError(f"`{name}` is set by the recipe. Leave it out.")
-
-
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Says in errors where in the recipe they come from."""
+    """Names the section of the recipe in errors."""
     try:
         yield
     except ValueError as error:

@@ -112,3 +112,8 @@ def list_files(path: Path) -> list[Path]:
         return [path]
     files = (file for file in path.rglob("*") if file.is_file())
     return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts))
+
+
+def take_first(rows: "Dataset", count: int | None) -> "Dataset":
+    """The first `count` rows of a dataset; all of them for `None`."""
+    return rows if count is None else rows.select(range(min(count, len(rows))))

@@ -1,14 +1,13 @@
 """`spec-kd run recipe.yaml`: from raw input to an evaluated draft."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spec_kd.cli import recipe_format
 from spec_kd.cli.parsing import Parser
-from spec_kd.cli.steps import Workspace, tell
+from spec_kd.cli.steps import Workspace, check_formats, tell
 from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.files import write_text
 from spec_kd.open_types import JsonObject
@@ -36,28 +35,25 @@ class RunArguments:
 
 def build_parser() -> Parser:
     """The options of the command, and the format of recipes."""
-    common = ("recipe", "only_check")
-    return Parser("run", DESCRIPTION, {"run": RunArguments}, common, recipe_format.__doc__, "Another name of `recipe`.")
-
-
-def parse(argv: Sequence[str]) -> RunArguments:
-    """The command line."""
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv.insert(0, "--recipe")
-    # a recipe is a YAML file, as `--config` of the other commands is
-    argv = [f"--recipe{text.removeprefix('--config')}" if text.split("=")[0] == "--config" else text for text in argv]
-    return build_parser().parse(argv)[0]
+    groups = {"recipe": RunArguments}
+    return Parser("run", DESCRIPTION, groups, ("recipe", "only_check"), recipe_format.__doc__, first="recipe")
 
 
 def run(arguments: RunArguments) -> JsonObject:
-    """The command."""
+    """Checks a recipe, and runs it.
+
+    Raises:
+        ValueError: The recipe is wrong, its `output_dir` is of an earlier version, or several processes were started.
+        OSError: A file or a model does not exist.
+        ImportError: A package is not installed.
+    """
     from spec_kd.cli.preflight import check_sources
     from spec_kd.cli.recipe import load_recipe
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a recipe runs in one process. Use `accelerate launch` with `respond` and `train`.")
     recipe = load_recipe(arguments.recipe)
+    check_formats(recipe.output_dir)
     check_sources(recipe)
     if arguments.only_check:
         return {"recipe": recipe.path, "output_dir": recipe.output_dir, "is_valid": True}
@@ -71,39 +67,37 @@ def copy_recipe(path: str, output_dir: str) -> None:
 
 
 def run_recipe(recipe: "Recipe") -> JsonObject:
-    """All steps of a recipe, one after the other; those that are finished are left as they are.
+    """Runs all steps of a recipe, one after the other, without those that are finished.
 
     Args:
-        recipe (`Recipe`): From `load_recipe`.
+        recipe (`Recipe`): Recipe of `load_recipe`.
 
     Returns:
-        `dict`: Which steps were done and which were there, and of the evaluation the figures and the gates.
+        `dict`: Which steps ran and which were reused, and of the evaluation the metrics and the gates.
+
+    Raises:
+        ValueError: No part has test prompts; also what a step raises.
     """
-    from spec_kd.cli import evaluate, mix, prompts, respond, synthesize, train
+    from spec_kd.cli import evaluate, mix, respond, train
 
     workspace = Workspace(recipe.output_dir)
     results = {}
-    # synthetic ones last: they keep away from the test prompts of the others
-    for name, part in sorted(recipe.parts.items(), key=lambda item: isinstance(item[1], tuple)):
-        if isinstance(part, prompts.LogArguments):
-            results[f"parts/{name}"] = prompts.read_logs(part, workspace)
-        elif isinstance(part, prompts.CuratedArguments):
-            results[f"parts/{name}"] = prompts.read_curated(part, workspace)
-        else:
-            results[f"parts/{name}"] = synthesize.synthesize(*part, workspace)
-    results["prompts"] = mix.mix(recipe.mix, workspace)
+    # synthetic parts last: they do not repeat the test prompts of the others
+    for name, part in sorted(recipe.parts.items(), key=lambda item: item[1].scenario == "synthetic"):
+        results[f"parts/{name}"] = part.module.run(*part.call, workspace)
+    results["prompts"] = mix.run(*recipe.mix, workspace)
     if results["prompts"]["num_test"] == 0 and recipe.evaluate[0].prompts.startswith(f"{recipe.output_dir}/"):
         raise ValueError(
             "No part has test prompts to evaluate on. Raise a part's `test_fraction`, or give `evaluate: prompts`."
         )
     if recipe.respond is not None:
-        results["responses"] = respond.respond(*recipe.respond, workspace)
-    results["draft"] = train.train(recipe.train, workspace)
-    results["evaluation"] = evaluated = evaluate.evaluate(*recipe.evaluate, workspace)
+        results["responses"] = respond.run(*recipe.respond, workspace)
+    results["draft"] = train.run(recipe.train, workspace)
+    results["evaluation"] = evaluated = evaluate.run(*recipe.evaluate, workspace)
     copy_recipe(recipe.path, recipe.output_dir)
     tell(f"run: {recipe.output_dir}")
     return {
         "output_dir": recipe.output_dir,
         "steps": {name: "reused" if result["is_reused"] else "done" for name, result in results.items()},
-        **{name: evaluated[name] for name in ("figures", "report", "gates", "has_passed") if name in evaluated},
+        **{name: evaluated[name] for name in ("metrics", "report", "gates", "has_passed") if name in evaluated},
     }

@@ -1,10 +1,11 @@
-"""Work that is done once: a folder per step, with a note of what it was made from.
+"""Steps: work that is done once, in a folder with a note of what it was made from.
 
 `.step.json` in the folder of a step holds what its result depends on (`inputs`: options, and the hashes of files and
-models), their hash, and the `result` once it is there. The same inputs again cost nothing. Other inputs are another
-step: the folder is refused, or, in a recipe's run, moved to `replaced/` before the step begins anew, so that no work is
-ever deleted. A later step depends on the *content* of what an earlier one wrote, so a step that is redone with the same
-outcome redoes nothing else. Secrets (tokens, passwords) are not written down and are no inputs.
+models), their hash, and the `result` once it exists. A step with the same inputs does not run again. Other inputs make
+another step: the folder is refused, or, in the run of a recipe, moved to `replaced/` before the step begins again, so
+that no work is ever deleted. A later step depends on the *content* that an earlier one wrote, so a step that runs again
+with the same outcome repeats no other step. Secrets (tokens, passwords) are not written to notes and do not count as
+inputs.
 """
 
 import itertools
@@ -15,31 +16,35 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 from spec_kd.cli.fingerprints import Fingerprints, hash_json
 from spec_kd.files import compute_sum, explain_full_disk, read_json_object, sweep, write_text
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Argument, JsonObject, JsonValue
 from spec_kd.secrets import strip_secrets
 
 STEP_FILE = ".step.json"  # hidden, so that `load_dataset` takes it for no data
 HASHES_FILE = ".hashes.json"
 REPLACED = "replaced"
+FORMAT = 2  # of `.step.json`; `spec-kd convert` brings earlier ones to it
 
 
 class Workspace:
-    """Where steps are done.
+    """The place where steps run.
 
     Args:
         output_dir (`str`, *optional*):
-            Of a recipe's run, which owns the folders of its steps: one with other inputs is moved aside, to
-            `replaced/STEP-N` in this folder, and begun anew.
-            By default a single command works in a folder of the user's, and refuses it then.
+            Folder of the run of a recipe, which owns the folders of its steps: one with other inputs is moved to
+            `replaced/STEP-N` in this folder, and the step begins again. By default a single command works in a folder
+            of the user's, and refuses one with other inputs.
+
+    Raises:
+        ValueError: The folder is of an earlier version.
     """
 
     def __init__(self, output_dir: str | None = None):
         self.output_dir = output_dir
         if output_dir is not None:
+            check_formats(output_dir)
             Path(output_dir).mkdir(parents=True, exist_ok=True)
         self.fingerprints = Fingerprints(Path(output_dir, HASHES_FILE) if output_dir is not None else None)
 
@@ -52,22 +57,23 @@ class Workspace:
         work: Callable[[], JsonObject],
         continues: Sequence[str] = (),
     ) -> JsonObject:
-        """The result of a step: from its folder where it is finished, else of `work`, which continues what is there.
+        """Returns the result of a step: from its folder if it is finished, otherwise of `work`, which continues it.
 
         Args:
-            folder (`str`): Of the step.
-            command (`str`): For messages.
-            inputs (`dict`): All that the result depends on, `options` among it.
+            folder (`str`): Folder of the step.
+            command (`str`): Name of the command, for messages.
+            inputs (`dict`): Everything that the result depends on, with the options under `options`.
             products (`Sequence[str]`): Files or patterns that `work` writes in the folder.
-            work (`Callable`): Does it; returns JSON values.
-            continues (`Sequence[str]`): Options that may differ from those of the folder and yet go on from it.
+            work (`Callable`): Function that does the work and returns JSON values.
+            continues (`Sequence[str]`, *optional*, defaults to `()`):
+                Options whose change continues the folder instead of replacing it.
 
         Returns:
             `dict`: What `work` returned, and `is_reused`.
 
         Raises:
-            ValueError: For a folder with the result of other inputs (names them), or files of others; for a note that
-                is damaged.
+            ValueError: The folder has the result of other inputs (names them), files of another command, or a note that
+                is damaged or of an earlier version.
         """
         inputs = strip_secrets(inputs, replacement=None)
         if self.is_finished(folder, inputs):
@@ -83,17 +89,17 @@ class Workspace:
         return {**result, "is_reused": False}
 
     def is_finished(self, folder: str, inputs: JsonObject) -> bool:
-        """Whether the folder has the result of these inputs, with its files as they were, to the bit."""
+        """Whether the folder has the result of these inputs, with its files unchanged to the bit."""
         inputs, note = strip_secrets(inputs, None), _read_note(folder)
         if note is None or note["result"] is None or note["hash"] != hash_json(inputs):
             return False
         changed = [name for name, digest in note["files"].items() if not _is_as_written(Path(folder, name), digest)]
         if changed:
-            tell(f"{folder}: {', '.join(changed)} is not what was written, so the step is done again")
+            tell(f"{folder}: {', '.join(changed)} has changed since it was written, so the step runs again")
         return not changed
 
     def open(self, folder: str, inputs: JsonObject, products: Sequence[str], continues: Sequence[str] = ()) -> None:
-        """Begins or continues the step with these inputs; see `do`."""
+        """Begins or continues the step with these inputs; arguments and errors are those of `do`."""
         inputs = strip_secrets(inputs, replacement=None)
         note = _read_note(folder)
         found = [path.name for pattern in products for path in Path(folder).glob(pattern)]
@@ -101,13 +107,13 @@ class Workspace:
         if is_other and self.output_dir is not None:
             place = self._move_aside(folder)
             tell(
-                f"{folder}: begun anew ({_describe_changes(note['inputs'], inputs)})"
+                f"{folder}: begun again ({_describe_changes(note['inputs'], inputs)})"
                 + (f"; what was there is in {place}, delete it if it is not needed" if place else "")
             )
-        elif is_other and found:  # without anything in it, it is of a command that came to nothing
+        elif is_other and found:  # a folder without products is of a command that failed early
             raise ValueError(
-                f"`{folder}` is of other inputs ({_describe_changes(note['inputs'], inputs)}). Choose another folder, "
-                "delete this one, or repeat the command as it was to continue it."
+                f"`{folder}` was made from other inputs ({_describe_changes(note['inputs'], inputs)}). Choose another "
+                "folder, delete this one, or repeat the command as it was to continue it."
             )
         elif note is None and found:
             raise ValueError(f"`{folder}` has a {found[0]} that this command did not write: choose another one.")
@@ -125,15 +131,11 @@ class Workspace:
         return place
 
 
-def list_options(options: Any, leave_out: Sequence[str] = ()) -> JsonObject:
-    """The fields of a dataclass that are not their defaults: a default that is named counts as one that is not."""
-    chosen = {}
-    for field in fields(options):
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        value = getattr(options, field.name)
-        if field.name not in leave_out and value != default:
-            chosen[field.name] = value
-    return chosen
+def list_options(options: Argument, leave_out: Sequence[str] = ()) -> JsonObject:
+    """The fields of a dataclass whose values are not the defaults."""
+    default_of = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options)}
+    values = {name: getattr(options, name) for name in default_of if name not in leave_out}
+    return {name: value for name, value in values.items() if value != default_of[name]}
 
 
 def is_main_process() -> bool:
@@ -142,13 +144,13 @@ def is_main_process() -> bool:
 
 
 def tell(message: str) -> None:
-    """A line on stderr, of the main process."""
+    """Prints a line on stderr, in the main process only."""
     if is_main_process():
         print(message, file=sys.stderr, flush=True)
 
 
-def to_json(value: Any) -> Any:
-    """The value without NaN and infinities, which JSON does not have."""
+def to_json(value: JsonValue) -> JsonValue:
+    """The value with `None` for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -156,12 +158,29 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_note(folder: str) -> JsonObject | None:
+def check_formats(folder: str) -> None:
+    """Raises `ValueError` for a folder with a step of an earlier version."""
+    for path in list_notes(Path(folder)):
+        _read_note(str(path.parent), converted=folder)
+
+
+def list_notes(folder: Path) -> list[Path]:
+    """The notes of a step and of the steps in its folder, or of those in the folder of a recipe's run."""
+    paths = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}{STEP_FILE}")]
+    return sorted(path for path in paths if path.relative_to(folder).parts[0] != REPLACED)
+
+
+def _read_note(folder: str, converted: str | None = None) -> JsonObject | None:
     path = Path(folder, STEP_FILE)
     if not path.exists():
         return None
     fix = f"So it is not known what `{folder}` was made from: restore the file, or move the folder away and run again."
     note = read_json_object(path, fix, ("hash", "inputs", "result", "files"))
+    if note.get("format") != FORMAT:
+        raise ValueError(
+            f"`{folder}` was made by another version of spec_kd (format {note.get('format', 1)}, not {FORMAT}). "
+            f"Convert it: `spec-kd convert {converted or folder}`."
+        )
     is_whole = (
         isinstance(note["hash"], str)
         and isinstance(note["inputs"], dict)
@@ -176,7 +195,7 @@ def _read_note(folder: str) -> JsonObject | None:
 
 
 def _is_as_written(path: Path, noted: str | int) -> bool:
-    """Whether a file has the SHA-256 that was noted; a note of an earlier version has its size."""
+    """Whether a file has the SHA-256 that was noted; a note that was converted may have its size instead."""
     if not path.is_file():
         return False
     return compute_sum(path) == noted if isinstance(noted, str) else path.stat().st_size == noted
@@ -192,7 +211,7 @@ def _write_note(
 ) -> None:
     if not is_main_process():
         return
-    note = {"hash": hash_json(inputs), "inputs": inputs, "result": result, "files": files}
+    note = {"format": FORMAT, "hash": hash_json(inputs), "inputs": inputs, "result": result, "files": files}
     sweep(Path(folder))
     write_text(Path(folder, STEP_FILE), json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n")
 
@@ -209,7 +228,7 @@ def _describe_changes(old: JsonObject, new: JsonObject) -> str:
     return "; ".join(changes)
 
 
-def _flatten(values: JsonObject, prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(values: JsonObject, prefix: str = "") -> list[tuple[str, JsonValue]]:
     pairs = []
     for name, value in values.items():
         is_nested = isinstance(value, dict) and value

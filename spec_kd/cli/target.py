@@ -26,11 +26,13 @@ class TargetArguments:
     """The target and the engine that runs it."""
 
     target: str | None = option(
-        "Target: a folder or a name on the Hub. With a server its tokenizer is read from there.", default=None
+        "Target: a folder or a name on the Hub; no default. With a server only its tokenizer is read from there.",
+        default=None,
     )
     engine: str = option("Engine that runs the target: 'transformers', 'vllm' or 'server'.", default="transformers")
     base_url: str | None = option(
-        "Address of an OpenAI-compatible server, such as http://localhost:8000/v1; required with engine=server.",
+        "Address of an OpenAI-compatible server, such as http://localhost:8000/v1; no default, and required "
+        "with engine=server.",
         default=None,
     )
     served_model_name: str | None = option(

@@ -1,7 +1,7 @@
-"""`spec-kd train METHOD`: a draft learns from what the target wrote, or writes with it."""
+"""`spec-kd train METHOD`: a draft learns from the target's responses, or from completions written during training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trl import ModelConfig
@@ -12,8 +12,8 @@ from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, tell
-from spec_kd.open_types import JsonObject
-from spec_kd.options import suggest
+from spec_kd.open_types import Call, JsonObject
+from spec_kd.options import document_options, option, suggest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,39 +41,27 @@ NOT_INPUTS = (
 )  # fmt: skip
 
 
-@dataclass
+@document_options
+@dataclass(frozen=True)
 class TrainArguments:
-    r"""
-    What a training needs besides the trainer's own arguments.
+    """What a training reads besides the trainer's own arguments."""
 
-    Args:
-        responses (`str`):
-            Rows to learn from: what `spec-kd respond` wrote, any of TRL's formats with the target's completions, or for
-            `online_gkd` with `lmbda=1` prompts alone.
-        target (`str`, *optional*):
-            The target: its tokenizer is what the draft reads when it serves. Its weights are loaded where the responses
-            have no signal of it (white-box), and for `online_gkd`.
-        split (`str`, *optional*, defaults to `"train"`): Of a folder or a Hub name.
-        num_held_out (`int`, *optional*, defaults to `64`):
-            With an `eval_strategy`: rows kept for evaluation while training, 5 % of all at most. Besides the loss,
-            acceptance is measured on them where the target's probabilities are at hand.
-        eval_num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round, in that acceptance.
-    """
-
-    _argument_group_name = "data and target"
-
-    responses: str = field(metadata={"help": "Rows to learn from, of `spec-kd respond`: a file, folder or Hub name."})
-    target: str | None = field(
-        default=None,
-        metadata={"help": "The target, for its tokenizer; its weights are loaded where the responses have no signal."},
+    responses: str = option(
+        "Rows to learn from: what `spec-kd respond` wrote, or any of TRL's formats with the target's completions; for "
+        "online_gkd with lmbda=1 prompts alone. A file, a folder or a name on the Hub."
     )
-    split: str = field(default="train", metadata={"help": "Split of the responses, for a folder or a Hub name."})
-    num_held_out: int = field(
-        default=64, metadata={"help": "With an eval_strategy: rows for evaluation while training, 5 percent at most."}
+    target: str | None = option(
+        "Target, whose tokenizer the draft reads when it serves. Its weights are loaded if the responses have no "
+        "teacher signal, and for online_gkd. By default the draft's tokenizer is used.",
+        None,
     )
-    eval_num_assistant_tokens: int = field(
-        default=5, metadata={"help": "Tokens drafted in a round, for acceptance while training."}
+    split: str = option("Split of the responses, for a folder or a name on the Hub.", "train")
+    num_held_out: int = option(
+        "Number of rows for evaluation during training, at most 5 percent of all; used with an eval_strategy. "
+        "Acceptance is measured on them too if the target's probabilities are known.",
+        64,
     )
+    eval_num_assistant_tokens: int = option("Number of tokens drafted in a round, for that acceptance.", 5)
 
     def __post_init__(self) -> None:
         check_int("num_held_out", self.num_held_out)
@@ -84,21 +72,21 @@ class TrainArguments:
 class DraftArguments(ModelConfig):
     """TRL's arguments of the model that is trained."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The draft: a folder or a name on the Hub.", "aliases": ["--draft"]}
+    model_name_or_path: str | None = option(
+        "Draft: a folder or a name on the Hub; required.", None, aliases=("--draft",)
     )
 
 
 @dataclass(frozen=True)
 class TrainCall:
-    """A training as it was asked for.
+    """A training with its options.
 
     Args:
-        method (`str`): One of `METHODS`.
-        arguments (`TrainArguments`), config (`DraftConfig`), draft (`DraftArguments`): Its options.
+        method (`str`): Name in `METHODS`.
+        arguments (`TrainArguments`), config (`DraftConfig`), draft (`DraftArguments`): Options.
         chosen (`dict[str, Any]`):
-            Those that are not defaults, as they were given: a configuration replaces some by what the machine has, and
-            must not be built a second time in a process, since it sets up the communication with others.
+            The options that are not defaults, as they were given. A configuration replaces some by what the machine
+            has, and it must not be built twice in a process, because it sets up the communication with others.
     """
 
     method: str
@@ -109,7 +97,7 @@ class TrainCall:
 
 
 def find_classes(method: str) -> "tuple[type[DraftConfig], type[DraftTrainer]]":
-    """Configuration and trainer of a method; raises `ValueError` for another one."""
+    """Finds the configuration and the trainer of a method; raises `ValueError` for an unknown method."""
     check_method(method)
     import spec_kd
 
@@ -118,13 +106,13 @@ def find_classes(method: str) -> "tuple[type[DraftConfig], type[DraftTrainer]]":
 
 
 def check_method(method: str) -> None:
-    """Raises `ValueError` for a method that is none."""
+    """Raises `ValueError` for an unknown method."""
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}.{suggest(method, METHODS)}")
 
 
 def build_parser(method: str) -> Parser:
-    """The options of a method: ours, the trainer's and TRL's of a model."""
+    """The options of a method: data and target, TRL's of a model, and the trainer's."""
     config_class, _ = find_classes(method)
     description = (
         f"{METHODS[method]} A stopped run continues from its last checkpoint. All options of TRL's "
@@ -135,22 +123,29 @@ def build_parser(method: str) -> Parser:
     return Parser(f"train {method}", description, groups, common)
 
 
-def parse(argv: Sequence[str]) -> TrainCall:
-    """The command line; the method comes first."""
+def parse(argv: Sequence[str]) -> tuple[Call[JsonObject], tuple[TrainCall]]:
+    """Parses the method, which comes first, and its options; returns [`run`] and what to call it with.
+
+    Raises:
+        ValueError: There is no such method, or an option is wrong.
+        SystemExit: The method is missing, or help was asked for.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         raise SystemExit(tell_choices("train", "METHOD", METHODS, is_asked=bool(argv)))
     parser = build_parser(argv[0])
     arguments, draft, config = parser.parse(argv[1:])
-    return TrainCall(argv[0], arguments, config, draft, parser.chosen)
+    return run, (TrainCall(argv[0], arguments, config, draft, parser.chosen),)
 
 
-def run(call: TrainCall) -> JsonObject:
-    """The command."""
-    return train(call, Workspace())
+def run(call: TrainCall, workspace: Workspace | None = None) -> JsonObject:
+    """Trains a draft, and writes it to `config.output_dir`.
 
-
-def train(call: TrainCall, workspace: Workspace) -> JsonObject:
-    """The step: the trained draft in `config.output_dir`."""
+    Raises:
+        ValueError: A model or the responses cannot be read, or options do not fit each other.
+        OSError: A model or the responses do not exist.
+        ImportError: A package is not installed.
+    """
+    workspace = workspace or Workspace()
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
     if draft.model_name_or_path is None:
         raise ValueError("`model_name_or_path` (`--draft`) is missing: a folder, or a name on the Hub.")

@@ -246,7 +246,7 @@ COMMANDS = {
     "curated file, empty": ("prompts curated --dataset {empty} --output_dir {out}", "empty.jsonl"),
     "mix weight of nan": (
         "prompts mix --parts a={folder} --weights a=nan --output_dir {out}",
-        "`weights: a` is 'nan', but",
+        "`weights['a']` is 'nan', but",
     ),
     "mix part without a path": ("prompts mix --parts a= --output_dir {out}", "`parts` is ''"),
     "respond to an empty file": (

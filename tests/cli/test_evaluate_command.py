@@ -16,7 +16,7 @@ def test_a_report_and_its_gates(call, options, tmp_path):
     status, result, errors = call(*options, "--fail_under", "block_efficiency=1.5", "alpha_t1=0.9")
     assert status == 0, errors
     assert result["draft"] == "after" and result["has_passed"]
-    assert result["figures"]["alpha_greedy"][0] == 1.0  # the target drafts for itself
+    assert result["metrics"]["alpha_greedy"][0] == 1.0  # the target drafts for itself
     for kind in ("json", "md", "html", "png"):
         assert (tmp_path / "report" / f"report.{kind}").stat().st_size > 0
     # a threshold is no input: the report stands, and is held against the new one
@@ -38,7 +38,7 @@ def test_costs_of_another_machine(call, options, tmp_path):
     ]
     costs.write_text(json.dumps({**table, "cost_ratio": 0.3}))  # other costs under the same name are another input
     status, _, errors = call(*options)
-    assert status == 2 and "is of other inputs" in errors
+    assert status == 2 and "was made from other inputs" in errors
     costs.write_text(json.dumps({"cost_ratio": 0.3}))
     status, _, errors = call(*options)
     assert status == 2 and "lack ['verify_cost']" in errors and "Traceback" not in errors
@@ -49,17 +49,17 @@ def test_responses_with_a_signal_need_no_target(call, models, responses, tmp_pat
         "evaluate", "--draft", models / "draft", "--prompts", responses, "--output_dir", tmp_path / "report"
     )
     assert status == 0, errors
-    assert "alpha_t1" in result["figures"] and "alpha_greedy" not in result["figures"]
+    assert "alpha_t1" in result["metrics"] and "alpha_greedy" not in result["metrics"]
 
 
-def test_the_targets_texts_outlive_another_draft(call, options, tmp_path):
-    options += ["--texts_dir", tmp_path / "texts"]
+def test_the_targets_responses_outlive_another_draft(call, options, tmp_path):
+    options += ["--responses_dir", tmp_path / "responses"]
     call(*options)
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "texts").rglob("*.parquet")}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "responses").rglob("*.parquet")}
     assert len(written) == 2  # greedy, and at temperature 1
     options[options.index("--output_dir") + 1] = tmp_path / "second"
     assert call(*options, "--num_assistant_tokens", 3)[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "texts").rglob("*.parquet")} == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "responses").rglob("*.parquet")} == written
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_targets_texts_outlive_another_draft(call, options, tmp_path):
     [
         (["--fail_under", "speed=2"], "names no metric"),
         (["--serving_engine", "triton"], "must be one of transformers, vllm"),
-        (["--costs", "guess"], "`costs` is 'guess', but must be 'measure', 'none' or a JSON file"),
+        (["--costs", "guess"], "`costs` is 'guess', but must be 'measure', 'none', a JSON file"),
         (["--temperatures", "-1"], "temperature"),
         (["--drafts", "./a", "./b/c"], "`./a` does not exist"),
         (["--split", "test", "--prompts", "."], ""),
@@ -89,5 +89,5 @@ def test_the_last_line_is_strict_json(call, models, responses, tmp_path, capsys)
         "evaluate", "--draft", models / "draft", "--prompts", responses, "--output_dir", tmp_path / "report",
         "--num_prompts", 1,
     )  # fmt: skip
-    assert result["figures"]["block_efficiency"][1:] == [None, None]
+    assert result["metrics"]["block_efficiency"][1:] == [None, None]
     json.dumps(result, allow_nan=False)

@@ -1,7 +1,6 @@
 """What all commands share: help, JSON on stdout, exit statuses, defaults."""
 
 import dataclasses
-import inspect
 import json
 import os
 import subprocess
@@ -9,7 +8,7 @@ import sys
 
 import pytest
 
-from spec_kd.cli import evaluate, mix, prompts, respond, synthesize
+from spec_kd.cli import curated, evaluate, logs, mix, respond, synthesize
 from spec_kd.cli.main import COMMANDS, main, to_json
 from spec_kd.data.response_options import ResponseOptions
 from spec_kd.evaluation.options import EvaluationOptions
@@ -71,13 +70,13 @@ def test_a_traceback_on_request(monkeypatch, call):
 
 
 def test_what_is_no_wrong_input_is_not_caught(monkeypatch):
-    monkeypatch.setattr("spec_kd.cli.respond.run", lambda call: {}["a bug"])
+    monkeypatch.setattr("spec_kd.cli.respond.run", lambda *call: {}["a bug"])
     with pytest.raises(KeyError):
         main(["respond", "--prompts", "x", "--output_dir", "y"])
 
 
 def test_an_interruption_is_said_and_has_its_status(monkeypatch, call):
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("spec_kd.cli.respond.run", interrupt)
@@ -90,34 +89,19 @@ def test_json_has_no_nan():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "function", "other_names"),
+    ("command", "options"),
     [
-        (respond.RespondArguments, ResponseOptions, set()),
-        (evaluate.EvaluateArguments, EvaluationOptions, {"batch_sizes", "group_by"}),
-        (prompts.LogArguments, LogOptions, set()),
-        (prompts.CuratedArguments, CuratedOptions, set()),
-        (mix.MixArguments, MixOptions, set()),
-        (synthesize.SynthesizeArguments, SynthesisOptions, set()),
-        (synthesize.SynthesizeArguments, TextFilter, set()),
+        (respond, ResponseOptions), (evaluate, EvaluationOptions), (logs, LogOptions), (curated, CuratedOptions),
+        (mix, MixOptions), (synthesize, SynthesisOptions), (synthesize, TextFilter),
     ],
-)
-def test_defaults_are_those_of_the_functions(arguments, function, other_names):
-    parameters = inspect.signature(function).parameters
-    factories = {
-        name: value.default_factory()
-        for name, value in getattr(function, "__dataclass_fields__", {}).items()
-        if value.default_factory is not dataclasses.MISSING
-    }
-    compared = 0
-    for field in dataclasses.fields(arguments):
-        if field.name not in parameters or field.name in other_names:
-            continue
-        default = factories.get(field.name, parameters[field.name].default)
+)  # fmt: skip
+def test_defaults_are_those_of_the_functions(command, options):
+    """The command parses the very class that the function takes."""
+    parser = command.build_parser()
+    assert options in parser.dataclass_types
+    actions = {action.dest: action for actions in parser.group_options().values() for action in actions}
+    for field in dataclasses.fields(options):
         is_required = field.default is field.default_factory is dataclasses.MISSING
-        if is_required or default is inspect.Parameter.empty:
-            continue
-        ours = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        # a list where the function takes one value or several, `None` for an empty one
-        assert ours in (default, [default]) or (ours is None and default in ((), (1,))), field.name
-        compared += 1
-    assert compared >= 3
+        assert actions[field.name].required == is_required
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        assert is_required or actions[field.name].default == default

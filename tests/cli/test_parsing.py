@@ -6,19 +6,22 @@ from dataclasses import fields
 
 import pytest
 
-from spec_kd.cli import evaluate, init, mix, prompts, respond, run, synthesize, train
-from spec_kd.cli.main import main
-from spec_kd.cli.parsing import Parser
+from spec_kd.cli import curated, evaluate, init, logs, mix, respond, run, synthesize, train
+from spec_kd.cli.main import main, parse_command
+from spec_kd.cli.parsing import Parser, is_ours
 from spec_kd.cli.run import RunArguments
-from spec_kd.cli.target import TargetArguments
 from spec_kd.cli.values import PATH_OPTIONS, read_pairs
 from spec_kd.cli.yaml_files import read_yaml
 
-OURS = (
-    evaluate.EvaluateArguments, mix.MixArguments, prompts.CuratedArguments, prompts.LogArguments,
-    respond.RespondArguments, run.RunArguments, synthesize.SynthesizeArguments, train.DraftArguments,
-    train.TrainArguments, TargetArguments,
-)  # fmt: skip
+PARSERS = [
+    *(module.build_parser() for module in (curated, evaluate, init, logs, mix, respond, run, synthesize)),
+    *(train.build_parser(method) for method in train.METHODS),
+]
+OURS = {kind for parser in PARSERS for kind in parser.dataclass_types}
+
+
+def parse(*argv):
+    return parse_command(argv)[1]
 
 
 @pytest.fixture
@@ -31,28 +34,48 @@ def test_every_option_of_ours_that_names_a_file_is_read_as_a_path():
     """By its help, so that a new option cannot be forgotten."""
     words = ("file", "folder", "Hub", "prompt sets")
     for kind in OURS:
-        own = [field for field in fields(kind) if field.name in kind.__annotations__]
-        for field in own:
-            says_path = any(word in field.metadata["help"] for word in words)
+        for field in fields(kind):
+            says_path = any(word in field.metadata["help"] for word in words) and is_ours(kind, field.name)
             is_text = "str" in str(field.type) and "dict" not in str(field.type)
-            is_other = field.name in ("split", "config_name", "log_files")  # of something on the Hub
+            is_other = field.name in ("split", "config_name", "test_split", "redact")  # their help speaks of files
             if says_path and is_text and not is_other:
                 assert field.name in PATH_OPTIONS, f"{kind.__name__}.{field.name}"
+
+
+def test_every_option_comes_from_one_dataclass_and_states_its_default():
+    for parser in PARSERS:
+        names = [field.name for kind in parser.dataclass_types for field in fields(kind) if field.init]
+        assert len(names) == len(set(names)), parser.prog
+        text = " ".join(parser.format_help().partition("\nA recipe is")[0].split())
+        for actions in parser.group_options().values():
+            for action in actions:
+                (kind,) = (k for k in parser.dataclass_types if action.dest in k.__dataclass_fields__)
+                if not is_ours(kind, action.dest):
+                    continue
+                words = ("default", "if not set", "without")
+                said = action.required or action.default is not None or any(w in action.help.lower() for w in words)
+                assert said or kind.__module__.startswith("spec_kd.trainer"), (
+                    f"{parser.prog}: --{action.dest} does not state its default"
+                )
+                if action.default is not None:
+                    assert f"(default: {action.default})" in text
 
 
 def test_a_home_is_expanded_on_a_command_line_and_in_yaml(home, tmp_path):
     config = tmp_path / "logs.yaml"
     config.write_text("paths: [~/a.jsonl, b.jsonl]\noutput_dir: ~/out\ntokenizer: ~/target\n")
-    from_yaml = prompts.parse(["logs", "--config", "~/logs.yaml"])
+    from_yaml = parse("prompts", "logs", "--config", "~/logs.yaml")
     argv = ["logs", "--paths", "~/a.jsonl", "b.jsonl", "--output_dir=~/out", "--tokenizer", "~/target"]
-    assert from_yaml == prompts.parse(argv)
-    assert from_yaml.paths == [f"{home}/a.jsonl", "b.jsonl"] and from_yaml.output_dir == f"{home}/out"
-    parts = prompts.parse(["mix", "--parts", "a=~/a", "b=b", "--output_dir", "x"]).parts
+    assert from_yaml == parse("prompts", *argv)
+    files, _ = from_yaml
+    assert files.paths == [f"{home}/a.jsonl", "b.jsonl"] and files.output_dir == f"{home}/out"
+    parts = parse("prompts", "mix", "--parts", "a=~/a", "b=b", "--output_dir", "x")[0].parts
     assert parts == {"a": f"{home}/a", "b": "b"}
 
 
 def test_a_home_in_a_trainers_options(home):
-    call = train.parse(["black_box", "--draft", "~/draft", "--responses", "~/r.parquet", "--output_dir", "~/out"])
+    argv = ["--draft", "~/draft", "--responses", "~/r.parquet", "--output_dir", "~/out"]
+    (call,) = parse("train", "black_box", *argv)
     assert call.draft.model_name_or_path == f"{home}/draft" and call.arguments.responses == f"{home}/r.parquet"
     assert call.config.output_dir == f"{home}/out"
 
@@ -109,7 +132,7 @@ def test_a_mistyped_option_is_named_before_those_that_miss(call, argv, meant):
 
 @pytest.mark.parametrize("written", [["a.yaml"], ["--config", "a.yaml"], ["--config=a.yaml"], ["--recipe", "a.yaml"]])
 def test_a_recipe_in_every_way_it_is_written(written):
-    assert run.parse([*written, "--only_check"]) == RunArguments("a.yaml", only_check=True)
+    assert parse("run", *written, "--only_check") == (RunArguments("a.yaml", only_check=True),)
 
 
 PAIRS = {"dtype": "float16", "max_concurrency": 4, "trust_remote_code": True, "rate": 0.5}
@@ -149,17 +172,18 @@ def test_what_is_no_pair_is_refused(value, message):
 
 def test_pairs_of_every_command(tmp_path):
     written = ["--weights", "a=2", "b=1", "--output_dir", "x"]
-    assert prompts.parse(["mix", "--parts", "a=p", "b=q", *written]).weights == {"a": 2, "b": 1}
+    call = parse("prompts", "mix", "--parts", "a=p", "b=q", *written)
+    assert call[1].weights == {"a": 2, "b": 1}
     config = tmp_path / "mix.yaml"
     config.write_text("parts: {a: p, b: q}\nweights: {a: 2, b: 1}\noutput_dir: x\n")
-    assert prompts.parse(["mix", "--config", str(config)]) == prompts.parse(["mix", "--parts", "a=p", "b=q", *written])
+    assert parse("prompts", "mix", "--config", str(config)) == call
     config.write_text("drafts: {new: p}\nprompts: t\noutput_dir: x\nfail_under: {block_efficiency: 2}\n")
-    arguments, _ = evaluate.parse(["--config", str(config)])
+    arguments, *_ = parse("evaluate", "--config", str(config))
     assert arguments.drafts == {"new": "p"} and arguments.fail_under == {"block_efficiency": 2}
     argv = ["--drafts", "new=p", "runs/other", "--prompts", "t", "--output_dir", "x"]
-    assert evaluate.parse(argv)[0].drafts == {"new": "p", "other": "runs/other"}
+    assert parse("evaluate", *argv)[0].drafts == {"new": "p", "other": "runs/other"}
     argv = ["--draft", "d", "--responses", "r", "--output_dir", str(tmp_path), "--divergence", "lk_hybrid"]
-    call = train.parse(["white_box", *argv, "--divergence_kwargs", "eta=3.0"])
+    (call,) = parse("train", "white_box", *argv, "--divergence_kwargs", "eta=3.0")
     assert call.config.divergence_kwargs == {"eta": 3.0}
 
 
@@ -192,17 +216,10 @@ def test_choices_hold_in_yaml_too(tmp_path, call):
     status, _, errors = call(*argv, "--config", config)
     assert status == 2 and "`dtype` is 'float17'. Did you mean" in errors
     config.write_text("eval_strategy: no\n")  # which YAML reads as false
-    assert train.parse([*argv[1:], "--config", str(config)]).config.eval_strategy == "no"
+    assert parse(*argv, "--config", str(config))[0].config.eval_strategy == "no"
 
 
-@pytest.mark.parametrize(
-    "parser",
-    [
-        *(module.build_parser() for module in (evaluate, init, respond, run, synthesize)),
-        *(prompts.build_parser(kind) for kind in prompts.KINDS), *(train.build_parser(m) for m in train.METHODS),
-    ],
-    ids=lambda parser: parser.prog,
-)  # fmt: skip
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.prog)
 def test_help_shows_each_option_once_and_the_common_ones_first(parser):
     text = parser.format_help().partition("\nA recipe is")[0]
     entries = re.findall(r"^  (--\w.*)", text, re.MULTILINE)
@@ -232,7 +249,7 @@ def test_a_parser_takes_no_abbreviations():
 
 
 def test_the_error_holds_no_secret(call, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise ValueError("no such model (token=hf_abcdefghijklmnop) at https://me:secret-word@host/v1")
 
     monkeypatch.setattr("spec_kd.cli.respond.run", fail)

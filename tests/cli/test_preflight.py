@@ -90,8 +90,8 @@ def test_a_recipe_that_fits_is_valid(check, tmp_path):
         ({"prompts.synthetic": {"num_queries": 1, "temperature": 0}}, "prompts: synthetic: `temperature` is 0"),
         ({"prompts.synthetic": {"num_queries": 1, "max_repetition": 2}}, "prompts: synthetic: `max_repetition` is 2"),
         ({"prompts.synthetic": {"num_queries": 1, "num_tools": [0]}}, "prompts: synthetic: `num_tools` is 0"),
-        ({"prompts.mix.weights": {"historical": float("nan")}}, "prompts: mix: `weights: historical` is nan"),
-        ({"prompts.mix.weights": {"historical": -1}}, "prompts: mix: `weights: historical` is -1"),
+        ({"prompts.mix.weights": {"historical": float("nan")}}, "prompts: mix: `weights['historical']` is nan"),
+        ({"prompts.mix.weights": {"historical": -1}}, "prompts: mix: `weights['historical']` is -1"),
         ({"respond.temperature": float("inf")}, "respond: `temperature` is inf"),
         ({"respond.batch_size": 0}, "respond: `batch_size` is 0"),
         ({"respond.engine_kwargs": {"dtipe": "float32"}}, "respond: `engine_kwargs` has `dtipe`"),
@@ -130,8 +130,9 @@ def test_a_home_means_one_folder_in_every_step(check, recipe, monkeypatch, tmp_p
     status, result, errors = check({"output_dir": "~/run", "prompts.historical.paths": "~/log.jsonl"})
     assert status == 0 and result["output_dir"] == f"{tmp_path}/run", errors
     loaded = load_recipe(tmp_path / "recipe.yaml")
-    folders = [loaded.train.config.output_dir, loaded.respond[0].output_dir, loaded.mix.output_dir]
-    folders += [loaded.parts["historical"].output_dir, loaded.evaluate[0].texts_dir, loaded.train.arguments.responses]
+    folders = [loaded.train.config.output_dir, loaded.respond[0].output_dir, loaded.mix[0].output_dir]
+    folders += [loaded.parts["historical"].call[0].output_dir, loaded.evaluate[0].responses_dir]
+    folders += [loaded.train.arguments.responses]
     assert all(folder.startswith(f"{tmp_path}/run/") for folder in folders), folders
     assert loaded.evaluate[0].drafts["after"] == f"{tmp_path}/run/draft"
 

@@ -3,7 +3,8 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
-from spec_kd.cli.prompt_sets import hold_out, load_prompts, save_prompts
+from spec_kd.cli.prompt_sets import load_prompts, save_prompts
+from spec_kd.prompts.splitting import split_prompts
 
 QUESTIONS = [
     "how do I bake bread", "what is the capital of France", "explain photosynthesis to a child",
@@ -105,7 +106,7 @@ def test_a_test_prompt_of_one_part_is_no_training_prompt_of_another(call, tmp_pa
     rows = {name: Dataset.from_list([{"prompt": text} for text in QUESTIONS]) for name in ("a", "b")}
     for seed, name in enumerate(rows):
         (tmp_path / name).mkdir()
-        save_prompts(str(tmp_path / name), *hold_out(rows[name], 0.4, seed))
+        save_prompts(str(tmp_path / name), *split_prompts(rows[name], 0.4, seed))
     parts = [f"{name}={tmp_path / name}" for name in rows]
     status, result, errors = call("prompts", "mix", "--parts", *parts, "--output_dir", tmp_path / "mix")
     assert status == 0, errors
@@ -117,7 +118,7 @@ def test_a_test_prompt_of_one_part_is_no_training_prompt_of_another(call, tmp_pa
 def test_a_mix_without_test_prompts_is_said(call, tmp_path, caplog):
     rows = Dataset.from_list([{"prompt": text} for text in QUESTIONS])
     (tmp_path / "a").mkdir()
-    save_prompts(str(tmp_path / "a"), *hold_out(rows, 0, 0))
+    save_prompts(str(tmp_path / "a"), *split_prompts(rows, 0, 0))
     assert not caplog.text
     assert call("prompts", "mix", "--parts", f"a={tmp_path / 'a'}", "--output_dir", tmp_path / "mix")[0] == 0
     assert "The mix has no test prompts" in caplog.text
@@ -126,7 +127,7 @@ def test_a_mix_without_test_prompts_is_said(call, tmp_path, caplog):
 def test_held_out_texts_do_not_depend_on_case_and_spaces():
     rows = Dataset.from_list([{"prompt": text} for text in QUESTIONS])
     changed = Dataset.from_list([{"prompt": f"  {text.upper()} "} for text in QUESTIONS])
-    for left, right in zip(hold_out(rows, 0.4, 3), hold_out(changed, 0.4, 3), strict=True):
+    for left, right in zip(split_prompts(rows, 0.4, 3), split_prompts(changed, 0.4, 3), strict=True):
         assert [text.upper() for text in left["prompt"]] == [text.strip() for text in right["prompt"]]
 
 

@@ -51,30 +51,32 @@ def load(tmp_path):
 
 def test_sections_become_the_arguments_of_commands(load, tmp_path):
     recipe = load()
-    logs, leaflets, (synthetic, target) = recipe.parts.values()
+    (logs, log_options), (leaflets, options), (synthetic, synthesis, _, target) = (
+        part.call for part in recipe.parts.values()
+    )
     assert logs.paths == [f"{tmp_path}/logs/*.jsonl"] and logs.tokenizer == "my-org/target"
-    assert logs.output_dir == "runs/test/parts/historical" and logs.seed == 7
-    assert leaflets.dataset == f"{tmp_path}/data/leaflets.jsonl" and leaflets.seed == 1
-    assert synthetic.temperature == [0.8, 1.2] and target.target == "my-org/target"
+    assert logs.output_dir == "runs/test/parts/historical" and log_options.seed == 7
+    assert leaflets.dataset == f"{tmp_path}/data/leaflets.jsonl" and options.seed == 1
+    assert synthesis.temperature == [0.8, 1.2] and target.target == "my-org/target"
     assert synthetic.test_sets == ["runs/test/parts/historical/test.arrow", "runs/test/parts/leaflets/test.arrow"]
-    assert recipe.mix.parts["leaflets"] == "runs/test/parts/leaflets"
-    respond, target = recipe.respond
-    assert (respond.prompts, respond.seed, target.engine) == ("runs/test/prompts/train.arrow", 7, "transformers")
+    assert recipe.mix[0].parts["leaflets"] == "runs/test/parts/leaflets"
+    respond, options, target = recipe.respond
+    assert (respond.prompts, options.seed, target.engine) == ("runs/test/prompts/train.arrow", 7, "transformers")
     arguments, config, draft = recipe.train.arguments, recipe.train.config, recipe.train.draft
     assert recipe.train.method == "white_box" and config.learning_rate == 2e-5 and config.seed == 7
     assert draft.model_name_or_path == "my-org/draft" and draft.lora_r == 8
     assert arguments.responses == "runs/test/responses/responses.parquet"
-    evaluate, _ = recipe.evaluate
+    evaluate, options, _ = recipe.evaluate
     assert evaluate.drafts == {"before": "my-org/draft", "after": "runs/test/draft"}
     assert evaluate.fail_under == {"block_efficiency": 2.5} and evaluate.num_prompts == 200
-    assert evaluate.group_by == ["scenario"]
+    assert options.group_by == ["scenario"]
 
 
 def test_the_engine_of_the_target_is_that_of_every_step_that_asks_it(load):
     server = {"name": "my-org/target", "engine": "server", "base_url": "http://localhost/v1"}
     recipe = load({"target": server, "evaluate.engine": "vllm", "evaluate.base_url": None})
-    assert recipe.respond[1].engine == recipe.parts["synthetic"][1].engine == "server"
-    assert recipe.evaluate[1].engine == "vllm"
+    assert recipe.respond[-1].engine == recipe.parts["synthetic"].call[-1].engine == "server"
+    assert recipe.evaluate[-1].engine == "vllm"
 
 
 def test_training_can_use_the_answers_of_the_logs(load):
@@ -119,7 +121,7 @@ def test_training_can_use_the_answers_of_the_logs(load):
         ({"train.divergence": "reverse_kl"}, "cannot serve the divergence 'reverse_kl'"),
         ({"train.token_selection": "target_entropy", "respond.teacher_signal": "sampled_counts"}, "cannot serve"),
         ({"evaluate.fail_under": {"speed": 1}}, "evaluate: The gate 'speed=1' names no metric"),
-        ({"evaluate.serving_engine": "triton"}, "evaluate: `engine` is 'triton'"),
+        ({"evaluate.serving_engine": "triton"}, "evaluate: `serving_engine` is 'triton'"),
         ({"respond": False}, "`prompts: leaflets` has none"),
     ],
 )
@@ -160,7 +162,7 @@ def test_sources_that_are_there(load, local, tmp_path):
         ({"prompts.leaflets.dataset": "none.jsonl"}, "prompts: leaflets: dataset: `none.jsonl` does not exist"),
         (
             {"prompts.synthetic.tool_catalog": "none.json"},
-            "prompts: synthetic: tool_catalog: `none.json` does not exist",
+            "prompts: synthetic: The tool catalog `none.json` does not exist",
         ),
         ({"evaluate.prompts": "none.jsonl"}, "evaluate: prompts: `none.jsonl` does not exist"),
         (
@@ -171,9 +173,8 @@ def test_sources_that_are_there(load, local, tmp_path):
     ],
 )
 def test_sources_that_do_not_fit(load, local, tmp_path, changes, message):
-    recipe = load({**local, **changes})
     with pytest.raises((ValueError, OSError)) as caught:
-        check_sources(recipe)
+        check_sources(load({**local, **changes}))
     assert message in str(caught.value).replace(f"{tmp_path}/", "")  # relative paths are relative to the recipe
 
 

@@ -75,7 +75,7 @@ def test_historical_queries_killed_at_each_step(run, recipe, monkeypatch, tmp_pa
     status, expected, errors = run(whole)
     assert status == 0, errors
     assert list_done(expected) == ["parts/historical", "prompts", "responses", "draft", "evaluation"]
-    assert "alpha_greedy" in expected["figures"]
+    assert "alpha_greedy" in expected["metrics"]
 
     train_step, write_shard, write_note = Trainer.training_step, ShardStore.write, steps._write_note
 
@@ -107,7 +107,7 @@ def test_historical_queries_killed_at_each_step(run, recipe, monkeypatch, tmp_pa
         ("spec_kd.cli.steps._write_note", die_before_note_of("responses")),
         ("transformers.Trainer.training_step", die_in_training),
         ("spec_kd.cli.steps._write_note", die_before_note_of("draft")),
-        ("spec_kd.evaluation.evaluate.score_responses", die_in_evaluation),
+        ("spec_kd.evaluation.draft_measurement.score_responses", die_in_evaluation),
         ("spec_kd.cli.steps._write_note", die_before_note_of("evaluation")),
     ]
     for name, death in deaths:
@@ -118,13 +118,13 @@ def test_historical_queries_killed_at_each_step(run, recipe, monkeypatch, tmp_pa
     status, result, errors = run(recipe)
     assert status == 0, errors
     assert list_done(result) == ["evaluation"]
-    assert result["figures"] == expected["figures"]
+    assert result["metrics"] == expected["metrics"]
     weights, others = load_weights(recipe), load_weights(whole)
     assert all((weights[name] == others[name]).all() for name in others)
 
 
 def test_a_changed_input_redoes_what_depends_on_it(run, recipe, tmp_path):
-    log, texts = tmp_path / "log.jsonl", tmp_path / "run" / "texts"
+    log, written = tmp_path / "log.jsonl", tmp_path / "run" / "test_responses"
     recipe["output_dir"] = str(tmp_path / "first")
     _, first, _ = run(recipe)
     (tmp_path / "first").rename(tmp_path / "run")
@@ -136,17 +136,17 @@ def test_a_changed_input_redoes_what_depends_on_it(run, recipe, tmp_path):
     responses.write_bytes(responses.read_bytes()[:100])
     status, result, errors = run(recipe)
     assert status == 0, errors
-    assert list_done(result) == ["responses"] and result["figures"] == first["figures"]
+    assert list_done(result) == ["responses"] and result["metrics"] == first["metrics"]
 
     log.write_text(log.read_text() + log.read_text().splitlines()[0] + "\n")  # a duplicate: the same prompts
     assert list_done(run(recipe)[1]) == ["parts/historical"]
 
-    times = {path: path.stat().st_mtime_ns for path in texts.rglob("*.parquet")}
+    times = {path: path.stat().st_mtime_ns for path in written.rglob("*.parquet")}
     recipe["train"]["learning_rate"] = 2e-2
     status, result, _ = run(recipe)
     assert list_done(result) == ["draft", "evaluation"]
     assert {
-        path: path.stat().st_mtime_ns for path in texts.rglob("*.parquet")
+        path: path.stat().st_mtime_ns for path in written.rglob("*.parquet")
     } == times  # the target's, not the draft's
 
     recipe["evaluate"]["fail_under"] = {"block_efficiency": 100}
@@ -160,7 +160,7 @@ def test_a_changed_input_redoes_what_depends_on_it(run, recipe, tmp_path):
     write_log(log, [*QUESTIONS, "which way is north", "is tea older than coffee", "how long is a light year"])
     assert len(list_done(run(recipe)[1])) == 5
     note = json.loads((tmp_path / "run" / "responses" / ".step.json").read_text())
-    assert note["inputs"]["options"]["temperature"] == 1.0 and note["hash"]
+    assert note["inputs"]["options"]["max_new_tokens"] == 6 and note["hash"]
 
 
 def test_curated_prompts_with_a_live_target(run, recipe, tmp_path):
@@ -205,7 +205,7 @@ def test_synthetic_queries_alone(run, recipe):
     }  # fmt: skip
     status, result, errors = run(recipe)
     assert status == 0, errors
-    assert list_done(result)[0] == "parts/synthetic" and "alpha_t1" in result["figures"]
+    assert list_done(result)[0] == "parts/synthetic" and "alpha_t1" in result["metrics"]
 
 
 def test_black_box_on_the_answers_of_the_logs(run, recipe, tmp_path):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from spec_kd.cli.prompts import CuratedArguments, LogArguments
 from spec_kd.cli.recipe import load_recipe
 from spec_kd.prompts.tool_catalog import load_tool_catalog
 
@@ -24,18 +23,19 @@ def test_recipe_loads(domain, scenario):
     assert list(recipe.parts) == [scenario] and recipe.output_dir == f"runs/{path.stem}"
     train = recipe.train
     assert (train.arguments.target, train.draft.model_name_or_path) == PAIRS[domain]
-    assert recipe.respond[0].max_new_tokens == recipe.evaluate[0].max_new_tokens
+    assert recipe.respond[1].max_new_tokens == recipe.evaluate[1].max_new_tokens
     # heads of different length under one tokenizer: what a server wants is said
     assert train.config.align_vocabulary == (domain != "bio")
-    part = recipe.parts[scenario]
+    assert recipe.parts[scenario].scenario == scenario
+    options = recipe.parts[scenario].call[1]
     if scenario == "historical":
-        assert isinstance(part, LogArguments) and part.redact and part.split_by == "time"
-        assert part.max_tokens + recipe.respond[0].max_new_tokens <= train.config.max_length
+        assert options.redact and options.split_by == "time"
+        assert options.max_tokens + recipe.respond[1].max_new_tokens <= train.config.max_length
     elif scenario == "curated":
-        assert isinstance(part, CuratedArguments) and not part.keep_completions
+        assert not options.keep_completions
     else:
-        assert part[0].num_queries == 20_000
-        assert (part[0].tool_catalog is None) == (domain != "fc")
+        assert options.num_queries == 20_000
+        assert (options.tool_catalog is None) == (domain != "fc")
     assert "not run by us" in path.read_text(encoding="utf-8")
 
 
