@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spec_kd.losses import DIVERGENCES, SPARSE_METHODS, Divergence, SparseTensors, build_divergence
+from spec_kd.losses import DIVERGENCES, SPARSE_METHODS, Divergence, build_divergence
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens, compute_tile, get_compiled_tile
 
 
@@ -69,11 +69,12 @@ def test_an_outside_divergence_is_compiled_as_well():
     assert_same(compiled(raw, None, teacher, labels, settings_), compute_tile(raw, None, teacher, labels, settings_))
 
 
-def test_sparse_targets_are_compiled_as_well():
+@pytest.mark.parametrize(("name", "divergence"), [("top_k_tail", "jsd"), ("sampled_logprobs", "forward_kl")])
+def test_sparse_targets_are_compiled_as_well(name, divergence):
     raw, _, teacher, labels = make_inputs()
     log_p, ids = teacher.log_softmax(-1).topk(5)
-    targets = SparseTensors(SPARSE_METHODS["top_k_tail"], ids, log_p)
-    settings_ = TileSettings(build_divergence("jsd"), 1.0, 1.0, None, 0.0, needs_gradient=True)
+    targets = SPARSE_METHODS[name].build_tensors(ids, log_p, torch.full_like(log_p, 0.2))
+    settings_ = TileSettings(build_divergence(divergence), 1.0, 1.0, None, 0.0, needs_gradient=True)
     torch.compiler.reset()
     compiled = torch.compile(compute_tile, backend="aot_eager", fullgraph=True)
     assert_same(compiled(raw, None, targets, labels, settings_), compute_tile(raw, None, targets, labels, settings_))
