@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from spec_kd.checks import check_int
 from spec_kd.cli.model_checks import check_model, naming_model
@@ -13,6 +14,9 @@ from spec_kd.cli.target import GROUP, TargetArguments
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.open_types import JsonObject
 from spec_kd.options import document_options, option
+
+if TYPE_CHECKING:
+    from spec_kd.vocabulary import ProcessingClass
 
 DESCRIPTION = (
     "Measures drafts: acceptance and tokens per target pass on the target's responses, the costs on this machine, the "
@@ -104,7 +108,7 @@ def run(
         target.check()
     chosen = list_options(files, NOT_INPUTS) | list_options(options)
     if "costs" in chosen:  # a file counts by its content
-        chosen["costs"] = workspace.fingerprints.of_data(options.costs)
+        chosen["costs"] = workspace.fingerprints.of_data(cast(str, options.costs))
     common = {
         "target": target.list_inputs(workspace.fingerprints),
         "prompts": workspace.fingerprints.of_data(files.prompts),
@@ -125,7 +129,7 @@ def run(
         if target.target is None:
             draft = list(files.drafts.values())[-1]
             with naming_model("tokenizer of the draft", draft):
-                processing_class = load_tokenizer(draft)
+                processing_class: ProcessingClass = load_tokenizer(draft)
         else:
             responses_dir = files.responses_dir or str(Path(files.output_dir, "responses"))
             of_responses = {name: value for name, value in chosen.items() if name in OF_RESPONSES}

@@ -56,9 +56,8 @@ class Fingerprints:
     def _of_file(self, path: Path) -> str:
         state, name = path.stat(), str(path.resolve())
         known = self._known.get(name)
-        is_known = isinstance(known, list) and len(known) == 3 and isinstance(known[2], str)
-        if is_known and known[:2] == [state.st_size, state.st_mtime_ns]:
-            return known[2]
+        if isinstance(known, list) and known[:2] == [state.st_size, state.st_mtime_ns] and isinstance(known[-1], str):
+            return known[-1]
         digest = compute_sum(path)
         self._known[name] = [state.st_size, state.st_mtime_ns, digest]
         if self._memory is not None:

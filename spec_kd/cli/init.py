@@ -157,7 +157,7 @@ def compare_models(target: str, draft: str) -> tuple[str, str, bool]:
     from spec_kd.vocabulary import check_same_tokenizer
 
     try:
-        tokenizers = [load_tokenizer(name) for name in (draft, target)]
+        tokenizers = (load_tokenizer(draft), load_tokenizer(target))
         sizes = [load_config(name).get_text_config().vocab_size for name in (draft, target)]
     except (OSError, ValueError, ImportError) as error:
         tell(f"init: the models are not compared, since one cannot be read: {' '.join(str(error).split())}")

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
-from typing import TextIO
+from typing import TextIO, cast
 
 from spec_kd.cli.steps import is_main_process, to_json
 from spec_kd.escaping import to_one_line
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if is_main_process():
                 print(json.dumps(to_json({"command": command, **result}), ensure_ascii=False), file=stdout, flush=True)
     except SystemExit as error:  # of `--help`
-        return error.code
+        return cast(int, error.code)
     except KeyboardInterrupt:
         print(f"spec-kd {command}: interrupted; the same command continues from here.", file=sys.stderr)
         return INTERRUPTED_EXIT_STATUS

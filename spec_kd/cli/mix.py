@@ -80,18 +80,18 @@ def run(files: MixFiles, options: MixOptions, workspace: Workspace | None = None
         for name in train:
             for rows in test.values():
                 train[name] = leave_out_leaks(train[name], rows, name)
-        mixes = {"train": mix_prompts(train, options), "test": None}
+        mixed, test_mixed = mix_prompts(train, options), None
         if test:
             given = options.weights and {name: weights[name] for name in test}
-            mixes["test"] = mix_prompts(test, replace(options, weights=given, num_prompts=None))
-        rows = {split: mixed.dataset if mixed else mixes["train"].dataset.select([]) for split, mixed in mixes.items()}
+            test_mixed = mix_prompts(test, replace(options, weights=given, num_prompts=None))
+        rows = {"train": mixed.dataset, "test": mixed.dataset.select([]) if test_mixed is None else test_mixed.dataset}
         saved = save_prompts(files.output_dir, rows["train"], rows["test"])
         tokenizer = load_tokenizer(files.tokenizer) if files.tokenizer is not None else None
         report = describe_prompts(rows["train"], tokenizer, other=rows["test"] if test else None)
         report.save(files.output_dir)
-        shares = {split: mixed and mixed.report.to_dict() for split, mixed in mixes.items()}
+        shares: JsonObject = {"train": mixed.report.to_dict(), "test": test_mixed and test_mixed.report.to_dict()}
         write_text(Path(files.output_dir, REPORT[-1]), json.dumps(shares, indent=2) + "\n")
-        described = report.to_dict()
+        described: JsonObject = report.to_dict()
         return {
             **saved,
             "rows_by_part": {part["name"]: part["rows"] for part in shares["train"]["parts"]},

@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from spec_kd.cli.rows import check_exists
-from spec_kd.open_types import Record
+from spec_kd.open_types import Arguments, Record
 from spec_kd.options import suggest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedConfig, PreTrainedModel
     from trl import ModelConfig
+
+    from spec_kd.trainer.draft_config import DraftConfig
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
@@ -67,7 +69,7 @@ def check_model(role: str, name: str, options: Record | None = None) -> "PreTrai
     with naming_model(role, name):
         adapter = find_adapter(name, options)
         config = load_config(name, options)
-    for place in (name, adapter and adapter.base_model_name_or_path):
+    for place in (name, None if adapter is None else adapter.base_model_name_or_path):
         if place is not None and Path(place).is_dir():
             check_weight_files(role, Path(place))
     return config
@@ -97,7 +99,7 @@ def check_weight_files(role: str, folder: Path) -> None:
             raise ValueError(f"the {role} `{folder}` lacks {', '.join(missing)}, which `{index.name}` lists.")
 
 
-def check_dtype(name: str, value: Any) -> None:
+def check_dtype(name: str, value: object) -> None:
     """Raises `ValueError` for text that names no dtype of PyTorch; `"auto"` and `None` are fine."""
     import torch
 
@@ -147,7 +149,7 @@ def build_without_weights(config: "PreTrainedConfig", options: Record) -> "PreTr
         return None
 
 
-def check_training(config: "TrainingArguments", draft: "ModelConfig") -> None:
+def check_training(config: "DraftConfig", draft: "ModelConfig") -> None:
     """Checks what a training needs besides weights and rows: draft, adapter, optimizer, packages, trackers.
 
     Raises:
@@ -161,16 +163,16 @@ def check_training(config: "TrainingArguments", draft: "ModelConfig") -> None:
     from transformers.integrations import get_available_reporting_integrations
     from trl import get_peft_config, get_quantization_config
 
-    name = draft.model_name_or_path
+    name = cast(str, draft.model_name_or_path)
     options = {"revision": draft.model_revision, "attn_implementation": draft.attn_implementation, "dtype": draft.dtype}
-    options |= config.model_init_kwargs or {}
+    options |= cast(Arguments, config.model_init_kwargs or {})
     model_config = check_model("draft", name, {**options, "trust_remote_code": config.trust_remote_code})
     with naming_model("draft", name):
         model = build_without_weights(model_config, options)
     get_quantization_config(draft)
     peft_config = get_peft_config(draft)
     if peft_config is not None and model is not None:
-        wanted = peft_config.modules_to_save or []
+        wanted = getattr(peft_config, "modules_to_save", None) or []
         unknown = [part for part in wanted if not any(key.endswith(part) for key, _ in model.named_modules())]
         if unknown:
             raise ValueError(f"`lora_modules_to_save` names {unknown}, but the draft has no such module.")
@@ -181,7 +183,7 @@ def check_training(config: "TrainingArguments", draft: "ModelConfig") -> None:
     if model is not None:
         Trainer.get_optimizer_cls_and_kwargs(config, model)  # raises for a package that is not installed
     available = get_available_reporting_integrations()
-    for tracker in config.report_to:
+    for tracker in cast(list[str], config.report_to):
         if tracker not in available:
             raise ValueError(f"`report_to` names {tracker!r}, which is not installed.{suggest(tracker, available)}")
     if getattr(config, "use_vllm", False):

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
@@ -56,8 +56,9 @@ class Parser(TrlParser):
         first: str | None = None,
     ):
         super().__init__(
-            tuple(groups.values()), prog=f"spec-kd {command}", description=textwrap.fill(description, HELP_WIDTH),
-            epilog=epilog, allow_abbrev=False, formatter_class=HelpFormatter,
+            cast(Argument, tuple(groups.values())), prog=f"spec-kd {command}",
+            description=textwrap.fill(description, HELP_WIDTH), epilog=epilog, allow_abbrev=False,
+            formatter_class=HelpFormatter,
         )  # fmt: skip
         self.usage = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
         self._first = first
@@ -76,8 +77,8 @@ class Parser(TrlParser):
             if name in self._pairs:
                 action.nargs, action.metavar, action.type = "+", describe_pairs(name), str
             elif action.choices is None:
-                kind = METAVARS.get(getattr(action.type, "__name__", ""), "TEXT")
-                action.metavar = "PATH" if name in PATH_OPTIONS else kind
+                metavar = METAVARS.get(getattr(action.type, "__name__", ""), "TEXT")
+                action.metavar = "PATH" if name in PATH_OPTIONS else metavar
         self._defaults = {name: action.default for name, action in self._first_actions.items()}
         self.chosen: JsonObject = {}
 
@@ -122,18 +123,18 @@ class Parser(TrlParser):
         others.add_argument("-h", "--help", action="help", help="Print this text.", default=argparse.SUPPRESS)
         return shown.format_help()
 
-    def parse_known_args(
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parses as argparse does, reads pairs and paths, and notes what is `chosen`."""
-        namespace, unused = super().parse_known_args(args, namespace)
-        values = vars(namespace)
+        parsed, unused = super().parse_known_args(args, namespace)
+        values = vars(parsed)
         for name in values.keys() & {*self._pairs, *PATH_OPTIONS}:
             if values[name] is not None and values[name] != self._defaults.get(name):
                 value = read_pairs(values[name], name) if name in self._pairs else values[name]
                 values[name] = read_paths(name, value) if name in PATH_OPTIONS else value
         self.chosen = {name: value for name, value in values.items() if value != self._defaults.get(name)}
-        return namespace, unused
+        return parsed, unused
 
     def parse(self, argv: Sequence[str]) -> tuple[Argument, ...]:
         """Parses a command line and the YAML file that it may name.
@@ -176,7 +177,7 @@ class Parser(TrlParser):
                 values[name] = _fit(actions[name], value, name in self._ours)
         return super().set_defaults_with_config(**values)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raises the message as `ValueError`, where argparse would end the process."""
         raise ValueError(message)
 
@@ -193,7 +194,7 @@ class _ConfigParser(argparse.ArgumentParser):
         super().__init__(add_help=False, allow_abbrev=False)
         self.add_argument("--config")
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
@@ -234,7 +235,7 @@ def _fit(action: argparse.Action, value: Argument, is_ours: bool) -> Argument:
             raise ValueError(f"`{action.dest}` is {value!r}.{suggest(str(value), map(str, action.choices))}")
     if isinstance(value, list) and action.nargs == "+":
         # argparse converts a default that is text, not the items of a list
-        return [action.type(item) if isinstance(item, str) and action.type is not None else item for item in value]
+        return [action.type(item) if isinstance(item, str) and callable(action.type) else item for item in value]
     return value
 
 

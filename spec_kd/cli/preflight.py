@@ -2,17 +2,19 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from spec_kd.cli import train
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.recipe import Recipe, naming
 from spec_kd.cli.respond import ResponseCall
 from spec_kd.cli.rows import check_exists, load_rows
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Arguments, JsonObject
 
 if TYPE_CHECKING:
+    from spec_kd import WhiteBoxDistillConfig
     from spec_kd.data.teacher_signal import TeacherInfo
+    from spec_kd.engines import Engine
     from spec_kd.vocabulary import ProcessingClass
 
 
@@ -30,7 +32,8 @@ def check_sources(recipe: Recipe) -> None:
     from spec_kd.trainer.teachers.stored import check_stored_teacher
     from spec_kd.vocabulary import check_same_tokenizer
 
-    method, config, draft = recipe.train.method, recipe.train.config, recipe.train.draft
+    method, config, draft = recipe.train.method, cast("WhiteBoxDistillConfig", recipe.train.config), recipe.train.draft
+    name = cast(str, draft.model_name_or_path)
     *_, target = recipe.evaluate
     target.check()
     processing_class = target.load_processing_class()
@@ -39,13 +42,13 @@ def check_sources(recipe: Recipe) -> None:
     if recipe.respond is not None:
         with naming("respond"):
             recipe.respond[-1].check()
-    for name, part in recipe.parts.items():
-        with naming(f"prompts: {name}"):
+    for part_name, part in recipe.parts.items():
+        with naming(f"prompts: {part_name}"):
             part.module.check(*part.call)
     load_options = get_load_options(config, {"revision": draft.model_revision})
-    check_model("draft", draft.model_name_or_path, load_options)
-    with naming_model("tokenizer of the draft", draft.model_name_or_path):
-        draft_class = load_tokenizer(draft.model_name_or_path, load_options)
+    check_model("draft", name, load_options)
+    with naming_model("tokenizer of the draft", name):
+        draft_class = load_tokenizer(name, load_options)
     if method != "black_box":
         check_same_tokenizer(draft_class, processing_class)
     with naming("train"):
@@ -60,11 +63,13 @@ def check_sources(recipe: Recipe) -> None:
 
 def check_teacher(recipe: Recipe) -> None:
     """Raises `ValueError` for a training whose teacher, or whose reference draft, will not be there."""
-    method, config = recipe.train.method, recipe.train.config
+    method, config = recipe.train.method, cast("WhiteBoxDistillConfig", recipe.train.config)
     has_signal = method == "white_box" and recipe.respond is not None and recipe.respond[1].teacher_signal is not None
     needs_teacher = method != "black_box" and not has_signal
     if needs_teacher and config.teacher_model_name_or_path is None:
-        check_model("teacher", recipe.train.arguments.target, config.teacher_model_init_kwargs)
+        check_model(
+            "teacher", cast(str, recipe.train.arguments.target), cast(Arguments, config.teacher_model_init_kwargs)
+        )
     if getattr(config, "token_selection", None) == "adaspec" and config.ref_model_name_or_path is None:
         raise ValueError(
             "`token_selection: adaspec` compares with a reference draft. Set `ref_model_name_or_path` to a draft that "
@@ -121,5 +126,5 @@ def describe_signal(call: ResponseCall, processing_class: "ProcessingClass") -> 
         "vllm": LOGPROBS_MODES.get(mode or "processed_logprobs", "raw"),
         "server": mode or "raw",
     }
-    engine = PlannedEngine(target.engine, target.target, modes[target.engine])
-    return describe_teacher(engine, processing_class, options)
+    engine = PlannedEngine(target.engine, cast(str, target.target), modes[target.engine])
+    return describe_teacher(cast("Engine", engine), processing_class, options)

@@ -233,6 +233,7 @@ class _Builder:
 
 def _check_together(recipe: Recipe) -> None:
     """Raises `ValueError` for sections that do not fit each other."""
+    from spec_kd import WhiteBoxDistillConfig
     from spec_kd.losses import SPARSE_METHODS
 
     method, config = recipe.train.method, recipe.train.config
@@ -241,7 +242,7 @@ def _check_together(recipe: Recipe) -> None:
             has_completions = part.scenario == "historical" or (
                 part.scenario == "curated" and part.call[1].keep_completions
             )
-            if not has_completions and not (method == "online_gkd" and config.lmbda == 1):
+            if not has_completions and not (method == "online_gkd" and getattr(config, "lmbda", None) == 1):
                 raise ValueError(
                     f"respond: false trains on completions that come with the prompts, but `prompts: {name}` has none. "
                     "Let the target write them (a `respond` section), or set `keep_completions: true` for a curated "
@@ -249,7 +250,9 @@ def _check_together(recipe: Recipe) -> None:
                 )
         return
     signal = recipe.respond[1].teacher_signal
-    if method != "white_box" or signal is None or config.teacher_model_name_or_path is not None:
+    if not isinstance(config, WhiteBoxDistillConfig) or method != "white_box" or signal is None:
+        return
+    if config.teacher_model_name_or_path is not None:
         return
     with naming("train: (from `respond: teacher_signal`)"):
         config.build_loss().check_served_by(SPARSE_METHODS[signal])

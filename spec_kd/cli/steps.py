@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import cast
 
 from spec_kd.cli.fingerprints import Fingerprints, hash_json
 from spec_kd.files import compute_sum, explain_full_disk, read_json_object, sweep, write_text
@@ -78,7 +79,7 @@ class Workspace:
         inputs = strip_secrets(inputs, replacement=None)
         if self.is_finished(folder, inputs):
             tell(f"{command}: finished before in {folder}")
-            return {**_read_note(folder)["result"], "is_reused": True}
+            return {**cast(JsonObject, _read_note(folder))["result"], "is_reused": True}
         self.open(folder, inputs, products, continues)
         tell(f"{command}: {folder}")
         with explain_full_disk(folder, "what is finished is kept"):
@@ -101,7 +102,7 @@ class Workspace:
     def open(self, folder: str, inputs: JsonObject, products: Sequence[str], continues: Sequence[str] = ()) -> None:
         """Begins or continues the step with these inputs; arguments and errors are those of `do`."""
         inputs = strip_secrets(inputs, replacement=None)
-        note = _read_note(folder)
+        note: JsonValue = _read_note(folder)
         found = [path.name for pattern in products for path in Path(folder).glob(pattern)]
         is_other = note is not None and _hash_without(note["inputs"], continues) != _hash_without(inputs, continues)
         if is_other and self.output_dir is not None:
@@ -124,7 +125,8 @@ class Workspace:
         """Moves what a step has written to `replaced/`, and returns where; `None` for a folder with its note alone."""
         if all(path.name == STEP_FILE for path in Path(folder).iterdir()):
             return None
-        name = Path(self.output_dir, REPLACED, os.path.relpath(folder, self.output_dir))
+        root = cast(str, self.output_dir)
+        name = Path(root, REPLACED, os.path.relpath(folder, root))
         place = next(place for n in itertools.count(1) if not (place := name.with_name(f"{name.name}-{n}")).exists())
         place.parent.mkdir(parents=True, exist_ok=True)
         Path(folder).rename(place)

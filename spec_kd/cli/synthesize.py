@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.prompt_sets import PRODUCTS, PromptSetFiles, save_prompts
@@ -78,7 +79,7 @@ def run(
     test_sets = files.test_sets or []
     for source in test_sets:
         check_exists("test_sets", source)
-    sources = [*test_sets, *([options.tool_catalog] if options.tool_catalog else [])]
+    sources = [*test_sets, *([cast(str, options.tool_catalog)] if options.tool_catalog else [])]
     chosen = list_options(options, ("tool_catalog",)) | list_options(text_filter)
     inputs = {
         "target": target.list_inputs(workspace.fingerprints),
@@ -99,7 +100,7 @@ def run(
             test_set=load_conversations(test_sets) or None,
             output_dir=files.output_dir,
         )
-        report = queries.report.to_dict()
+        report: JsonObject = queries.report.to_dict()
         if not len(queries.dataset):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in report["dropped"].items() if count)
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from spec_kd.cli.fingerprints import Fingerprints
 from spec_kd.cli.model_checks import check_engine_package, check_loading_options, check_model, naming_model
@@ -57,7 +57,7 @@ class TargetArguments:
     @property
     def init_kwargs(self) -> Arguments:
         """The `engine_kwargs` as a dictionary."""
-        return dict(self.engine_kwargs or {})
+        return dict(cast(Arguments, self.engine_kwargs or {}))
 
     def check(self) -> None:
         """Checks the target and the engine without weights.
@@ -91,8 +91,9 @@ class TargetArguments:
         """Loads the target's tokenizer."""
         from spec_kd.loading import load_tokenizer
 
-        with naming_model("tokenizer of the target", self.target):
-            return load_tokenizer(self.target, self.init_kwargs if self.engine != "server" else {})
+        name = cast(str, self.target)
+        with naming_model("tokenizer of the target", name):
+            return load_tokenizer(name, self.init_kwargs if self.engine != "server" else {})
 
     def load(self) -> "tuple[PreTrainedModel | Engine, ProcessingClass]":
         """Loads the target as [`~spec_kd.generate_responses`] takes it, and its processing class.
@@ -102,23 +103,23 @@ class TargetArguments:
             OSError: The target does not exist or cannot be reached.
             ImportError: The engine is not installed.
         """
-        processing_class = self.load_processing_class()
+        processing_class, target = self.load_processing_class(), cast(str, self.target)
         if self.engine == "server":
             from spec_kd.engines import ServerEngine
 
-            name = self.served_model_name or self.target
+            name, base_url = self.served_model_name or target, cast(str, self.base_url)
             try:
-                inspect.signature(ServerEngine).bind(name, processing_class, self.base_url, **self.init_kwargs)
+                inspect.signature(ServerEngine).bind(name, processing_class, base_url, **self.init_kwargs)
             except TypeError as error:
                 known = [name for name in inspect.signature(ServerEngine).parameters if name != "self"]
                 wrong = next((name for name in self.init_kwargs if name not in known), "")
                 raise ValueError(f"`engine_kwargs` does not fit: {error}.{suggest(wrong, known)}") from error
-            return ServerEngine(name, processing_class, self.base_url, **self.init_kwargs), processing_class
-        with naming_model("target", self.target):
+            return ServerEngine(name, processing_class, base_url, **self.init_kwargs), processing_class
+        with naming_model("target", target):
             if self.engine == "vllm":
                 from spec_kd.engines import VLLMEngine
 
-                return VLLMEngine(self.target, **self.init_kwargs), processing_class
+                return VLLMEngine(target, **self.init_kwargs), processing_class
             from spec_kd.engines import TransformersEngine
 
-            return TransformersEngine(self.target, processing_class, init_kwargs=self.init_kwargs), processing_class
+            return TransformersEngine(target, processing_class, init_kwargs=self.init_kwargs), processing_class

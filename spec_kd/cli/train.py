@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from trl import ModelConfig
 
@@ -12,7 +12,7 @@ from spec_kd.cli.model_checks import check_model, check_training, naming_model
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.rows import check_exists, load_rows
 from spec_kd.cli.steps import Workspace, tell
-from spec_kd.open_types import Call, JsonObject
+from spec_kd.open_types import Arguments, Call, JsonObject
 from spec_kd.options import document_options, option, suggest
 
 if TYPE_CHECKING:
@@ -163,28 +163,29 @@ def run(call: TrainCall, workspace: Workspace | None = None) -> JsonObject:
         "options": {name: value for name, value in call.chosen.items() if name not in NOT_INPUTS},
     }
 
-    if not workspace.is_finished(config.output_dir, inputs):
+    output_dir = cast(str, config.output_dir)
+    if not workspace.is_finished(output_dir, inputs):
         check_call(call)
 
     def work() -> JsonObject:
         rows = load_rows(arguments.responses, arguments.split, option="responses")
         trainer = build_trainer(call, rows)
         trainer.dataset_name, trainer.target_name = arguments.responses, arguments.target or trainer.target_name
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or find_last_checkpoint(config.output_dir))
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or find_last_checkpoint(output_dir))
         trainer.save_model()
         trainer.create_model_card()
         if config.push_to_hub:
             trainer.push_to_hub()
         losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         return {
-            "path": config.output_dir,
+            "path": output_dir,
             "method": method,
             "num_rows": len(rows),
             "steps": trainer.state.global_step,
             "last_loss": losses[-1] if losses else None,
         }
 
-    return workspace.do(config.output_dir, f"train {method}", inputs, PRODUCTS, work)
+    return workspace.do(output_dir, f"train {method}", inputs, PRODUCTS, work)
 
 
 def check_call(call: TrainCall) -> None:
@@ -211,18 +212,20 @@ def check_call(call: TrainCall) -> None:
 def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
     """The trainer of a method over these rows; raises what it raises for rows or models that do not fit."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
+    from transformers import TrainerCallback
     from trl import get_peft_config, get_quantization_config
 
-    from spec_kd import SpeculativeEvalCallback
+    from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig
     from spec_kd.loading import choose_processing_class, find_processing_class, load_config
     from spec_kd.prompts.splitting import hold_out_rows
     from spec_kd.trainer.arguments import get_load_options
 
     has_signal = "teacher_info" in rows.column_names
-    has_teacher = hasattr(config, "teacher_model_name_or_path")
-    if has_teacher and config.teacher_model_name_or_path is None and not (method == "white_box" and has_signal):
-        config.teacher_model_name_or_path = arguments.target
-    is_live = has_teacher and config.teacher_model_name_or_path is not None
+    is_live = False
+    if isinstance(config, WhiteBoxDistillConfig):
+        if config.teacher_model_name_or_path is None and not (method == "white_box" and has_signal):
+            config.teacher_model_name_or_path = arguments.target
+        is_live = config.teacher_model_name_or_path is not None
     if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
         with naming_model("target", arguments.target):
             target_config = load_config(arguments.target, {"trust_remote_code": config.trust_remote_code})
@@ -231,12 +234,13 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
         "revision": draft.model_revision,
         "attn_implementation": draft.attn_implementation,
         "dtype": draft.dtype,
-        **(config.model_init_kwargs or {}),
+        **cast(Arguments, config.model_init_kwargs or {}),
     }
     if getattr(config, "lmbda", None) == 1 and "completion_ids" not in rows.column_names:
         rows = rows.select_columns([name for name in rows.column_names if name != "completion"])  # all are generated
     check_completions(rows)
-    held_out, callbacks = None, []
+    held_out = None
+    callbacks: list[TrainerCallback] = []
     if config.eval_strategy != "no":
         num_held_out = min(arguments.num_held_out, max(1, len(rows) // 20))
         held_out, rows = hold_out_rows(rows, num_held_out)
@@ -250,14 +254,15 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
                 )
             )
     _, trainer_class = find_classes(method)
+    name = cast(str, draft.model_name_or_path)
     return trainer_class(
-        model=draft.model_name_or_path,
+        model=name,
         args=config,
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=choose_processing_class(
-            find_processing_class(draft.model_name_or_path, get_load_options(config, config.model_init_kwargs)),
-            arguments.target and find_processing_class(arguments.target, get_load_options(config, None)),
+            find_processing_class(name, get_load_options(config, config.model_init_kwargs)),
+            find_processing_class(arguments.target, get_load_options(config, None)) if arguments.target else None,
         ),
         peft_config=get_peft_config(draft),
         quantization_config=get_quantization_config(draft),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Argument, JsonObject
 
 
 def read_yaml(path: str | Path) -> JsonObject:
@@ -38,7 +38,7 @@ def check_keys(values: Mapping[object, object], where: str) -> None:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping. YAML would keep the last one silently."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Argument) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
