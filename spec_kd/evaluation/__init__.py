@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.metrics import AcceptanceMetrics
     from spec_kd.evaluation.options import EvaluationOptions
     from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
-    from spec_kd.evaluation.response_replay import ResponseScores, replay, score_responses
+    from spec_kd.evaluation.response_replay import ReplayOptions, ResponseScores, replay, score_responses
     from spec_kd.evaluation.statistics import Interval, bootstrap, bootstrap_ratio
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "EvaluationOptions",
     "EvaluationReport",
     "Interval",
+    "ReplayOptions",
     "ResponseScores",
     "ServingCosts",
     "SpeculativeEvalCallback",
@@ -54,7 +55,7 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.metrics": ("AcceptanceMetrics",),
         "spec_kd.evaluation.options": ("EvaluationOptions",),
         "spec_kd.evaluation.report": ("EvaluationReport", "load_report", "save_report"),
-        "spec_kd.evaluation.response_replay": ("ResponseScores", "replay", "score_responses"),
+        "spec_kd.evaluation.response_replay": ("ReplayOptions", "ResponseScores", "replay", "score_responses"),
         "spec_kd.evaluation.statistics": ("Interval", "bootstrap", "bootstrap_ratio"),
     },
 )

@@ -1,9 +1,8 @@
 """A prompt report as Markdown tables."""
 
-from collections.abc import Mapping
-
-from spec_kd.escaping import escape_markdown, make_table
+from spec_kd.escaping import make_table
 from spec_kd.prompts.facts import PromptFacts
+from spec_kd.reports.markdown import render_counts
 
 MOST_ROWS = 10  # of a table; the JSON has all
 PERCENT_NAMES = {"0": "shortest", "50": "median", "100": "longest"}
@@ -27,7 +26,7 @@ def render_markdown(report: PromptFacts) -> str:
     if (overlap := report.overlap) is not None:
         counts[f"also in the other set (of {overlap.num_other:,})"] = overlap.exact
         counts["nearly in the other set"] = overlap.near
-    lines = _render_counts("prompts", counts, report.num_prompts)
+    lines = render_counts("prompts", counts, report.num_prompts)
     percents = [PERCENT_NAMES.get(percent, f"{percent} %") for percent in report.characters.percentiles]
     rows = [
         [unit, f"{lengths.mean:,.1f}", *(f"{value:,}" for value in lengths.percentiles.values())]
@@ -40,10 +39,5 @@ def render_markdown(report: PromptFacts) -> str:
         shown = dict(list(found.items())[:MOST_ROWS])
         if len(found) > MOST_ROWS:
             shown[f"{len(found) - MOST_ROWS} others"] = sum(found.values()) - sum(shown.values())
-        lines += ["", *_render_counts(title, shown, report.num_prompts)] if found else []
+        lines += ["", *render_counts(title, shown, report.num_prompts)] if found else []
     return "\n".join(lines) + "\n"
-
-
-def _render_counts(title: str, counts: Mapping[str, int], total: int) -> list[str]:
-    rows = [[escape_markdown(label), f"{number:,}", f"{number / total:.1%}"] for label, number in counts.items()]
-    return make_table([title, "number", "share"], rows)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from spec_kd.escaping import escape_label
 from spec_kd.prompts.facts import PromptFacts
+from spec_kd.reports.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,13 +23,7 @@ def plot_prompt_report(report: PromptFacts) -> "Figure":
     Raises:
         `ImportError`: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Pictures need matplotlib, which cannot be imported. Install it with `pip install spec_kd[report]`."
-        ) from error
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = new_figure(10, 7)
     (lengths, languages), (turns, repeats) = figure.subplots(2, 2)
     _plot_lengths(lengths, report)
     _plot_bars(languages, report.languages, report.num_prompts, "language of the user")

@@ -1,7 +1,6 @@
 """Describes a prompt set: lengths, languages, duplicates, and the overlap with another set."""
 
 import json
-import logging
 import os
 from array import array
 from collections import Counter
@@ -15,7 +14,6 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
-from spec_kd.files import write_text
 from spec_kd.open_types import Array, JsonObject, Record
 from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
 from spec_kd.prompts.facts import Lengths, Overlap, PromptFacts
@@ -23,15 +21,13 @@ from spec_kd.prompts.languages import detect_language
 from spec_kd.prompts.markdown import render_markdown
 from spec_kd.prompts.plots import plot_prompt_report
 from spec_kd.prompts.splitting import hash_text
+from spec_kd.reports.saving import save_files
 from spec_kd.vocabulary import ProcessingClass
 
 Item = TypeVar("Item")
 
-logger = logging.getLogger(__name__)
-
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 NUM_BINS = 30
-PICTURE_DPI = 130
 
 
 @dataclass(frozen=True)
@@ -72,21 +68,8 @@ class PromptReport(PromptFacts):
         Returns:
             `dict[str, Path]`: The files by `"json"`, `"md"` and `"png"`, the last one only if it was written.
         """
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         texts = {"json": json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "md": self.to_markdown()}
-        paths = {kind: folder / f"prompts.{kind}" for kind in texts}
-        for kind, text in texts.items():
-            write_text(paths[kind], text)
-        picture = folder / "prompts.png"
-        picture.unlink(missing_ok=True)  # the picture of an older report would mislead
-        try:
-            figure = plot_prompt_report(self)
-        except ImportError as error:
-            logger.warning(f"`{picture}` is not written. {error}")
-            return paths
-        figure.savefig(picture, dpi=PICTURE_DPI)
-        return {**paths, "png": picture}
+        return save_files(output_dir, "prompts", texts, lambda: plot_prompt_report(self))
 
 
 def describe_prompts(

@@ -25,7 +25,7 @@ LLAMA_CPP = ServingEngine(
     vocabulary=(
         "the same type of tokenizer, bos and eos; sizes that differ by at most 128; the same token texts from id 5 on"
     ),
-    counters="`timings.draft_n` and `timings.draft_n_accepted` of each answer of `/completion`",
+    counters="`timings.draft_n` and `timings.draft_n_accepted` of each response of `/completion`",
     default_num_draft_tokens=3,
     command_language="bash",
     write_command=write_command,

@@ -16,6 +16,7 @@ from tiny import build_llama
 from spec_kd import generate_responses
 from spec_kd.cli.main import parse_command
 from spec_kd.cli.recipe import load_recipe
+from spec_kd.evaluation.report.sections import SECTIONS
 from spec_kd.losses import DIVERGENCES, SPARSE_METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,10 +100,11 @@ def shrink(code: str) -> str:
 
 @pytest.fixture
 def registered():
-    """A page may register a divergence or a sparse method; other tests do not see it."""
+    """A page may register a divergence, a sparse method or a report section; other tests do not see it."""
     registries = (DIVERGENCES, SPARSE_METHODS)
-    before = [dict(registry) for registry in registries]
+    before, sections = [dict(registry) for registry in registries], list(SECTIONS)
     yield
+    SECTIONS[:] = sections
     for registry, known in zip(registries, before, strict=True):
         registry.clear()
         registry.update(known)
