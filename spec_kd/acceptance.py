@@ -1,4 +1,4 @@
-"""The definitions of speculative decoding's figures, as pure functions on tensors; nothing else defines them.
+"""The definitions of speculative decoding's metrics, as pure functions on tensors; nothing else defines them.
 
 p is the target's next-token distribution and q the draft's, both at the sampling temperature; gamma is the number of
 tokens drafted in a round. Accepted and emitted tokens follow the papers (Leviathan et al., arXiv 2211.17192).
@@ -149,7 +149,7 @@ def expect_rounds(
         g = min(gamma, max_new_tokens - i - 1)
         u = starts[:, i] * (i < lengths)  # (P,)
         calls += u
-        reach = u[:, None] * a[:, i : i + g].cumprod(dim=-1)  # (P, g): token k is accepted; 0 behind the text
+        reach = u[:, None] * a[:, i : i + g].cumprod(dim=-1)  # (P, g): token k is accepted; 0 after the text
         reach_before = torch.cat([u[:, None], reach], dim=-1)  # (P, g + 1)
         starts[:, i + 1 : i + g + 1] += reach_before[:, :-1] - reach
         starts[:, i + g + 1] += reach_before[:, -1]
