@@ -19,7 +19,7 @@ def render_markdown(report: PromptFacts) -> str:
         "all": report.num_prompts,
         "with tools": report.num_with_tools,
         "with a system prompt": report.num_with_system_prompt,
-        "with an answer": report.num_with_completion,
+        "with a completion": report.num_with_completion,
         "same text as an earlier one": report.num_exact_duplicates,
         f"nearly the same (similarity {report.near_duplicate_threshold:g})": report.num_near_duplicates,
     }
