@@ -1,4 +1,4 @@
-"""What is known of a model without reading its weights: its configuration, the headers of its files, its modules."""
+"""Checks of a model that do not read its weights: its configuration, the headers of its files, its modules."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def naming_model(role: str, name: str) -> Iterator[None]:
 
 
 def check_model(role: str, name: str, options: Record | None = None) -> "PreTrainedConfig":
-    """Looks at a model's configuration and, in a folder, at the headers of its weight files.
+    """Checks a model's configuration and, in a folder, the headers of its weight files.
 
     Args:
         role (`str`): What the model is, for messages.
@@ -56,9 +56,9 @@ def check_model(role: str, name: str, options: Record | None = None) -> "PreTrai
         `PreTrainedConfig`: Its configuration.
 
     Raises:
-        ValueError: For files that are cut off or missing, a configuration that cannot be read, or an unknown `dtype`;
-            names the model.
-        FileNotFoundError: For a folder that is not there.
+        ValueError: Files are cut off or missing, the configuration cannot be read, or the `dtype` is unknown; names
+            the model.
+        FileNotFoundError: The folder does not exist.
     """
     from spec_kd.loading import find_adapter, load_config
 
@@ -153,10 +153,10 @@ def check_training(config: "DraftConfig", draft: "ModelConfig") -> None:
     """Checks what a training needs besides weights and rows: draft, adapter, optimizer, packages, trackers.
 
     Raises:
-        ValueError: Names the option: a dtype that is none, LoRA modules that the draft does not have, a tracker that is
-            not there.
-        ImportError: For a package that is not installed.
-        OSError: For a draft that is not there.
+        ValueError: A dtype is unknown, the draft does not have the LoRA modules, or a tracker is not installed; names
+            the option.
+        ImportError: A package is not installed.
+        OSError: The draft does not exist.
     """
     from peft import get_peft_model
     from transformers import Trainer

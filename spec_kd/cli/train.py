@@ -192,8 +192,9 @@ def check_call(call: TrainCall) -> None:
     """Checks what a training needs besides weights and rows.
 
     Raises:
-        ValueError, OSError, ImportError: As [`~spec_kd.cli.model_checks.check_training`]; for options that do not fit
-            each other, and a teacher or a reference draft whose files are damaged.
+        ValueError: An option is wrong, options do not fit each other, or the files of a model are damaged.
+        OSError: A model does not exist.
+        ImportError: A package is not installed.
     """
     config, draft = call.config, call.draft
     check_training(config, draft)
@@ -210,7 +211,7 @@ def check_call(call: TrainCall) -> None:
 
 
 def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
-    """The trainer of a method over these rows; raises what it raises for rows or models that do not fit."""
+    """Builds the trainer of a method on these rows; raises what the trainer raises for them."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
     from transformers import TrainerCallback
     from trl import get_peft_config, get_quantization_config
@@ -271,19 +272,19 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
 
 
 def check_completions(rows: "Dataset") -> None:
-    """Raises `ValueError` for rows without an answer among rows that have one, as of logs in part without answers."""
+    """Raises `ValueError` for rows without a completion among rows that have one, such as those of incomplete logs."""
     if "completion" not in rows.column_names or "completion_ids" in rows.column_names:
         return
     missing = rows.with_format("arrow")[:]["completion"].null_count
     if missing:
         raise ValueError(
-            f"{missing} of {len(rows)} rows have no `completion`. Let the target answer them (`spec-kd respond`), or "
+            f"{missing} of {len(rows)} rows have no `completion`. Let the target complete them (`spec-kd respond`), or "
             "remove them."
         )
 
 
 def can_be_replayed(rows: "Dataset") -> bool:
-    """Whether rows hold what exact replay without the target needs: greedy text, or log p at the text's temperature."""
+    """Whether rows can be replayed without the target: greedy ones, or with log p at their sampling temperature."""
     from spec_kd.trainer.teachers.stored import read_teacher_info
 
     info = read_teacher_info(rows)
@@ -291,12 +292,12 @@ def can_be_replayed(rows: "Dataset") -> bool:
 
 
 def find_last_checkpoint(output_dir: str) -> str | None:
-    """The newest whole checkpoint; says which newer ones are damaged, and so that the draft is trained again."""
+    """Finds the newest whole checkpoint, and says which newer ones are damaged; `None` if there is none."""
     from spec_kd.trainer.checkpoint_sums import find_whole_checkpoint
 
     whole, damages = find_whole_checkpoint(output_dir)
     for folder, damage in damages.items():
-        tell(f"{folder} is not gone on from: {damage}")
+        tell(f"training does not continue from {folder}: {damage}")
     if damages:
-        tell("training begins from the start" if whole is None else f"training goes on from {whole}")
+        tell("training begins from the start" if whole is None else f"training continues from {whole}")
     return None if whole is None else str(whole)
