@@ -31,8 +31,7 @@ DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class SpeculativeEvalCallback(TrainerCallback):
-    """
-    Measures how well the model in training drafts for its target, at every evaluation and before the first step.
+    """Measures how well the model in training drafts for its target, at every evaluation and before the first step.
 
     The target writes one response to each prompt at each temperature, once. Logged are `eval_alpha_greedy`,
     `eval_alpha_t1`, ... (each on responses sampled so) and, for the first temperature, `eval_acceptance_rate`,
