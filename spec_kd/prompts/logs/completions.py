@@ -23,7 +23,7 @@ FINISHED = {
     "complete", "tool_call",  # Cohere
 }  # fmt: skip
 FAILURE_KEYS = {"status", "type", "level", "status_code", "body", "error"}
-FAILURES = ("failure", "failed", "error", "errored", "canceled", "canceled", "expired")
+FAILURES = ("failure", "failed", "error", "errored", "cancelled", "canceled", "expired")
 EMPTY: tuple[JsonValue, ...] = ("", [], {}, "{}", "[]")
 REASON_KEYS = ("finish_reason", "finishReason", "stop_reason", "done_reason")
 RESPONSE_ONLY = {"type", "object", "container", "context_management", "stop_details"}  # beside an Anthropic message

@@ -206,6 +206,8 @@ def test_times(logged):
                        *MESSAGES]}, "not JSON"),
         ({"messages": [{"role": "user", "content": "redacted-by-litellm"}]}, "left out when it was logged"),
         ({"messages": MESSAGES, "status": "failure", "response": {}}, "failed"),
+        ({"messages": MESSAGES, "status": "cancelled"}, "failed"),  # OpenAI's batches
+        ({"messages": MESSAGES, "status": "canceled"}, "failed"),  # Anthropic's
         ({"text": 3}, "no text"),
     ],
 )  # fmt: skip
