@@ -12,8 +12,8 @@ _ROOMS = {
     "spec_kd.data.reference_scores": ("add_reference_scores",),
     "spec_kd.data.response_options": ("ResponseOptions", "ScoreOptions"),
     "spec_kd.data.responses": ("generate_responses", "score_completions"),
-    "spec_kd.engines": ("ServerEngine", "TransformersEngine", "VLLMEngine"),
-    "spec_kd.decoding": ("generate_speculatively",),
+    "spec_kd.engines": ("ServerEngine", "ServerOptions", "TransformersEngine", "VLLMEngine"),
+    "spec_kd.decoding": ("SpeculationOptions", "generate_speculatively"),
     "spec_kd.evaluation": (
         "AcceptanceMetrics",
         "EvaluationOptions",
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from spec_kd.data.reference_scores import add_reference_scores
     from spec_kd.data.response_options import ResponseOptions, ScoreOptions
     from spec_kd.data.responses import generate_responses, score_completions
-    from spec_kd.decoding import generate_speculatively
-    from spec_kd.engines import ServerEngine, TransformersEngine, VLLMEngine
+    from spec_kd.decoding import SpeculationOptions, generate_speculatively
+    from spec_kd.engines import ServerEngine, ServerOptions, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
         AcceptanceMetrics,
         EvaluationOptions,
@@ -122,8 +122,10 @@ __all__ = [
     "ResponseOptions",
     "ScoreOptions",
     "ServerEngine",
+    "ServerOptions",
     "ServingCosts",
     "SignalSpec",
+    "SpeculationOptions",
     "SpeculativeEvalCallback",
     "SynthesisOptions",
     "TextFilter",

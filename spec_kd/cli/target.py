@@ -1,6 +1,5 @@
 """The target and the engine that runs it, for every command that asks the target something."""
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -109,12 +108,9 @@ class TargetArguments:
 
             name, base_url = self.served_model_name or target, cast(str, self.base_url)
             try:
-                inspect.signature(ServerEngine).bind(name, processing_class, base_url, **self.init_kwargs)
+                return ServerEngine(name, processing_class, base_url, **self.init_kwargs), processing_class
             except TypeError as error:
-                known = [name for name in inspect.signature(ServerEngine).parameters if name != "self"]
-                wrong = next((name for name in self.init_kwargs if name not in known), "")
-                raise ValueError(f"`engine_kwargs` does not fit: {error}.{suggest(wrong, known)}") from error
-            return ServerEngine(name, processing_class, base_url, **self.init_kwargs), processing_class
+                raise ValueError(f"`engine_kwargs` does not fit: {error}") from error
         with naming_model("target", target):
             if self.engine == "vllm":
                 from spec_kd.engines import VLLMEngine

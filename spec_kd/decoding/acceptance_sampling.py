@@ -1,6 +1,6 @@
-"""Which drafted tokens the target takes, and what it writes behind them (Leviathan et al., arXiv 2211.17192, alg. 1).
+"""Which drafted tokens the target accepts, and its own token after them (Leviathan et al., arXiv 2211.17192, alg. 1).
 
-Batched: B rows are offered G drafted tokens each, may use the first `limits` of them, and accept unequal numbers.
+B rows are offered G drafted tokens each, may use the first `limits` of them, and accept unequal numbers.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,12 @@ from spec_kd.sampling.drawing import draw_ids
 
 
 class Verdict(NamedTuple):
-    """Number of drafted tokens accepted and the target's own token behind them, both int64 `(B,)`."""
+    """The outcome of a round.
+
+    Args:
+        accepted (`torch.Tensor`): Number of drafted tokens that are accepted, int64 `(B,)`.
+        next_tokens (`torch.Tensor`): The target's own token after those, int64 `(B,)`.
+    """
 
     accepted: torch.Tensor
     next_tokens: torch.Tensor
@@ -21,9 +26,9 @@ def verify_greedily(logits: torch.Tensor, drafted: torch.Tensor, limits: torch.T
     """Accepts drafted tokens as long as they are the target's most likely ones.
 
     Args:
-        logits (`torch.Tensor`): Of the target at the G drafted positions and the one behind, `(B, G + 1, V)`.
+        logits (`torch.Tensor`): Logits of the target at the G drafted positions and the next one, `(B, G + 1, V)`.
         drafted (`torch.Tensor`): Drafted ids, int64 `(B, G)`.
-        limits (`torch.Tensor`): Drafted tokens that a row may use, int64 `(B,)`.
+        limits (`torch.Tensor`): Number of drafted tokens that each row may use, int64 `(B,)`.
     """
     choice = logits.argmax(dim=-1)  # (B, G + 1)
     accepted = _count_leading(drafted == choice[:, :-1], limits)
@@ -37,16 +42,18 @@ def verify_sampled(
     limits: torch.Tensor,
     generator: torch.Generator,
 ) -> Verdict:
-    """Accepts with probability min(1, p / q) and corrects the first token that fails: text distributed as p alone.
+    """Accepts each drafted token with probability min(1, p / q), and replaces the first one that fails.
+
+    The completions are then distributed as if p had been sampled from.
 
     Args:
-        p (`torch.Tensor`): Target's probabilities at the G drafted positions and the one behind, `(B, G + 1, V)`.
+        p (`torch.Tensor`): Probabilities of the target at the G drafted positions and the next one, `(B, G + 1, V)`.
         q (`torch.Tensor`, *optional*):
-            Probabilities that the drafted tokens were sampled from, `(B, G, V)`. `None` if they were chosen without
-            chance (the draft's most likely ones): q is then 1 at the drafted token.
+            Probabilities that the drafted tokens were sampled from, `(B, G, V)`. `None` if they are the draft's most
+            likely ones; q is then 1 at the drafted token.
         drafted (`torch.Tensor`): Drafted ids, int64 `(B, G)`.
-        limits (`torch.Tensor`): Drafted tokens that a row may use, int64 `(B,)`.
-        generator (`torch.Generator`): On the device of the tensors.
+        limits (`torch.Tensor`): Number of drafted tokens that each row may use, int64 `(B,)`.
+        generator (`torch.Generator`): Generator on the device of the tensors.
     """
     uniforms = torch.rand(drafted.shape, generator=generator, device=p.device)
     accepted = count_accepted(p, q, drafted, limits, uniforms)
@@ -56,10 +63,10 @@ def verify_sampled(
 def count_accepted(
     p: torch.Tensor, q: torch.Tensor | None, drafted: torch.Tensor, limits: torch.Tensor, uniforms: torch.Tensor
 ) -> torch.Tensor:
-    """Drafted tokens accepted before the first failure, int64 `(B,)`.
+    """Counts the drafted tokens that are accepted before the first failure, int64 `(B,)`.
 
     Args:
-        uniforms (`torch.Tensor`): A draw from [0, 1) for each drafted token, `(B, G)`.
+        uniforms (`torch.Tensor`): Uniform draws from [0, 1), one for each drafted token, `(B, G)`.
 
     The other arguments are those of [`verify_sampled`].
     """
@@ -72,10 +79,10 @@ def count_accepted(
 def weigh_next_tokens(
     p: torch.Tensor, q: torch.Tensor | None, drafted: torch.Tensor, limits: torch.Tensor, accepted: torch.Tensor
 ) -> torch.Tensor:
-    """What the token behind the accepted ones is drawn from: max(p - q, 0) after a rejection, else p.
+    """The weights from which the token after the accepted ones is drawn: max(p - q, 0) after a rejection, else p.
 
     Args:
-        accepted (`torch.Tensor`): Drafted tokens accepted, int64 `(B,)`.
+        accepted (`torch.Tensor`): Number of accepted drafted tokens, int64 `(B,)`.
 
     The other arguments are those of [`verify_sampled`].
 
@@ -90,7 +97,7 @@ def weigh_next_tokens(
         weights[rejected, drafted[where]] = 0
     else:
         weights[rejected] = (p[rejected] - q[where]).clamp(min=0)
-    # p and q equal up to rounding: a rejection is then all but impossible, but would leave nothing to draw from
+    # If p and q are equal up to rounding, a rejection is almost impossible, but would leave nothing to draw from.
     return torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, p)
 
 

@@ -1,4 +1,4 @@
-"""One model over a batch of texts that grow unevenly: its cache takes tokens back row by row, and rows in."""
+"""A model that reads a batch of rows which grow unevenly: it takes tokens back row by row, and takes in new rows."""
 
 import weakref
 from collections.abc import Sequence
@@ -11,27 +11,27 @@ from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_in
 from spec_kd.probes import make_texts
 from spec_kd.sampling.input_checks import get_max_length
 
-# What keeps one key and one value a token, so that a token can be taken back by leaving it out. A recurrent state has
-# already mixed it with the others.
+# These keep one key and one value for each token, so that a token can be taken back by leaving it out. A recurrent
+# state has already mixed it with the others.
 REVERSIBLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 
 _layouts: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
 
 
 class RaggedModel:
-    """A model and what it has read of each of B rows.
+    """A model, and the tokens that it has read in each of B rows.
 
-    Tokens that are read come to lie behind the longest text, in the same slots of every row. Once it is known which of
-    them stay ([`take_back`]), those are moved up to their own text, so that the cache is never wider than the longest
-    text and what was just read; a mask leaves the slots between out. Attention windows count slots, so a model that has
-    them gets its texts moved to the right instead, without a gap, which costs a copy of the cache at every call.
+    New tokens are written after the longest row, to the same cache slots in every row. Once it is known which of them
+    stay ([`take_back`]), these are moved up to the end of their own row, so that the cache is never wider than the
+    longest row and the tokens just read. A mask hides the slots in between. Attention windows count slots, so a model
+    with windows gets its rows moved to the right instead, without a gap, which copies the cache at every call.
 
     Args:
-        model (`PreTrainedModel`): In eval mode; see [`check_reversible`].
-        padding (`torch.Tensor`): Padding on the left of each row of the first ids to be read, int64 `(B,)`.
-        vocab_size (`int`): Columns of the logits that count.
-        device (`torch.device`): Where the logits are wanted.
-        is_gapless (`bool`, *optional*): Whether texts are moved to the right; found out by default.
+        model (`PreTrainedModel`): The model in eval mode; see [`check_reversible`].
+        padding (`torch.Tensor`): Number of padding tokens on the left of each row of the first ids, int64 `(B,)`.
+        vocab_size (`int`): Number of real ids; logits beyond are cut off.
+        device (`torch.device`): Device of the logits that are returned.
+        is_gapless (`bool`, *optional*): Whether rows are moved to the right; [`find_layout`] decides by default.
     """
 
     def __init__(
@@ -48,29 +48,29 @@ class RaggedModel:
         limit = get_max_length(model)
         self._last_position = None if limit is None else limit - 1
         self._is_gapless = find_layout(model) if is_gapless is None else is_gapless
-        # Without the windows, whose layers would drop what a row that takes tokens back still needs.
+        # a cache without windows, whose layers would drop what a row that takes tokens back still needs
         self._cache = Cache(layer_class_to_replicate=GrowingCacheLayer)
         padding = padding.to(find_input_device(model))
         self._settle(padding, lengths=torch.zeros_like(padding), width=0)
 
     def _settle(self, padding: torch.Tensor, lengths: torch.Tensor, width: int) -> None:
-        self._padding = padding  # (B,), in front of what is read next
+        self._padding = padding  # (B,), padding before what is read next
         self._lengths = lengths  # (B,), tokens that stay
-        self._width = width  # slots these take up
-        self._first = width - lengths if self._is_gapless else torch.zeros_like(lengths)  # (B,), slot they start in
+        self._width = width  # slots that these take up
+        self._first = width - lengths if self._is_gapless else torch.zeros_like(lengths)  # (B,), their first slot
 
     def read(self, ids: torch.Tensor, num_logits: int = 1) -> torch.Tensor:
         """Reads the next tokens of every row and returns the logits at the last `num_logits` of them.
 
         Args:
-            ids (`torch.Tensor`): int64 `(B, F)`.
-            num_logits (`int`): At most F.
+            ids (`torch.Tensor`): Next ids of each row, int64 `(B, F)`.
+            num_logits (`int`, *optional*, defaults to `1`): Number of last positions, at most F.
 
         Returns:
-            `torch.Tensor`: float32 `(B, num_logits, vocab_size)`.
+            `torch.Tensor`: Logits, float32 `(B, num_logits, vocab_size)`.
 
         Raises:
-            `ValueError`: If the model does not write to the cache it is given.
+            ValueError: The model does not write to the cache that it is given.
         """
         num_new = ids.shape[1]
         padding, lengths, first = (x[:, None] for x in (self._padding, self._lengths, self._first))  # (B, 1)
@@ -93,11 +93,11 @@ class RaggedModel:
         return output.logits[:, -num_logits:, : self._vocab_size].float().to(self._device)
 
     def take_back(self, counts: torch.Tensor, rows: list[int]) -> None:
-        """Forgets the last tokens of every row, and all but some rows altogether.
+        """Removes the last tokens of every row, and whole rows.
 
         Args:
-            counts (`torch.Tensor`): Tokens that each row forgets, int64 `(B,)`.
-            rows (`list[int]`): The rows to go on with, the i-th of them not below i.
+            counts (`torch.Tensor`): Number of tokens to remove from each row, int64 `(B,)`.
+            rows (`list[int]`): Rows to keep, in their new order; the i-th must not be below i.
         """
         padding, lengths, first = self._padding[rows], self._lengths[rows], self._first[rows]
         num_slots, read_from = self._cache.get_seq_length(), self._width + padding
@@ -105,7 +105,7 @@ class RaggedModel:
         width = max(kept.tolist(), default=0)
         self._settle(torch.zeros_like(kept), kept, width)
         if self._is_gapless:
-            # What lands in front of a text is masked, but must be finite: any slot will do.
+            # what lands before a row is masked but must be finite, so any slot will do
             tokens = torch.arange(width, device=kept.device) - self._first[:, None]  # (R, K)
         else:
             num_moved = max((kept - lengths).clamp(min=0).tolist(), default=0)
@@ -117,19 +117,20 @@ class RaggedModel:
             layer.move(source, self._first[:, None] + tokens)
             layer.resize(len(rows), width)
 
-    def add_rows(self, texts: Sequence[Sequence[int]], padding: Sequence[int]) -> None:
-        """Reads texts in one pass, as rows behind those there are; all that was read before must be settled.
+    def add_rows(self, new_rows: Sequence[Sequence[int]], padding: Sequence[int]) -> None:
+        """Adds rows after the present ones and reads their ids in one pass. [`take_back`] must follow every [`read`].
 
         Args:
-            texts (`list[list[int]]`): Ids of each new row, possibly none.
-            padding (`list[int]`): Padding on the left of what each of them reads next, only where it has no text.
+            new_rows (`Sequence[Sequence[int]]`): Ids of each new row, possibly none.
+            padding (`Sequence[int]`):
+                Number of padding tokens on the left of what each new row reads next; 0 for a row that has ids.
         """
         device = self._padding.device
-        lengths = torch.tensor([len(ids) for ids in texts], device=device)
+        lengths = torch.tensor([len(ids) for ids in new_rows], device=device)
         longest = max(1, int(lengths.max()))
         added = RaggedModel(self._model, longest - lengths, self._vocab_size, self._device, self._is_gapless)
-        added.read(torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in texts], device=device))
-        added.take_back(torch.zeros_like(lengths), list(range(len(texts))))
+        added.read(torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in new_rows], device=device))
+        added.take_back(torch.zeros_like(lengths), list(range(len(new_rows))))
 
         width = max(self._width, added._width)
         if self._layers:
@@ -151,17 +152,17 @@ class RaggedModel:
 
 
 def _counts_slots(model: PreTrainedModel) -> bool:
-    """Whether the distance of two tokens is that of their slots anywhere in the model."""
+    """Whether any part of the model measures the distance of two tokens by their slots."""
     config = model.config.get_text_config()
-    # GPT-Neo's windows are not known to the cache
+    # the cache does not know the windows of GPT-Neo
     return any(DynamicCache(config=config).is_sliding) or getattr(config, "window_size", None) is not None
 
 
 def find_layout(model: PreTrainedModel) -> bool:
-    """Whether texts have to be moved to the right, without a gap: a mask is not enough where distances count slots.
+    """Whether rows must be moved to the right, without a gap: a mask is not enough if the model counts slots.
 
     Raises:
-        `ValueError`: If neither gives the logits that each text has alone.
+        ValueError: Neither layout gives the logits that each row has alone.
     """
     known = _layouts.get(model)
     if known is not None:
@@ -178,13 +179,13 @@ def find_layout(model: PreTrainedModel) -> bool:
             error = caught
     raise ValueError(
         f"{type(model).__name__} cannot take single tokens back in a batch: "
-        + ("other logits than those of each text alone follow. " if error is None else f"{error} ")
+        + ("other logits than those of each row alone follow. " if error is None else f"{error} ")
         + "Use a model whose cache holds keys and values alone, with positions as `position_ids` say."
     ) from error
 
 
 def _reads_as_alone(model: PreTrainedModel, is_gapless: bool) -> bool:
-    """Whether two texts of unequal length, of which tokens are taken back twice, get the logits of each alone."""
+    """Whether two rows of unequal length, from which tokens are taken back twice, get the logits of each alone."""
     texts = [text[0].tolist() for text in make_texts(model)]
     device, rows, width = find_input_device(model), count_rows(model.get_output_embeddings()), max(map(len, texts))
     padding = torch.tensor([width - len(text) for text in texts], device=device)
@@ -205,13 +206,18 @@ def _reads_as_alone(model: PreTrainedModel, is_gapless: bool) -> bool:
 
 
 def check_reversible(model: PreTrainedModel, role: str) -> None:
-    """Raises `ValueError` if tokens cannot be taken out of what the model has read (Mamba, RWKV, linear attention)."""
+    """Raises `ValueError` unless the model can take tokens back: not with Mamba, RWKV or linear attention.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        role (`str`): Name of the model in the error, such as `"target"`.
+    """
     layers = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
     if not layers <= set(REVERSIBLE_LAYERS):
         raise ValueError(
             f"The {role} ({type(model).__name__}) keeps {', '.join(sorted(layers - set(REVERSIBLE_LAYERS)))} in its "
-            "cache. Rejected tokens of single rows cannot be taken out of that: a batch needs a model with keys and "
-            "values alone."
+            "cache, from which rejected tokens of single rows cannot be taken back. Use a model whose cache holds keys "
+            "and values alone."
         )
     try:
         find_layout(model)

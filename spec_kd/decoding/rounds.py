@@ -1,4 +1,4 @@
-"""What speculative decoding leaves behind: the text, its rounds, and where the draft was corrected."""
+"""What speculative decoding records: completions, their rounds, and where the target corrected the draft."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,15 @@ from typing import NamedTuple
 
 
 class Round(NamedTuple):
-    """One target call: tokens drafted for it, how many of them were accepted, and how many tokens it emitted.
+    """One pass of the target.
 
-    An accepted EOS counts as accepted, and ends the text without a bonus token. Tokens that were drafted for positions
-    after the end of the text do not count as drafted.
+    An accepted EOS counts as accepted, and ends the completion without a bonus token. Tokens that were drafted for
+    positions after the end of the completion do not count as drafted.
+
+    Args:
+        drafted (`int`): Number of drafted tokens.
+        accepted (`int`): Number of drafted tokens that the target accepted.
+        emitted (`int`): Number of tokens by which the completion grew.
     """
 
     drafted: int
@@ -19,15 +24,15 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculativeCompletion:
-    """What was written to P prompts, and how.
+    """The completions of P prompts, and how they were written.
 
     Args:
-        completion_ids (`list[list[int]]`): What was written to each prompt, EOS included.
-        rounds (`list[list[Round]]`): Every target call of each prompt.
+        completion_ids (`list[list[int]]`): Ids of each completion, the EOS included.
+        rounds (`list[list[Round]]`): Every pass of the target for each prompt.
         rejected_positions (`list[list[int]]`):
-            Where the target wrote another token than the one drafted, ascending indices into the completion. Bonus
-            tokens, for which nothing was drafted, are not among them.
-        seconds (`float`): Wall-clock of all prompts together.
+            Positions of each completion at which the target replaced the drafted token, ascending. Bonus tokens, for
+            which nothing was drafted, are not among them.
+        seconds (`float`): Wall-clock seconds for all prompts together.
     """
 
     completion_ids: list[list[int]]
@@ -37,12 +42,12 @@ class SpeculativeCompletion:
 
 
 class CompletionInProgress:
-    """One completion while it is written, with its rounds and rejected positions so far.
+    """A completion that is being written, with its rounds and rejected positions so far.
 
     Args:
-        index (`int`): Number of its prompt.
-        max_new_tokens (`int`): Most tokens it may have.
-        eos_ids (`set[int]`): Ids that end it.
+        index (`int`): Index of its prompt.
+        max_new_tokens (`int`): Maximum number of tokens.
+        eos_ids (`Collection[int]`): Ids that end it.
     """
 
     def __init__(self, index: int, max_new_tokens: int, eos_ids: Collection[int]):
@@ -55,21 +60,21 @@ class CompletionInProgress:
 
     @property
     def num_left(self) -> int:
-        """Tokens that may still be written."""
+        """Number of tokens that may still be written."""
         return self._max_new_tokens - len(self.ids)
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has reached an EOS or its limit."""
+        """Whether it ends with an EOS or has reached its maximum."""
         return self.num_left == 0 or (bool(self.ids) and self.ids[-1] in self._eos_ids)
 
     def add_round(self, drafted: Sequence[int], accepted: int, next_token: int) -> None:
-        """Takes in one target call.
+        """Adds one pass of the target.
 
         Args:
-            drafted (`list[int]`): The tokens offered for the next positions, the first EOS among them the last.
-            accepted (`int`): How many of them the target took.
-            next_token (`int`): The target's own token behind those; left out if they end with an EOS.
+            drafted (`Sequence[int]`): Drafted tokens, none after an EOS.
+            accepted (`int`): Number of drafted tokens that the target accepted.
+            next_token (`int`): The target's own token after those, which is left out after an EOS.
         """
         if accepted < len(drafted):
             self.rejected_positions.append(len(self.ids) + accepted)
@@ -81,7 +86,7 @@ class CompletionInProgress:
 
 
 def leave_out_drafts_after_end(rounds: Sequence[Round]) -> list[Round]:
-    """The rounds of one whole text without the tokens that were drafted for positions behind its last token."""
+    """The rounds of a whole completion, without the tokens that were drafted for positions after its end."""
     left, counted = 0, []
     for record in reversed(rounds):
         left += record.emitted

@@ -1,28 +1,25 @@
-"""Who runs the target. Imported when first used: each engine brings a library of its own."""
+"""Engines, which run the target. Each is imported when it is first used, because it needs a library of its own."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from spec_kd.engines.base import (
-    Completion,
-    Engine,
-    MissingCompletionsError,
-    UnsupportedByEngineError,
-)
+from spec_kd.engines.base import Completion, Engine, MissingCompletionsError, UnsupportedByEngineError
+from spec_kd.lazy_imports import import_lazily
 from spec_kd.sampling.prompt_batch import UnusablePromptError
 
-_HOME = {
-    "ServerEngine": "spec_kd.engines.server.engine",
-    "ServerRequestError": "spec_kd.engines.server.client",
-    "TransformersEngine": "spec_kd.engines.transformers",
-    "UnidentifiedTokensError": "spec_kd.engines.server.logprobs",
-    "VLLMEngine": "spec_kd.engines.vllm",
+_MODULES = {
+    "spec_kd.engines.server.client": ("ServerRequestError",),
+    "spec_kd.engines.server.engine": ("ServerEngine",),
+    "spec_kd.engines.server.logprobs": ("UnidentifiedTokensError",),
+    "spec_kd.engines.server.options": ("ServerOptions",),
+    "spec_kd.engines.transformers": ("TransformersEngine",),
+    "spec_kd.engines.vllm": ("VLLMEngine",),
 }
 
 if TYPE_CHECKING:
     from spec_kd.engines.server.client import ServerRequestError
     from spec_kd.engines.server.engine import ServerEngine
     from spec_kd.engines.server.logprobs import UnidentifiedTokensError
+    from spec_kd.engines.server.options import ServerOptions
     from spec_kd.engines.transformers import TransformersEngine
     from spec_kd.engines.vllm import VLLMEngine
 
@@ -31,6 +28,7 @@ __all__ = [
     "Engine",
     "MissingCompletionsError",
     "ServerEngine",
+    "ServerOptions",
     "ServerRequestError",
     "TransformersEngine",
     "UnidentifiedTokensError",
@@ -39,9 +37,4 @@ __all__ = [
     "VLLMEngine",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+__getattr__, __dir__ = import_lazily(__name__, _MODULES)

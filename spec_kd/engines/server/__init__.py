@@ -1,1 +1,1 @@
-"""The engine for any server that speaks OpenAI's completions API."""
+"""The engine for any server with OpenAI's completions API."""

@@ -1,14 +1,15 @@
-"""Requests to an OpenAI-compatible server: how many at a time, how often, and what is tried again.
+"""Sends requests to an OpenAI-compatible server: many at a time, at a limited rate, with retries.
 
-The API key is read from the environment for as long as a batch lasts and kept nowhere. Errors of the `openai` client
-hold the request with its headers, so they never leave this file: what failed is said in errors of our own, which are
-raised outside of the `except` blocks, so that no traceback leads back to them either.
+The API key is read from the environment while a batch lasts and is kept nowhere. Errors of the `openai` client hold the
+request with its headers, so they never leave this file. Our own errors say what failed; they are raised outside of the
+`except` blocks, so that no traceback leads back to the others.
 """
 
 import asyncio
 import email.utils
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -19,18 +20,18 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TypeVar, cast
 
-from spec_kd.checks import check_int, check_number
 from spec_kd.engines.base import Completion, MissingCompletionsError
 from spec_kd.engines.server.address import Userinfo, hide_userinfo
 from spec_kd.engines.server.connection_errors import explain_connection_error
+from spec_kd.engines.server.options import ServerOptions
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.secrets import hide_secrets
 
 MAX_BACKOFF = 60.0  # seconds
 MAX_RETRY_AFTER = 300.0  # seconds; a server that wants more is not worth waiting for unattended
 RETRIED_STATUS_CODES = (408, 409, 429)
-REFUSED_STATUS_CODES = (400, 422)  # of a body that is understood and not accepted
-# What vLLM, SGLang, llama.cpp, TensorRT-LLM and OpenAI say of a prompt that is too long for them.
+REFUSED_STATUS_CODES = (400, 422)  # the server understands the body and does not accept it
+# The words of vLLM, SGLang, llama.cpp, TensorRT-LLM and OpenAI for a prompt that is too long.
 TOO_LONG = re.compile(
     r"context (?:length|size|window)|context_length|maximum context|max_model_len|max_input|too long|longer than|"
     r"exceeds? (?:the|max)|too many tokens",
@@ -43,11 +44,11 @@ logger = logging.getLogger(__name__)
 
 
 class ServerRequestError(RuntimeError):
-    """A request that the server refused, did not answer through all retries, or answered with something unusable.
+    """The server refused a request, answered no attempt, or sent an unusable answer.
 
     Attributes:
-        index (`int`, *optional*): Of the prompt in the batch.
-        status_code (`int`, *optional*): HTTP status; `None` where there was no answer, or one with status 200.
+        index (`int`, *optional*): Index of the prompt in the batch.
+        status_code (`int`, *optional*): HTTP status; `None` if there was no answer, or one with status 200.
     """
 
     def __init__(self, message: str, index: int | None = None, status_code: int | None = None):
@@ -57,11 +58,12 @@ class ServerRequestError(RuntimeError):
 
 
 class RefusedPromptsError(MissingCompletionsError, ServerRequestError):
-    """A server refused some prompts of a batch and answered the others.
+    """A server refused some prompts of a batch and completed the others.
 
     Args:
-        refusals (`Mapping[int, ServerRequestError]`): By the index in the batch.
-        completions (`Sequence[Completion | None]`), unidentified (`Sequence[list[str]]`): Of the batch.
+        refusals (`Mapping[int, ServerRequestError]`): The refusal of each refused prompt, by its index in the batch.
+        completions (`Sequence[Completion | None]`): Completions of the batch, `None` where there is none.
+        unidentified (`Sequence[list[str]]`): Unidentified tokens of each completion.
     """
 
     def __init__(
@@ -90,50 +92,29 @@ class CompletionsClient:
     """Posts to `/v1/completions`, many requests at a time.
 
     Connection errors, timeouts, statuses 408, 409, 429 and 5xx, and answers that are no JSON object with `choices` are
-    tried again after a pause drawn uniformly from 0 to min(60 s, `backoff` x 2^attempt), or after what the server's
-    `Retry-After` says if that is longer (more than 300 s is refused). Any other status fails at once. A request keeps
-    its place among the `max_concurrency` while it waits, so that a server in trouble gets fewer requests. Each attempt
-    opens its own connection.
+    tried again. The pause before attempt n is drawn uniformly from 0 to min(60 s, `backoff` x 2^(n - 1)), or is what
+    the server's `Retry-After` says if that is longer; more than 300 s is refused. Any other status fails at once. A
+    waiting request keeps its place among the `max_concurrency`, so that a server in trouble gets fewer requests. Each
+    attempt opens its own connection.
 
     Args:
         base_url (`str`):
-            With the `/v1`. A user name and password in it are sent as a header, and never shown or logged.
-        max_concurrency (`int`): Requests under way at a time, in a batch.
-        max_retries (`int`): Further attempts after the first.
-        requests_per_minute (`float`, *optional*): Attempts started a minute, evenly spaced, over all batches.
-        timeout (`float`): Seconds from sending a request to having the whole answer.
-        api_key_env (`str`): Environment variable with the API key. If it is not set, "EMPTY" is sent.
-        backoff (`float`): Longest pause before the first further attempt, in seconds.
+            Address of the server, with the `/v1`. A user name and password in it are sent as a header, and never shown
+            or logged.
+        options (`ServerOptions`): Concurrency, retries, rate, timeout and API key. Without a key, "EMPTY" is sent.
+
+    Raises:
+        ImportError: The `openai` package is missing.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        max_concurrency: int,
-        max_retries: int,
-        requests_per_minute: float | None,
-        timeout: float,
-        api_key_env: str,
-        backoff: float,
-    ):
+    def __init__(self, base_url: str, options: ServerOptions):
         import_openai()
-        check_int("max_concurrency", max_concurrency)
-        check_int("max_retries", max_retries, 0)
-        check_number("requests_per_minute", requests_per_minute, above=0, is_optional=True)
-        check_number("timeout", timeout, above=0)
-        check_number("backoff", backoff, 0)
         self._base_url = hide_userinfo(base_url)  # the HTTP library logs the address of every request
         self._userinfo = Userinfo(base_url)
-        self._max_concurrency = max_concurrency
-        self._max_retries = max_retries
-        self._interval = 0.0 if requests_per_minute is None else 60.0 / requests_per_minute
+        self._options = options
         self._next_start = 0.0
-        self._timeout = timeout
-        self._api_key_env = api_key_env
-        self._backoff = backoff
         self._has_answered = False
-        self._random = random.Random()  # not the global one, whose state belongs to the experiment
+        self._random = random.Random()  # the global one belongs to the experiment
 
     def post_all(
         self,
@@ -143,27 +124,31 @@ class CompletionsClient:
         names: Sequence[str] | None = None,
         refuse: Callable[[int, ServerRequestError], Result] | None = None,
     ) -> list[Result]:
-        """Posts all bodies and returns what `read(index, answer)` makes of the answers, in order.
+        """Posts all bodies and reads the answers, in order.
 
-        The first failure, of a request or of `read`, cancels what is still under way and is raised. Works inside of a
-        running event loop too (Jupyter), which it blocks.
+        The first failure of a request or of `read` is raised and cancels all open requests. This also works inside of a
+        running event loop (Jupyter), which it blocks.
 
         Args:
             bodies (`Sequence[dict]`): JSON objects.
-            read (`Callable`): From the index of a body and its answer to what is kept of it.
-            fails_at_once (`Collection[int]`, *optional*): HTTP statuses that are not tried again in this call.
-            names (`Sequence[str]`, *optional*): Of the bodies, for messages; `"Prompt 0"`, ... by default.
+            read (`Callable`): Function from the index of a body and its answer to a result.
+            fails_at_once (`Collection[int]`, *optional*, defaults to `()`): HTTP statuses that are not tried again.
+            names (`Sequence[str]`, *optional*): Names of the bodies in messages; `"Prompt 0"`, ... by default.
             refuse (`Callable`, *optional*):
-                What is kept of a request that the server refused for its prompt, while others go on: one that is too
-                long by the server's words, or any other as soon as the server has answered one.
+                Function from the index of a body and the server's refusal to a result. It is called if the server
+                refused the prompt: if its words say that the prompt is too long, or if it has answered another request.
+                By default such a refusal is raised.
+
+        Returns:
+            `list` of the results of `read` and `refuse`.
 
         Raises:
-            `ServerRequestError`: Names the index of the body that failed.
-            `ValueError`: The API key cannot be sent.
+            ServerRequestError: A request failed; the error has the index of its body.
+            ValueError: The API key has characters that cannot be sent.
         """
         if not bodies:
             return []
-        names = [f"Prompt {index}" for index in range(len(bodies))] if names is None else names
+        names = names or [f"Prompt {index}" for index in range(len(bodies))]
         return _run_to_end(self._post_all(bodies, read, fails_at_once, names, refuse))
 
     async def _post_all(
@@ -175,7 +160,7 @@ class CompletionsClient:
         refuse: Callable[[int, ServerRequestError], Result] | None,
     ) -> list[Result]:
         openai = import_openai()
-        places = asyncio.Semaphore(self._max_concurrency)
+        places = asyncio.Semaphore(self._options.max_concurrency)
         jury = _Jury(self._has_answered)
 
         async def post(index: int, body: JsonObject) -> Result:
@@ -193,11 +178,11 @@ class CompletionsClient:
 
         failures: BaseExceptionGroup | None = None
         async with openai.AsyncOpenAI(
-            api_key=_read_key(self._api_key_env),
+            api_key=_read_key(self._options.api_key_env),
             base_url=self._base_url,
-            timeout=self._timeout,
+            timeout=self._options.timeout,
             max_retries=0,
-            # On a connection that is kept, bytes left over from one answer would be read as the answer to the next.
+            # on a connection that is kept, bytes left over from one answer would be read as the next answer
             default_headers={"Connection": "close", **self._userinfo.build_headers()},
         ) as client:
             try:
@@ -221,18 +206,18 @@ class CompletionsClient:
                 return answer
             if not failure.is_transient or failure.status_code in fails_at_once:
                 raise ServerRequestError(f"{name}: {failure.reason}", index, failure.status_code)
-            if attempt == self._max_retries:
+            if attempt == self._options.max_retries:
                 raise ServerRequestError(
                     f"{name}: no usable answer in {attempt + 1} attempts; the last: {failure.reason}",
                     index,
                     failure.status_code,
                 )
-            pause = self._random.uniform(0.0, min(MAX_BACKOFF, self._backoff * 2**attempt))
+            pause = self._random.uniform(0.0, min(MAX_BACKOFF, self._options.backoff * 2**attempt))
             if failure.retry_after is not None:
                 if failure.retry_after > MAX_RETRY_AFTER:
                     raise ServerRequestError(
-                        f"{name}: the server wants to be left alone for {failure.retry_after:.0f} s, more than "
-                        f"the {MAX_RETRY_AFTER:.0f} s that are waited: {failure.reason}",
+                        f"{name}: the server asks for a pause of {failure.retry_after:.0f} s, more than the maximum of "
+                        f"{MAX_RETRY_AFTER:.0f} s: {failure.reason}",
                         index,
                         failure.status_code,
                     )
@@ -242,7 +227,7 @@ class CompletionsClient:
                 name,
                 failure.reason,
                 attempt + 2,
-                self._max_retries + 1,
+                self._options.max_retries + 1,
                 pause,
             )
             await asyncio.sleep(pause)
@@ -250,19 +235,21 @@ class CompletionsClient:
     async def _wait_for_turn(self) -> None:
         now = time.monotonic()
         start = max(now, self._next_start)
-        self._next_start = start + self._interval
+        self._next_start = start + 60.0 / (self._options.requests_per_minute or math.inf)
         await asyncio.sleep(start - now)
 
     async def _attempt(self, client: JsonValue, body: JsonObject) -> tuple[JsonObject, _Failure | None]:
         openai = import_openai()
         fields = {name: value for name, value in body.items() if name not in ("model", "prompt")}
         try:
-            async with asyncio.timeout(self._timeout):  # the client's own timeout is per read
+            async with asyncio.timeout(
+                self._options.timeout
+            ):  # the client's own timeout counts from one read to the next
                 response = await client.completions.with_raw_response.create(
                     model=body["model"], prompt=body["prompt"], extra_body=fields
                 )
         except (TimeoutError, openai.APITimeoutError):
-            return {}, _Failure(f"no whole answer within {self._timeout:g} s", is_transient=True)
+            return {}, _Failure(f"no whole answer within {self._options.timeout:g} s", is_transient=True)
         except openai.APIStatusError as error:
             return {}, self._describe_status(error.response)
         except openai.APIConnectionError as error:
@@ -287,17 +274,21 @@ class CompletionsClient:
         )
 
     def _shorten(self, text: str) -> str:
-        """What a server says, without the key and the password, which some repeat."""
-        text = text.replace(_read_key(self._api_key_env), "[API key]") if os.environ.get(self._api_key_env) else text
+        """The words of a server, without the API key and the password, which some servers repeat."""
+        text = (
+            text.replace(_read_key(self._options.api_key_env), "[API key]")
+            if os.environ.get(self._options.api_key_env)
+            else text
+        )
         text = hide_secrets(self._userinfo.hide(text))
         return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]}... ({len(text)} characters)"
 
 
 class _Jury:
-    """Tells a prompt that a server refuses from a form of requests that it refuses.
+    """Decides whether a server refuses a prompt, or the form of all requests.
 
-    A server that has answered some request takes the form. Before that, a refusal waits for the requests that are under
-    way: if all are refused, it is the form.
+    A server that has answered a request accepts the form. Before its first answer, a refusal waits for all open
+    requests: if the server refuses every one, it refuses the form.
     """
 
     def __init__(self, has_answered: bool):
@@ -308,17 +299,17 @@ class _Jury:
         self._num_open = self._num_waiting = 0
 
     def open(self) -> None:
-        """Notes a request that is under way."""
+        """Counts a request as open."""
         self._num_open += 1
 
     def note_completion(self) -> None:
-        """Notes the answer to one."""
+        """Counts a request as answered."""
         self._has_answered = True
         self._verdict.set()
         self._close()
 
     async def blames_prompt(self, error: ServerRequestError) -> bool:
-        """Whether a request that failed did so for its prompt."""
+        """Whether a request failed because of its prompt."""
         is_too_long = error.status_code == 413 or TOO_LONG.search(str(error)) is not None
         if error.status_code not in REFUSED_STATUS_CODES or is_too_long:
             self._close()
@@ -335,12 +326,12 @@ class _Jury:
 
 
 def import_openai() -> ModuleType:
-    """The `openai` package, of the extra `server`."""
+    """Imports the `openai` package, which the extra `server` installs."""
     try:
         import openai
     except ImportError as error:
         raise ImportError(
-            f"`ServerEngine` needs the `openai` package, which cannot be imported ({error}): "
+            f"`ServerEngine` needs the `openai` package, which cannot be imported ({error}). Install it: "
             "pip install spec_kd[server]"
         ) from error
     return openai
@@ -349,16 +340,16 @@ def import_openai() -> ModuleType:
 def _read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        # The HTTP library would refuse the header with its value in the message.
+        # the HTTP library would refuse the header, with its value in the message
         raise ValueError(
-            f"The environment variable {variable} holds characters that an API key cannot have, such as line breaks or "
-            "quotation marks of a word processor: set it again."
+            f"The environment variable {variable} has characters that an API key cannot have, such as a line break or "
+            "a typographic quotation mark. Set it again."
         )
     return key or "EMPTY"
 
 
 def _read_retry_after(headers: JsonValue) -> float | None:
-    """Seconds, from `Retry-After` in either of its forms."""
+    """The pause in seconds, from either form of `Retry-After`; `None` without one."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -370,7 +361,7 @@ def _read_retry_after(headers: JsonValue) -> float | None:
 
 
 def _run_to_end(coroutine: Coroutine[JsonValue, JsonValue, Result]) -> Result:
-    """`asyncio.run`, on a thread of its own where a loop is running already."""
+    """Runs a coroutine to its end, on a thread of its own if a loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -386,7 +377,7 @@ def _run_to_end(coroutine: Coroutine[JsonValue, JsonValue, Result]) -> Result:
         try:
             return running.result()
         except BaseException:
-            if not running.done():  # interrupted from outside: the thread would go on to the end of the batch
+            if not running.done():  # interrupted from outside; the thread would run to the end of the batch
                 loop, task = started.result()
                 loop.call_soon_threadsafe(task.cancel)
             raise

@@ -1,4 +1,4 @@
-"""What the answers of completion servers say of a whole completion: its ids, its end, its log-probabilities."""
+"""Reads whole completions from the answers of servers: their ids, their end and their log-probabilities."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -24,13 +24,16 @@ class CompletionReader:
     """Reads answers of `/v1/completions`, parsed from JSON.
 
     Args:
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Processing class of the target.
         eos_token_ids (`Sequence[int]`, *optional*):
-            Ids that end a completion; by default the tokenizer's and the one that its chat template ends a reply with.
-        is_text_only (`bool`): Whether completions are text, tokenized again.
+            Ids that end a completion; by default the tokenizer's EOS and the id that ends a reply in its chat template.
+        is_text_only (`bool`): Whether completions are text that is tokenized again.
+
+    Attributes:
+        eos_token_ids (`list[int]`): Ids that end a completion.
 
     Raises:
-        `ValueError`: No EOS id.
+        ValueError: There is no EOS id.
     """
 
     def __init__(self, processing_class: ProcessingClass, eos_token_ids: Sequence[int] | None, is_text_only: bool):
@@ -40,8 +43,8 @@ class CompletionReader:
         turn_end = find_turn_end_id(processing_class, known)
         self.eos_token_ids = sorted(known if eos_token_ids else (known | {turn_end}) - {None})
         if not self.eos_token_ids:
-            raise ValueError("The tokenizer has no EOS token, so no completion would ever end: give `eos_token_ids`.")
-        # what the target wrote where a server leaves it out: the end of a reply, which need not be the tokenizer's EOS
+            raise ValueError("The tokenizer has no EOS token, so no completion would ever end. Give `eos_token_ids`.")
+        # the EOS that a server drops is the end of a reply, which need not be the tokenizer's EOS
         self._appended_eos_id = next(
             (id for id in (turn_end, own_id) if id is not None and id in self.eos_token_ids), self.eos_token_ids[0]
         )
@@ -55,13 +58,19 @@ class CompletionReader:
         max_new_tokens: int,
         prompt_ids: Sequence[int],
     ) -> Completion:
-        """The completion of an answer to `prompt_ids`, with the signal.
+        """Reads the completion of a prompt, with its signal.
+
+        Args:
+            answer (`Mapping`): JSON object of the server.
+            signal (`SignalSpec`, *optional*): What was asked for; `None` for nothing.
+            max_new_tokens (`int`): Maximum number of tokens that was asked for.
+            prompt_ids (`Sequence[int]`): Ids of the prompt.
 
         Raises:
-            `UnsupportedByEngineError`: Ids, log-probabilities or that of the EOS are missing.
-            `UnidentifiedTokens`: Tokens are not exactly one id, or were left out.
-            `MalformedResponseError`: The parts do not fit together, the server did not do what it was asked, or it
-                stopped at a special token that is not known as an EOS; it names the ids of another prompt.
+            UnsupportedByEngineError: Ids, log-probabilities or the EOS are missing.
+            UnidentifiedTokens: Tokens are not exactly one id, or were left out.
+            MalformedResponseError: The parts do not fit together, the server did not do what it was asked, it stopped
+                at a special token that is no known EOS, or it completed another prompt.
         """
         choice = answer["choices"][0]
         completed = choice.get("prompt_token_ids")
@@ -89,42 +98,49 @@ class CompletionReader:
             return Completion(ids, finish_reason)
         return Completion(ids, finish_reason, *self._read_signal(positions[: len(ids)], positions, signal))
 
-    def read_scored(self, answer: Record, text_ids: Sequence[int], start: int, signal: SignalSpec) -> Completion:
-        """The echoed log-probabilities of `text_ids[start:]`.
+    def read_scored(self, answer: Record, row_ids: Sequence[int], start: int, signal: SignalSpec) -> Completion:
+        """Reads the echoed log-probabilities of `row_ids[start:]`.
+
+        Args:
+            answer (`Mapping`): JSON object of the server.
+            row_ids (`Sequence[int]`): Ids of prompt and completion.
+            start (`int`): Position of the first completion token.
+            signal (`SignalSpec`): What was asked for.
 
         Raises:
-            `UnsupportedByEngineError`: The server did not echo a log-probability for each of these.
-            `UnidentifiedTokens`, `MalformedResponseError`: As of `read_completion`; also if it echoed other ids.
+            UnsupportedByEngineError: The server did not echo a log-probability for each completion token.
+            UnidentifiedTokens: Tokens of the `top_k` are not exactly one id.
+            MalformedResponseError: The parts do not fit together, or the server echoed other ids.
         """
         choice = answer["choices"][0]
         positions = read_positions(choice) or []
-        if len(positions) not in (len(text_ids), len(text_ids) + 1):
+        if len(positions) not in (len(row_ids), len(row_ids) + 1):
             raise UnsupportedByEngineError(
-                f"The server echoed log-probabilities of {len(positions)} positions for a text of {len(text_ids)} "
-                "tokens, so it cannot score given text: use vLLM, SGLang or the transformers engine."
+                f"The server echoed log-probabilities of {len(positions)} positions for a row of {len(row_ids)} "
+                "tokens, so it cannot score. Use vLLM, SGLang or the transformers engine."
             )
         echoed = choice.get("prompt_token_ids")
         wrong = [
             (i, id, position.token if echoed is None else echoed[i : i + 1])
-            for i, (id, position) in enumerate(zip(text_ids, positions, strict=False))
+            for i, (id, position) in enumerate(zip(row_ids, positions, strict=False))
             if (not self._names.means(position.token, id) if echoed is None else echoed[i : i + 1] != [id])
         ]
-        if wrong or (echoed is not None and len(echoed) != len(text_ids)):
+        if wrong or (echoed is not None and len(echoed) != len(row_ids)):
             raise MalformedResponseError(
-                f"the server echoed another text than was sent, first at (position, id sent, token echoed): {wrong[:1]}"
+                f"the server echoed another row than was sent, first at (position, id sent, token echoed): {wrong[:1]}"
             )
-        scored = positions[start : len(text_ids)]
+        scored = positions[start : len(row_ids)]
         if any(position.log_p is None for position in scored):
             raise UnsupportedByEngineError(
-                "The server echoed the text without a log-probability for each token of the completion, so it cannot "
-                "score given text: use vLLM, SGLang or the transformers engine."
+                "The server echoed the row without a log-probability for each token of the completion, so it cannot "
+                "score. Use vLLM, SGLang or the transformers engine."
             )
-        ids = list(text_ids[start:])
+        ids = list(row_ids[start:])
         finish_reason = "stop" if ids[-1] in self.eos_token_ids else "length"
         return Completion(ids, finish_reason, *self._read_signal(scored, positions, signal))
 
     def read_ids(self, choice: Record) -> tuple[list[int | None], list[Position] | None]:
-        """The ids of a choice, `None` where a token is not exactly one, and its log-probabilities."""
+        """Reads the ids of a choice, `None` where a token is not exactly one id, and its log-probabilities."""
         positions, token_ids = read_positions(choice), choice.get("token_ids")
         if token_ids is None:
             if positions is None:
@@ -166,7 +182,7 @@ class CompletionReader:
         num_reported: int | None,
         positions: list[Position] | None,
     ) -> list[int]:
-        """The ids, if none is unknown and none was left out."""
+        """Returns the ids if all are known and none was left out; raises `UnidentifiedTokens` otherwise."""
         unidentified = [
             str(positions[i].token) if positions else "(an id beyond the tokenizer)"
             for i, id in enumerate(found)
@@ -181,7 +197,7 @@ class CompletionReader:
         return [id for id in found if id is not None]
 
     def _check_text(self, ids: list[int], text: str | None) -> None:
-        """That ids found by the names of tokens spell the text which the server returned."""
+        """Raises `MalformedResponseError` unless ids that were found by token names spell the server's text."""
         if text is None:
             return
         written = ids[:-1] if ids and ids[-1] in self.eos_token_ids else ids
@@ -202,7 +218,7 @@ class CompletionReader:
         signal: SignalSpec | None,
         max_new_tokens: int,
     ) -> tuple[list[int], str]:
-        """The ids with their EOS and nothing behind it, and the finish reason."""
+        """Returns the ids up to and including their EOS, and the finish reason."""
         if len(ids) > max_new_tokens:
             raise MalformedResponseError(f"it has {len(ids)} tokens where {max_new_tokens} were the limit")
         end = next((i for i, id in enumerate(ids) if id in self.eos_token_ids), None)
@@ -255,5 +271,5 @@ class CompletionReader:
 
 
 def _squeeze(text: str) -> str:
-    """Without what a server may tidy up: spaces, and the rest of a character at the end."""
+    """Removes what servers may clean up: spaces, and an incomplete character at the end."""
     return "".join(text.replace(REPLACEMENT, "").split())

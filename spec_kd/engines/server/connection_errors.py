@@ -1,4 +1,4 @@
-"""Why a connection to a server failed, in words: HTTP libraries wrap the cause several times and name the wrapper."""
+"""Explains why a connection to a server failed: HTTP libraries wrap the cause several times and name the wrapper."""
 
 import socket
 import ssl
@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 
 
 def explain_connection_error(error: BaseException, url: str) -> tuple[str, bool]:
-    """The cause of an error of the HTTP library, and whether it may pass.
+    """Finds the cause of an error of the HTTP library, and whether it may pass.
 
     Args:
-        error (`BaseException`): With its causes in `__cause__` and `__context__`.
-        url (`str`): Where the connection was to go; shown.
+        error (`BaseException`): The error, with its causes in `__cause__` and `__context__`.
+        url (`str`): Address of the connection, which the explanation may show.
 
     Returns:
         `tuple[str, bool]`: A clause without a period, and whether another attempt makes sense.
@@ -40,7 +40,7 @@ def explain_connection_error(error: BaseException, url: str) -> tuple[str, bool]
 
 
 def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, outermost first."""
+    """The error and its causes, from the outermost to the innermost."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

@@ -1,8 +1,7 @@
 """The target behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, TensorRT-LLM, `transformers serve`."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
-from spec_kd.checks import check_choice
 from spec_kd.engines.base import Completion, Engine, check_untruncated, join_rows
 from spec_kd.engines.server.address import check_base_url, hide_userinfo
 from spec_kd.engines.server.client import CompletionsClient, RefusedPromptsError, ServerRequestError
@@ -13,10 +12,12 @@ from spec_kd.engines.server.logprobs import (
     UnidentifiedTokens,
     UnidentifiedTokensError,
 )
+from spec_kd.engines.server.options import ServerOptions
 from spec_kd.engines.server.requests import RequestBuilder
 from spec_kd.engines.server.scoring import verify_scoring
 from spec_kd.losses import SignalSpec
-from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
+from spec_kd.open_types import Argument, JsonObject, JsonValue
+from spec_kd.options import resolve_options
 from spec_kd.sampling.drawing import derive_seed
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.sampling.prompt_batch import name_prompt, report_progress
@@ -27,59 +28,51 @@ SEED_BITS = 31  # llama.cpp takes 32 without a sign
 
 
 class ServerEngine(Engine):
-    """The target behind an OpenAI-compatible server, asked through `/v1/completions` with prompts of token ids.
+    """The target on an OpenAI-compatible server, which completes prompts of token ids at `/v1/completions`.
 
-    **Ids.** They come from the server where it returns them (vLLM from 0.10.2, recent SGLang, llama.cpp), else from the
-    token strings of its log-probabilities, each of which must be exactly one id of the tokenizer: those that are not
-    raise an [`UnidentifiedTokensError`] with their number, examples, and the completions that are whole, or are left
-    out by `generate_responses(..., on_unidentified_token="drop")`. They are never found by tokenizing the text again,
-    except with `is_text_only`.
+    **Ids.** They come from the server if it returns them (vLLM from 0.10.2, recent SGLang, llama.cpp). Otherwise they
+    come from the token strings of its log-probabilities, each of which must be exactly one id of the tokenizer. A batch
+    with other strings raises an [`UnidentifiedTokensError`] with their number, examples, and the completions that are
+    whole; `generate_responses(..., on_unidentified_token="drop")` leaves such rows out. Ids never come from tokenizing
+    the text again, except with `is_text_only`.
 
-    **Which log-probabilities.** vLLM and llama.cpp return *raw* ones, of the model before any temperature: for text
-    sampled at a temperature other than 1 these are not those of the distribution it was drawn from, and serve no exact
-    replay. vLLM started with `--logprobs-mode processed_logprobs`, and SGLang unless it was started with
-    `SGLANG_RETURN_ORIGINAL_LOGPROB=1`, return *processed* ones: say so with `logprobs_mode="processed"`. The two cannot
-    be told apart from here.
+    **Log-probabilities.** vLLM and llama.cpp return *raw* ones, of the model before any temperature. For completions
+    sampled at a temperature other than 1, they are not those of the distribution that was sampled from, and do not
+    allow exact replay. vLLM started with `--logprobs-mode processed_logprobs`, and SGLang unless it was started with
+    `SGLANG_RETURN_ORIGINAL_LOGPROB=1`, return *processed* ones: set `logprobs_mode="processed"`. The engine cannot find
+    out which ones it gets.
 
-    **EOS.** A completion that the server stopped ends with its EOS. vLLM, SGLang and llama.cpp return it with its
-    log-probability. A server that drops it (TensorRT-LLM) can give no signal, since the EOS is a token that a draft
-    must predict and its log-probability is not there: a signal is refused. Without a signal the EOS is appended: the id
-    that the server names as `stop_reason` or `matched_stop`, else the tokenizer's.
+    **EOS.** A completion that the server stopped ends with its EOS. vLLM, SGLang and llama.cpp return the EOS with its
+    log-probability. A server that drops it (TensorRT-LLM) can give no signal, because a draft must predict the EOS too.
+    Without a signal the engine appends the EOS: the id that the server names as `stop_reason` or `matched_stop`, else
+    the tokenizer's.
 
-    **Servers that check fields.** The request has fields that are not OpenAI's (`request_fields` in `describe`), which
-    servers mostly ignore if they do not know them. For those that do not, take fields out with `None`:
+    **Servers that check fields.** Requests have fields that OpenAI's do not have (`request_fields` in `describe`). Most
+    servers ignore those that they do not know. For others, remove fields with `None`:
     `extra_body={"return_token_ids": None, "return_tokens_as_token_ids": None, "top_k": 0}` for TensorRT-LLM.
 
-    **Text only.** With `is_text_only=True`, for `transformers serve` and its like, prompts are sent as text (which must
-    give the same ids when tokenized again) and the ids of a completion are *its text, tokenized again*: not always what
-    the target wrote, so good for black-box training only, and any signal is refused. `describe` says so. Half a
-    character at the limit is left off; a text with one anywhere else raises an [`UnidentifiedTokensError`].
+    **Text only.** With `is_text_only=True`, for servers such as `transformers serve`, prompts are sent as text, which
+    must give the same ids when tokenized again. The ids of a completion are *its text, tokenized again*, which is not
+    always what the target wrote. So they serve black-box training only, any signal is refused, and `describe` says so.
+    Half a character at the limit is cut off; a text with one anywhere else raises an [`UnidentifiedTokensError`].
 
     Args:
-        model (`str`): Name under which the server has the target.
-        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's processing class.
+        model (`str`): Name of the target on the server.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Processing class of the target.
         base_url (`str`):
-            Such as `"http://localhost:8000/v1"`. A user name and password in it are sent, and shown nowhere; anything
-            after a `?` is refused.
-        max_concurrency (`int`, *optional*, defaults to `16`): Requests under way at a time.
-        max_retries (`int`, *optional*, defaults to `6`):
-            Further attempts at a request that failed for a reason that may pass: connection errors, timeouts, statuses
-            408, 409, 429 (waiting as `Retry-After` says) and 5xx, broken JSON.
-        requests_per_minute (`float`, *optional*): Limit, evenly spaced; retries count.
-        timeout (`float`, *optional*, defaults to `120.0`): Seconds for a whole answer.
-        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the API key, the only place where it is read from. Not needed for local servers.
-        logprobs_mode (`str`, *optional*, defaults to `"raw"`): `"raw"` or `"processed"`, as the server was started.
-        extra_body (`dict`, *optional*): Fields to add to every request, or with `None` to take out. No secrets.
-        eos_token_ids (`list[int]`, *optional*):
-            Ids that end a completion; by default the tokenizer's EOS, and what its chat template ends a reply with.
-            Targets with several in their generation config need them all here.
-        is_text_only (`bool`, *optional*, defaults to `False`): Whether the server speaks text only.
-        backoff (`float`, *optional*, defaults to `1.0`): Longest pause before the first retry in seconds, then doubled.
+            Address such as `"http://localhost:8000/v1"`. A user name and password in it are sent, and shown nowhere;
+            anything after a `?` is refused.
+        options (`ServerOptions`, *optional*): How the server is asked; the defaults of [`ServerOptions`] by default.
+        given: Fields of [`ServerOptions`] as keywords, which replace those of `options`.
+
+    Attributes:
+        options (`ServerOptions`): The options.
+        eos_token_ids (`list[int]`): Ids that end a completion.
 
     Raises:
-        `ImportError`: The `openai` package is missing.
-        `ValueError`: An option out of its range, or no EOS id.
+        ImportError: The `openai` package is missing.
+        TypeError: A keyword is no option.
+        ValueError: An option is out of its range, `base_url` is no address, or there is no EOS id.
     """
 
     name = "server"
@@ -89,64 +82,45 @@ class ServerEngine(Engine):
         model: str,
         tokenizer: ProcessingClass,
         base_url: str,
-        *,
-        max_concurrency: int = 16,
-        max_retries: int = 6,
-        requests_per_minute: float | None = None,
-        timeout: float = 120.0,
-        api_key_env: str = "OPENAI_API_KEY",
-        logprobs_mode: str = "raw",
-        extra_body: Record | None = None,
-        eos_token_ids: Sequence[int] | None = None,
-        is_text_only: bool = False,
-        backoff: float = 1.0,
+        options: ServerOptions | None = None,
+        **given: Argument,
     ):
-        check_choice("logprobs_mode", logprobs_mode, ("raw", "processed"))
-        check_base_url(base_url, api_key_env)
+        self.options = options = resolve_options(ServerOptions, options, given)
+        check_base_url(base_url, options.api_key_env)
         self.target_name = model
         self.processing_class = tokenizer
-        self._tokenizer = get_tokenizer(tokenizer)
-        self.logprobs_mode = logprobs_mode
-        self.is_text_only = is_text_only
-        self._reader = CompletionReader(tokenizer, eos_token_ids, is_text_only)
+        self.logprobs_mode = options.logprobs_mode
+        self._reader = CompletionReader(tokenizer, options.eos_token_ids, options.is_text_only)
         self.eos_token_ids = self._reader.eos_token_ids
-        self._requests = RequestBuilder(model, self._tokenizer, self.eos_token_ids, is_text_only, extra_body)
+        self._requests = RequestBuilder(model, get_tokenizer(tokenizer), self.eos_token_ids, options)
         self._base_url = hide_userinfo(base_url)
-        self._client = CompletionsClient(
-            base_url,
-            max_concurrency=max_concurrency,
-            max_retries=max_retries,
-            requests_per_minute=requests_per_minute,
-            timeout=timeout,
-            api_key_env=api_key_env,
-            backoff=backoff,
-        )
+        self._client = CompletionsClient(base_url, options)
         self._is_scoring_verified = False
 
     def __repr__(self) -> str:
         return f"ServerEngine({self.target_name!r}, base_url={self._base_url!r}, logprobs_mode={self.logprobs_mode!r})"
 
     def describe(self) -> dict[str, object]:
-        """Model, fields of the requests and where ids come from, as JSON values.
+        """The model, the fields of the requests and where ids come from, as JSON values.
 
-        Without the address, which may be another one when a job is resumed; what the server is, it does not say.
+        The address is left out, because it may change before a job is resumed.
         """
         return {
             "engine": self.name,
             "model": self.target_name,
             "logprobs_mode": self.logprobs_mode,
-            "completion_ids": "text tokenized again" if self.is_text_only else "of the server",
+            "completion_ids": "text tokenized again" if self.options.is_text_only else "of the server",
             "eos_token_ids": self.eos_token_ids,
             "request_fields": strip_secrets(self._requests.constant_fields, None),
         }
 
     def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
-        """Checks what can be known without the server, as `generate` and `score` do first.
+        """Checks a job without asking the server; see [`Engine.check`].
 
         Raises:
-            `UnsupportedByEngineError`: A method that servers do not give, top-k or top-p.
-            `UnusablePromptError`: One that is not the ids of any text (`is_text_only`).
-            `ValueError`: An empty prompt or one with ids that the tokenizer does not have; an option out of its range.
+            UnsupportedByEngineError: Servers cannot give the signal, or sample with `top_k` or `top_p`.
+            UnusablePromptError: A prompt is not the ids of any text (`is_text_only`).
+            ValueError: A prompt is empty, or has an id that the tokenizer does not have.
         """
         self._requests.count_logprobs(signal)
         if options is not None:
@@ -160,27 +134,30 @@ class ServerEngine(Engine):
         signal: SignalSpec | None = None,
         seed: str = "",
     ) -> list[Completion]:
-        """Answers prompts, given as ids, in their order, `max_concurrency` at a time. Works in a notebook too.
+        """Writes a completion to each prompt, `max_concurrency` at a time, also in a notebook; see [`Engine.generate`].
 
-        Each request of a sampled batch gets a seed of its own, which a server may ignore.
+        When sampling, each request gets a seed of its own, which a server may ignore.
 
         Args:
             prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
-            options (`SamplingOptions`): For all of them.
+            options (`SamplingOptions`): Options for all prompts.
             signal (`SignalSpec`, *optional*):
                 `"token_only"`, or `"top_k_tail"` with a `top_k` that the server allows (vLLM: `--max-logprobs`, 20 by
-                default). Slots hold exactly `top_k` ids, most likely first; log p is -inf where the server wrote its
-                stand-in for it (-9999).
-            seed (`str`): Distinguishes this batch from the job's others.
+                default). Completions then have exactly `top_k` ids per token, most likely first, with log p = -inf
+                where the server writes -9999. `None` keeps nothing.
+            seed (`str`, *optional*, defaults to `""`): Tells this batch from the others of the job.
+
+        Returns:
+            `list[Completion]` in the order of the prompts.
 
         Raises:
-            `UnsupportedByEngineError`: Before any request, for a method that servers do not give; after the first
-                answers, where they lack ids, log-probabilities, or that of the EOS.
-            `UnidentifiedTokensError`: After the batch: tokens without an exact id. Holds the whole completions.
-            `RefusedPromptsError`: After the batch: the server refused some prompts, as those that are too long for it.
-                Holds the completions of the others.
-            `ServerRequestError`: A request failed for good, or its answer makes no sense; the others are canceled.
-            `ValueError`: Before any request, as of `check`.
+            UnsupportedByEngineError: Servers cannot give the signal (before any request), or this one returns no ids,
+                no log-probabilities or no EOS (after its first answers).
+            UnidentifiedTokensError: Tokens have no exact id. Raised after the batch, with the other completions.
+            RefusedPromptsError: The server refused some prompts, such as those that are too long. Raised after the
+                batch, with the other completions.
+            ServerRequestError: A request failed for good, or its answer makes no sense. All others are canceled.
+            ValueError: A prompt is empty or has an unknown id. Raised before any request.
         """
         self.check(prompts, options, signal)
         bodies = [
@@ -195,42 +172,41 @@ class ServerEngine(Engine):
             for index, ids in enumerate(prompts)
         ]
         return self._collect(
-            prompts,
-            bodies,
-            lambda i, a: self._reader.read_completion(a, signal, options.max_new_tokens, prompts[i]),
+            prompts, bodies, lambda i, a: self._reader.read_completion(a, signal, options.max_new_tokens, prompts[i])
         )
 
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
-        """The raw log-probabilities (and kept ids) of completions that exist already, in their order.
+        """Reads completions that exist already; see [`Engine.score`]. vLLM and SGLang can do it.
 
-        Prompt and completion are sent together and echoed, with one more token generated, for which there must be room.
-        vLLM and SGLang can do it. Before the first batch a few short sampled texts are scored and compared with what
-        their generation said: some servers' echo is wrong without a sign (llama-cpp-python's is shifted by one).
+        Prompt and completion are sent together and echoed. One more token is generated, for which there must be room.
+        Before the first batch, a few short completions are sampled and scored. If the two log-probabilities differ, the
+        server cannot score: some return a wrong echo without an error (llama-cpp-python's is shifted by one token).
 
         Args:
             prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
             completions (`Sequence[list[int]]`): Ids of each completion, at least one.
-            signal (`SignalSpec`): As of `generate`.
-            seed (`str`): Not used: nothing is drawn.
+            signal (`SignalSpec`): `"token_only"` or `"top_k_tail"`, as for `generate`.
+            seed (`str`, *optional*, defaults to `""`): Not used, as nothing is drawn.
 
         Returns:
-            `list[Completion]` with the ids given; `finish_reason` is `"stop"` where the last one is an EOS.
+            `list[Completion]` with the given ids, in their order. `finish_reason` is `"stop"` if the last id is an EOS.
 
         Raises:
-            `UnsupportedByEngineError`: The method is none that servers give, or this one cannot score given text.
-            `UnidentifiedTokensError`, `ServerRequestError`: As of `generate`.
-            `ValueError`: Before any request: not one completion for each prompt, or empty ones.
+            UnsupportedByEngineError: Servers cannot give the signal, or this one cannot score.
+            UnidentifiedTokensError: Tokens of the `top_k` have no exact id. Raised after the batch.
+            ServerRequestError: A request failed for good, or its answer makes no sense.
+            ValueError: The numbers of prompts and completions differ, or one is empty. Raised before any request.
         """
-        texts = join_rows(prompts, completions)
-        self.check(texts, None, signal)
-        bodies = [self._requests.build_echo(text, self._requests.count_logprobs(signal)) for text in texts]
+        rows = join_rows(prompts, completions)
+        self.check(rows, None, signal)
+        bodies = [self._requests.build_echo(row, self._requests.count_logprobs(signal)) for row in rows]
         if bodies and not self._is_scoring_verified:
             verify_scoring(prompts, self._requests, self._reader, self._post_all, self._collect)
             self._is_scoring_verified = True
         return self._collect(
-            prompts, bodies, lambda i, a: self._reader.read_scored(a, texts[i], len(prompts[i]), signal)
+            prompts, bodies, lambda i, a: self._reader.read_scored(a, rows[i], len(prompts[i]), signal)
         )
 
     def _collect(
@@ -274,17 +250,16 @@ class ServerEngine(Engine):
         self,
         bodies: list[JsonObject],
         read: Callable[[int, JsonObject], JsonValue],
-        fails_at_once: Collection[int] = (),
         **options: Argument,
     ) -> list[JsonValue]:
         try:
-            return self._client.post_all(bodies, read, fails_at_once, **options)
+            return self._client.post_all(bodies, read, **options)
         except ServerRequestError as error:
             if error.status_code not in (400, 422):
                 raise
             hint = (
-                f"{error}\nSent beside the OpenAI API: {', '.join(self._requests.constant_fields)}. If the server "
-                "does not know one of these, take it out with `extra_body={name: None}`; if it takes no token ids as "
-                "prompt, it needs `is_text_only=True`."
+                f"{error}\nThe request has these fields beside OpenAI's: {', '.join(self._requests.constant_fields)}. "
+                "If the server does not know one, remove it with `extra_body={name: None}`. If it takes no token ids "
+                "as prompt, set `is_text_only=True`."
             )
             raise ServerRequestError(hint, error.index, error.status_code) from None

@@ -1,13 +1,13 @@
-r"""What the answers of completion servers say of tokens, as ids of the target's tokenizer.
+r"""Reads tokens and their log-probabilities from the answers of servers, as ids of the target's tokenizer.
 
-Log-probabilities belong to ids, but the OpenAI completions API speaks of tokens as strings. How these look:
+Log-probabilities belong to ids, but OpenAI's completions API names tokens by strings. These look as follows:
 - `"token_id:123"`: vLLM with `return_tokens_as_token_ids`; exact.
 - an entry with an `id`: llama.cpp, whose `/v1/completions` answers in the shape of the chat API; exact.
 - `" the"`: the decoded token (SGLang, TensorRT-LLM, vLLM without the option, OpenAI). Several ids may decode to one
   string: every part of a character of a byte-level tokenizer is "\ufffd", and a sentencepiece word loses its space.
 - `"Ġthe"` or `"▁the"`: the token as in the vocabulary (older vLLM).
 - `"bytes:\\xe2\\x80"`: OpenAI, for part of a character.
-A string counts as an id only if it is exactly one id's; there is no guessing, and no tokenizing again.
+A string counts as an id only if it belongs to exactly one id. Nothing is guessed or tokenized again.
 """
 
 import itertools
@@ -36,17 +36,18 @@ Token = int | str
 
 
 class UnidentifiedTokensError(ValueError):
-    """The server named tokens in a way that is not exactly one id, so some completions have no exact ids.
+    """The server named tokens by strings that are not exactly one id, so some completions have no exact ids.
 
     Args:
-        names (`Sequence[list[str]]`): Such tokens of each completion of the batch, as the server wrote them; empty for
+        names (`Sequence[list[str]]`): Such tokens of each completion of the batch, as the server named them; empty for
             a completion that is whole.
-        completions (`list[Completion | None]`): The batch, `None` where the ids are not known.
+        completions (`list[Completion | None]`): Completions of the batch, `None` where the ids are unknown.
 
     Attributes:
-        names, completions: As above.
-        count (`int`): Tokens concerned, in all completions together.
-        examples (`list[str]`): A few of them.
+        names (`list[list[str]]`): The argument.
+        completions (`list[Completion | None]`): The argument.
+        count (`int`): Number of such tokens, in all completions together.
+        examples (`list[str]`): A few of these tokens.
     """
 
     def __init__(self, names: Sequence[list[str]], completions: list[Completion | None]):
@@ -64,13 +65,19 @@ class UnidentifiedTokensError(ValueError):
 
 
 def list_examples(names: Iterable[Sequence[str]]) -> list[str]:
-    """A few different ones of the names of each completion's tokens."""
+    """A few different names out of those of all completions."""
     return list(itertools.islice(dict.fromkeys(itertools.chain.from_iterable(names)), NUM_EXAMPLES))
 
 
 @dataclass(frozen=True)
 class Position:
-    """What a server says of one token: its name, log p, and the most likely tokens where it gives them."""
+    """A token as the server describes it.
+
+    Args:
+        token (`int` or `str`): Id or name.
+        log_p (`float`, *optional*): Log-probability; `None` if the server gives none.
+        top (`list[tuple[int | str, float | None]]`, *optional*): Most likely tokens with their log-probabilities.
+    """
 
     token: Token
     log_p: float | None
@@ -78,15 +85,15 @@ class Position:
 
 
 class MalformedResponseError(ValueError):
-    """An answer whose parts do not fit together; the message says which."""
+    """The parts of an answer do not fit together. The message says which."""
 
 
 class FullContextError(MalformedResponseError):
-    """An answer that ends before its limit, as the server has no room for more behind this prompt."""
+    """An answer ends before its limit, because the server has no room for more tokens after this prompt."""
 
 
 class UnidentifiedTokens(Exception):  # noqa: N818  # caught within the engine, which counts them over the batch
-    """Of one completion: the names that are not one id."""
+    """A completion has tokens whose `names` are not exactly one id."""
 
     def __init__(self, names: Sequence[str]):
         super().__init__(f"{len(names)} tokens without an id")
@@ -94,13 +101,13 @@ class UnidentifiedTokens(Exception):  # noqa: N818  # caught within the engine, 
 
 
 def read_positions(choice: Record) -> list[Position] | None:
-    """The log-probabilities of a choice, in the shape of the completions API or in that of the chat API.
+    """Reads the log-probabilities of a choice, in the form of the completions API or of the chat API.
 
     Returns:
         `list[Position]`, or `None` if there are none.
 
     Raises:
-        `MalformedResponseError`: Lists of different lengths, or values that are no log-probabilities.
+        MalformedResponseError: Lists have different lengths, or values are no log-probabilities.
     """
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, Mapping):
@@ -142,21 +149,21 @@ def _read_log_p(value: JsonValue) -> float | None:
 
 
 class TokenNames:
-    """Which id a server means by the name of a token.
+    """Finds the id that a server means by the name of a token.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The target's.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the target.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
 
     def find_ids(self, names: Sequence[Token], spelling: Mapping[str, int | None]) -> list[int | None]:
-        """The id of each name, in the spelling of [`pick_spelling`]; `None` where it is not exactly one."""
+        """Finds the id of each name, in a spelling from [`pick_spelling`]; `None` where it is not exactly one."""
         return [self._find(name, spelling) for name in names]
 
     def pick_spelling(self, names: Iterable[Token]) -> Mapping[str, int | None]:
-        """How an answer spells its tokens: decoded, or as in the vocabulary, whichever more of them are in."""
+        """Picks the spelling in which more of the names are known: decoded, or as in the vocabulary."""
         texts = [name for name in names if isinstance(name, str) and not TOKEN_ID.fullmatch(name)]
         if not texts:
             return {}
@@ -164,11 +171,11 @@ class TokenNames:
         return self._by_key if sum(text in self._by_key for text in texts) > num_decoded else self._by_text
 
     def is_exact(self, name: Token) -> bool:
-        """Whether the name is an id itself."""
+        """Whether the name is itself an id."""
         return _read_exact_id(name) is not None
 
     def means(self, name: Token, id: int) -> bool:
-        """Whether the name can stand for the id, also where it could stand for others."""
+        """Whether the name can mean this id, even if it could mean others too."""
         if (exact := _read_exact_id(name)) is not None:
             return exact == id
         if match := BYTES.fullmatch(str(name)):
@@ -200,7 +207,7 @@ class TokenNames:
 
     @cached_property
     def _texts_of(self) -> dict[int, set[str]]:
-        # A sentencepiece token decodes without its space when alone, and with it in the middle of a text.
+        # a sentencepiece token decodes without its space when alone, and with it in the middle of a text
         return {id: {text, self._keys[id], self._keys[id].replace("▁", " ")} for id, text in self._decoded.items()}
 
     @cached_property
@@ -241,7 +248,7 @@ def _read_bytes(match: re.Match[str]) -> bytes:
 
 
 def _invert(names_of: Iterable[tuple[int, Iterable[JsonValue]]]) -> dict[JsonValue, int | None]:
-    """Name to id; `None` where it is that of several."""
+    """Maps names to ids; `None` for a name of several ids."""
     ids: dict[JsonValue, int | None] = {}
     for id, names in names_of:
         for name in names:
@@ -250,7 +257,7 @@ def _invert(names_of: Iterable[tuple[int, Iterable[JsonValue]]]) -> dict[JsonVal
 
 
 def _map_byte_level_alphabet() -> dict[str, int]:
-    """The characters in which byte-level tokenizers write bytes: printable ones stand for themselves."""
+    """Maps the characters in which byte-level tokenizers write bytes; printable bytes stand for themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -259,16 +266,22 @@ def _map_byte_level_alphabet() -> dict[str, int]:
 def read_sparse(
     positions: Sequence[Position], top_k: int, names: TokenNames, spelling: Mapping[str, int | None]
 ) -> SparseDistribution:
-    """The `top_k` most likely ids of each position, most likely first.
+    """Reads the `top_k` most likely ids of each position, most likely first.
+
+    Args:
+        positions (`Sequence[Position]`): Tokens of the completion.
+        top_k (`int`): Number of ids for each token.
+        names (`TokenNames`): Finds the ids.
+        spelling (`Mapping[str, int | None]`): The answer's spelling, from [`TokenNames.pick_spelling`].
 
     Raises:
-        `MalformedResponseError`: Fewer than `top_k` at some position, or the same id twice.
-        `UnidentifiedTokens`: Some are not exactly one id, or are fewer only where names are not ids.
+        MalformedResponseError: A position has fewer than `top_k` tokens, or the same id twice.
+        UnidentifiedTokens: Some are not exactly one id, or share a name.
     """
     ids, log_p, unidentified = [], [], []
     most = max(len(position.top or []) for position in positions)
     for number, position in enumerate(positions):
-        # The token itself may come in addition to the most likely ones.
+        # the token itself may be listed beside the most likely ones
         head = sorted(position.top or [], key=lambda entry: -entry[1] if entry[1] is not None else math.inf)[:top_k]
         if most >= top_k > len(head) and not all(names.is_exact(name) for name, _ in head):
             unidentified.append(f"({len(head)} names for {top_k} tokens)")  # those that share a name are listed once

@@ -1,4 +1,4 @@
-"""What is asked of a completion server: what it can be asked for, the fields of a request, prompts as ids or text."""
+"""Requests to a completion server: the signals it can give, the fields of a request, prompts as ids or text."""
 
 import json
 from collections.abc import Sequence
@@ -7,14 +7,15 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from spec_kd.engines.base import UnsupportedByEngineError
+from spec_kd.engines.server.options import ServerOptions
 from spec_kd.losses import SignalSpec
-from spec_kd.open_types import JsonObject, Record
+from spec_kd.open_types import JsonObject
 from spec_kd.sampling.input_checks import check_prompt_ids
 from spec_kd.sampling.prompt_batch import UnusablePromptError, name_prompt
 from spec_kd.vocabulary import count_real_ids
 
-# Not OpenAI's. The first two ask for ids; the others undo what servers take from a model's generation config (vLLM,
-# SGLang) or do by default (llama.cpp: top-k 40, min-p 0.05).
+# OpenAI's requests do not have these fields. The first two ask for ids. The others undo what servers take from the
+# model's generation config (vLLM, SGLang) or do by default (llama.cpp: top-k 40, min-p 0.05).
 EXTENSIONS = {
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,
@@ -28,74 +29,71 @@ OWN_FIELDS = frozenset(
 
 
 class RequestBuilder:
-    """Builds the bodies of requests to `/v1/completions` for plain sampling at a temperature.
+    """Builds the bodies of requests to `/v1/completions`, for plain sampling at a temperature.
 
     Args:
-        model (`str`): Name under which the server has the target.
-        tokenizer (`PreTrainedTokenizerBase`): The target's.
+        model (`str`): Name of the target on the server.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the target.
         eos_token_ids (`list[int]`): Ids that end a completion.
-        is_text_only (`bool`): Whether prompts are sent as text, in the dialect of `transformers serve`.
-        extra_body (`Mapping[str, Any]`, *optional*): Fields to add, or with `None` to take out.
+        options (`ServerOptions`): Its `extra_body`, and whether prompts are sent as text to `transformers serve`.
 
     Raises:
-        `ValueError`: `extra_body` has a field that belongs to the engine.
+        ValueError: `extra_body` has a field that the engine sets itself.
     """
 
     def __init__(
-        self,
-        model: str,
-        tokenizer: PreTrainedTokenizerBase,
-        eos_token_ids: list[int],
-        is_text_only: bool,
-        extra_body: Record | None,
+        self, model: str, tokenizer: PreTrainedTokenizerBase, eos_token_ids: list[int], options: ServerOptions
     ):
-        if taken := OWN_FIELDS & set(extra_body or {}):
-            raise ValueError(f"`extra_body` cannot have {', '.join(sorted(taken))}: the engine sets them itself.")
+        extra_body = options.extra_body or {}
+        if taken := OWN_FIELDS & set(extra_body):
+            raise ValueError(
+                f"`extra_body` has {', '.join(sorted(taken))}, which the engine sets itself. Remove it from there."
+            )
         self._model = model
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
-        self._is_text_only = is_text_only
+        self._is_text_only = options.is_text_only
         self._num_ids = count_real_ids(tokenizer)
         constant: JsonObject = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
-        if not is_text_only:
+        if not options.is_text_only:
             constant |= EXTENSIONS | {"stop_token_ids": eos_token_ids}
-        self._fields = {**constant, **(extra_body or {})}
+        self._fields = {**constant, **extra_body}
 
     @property
     def constant_fields(self) -> JsonObject:
-        """Fields that are the same in all requests."""
+        """The fields that are the same in all requests."""
         return {name: value for name, value in self._fields.items() if value is not None}
 
     def count_logprobs(self, signal: SignalSpec | None) -> int:
-        """How many of the most likely tokens to ask for. At least 1: with 0, llama.cpp returns no tokens at all.
+        """Number of most likely tokens to ask for; at least 1, because with 0 llama.cpp returns no tokens at all.
 
         Raises:
-            `UnsupportedByEngineError`: Servers, or text-only ones, do not give this signal.
-            `ValueError`: An unknown method, or no `top_k`.
+            UnsupportedByEngineError: Servers, or text-only servers, cannot give this signal.
+            ValueError: The method is unknown, or its `top_k` is missing.
         """
         if signal is None:
             return 1
         top_k = signal.sparse_method.count_likely_ids(signal)
         if self._is_text_only:
             raise UnsupportedByEngineError(
-                f"A text-only server cannot give {signal.method!r}: use one that returns log-probabilities (vLLM, "
+                f"A text-only server cannot give {signal.method!r}. Use one that returns log-probabilities (vLLM, "
                 "SGLang, llama.cpp) without `is_text_only`, or the transformers engine."
             )
         if top_k is None:
             raise UnsupportedByEngineError(
                 f"Servers return the most likely ids, not draws from the target's distribution, so they cannot give "
-                f"{signal.method!r}: ask for 'top_k_tail' or 'token_only', or use the transformers engine."
+                f"{signal.method!r}. Ask for 'top_k_tail' or 'token_only', or use the transformers engine."
             )
         if top_k > self._num_ids:
             raise UnsupportedByEngineError(f"`top_k={top_k}` is more than the {self._num_ids} ids of the target.")
         return max(1, top_k)
 
     def check_prompts(self, prompts: Sequence[list[int]]) -> None:
-        """Raises `ValueError` for prompts that are empty, have unknown ids, or must be said as text and cannot."""
+        """Raises `ValueError` for a prompt that is empty, has an unknown id, or must be sent as text and cannot."""
         check_prompt_ids(prompts, self._num_ids, "the tokenizer has")
         if self._is_text_only:
             for index, ids in enumerate(prompts):
-                self._say_as_text(name_prompt(prompts, index), list(ids))
+                self._decode_exactly(name_prompt(prompts, index), list(ids))
 
     def build(
         self,
@@ -106,22 +104,34 @@ class RequestBuilder:
         num_logprobs: int = 1,
         seed: int | None = None,
     ) -> JsonObject:
-        """The body that asks for a completion of the prompt `ids` of this name; they were checked before."""
+        """Builds the body that asks for one completion.
+
+        Args:
+            name (`str`): Name of the prompt, for errors.
+            ids (`Sequence[int]`): Ids of the prompt, which [`check_prompts`] has checked.
+            max_tokens (`int`): Maximum number of tokens of the completion.
+            temperature (`float`): Sampling temperature; 0 is greedy.
+            num_logprobs (`int`, *optional*, defaults to `1`): Number of most likely tokens to return at each token.
+            seed (`int`, *optional*): Sampling seed, which a server may ignore.
+        """
         own = {"model": self._model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
         if self._is_text_only:
-            own["prompt"] = self._say_as_text(name, list(ids))
+            own["prompt"] = self._decode_exactly(name, list(ids))
             own["generation_config"] = self._build_generation_config(temperature)
         else:
             own |= {"prompt": list(ids), "logprobs": num_logprobs}
         return {name: value for name, value in {**own, **self._fields}.items() if value is not None}
 
     def build_echo(self, ids: Sequence[int], num_logprobs: int = 1) -> JsonObject:
-        """The body that asks for the log-probabilities of `ids` themselves; at temperature 1, raw is processed."""
-        # One more token is generated, since not all servers can generate none.
-        return self.build("The text", ids, 1, 1.0, num_logprobs) | {"echo": True}
+        """Builds the body that asks for the log-probabilities of `ids` themselves.
 
-    def _say_as_text(self, name: str, ids: list[int]) -> str:
-        """The text that gives these ids when the server tokenizes it, with or without the BOS that it adds."""
+        The temperature is 1, where raw log-probabilities are processed ones. One token is generated, as not all servers
+        can generate none.
+        """
+        return self.build("The row", ids, 1, 1.0, num_logprobs) | {"echo": True}
+
+    def _decode_exactly(self, name: str, ids: list[int]) -> str:
+        """The text from which the server's tokenizer makes these ids, with or without the BOS that it adds."""
         for start in (0, 1):
             text = cast(str, self._tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False))
             if list(self._tokenizer(text)["input_ids"]) == ids:
@@ -132,7 +142,7 @@ class RequestBuilder:
         )
 
     def _build_generation_config(self, temperature: float) -> str:
-        """For `transformers serve`, which else samples, or not, as the model's own generation config says."""
+        """The generation config for `transformers serve`, which otherwise follows the model's own."""
         config = {"do_sample": temperature > 0, "eos_token_id": self._eos_token_ids}
         if temperature > 0:
             config |= {"top_k": 0, "top_p": 1.0, "temperature": temperature}

@@ -1,4 +1,4 @@
-"""Whether a server can score given text: some refuse it, and some do it wrong without a sign."""
+"""Finds out whether a server can score completions: some refuse, and some give wrong numbers without an error."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Call, JsonObject, JsonValue
 
 SCORERS = "vLLM, SGLang or the transformers engine"
-REFUSALS = (400, 404, 422, 500, 501)  # llama.cpp says 500 to what it does not support
+REFUSALS = (400, 404, 422, 500, 501)  # llama.cpp answers 500 to what it does not support
 NUM_REFUSALS = 3
 NUM_PROBES = 4
 PROBE_LENGTH = 16
-PROBE_TOLERANCE = 0.1  # nats, of the median; the noise of 16-bit models is less, a shift by one token several nats
+PROBE_TOLERANCE = 0.1  # nats, for the median; 16-bit models have less noise, a shift by one token gives several
 
 
 def verify_scoring(
@@ -26,58 +26,58 @@ def verify_scoring(
     post: Call[list[JsonValue]],
     collect: Call[list[Completion]],
 ) -> None:
-    """Has a few short texts written, then scored, and compares what the server said of them.
+    """Lets the server write and score a few short completions, and compares the two log-probabilities.
 
     Args:
-        prompts (`Sequence[Sequence[int]]`): Of the job; the shortest are used.
-        requests (`RequestBuilder`): The engine's.
-        reader (`CompletionReader`): The engine's.
+        prompts (`Sequence[Sequence[int]]`): Prompts of the job, of which the shortest are used.
+        requests (`RequestBuilder`): Builds the requests.
+        reader (`CompletionReader`): Reads the answers.
         post (`Callable`): Posts bodies and reads their answers, as `CompletionsClient.post_all`.
-        collect (`Callable`): The same for answers that become completions.
+        collect (`Callable`): Posts bodies and reads completions from their answers.
 
     Raises:
-        `UnsupportedByEngineError`: The server refuses to score, gives no log-probabilities, or gives others for a text
-            than when it wrote it.
-        `ServerRequestError`: As of `generate`.
+        UnsupportedByEngineError: The server refuses to score, gives no log-probabilities, or gives others than when it
+            wrote the completion.
+        ServerRequestError: A request failed for good.
     """
     shortest = sorted(prompts, key=len)[:NUM_PROBES]
     bodies = [requests.build("A probe", ids, PROBE_LENGTH, 1.0, seed=i) for i, ids in enumerate(shortest)]
-    texts: list[list[int]] = []
+    rows: list[list[int]] = []
     starts: list[int] = []
     written: list[float] = []
     for prompt, answer in zip(shortest, post(bodies, _keep), strict=True):
         ids, positions = reader.read_ids(answer["choices"][0])
         known = list(itertools.takewhile(lambda pair: None not in pair, zip(ids, positions or (), strict=False)))
         if known and all(position.log_p is not None for _, position in known):
-            texts.append([*prompt, *(id for id, _ in known if id is not None)])
+            rows.append([*prompt, *(id for id, _ in known if id is not None)])
             starts.append(len(prompt))
             written += [position.log_p for _, position in known if position.log_p is not None]
-    if not texts:
+    if not rows:
         raise UnsupportedByEngineError(f"The server gives no log-probabilities of exact ids. To score, use {SCORERS}.")
-    _check_echo(texts[0], requests, post)
+    _check_echo(rows[0], requests, post)
     scored = collect(
-        [text[:start] for text, start in zip(texts, starts, strict=True)],
-        [requests.build_echo(text) for text in texts],
-        lambda i, answer: reader.read_scored(answer, texts[i], starts[i], SignalSpec()),
+        [row[:start] for row, start in zip(rows, starts, strict=True)],
+        [requests.build_echo(row) for row in rows],
+        lambda i, answer: reader.read_scored(answer, rows[i], starts[i], SignalSpec()),
     )
     echoed = itertools.chain.from_iterable(completion.token_logprobs or () for completion in scored)
     gap = median(abs(a - b) for a, b in zip(echoed, written, strict=True))
     if gap > PROBE_TOLERANCE:
         raise UnsupportedByEngineError(
-            f"The server's echo of a text gives its tokens other log-probabilities than writing it did (median "
-            f"difference {gap:.2f} nats), as if shifted by one token. To score, use {SCORERS}."
+            f"The server's echo has other log-probabilities than its completions had (median difference {gap:.2f} "
+            f"nats), as if shifted by one token. To score, use {SCORERS}."
         )
 
 
-def _check_echo(text: Sequence[int], requests: RequestBuilder, post: Call[list[JsonValue]]) -> None:
-    """Raises `UnsupportedByEngineError` for a server that refuses to echo a text.
+def _check_echo(row: Sequence[int], requests: RequestBuilder, post: Call[list[JsonValue]]) -> None:
+    """Raises `UnsupportedByEngineError` if the server refuses to echo.
 
-    A refusal with status 500 looks like trouble that may pass and is worth waiting for. It is a refusal if the same
-    request without `echo` is answered each time in between.
+    Status 500 may also be a fault that passes. It counts as a refusal if the server answers the same request without
+    `echo` each time in between.
     """
     for _ in range(NUM_REFUSALS):
         try:
-            post([requests.build_echo(text)], _keep, fails_at_once=REFUSALS)
+            post([requests.build_echo(row)], _keep, fails_at_once=REFUSALS)
             return
         except ServerRequestError as error:
             if error.status_code not in REFUSALS:
@@ -85,8 +85,8 @@ def _check_echo(text: Sequence[int], requests: RequestBuilder, post: Call[list[J
             refusal, may_pass = str(error), error.status_code >= 500
         if not may_pass:
             break
-        post([requests.build("A probe", text, 1, 1.0)], _keep)
-    raise UnsupportedByEngineError(f"The server cannot score given text (it refuses `echo`): use {SCORERS}. {refusal}")
+        post([requests.build("A probe", row, 1, 1.0)], _keep)
+    raise UnsupportedByEngineError(f"The server cannot score, because it refuses `echo`. Use {SCORERS}. {refusal}")
 
 
 def _keep(index: int, answer: JsonObject) -> JsonObject:

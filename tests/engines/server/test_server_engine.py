@@ -105,7 +105,7 @@ def test_scores_are_the_models_own(serve, writer, prompts, dialect, signal):
 @pytest.mark.parametrize(
     ("dialect", "traits", "message"),
     [
-        ("llama.cpp", {}, "cannot score given text .*Only no echo is supported"),
+        ("llama.cpp", {}, "cannot score, because it refuses `echo`.*Only no echo is supported"),
         ("vllm", {"shifts_echo": True}, "shifted by one token"),
         ("strings", {"shifts_echo": True}, "shifted by one token"),
         ("strings", {"edit": lambda a: strip_echo(a)}, "log-probabilities of 1 positions for a text of"),
@@ -202,7 +202,7 @@ def test_an_echo_of_another_text_is_an_error(serve, prompts):
 
     for dialect, edit in (("vllm", add_bos), ("strings", change_token)):
         _, engine = serve(dialect, edit=edit)
-        with pytest.raises(ServerRequestError, match=r"echoed another text than was sent, first at .*\(0, "):
+        with pytest.raises(ServerRequestError, match=r"echoed another row than was sent, first at .*\(0, "):
             engine.score(prompts[:1], [[70, 71]], TOKEN_ONLY)
 
 

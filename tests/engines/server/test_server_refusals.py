@@ -79,7 +79,7 @@ def test_several_rows_and_a_signal(refusing, tmp_path):
 
 def test_a_form_that_the_server_refuses_stops_at_once(refusing):
     server, engine = refusing(range(20), "unknown field: return_token_ids", max_concurrency=3)
-    with pytest.raises(ServerRequestError, match=r"status 400.*\nSent beside the OpenAI API"):
+    with pytest.raises(ServerRequestError, match=r"status 400.*\nThe request has these fields"):
         generate(engine, batch_size=20)
     assert len(server.requests) <= 3
 
