@@ -108,7 +108,7 @@ def test_scores_are_the_models_own(serve, writer, prompts, dialect, signal):
         ("llama.cpp", {}, "cannot score, because it refuses `echo`.*Only no echo is supported"),
         ("vllm", {"shifts_echo": True}, "shifted by one token"),
         ("strings", {"shifts_echo": True}, "shifted by one token"),
-        ("strings", {"edit": lambda a: strip_echo(a)}, "log-probabilities of 1 positions for a text of"),
+        ("strings", {"edit": lambda a: strip_echo(a)}, "log-probabilities of 1 positions for a row of"),
         ("vllm", {"edit": lambda a: blank_echo(a)}, "without a log-probability for each token"),
     ],
 )
@@ -129,7 +129,7 @@ def count_echoes(server):
 def test_a_refused_echo_is_told_without_waiting(serve, prompts, monkeypatch):
     server, engine = serve("llama.cpp")  # status 500
     monkeypatch.setattr(engine._client._random, "uniform", lambda *_: pytest.fail("it waits to try again"))
-    with pytest.raises(UnsupportedByEngineError, match=r"refuses `echo`\): use vLLM, SGLang or the transformers"):
+    with pytest.raises(UnsupportedByEngineError, match=r"refuses `echo`\. Use vLLM, SGLang or the transformers"):
         engine.score(prompts, [[70, 71]] * 6, TOKEN_ONLY)
     assert count_echoes(server) == 3
 
