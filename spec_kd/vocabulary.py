@@ -19,7 +19,7 @@ from spec_kd.heads import count_rows, unwrap_peft
 
 NUM_DIFFERENCES_SHOWN = 5
 PADDING_BIAS = -1e4  # finite in float16, and exp() of it is 0 in every dtype
-# Same ids do not mean same merges, normaliser or pre-tokenizer: these texts reach the usual places where they differ.
+# Same ids do not mean same merges, normalizer or pre-tokenizer: these texts reach the usual places where they differ.
 PROBE_TEXTS = (
     "Hello world, it's 12345.67 o'clock!  Two  spaces\tand a tab.",
     "def f(x):\n    return {'key': [x ** 2, None]}  # comment\n\n\treturn\r\n",
@@ -129,7 +129,7 @@ def _compare_encodings(
         theirs = target(text, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             return [
-                "all tokens have the same ids, but text is cut differently (other merges, normaliser or "
+                "all tokens have the same ids, but text is cut differently (other merges, normalizer or "
                 f"pre-tokenizer): {text!r} becomes {ours[:12]}... in the {names[0]} and {theirs[:12]}... in the "
                 f"{names[1]}"
             ]
