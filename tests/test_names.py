@@ -81,7 +81,7 @@ MODULES = {
     "spec_kd.evaluation.report.words": "spec_kd.evaluation.report.formatting",
     "spec_kd.trainer.cached_teacher": "spec_kd.trainer.teachers.stored",
     "spec_kd.trainer.on_policy": "spec_kd.trainer.online",
-    "spec_kd.trainer.streaming": "spec_kd.trainer.online.streaming",
+    "spec_kd.trainer.streaming": "spec_kd.trainer.online",
 }
 VALUES = {  # a pattern, and what replaced it
     r"method: white-box": "method: white_box",
