@@ -108,7 +108,7 @@ def compare_with_generate(arguments, draft, target, tokenizer, prompts: Dataset)
         )
     vocab_size = len(tokenizer)
     with Timer() as replaying:
-        scores = score_responses(draft, None, texts, vocab_size=vocab_size, batch_size=32)
+        scores = score_responses(draft, None, texts, vocab_size=vocab_size, batch_size=32, temperature=0.0)
         figures = {gamma: scores.replay(gamma, arguments.max_new_tokens) for gamma in GAMMAS}
     with Timer() as assisting:
         assisted = generate_assisted(
@@ -168,7 +168,7 @@ def compare_prediction(arguments, draft, target, tokenizer, timed: Dataset, othe
             {"prompt_ids": row["prompt_ids"], "completion_ids": ids}
             for row, ids in zip(timed, measured.completion_ids, strict=True)
         ]
-        replayed = score_responses(draft, None, texts, vocab_size=len(tokenizer)).replay(
+        replayed = score_responses(draft, None, texts, vocab_size=len(tokenizer), temperature=0.0).replay(
             gamma, arguments.max_new_tokens
         )
         lengths = np.array([len(row["prompt_ids"]) for row in timed])

@@ -75,13 +75,17 @@ def resolve_options(cls: type[Options], options: Options | None, given: Argument
         given (`dict[str, Any]`): Keywords of the call, which replace fields of `options`.
 
     Raises:
-        TypeError: `options` is of another class, or a keyword is no option; names the nearest one.
+        TypeError: `options` is of another class, a keyword is no option (names the nearest one), or an option
+            without a default is missing.
     """
     names = [one.name for one in fields(cls)]
     for name in given:
         if name not in names:
             raise TypeError(f"{cls.__name__} has no option `{name}`.{suggest(name, names)}")
     if options is None:
+        for one in fields(cls):
+            if one.default is one.default_factory is MISSING and one.name not in given:
+                raise TypeError(f"`{one.name}` is missing: {one.metadata['help']}")
         return cls(**given)
     if not isinstance(options, cls):
         raise TypeError(f"`options` must be {cls.__name__}, got {type(options).__name__}.")

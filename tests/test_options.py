@@ -51,5 +51,7 @@ def test_a_call_takes_the_object_the_keywords_or_both():
 def test_an_unknown_keyword_and_a_foreign_object_are_refused():
     with pytest.raises(TypeError, match=r"Options has no option `sharpnes`. Did you mean sharpness\?"):
         resolve_options(Options, None, {"size": 1, "sharpnes": 1})
+    with pytest.raises(TypeError, match="`size` is missing: Number of pieces"):
+        resolve_options(Options, None, {"sharpness": 1.0})
     with pytest.raises(TypeError, match="`options` must be Options, got dict"):
         resolve_options(Options, {"size": 1}, {})

@@ -35,7 +35,7 @@ class ReplayOptions:
         ValueError: If a value is out of its range.
     """
 
-    temperature: float = option("Temperature that the responses were sampled at; 0.0 is greedy.", default=0.0)
+    temperature: float = option("Temperature that the responses were sampled at; 0.0 is greedy. It has no default.")
     max_new_tokens: int | None = option(
         "Limit that the responses were written under. [`replay`] needs it.", default=None
     )
@@ -156,7 +156,8 @@ def replay(
         options (`ReplayOptions`, *optional*): How the responses were sampled, and how a draft is.
         num_assistant_tokens (`int`, *optional*, defaults to `5`): Number of tokens drafted in a round.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
-        given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`. `max_new_tokens` is needed.
+        given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`. `temperature` and
+            `max_new_tokens` are needed.
 
     Raises:
         ValueError: If an option is out of its range or a response is unusable (names its row), before any model runs.

@@ -56,7 +56,7 @@ class World:
         return spec_kd.evaluate_draft(drafts, self.model, ["a"], processing_class=self.tokenizer, **options)
 
     def replay(self, **options: Any) -> Any:
-        return spec_kd.replay(self.model, self.model, self.rows, **{"max_new_tokens": 4, **options})
+        return spec_kd.replay(self.model, self.model, self.rows, **{"temperature": 0.0, "max_new_tokens": 4, **options})
 
     def serve(self, **options: Any) -> Any:
         options = {"base_url": "http://localhost:8000/v1", **options}

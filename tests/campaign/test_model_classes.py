@@ -146,7 +146,7 @@ def check_responses(model, outcome, folder):
 
 def check_decoding(model, role, outcome, folder):
     draft, target = pair_up(model, role)
-    options = {"num_assistant_tokens": 2, "max_new_tokens": 6, "vocab_size": REAL_IDS}
+    options = {"temperature": 0.0, "num_assistant_tokens": 2, "max_new_tokens": 6, "vocab_size": REAL_IDS}
     try:
         text = generate_speculatively(target, draft, PROMPTS, **options)
     except ValueError as error:

@@ -33,7 +33,7 @@ def pair(request, tools):
 
 def test_greedy_replay_equals_assisted(pair, prompts):
     draft, target = pair
-    options = {"num_assistant_tokens": 4, "max_new_tokens": 20}
+    options = {"temperature": 0.0, "num_assistant_tokens": 4, "max_new_tokens": 20}
     figures = generate_assisted(target, draft, prompts, **options)
     rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompts, figures.completion_ids, strict=True)]
     replayed = replay(draft, target, rows, **options)

@@ -25,7 +25,7 @@ def assert_all_accepted(figures):
 @pytest.mark.parametrize("num_assistant_tokens", [1, 4])
 def test_greedy_replay_equals_assisted_prompt_by_prompt(pair, prompts, tools, num_assistant_tokens):
     draft, target = pair
-    options = {"num_assistant_tokens": num_assistant_tokens, "max_new_tokens": 20}
+    options = {"temperature": 0.0, "num_assistant_tokens": num_assistant_tokens, "max_new_tokens": 20}
     figures = generate_assisted(target, draft, prompts, **options)
     rows = tools.write_texts(target, prompts, 20)
     assert as_rows(prompts, figures) == rows  # lossless
@@ -91,7 +91,7 @@ def test_a_draft_equal_to_its_target_has_everything_accepted_eos_included(target
 
 
 def test_an_accepted_eos_counts_and_ends_without_a_bonus(target, prompts):
-    first = generate_assisted(target, copy.deepcopy(target), prompts, max_new_tokens=12)
+    first = generate_assisted(target, copy.deepcopy(target), prompts, max_new_tokens=12, temperature=0.0)
     prompt, ids, end = next(
         (prompt, ids, end)
         for prompt, ids in zip(prompts, first.completion_ids, strict=True)
@@ -102,7 +102,9 @@ def test_an_accepted_eos_counts_and_ends_without_a_bonus(target, prompts):
     figures = generate_assisted(target, copy.deepcopy(target), [prompt], **options)
     assert figures.completion_ids == [ids[: end + 1]]
     assert figures.rounds == [[Round(drafted=end + 1, accepted=end + 1, emitted=end + 1)]]
-    replayed = replay(target, None, as_rows([prompt], figures), num_assistant_tokens=5, max_new_tokens=12)
+    replayed = replay(
+        target, None, as_rows([prompt], figures), num_assistant_tokens=5, max_new_tokens=12, temperature=0.0
+    )
     for name in EXACT:
         np.testing.assert_array_equal(getattr(figures, name), getattr(replayed, name), err_msg=name)
 
@@ -123,9 +125,9 @@ def test_rounds(candidates, emitted, expected):
 
 def test_tokens_drafted_behind_the_end_do_not_count(pair, prompts):
     draft, target = pair
-    greedy = generate_assisted(target, draft, prompts, num_assistant_tokens=4, max_new_tokens=16)
+    greedy = generate_assisted(target, draft, prompts, num_assistant_tokens=4, max_new_tokens=16, temperature=0.0)
     for prompt, ids in zip(prompts, greedy.completion_ids, strict=True):
-        options = {"num_assistant_tokens": 4, "max_new_tokens": 16}
+        options = {"temperature": 0.0, "num_assistant_tokens": 4, "max_new_tokens": 16}
         figures = generate_assisted(target, draft, [prompt], eos_token_id=ids[-1], **options)
         replayed = replay(draft, target, as_rows([prompt], figures), **options)
         assert figures.target_calls == replayed.target_calls and figures.accepted == replayed.accepted
@@ -137,8 +139,10 @@ def test_the_confidence_threshold_and_the_schedule_do_not_count(pair, prompts):
     draft.generation_config.num_assistant_tokens = 20
     draft.generation_config.num_assistant_tokens_schedule = "heuristic"
     draft.generation_config.assistant_confidence_threshold = 0.99  # never that sure: one token a round
-    figures = generate_assisted(target, draft, prompts[:4], num_assistant_tokens=3, max_new_tokens=16)
-    replayed = replay(draft, target, as_rows(prompts[:4], figures), num_assistant_tokens=3, max_new_tokens=16)
+    figures = generate_assisted(target, draft, prompts[:4], num_assistant_tokens=3, max_new_tokens=16, temperature=0.0)
+    replayed = replay(
+        draft, target, as_rows(prompts[:4], figures), num_assistant_tokens=3, max_new_tokens=16, temperature=0.0
+    )
     np.testing.assert_array_equal(figures.drafted, replayed.drafted)
     np.testing.assert_array_equal(figures.target_calls, replayed.target_calls)
     assert draft.generation_config.num_assistant_tokens == 20
@@ -164,7 +168,7 @@ def test_a_pad_id_within_the_text_is_not_masked(target, prompts, tools, where):
     pad = rows[0]["prompt_ids"][0] if where == "prompt" else rows[0]["completion_ids"][2]
     target.generation_config.pad_token_id = pad
     draft = copy.deepcopy(target)
-    figures = generate_assisted(target, draft, prompts[:4], max_new_tokens=12)
+    figures = generate_assisted(target, draft, prompts[:4], max_new_tokens=12, temperature=0.0)
     assert as_rows(prompts[:4], figures) == rows
     assert_all_accepted(figures)
 
@@ -198,7 +202,7 @@ def test_a_draft_in_training_with_gradient_checkpointing(target, prompts, tools)
         layer.self_attn.attention_dropout = 0.5
     draft.train()
     before = tools.snapshot(draft, target)
-    assert_all_accepted(generate_assisted(target, draft, prompts[:4], max_new_tokens=12))
+    assert_all_accepted(generate_assisted(target, draft, prompts[:4], max_new_tokens=12, temperature=0.0))
     assert tools.snapshot(draft, target) == before and draft.is_gradient_checkpointing
 
 
@@ -222,10 +226,10 @@ def test_differently_padded_heads(pair, prompts, tools, draft_rows, target_rows,
 
 def test_peft_draft_counts_its_adapter(pair, prompts):
     draft, target = pair
-    plain = generate_assisted(target, draft, prompts[:4], max_new_tokens=12)
+    plain = generate_assisted(target, draft, prompts[:4], max_new_tokens=12, temperature=0.0)
     draft = get_peft_model(draft, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    adapted = generate_assisted(target, draft, prompts[:4], max_new_tokens=12)
-    merged = generate_assisted(target, draft.merge_and_unload(), prompts[:4], max_new_tokens=12)
+    adapted = generate_assisted(target, draft, prompts[:4], max_new_tokens=12, temperature=0.0)
+    merged = generate_assisted(target, draft.merge_and_unload(), prompts[:4], max_new_tokens=12, temperature=0.0)
     assert adapted.completion_ids == plain.completion_ids
     assert adapted.rounds == merged.rounds != plain.rounds
 
@@ -268,13 +272,13 @@ def test_sampling_is_seeded(pair, prompts):
 
 def test_speed(pair, prompts):
     draft, target = pair
-    figures = generate_assisted(target, draft, prompts[:3], max_new_tokens=12, measure_speed=True)
+    figures = generate_assisted(target, draft, prompts[:3], max_new_tokens=12, measure_speed=True, temperature=0.0)
     metrics = figures.to_metrics("eval", "_x")
     assert (figures.timing.plain_tokens == figures.tokens).all() and (figures.timing.assisted_seconds > 0).all()
     rate = metrics["eval_tokens_per_second_assisted_x"] / metrics["eval_tokens_per_second_plain_x"]
     assert metrics["eval_speedup_x"] == pytest.approx(rate) == pytest.approx(figures.speedup.value)
     assert figures.speedup.low <= figures.speedup.value <= figures.speedup.high
-    without = generate_assisted(target, draft, prompts[:1], max_new_tokens=4)
+    without = generate_assisted(target, draft, prompts[:1], max_new_tokens=4, temperature=0.0)
     assert without.speedup is None and not any("per_second" in name for name in without.to_metrics())
 
 
@@ -295,4 +299,4 @@ def test_bad_input(pair, prompt_ids, options, message):
     with pytest.raises(ValueError, match=message):
         generate_assisted(target, draft, prompt_ids, **{"max_new_tokens": 4, **options})
     with pytest.raises(ValueError, match="same model object"):
-        generate_assisted(target, target, [[5]], max_new_tokens=4)
+        generate_assisted(target, target, [[5]], max_new_tokens=4, temperature=0.0)

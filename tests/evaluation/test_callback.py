@@ -177,7 +177,7 @@ def test_assisted(build, pair):
     figures = callback.history[0][1][0.0]
     texts = callback._responses[0.0]
     assert figures.completion_ids == texts["completion_ids"]  # lossless, and the same EOS
-    replayed = replay(draft, target, texts, num_assistant_tokens=2, max_new_tokens=6)
+    replayed = replay(draft, target, texts, num_assistant_tokens=2, max_new_tokens=6, temperature=0.0)
     assert figures.method == "assisted" and replayed.method == "replay"
     assert log["eval_alpha_greedy"] == callback.history[0][1][0.0].alpha.value
     assert log["eval_alpha_t0.7"] < 1

@@ -28,7 +28,7 @@ def as_rows(prompts, figures):
 @pytest.mark.parametrize("num_assistant_tokens", [1, 4])
 def test_greedy_replay_equals_assisted_prompt_by_prompt(pair, prompts, num_assistant_tokens):
     draft, target = pair
-    options = {"num_assistant_tokens": num_assistant_tokens, "max_new_tokens": 20}
+    options = {"temperature": 0.0, "num_assistant_tokens": num_assistant_tokens, "max_new_tokens": 20}
     figures = generate_assisted(target, draft, prompts, **options)
     replayed = replay(draft, target, as_rows(prompts, figures), **options)
     for name in EXACT:

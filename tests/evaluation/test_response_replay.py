@@ -57,10 +57,10 @@ def test_scores_equal_a_dense_reference(pair, prompts, tools, temperature, draft
 def test_one_pass_serves_every_number_of_drafted_tokens(pair, prompts, tools):
     draft, target = pair
     rows = Dataset.from_list(tools.write_texts(target, prompts, 12))
-    scores = score_responses(draft, target, rows)
+    scores = score_responses(draft, target, rows, temperature=0.0)
     for gamma in (1, 3, 7):
         once = scores.replay(gamma, max_new_tokens=12)
-        again = replay(draft, None, rows, num_assistant_tokens=gamma, max_new_tokens=12)
+        again = replay(draft, None, rows, num_assistant_tokens=gamma, max_new_tokens=12, temperature=0.0)
         assert once.to_metrics() == again.to_metrics()
         assert len(once.acceptance_rate_per_position) == gamma
     assert 1 < once.block_efficiency.value < 8
@@ -97,11 +97,11 @@ def test_padded_rows_do_not_count(pair, prompts, tools, draft_rows, target_rows,
 def test_peft_draft_counts_its_adapter(pair, prompts, tools):
     draft, target = pair
     rows = tools.write_texts(target, prompts, 8)
-    before = replay(draft, target, rows, max_new_tokens=8).alpha.value
+    before = replay(draft, target, rows, max_new_tokens=8, temperature=0.0).alpha.value
     draft = get_peft_model(draft, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    with_adapter = replay(draft, target, rows, max_new_tokens=8).alpha.value
+    with_adapter = replay(draft, target, rows, max_new_tokens=8, temperature=0.0).alpha.value
     assert with_adapter != before
-    assert replay(draft.merge_and_unload(), target, rows, max_new_tokens=8).alpha.value == with_adapter
+    assert replay(draft.merge_and_unload(), target, rows, max_new_tokens=8, temperature=0.0).alpha.value == with_adapter
 
 
 def test_modes_are_restored_also_after_an_error(pair, prompts, tools, monkeypatch):
@@ -126,11 +126,16 @@ def test_modes_are_restored_also_after_an_error(pair, prompts, tools, monkeypatc
 def test_dropout_of_a_model_in_training_does_not_count(pair, prompts, tools):
     draft, target = pair
     rows = tools.write_texts(target, prompts, 8)
-    expected = replay(draft, target, rows, max_new_tokens=8).to_metrics()
+    expected = replay(draft, target, rows, max_new_tokens=8, temperature=0.0).to_metrics()
     for layer in draft.model.layers:
         layer.self_attn.attention_dropout = 0.9
     draft.train()
-    assert replay(draft, target, rows, max_new_tokens=8).to_metrics() == expected
+    assert replay(draft, target, rows, max_new_tokens=8, temperature=0.0).to_metrics() == expected
+
+
+def test_the_temperature_of_the_responses_must_be_said(pair):
+    with pytest.raises(TypeError, match="`temperature` is missing: Temperature that the responses were sampled at"):
+        replay(*pair, [ROW], max_new_tokens=4)
 
 
 ROW = {"prompt_ids": [5], "completion_ids": [6, 7]}
@@ -156,7 +161,7 @@ def test_bad_input_is_refused_before_any_model_runs(pair, rows, options, message
     draft, target = pair
     monkeypatch.setattr(replay_module, "_score_batch", lambda *_: pytest.fail("a model ran"))
     with pytest.raises(ValueError, match=message):
-        replay(draft, target, rows, **{"max_new_tokens": 4, **options})
+        replay(draft, target, rows, **{"temperature": 0.0, "max_new_tokens": 4, **options})
 
 
 def test_sampled_text_needs_the_target_and_a_prompt_adapter_is_refused(pair):
@@ -165,7 +170,7 @@ def test_sampled_text_needs_the_target_and_a_prompt_adapter_is_refused(pair):
         replay(draft, None, [ROW], temperature=1.0, max_new_tokens=4)
     draft = get_peft_model(draft, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ValueError, match="prompt-learning"):
-        replay(draft, target, [ROW], max_new_tokens=4)
+        replay(draft, target, [ROW], max_new_tokens=4, temperature=0.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
