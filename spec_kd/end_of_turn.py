@@ -1,4 +1,4 @@
-"""Which ids end what a target writes: those at which its server stops."""
+"""Ids that end a completion: those at which the target's server stops."""
 
 import re
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ def find_end_ids(processing_class: ProcessingClass, eos_token_id: int | Iterable
     after a reply.
 
     Args:
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
-        eos_token_id (`int` or `Iterable[int]`, *optional*): Of the target's generation config; by default read from
-            where the processing class was loaded, if there is one.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's tokenizer.
+        eos_token_id (`int` or `Iterable[int]`, *optional*): EOS ids of the target's generation config. By default they
+            are read from the folder that the processing class was loaded from.
     """
     tokenizer = get_tokenizer(processing_class)
     if eos_token_id is None:
@@ -36,14 +36,14 @@ def find_end_ids(processing_class: ProcessingClass, eos_token_id: int | Iterable
 
 
 def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) -> int | None:
-    """The id that the chat template writes behind a reply, and so the target: one of `end_ids` if it writes any.
+    """The id that the chat template, and so the target, writes after a reply: one of `end_ids` if there is one.
 
     Args:
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's tokenizer.
         end_ids (`Iterable[int]`): Ids that end a completion.
 
     Returns:
-        `int`, *optional*: `None` without a chat template, and where it writes no added token behind a reply.
+        `int`, *optional*: `None` without a chat template, and where it writes no added token after a reply.
     """
     if not processing_class.chat_template:
         return None
@@ -61,7 +61,7 @@ def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) 
     first, end = find_first(after, texts), find_first(after, get_texts(tokenizer, end_ids))
     if first is None:
         return None
-    # a model writes no line break between two ends: what comes behind it, the template adds to the whole conversation
+    # a model writes no line break between two ends: the template adds what comes after it to the whole conversation
     is_other = end is not None and end[0] > first[0] and "\n" in after[first[0] + len(first[1]) : end[0]]
     return texts[(first if end is None or is_other else end)[1]]
 

@@ -63,7 +63,7 @@ def check_logits(logits: torch.Tensor, model: nn.Module, role: str) -> None:
     Infinities pass: -inf rules an id out. A NaN would count as the most likely id.
 
     Args:
-        logits (`torch.Tensor`): Of any shape.
+        logits (`torch.Tensor`): Logits of any shape.
         model (`torch.nn.Module`): The model that they are of.
         role (`str`): What the model is, such as `"draft"`.
     """

@@ -29,7 +29,7 @@ def finish_replacement(folder: str | os.PathLike[str]) -> None:
     """Finishes, or removes, what a killed process left of a model in its folder; does nothing anywhere else.
 
     Args:
-        folder (`str` or `os.PathLike`): Of a model; also a Hub id, which has no such folder.
+        folder (`str` or `os.PathLike`): Folder of a model, or a Hub id, which has no such folder.
     """
     folder = Path(folder)
     if (folder / STAGING).is_dir():

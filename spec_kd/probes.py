@@ -1,7 +1,7 @@
 """Does a model read a sequence as it would alone, where sequences share a row or are padded to one width?
 
 Some architectures build their masks without the position ids of a packed row, or ignore the attention mask (recurrent
-states). What they compute is then wrong without a word, so a few tokens are run through the model first.
+states). What they compute is then wrong and no error is raised, so a few tokens are run through the model first.
 """
 
 import weakref

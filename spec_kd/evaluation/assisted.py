@@ -118,16 +118,17 @@ def generate_assisted(
         target (`PreTrainedModel` or `PeftModel`): The target.
         draft (`PreTrainedModel` or `PeftModel`): The draft.
         prompt_ids (`list[list[int]]`): Ids of each prompt.
-        temperature (`float`): 0.0 for greedy.
-        top_k (`int`), top_p (`float`): Of the sampling of both models; 0 and 1.0 for none.
-        num_assistant_tokens (`int`): Tokens drafted in a round.
+        temperature (`float`, *optional*, defaults to `0.0`): Sampling temperature; 0.0 is greedy.
+        top_k (`int`, *optional*, defaults to `0`), top_p (`float`, *optional*, defaults to `1.0`):
+            Most likely ids that both models sample from, by number and by mass; 0 and 1.0 are all ids.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round.
         max_new_tokens (`int`): Most tokens written to a prompt.
         eos_token_id (`int` or `list[int]`, *optional*): Defaults to that of the target's generation config.
         vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
-        seed (`int`): Of the sampling.
-        measure_speed (`bool`):
-            Whether to time the calls, and plain generation right behind each for the same prompt, after one warm-up of
-            both. The recorder's own cost counts as assisted time.
+        seed (`int`, *optional*, defaults to `0`): Sampling seed.
+        measure_speed (`bool`, *optional*, defaults to `False`):
+            Whether to time each call, and plain generation for the same prompt right after it; both are warmed up once.
+            The recorder's own cost counts as assisted time.
 
     Raises:
         `ValueError`: Before any generation, for an option out of its range, no prompts or an unusable one.

@@ -124,7 +124,7 @@ def _mark_json(text: str, start: int, classes: list[str]) -> None:
 
 
 def _find_string_end(text: str, start: int) -> int:
-    """Behind the closing quote of the string that opens at `start`, or the end of the text."""
+    """The position after the closing quote of the string that opens at `start`, or the end of the text."""
     try:
         return json.JSONDecoder(strict=False).raw_decode(text, start)[1]
     except json.JSONDecodeError:

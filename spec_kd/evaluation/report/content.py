@@ -43,7 +43,7 @@ class BreakdownRow:
         prompts (`int`): Prompts with tokens in it.
         tokens (`int`): Completion tokens in it.
         alpha (`Interval`): Expected acceptance of a drafted token there.
-        block_efficiency (`Interval`, *optional*): Of parts that are whole prompts.
+        block_efficiency (`Interval`, *optional*): Tokens per target pass; `None` unless the part is whole prompts.
     """
 
     label: str
@@ -70,7 +70,7 @@ class ShownPrompt:
         prompt (`str`): Its text, special tokens included.
         tokens (`list[str]`): Text of each completion token.
         acceptance (`list[float]`): P(the token is accepted | drafting reaches it), one per token; 0 or 1 where greedy.
-        block_efficiency (`float`): Of this prompt alone, at the report's gamma.
+        block_efficiency (`float`): Tokens per target pass on this prompt, at the report's gamma.
     """
 
     row: int
@@ -113,13 +113,13 @@ class SettingReport:
 
     Args:
         name (`str`): `"greedy"`, `"t1"`, `"t0.7"`, ...; `"t1_greedy_draft"` where only the draft is greedy.
-        temperature (`float`): Of the text, 0.0 for greedy.
+        temperature (`float`): Sampling temperature of the responses; 0.0 is greedy.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
         prompts (`int`), tokens (`int`): What it was measured on.
         alpha (`Interval`): Expected acceptance of one drafted token.
         alpha_kind (`str`): `"exact"`, or `"estimate"` from the log-probabilities of the written tokens alone.
         alpha_bounds (`tuple[float, float]`, *optional*): Bounds of alpha from a stored top-k.
-        acceptance_rate_per_position (`list[Interval]`): Of drafted token k = 1..gamma at the report's gamma.
+        acceptance_rate_per_position (`list[Interval]`): Acceptance rate of drafted token k = 1..gamma.
         by_gamma (`list[GammaReport]`): For every number of drafted tokens.
         best_gamma (`dict[str, int]`): By batch size (as text): the gamma with the highest predicted speed-up.
         break_even_alpha (`dict[str, float]`):
