@@ -101,7 +101,7 @@ def test_trainers_take_an_adapter_for_every_model(adapter, tmp_path):
     white = (WhiteBoxDistillTrainer, WhiteBoxDistillConfig, tmp_path)
     by_name, trainer = train(*white, build_llama(seed=0), teacher_model=folder)
     by_object, _ = train(*white, build_llama(seed=0), teacher_model=model)
-    assert by_name == by_object and trainer._teacher_name == folder
+    assert by_name == by_object and trainer._teacher.name == folder
     by_name, trainer = train(*white, folder, teacher_model=build_llama(seed=1))
     assert any("lora_" in name and w.requires_grad for name, w in trainer.model.named_parameters())
     by_object, _ = train(*white, load_model(folder, is_trainable=True), teacher_model=build_llama(seed=1))

@@ -12,7 +12,7 @@ from tiny import build_tokenizer
 from spec_kd.data.responses import generate_responses
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, read_token_column
-from spec_kd.engines.base import Completion
+from spec_kd.engines.base import Completion, Engine
 from spec_kd.losses import SparseDistribution
 
 FORMAT_1 = Path(__file__).parent / "old_formats" / "responses_of_format_1"
@@ -20,7 +20,7 @@ PROMPTS = ["a", "unclear", "bb", "refuse", "cccc"]
 IDS = [[74, 77, 80, 83], [45, 48, 51, 54], [89, 92, 95, 98]]
 
 
-class Writer:
+class Writer(Engine):
     """The engine that wrote the folder; two of the prompts got no completion."""
 
     name = "writer"

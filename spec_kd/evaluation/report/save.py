@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from spec_kd.checks import read_path
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.html import render_html
 from spec_kd.evaluation.report.markdown import render_markdown
@@ -25,6 +26,7 @@ def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) ->
     Raises:
         `ValueError`: If the report holds a value that JSON has no place for.
     """
+    output_dir = read_path("output_dir", output_dir)
     data = report.to_json()
     # What is shown is what was saved: tuples are lists, numbers without a value are gone.
     report = EvaluationReport.from_json(data)

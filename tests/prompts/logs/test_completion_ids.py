@@ -86,7 +86,7 @@ def test_empty_reasoning_of_the_template_is_said(caplog):
     tokenizer = FORMS["qwen3"].build()
     answers = [[REPLY], [{**REPLY, "reasoning_content": "Hm."}], [REPLY]]
     add_completion_ids(make_dataset(*answers), tokenizer)
-    assert "2 completions have no reasoning, and the chat template adds an empty one" in caplog.text
+    assert "2 completions have no reasoning, and the chat template writes an empty one" in caplog.text
     caplog.clear()
     add_completion_ids(make_dataset(answers[1]), tokenizer)
     add_completion_ids(make_dataset([REPLY]), FORMS["gemma4"].build())
