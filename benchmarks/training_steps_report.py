@@ -22,7 +22,7 @@ def write_report(path: Path) -> None:
         f"`python -m benchmarks.training_steps` on one {machine['accelerator']}; {versions}. {record['pair']}: shapes "
         f"of these models, random weights. {record['batch']} rows of {record['length']:,} tokens a step, three "
         "quarters of them the answer; bf16, gradient checkpointing and all other options at their defaults. Seconds "
-        "are medians of the steps behind four that do not count (on-policy trainers: behind the first, and without a "
+        "are medians of the steps after four that do not count (on-policy trainers: after the first, and without a "
         "row where they were not measured); TRL's GKD makes all logits, and takes its batch in four parts to fit. MiB "
         "are the allocator's peak: the draft in "
         "float32, AdamW's state, and the target in bf16, which stays in memory also where it is not used.",

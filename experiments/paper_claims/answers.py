@@ -183,7 +183,7 @@ def judge_queries(lab: Lab, prompts: Dataset, answers: Dataset) -> dict[str, Any
 def compute_perplexity(
     target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict[str, str]]]
 ) -> float:
-    """exp of the mean negative log-likelihood of the last user messages' tokens, behind what stands before them."""
+    """exp of the mean negative log-likelihood of the last user messages' tokens, given what stands before them."""
     total, count = 0.0, 0
     for prompt in prompts:
         system = prompt[0]["content"] if prompt[0]["role"] == "system" else None

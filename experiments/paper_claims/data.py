@@ -164,7 +164,7 @@ def write_queries(
 
 
 def collect_tools(rows: list[dict], pattern: str) -> list[dict]:
-    """Schemas of all tools, the first of each name, in the JSON list behind `pattern` in system prompts."""
+    """Schemas of all tools, the first of each name, in the JSON list after `pattern` in system prompts."""
     tools: dict[str, dict] = {}
     for row in rows:
         found = re.search(pattern, row["prompt"][0]["content"])
@@ -174,7 +174,7 @@ def collect_tools(rows: list[dict], pattern: str) -> list[dict]:
         for tool in listed:
             tools.setdefault(tool["name"], tool)
     if not tools:
-        raise ValueError(f"No system prompt has tools behind `tools_pattern={pattern!r}`.")
+        raise ValueError(f"No system prompt has tools after `tools_pattern={pattern!r}`.")
     return list(tools.values())
 
 

@@ -78,7 +78,7 @@ def list_model_lines(profile: Profile, record: Record) -> list[dict[str, Any]]:
 
 
 def describe_build(number: int) -> str:
-    """What is said behind the name of what was found with models that were built before, `number` times."""
+    """The words after the name of a result whose models were built before, `number` times."""
     return f", build {number + 1}" if number else ""
 
 

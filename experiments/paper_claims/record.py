@@ -34,7 +34,7 @@ class Record:
                 self._read_new(file)
 
     def _read_new(self, file: BinaryIO) -> None:
-        """Takes in the whole lines behind those that were read before."""
+        """Reads the whole lines after those that were read before."""
         file.seek(self._read_bytes)
         content = file.read()
         content = content[: content.rfind(b"\n") + 1]
