@@ -4,6 +4,7 @@ p is the target's next-token distribution and q the draft's, both at the samplin
 tokens drafted in a round. Accepted and emitted tokens follow the papers (Leviathan et al., arXiv 2211.17192).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from spec_kd.checks import check_choice, check_int, check_number
 
 DRAFT_SAMPLINGS = ("stochastic", "greedy")
+REPLAY_SAMPLINGS = (*DRAFT_SAMPLINGS, "matching")
+"""How a draft is sampled where it is replayed: "matching" is a sample that the target's own sample has to equal."""
 
 
 def compute_alpha(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -81,13 +84,39 @@ def match_tokens(draft_choice: torch.Tensor, tokens: torch.Tensor) -> torch.Tens
 
 
 @dataclass(frozen=True)
+class Counting:
+    """Which rounds and tokens an engine counts; the defaults are those of the papers and of transformers.
+
+    Args:
+        first_round (`int`, *optional*, defaults to `0`):
+            Token at which the first round begins: 1 where the prompt's pass writes the first token without a draft.
+        reserved_tokens (`int`, *optional*, defaults to `1`):
+            Tokens of the limit that no draft may take, 1 for the target's own token; `None` if drafts ignore the limit.
+        counts_drafted_past_end (`bool`, *optional*, defaults to `False`):
+            Whether a draft goes on after the end of the text and all of its tokens are counted as drafted.
+        end (`str`, *optional*, defaults to `"counted"`):
+            What an accepted EOS counts for: `"counted"`, one accepted token, the round's last; `"if_last"`, the same,
+            but only if the draft ends with it; `"passed"`, one of the round's tokens, and those accepted after it are
+            counted too.
+    """
+
+    first_round: int = 0
+    reserved_tokens: int | None = 1
+    counts_drafted_past_end: bool = False
+    end: str = "counted"
+
+
+PAPER_COUNTING = Counting()
+
+
+@dataclass(frozen=True)
 class Rounds:
     """What speculative decoding spends on given texts, in expectation: one entry for each of P texts, all float64.
 
     Args:
-        target_calls (`torch.Tensor`): Target forward passes `(P,)`.
-        accepted (`torch.Tensor`): Drafted tokens that were accepted, an accepted EOS included `(P,)`.
-        drafted (`torch.Tensor`): Drafted tokens, those after the end of the text excluded `(P,)`.
+        target_calls (`torch.Tensor`): Target forward passes `(P,)`, without the prompt's where it drafts nothing.
+        accepted (`torch.Tensor`): Drafted tokens that were accepted, as [`Counting`] says `(P,)`.
+        drafted (`torch.Tensor`): Drafted tokens, as [`Counting`] says `(P,)`.
         drafting_rounds (`torch.Tensor`): Rounds that drafted at least one token `(P,)`.
         accepted_by_position (`torch.Tensor`): Rounds in which drafted token k = 1..gamma was accepted `(P, gamma)`.
         drafted_by_position (`torch.Tensor`): Rounds in which token k was drafted `(P, gamma)`.
@@ -102,21 +131,31 @@ class Rounds:
 
 
 def expect_rounds(
-    acceptance: torch.Tensor, gamma: int, max_new_tokens: int, lengths: torch.Tensor | None = None
+    acceptance: torch.Tensor,
+    gamma: int,
+    max_new_tokens: int,
+    lengths: torch.Tensor | None = None,
+    counting: Counting = PAPER_COUNTING,
+    past_end: torch.Tensor | None = None,
 ) -> Rounds:
     """Exact expectation over all rounds of speculative decoding that could have written a text.
 
-    With u(i) the probability that a round starts at token i, u(0) = 1 and, for g = min(gamma, max_new_tokens - i - 1)
-    drafted tokens, u(i + k + 1) += u(i) * prod_{j<k} a_{i+j} * (1 - a_{i+k} if k < g else 1). Everything else is a sum
-    over rounds weighted by u. A round that reaches the text's last token (its EOS) by acceptance ends there without a
-    bonus token. Since a draft may stop at an EOS of its own, `drafted` is an upper bound for engines that let it.
+    With u(i) the probability that a round starts at token i, u(first round) = 1 and, for g drafted tokens,
+    u(i + k + 1) += u(i) * prod_{j<k} a_{i+j} * (1 - a_{i+k} if k < g else 1). Everything else is a sum over rounds
+    weighted by u. g is gamma, or what the limit leaves: max_new_tokens - i - 1 with one reserved token. By the counting
+    of the papers a round that reaches the text's last token (its EOS) by acceptance ends there without a bonus token,
+    and `drafted` is an upper bound for engines that let a draft stop at an EOS of its own.
 
     Args:
         acceptance (`torch.Tensor`):
             a_i of one text `(N,)` or of several `(P, N)`, right padded with anything finite.
         gamma (`int`): Tokens drafted in a round.
-        max_new_tokens (`int`): The limit that the text was written under; with one token left nothing is drafted.
+        max_new_tokens (`int`): The limit that the text was written under.
         lengths (`torch.Tensor`, *optional*): Tokens of each text, int64 `(P,)`; N by default.
+        counting (`Counting`, *optional*): What the engine counts. By default what the papers do.
+        past_end (`torch.Tensor`, *optional*):
+            Acceptance of the tokens that a draft proposes after the end of each text, `(P, at least gamma)`; 0 by
+            default. They matter only if `counting.end` is `"passed"`.
 
     Returns:
         [`Rounds`] of P texts (P = 1 for a single one).
@@ -140,23 +179,30 @@ def expect_rounds(
     if not (((a >= 0) & (a <= 1)) | ~is_text).all():
         raise ValueError("An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.")
     a = torch.nn.functional.pad(a.masked_fill(~is_text, 0.0), (0, gamma))  # (P, N + gamma)
+    if past_end is not None and counting.end == "passed":
+        a.scatter_(1, lengths[:, None] + torch.arange(gamma, device=a.device), past_end[:, :gamma].to(a))
 
+    first = counting.first_round
     starts = a.new_zeros(num_texts, longest + gamma + 1)  # u(i)
-    starts[:, 0] = 1
+    starts[:, first] = 1
     accepted, drafted = a.new_zeros(num_texts, gamma), a.new_zeros(num_texts, gamma)
     calls, drafting_rounds = a.new_zeros(num_texts), a.new_zeros(num_texts)
-    for i in range(longest):
-        g = min(gamma, max_new_tokens - i - 1)
+    for i in range(first, longest):
+        g = gamma if counting.reserved_tokens is None else min(gamma, max_new_tokens - i - counting.reserved_tokens)
         u = starts[:, i] * (i < lengths)  # (P,)
         calls += u
-        reach = u[:, None] * a[:, i : i + g].cumprod(dim=-1)  # (P, g): token k is accepted; 0 after the text
+        reach = u[:, None] * a[:, i : i + g].cumprod(dim=-1)  # (P, g): token k is accepted
         reach_before = torch.cat([u[:, None], reach], dim=-1)  # (P, g + 1)
         starts[:, i + 1 : i + g + 1] += reach_before[:, :-1] - reach
         starts[:, i + g + 1] += reach_before[:, -1]
         if g > 0:
             drafting_rounds += u
+            left = (lengths - i)[:, None]  # (P, 1)
+            k = torch.arange(g, device=a.device)
+            if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
+                reach = reach.masked_fill((k == left - 1) & (k < g - 1), 0.0)
             accepted[:, :g] += reach
-            drafted[:, :g] += u[:, None] * (torch.arange(g, device=a.device) < (lengths - i)[:, None])
+            drafted[:, :g] += u[:, None] * ((k < left) | counting.counts_drafted_past_end)
     return Rounds(calls, accepted.sum(dim=-1), drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
 
 
@@ -165,10 +211,12 @@ def check_num_assistant_tokens(num_assistant_tokens: int) -> None:
     check_int("num_assistant_tokens", num_assistant_tokens)
 
 
-def check_sampling(temperature: float, draft_sampling: str = "stochastic") -> None:
-    """Raises `ValueError` for a negative temperature or an unknown `draft_sampling`."""
+def check_sampling(
+    temperature: float, draft_sampling: str = "stochastic", samplings: Sequence[str] = DRAFT_SAMPLINGS
+) -> None:
+    """Raises `ValueError` for a negative temperature or a `draft_sampling` that is not among `samplings`."""
     check_number("temperature", temperature, 0, reason="0 is greedy.")
-    check_choice("draft_sampling", draft_sampling, DRAFT_SAMPLINGS)
+    check_choice("draft_sampling", draft_sampling, samplings)
 
 
 def expect_block_efficiency(alpha: float, gamma: int) -> float:

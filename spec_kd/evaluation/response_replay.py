@@ -1,14 +1,14 @@
 """Exact acceptance metrics from one teacher-forced pass over responses of the target; nothing is generated."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import check_sampling, expect_rounds
+from spec_kd.acceptance import PAPER_COUNTING, REPLAY_SAMPLINGS, Counting, check_sampling, expect_rounds
 from spec_kd.checks import check_int
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
@@ -19,8 +19,10 @@ from spec_kd.open_types import Argument, Record
 from spec_kd.options import document_options, option, resolve_options
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
+from spec_kd.sampling.generation import generate_batch
 from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
-from spec_kd.sampling.options import check_truncation
+from spec_kd.sampling.options import SamplingOptions, check_truncation
+from spec_kd.serving import ServingEngine, find_serving_engine
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 ResponseRows = Iterable[Mapping[str, Sequence[int]]]
@@ -40,10 +42,16 @@ class ReplayOptions:
         "Limit that the responses were written under. [`replay`] needs it.", default=None
     )
     vocab_size: int | None = option("Number of real ids. By default the rows that both heads have.", default=None)
-    draft_sampling: str = option(
+    serving_engine: str = option(
+        "Engine that will serve the draft, which decides how the draft is sampled and what is counted: `transformers`, "
+        "`vllm`, `sglang`, `llama.cpp`, `tensorrt-llm`, `mlx-lm` or `openvino`.",
+        default="transformers",
+    )
+    draft_sampling: str | None = option(
         "How the draft is sampled: `stochastic` is the lossless rule of the papers and of transformers; `greedy` "
-        "drafts the most likely token at any temperature, as most servers do. The two are equal at temperature 0.",
-        default="stochastic",
+        "drafts the most likely token at any temperature, as most servers do; `matching` drafts a sample, which the "
+        "target's own sample has to equal. They are equal at temperature 0. The rule of `serving_engine` by default.",
+        default=None,
     )
     top_k: int = option(
         "Number of most likely ids that responses and a stochastic draft are sampled from; 0 for all. Needs a target.",
@@ -57,11 +65,21 @@ class ReplayOptions:
     batch_size: int = option("Number of responses that a model reads at a time.", default=8)
 
     def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.draft_sampling)
+        check_sampling(self.temperature, self.sampling, REPLAY_SAMPLINGS)
         check_truncation(self.top_k, self.top_p)
         check_int("batch_size", self.batch_size)
         check_int("max_new_tokens", self.max_new_tokens, is_optional=True)
         check_int("vocab_size", self.vocab_size, is_optional=True)
+
+    @property
+    def engine(self) -> ServingEngine:
+        """What is known of `serving_engine`."""
+        return find_serving_engine(self.serving_engine)
+
+    @property
+    def sampling(self) -> str:
+        """`draft_sampling`, or that of the serving engine."""
+        return self.engine.draft_sampling if self.draft_sampling is None else self.draft_sampling
 
 
 @dataclass(frozen=True)
@@ -75,8 +93,12 @@ class ResponseScores:
             (bounds from a stored top-k) and `"target_entropy"` (nats).
         lengths (`torch.Tensor`): Number of tokens of each completion, int64 `(P,)`.
         temperature (`float`): Temperature that the responses were sampled at.
-        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        draft_sampling (`str`): `"stochastic"`, `"greedy"` or `"matching"`.
         has_exact_alpha (`bool`): Whether alpha is exact at each position, not an estimate from a few ids.
+        counting (`Counting`, *optional*): What the serving engine counts. By default what the papers do.
+        past_end (`torch.Tensor`, *optional*):
+            Acceptance of the tokens that the draft proposes after the end of each response, float64 `(P, gamma)`, for
+            engines that count them. `None` leaves them out of the accepted tokens.
     """
 
     values: dict[str, torch.Tensor]
@@ -84,6 +106,8 @@ class ResponseScores:
     temperature: float
     draft_sampling: str
     has_exact_alpha: bool
+    counting: Counting = PAPER_COUNTING
+    past_end: torch.Tensor | None = None
 
     @property
     def acceptance(self) -> torch.Tensor:
@@ -113,10 +137,12 @@ class ResponseScores:
         Raises:
             ValueError: If gamma is below 1, or a completion is longer than `max_new_tokens`.
         """
-        rounds = expect_rounds(self.acceptance, num_assistant_tokens, max_new_tokens, self.lengths)
+        rounds = expect_rounds(
+            self.acceptance, num_assistant_tokens, max_new_tokens, self.lengths, self.counting, self.past_end
+        )
         tokens = self.lengths.numpy()
         return AcceptanceMetrics(
-            tokens=tokens,
+            tokens=tokens - self.counting.first_round,  # the first one is the prompt's pass's, where nothing is drafted
             target_calls=rounds.target_calls.numpy(),
             accepted=rounds.accepted.numpy(),
             drafted=rounds.drafted.numpy(),
@@ -165,7 +191,19 @@ def replay(
     options = resolve_options(ReplayOptions, options, given)
     check_int("num_assistant_tokens", num_assistant_tokens)
     check_int("max_new_tokens", options.max_new_tokens)
-    scores = score_responses(draft, target, responses, options, description="Replay" if show_progress else None)
+    if target is None and options.engine.counting.end == "passed":
+        raise ValueError(
+            f"{options.engine.title} counts tokens that are accepted after the end of a text, which only the target "
+            "knows. Pass `target`, or leave out `serving_engine`."
+        )
+    scores = score_responses(
+        draft,
+        target,
+        responses,
+        options,
+        num_past_end_tokens=num_assistant_tokens,
+        description="Replay" if show_progress else None,
+    )
     return scores.replay(num_assistant_tokens, cast(int, options.max_new_tokens))
 
 
@@ -176,6 +214,7 @@ def score_responses(
     options: ReplayOptions | None = None,
     *,
     measure_entropy: bool = False,
+    num_past_end_tokens: int = 0,
     description: str | None = None,
     **given: Argument,
 ) -> ResponseScores:
@@ -192,6 +231,9 @@ def score_responses(
             [`ResponseScores.replay`] only.
         measure_entropy (`bool`, *optional*, defaults to `False`):
             Whether to measure the target's entropy too, for which it reads greedy responses as well.
+        num_past_end_tokens (`int`, *optional*, defaults to `0`):
+            Number of tokens that the draft proposes after the end of each response. They are scored if there is a
+            target and the serving engine counts those that it accepts.
         description (`str`, *optional*): Name of a progress bar; there is none by default.
         given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`.
 
@@ -233,13 +275,46 @@ def score_responses(
                 parts[i] = part.T  # (N, S)
             progress.advance(scores.shape[-1], len(rows))
     padded = pad_sequence(parts, batch_first=True)  # (P, N, S)
+    counting = options.engine.counting
+    past_end = None
+    if target is not None and num_past_end_tokens and counting.end == "passed":
+        texts = [one.prompt + one.completion for one in read]
+        past_end = _score_past_end(draft, target, texts, num_past_end_tokens, replace(options, vocab_size=vocab_size))
     return ResponseScores(
         values={name: padded[..., i] for i, name in enumerate(SCORES) if not padded[..., i].isnan().any()},
         lengths=torch.tensor([len(one.completion) for one in read]),
         temperature=float(options.temperature),
-        draft_sampling=options.draft_sampling,
+        draft_sampling=options.sampling,
         has_exact_alpha=options.temperature == 0 or target is not None,
+        counting=counting,
+        past_end=past_end,
     )
+
+
+def _score_past_end(
+    draft: PreTrainedModel, target: PreTrainedModel, texts: Sequence[list[int]], num_tokens: int, options: ReplayOptions
+) -> torch.Tensor:
+    """Acceptance of what the draft goes on to propose after each of P texts, float64 `(P, num_tokens)`.
+
+    The draft writes these tokens, and the target accepts them: the roles of [`score_responses`] are exchanged.
+    """
+    sampling = SamplingOptions(
+        temperature=options.temperature if options.sampling != "greedy" else 0.0,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        max_new_tokens=num_tokens,
+    )
+    rows = []
+    for start in range(0, len(texts), options.batch_size):
+        batch = [list(ids) for ids in texts[start : start + options.batch_size]]
+        written = generate_batch(
+            draft, batch, sampling, eos_ids=(), pad_id=0, vocab_size=cast(int, options.vocab_size), seed=f"past {start}"
+        )
+        rows += [{"prompt_ids": text, "completion_ids": ids} for text, ids in zip(batch, written.tolist(), strict=True)]
+    # The target accepts a most likely token with p(x) = the chance that its own sample matches it
+    rule = "matching" if options.sampling == "greedy" else options.sampling
+    swapped = replace(options, serving_engine="transformers", draft_sampling=rule, max_new_tokens=None)
+    return score_responses(target, draft, rows, swapped).acceptance
 
 
 class _Response(NamedTuple):
@@ -304,6 +379,7 @@ def _score_batch(
         log_p = torch.tensor([value for one in batch for value in one.row["teacher_token_logprobs"]])
         stored = log_p, read_stored_sparse([one.row for one in batch])
     scores = []
+    draft_top_k = options.engine.find_draft_top_k(options.sampling)
     chunk_size = max(1, MAX_LOGITS // vocab_size)
     for start in range(0, len(tokens), chunk_size):
         chunk = slice(start, start + chunk_size)
@@ -314,12 +390,14 @@ def _score_batch(
         expected = tokens[chunk].to(draft_logits.device)
         if stored is None:
             part = score_from_target(
-                draft_logits, logits.get("target"), expected, options.temperature, options.draft_sampling,
-                options.top_k, options.top_p,
+                draft_logits, logits.get("target"), expected, options.temperature, options.sampling,
+                options.top_k, options.top_p, draft_top_k,
             )  # fmt: skip
         else:
             log_p, sparse = stored[0][chunk].to(expected.device), stored[1]
             sparse = None if sparse is None else sparse[chunk].to(expected.device)
-            part = score_from_stored(draft_logits, log_p, expected, options.temperature, options.draft_sampling, sparse)
+            part = score_from_stored(
+                draft_logits, log_p, expected, options.temperature, options.sampling, sparse, draft_top_k
+            )
         scores.append(part.cpu())
     return torch.cat(scores, dim=-1)

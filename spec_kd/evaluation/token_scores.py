@@ -27,6 +27,7 @@ def score_from_target(
     draft_sampling: str,
     top_k: int = 0,
     top_p: float = 1.0,
+    draft_top_k: int | None = None,
 ) -> torch.Tensor:
     """Scores of tokens that the target wrote, from the logits of both models.
 
@@ -36,9 +37,10 @@ def score_from_target(
         tokens (`torch.Tensor`): int64 `(n,)`.
         temperature (`float`):
             Temperature of the completions, 0.0 for greedy; their entropy is then that of the plain softmax.
-        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        draft_sampling (`str`): `"stochastic"`, `"greedy"` or `"matching"`.
         top_k (`int`, *optional*, defaults to `0`), top_p (`float`, *optional*, defaults to `1.0`):
             Truncation of the sampling of both models.
+        draft_top_k (`int`, *optional*): Truncation of a sampled draft instead; `None` for that of the target.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.
@@ -55,7 +57,10 @@ def score_from_target(
     log_p = cast(torch.Tensor, log_p)  # only greedy completions do without the target's logits
     if draft_sampling == "greedy":
         return _stack(match_tokens(choice, tokens), compute_greedy_draft_alpha(log_p, choice), entropy=entropy)
-    log_q = warp(NO_IDS, draft_logits).log_softmax(dim=-1)
+    draft_warp = warp if draft_top_k is None else build_warpers(temperature, draft_top_k)
+    log_q = draft_warp(NO_IDS, draft_logits).log_softmax(dim=-1)
+    if draft_sampling == "matching":
+        return _stack(_at(log_q, tokens).exp(), (log_p.exp() * log_q.exp()).sum(-1), entropy=entropy)
     acceptance = compute_token_acceptance(_at(log_p, tokens), _at(log_q, tokens))
     return _stack(acceptance, compute_alpha(log_p.exp(), log_q.exp()), entropy=entropy)
 
@@ -67,6 +72,7 @@ def score_from_stored(
     temperature: float,
     draft_sampling: str,
     sparse: SparseTensors | None = None,
+    draft_top_k: int | None = None,
 ) -> torch.Tensor:
     """Scores of tokens sampled at a temperature > 0, from what is stored of the target's distribution.
 
@@ -78,8 +84,9 @@ def score_from_stored(
         token_log_p (`torch.Tensor`): log p of the tokens, `(n,)`.
         tokens (`torch.Tensor`): int64 `(n,)`.
         temperature (`float`): Temperature of the completions and of the log-probabilities.
-        draft_sampling (`str`): `"stochastic"` or `"greedy"`.
+        draft_sampling (`str`): `"stochastic"`, `"greedy"` or `"matching"`.
         sparse (`SparseTensors`, *optional*): Other ids that are stored, with log p.
+        draft_top_k (`int`, *optional*): Truncation of a sampled draft; `None` or 0 for none.
 
     Returns:
         `torch.Tensor`: `(5, n)`, see `SCORES`.
@@ -87,7 +94,10 @@ def score_from_stored(
     if draft_sampling == "greedy":
         matches = match_tokens(draft_logits.argmax(dim=-1), tokens)
         return _stack(matches, matches)
-    log_q = (draft_logits / temperature).log_softmax(dim=-1)
+    log_q = build_warpers(temperature, draft_top_k or 0)(NO_IDS, draft_logits).log_softmax(dim=-1)
+    if draft_sampling == "matching":
+        acceptance = _at(log_q, tokens).exp()
+        return _stack(acceptance, acceptance)
     acceptance = compute_token_acceptance(token_log_p, _at(log_q, tokens))
     if sparse is None:
         return _stack(acceptance, acceptance)

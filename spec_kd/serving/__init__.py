@@ -1,17 +1,19 @@
 """Engines that serve a draft: how they draft and accept, what they ask of a draft, and their commands."""
 
 from spec_kd.checks import check_choice, check_int
-from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.llama_cpp import LLAMA_CPP
+from spec_kd.serving.mlx_lm import MLX_LM
+from spec_kd.serving.openvino import OPENVINO
 from spec_kd.serving.sglang import SGLANG
 from spec_kd.serving.tensorrt_llm import TENSORRT_LLM
 from spec_kd.serving.transformers import TRANSFORMERS
 from spec_kd.serving.vllm import VLLM
 
-__all__ = ["SERVING_ENGINES", "ServingEngine", "find_serving_engine", "serving_commands"]
+__all__ = ["SERVING_ENGINES", "DraftingRule", "ServingEngine", "find_serving_engine", "serving_commands"]
 
 SERVING_ENGINES: dict[str, ServingEngine] = {
-    engine.name: engine for engine in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM)
+    engine.name: engine for engine in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM, MLX_LM, OPENVINO)
 }
 
 
@@ -33,7 +35,7 @@ def serving_commands(draft_path: str, target_name: str, num_assistant_tokens: in
         num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round.
 
     Returns:
-        `dict[str, str]`: Engine to command (vLLM, SGLang, llama.cpp: shell; TensorRT-LLM, transformers: Python).
+        `dict[str, str]`: Engine to command (vLLM, SGLang, llama.cpp, MLX-LM: shell; others: Python).
 
     Raises:
         `ValueError`: `num_assistant_tokens` below 1, or a name that holds a null character, which no command takes.

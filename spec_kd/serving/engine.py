@@ -1,7 +1,43 @@
-"""What is known of an engine that serves a draft: all that evaluation, cards and commands read of it."""
+"""What is known of an engine that serves a draft: all that replay, evaluation, cards and commands read of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from spec_kd.acceptance import Counting
+from spec_kd.escaping import quote_argument
+
+WORDS = {
+    "greedy": "the draft proposes its most likely token x, which is accepted with the target's probability p(x)",
+    "stochastic": "the draft samples a token x, which is accepted with probability min(1, p(x) / q(x))",
+    "matching": "the draft samples a token, which is accepted if the target samples the same",
+}
+
+
+@dataclass(frozen=True)
+class DraftingRule:
+    """One way in which an engine drafts and accepts where the target samples.
+
+    Greedy decoding accepts the same tokens by every rule.
+
+    Args:
+        sampling (`str`): `"greedy"`, `"stochastic"` or `"matching"`, see `WORDS`.
+        flags (`str`, *optional*, defaults to `""`): What chooses the rule in the engine; empty for its default.
+        draft_top_k (`int`, *optional*):
+            Number of most likely ids that a sampled draft chooses from at the same temperature, 0 for all of them. By
+            default the draft is cut as the target is.
+    """
+
+    sampling: str
+    flags: str = ""
+    draft_top_k: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The rule as a clause."""
+        cuts = {None: "", 0: ", q being cut by temperature alone"}
+        return WORDS[self.sampling] + cuts.get(
+            self.draft_top_k, f", q being cut to its {self.draft_top_k} most likely ids"
+        )
 
 
 @dataclass(frozen=True)
@@ -10,13 +46,17 @@ class ServingEngine:
 
     Args:
         name (`str`): The engine.
-        draft_sampling (`str`):
-            What the draft proposes where the target samples: `"stochastic"`, a sample, or `"greedy"`, its most likely
-            token; see [`~spec_kd.evaluation.response_replay`]. With greedy decoding all engines accept the same tokens.
-        rule (`str`): How a drafted token is proposed and accepted, in words.
-        source (`str`): Where the rule is stated, with the version that was read.
+        title (`str`): The engine's name as its makers write it.
+        rules (`tuple[DraftingRule, ...]`): How it drafts and accepts, the default first.
+        counting (`Counting`): Which rounds and tokens it counts.
+        source (`str`): Where rules and counting are stated, with the version that was read.
+        is_observed (`bool`): Whether predictions were compared with a running engine, see `benchmarks/serving`.
         vocabulary (`str`): What the engine asks of the draft's vocabulary, in words.
+        length (`str`): What happens where a text grows longer than the draft's context, in words.
         counters (`str`): Where the engine shows how many drafted tokens it accepted, in words.
+        figures (`Mapping[str, str]`):
+            The engine's names for what replay predicts, by attribute of
+            [`AcceptanceMetrics`][spec_kd.evaluation.AcceptanceMetrics].
         default_num_draft_tokens (`int`, *optional*): Tokens drafted in a round by default; `None` if it must be given.
         command_language (`str`): `"bash"` or `"python"`.
         write_command (`Callable`):
@@ -24,11 +64,29 @@ class ServingEngine:
     """
 
     name: str
-    draft_sampling: str
-    rule: str
+    title: str
+    rules: tuple[DraftingRule, ...]
+    counting: Counting
     source: str
+    is_observed: bool
     vocabulary: str
+    length: str
     counters: str
     default_num_draft_tokens: int | None
     command_language: str
     write_command: Callable[[str, str, int], str]
+    figures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def draft_sampling(self) -> str:
+        """Sampling of the default rule."""
+        return self.rules[0].sampling
+
+    def find_draft_top_k(self, draft_sampling: str) -> int | None:
+        """`draft_top_k` of the rule with this sampling; `None` where the engine has no such rule."""
+        return next((rule.draft_top_k for rule in self.rules if rule.sampling == draft_sampling), None)
+
+
+def write_flags(flags: Mapping[str, object]) -> str:
+    """Flags of a command with their values, quoted for a shell."""
+    return " ".join(f"{name} {quote_argument(str(value))}" for name, value in flags.items())

@@ -1,7 +1,8 @@
 """llama.cpp: `llama-server` with a standalone draft under `--spec-type draft-simple`."""
 
+from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
-from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -16,16 +17,26 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
 
 LLAMA_CPP = ServingEngine(
     name="llama.cpp",
-    draft_sampling="greedy",
-    rule="the draft proposes its most likely token, which is accepted if the target samples the same",
+    title="llama.cpp",
+    rules=(DraftingRule("greedy"), DraftingRule("stochastic", "--spec-draft-sampling probabilistic", 10)),
+    counting=Counting(first_round=1, counts_drafted_past_end=True, end="if_last"),
     source=(
         "`common_sampler_sample_and_accept_n` in common/sampling.cpp of llama.cpp (October 2026); drafts that are less "
         "sure than `--spec-draft-p-min` end early there, which is not modeled"
     ),
+    is_observed=False,
     vocabulary=(
         "the same type of tokenizer, bos and eos; sizes that differ by at most 128; the same token texts from id 5 on"
     ),
+    length="no draft reaches the end of the context, which is the smaller one of target and draft",
     counters="`timings.draft_n` and `timings.draft_n_accepted` of each response of `/completion`",
+    figures={
+        "mean_acceptance_length": "mean len",
+        "acceptance_rate": "draft acceptance",
+        "acceptance_rate_per_position": "acceptance rate per pos",
+        "drafted": "draft_n",
+        "accepted": "draft_n_accepted",
+    },
     default_num_draft_tokens=3,
     command_language="bash",
     write_command=write_command,

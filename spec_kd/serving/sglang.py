@@ -1,7 +1,8 @@
 """SGLang: a standalone draft under `--speculative-algorithm STANDALONE`."""
 
+from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
-from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -16,11 +17,19 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
 
 SGLANG = ServingEngine(
     name="sglang",
-    draft_sampling="greedy",
-    rule="the draft proposes its most likely token, which is accepted with the target's probability for it",
+    title="SGLang",
+    rules=(DraftingRule("greedy"),),
+    counting=Counting(first_round=1, reserved_tokens=None, counts_drafted_past_end=True),
     source="SGLang 0.5.23, STANDALONE with top-k 1; issue 10308 of sgl-project/sglang",
+    is_observed=False,
     vocabulary="`vocab_size` and `get_vocab()` of draft and target must be equal",
+    length="the draft is loaded with the target's context length, which its `max_position_embeddings` must allow",
     counters="`meta_info.spec_*` of each response",
+    figures={
+        "drafting_rounds": "spec_verify_ct",
+        "drafted": "spec_draft_token_num",
+        "accepted": "spec_accept_token_num",
+    },
     default_num_draft_tokens=3,
     command_language="bash",
     write_command=write_command,

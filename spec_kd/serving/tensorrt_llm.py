@@ -1,7 +1,8 @@
 """TensorRT-LLM: a standalone draft under `DraftTargetDecodingConfig`."""
 
+from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_python
-from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -17,11 +18,15 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
 
 TENSORRT_LLM = ServingEngine(
     name="tensorrt-llm",
-    draft_sampling="greedy",
-    rule="the draft proposes its most likely token, which is accepted if the target samples the same",
+    title="TensorRT-LLM",
+    rules=(DraftingRule("greedy"), DraftingRule("stochastic", "use_rejection_sampling=True")),
+    counting=Counting(first_round=1),
     source="TensorRT-LLM pull request 15775, the default without `use_rejection_sampling`",
+    is_observed=False,
     vocabulary="draft and target must share a tokenizer",
+    length="both models are built for one `max_seq_len`",
     counters="the statistics of `LLM.get_stats`",
+    figures={},
     default_num_draft_tokens=None,
     command_language="python",
     write_command=write_command,

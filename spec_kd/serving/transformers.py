@@ -1,7 +1,8 @@
 """Transformers: assisted generation, `generate(assistant_model=...)`."""
 
+from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_python
-from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -24,11 +25,15 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
 
 TRANSFORMERS = ServingEngine(
     name="transformers",
-    draft_sampling="stochastic",
-    rule="the draft samples, and its token is accepted with probability min(1, p/q)",
+    title="transformers",
+    rules=(DraftingRule("stochastic"),),
+    counting=Counting(),
     source="`_speculative_sampling` in transformers/generation/utils.py (5.23), after arXiv 2211.17192",
+    is_observed=True,
     vocabulary="draft and target must share a tokenizer",
+    length="both models are run past the draft's `max_position_embeddings` without a word",
     counters="`generate_assisted` of spec_kd counts them",
+    figures={},
     default_num_draft_tokens=20,
     command_language="python",
     write_command=write_command,

@@ -3,8 +3,9 @@
 import json
 import shlex
 
+from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
-from spec_kd.serving.engine import ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -15,11 +16,23 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
 
 VLLM = ServingEngine(
     name="vllm",
-    draft_sampling="greedy",
-    rule="the draft proposes its most likely token, which is accepted with the target's probability for it",
+    title="vLLM",
+    rules=(DraftingRule("greedy"), DraftingRule("stochastic", '"draft_sample_method": "probabilistic"', 0)),
+    counting=Counting(first_round=1, reserved_tokens=None, counts_drafted_past_end=True, end="passed"),
     source='vLLM 0.32, `draft_sample_method="greedy"`, the default',
+    is_observed=False,
     vocabulary="`config.vocab_size` of draft and target must be equal; tokenizers are not compared",
+    length="nothing is drafted for a batch in which one text and its draft would pass the draft's `max_model_len`",
     counters="`vllm:spec_decode_num_draft_tokens` and `vllm:spec_decode_num_accepted_tokens` under `/metrics`",
+    figures={
+        "mean_acceptance_length": "Mean acceptance length",
+        "acceptance_rate": "Avg Draft acceptance rate",
+        "acceptance_rate_per_position": "Per-position acceptance rate",
+        "drafting_rounds": "vllm:spec_decode_num_drafts",
+        "drafted": "vllm:spec_decode_num_draft_tokens",
+        "accepted": "vllm:spec_decode_num_accepted_tokens",
+        "accepted_by_position": "vllm:spec_decode_num_accepted_tokens_per_pos",
+    },
     default_num_draft_tokens=None,
     command_language="bash",
     write_command=write_command,
