@@ -110,6 +110,19 @@ PAPER_COUNTING = Counting()
 
 
 @dataclass(frozen=True)
+class LookedUp:
+    """Drafts that were looked up, by the token of each of P texts at which their round begins; both int64 `(P, N)`.
+
+    Args:
+        drafted (`torch.Tensor`): Number of tokens; 0 where nothing was found, so that the draft model drafts.
+        accepted (`torch.Tensor`): Number of them that equal the text, up to the first that does not.
+    """
+
+    drafted: torch.Tensor
+    accepted: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Rounds:
     """What speculative decoding spends on given texts, in expectation: one entry for each of P texts, all float64.
 
@@ -137,6 +150,7 @@ def expect_rounds(
     lengths: torch.Tensor | None = None,
     counting: Counting = PAPER_COUNTING,
     past_end: torch.Tensor | None = None,
+    looked_up: "LookedUp | None" = None,
 ) -> Rounds:
     """Exact expectation over all rounds of speculative decoding that could have written a text.
 
@@ -156,6 +170,7 @@ def expect_rounds(
         past_end (`torch.Tensor`, *optional*):
             Acceptance of the tokens that a draft proposes after the end of each text, `(P, at least gamma)`; 0 by
             default. They matter only if `counting.end` is `"passed"`.
+        looked_up (`LookedUp`, *optional*): Rounds whose tokens are looked up instead of drafted by a model.
 
     Returns:
         [`Rounds`] of P texts (P = 1 for a single one).
@@ -182,27 +197,35 @@ def expect_rounds(
     if past_end is not None and counting.end == "passed":
         a.scatter_(1, lengths[:, None] + torch.arange(gamma, device=a.device), past_end[:, :gamma].to(a))
 
-    first = counting.first_round
-    starts = a.new_zeros(num_texts, longest + gamma + 1)  # u(i)
+    first, widest = counting.first_round, gamma
+    if looked_up is not None:
+        widest = max(gamma, int(looked_up.drafted.max()))
+        a = torch.nn.functional.pad(a, (0, widest - gamma))
+    starts = a.new_zeros(num_texts, longest + widest + 1)  # u(i)
     starts[:, first] = 1
-    accepted, drafted = a.new_zeros(num_texts, gamma), a.new_zeros(num_texts, gamma)
+    accepted, drafted = a.new_zeros(num_texts, widest), a.new_zeros(num_texts, widest)
     calls, drafting_rounds = a.new_zeros(num_texts), a.new_zeros(num_texts)
+    k = torch.arange(widest, device=a.device)
     for i in range(first, longest):
-        g = gamma if counting.reserved_tokens is None else min(gamma, max_new_tokens - i - counting.reserved_tokens)
+        room = widest if counting.reserved_tokens is None else max_new_tokens - i - counting.reserved_tokens
         u = starts[:, i] * (i < lengths)  # (P,)
+        g = torch.full_like(lengths, min(gamma, room))[:, None]  # (P, 1)
+        chances = a[:, i : i + widest]  # (P, widest)
+        if looked_up is not None:
+            is_found = looked_up.drafted[:, i, None] > 0
+            g = torch.where(is_found, looked_up.drafted[:, i, None].clamp(max=room), g)
+            chances = torch.where(is_found, (k < looked_up.accepted[:, i, None]).to(a), chances)
+        is_drafted = k < g  # (P, widest)
+        reach = u[:, None] * (chances * is_drafted).cumprod(dim=-1)  # (P, widest): token k is accepted
+        reach_before = torch.cat([u[:, None], reach], dim=-1)  # (P, widest + 1)
+        starts[:, i + 1 : i + widest + 2] += reach_before - torch.nn.functional.pad(reach, (0, 1))
         calls += u
-        reach = u[:, None] * a[:, i : i + g].cumprod(dim=-1)  # (P, g): token k is accepted
-        reach_before = torch.cat([u[:, None], reach], dim=-1)  # (P, g + 1)
-        starts[:, i + 1 : i + g + 1] += reach_before[:, :-1] - reach
-        starts[:, i + g + 1] += reach_before[:, -1]
-        if g > 0:
-            drafting_rounds += u
-            left = (lengths - i)[:, None]  # (P, 1)
-            k = torch.arange(g, device=a.device)
-            if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
-                reach = reach.masked_fill((k == left - 1) & (k < g - 1), 0.0)
-            accepted[:, :g] += reach
-            drafted[:, :g] += u[:, None] * ((k < left) | counting.counts_drafted_past_end)
+        drafting_rounds += u * (g[:, 0] > 0)
+        left = (lengths - i)[:, None]  # (P, 1)
+        if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
+            reach = reach.masked_fill((k == left - 1) & (k < g - 1), 0.0)
+        accepted += reach
+        drafted += u[:, None] * is_drafted * ((k < left) | counting.counts_drafted_past_end)
     return Rounds(calls, accepted.sum(dim=-1), drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
 
 

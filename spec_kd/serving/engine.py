@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
+from spec_kd.serving.lookup import Lookup
 
 WORDS = {
     "greedy": "the draft proposes its most likely token x, which is accepted with the target's probability p(x)",
@@ -61,6 +62,7 @@ class ServingEngine:
         command_language (`str`): `"bash"` or `"python"`.
         write_command (`Callable`):
             Writes the command from the draft's and the target's folder or Hub id and the number of drafted tokens.
+        lookup (`Lookup`, *optional*): How it drafts without a draft model; `None` where it does not, or was not read.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ServingEngine:
     default_num_draft_tokens: int | None
     command_language: str
     write_command: Callable[[str, str, int], str]
+    lookup: Lookup | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
 
     @property

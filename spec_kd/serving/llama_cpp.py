@@ -3,6 +3,7 @@
 from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.lookup import NGRAM_SIMPLE
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -40,4 +41,5 @@ LLAMA_CPP = ServingEngine(
     default_num_draft_tokens=3,
     command_language="bash",
     write_command=write_command,
+    lookup=NGRAM_SIMPLE,
 )

@@ -3,6 +3,7 @@
 from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.lookup import PROMPT_LOOKUP
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -37,4 +38,5 @@ TRANSFORMERS = ServingEngine(
     default_num_draft_tokens=20,
     command_language="python",
     write_command=write_command,
+    lookup=PROMPT_LOOKUP,
 )

@@ -6,6 +6,7 @@ import shlex
 from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.lookup import VLLM_NGRAM
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -36,4 +37,5 @@ VLLM = ServingEngine(
     default_num_draft_tokens=None,
     command_language="bash",
     write_command=write_command,
+    lookup=VLLM_NGRAM,
 )
