@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,9 @@ def convert_to_gguf(model_dir: Path, output: Path, dtype: str = "f16") -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
     if dtype.lower() in ("f32", "f16", "bf16"):
-        script = [str(tools / ".venv" / "bin" / "python"), str(tools / "convert_hf_to_gguf.py"), str(model_dir)]
+        # The link is resolved, because the converter looks for its own `gguf` package beside itself
+        converter = (tools / "convert_hf_to_gguf.py").resolve()
+        script = [str(tools / ".venv" / "bin" / "python"), str(converter), str(model_dir)]
         run_quietly([*script, "--outtype", dtype.lower(), "--outfile", str(partial)])
     else:
         full = convert_to_gguf(model_dir, output.with_name(f"{output.stem}-f32.gguf"), "f32")
@@ -72,11 +74,13 @@ class LlamaServer:
         url (`str`): Its address, without a path.
         process (`subprocess.Popen`): The server's process.
         log (`Path`): What it prints.
+        command (sequence of `str`): The command that started it.
     """
 
     url: str
     process: subprocess.Popen
     log: Path
+    command: Sequence[str]
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 600.0) -> dict[str, Any]:
         """The JSON answer to a POST request."""
@@ -84,6 +88,11 @@ class LlamaServer:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return json.load(response)
+
+    def get(self, path: str, timeout: float = 60.0) -> str:
+        """The answer to a GET request, as text."""
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as response:
+            return response.read().decode()
 
     def complete(self, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any) -> dict[str, Any]:
         """One greedy completion of token ids; the answer has `tokens`, `stop_type` and `timings`."""
@@ -103,6 +112,7 @@ def run_llama_server(
     context_length: int = 2048,
     cores: Sequence[int] | None = None,
     flags: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[LlamaServer]:
     """Starts llama-server on a free port and stops it at the end.
 
@@ -116,6 +126,7 @@ def run_llama_server(
         context_length (`int`, *optional*, defaults to 2048): Tokens of prompt and completion for each request.
         cores (sequence of `int`, *optional*): Cores that the server may use; all by default.
         flags (sequence of `str`, *optional*): More flags of llama-server.
+        environment (mapping of `str` to `str`, *optional*): Variables of its environment, beside the inherited ones.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -137,8 +148,10 @@ def run_llama_server(
         command = ["taskset", "-c", ",".join(map(str, cores)), *command]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    server = LlamaServer(f"http://127.0.0.1:{port}", process, log)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
+    server = LlamaServer(f"http://127.0.0.1:{port}", process, log, command)
     try:
         wait_until_ready(server)
         yield server

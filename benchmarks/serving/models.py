@@ -1,0 +1,72 @@
+"""The pair that every serving engine is asked with: SmolLM2-135M-Instruct, and a draft cut from it.
+
+    python -m benchmarks.serving.models --work_dir outputs/serving
+
+The draft is the target without three of its 30 layers. It is no draft that anyone should serve, for it costs nearly as
+much as the target; but it agrees with the target on most tokens, and every rule of acceptance is met on real text.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.serving.llama_cpp import convert_to_gguf
+from experiments.smollm2.get_target import convert, download_gguf
+
+DROPPED_LAYERS = (7, 14, 21)
+
+
+def cut_layers(model_dir: Path, output_dir: Path, dropped: tuple[int, ...] = DROPPED_LAYERS) -> None:
+    """Saves the model of `model_dir`, with its tokenizer, without the layers `dropped`."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    kept = [layer for index, layer in enumerate(model.model.layers) if index not in dropped]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    model.save_pretrained(output_dir)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(output_dir)
+
+
+def make_pair(work_dir: Path) -> tuple[Path, Path]:
+    """Folders of target and draft in `work_dir`, in float32; those that are whole are left as they are."""
+    target, draft = work_dir / "target", work_dir / "draft"
+    if not target.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            save_whole(target, lambda partial: convert(download_gguf(Path(folder)), partial))
+    if not draft.exists():
+        save_whole(draft, lambda partial: cut_layers(target, partial))
+    return target, draft
+
+
+def save_whole(folder: Path, save) -> None:
+    """Lets `save` write a folder beside `folder` and renames it, so that a killed run leaves no half of a model."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save(partial)
+    os.replace(partial, folder)
+
+
+def make_gguf_pair(work_dir: Path, dtype: str = "f32") -> tuple[Path, Path]:
+    """GGUF files of target and draft in `work_dir`."""
+    target, draft = (
+        convert_to_gguf(model, model.with_name(f"{model.name}-{dtype}.gguf"), dtype) for model in make_pair(work_dir)
+    )
+    return target, draft
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/serving"))
+    for path in make_gguf_pair(parser.parse_args().work_dir):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

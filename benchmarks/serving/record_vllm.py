@@ -1,0 +1,156 @@
+"""Asks vLLM on CPU real prompts and records, request by request, what it drafted, accepted and wrote.
+
+    python -m benchmarks.serving.record_vllm --data_dir DATA --work_dir outputs/serving
+
+`benchmarks/serving/build_vllm_cpu.sh` installs vLLM; VLLM_CPU names another folder with the same layout. A killed run
+continues after its last prompts. `--pack` writes the recording, compressed, where the project keeps it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from benchmarks.serving import prompts as real
+from benchmarks.serving.models import make_pair
+from benchmarks.serving.recordings import Recording, pack, summarize
+
+DEFAULT_FOLDER = Path.home() / ".cache" / "spec_kd" / "tools" / "vllm"
+MAX_NEW_TOKENS = 64
+CHUNK = 16  # prompts at once
+ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 1024,
+    "max_num_seqs": CHUNK,
+    "enable_prefix_caching": False,
+    "generation_config": "vllm",
+}
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound to a busy core, vLLM hangs
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+GREEDY = {"temperature": 0.0}
+SAMPLED = {"temperature": 1.0}
+
+# Setting -> (keys of the speculative config, keys of SamplingParams)
+SETTINGS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "greedy-0": (None, GREEDY),
+    "greedy-2": ({"num_speculative_tokens": 2}, GREEDY),
+    "greedy-4": ({"num_speculative_tokens": 4}, GREEDY),
+    "greedy-6": ({"num_speculative_tokens": 6}, GREEDY),
+    "sampled-4": ({"num_speculative_tokens": 4}, SAMPLED),
+    "probabilistic-4": ({"num_speculative_tokens": 4, "draft_sample_method": "probabilistic"}, SAMPLED),
+    "schema-0": (None, GREEDY),
+    "schema-4": ({"num_speculative_tokens": 4}, GREEDY),
+}
+
+
+def find_python() -> Path:
+    """vLLM's Python; raises `FileNotFoundError` with the command that installs it."""
+    folder = Path(os.environ.get("VLLM_CPU", DEFAULT_FOLDER))
+    python = folder / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(
+            f"There is no {python}. Run benchmarks/serving/build_vllm_cpu.sh, or set VLLM_CPU to its folder."
+        )
+    return python
+
+
+def run_worker(job: dict[str, Any], folder: Path, cores: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Runs the job in vLLM's environment; the answers are in the order of its prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vllm-job.json").write_text(json.dumps(job))
+    answers = folder / "vllm-answers.jsonl"
+    worker = Path(__file__).with_name("vllm_worker.py").resolve()
+    command = [str(find_python()), str(worker), str((folder / "vllm-job.json").resolve()), str(answers.resolve())]
+    if cores is not None:
+        command = ["taskset", "-c", ",".join(map(str, cores)), *command]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
+    log = folder / "vllm.log"
+    with log.open("w") as file:
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if status:
+        raise RuntimeError(f"vLLM failed with status {status}:\n{log.read_text(errors='replace')[-3000:]}")
+    return [json.loads(line) for line in answers.read_text().splitlines()]
+
+
+def describe(answer: dict[str, Any]) -> dict[str, Any]:
+    """The worker's answer under the names of a recording."""
+    rounds = answer["speculative_decoding"] or {}
+    return {
+        "completion_ids": answer["completion_ids"],
+        "stop_type": answer["finish_reason"],
+        "ended_by_eos": answer["finish_reason"] == "stop" and answer["stop_reason"] is None,
+        "drafted": rounds.get("num_draft_tokens", 0),
+        "accepted": rounds.get("num_accepted_draft_tokens", 0),
+        "drafted_per_round": rounds.get("per_step_drafted", []),
+        "accepted_per_round": rounds.get("per_step_accepted", []),
+        "counters": answer["counters"],
+    }
+
+
+def record_setting(
+    recording: Recording, setting: str, prompts: Sequence[real.Prompt], pair: tuple[Path, Path], cores: list[int] | None
+) -> None:
+    """Records the prompts that are not there yet, in an engine of its own."""
+    missing = [(seed, p) for seed, p in enumerate(prompts) if not recording.has(setting, p.describe())]
+    if not missing:
+        return
+    speculation, sampling = SETTINGS[setting]
+    asked = [
+        {
+            "ids": list(prompt.ids),
+            "seed": seed,
+            "schema": real.build_call_schema(real.read_tools(prompt)) if setting.startswith("schema") else None,
+        }
+        for seed, prompt in missing
+    ]
+    job = {
+        "target": str(pair[0].resolve()),
+        "draft": str(pair[1].resolve()),
+        "engine": ENGINE,
+        "speculation": speculation,
+        "sampling": {**sampling, "max_tokens": MAX_NEW_TOKENS},
+        "chunk": CHUNK,
+        "prompts": asked,
+    }
+    for (seed, prompt), answer in zip(missing, run_worker(job, recording.path.parent, cores), strict=True):
+        engine = {"engine": "vllm", "version": f"vllm-cpu {answer['version']}", "model_runner": answer["model_runner"]}
+        request = {**job["sampling"], "seed": seed}
+        options = {"request": request, "speculative_config": speculation, "engine_options": ENGINE}
+        recording.append({"setting": setting, "prompt": prompt.describe(), **describe(answer), **options, **engine})
+        print(f"{setting} {seed}: {answer['finish_reason']}, {len(answer['completion_ids'])} tokens", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/test.jsonl.")
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/serving"))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--cores", nargs="+", type=int, help="Cores that the engine may use (default: all).")
+    parser.add_argument("--pack", action="store_true", help="Write the compressed recording into the project.")
+    arguments = parser.parse_args()
+
+    pair = make_pair(arguments.work_dir)
+    tokenizer = AutoTokenizer.from_pretrained(pair[0])
+    recording = Recording(arguments.work_dir / "recordings" / "vllm.jsonl")
+    mixed, calls = real.select_prompts(arguments.data_dir, tokenizer)
+    for setting in arguments.settings:
+        record_setting(recording, setting, calls if setting.startswith("schema") else mixed, pair, arguments.cores)
+    for setting, total in summarize(recording.path).items():
+        print(setting, total)
+    if arguments.pack:
+        print(pack(recording.path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The parts of the recordings of serving engines that need no server."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.serving import record_llama_cpp, record_vllm
+from benchmarks.serving.models import cut_layers
+from benchmarks.serving.prompts import build_call_schema, find_prompt, read_prompts, read_tools, select_prompts
+from benchmarks.serving.recordings import Recording, pack, read_recording, summarize
+from tests.tiny import build_llama, build_tokenizer
+
+TOOLS = [{"name": "add", "parameters": {"type": "object"}}, {"name": "sub", "parameters": {"type": "object"}}]
+SYSTEM = f"You call functions. The tools [of this user], listed as JSON:\n{json.dumps(TOOLS)}\nReply with a list."
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """Twenty prompts in each domain; every fifth is too long."""
+    for domain in ("function_calling", "biology", "general"):
+        (tmp_path / domain).mkdir()
+        with (tmp_path / domain / "test.jsonl").open("w") as file:
+            for number in range(20):
+                content = f"{domain} {number}" + (" long" * 200 if number % 5 == 0 else "")
+                prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+                file.write(json.dumps({"prompt": prompt, "completion": []}) + "\n")
+    return tmp_path
+
+
+def test_prompts_keep_their_line_and_long_ones_are_left_out(data_dir):
+    tokenizer = build_tokenizer()
+    prompts = list(read_prompts(data_dir, "biology", tokenizer, max_tokens=512))
+    assert [prompt.line for prompt in prompts] == [number for number in range(20) if number % 5]
+    assert tokenizer.decode(prompts[0].ids).endswith("biology 1<|end|><|assistant|>")
+    mixed, calls = select_prompts(data_dir, tokenizer)
+    assert [prompt.domain for prompt in mixed] == ["function_calling"] * 16 + ["biology"] * 16 + ["general"] * 16
+    assert calls[:16] == mixed[:16]
+
+
+def test_a_recorded_prompt_is_found_again_and_another_one_is_refused(data_dir):
+    tokenizer = build_tokenizer()
+    prompt = next(read_prompts(data_dir, "general", tokenizer, max_tokens=512))
+    assert find_prompt(data_dir, prompt.describe(), tokenizer) == prompt
+    with pytest.raises(ValueError, match=r"Line 1 of general/test\.jsonl gives other token ids"):
+        find_prompt(data_dir, {**prompt.describe(), "sha256": "0"}, tokenizer)
+    with pytest.raises(ValueError, match="has no line 20"):
+        find_prompt(data_dir, {**prompt.describe(), "line": 20}, tokenizer)
+
+
+def test_the_schema_of_calls_names_the_tools_of_the_prompt(data_dir):
+    prompt = next(read_prompts(data_dir, "function_calling", build_tokenizer()))
+    assert read_tools(prompt) == TOOLS
+    schema = build_call_schema(TOOLS)
+    assert schema["items"]["properties"]["name"] == {"enum": ["add", "sub"]}
+    assert schema["items"]["required"] == ["name", "arguments"]
+
+
+LOG = """1.40.466.696 I slot   operator(): id  3 | task 5 | accepted  1/ 4 draft tokens
+1.40.467.102 I slot   operator(): id  4 | task 4 | accepted  0/ 4 draft tokens
+1.41.467.102 I slot print_timing: id  3 | task 5 | draft acceptance = 0.5 (    3 accepted /     6 generated)
+1.41.467.102 I slot   operator(): id  3 | task 5 | accepted  2/ 2 draft tokens
+"""
+
+
+def test_the_rounds_of_a_slot_are_read_from_the_log(tmp_path, monkeypatch):
+    assert record_llama_cpp.read_rounds(LOG, 3) == ([4, 2], [1, 2])
+    log = tmp_path / "server.log"
+    log.write_text("id  3 | task 1 | accepted  9/ 9 draft tokens\n" + LOG)
+    start = log.read_text().index(LOG)
+    assert record_llama_cpp.wait_for_rounds(log, start, 4, num_drafted=4) == ([4], [0])
+    monkeypatch.setattr(record_llama_cpp.time, "sleep", lambda seconds: None)
+    with pytest.raises(RuntimeError, match="tells of 4 drafted tokens, the answer of 8"):
+        record_llama_cpp.wait_for_rounds(log, start, 4, num_drafted=8)
+
+
+def make_record(setting: str, sha256: str, **values) -> dict:
+    record = {"setting": setting, "prompt": {"sha256": sha256}, "completion_ids": [1, 2], "drafted": 4, "accepted": 1}
+    return {**record, **values}
+
+
+def test_a_recording_continues_after_its_last_whole_line(tmp_path):
+    path = tmp_path / "engine.jsonl"
+    Recording(path).append(make_record("greedy-4", "a"))
+    path.write_text(path.read_text() + '{"setting": "greedy-4", "pro')
+    recording = Recording(path)
+    assert recording.has("greedy-4", {"sha256": "a"})
+    assert not recording.has("greedy-4", {"sha256": "b"}) and not recording.has("greedy-2", {"sha256": "a"})
+    recording.append(make_record("greedy-4", "b", accepted=3))
+    assert [record["prompt"]["sha256"] for record in read_recording(path)] == ["a", "b"]
+    assert summarize(path) == {"greedy-4": {"requests": 2, "tokens": 4, "drafted": 8, "accepted": 4}}
+    packed = pack(path, tmp_path / "packed")
+    content = packed.read_bytes()
+    assert list(read_recording(packed)) == list(read_recording(path))
+    assert pack(path, tmp_path / "packed").read_bytes() == content
+
+
+def test_the_draft_is_the_target_without_some_layers(tmp_path):
+    target = build_llama(layers=4)
+    target.save_pretrained(tmp_path / "target")
+    build_tokenizer().save_pretrained(tmp_path / "target")
+    cut_layers(tmp_path / "target", tmp_path / "draft", dropped=(1, 2))
+    draft = AutoModelForCausalLM.from_pretrained(tmp_path / "draft").eval()
+    target.model.layers = torch.nn.ModuleList([target.model.layers[0], target.model.layers[3]])
+    ids = torch.tensor([[7, 8, 9, 10]])
+    with torch.no_grad():
+        assert torch.equal(draft(ids, use_cache=False).logits, target(ids, use_cache=False).logits)
+        together = draft.generate(ids, max_new_tokens=4, do_sample=False)[0]
+        assert together.tolist() == target.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)[0].tolist()
+
+
+def test_answers_of_vllm_get_the_names_of_a_recording():
+    metrics = {
+        "num_draft_tokens": 8,
+        "num_accepted_draft_tokens": 3,
+        "per_step_accepted": [1, 2],
+        "per_step_drafted": [4, 4],
+    }
+    answer = {"completion_ids": [5, 6, 7, 8, 9, 2], "finish_reason": "stop", "stop_reason": None, "counters": {}}
+    record = record_vllm.describe({**answer, "speculative_decoding": metrics})
+    assert (record["drafted"], record["accepted"], record["accepted_per_round"]) == (8, 3, [1, 2])
+    assert record["ended_by_eos"]
+    plain = record_vllm.describe({**answer, "finish_reason": "length", "speculative_decoding": None})
+    assert plain["drafted"] == 0 and plain["drafted_per_round"] == [] and not plain["ended_by_eos"]
+
+
+def test_a_missing_vllm_is_named_with_the_script_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"build_vllm_cpu\.sh"):
+        record_vllm.find_python()
