@@ -150,7 +150,8 @@ def expect_rounds(
     lengths: torch.Tensor | None = None,
     counting: Counting = PAPER_COUNTING,
     past_end: torch.Tensor | None = None,
-    looked_up: "LookedUp | None" = None,
+    looked_up: LookedUp | None = None,
+    has_draft: bool = True,
 ) -> Rounds:
     """Exact expectation over all rounds of speculative decoding that could have written a text.
 
@@ -171,6 +172,7 @@ def expect_rounds(
             Acceptance of the tokens that a draft proposes after the end of each text, `(P, at least gamma)`; 0 by
             default. They matter only if `counting.end` is `"passed"`.
         looked_up (`LookedUp`, *optional*): Rounds whose tokens are looked up instead of drafted by a model.
+        has_draft (`bool`, *optional*, defaults to `True`): Whether a model drafts where nothing was looked up.
 
     Returns:
         [`Rounds`] of P texts (P = 1 for a single one).
@@ -209,7 +211,7 @@ def expect_rounds(
     for i in range(first, longest):
         room = widest if counting.reserved_tokens is None else max_new_tokens - i - counting.reserved_tokens
         u = starts[:, i] * (i < lengths)  # (P,)
-        g = torch.full_like(lengths, min(gamma, room))[:, None]  # (P, 1)
+        g = torch.full_like(lengths, min(gamma, room) * has_draft)[:, None]  # (P, 1)
         chances = a[:, i : i + widest]  # (P, widest)
         if looked_up is not None:
             is_found = looked_up.drafted[:, i, None] > 0

@@ -87,6 +87,11 @@ class DraftMeter:
         unmeasured: list[str] = []
         costs = find_costs(self.options, draft, self.target, unmeasured)
         settings, headlines = [], {}
+        if self.target is None and self.options.engine.counting.end == "passed":
+            unmeasured.append(
+                f"{self.options.engine.title} also counts tokens that are accepted after the end of a response. They "
+                "are left out, since only the target could tell them."
+            )
         for setting in self.options.list_settings():
             scores = score_responses(
                 draft,
@@ -95,11 +100,13 @@ class DraftMeter:
                 temperature=setting.temperature,
                 max_new_tokens=self.options.max_new_tokens,
                 vocab_size=count_real_ids(self.processing_class),
+                serving_engine=self.options.serving_engine,
                 draft_sampling=setting.draft_sampling,
                 top_k=self.options.top_k,
                 top_p=self.options.top_p,
                 batch_size=self.options.batch_size,
                 measure_entropy=True,
+                num_past_end_tokens=max(self.options.all_gammas),
                 description=f"{name}, {setting.name}" if self.show_progress else None,
             )
             by_gamma = {

@@ -88,8 +88,9 @@ def evaluate_draft(
     target_model = target.target if isinstance(target, TransformersEngine) else None
     meter = DraftMeter.of(options, target_model, responses, processing_class, show_progress)
     measured = {name: meter.measure(name, draft, draft_init_kwargs or {}) for name, draft in named.items()}
-    rule = find_serving_engine(options.serving_engine)
-    is_chosen = options.draft_samplings is not None
+    engine = find_serving_engine(options.serving_engine)
+    known = {rule.sampling: rule.words for rule in engine.rules}
+    rules = [known.get(sampling, f"{sampling} drafts, chosen by the caller") for sampling in options.samplings]
     return EvaluationReport(
         drafts=[one.report for one in measured.values()],
         comparisons=[
@@ -98,8 +99,8 @@ def evaluate_draft(
             for comparison in compare_drafts({n: m.headlines[setting.name] for n, m in measured.items()}, setting.name)
         ],
         num_assistant_tokens=options.num_assistant_tokens,
-        serving_engine=f"draft sampling {', '.join(options.samplings)}" if is_chosen else rule.name,
-        serving_rule="chosen by the caller" if is_chosen else f"{rule.rule} ({rule.source})",
+        serving_engine=engine.name,
+        serving_rule=f"{'; or '.join(rules)} ({engine.source})",
         provenance={
             "target": describe_target(target, responses),
             "drafts": {name: one.provenance for name, one in measured.items()},

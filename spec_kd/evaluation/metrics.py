@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import cast
 
+import torch
+
+from spec_kd.acceptance import Counting, Rounds
 from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
-from spec_kd.open_types import Array
+from spec_kd.open_types import Argument, Array
 
 
 def name_temperature(temperature: float) -> str:
@@ -17,10 +20,12 @@ class AcceptanceMetrics:
     """What speculative decoding did, or would do, on P prompts.
 
     Args:
-        tokens (`np.ndarray`): Emitted tokens `(P,)`, EOS included.
-        target_calls (`np.ndarray`): Target forward passes `(P,)`; an expectation where it was replayed.
-        accepted (`np.ndarray`): Accepted drafted tokens `(P,)`, EOS included.
-        drafted (`np.ndarray`): Drafted tokens `(P,)`, those after the end of the completion excluded.
+        tokens (`np.ndarray`):
+            Emitted tokens `(P,)`, EOS included; without the first one where the prompt's pass writes it alone.
+        target_calls (`np.ndarray`):
+            Target forward passes `(P,)`, without such a pass; an expectation where it was replayed.
+        accepted (`np.ndarray`): Accepted drafted tokens `(P,)`, as the serving engine counts them.
+        drafted (`np.ndarray`): Drafted tokens `(P,)`, as the serving engine counts them.
         drafting_rounds (`np.ndarray`): Rounds that drafted at least one token `(P,)`.
         accepted_by_position (`np.ndarray`): Rounds in which drafted token k was accepted `(P, gamma)`.
         temperature (`float`): Sampling temperature, 0.0 for greedy.
@@ -44,6 +49,19 @@ class AcceptanceMetrics:
     alpha_sum: Array | None = None
     alpha_tokens: Array | None = None
 
+    @classmethod
+    def of(cls, rounds: Rounds, lengths: torch.Tensor, counting: Counting, **facts: Argument) -> "AcceptanceMetrics":
+        """The metrics of replayed rounds on responses of these `lengths`, with the other fields as `facts`."""
+        return cls(
+            tokens=(lengths - counting.first_round).numpy(),  # the prompt's pass writes the others, without a draft
+            target_calls=rounds.target_calls.numpy(),
+            accepted=rounds.accepted.numpy(),
+            drafted=rounds.drafted.numpy(),
+            drafting_rounds=rounds.drafting_rounds.numpy(),
+            accepted_by_position=rounds.accepted_by_position.numpy(),
+            **facts,
+        )
+
     @property
     def alpha(self) -> Interval | None:
         """Expected acceptance of one drafted token, mean over positions; `None` if it was not measured."""
@@ -58,6 +76,11 @@ class AcceptanceMetrics:
     def block_efficiency(self) -> Interval:
         """Tokens emitted per target forward pass, the bonus token included."""
         return bootstrap_ratio(self.tokens, self.target_calls)
+
+    @property
+    def mean_acceptance_length(self) -> Interval:
+        """1 + accepted tokens / drafting rounds, as serving engines print it; NaN if nothing was drafted."""
+        return Interval(*(1 + value for value in bootstrap_ratio(self.accepted, self.drafting_rounds)))
 
     @property
     def acceptance_rate_per_position(self) -> list[Interval]:

@@ -9,7 +9,7 @@ from spec_kd.checks import check_flag, check_int, check_ints, check_numbers
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import document_options, option
 from spec_kd.sampling.options import check_truncation
-from spec_kd.serving import find_serving_engine
+from spec_kd.serving import ServingEngine, find_serving_engine
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -48,12 +48,13 @@ class EvaluationOptions:
     """
 
     serving_engine: str = option(
-        "Engine that will serve the draft, which decides how the draft is sampled: `transformers`, `vllm`, `sglang`, "
-        "`llama.cpp` or `tensorrt-llm`.",
+        "Engine that will serve the draft, which decides how the draft is sampled and what is counted: `transformers`, "
+        "`vllm`, `sglang`, `llama.cpp`, `tensorrt-llm`, `mlx-lm` or `openvino`.",
         default="transformers",
     )
     draft_samplings: list[str] | None = option(
-        "How the draft is sampled: `stochastic`, `greedy` or both. The rule of `serving_engine` by default.",
+        "How the draft is sampled: one or several of `stochastic`, `greedy` and `matching`. The rule of "
+        "`serving_engine` by default.",
         default=None,
     )
     temperatures: list[float] | None = option(
@@ -96,7 +97,7 @@ class EvaluationOptions:
     seed: int = option("Sampling seed of the responses.", default=0)
 
     def __post_init__(self) -> None:
-        from spec_kd.acceptance import check_sampling
+        from spec_kd.acceptance import REPLAY_SAMPLINGS, check_sampling
 
         find_serving_engine(self.serving_engine)
         if not self.samplings:
@@ -104,7 +105,7 @@ class EvaluationOptions:
         if self.temperatures is not None:
             check_numbers("temperatures", self.temperatures, minimum=0)
         for sampling in self.samplings:
-            check_sampling(1.0, sampling)
+            check_sampling(1.0, sampling, REPLAY_SAMPLINGS)
         check_truncation(self.top_k, self.top_p)
         check_int("num_assistant_tokens", self.num_assistant_tokens)
         check_ints("gammas", self.gammas)
@@ -125,10 +126,15 @@ class EvaluationOptions:
             )
 
     @property
+    def engine(self) -> ServingEngine:
+        """What is known of `serving_engine`."""
+        return find_serving_engine(self.serving_engine)
+
+    @property
     def samplings(self) -> tuple[str, ...]:
         """How the draft is sampled: `draft_samplings`, or the rule of the serving engine."""
         if self.draft_samplings is None:
-            return (find_serving_engine(self.serving_engine).draft_sampling,)
+            return (self.engine.draft_sampling,)
         return tuple(self.draft_samplings)
 
     @property
@@ -147,7 +153,7 @@ class EvaluationOptions:
         for temperature in self.temperatures or DEFAULT_TEMPERATURES:
             # at temperature 0 the two rules are one
             for sampling in self.samplings if temperature > 0 else ("stochastic",):
-                suffix = "_greedy_draft" if sampling == "greedy" else ""
+                suffix = "" if sampling == "stochastic" else f"_{sampling}_draft"
                 settings.append(Setting(self.name_sampling(temperature) + suffix, temperature, sampling))
         return settings
 

@@ -77,6 +77,12 @@ class ReplayOptions:
         return find_serving_engine(self.serving_engine)
 
     @property
+    def counting(self) -> Counting:
+        """What the serving engine counts."""
+        # Greedy decoding is one rule, the default, however the draft would be sampled
+        return self.engine.counting if self.temperature == 0 else self.engine.find_counting(self.sampling)
+
+    @property
     def sampling(self) -> str:
         """`draft_sampling`, or that of the serving engine."""
         return self.engine.draft_sampling if self.draft_sampling is None else self.draft_sampling
@@ -140,20 +146,16 @@ class ResponseScores:
         rounds = expect_rounds(
             self.acceptance, num_assistant_tokens, max_new_tokens, self.lengths, self.counting, self.past_end
         )
-        tokens = self.lengths.numpy()
-        return AcceptanceMetrics(
-            tokens=tokens - self.counting.first_round,  # the first one is the prompt's pass's, where nothing is drafted
-            target_calls=rounds.target_calls.numpy(),
-            accepted=rounds.accepted.numpy(),
-            drafted=rounds.drafted.numpy(),
-            drafting_rounds=rounds.drafting_rounds.numpy(),
-            accepted_by_position=rounds.accepted_by_position.numpy(),
+        return AcceptanceMetrics.of(
+            rounds,
+            self.lengths,
+            self.counting,
             temperature=self.temperature,
             num_assistant_tokens=num_assistant_tokens,
             draft_sampling=self.draft_sampling,
             method="replay",
             alpha_sum=self.alpha_sum.numpy(),
-            alpha_tokens=tokens,
+            alpha_tokens=self.lengths.numpy(),
         )
 
 
@@ -191,7 +193,7 @@ def replay(
     options = resolve_options(ReplayOptions, options, given)
     check_int("num_assistant_tokens", num_assistant_tokens)
     check_int("max_new_tokens", options.max_new_tokens)
-    if target is None and options.engine.counting.end == "passed":
+    if target is None and options.counting.end == "passed":
         raise ValueError(
             f"{options.engine.title} counts tokens that are accepted after the end of a text, which only the target "
             "knows. Pass `target`, or leave out `serving_engine`."
@@ -275,9 +277,8 @@ def score_responses(
                 parts[i] = part.T  # (N, S)
             progress.advance(scores.shape[-1], len(rows))
     padded = pad_sequence(parts, batch_first=True)  # (P, N, S)
-    counting = options.engine.counting
     past_end = None
-    if target is not None and num_past_end_tokens and counting.end == "passed":
+    if target is not None and num_past_end_tokens and options.counting.end == "passed":
         texts = [one.prompt + one.completion for one in read]
         past_end = _score_past_end(draft, target, texts, num_past_end_tokens, replace(options, vocab_size=vocab_size))
     return ResponseScores(
@@ -286,7 +287,7 @@ def score_responses(
         temperature=float(options.temperature),
         draft_sampling=options.sampling,
         has_exact_alpha=options.temperature == 0 or target is not None,
-        counting=counting,
+        counting=options.counting,
         past_end=past_end,
     )
 

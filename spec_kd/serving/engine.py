@@ -26,11 +26,13 @@ class DraftingRule:
         draft_top_k (`int`, *optional*):
             Number of most likely ids that a sampled draft chooses from at the same temperature, 0 for all of them. By
             default the draft is cut as the target is.
+        counting (`Counting`, *optional*): What the engine counts by this rule, where it differs from the other rules.
     """
 
     sampling: str
     flags: str = ""
     draft_top_k: int | None = None
+    counting: Counting | None = None
 
     @property
     def words(self) -> str:
@@ -84,6 +86,11 @@ class ServingEngine:
     def draft_sampling(self) -> str:
         """Sampling of the default rule."""
         return self.rules[0].sampling
+
+    def find_counting(self, draft_sampling: str) -> Counting:
+        """What the engine counts by the rule with this sampling."""
+        own = (rule.counting for rule in self.rules if rule.sampling == draft_sampling)
+        return next(own, None) or self.counting
 
     def find_draft_top_k(self, draft_sampling: str) -> int | None:
         """`draft_top_k` of the rule with this sampling; `None` where the engine has no such rule."""

@@ -1,5 +1,7 @@
 """llama.cpp: `llama-server` with a standalone draft under `--spec-type draft-simple`."""
 
+from dataclasses import replace
+
 from spec_kd.acceptance import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
@@ -16,11 +18,17 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
     )
 
 
+COUNTING = Counting(first_round=1, counts_drafted_past_end=True, end="if_last")
+
 LLAMA_CPP = ServingEngine(
     name="llama.cpp",
     title="llama.cpp",
-    rules=(DraftingRule("greedy"), DraftingRule("stochastic", "--spec-draft-sampling probabilistic", 10)),
-    counting=Counting(first_round=1, counts_drafted_past_end=True, end="if_last"),
+    rules=(
+        DraftingRule("greedy"),
+        # Rejection sampling does not look for the end of the text
+        DraftingRule("stochastic", "--spec-draft-sampling probabilistic", 10, replace(COUNTING, end="passed")),
+    ),
+    counting=COUNTING,
     source=(
         "`common_sampler_sample_and_accept_n` in common/sampling.cpp of llama.cpp (October 2026); drafts that are less "
         "sure than `--spec-draft-p-min` end early there, which is not modeled"

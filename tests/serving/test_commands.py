@@ -26,7 +26,13 @@ def as_word(name):
 
 def test_every_engine_has_its_command():
     commands = serving_commands("me/draft", "org/target", 4)
-    assert set(commands) == {"vllm", "sglang", "llama.cpp", "tensorrt-llm", "transformers"}
+    assert set(commands) == {"vllm", "sglang", "llama.cpp", "tensorrt-llm", "transformers", "mlx-lm", "openvino"}
+    words = shlex.split(commands["mlx-lm"])
+    assert words[0] == "mlx_lm.server"
+    assert get_option(words, "--model") == "org/target"
+    assert get_option(words, "--draft-model") == "me/draft"
+    assert get_option(words, "--num-draft-tokens") == "4"
+    assert "num_assistant_tokens=4" in commands["openvino"]
     words = shlex.split(commands["vllm"])
     assert words[:3] == ["vllm", "serve", "org/target"]
     assert json.loads(get_option(words, "--speculative-config")) == {

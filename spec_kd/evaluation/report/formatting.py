@@ -28,6 +28,7 @@ def describe_sampling(setting: SettingReport) -> str:
     if setting.temperature == 0:
         return "with greedy decoding"
     draft = " with a greedy draft" if setting.draft_sampling == "greedy" else ""
+    draft = " with a sample that has to match" if setting.draft_sampling == "matching" else draft
     return f"at temperature {setting.temperature:g}{draft}"
 
 
