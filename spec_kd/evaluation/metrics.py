@@ -1,13 +1,18 @@
 """The metrics of one evaluation: sums per prompt, and what is derived from them."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
+import numpy as np
 
-from spec_kd.acceptance import Counting, Rounds
+from spec_kd.counting import Counting
 from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
 from spec_kd.open_types import Argument, Array
+
+if TYPE_CHECKING:
+    import torch
+
+    from spec_kd.acceptance import Rounds
 
 
 def name_temperature(temperature: float) -> str:
@@ -50,7 +55,9 @@ class AcceptanceMetrics:
     alpha_tokens: Array | None = None
 
     @classmethod
-    def of(cls, rounds: Rounds, lengths: torch.Tensor, counting: Counting, **facts: Argument) -> "AcceptanceMetrics":
+    def of(
+        cls, rounds: "Rounds", lengths: "torch.Tensor", counting: Counting, **facts: Argument
+    ) -> "AcceptanceMetrics":
         """The metrics of replayed rounds on responses of these `lengths`, with the other fields as `facts`."""
         return cls(
             tokens=(lengths - counting.first_round).numpy(),  # the prompt's pass writes the others, without a draft
@@ -76,6 +83,11 @@ class AcceptanceMetrics:
     def block_efficiency(self) -> Interval:
         """Tokens emitted per target forward pass, the bonus token included."""
         return bootstrap_ratio(self.tokens, self.target_calls)
+
+    @property
+    def block_efficiency_by_prompt(self) -> Array:
+        """Tokens per target pass of each prompt `(P,)`; 1 where the prompt's own pass wrote everything."""
+        return np.divide(self.tokens, self.target_calls, out=np.ones(len(self.tokens)), where=self.target_calls > 0)
 
     @property
     def mean_acceptance_length(self) -> Interval:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spec_kd.checks import check_flag, check_int, check_ints, check_numbers
+from spec_kd.counting import REPLAY_SAMPLINGS
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import document_options, option
 from spec_kd.sampling.options import check_truncation
@@ -97,7 +98,7 @@ class EvaluationOptions:
     seed: int = option("Sampling seed of the responses.", default=0)
 
     def __post_init__(self) -> None:
-        from spec_kd.acceptance import REPLAY_SAMPLINGS, check_sampling
+        from spec_kd.acceptance import check_sampling
 
         find_serving_engine(self.serving_engine)
         if not self.samplings:

@@ -8,8 +8,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import PAPER_COUNTING, REPLAY_SAMPLINGS, Counting, check_sampling, expect_rounds
+from spec_kd.acceptance import check_sampling, expect_rounds
 from spec_kd.checks import check_int
+from spec_kd.counting import PAPER_COUNTING, REPLAY_SAMPLINGS, Counting
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target

@@ -61,7 +61,7 @@ class ResponseDescription:
             prompt=prompt,
             tokens=self.pieces[row],
             acceptance=[round(a, 4) for a in scores.acceptance[row, : len(self.pieces[row])].tolist()],
-            block_efficiency=float(metrics.tokens[row] / metrics.target_calls[row]),
+            block_efficiency=float(metrics.block_efficiency_by_prompt[row]),
         )
 
 
@@ -99,7 +99,7 @@ def describe_setting(
         break_down_by_entropy(scores),
         *(break_down_by_column(scores, headline, values, column) for column, values in responses.columns.items()),
     ]
-    worst = np.argsort(headline.tokens / headline.target_calls, kind="stable")[: options.num_shown_prompts]
+    worst = np.argsort(headline.block_efficiency_by_prompt, kind="stable")[: options.num_shown_prompts]
     return SettingReport(
         name=name,
         temperature=scores.temperature,

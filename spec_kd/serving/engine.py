@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.lookup import Lookup
 

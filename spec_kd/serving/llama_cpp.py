@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.lookup import NGRAM_SIMPLE

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 WIDTH = 4  # bytes of an id, so that a search for bytes is a search for ids
 
 Propose = Callable[[Sequence[int], int], Sequence[int]]
@@ -41,7 +39,7 @@ def find_ngram(text: bytes, ngram: bytes, start: int = 0) -> Iterator[int]:
 
 def to_bytes(ids: Sequence[int]) -> bytes:
     """Ids as bytes, for [`find_ngram`]."""
-    return np.asarray(ids, dtype=f"<u{WIDTH}").tobytes()
+    return b"".join(token.to_bytes(WIDTH) for token in ids)
 
 
 def propose_after_longest(ids: Sequence[int], num_tokens: int, min_ngram: int = 5, max_ngram: int = 5) -> list[int]:

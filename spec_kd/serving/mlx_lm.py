@@ -1,6 +1,6 @@
 """MLX-LM: `mlx_lm.server` and `mlx_lm.generate` with `--draft-model`."""
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.serving.engine import DraftingRule, ServingEngine, write_flags
 
 

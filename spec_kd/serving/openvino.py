@@ -1,6 +1,6 @@
 """OpenVINO GenAI: `LLMPipeline` with a `draft_model`."""
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 

@@ -1,6 +1,6 @@
 """SGLang: a standalone draft under `--speculative-algorithm STANDALONE`."""
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 

@@ -1,6 +1,6 @@
 """TensorRT-LLM: a standalone draft under `DraftTargetDecodingConfig`."""
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 

@@ -1,6 +1,6 @@
 """Transformers: assisted generation, `generate(assistant_model=...)`."""
 
-from spec_kd.acceptance import Counting
+from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.lookup import PROMPT_LOOKUP

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import build_llama
 
-from spec_kd.acceptance import Counting, expect_rounds
+from spec_kd.acceptance import expect_rounds
+from spec_kd.counting import Counting
 from spec_kd.evaluation.response_replay import replay, score_responses
 from spec_kd.serving import find_serving_engine
 
