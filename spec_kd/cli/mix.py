@@ -70,7 +70,7 @@ def run(files: MixFiles, options: MixOptions, workspace: Workspace | None = None
 
     def work() -> JsonObject:
         from spec_kd.loading import load_tokenizer
-        from spec_kd.prompts.report import describe_prompts
+        from spec_kd.prompts.description import describe_prompts
 
         train, test = ({name: load_prompts(folder, split) for name, folder in files.parts.items()} for split in SPLITS)
         weights = options.weights or dict.fromkeys(test, 1.0)

@@ -3,8 +3,7 @@
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.formatting import INTERVALS, build_headline
 from spec_kd.evaluation.report.sections import SECTIONS
-from spec_kd.reports.html import render_page
-from spec_kd.reports.sections import walk_html
+from spec_kd.reports.rendering import render_page, walk_html
 
 
 def render_html(report: EvaluationReport) -> str:

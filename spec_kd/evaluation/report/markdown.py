@@ -3,8 +3,7 @@
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.formatting import INTERVALS, build_headline
 from spec_kd.evaluation.report.sections import SECTIONS
-from spec_kd.reports.markdown import render_document
-from spec_kd.reports.sections import walk_markdown
+from spec_kd.reports.rendering import render_document, walk_markdown
 
 
 def render_markdown(report: EvaluationReport) -> str:

@@ -8,7 +8,7 @@ from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.html import render_html
 from spec_kd.evaluation.report.markdown import render_markdown
 from spec_kd.evaluation.report.plots import plot_report
-from spec_kd.reports.saving import save_files
+from spec_kd.reports.plots import save_files
 
 
 def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) -> dict[str, Path]:

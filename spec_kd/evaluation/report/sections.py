@@ -10,11 +10,8 @@ from spec_kd.escaping import escape_markdown, make_code_block
 from spec_kd.evaluation.report import charts, tables
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
 from spec_kd.evaluation.report.formatting import GLOSSARY
-from spec_kd.reports.html import render_part
-from spec_kd.reports.markdown import fold, render_table
 from spec_kd.reports.numbers import format_number
-from spec_kd.reports.sections import Section
-from spec_kd.reports.tables import Table
+from spec_kd.reports.rendering import Section, Table, fold, render_part, render_table
 
 LONG_PROMPT = 400  # characters; longer ones are folded
 SHADES = 5  # classes a0 to a4 of page.css, from rejected to accepted

@@ -12,7 +12,7 @@ from spec_kd.evaluation.report.content import (
 )
 from spec_kd.open_types import Record
 from spec_kd.reports.numbers import DASH, RATE_DIGITS, format_interval, format_number, is_apart_from_zero
-from spec_kd.reports.tables import Table
+from spec_kd.reports.rendering import Table
 
 METRIC_NAMES = {"alpha": "alpha", "block_efficiency": "block efficiency"}
 
