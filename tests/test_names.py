@@ -78,7 +78,7 @@ MODULES = {
     "spec_kd.evaluation.clock": "spec_kd.evaluation.device_timing",
     "spec_kd.evaluation.figures": "spec_kd.evaluation.metrics",
     "spec_kd.evaluation.replay": "spec_kd.evaluation.response_replay",
-    "spec_kd.evaluation.report.words": "spec_kd.evaluation.report.formatting",
+    "spec_kd.evaluation.report.words": "spec_kd.evaluation.report.rendering",
     "spec_kd.trainer.cached_teacher": "spec_kd.trainer.teachers.stored",
     "spec_kd.trainer.on_policy": "spec_kd.trainer.online",
     "spec_kd.trainer.streaming": "spec_kd.trainer.online",

@@ -4,8 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from example_report import AFTER, BEFORE, LONG_PROMPT, PROMPT, TOKENS
 
-from spec_kd.evaluation.report.formatting import build_headline
-from spec_kd.evaluation.report.html import render_html
+from spec_kd.evaluation.report.rendering import build_headline, render_html
 from spec_kd.evaluation.report.sections import choose_shade
 from spec_kd.reports.rendering import show_whitespace
 
