@@ -72,6 +72,17 @@ def check_ints(name: str, values: object, minimum: int | None = 1, maximum: int 
         check_int(name, value, minimum, maximum)
 
 
+def refuse(*problems: tuple[object, str]) -> None:
+    """Raises `ValueError` with the message of the first condition that holds.
+
+    Args:
+        problems (`tuple`): Pairs of a condition and the message that names the value, the reason and the fix.
+    """
+    for is_there, message in problems:
+        if is_there:
+            raise ValueError(message)
+
+
 def check_flag(name: str, value: object) -> None:
     """Raises `ValueError` unless `value` is `True` or `False`: a text such as `"false"` would count as true."""
     if not isinstance(value, bool):

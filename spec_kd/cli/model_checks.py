@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from trl import ModelConfig
 
-    from spec_kd.trainer.draft_config import DraftConfig
+    from spec_kd.trainer.configs import DraftConfig
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}

@@ -18,7 +18,7 @@ from spec_kd.options import document_options, option, suggest
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from spec_kd.trainer.draft_config import DraftConfig
+    from spec_kd.trainer.configs import DraftConfig
     from spec_kd.trainer.draft_trainer import DraftTrainer
 
 METHODS = {

@@ -6,7 +6,7 @@ from transformers import LogitsProcessor
 
 from spec_kd.finite import NonFiniteError
 from spec_kd.losses import SignalSpec, SparseDistribution
-from spec_kd.losses.sparse_distribution import TokenSoftmax
+from spec_kd.losses.sparse import TokenSoftmax
 from spec_kd.open_types import Array
 
 

@@ -62,14 +62,6 @@ class DivergenceOutput:
     is_top1: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Settings:
-    tile: TileSettings
-    vocab_size: int
-    chunk_tokens: int
-    compute_dtype: torch.dtype
-
-
 def fused_linear_divergence(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -126,24 +118,22 @@ def fused_linear_divergence(
         raise TypeError(f"The draft's head has dtype {weight.dtype}: a quantized head cannot be trained through.")
     device = hidden.device.type
     chunk_tokens = choose_chunk_tokens(hidden.shape[0], vocab_size, device, chunk_tokens)
-    is_autocast = torch.is_autocast_enabled(device)
+    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     # Inside `forward` gradient mode is always off and `needs_input_grad` ignores it: ask here.
     needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
-    settings = _Settings(
-        tile=TileSettings(divergence, temperature, logit_scale, softcap, ce_weight, needs_gradient),
-        vocab_size=vocab_size,
-        chunk_tokens=chunk_tokens,
-        compute_dtype=torch.get_autocast_dtype(device) if is_autocast else hidden.dtype,
+    settings = TileSettings(divergence, temperature, logit_scale, softcap, ce_weight, needs_gradient)
+    return DivergenceOutput(
+        *_FusedLinearDivergence.apply(
+            hidden, weight, bias, teacher, labels, settings, vocab_size, chunk_tokens, compute_dtype
+        )
     )
-    return DivergenceOutput(*_FusedLinearDivergence.apply(hidden, weight, bias, teacher, labels, settings))
 
 
 def choose_chunk_tokens(num_tokens: int, vocab_size: int, device_type: str, limit: int | None = None) -> int:
     """Tokens of a chunk: at most `limit` or what fits, and even, since a small last chunk would be a slow product."""
     if limit is None:
-        elements = GPU_CHUNK_ELEMENTS
-        if device_type == "cpu":
-            elements = max(CHUNK_ELEMENTS, min(num_tokens * vocab_size // CHUNKS_WANTED, MAX_CHUNK_ELEMENTS))
+        on_cpu = max(CHUNK_ELEMENTS, min(num_tokens * vocab_size // CHUNKS_WANTED, MAX_CHUNK_ELEMENTS))
+        elements = on_cpu if device_type == "cpu" else GPU_CHUNK_ELEMENTS
         limit = max(1, min(MAX_CHUNK_TOKENS, elements // vocab_size))
     num_chunks = max(1, -(-num_tokens // limit))
     return max(1, -(-num_tokens // num_chunks))
@@ -164,36 +154,38 @@ class _FusedLinearDivergence(torch.autograd.Function):
         bias: torch.Tensor | None,
         teacher: Teacher,
         labels: torch.Tensor,
-        settings: _Settings,
+        settings: TileSettings,
+        vocab_size: int,
+        chunk_tokens: int,
+        compute_dtype: torch.dtype,
     ) -> tuple[torch.Tensor, ...]:
-        needs = [settings.tile.needs_gradient and need for need in ctx.needs_input_grad[:3]]
+        needs = [settings.needs_gradient and need for need in ctx.needs_input_grad[:3]]
         # float32 buffers: 1/num_items and a GradScaler's factor arrive in the backward, after the sums are complete
         gradients = [
             torch.zeros_like(tensor, dtype=torch.float32) if tensor is not None and need else None
             for tensor, need in zip((hidden, weight, bias), needs, strict=True)
         ]
-        num_tokens, vocab_size = hidden.shape[0], settings.vocab_size
+        num_tokens = hidden.shape[0]
         per_token = [hidden.new_zeros(num_tokens, dtype=torch.float32) for _ in range(4)]
         is_top1 = torch.zeros(num_tokens, dtype=torch.bool, device=hidden.device)
 
         width = choose_row_width(vocab_size, hidden.device.type)
-        head = weight[:width].to(settings.compute_dtype)  # (V, H), or a few more rows
+        head = weight[:width].to(compute_dtype)  # (V, H), or a few more rows
         head_bias = None if bias is None else bias[:vocab_size].float()
         # One buffer for all chunks: fresh memory costs a CPU more than the passes over it
-        buffer = head.new_empty(settings.chunk_tokens, width)
+        buffer = head.new_empty(chunk_tokens, width)
         if hidden.device.type == "cpu":
             torch.empty(HEAP_BYTES, dtype=torch.uint8)
-        for start in range(0, num_tokens, settings.chunk_tokens):
-            chunk = slice(start, min(start + settings.chunk_tokens, num_tokens))
+        for start in range(0, num_tokens, chunk_tokens):
+            chunk = slice(start, min(start + chunk_tokens, num_tokens))
             products = buffer[: chunk.stop - start, : len(head)]
-            project(hidden[chunk].to(settings.compute_dtype), head, out=products)
+            project(hidden[chunk].to(compute_dtype), head, out=products)
             raw = products[:, :vocab_size]  # (n, V)
             target = _ask_teacher(teacher, chunk, raw.shape)
             measured = ([t[chunk] for t in per_token], is_top1[chunk])
-            grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings.tile, *measured)
+            grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings, *measured)
             if grad_raw is not None:
-                grad_products = _align(grad_raw, products)
-                _accumulate_gradients(grad_products, chunk, hidden, head, weight, gradients)
+                _accumulate_gradients(_align(grad_raw, products), chunk, hidden, head, weight, gradients)
 
         ctx.save_for_backward(*gradients)
         ctx.input_dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
@@ -204,12 +196,11 @@ class _FusedLinearDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if is_graph_retained():  # this will run again on the same saved gradients: a copy, never in place
-            scaled = [None if saved is None else saved * grad_loss for saved in ctx.saved_tensors]
-        else:  # a copy would be a second float32 head
-            scaled = [None if saved is None else saved.mul_(grad_loss) for saved in ctx.saved_tensors]
-        returned = [None if t is None else t.to(dtype) for t, dtype in zip(scaled, ctx.input_dtypes, strict=True)]
-        return (*returned, None, None, None)
+        # A copy would be a second float32 head; but a retained graph runs again on the same saved gradients
+        scale = torch.Tensor.mul if is_graph_retained() else torch.Tensor.mul_
+        saved = zip(ctx.saved_tensors, ctx.input_dtypes, strict=True)
+        returned = [None if tensor is None else scale(tensor, grad_loss).to(dtype) for tensor, dtype in saved]
+        return (*returned, *[None] * 6)
 
 
 def _ask_teacher(teacher: Teacher, chunk: Chunk, shape: torch.Size) -> torch.Tensor | SparseTensors:

@@ -37,23 +37,26 @@ from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.open_types import Arguments, Call, JsonObject
 from spec_kd.probes import check_packing, check_padding
 from spec_kd.secrets import strip_secrets
-from spec_kd.trainer.arguments import FormattingFunction, as_config, check_tokens, get_load_options
-from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
-from spec_kd.trainer.draft_config import DraftConfig
-from spec_kd.trainer.finite_guard import FiniteGuard
-from spec_kd.trainer.resumption import ResumableTraining
-from spec_kd.trainer.teachers.stored import find_target_name
-from spec_kd.trainer.training_data import (
+from spec_kd.trainer.arguments import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
     AnyDataset,
     EvalDataset,
+    FormattingFunction,
     apply_formatting,
+    as_config,
     check_dataset,
     check_datasets,
+    check_tokens,
     find_columns,
     find_dataset_name,
+    get_load_options,
 )
+from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
+from spec_kd.trainer.configs import DraftConfig
+from spec_kd.trainer.finite_guard import FiniteGuard
+from spec_kd.trainer.resumption import ResumableTraining
+from spec_kd.trainer.teachers.stored import find_target_name
 from spec_kd.vocabulary import ProcessingClass, check_alignable, count_real_ids
 
 logger = get_logger(__name__)

@@ -20,17 +20,20 @@ from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
 from spec_kd.open_types import Argument, Arguments, Call, JsonObject
 from spec_kd.probes import gives_auxiliary_loss
-from spec_kd.trainer.arguments import InitKwargs, LossResult, as_config, to_dict
+from spec_kd.trainer.arguments import AnyDataset, EvalDataset, LossResult, as_config
+from spec_kd.trainer.configs import InitKwargs, WhiteBoxDistillConfig, to_dict
 from spec_kd.trainer.distill_head import DistillTargets, add_distillation_head
 from spec_kd.trainer.draft_trainer import DraftTrainer
-from spec_kd.trainer.shared_vocabulary import find_shared_vocabulary
 from spec_kd.trainer.step_clock import TimedSteps
-from spec_kd.trainer.teachers.base import Teacher
-from spec_kd.trainer.teachers.live import LiveTeacher, load_teacher
+from spec_kd.trainer.teachers.live import LiveTeacher, Teacher, load_teacher
 from spec_kd.trainer.teachers.stored import StoredTeacher, read_teacher_info
-from spec_kd.trainer.training_data import AnyDataset, EvalDataset
-from spec_kd.trainer.white_box_checks import check_loss_is_ours, check_reference, check_stored_run, check_teacher
-from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
+from spec_kd.trainer.white_box_checks import (
+    check_loss_is_ours,
+    check_reference,
+    check_stored_run,
+    check_teacher,
+    find_shared_vocabulary,
+)
 from spec_kd.vocabulary import ProcessingClass
 
 logger = get_logger(__name__)

@@ -10,11 +10,10 @@ from trl.models import unwrap_model_for_generation
 from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Argument, JsonObject
-from spec_kd.trainer.online.completion_writer import CompletionWriter
-from spec_kd.trainer.online.generated_rows import find_prompt, read_rows
+from spec_kd.trainer.arguments import EvalDataset
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.prompt_rows import complete_evaluation_prompts
-from spec_kd.trainer.training_data import EvalDataset
+from spec_kd.trainer.online.rows import complete_evaluation_prompts, find_prompt, read_rows
+from spec_kd.trainer.online.writers import CompletionWriter
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 
 

@@ -6,11 +6,15 @@ from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import document_own_options, option
 from spec_kd.sampling.options import SamplingOptions, check_truncation
-from spec_kd.trainer.online.model_writer import SOURCES
-from spec_kd.trainer.online.request_server import StreamingOptions
-from spec_kd.trainer.online.vllm_options import VLLMOptions
-from spec_kd.trainer.trl_distillation import DEFAULTS_OF_TRL, TRLDistillationOptions, translate_options
-from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
+from spec_kd.trainer.configs import WhiteBoxDistillConfig
+from spec_kd.trainer.online.options import (
+    DEFAULTS_OF_TRL,
+    StreamingOptions,
+    TRLDistillationOptions,
+    VLLMOptions,
+    translate_options,
+)
+from spec_kd.trainer.online.writers import SOURCES
 
 MODES = ("on_policy", "streaming")
 # What options of on-policy runs have to be when requests are served

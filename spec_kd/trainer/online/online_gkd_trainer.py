@@ -28,21 +28,26 @@ from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Arguments, Call, JsonObject
 from spec_kd.sampling.input_checks import get_max_length
-from spec_kd.trainer.arguments import BatchSamples, as_config, to_dict
-from spec_kd.trainer.online.completion_writer import CompletionWriter
-from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
-from spec_kd.trainer.online.generated_rows import check_row_room, draw_rows, find_prompt, read_rows
+from spec_kd.trainer.arguments import AnyDataset, BatchSamples, EvalDataset, as_config
+from spec_kd.trainer.configs import to_dict
 from spec_kd.trainer.online.generating_trainer import GeneratingTrainer
-from spec_kd.trainer.online.model_writer import ModelWriter
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.prompt_rows import add_placeholders, complete_evaluation_prompts, is_prompts_only
 from spec_kd.trainer.online.request_server import RequestServer
+from spec_kd.trainer.online.rows import (
+    RepeatedWindows,
+    Window,
+    add_placeholders,
+    check_row_room,
+    complete_evaluation_prompts,
+    draw_rows,
+    find_prompt,
+    is_prompts_only,
+    read_rows,
+)
 from spec_kd.trainer.online.vllm_writer import VLLMWriter, check_vllm
-from spec_kd.trainer.online.window import RepeatedWindows, Window
+from spec_kd.trainer.online.writers import CompletionWriter, ContinuousBatchingWriter, ModelWriter
 from spec_kd.trainer.teachers.live import LiveTeacher
-from spec_kd.trainer.teachers.served import ServedTeacher, describe_served_signal
-from spec_kd.trainer.teachers.stored import check_stored_teacher
-from spec_kd.trainer.training_data import AnyDataset, EvalDataset
+from spec_kd.trainer.teachers.stored import ServedTeacher, check_stored_teacher, describe_served_signal
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 

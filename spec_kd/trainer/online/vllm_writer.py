@@ -18,8 +18,7 @@ from spec_kd.heads import count_rows, unwrap_peft
 from spec_kd.open_types import Argument, Call, JsonObject
 from spec_kd.sampling.generation import cut_after_eos, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.completion_writer import CompletionWriter
-from spec_kd.trainer.online.model_writer import seeded
+from spec_kd.trainer.online.writers import CompletionWriter, seeded
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class VLLMWriter(CompletionWriter):
     """Writes completions with a copy of the draft in vLLM, which is given the draft's weights at each call.
 
     EOS ids, ids beyond the tokenizer's vocabulary and the draft's own generation config are treated as in
-    [`~spec_kd.trainer.online.model_writer.ModelWriter`]. Sampling in a colocated vLLM starts from the given seed; a
+    [`~spec_kd.trainer.online.writers.ModelWriter`]. Sampling in a colocated vLLM starts from the given seed; a
     server has its own, so that the same run need not give the same completions. With both, the batch may change a
     token, since the last bits of the logits depend on it.
 

@@ -1,4 +1,4 @@
-"""A teacher as columns of the dataset: the distribution that was stored when the target wrote, and no model."""
+"""Teachers that are columns of the dataset: what was stored when the target wrote, or what serving left of it."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,15 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
+from spec_kd._private import get_config_model_id
 from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TENSORS
-from spec_kd.losses import Divergence, SparseTensors, TokenLoss
+from spec_kd.losses import Divergence, SignalSpec, SparseTensors, TokenLoss
 from spec_kd.open_types import JsonObject
-from spec_kd.trainer.teachers.base import Targets, Teacher
-from spec_kd.trainer.training_data import AnyDataset, EvalDataset
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.trainer.arguments import AnyDataset, EvalDataset
+from spec_kd.trainer.teachers.live import LiveTeacher, Targets, Teacher
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
 
 
@@ -79,6 +81,62 @@ class StoredTeacher(Teacher):
     def describe_service(self, divergence: Divergence) -> str:
         """As [`Teacher.describe_service`]: for instance `"unbiased from sampled_logprobs"`."""
         return f"{self.info.sparse_method.describe_service(divergence)} from {self.info.method}"
+
+
+class ServedTeacher(StoredTeacher):
+    """For served completions, the signal that serving left; for any others (an evaluation set), the live target.
+
+    Args:
+        info (`TeacherInfo`): Describes the signal.
+        live (`LiveTeacher`): The target.
+    """
+
+    def __init__(self, info: TeacherInfo, live: LiveTeacher):
+        super().__init__(info)
+        self._live = live
+        self.model = live.model
+
+    def compute_targets(self, inputs: JsonObject) -> Targets:
+        """Takes the columns out of `inputs`, or runs the target over inputs without them."""
+        has_columns = any(name in inputs for name in self.tensor_names)
+        return super().compute_targets(inputs) if has_columns else self._live.compute_targets(inputs)
+
+
+def describe_served_signal(
+    target: PreTrainedModel,
+    processing_class: ProcessingClass,
+    options: SamplingOptions,
+    signal: SignalSpec,
+    temperature: float,
+) -> TeacherInfo:
+    """Describes what is kept of the target's distribution while it serves.
+
+    Args:
+        target (`PreTrainedModel`): The target.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer.
+        options (`SamplingOptions`): How requests are served.
+        signal (`SignalSpec`): What to keep.
+        temperature (`float`): Temperature of the distribution that is kept: that of the loss.
+
+    Raises:
+        ValueError: For an unknown method, or a number out of its range.
+    """
+    signal = signal.complete()
+    name = get_config_model_id(target.config)
+    return TeacherInfo(
+        target_name=name,
+        target=name or type(target).__name__,
+        tokenizer=fingerprint_tokenizer(processing_class),
+        vocab_size=count_real_ids(processing_class),
+        engine="speculative decoding",
+        method=signal.method,
+        num_draws=signal.num_draws,
+        top_k=signal.top_k,
+        sampling_temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        logprobs_mode="processed",
+        logprobs_temperature=temperature,
+    )
 
 
 def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo | None:
