@@ -69,23 +69,26 @@ class ConversationWriter:
         for turn in range(max(self._options.num_turns)):
             self._write_user_turns(active, f"{name}/user-{turn}")
             active = [c for c in active if c.fault is None and not c.is_complete]
-            if not active:
-                return
             self._write_completions(active, f"{name}/answers-{turn}")  # so named in the folders of earlier runs
             active = [c for c in active if c.fault is None]
-            if not active:
-                return
 
     def _write_user_turns(self, conversations: Sequence[Conversation], name: str) -> None:
-        prompts = {c.index: self._derive(c) for c in conversations}
-        settings = sorted({(c.temperature, c.top_p) for c in conversations})
-        for number, (temperature, top_p) in enumerate(settings):
-            group = [c for c in conversations if (c.temperature, c.top_p) == (temperature, top_p)]
-            sampling = SamplingOptions(
-                self._options.max_new_tokens, temperature, top_p=top_p, seed=self._derive_seed(f"{name}-{number}")
-            )
-            pre_queries = [prompts[c.index] for c in group]
-            for conversation, ids, finish_reason in self._generate(group, pre_queries, sampling, f"{name}-{number}"):
+        for number, (temperature, top_p) in enumerate(sorted({c.sampling for c in conversations})):
+            group = [c for c in conversations if c.sampling == (temperature, top_p)]
+            pre_queries = [
+                derive_pre_query(
+                    self._processing_class,
+                    system_prompt=c.system_prompt,
+                    tools=c.tools,
+                    messages=c.turns,
+                    chat_template_kwargs=self._options.chat_template_kwargs,
+                )
+                for c in group
+            ]
+            group_name = f"{name}-{number}"
+            seed = derive_seed(f"{self._options.seed}:{group_name}", SEED_BITS)
+            sampling = SamplingOptions(self._options.max_new_tokens, temperature, top_p=top_p, seed=seed)
+            for conversation, ids, finish_reason in self._generate(group, pre_queries, sampling, group_name):
                 text, fault = cut_user_text(ids, finish_reason, self._turn_end, self._processing_class)
                 conversation.fault = fault or self._find_fault(text)
                 conversation.turns.append({"role": "user", "content": text})
@@ -109,9 +112,11 @@ class ConversationWriter:
         """The target's completions of the prompts that its engine accepts; the other conversations get a fault."""
         pairs = []
         for conversation, ids in zip(conversations, prompts, strict=True):
-            conversation.fault = self._find_prompt_fault(ids, sampling)
-            if conversation.fault is None:
+            try:
+                self._engine.check([ids], sampling, None)
                 pairs.append((conversation, ids))
+            except UnusablePromptError as error:
+                conversation.fault = error.fault
         if not pairs:
             return
         responses = generate_responses(
@@ -136,28 +141,7 @@ class ConversationWriter:
             conversation.fault = None
             yield conversation, row["completion_ids"], row["finish_reason"]
 
-    def _find_prompt_fault(self, prompt: list[int], sampling: SamplingOptions) -> str | None:
-        try:
-            self._engine.check([prompt], sampling, None)
-        except UnusablePromptError as error:
-            return error.fault
-        return None
-
-    def _derive(self, conversation: Conversation) -> list[int]:
-        return derive_pre_query(
-            self._processing_class,
-            system_prompt=conversation.system_prompt,
-            tools=conversation.tools,
-            messages=conversation.turns,
-            chat_template_kwargs=self._options.chat_template_kwargs,
-        )
-
-    def _derive_seed(self, name: str) -> int:
-        return derive_seed(f"{self._options.seed}:{name}", SEED_BITS)
-
     def _find_fault(self, text: str) -> str | None:
         num_tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         fault = self._text_filter.find_fault(text, num_tokens)
-        if fault is None and self._test_texts.contains(normalize_text(text)):
-            return "test_overlap"
-        return fault
+        return "test_overlap" if fault is None and self._test_texts.contains(normalize_text(text)) else fault

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_int, check_number
+from spec_kd.checks import check_int, check_ints, check_number
 from spec_kd.open_types import JsonObject
 from spec_kd.options import document_options, option
 from spec_kd.prompts.deduplication import check_threshold
@@ -103,8 +103,7 @@ class SynthesisOptions:
         for name in ("num_queries", "max_new_tokens", "max_completion_tokens", "round_size"):
             check_int(name, getattr(self, name))
         for name in ("num_tools", "num_turns"):
-            for value in getattr(self, name):
-                check_int(name, value)
+            check_ints(name, getattr(self, name))
         for name in ("max_asked", "batch_size"):
             check_int(name, getattr(self, name), is_optional=True)
         for temperature in self.temperature:
@@ -134,8 +133,7 @@ class SynthesisOptions:
     @property
     def samplings(self) -> list[tuple[float, float]]:
         """The pairs of temperature and top-p that occur."""
-        count = math.lcm(len(self.temperature), len(self.top_p))
-        return sorted({self._get_sampling(index) for index in range(count)})
+        return sorted({self._get_sampling(i) for i in range(math.lcm(len(self.temperature), len(self.top_p)))})
 
     def describe(self) -> JsonObject:
         """The options on which the conversations depend, without the tools; they are noted in the folder of a run."""
@@ -154,15 +152,13 @@ class SynthesisOptions:
         system_prompt = generator.choice(self.system_prompts) if self.system_prompts else None
         tools = generator.sample(self.tools, generator.choice(self.num_tools)) if self.tools else []
         system_prompt, tools = self.place_tools(system_prompt, tools)
-        temperature, top_p = self._get_sampling(index)
         return Conversation(
             index=index,
             system_prompt=system_prompt,
             is_system_prompt_kept=self.keep_system_prompt,
             tools=tools,
             num_turns=generator.choice(self.num_turns),
-            temperature=temperature,
-            top_p=top_p,
+            sampling=self._get_sampling(index),
         )
 
     def _get_sampling(self, index: int) -> tuple[float, float]:
@@ -179,7 +175,7 @@ class Conversation:
         is_system_prompt_kept (`bool`): Whether the target's completions are written under it as well.
         tools (`list[dict]`): Tools that the chat template shows.
         num_turns (`int`): Number of turns of the user.
-        temperature (`float`), top_p (`float`): Sampling of the user's turns.
+        sampling (`tuple[float, float]`): Temperature and top-p of the user's turns.
         turns (`list[dict]`): Messages of user and assistant so far.
         fault (`str`, *optional*): Why the conversation is dropped; `None` as long as it is not.
     """
@@ -189,8 +185,7 @@ class Conversation:
     is_system_prompt_kept: bool
     tools: list[Tool]
     num_turns: int
-    temperature: float
-    top_p: float
+    sampling: tuple[float, float]
     turns: list[Message] = field(default_factory=list)
     fault: str | None = None
 

@@ -69,8 +69,8 @@ def derive_pre_query(
             f"The chat template does not show the system prompt {system_prompt!r:.60} before the user's turn, so it "
             "cannot steer what the target writes. Leave it out, or give the processing class a template that shows it."
         )
-    hidden = [name for name in map(_get_tool_name, tools or ()) if name not in before]
-    if hidden:
+    names = [str(tool.get("function", tool)["name"]) for tool in tools or ()]
+    if hidden := [name for name in names if name not in before]:
         raise ValueError(
             f"The chat template does not show tools before the user's turn (missing: {', '.join(hidden)}). Write "
             "`{tools}` into the system prompt, where `synthesize_queries` puts them as JSON, or give the processing "
@@ -96,8 +96,7 @@ def derive_turn_end(processing_class: ProcessingClass, *, chat_template_kwargs: 
     Raises:
         ValueError: As for [`derive_pre_query`], or nothing stands after the user's text and there is no EOS.
     """
-    text = _render_probes(processing_class, None, None, (), chat_template_kwargs)[0]
-    after = text.partition(PROBES[0])[2]
+    after = _render_probes(processing_class, None, None, (), chat_template_kwargs)[0].partition(PROBES[0])[2]
     tokenizer = get_tokenizer(processing_class)
     added = tokenizer.get_added_vocab()
     # The first added token, and of those that begin at the same place the longest.
@@ -129,17 +128,14 @@ def cut_user_text(
     tokenizer = get_tokenizer(processing_class)
     # `all_special_ids` lacks the tokens without a role of their own, such as Llama's `<|start_header_id|>`.
     special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    end = next((i for i, token in enumerate(ids) if token in turn_end.ids), None)
-    is_finished = end is not None or finish_reason == "stop"
-    if end is None and finish_reason == "stop":
-        end = len(ids) - 1
-    turn = list(ids[:end])
+    last = len(ids) - 1 if finish_reason == "stop" else None
+    end = next((i for i, token in enumerate(ids) if token in turn_end.ids), last)
+    turn, is_finished = list(ids[:end]), end is not None
     text = str(tokenizer.decode(turn, clean_up_tokenization_spaces=False))
     if turn_end.text and turn_end.text in text:
         # The place of this text among the ids is not known, and ids after it do not matter: only the text is checked.
-        text = text.partition(turn_end.text)[0]
+        text, is_finished = text.partition(turn_end.text)[0], True
         has_special = any(token in text for token in special.values())
-        is_finished = True
     else:
         has_special = not special.keys().isdisjoint(turn)
     fault = "special_tokens" if has_special else None if is_finished else "unfinished"
@@ -171,11 +167,12 @@ def _render_probes(
                 **(chat_template_kwargs or {}),
             )
         except jinja2.TemplateError as error:
-            with_system = " with a system prompt" if system else ""
-            hint = (
-                " Leave the system prompt out, or give the processing class a template that has one." if system else ""
-            )
-            raise ValueError(f"The chat template refuses a conversation{with_system}: {error}.{hint}") from error
+            raise ValueError(
+                f"The chat template refuses a conversation with a system prompt: {error}. Leave the system prompt out, "
+                "or give the processing class a template that has one."
+                if system
+                else f"The chat template refuses a conversation: {error}."
+            ) from error
         if text.count(probe) != 1:
             raise ValueError(
                 f"The chat template shows the user's text {text.count(probe)} times instead of once, so its place is "
@@ -183,7 +180,3 @@ def _render_probes(
             )
         rendered.append(text)
     return rendered
-
-
-def _get_tool_name(tool: Record) -> str:
-    return str(tool.get("function", tool)["name"])

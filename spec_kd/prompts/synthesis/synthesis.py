@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ from spec_kd.prompts.filters import TextFilter, list_user_texts
 from spec_kd.prompts.synthesis.conversation_writer import ConversationWriter
 from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
 from spec_kd.prompts.synthesis.pre_query import derive_pre_query, derive_turn_end
-from spec_kd.prompts.synthesis.report import SynthesisReport, Tally
 from spec_kd.prompts.tool_catalog import dump_tools
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import find_own_sum
@@ -46,6 +46,47 @@ FEATURES = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SynthesisReport:
+    """Counts of conversations in a synthesis.
+
+    Args:
+        num_queries (`int`): Number of queries that were wanted.
+        asked (`int`): Number of conversations begun: `kept`, `surplus` and all `dropped`.
+        kept (`int`): Number of conversations in the dataset.
+        surplus (`int`): Number of good conversations beyond the wanted ones.
+        dropped (`dict[str, int]`): Number of dropped conversations by reason, the most frequent first: those of
+            [`TextFilter.find_fault`], `"unfinished"` (the turn did not end within `max_new_tokens`),
+            `"special_tokens"`, `"test_overlap"`, `"near_duplicate"`, `"unfinished_completion"`, `"empty_completion"`,
+            `"context_full"`, `"not_text"` (the prompt has no text, which a server needs), `"unidentified_tokens"` (a
+            server did not say which tokens it wrote).
+        by_sampling (`list[dict]`): For each temperature and top-p the number of conversations begun, and of good ones.
+        rounds (`int`): Number of rounds.
+    """
+
+    num_queries: int
+    asked: int
+    kept: int
+    surplus: int
+    dropped: dict[str, int]
+    by_sampling: list[dict[str, float]]
+    rounds: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many queries are kept as were wanted."""
+        return self.kept >= self.num_queries
+
+    @property
+    def share_good(self) -> float:
+        """The yield: the share of conversations begun that passed all filters."""
+        return (self.kept + self.surplus) / self.asked
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON values."""
+        return {**asdict(self), "is_complete": self.is_complete, "share_good": self.share_good}
 
 
 @dataclass(frozen=True)
@@ -157,25 +198,38 @@ def _write_conversations(
     num_queries, threshold = options.num_queries, options.near_duplicate_threshold
     max_asked = ASKED_PER_QUERY * num_queries if options.max_asked is None else options.max_asked
     written = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
-    tally = Tally(num_queries)
+    asked, good, dropped = Counter[tuple[float, float]](), Counter[tuple[float, float]](), Counter[str]()
     kept: list[Conversation] = []
+    num_rounds = 0
     is_main = accelerate.PartialState().is_main_process
     with RowProgress(num_queries, "Synthetic queries", show_progress and is_main) as progress:
-        while len(kept) < num_queries and tally.num_asked < max_asked:
-            asked = tally.num_asked
-            share = max(tally.num_good / asked, LOWEST_YIELD) if asked else 1.0
-            count = min(options.round_size, max_asked - asked, math.ceil((num_queries - len(kept)) / share))
-            conversations = [options.plan(index) for index in range(asked, asked + count)]
+        while len(kept) < num_queries and (num_asked := asked.total()) < max_asked:
+            share = max(good.total() / num_asked, LOWEST_YIELD) if num_asked else 1.0
+            num_missing = num_queries - len(kept)
+            count = min(options.round_size, max_asked - num_asked, math.ceil(num_missing / share))
+            conversations = [options.plan(index) for index in range(num_asked, num_asked + count)]
             writer.write(conversations, progress)
             for conversation in conversations:
                 _compare_with_written(conversation, written)
-                tally.add(conversation)
-            good = [conversation for conversation in conversations if conversation.fault is None]
-            good = good[: num_queries - len(kept)]
-            kept += good
-            tally.num_rounds += 1
-            progress.advance(num_rows=len(good))
-    report = tally.build_report()
+            passed = [conversation for conversation in conversations if conversation.fault is None]
+            asked.update(conversation.sampling for conversation in conversations)
+            good.update(conversation.sampling for conversation in passed)
+            dropped.update(conversation.fault for conversation in conversations if conversation.fault is not None)
+            kept += passed[:num_missing]
+            num_rounds += 1
+            progress.advance(num_rows=min(len(passed), num_missing))
+    report = SynthesisReport(
+        num_queries=num_queries,
+        asked=asked.total(),
+        kept=len(kept),
+        surplus=good.total() - len(kept),
+        dropped=dict(dropped.most_common()),
+        by_sampling=[
+            {"temperature": temperature, "top_p": top_p, "asked": count, "good": good[temperature, top_p]}
+            for (temperature, top_p), count in sorted(asked.items())
+        ],
+        rounds=num_rounds,
+    )
     if not report.is_complete and is_main:
         logger.warning(
             "%d of %d queries were kept of %d asked for, the most that `max_asked` allows. Dropped: %s.",
@@ -203,18 +257,11 @@ def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[N
 def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
     """The pre-query of each system prompt, with as many tools as a conversation may have."""
     tools = options.tools[: max(options.num_tools)]
-    pre_queries = []
-    for system_prompt in options.system_prompts or (None,):
-        placed, shown = options.place_tools(system_prompt, tools)
-        pre_queries.append(
-            derive_pre_query(
-                processing_class,
-                system_prompt=placed,
-                tools=shown,
-                chat_template_kwargs=options.chat_template_kwargs,
-            )
-        )
-    return pre_queries
+    variables = options.chat_template_kwargs
+    return [
+        derive_pre_query(processing_class, system_prompt=placed, tools=shown, chat_template_kwargs=variables)
+        for placed, shown in (options.place_tools(prompt, tools) for prompt in options.system_prompts or (None,))
+    ]
 
 
 def _compare_with_written(conversation: Conversation, written: NearDuplicateIndex | None) -> None:
