@@ -1,7 +1,6 @@
-"""What a draft's model card says, by public names, and its section as Markdown."""
+"""The facts that a draft's model card states, and the section of the card that is rendered from them."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -21,19 +20,22 @@ NAMES = ("target_name", "dataset_name", "draft_name", "base_name")
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What is known of a draft. Names become public ones, without folders of a machine.
+    """What a model card states about a draft. Facts that are `None` are left out of the card.
+
+    Names that are paths are replaced by their last part, because a card is public.
 
     Args:
         method (`str`, *optional*): How the draft was trained, for instance `"white-box distillation"`.
         target_name (`str`, *optional*): Folder or Hub id of the target.
-        divergence (`str`, *optional*): Loss of the distillation.
+        divergence (`str`, *optional*): Name of the divergence that was minimized.
         temperature (`float`, *optional*): Temperature in the loss.
-        metrics (`dict[str, float]`, *optional*): Measured after training; an `eval_` before a name is dropped.
-        metrics_before (`dict[str, float]`, *optional*): The same before training.
-        dataset_name (`str`, *optional*): What it was trained and measured on.
+        metrics (`dict[str, float]`, *optional*): Metrics after training; a prefix `eval_` is removed from their names.
+        metrics_before (`dict[str, float]`, *optional*): The same metrics before training, for a second column.
+        dataset_name (`str`, *optional*): Folder or Hub id of the dataset for training and evaluation.
         draft_name (`str`, *optional*): Folder or Hub id of the draft.
         base_name (`str`, *optional*): Folder or Hub id of the model that training began with.
-        num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round, in the commands.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`):
+            Number of tokens drafted in a round, for the commands in the card.
     """
 
     method: str | None = None
@@ -56,39 +58,37 @@ class CardFacts:
             object.__setattr__(self, name, {key.removeprefix("eval_"): float(value) for key, value in found.items()})
 
     def write(self) -> str:
-        """The facts in a comment, from which the section can be written again."""
+        """The facts as JSON in an HTML comment, which [`read`] reads back from a card."""
         values = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        text = json.dumps(values)
-        for character in "-<>":  # of what ends the comment, or would begin another one
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        return FACTS_BEGIN + text + FACTS_END
+        # Escaped, so that no name ends the comment or begins another one.
+        escapes = {ord(character): f"\\u{ord(character):04x}" for character in "-<>"}
+        return FACTS_BEGIN + json.dumps(values).translate(escapes) + FACTS_END
 
     @classmethod
     def read(cls, text: str) -> "CardFacts | None":
-        """What [`write`] left in a card; `None` where there is nothing that can be read."""
-        _, begin, rest = text.partition(FACTS_BEGIN)
-        if not begin:
-            return None
+        """The facts that [`write`] wrote into the text of a card; `None` if there are none or they are damaged."""
         known = {field.name for field in fields(cls)}
         try:
-            values = json.loads(rest.partition(FACTS_END)[0])
+            values = json.loads(text.partition(FACTS_BEGIN)[2].partition(FACTS_END)[0])
             facts = cls(**{name: value for name, value in values.items() if name in known})
-            facts.render(is_adapter=False)  # a card may be anybody's
+            facts.render(is_adapter=False)  # fails for values of other types, because anybody can edit a card
             return facts
         except (ValueError, TypeError, AttributeError):
             return None
 
     def render(self, is_adapter: bool) -> str:
-        """The section of the card.
+        """The section of the card, in Markdown.
 
         Args:
-            is_adapter (`bool`): Whether the folder holds a LoRA adapter.
+            is_adapter (`bool`): Whether the draft is saved as a LoRA adapter.
         """
+        at = "" if self.temperature is None else f" at temperature {self.temperature:g}"
         parts = (
             self._describe(),
             "## Draft model for speculative decoding",
-            "It proposes tokens that the target then checks, which changes the speed of the target and not its output.",
-            _describe_loss(self.divergence, self.temperature),
+            "The draft proposes tokens that the target then checks. This changes the speed of the target, and not its "
+            "output.",
+            f"The loss is the {make_code_span(self.divergence)} divergence{at}." if self.divergence else "",
             self._tabulate(),
             self._show_usage(is_adapter),
         )
@@ -124,30 +124,18 @@ class CardFacts:
         if is_adapter:
             parts.insert(
                 1,
-                "This folder holds a LoRA adapter. Servers take one model without an adapter: write it with "
+                "This repository holds a LoRA adapter. Servers need a model without an adapter: merge the adapter with "
                 "`spec_kd.export_draft(draft, output_dir)`.",
             )
         parts += [
             make_code_block(commands.pop("transformers"), "python"),
             "### Serving",
-            "These commands follow the documentation of each engine. They were not run when this card was written, and "
-            "acceptance depends on the sampling settings of the server.",
+            "These commands follow the documentation of each engine, and were not run for this card. How many draft "
+            "tokens are accepted depends on the sampling settings of the server.",
         ]
         for engine, command in commands.items():
             parts += [f"{engine}:", make_code_block(command, SERVING_ENGINES[engine].command_language)]
         return "\n\n".join(parts)
-
-
-def find_finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are numbers, for a model index."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _describe_loss(divergence: str | None, temperature: float | None) -> str:
-    if not divergence:
-        return ""
-    at = f" at temperature {temperature:g}" if temperature is not None else ""
-    return f"The loss is the {make_code_span(divergence)} divergence{at}."
 
 
 def _link(name: str, address: str) -> str:

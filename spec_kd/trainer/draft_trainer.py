@@ -31,7 +31,7 @@ from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, report_unla
 from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.files import explain_full_disk
 from spec_kd.heads import check_is_causal_lm
-from spec_kd.hub import carry_model_card, export_draft, extend_model_card
+from spec_kd.hub import CardFacts, carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.open_types import Arguments, Call, JsonObject
@@ -333,13 +333,15 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             before, after = find_acceptance_metrics(self.state.log_history)
             extend_model_card(
                 Path(output_dir) / "README.md",
-                method=self._method,
-                dataset_name=self.dataset_name,
-                draft_name=hub_model_id or model_name,
-                base_name=get_config_model_id(self.model.config),
-                metrics_before=before,
-                metrics=after,
-                **self._describe_training(),
+                CardFacts(
+                    method=self._method,
+                    dataset_name=self.dataset_name,
+                    draft_name=hub_model_id or model_name,
+                    base_name=get_config_model_id(self.model.config),
+                    metrics_before=before,
+                    metrics=after,
+                    **self._describe_training(),
+                ),
             )
 
     def _save_card(self, folder: Path) -> None:
