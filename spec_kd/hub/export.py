@@ -148,4 +148,4 @@ def _merge(draft: PeftModel) -> PreTrainedModel:
 def _is_base_in(draft: PeftModel, folder: Path) -> bool:
     """Whether the base model of an adapter is in this folder."""
     base = draft.peft_config[draft.active_adapter].base_model_name_or_path
-    return bool(base) and Path(base).is_dir() and folder.is_dir() and Path(base).samefile(folder)
+    return base is not None and Path(base).is_dir() and folder.is_dir() and Path(base).samefile(folder)

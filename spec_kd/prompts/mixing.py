@@ -160,10 +160,12 @@ def mix_prompts(datasets: Mapping[str, Dataset], options: MixOptions | None = No
             )
     shares = _compute_shares(sizes, options.weights)
     counts = _count_rows(sizes, shares, options.num_prompts)
-    used = {name: datasets[name] for name, count in counts.items() if count}
+    used = {
+        name: datasets[name].select(_choose_rows(name, sizes[name], count, options.seed))
+        for name, count in counts.items()
+        if count
+    }
     _check_order(options.order, used)
-    for name, dataset in used.items():
-        used[name] = dataset.select(_choose_rows(name, sizes[name], counts[name], options.seed))
     mixed = concatenate_datasets(list(unify_columns(used).values()))
     mixed = _arrange(mixed, options.order, np.random.default_rng(options.seed))
     parts = tuple(
@@ -236,9 +238,7 @@ def _arrange(dataset: Dataset, order: Order, rng: np.random.Generator) -> Datase
     if order == "curriculum":
         return dataset
     dataset = dataset.select(rng.permutation(len(dataset)))
-    if order == "shuffled":
-        return dataset
     if isinstance(order, str):
-        return dataset.sort(order)  # rows without a value come last
+        return dataset if order == "shuffled" else dataset.sort(order)  # rows without a value come last
     keys: list[JsonValue] = [order(row) for row in dataset]
     return dataset.select(sorted(range(len(dataset)), key=keys.__getitem__))

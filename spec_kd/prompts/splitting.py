@@ -30,29 +30,21 @@ def group_rows(*keys: Array, links: Array | None = None) -> Array:
     Returns:
         `np.ndarray` of int64, `(N,)`: For each row the first row of its group.
     """
-    num_rows = len(keys[0])
-    firsts = []
-    for key in keys:
-        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-        firsts.append(first[inverse])
-    parents = firsts[0].tolist()
+    uniques = (np.unique(key, return_index=True, return_inverse=True) for key in keys)
+    firsts, *others = (first[inverse] for _, first, inverse in uniques)  # the first row with the same key, (N,) each
+    parents = firsts.tolist()
 
     def find(row: int) -> int:
         while parents[row] != row:
             parents[row] = row = parents[parents[row]]
         return row
 
-    def join(row: int, other: int) -> None:
-        early, late = sorted((find(row), find(other)))
-        parents[late] = early
-
-    for first in firsts[1:]:
-        for row in np.flatnonzero(first != np.arange(num_rows)).tolist():
-            join(row, int(first[row]))
-    if links is not None:
-        for row, other in links[firsts[0][links[:, 0]] != firsts[0][links[:, 1]]].tolist():
-            join(row, other)
-    return np.fromiter(map(find, range(num_rows)), np.int64, num_rows)
+    pairs = [np.stack([np.arange(len(parents)), other], axis=1) for other in others]  # (N, 2) each
+    for linked in pairs if links is None else [*pairs, links]:
+        for row, other in linked[firsts[linked[:, 0]] != firsts[linked[:, 1]]].tolist():
+            early, late = sorted((find(row), find(other)))
+            parents[late] = early
+    return np.fromiter(map(find, range(len(parents))), np.int64, len(parents))
 
 
 def hash_text(text: str) -> int:
