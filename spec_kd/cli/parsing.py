@@ -10,9 +10,8 @@ from typing import NoReturn, Union, cast, get_args, get_origin, get_type_hints
 from trl import TrlParser
 
 from spec_kd.checks import read_path
-from spec_kd.cli.old_names import refuse_old_names
-from spec_kd.cli.values import PATH_OPTIONS, describe_pairs, read_pairs, read_paths
-from spec_kd.cli.yaml_files import read_yaml
+from spec_kd.cli.paths import PATH_OPTIONS, read_paths
+from spec_kd.cli.yaml_files import describe_pairs, read_pairs, read_yaml, refuse_old_names
 from spec_kd.open_types import Argument, JsonObject, Record
 from spec_kd.options import suggest
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport, SettingReport
 from spec_kd.evaluation.statistics import Interval
 
-FAILED_EXIT_STATUS = 3  # of a command whose gates did not all pass; 1 and 2 mean errors and wrong arguments
 METRICS: dict[str, Callable[[SettingReport, int], Interval | None]] = {
     "alpha": lambda setting, gamma: setting.alpha,
     "block_efficiency": lambda setting, gamma: setting.at_gamma(gamma).block_efficiency,
