@@ -5,10 +5,9 @@ from typing import cast
 
 from trl import ModelConfig
 
-from spec_kd.checks import check_int
+from spec_kd.checks import check_int, check_number
 from spec_kd.open_types import Arguments
 from spec_kd.options import document_options, option, suggest
-from spec_kd.prompts.splitting import check_test_fraction
 
 ENGINES = ("transformers", "vllm", "server")
 SCENARIOS = {
@@ -133,7 +132,7 @@ class PromptSetFiles:
     test_fraction: float = option("Share of the prompts held out for testing, chosen by their text and `seed`.", 0.05)
 
     def __post_init__(self) -> None:
-        check_test_fraction(self.test_fraction)
+        check_number("test_fraction", self.test_fraction, 0, below=1)
 
 
 @document_options

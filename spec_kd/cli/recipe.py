@@ -209,7 +209,8 @@ class _Builder:
                 "responses": responses if has_responses else self.find_prompts("train"),
             }
             parser = build_parser(f"train {method}")
-            return train.TrainCall(method, *parser.parse_values(given), chosen=parser.chosen)
+            arguments, draft, config = parser.parse_values(given)
+            return train.TrainCall(method, arguments, draft, config, parser.chosen)
 
     def build_evaluate(self) -> evaluate.EvaluationCall:
         with naming("evaluate"):
