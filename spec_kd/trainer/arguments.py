@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
 from spec_kd._private import get_config_model_id
+from spec_kd.checks import refuse
 from spec_kd.data.training_rows import check_training_columns
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.stored_sets import check_stored_set
@@ -57,9 +58,7 @@ def as_config(
     # not `to_dict()`, which writes dtypes as strings into the caller's own dictionaries and hides tokens
     values = {field.name: copy.deepcopy(getattr(args, field.name)) for field in fields(args) if field.init}
     values = config_class.translate(values, type(args))
-    known = {field.name for field in fields(config_class) if field.init}
-    unknown = sorted(values.keys() - known)
-    if unknown:
+    if unknown := sorted(values.keys() - {field.name for field in fields(config_class) if field.init}):
         raise ValueError(
             f"`args` is a {type(args).__name__} with options that {config_class.__name__} does not have: {unknown}. "
             f"Use {config_class.__name__}."
@@ -117,24 +116,29 @@ def check_dataset(
 ) -> None:
     """Raises `ValueError` unless a dataset says what the target wrote, in a form that will be prepared."""
     columns = find_columns(dataset)
-    if formatting_func is not None and columns and not ID_COLUMNS & columns and not args.assume_target_completions:
-        raise ValueError(
+    is_told, makes_text = args.assume_target_completions, formatting_func is not None and columns
+    refuse(
+        (
+            makes_text and not ID_COLUMNS & columns and not is_told,
             f"`formatting_func` makes one text of each row of the {name} dataset, without saying which part the target "
             "wrote. If it wrote all of it, set `assume_target_completions=True`; otherwise give `prompt` and "
-            "`completion`."
+            "`completion`.",
         )
-    check_training_columns(dataset, name, assume_target_completions=args.assume_target_completions)
-    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or args.assume_target_completions
-    if IMAGE_COLUMNS & columns and not has_spans:
-        raise ValueError(
+    )
+    check_training_columns(dataset, name, assume_target_completions=is_told)
+    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or is_told
+    refuse(
+        (
+            IMAGE_COLUMNS & columns and not has_spans,
             f"The {name} dataset has `messages` with images, of which every token would be trained on. Set "
-            "`assistant_only_loss=True`, or `assume_target_completions=True` if the target wrote all of them."
-        )
-    if to_dict(args.dataset_kwargs).get("skip_prepare_dataset") and ID_COLUMNS & columns == {"prompt_ids"}:
-        raise ValueError(
+            "`assistant_only_loss=True`, or `assume_target_completions=True` if the target wrote all of them.",
+        ),
+        (
+            to_dict(args.dataset_kwargs).get("skip_prepare_dataset") and ID_COLUMNS & columns == {"prompt_ids"},
             f"`skip_prepare_dataset=True` leaves the `prompt_ids` and `completion_ids` of the {name} dataset as they "
-            "are, and no collator can batch them. Drop it from `dataset_kwargs`."
-        )
+            "are, and no collator can batch them. Drop it from `dataset_kwargs`.",
+        ),
+    )
 
 
 def find_columns(dataset: AnyDataset) -> set[str]:
@@ -142,14 +146,7 @@ def find_columns(dataset: AnyDataset) -> set[str]:
     return set(dataset.column_names or next(iter(dataset), {}))
 
 
-def apply_formatting(dataset: AnyDataset, formatting_func: FormattingFunction, text_column: str) -> AnyDataset:
-    """Replaces the columns of each row by the text that a function makes of it."""
-    columns = list(find_columns(dataset))
-    return dataset.map(lambda row: {text_column: formatting_func(row)}, remove_columns=columns)
-
-
-def find_dataset_name(dataset: AnyDataset | None) -> str | None:
+def find_dataset_name(dataset: AnyDataset) -> str | None:
     """The name that a dataset was loaded by; `None` for others, such as those made of files or lists."""
-    info = getattr(dataset, "info", None)
-    name = getattr(info, "dataset_name", None)
-    return name if name != getattr(info, "builder_name", None) else None
+    name = dataset.info.dataset_name
+    return name if name != dataset.info.builder_name else None

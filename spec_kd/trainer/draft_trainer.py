@@ -25,6 +25,7 @@ from transformers import (
 from trl import SFTTrainer, is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
+from spec_kd.checks import refuse
 from spec_kd.data.id_checks import check_ids
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, report_unlabeled_rows, to_training_rows
@@ -43,7 +44,6 @@ from spec_kd.trainer.arguments import (
     AnyDataset,
     EvalDataset,
     FormattingFunction,
-    apply_formatting,
     as_config,
     check_dataset,
     check_datasets,
@@ -151,22 +151,24 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         if not self.args.align_vocabulary:
             return
         check_alignable(self.model)
-        if is_peft_model(self.model) and not self.args.merge_adapter:
-            raise ValueError(
-                "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "
-                "contain. Set `merge_adapter=True` as well."
-            )
         rows, ids = self._get_target_vocab_size(), count_real_ids(self.processing_class)
-        if rows is None:
-            raise ValueError(
+        refuse(
+            (
+                is_peft_model(self.model) and not self.args.merge_adapter,
+                "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "
+                "contain. Set `merge_adapter=True` as well.",
+            ),
+            (
+                rows is None,
                 "`align_vocabulary=True` needs to know the rows of the target's head. Set `target_vocab_size` to "
-                "`target.config.vocab_size`."
-            )
-        if rows < ids:
-            raise ValueError(
+                "`target.config.vocab_size`.",
+            ),
+            (
+                rows is not None and rows < ids,
                 f"`align_vocabulary=True` cannot cut the draft to the target's {rows} rows: its tokenizer has {ids} "
-                "ids. Train with the target's tokenizer, and with a chat template that adds no tokens."
-            )
+                "ids. Train with the target's tokenizer, and with a chat template that adds no tokens.",
+            ),
+        )
 
     def _bind(self, callback: TrainerCallback) -> None:
         if hasattr(callback, "bind"):
@@ -203,7 +205,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 f"The {dataset_name} dataset has images and the training set has none. Give both the same columns."
             )
         if formatting_func is not None and not ID_COLUMNS & find_columns(dataset):
-            dataset = apply_formatting(dataset, formatting_func, args.dataset_text_field)
+            text, columns = args.dataset_text_field, list(find_columns(dataset))
+            dataset = dataset.map(lambda row: {text: formatting_func(row)}, remove_columns=columns)
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
         dataset = check_ids(dataset, count_real_ids(processing_class), dataset_name)
@@ -316,10 +319,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             dataset_name (`str`, *optional*): Folder or Hub id; by default `dataset_name` of this trainer.
             tags (`str` or `list[str]`, *optional*): Further tags.
         """
-        if dataset_name is not None:
-            self.dataset_name = dataset_name
-        if tags is not None:
-            self._card_tags = tags
+        self.dataset_name = dataset_name or self.dataset_name
+        self._card_tags = self._card_tags if tags is None else tags
         output_dir = str(self.args.output_dir)
         hub_model_id = self.hub_model_id or self.args.hub_model_id
         model_name = make_public_name(model_name or hub_model_id or os.path.abspath(output_dir))
@@ -365,8 +366,7 @@ def check_output_dir(output_dir: str | None) -> None:
     """Raises `ValueError` unless files can be written to `output_dir`; creates it."""
     try:
         os.makedirs(str(output_dir), exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
+        tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
         raise ValueError(
             f"`output_dir={output_dir!r}` cannot be written to ({error}). Pass a folder that can."

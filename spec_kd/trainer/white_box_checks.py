@@ -8,6 +8,7 @@ from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import PreTrainedModel
 
+from spec_kd.checks import refuse
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
@@ -35,33 +36,40 @@ Models = Mapping[str, tuple[str | PreTrainedModel | None, InitKwargs]]
 """By role: a model, its path or its Hub id, and the arguments of `from_pretrained`."""
 
 
-def check_teacher(model: Model, teacher_model: Model | None, info: TeacherInfo | None) -> None:
-    """Raises `ValueError` unless there is a teacher: a model other than the draft, or the signal of the training set.
+def check_models(
+    model: Model,
+    teacher_model: Model | None,
+    info: TeacherInfo | None,
+    compute_loss_func: Call[object] | None,
+    peft_config: PeftConfig | None,
+) -> None:
+    """Raises `ValueError` without a teacher, for another loss function, and for adapters that no server can use.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The draft.
         teacher_model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): The target.
         info (`TeacherInfo`, *optional*): Describes the training set's signal, if there is one.
+        compute_loss_func (`Callable`, *optional*): What would replace the divergence.
+        peft_config (`PeftConfig`, *optional*): The draft's new adapter.
     """
-    if teacher_model is None and info is None:
-        raise ValueError(
+    adapters = (peft_config, getattr(model, "active_peft_config", None))
+    refuse(
+        (
+            teacher_model is None and info is None,
             "`teacher_model` is required: the target as a model, a path or a Hub id; or a dataset with its signal "
             "(`generate_responses(..., teacher_signal=...)`). Without access to the target's probabilities, use "
-            "BlackBoxSFTTrainer."
-        )
-    if teacher_model is model and not isinstance(model, str):
-        raise ValueError("`teacher_model` and `model` are the same object: the teacher would be trained.")
-
-
-def check_loss_is_ours(
-    args: WhiteBoxDistillConfig, model: Model, compute_loss_func: Call[object] | None, peft_config: PeftConfig | None
-) -> None:
-    """Raises `ValueError` for a loss function in place of the divergence, and for adapters that no server can use."""
-    if compute_loss_func is not None:
-        raise ValueError(f"`compute_loss_func` would replace the loss; choose a `divergence` ({args.divergence!r}).")
-    configs = (peft_config, getattr(model, "active_peft_config", None))
-    if any(isinstance(config, PromptLearningConfig) for config in configs):
-        raise ValueError("Prompt-learning adapters cannot be merged into a draft, so no server could use it. Use LoRA.")
+            "BlackBoxSFTTrainer.",
+        ),
+        (
+            teacher_model is model and not isinstance(model, str),
+            "`teacher_model` and `model` are the same object: the teacher would be trained. Load it twice.",
+        ),
+        (compute_loss_func is not None, "`compute_loss_func` would replace the loss. Choose a `divergence` instead."),
+        (
+            any(isinstance(adapter, PromptLearningConfig) for adapter in adapters),
+            "Prompt-learning adapters cannot be merged into a draft, so no server could use it. Use LoRA.",
+        ),
+    )
 
 
 def check_reference(loss: TokenLoss, ref_model: Model | None, train_dataset: AnyDataset | None) -> bool:
@@ -75,20 +83,20 @@ def check_reference(loss: TokenLoss, ref_model: Model | None, train_dataset: Any
     Raises:
         ValueError: For a reference draft that is not used, or if one is needed and there are no scores either.
     """
-    selection = loss.selection
-    if selection is None or not selection.needs_reference:
-        if ref_model is not None:
-            raise ValueError(
-                "A `ref_model` is only read by `token_selection='adaspec'`. Set that, or drop the reference."
-            )
-        return False
-    has_scores = train_dataset is None or REFERENCE_COLUMN in find_token_columns(train_dataset)
-    if ref_model is None and not has_scores:
-        raise ValueError(
-            f"`token_selection={selection.name!r}` compares the draft with a reference draft. Pass `ref_model`, or "
-            f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`)."
-        )
-    return ref_model is None
+    name = loss.selection.name if loss.selection and loss.selection.needs_reference else None
+    reads_scores = name is not None and ref_model is None
+    refuse(
+        (
+            name is None and ref_model is not None,
+            "A `ref_model` is only read by `token_selection='adaspec'`. Set that, or drop the reference.",
+        ),
+        (
+            reads_scores and train_dataset is not None and REFERENCE_COLUMN not in find_token_columns(train_dataset),
+            f"`token_selection={name!r}` compares the draft with a reference draft. Pass `ref_model`, or "
+            f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`).",
+        ),
+    )
+    return reads_scores
 
 
 def check_stored_run(

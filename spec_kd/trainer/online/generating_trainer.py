@@ -38,9 +38,9 @@ class GeneratingTrainer(WhiteBoxDistillTrainer):
             return super().evaluate(eval_dataset, *args, **kwargs)
         writes = self._evaluates_prompts
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            prepared = complete_evaluation_prompts(eval_dataset, self.processing_class, self.args.lmbda, self.args.mode)
-            writes = prepared is not None
-            eval_dataset = eval_dataset if prepared is None else prepared
+            eval_dataset, writes = complete_evaluation_prompts(
+                eval_dataset, self.processing_class, self.args.lmbda, self.args.mode
+            )
         self._writes_completions, self._num_evaluated_batches = writes, 0
         try:
             return super().evaluate(eval_dataset, *args, **kwargs)

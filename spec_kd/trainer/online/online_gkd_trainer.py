@@ -177,8 +177,6 @@ class OnlineGKDTrainer(GeneratingTrainer):
             disable_dropout_in_model(self.model)
         if args.lmbda > 0:
             self._check_generation()  # before vLLM starts
-        if args.mode == "streaming":
-            self._teacher = self._build_served_teacher()
         self._writer = self._build_writer()
         self._window: Window | None = None
 
@@ -196,28 +194,28 @@ class OnlineGKDTrainer(GeneratingTrainer):
                     "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
                 )
             train_dataset = add_placeholders(train_dataset, processing_class)
-        prepared = complete_evaluation_prompts(eval_dataset, processing_class, args.lmbda, args.mode)
-        self._evaluates_prompts = prepared is not None
-        return train_dataset, eval_dataset if prepared is None else prepared
-
-    def _build_served_teacher(self) -> ServedTeacher:
-        info = describe_served_signal(
-            self._readers["target"],
-            self.processing_class,
-            self.args.build_sampling_options(),
-            self.args.build_signal_spec(),
-            self.token_loss.temperature,
+        eval_dataset, self._evaluates_prompts = complete_evaluation_prompts(
+            eval_dataset, processing_class, args.lmbda, args.mode
         )
-        check_stored_teacher(info, self.token_loss, self.processing_class)
-        return ServedTeacher(info, cast(LiveTeacher, self._teacher))
+        return train_dataset, eval_dataset
 
     def _build_writer(self) -> CompletionWriter:
+        """The writer of completions; a server of requests is the teacher's source as well."""
         args, options = self.args, self.args.build_sampling_options()
         common = (options, self.processing_class, args.generation_batch_size)
         if args.use_vllm:
             return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
         if args.mode == "streaming":
-            return RequestServer(*common, info=cast(ServedTeacher, self._teacher).info, streaming=args)
+            info = describe_served_signal(
+                self._readers["target"],
+                self.processing_class,
+                options,
+                args.build_signal_spec(),
+                self.token_loss.temperature,
+            )
+            check_stored_teacher(info, self.token_loss, self.processing_class)
+            self._teacher = ServedTeacher(info, cast(LiveTeacher, self._teacher))
+            return RequestServer(*common, info=info, streaming=args)
         if not args.use_transformers_continuous_batching:
             return ModelWriter(*common, sample_from=args.sample_from, mix=args.mix)
         config = ContinuousBatchingConfig(**to_dict(args.transformers_continuous_batching_config))

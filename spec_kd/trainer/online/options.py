@@ -1,11 +1,11 @@
 """Groups of options of `OnlineGKDConfig`: those of serving requests, of vLLM, and TRL's names for them."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_choice, check_int
+from spec_kd.checks import check_choice, check_int, refuse
 from spec_kd.losses import SignalSpec
-from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.open_types import Arguments
 from spec_kd.options import document_options, option
 from spec_kd.trainer.configs import to_dict
 
@@ -21,7 +21,6 @@ INSTEAD = {
     "cache_implementation": "Use `use_transformers_continuous_batching=True` or `use_vllm=True` to generate faster.",
     "max_tool_calling_iterations": "Tools are not called; put their results into the prompts.",
 }
-DEFAULTS_OF_TRL = "`GKDConfig` has beta=0.5 and temperature=0.9; `DistillationConfig` beta=1.0 and learning_rate=1e-06"
 
 
 @document_options
@@ -68,8 +67,8 @@ class StreamingOptions:
         check_num_assistant_tokens(self.num_assistant_tokens)
         check_sampling(temperature, self.draft_sampling)
         check_choice("trained_positions", self.trained_positions, TRAINED_POSITIONS)
-        check_int("update_interval", self.update_interval, is_optional=True)
-        check_int("served_signal_size", self.served_signal_size, is_optional=True)
+        for name in ("update_interval", "served_signal_size"):
+            check_int(name, getattr(self, name), is_optional=True)
         self.build_signal_spec()
         if self.update_interval is not None and self.update_interval % batch_size:
             raise ValueError(
@@ -126,18 +125,19 @@ class VLLMOptions:
         if not self.use_vllm:
             return
         check_choice("vllm_mode", self.vllm_mode, VLLM_MODES)
-        if mode != "on_policy":
-            raise ValueError(
+        refuse(
+            (
+                mode != "on_policy",
                 f"`mode={mode!r}` serves requests by this package's own speculative decoding, whose rounds vLLM does "
-                "not show. Set `use_vllm=False`."
-            )
-        if sample_from != "draft":
-            raise ValueError(
+                "not show. Set `use_vllm=False`.",
+            ),
+            (
+                sample_from != "draft",
                 f"`sample_from={sample_from!r}` needs the target as a writer, but with `use_vllm=True` vLLM holds the "
-                "draft alone. Set `sample_from='draft'`, or `use_vllm=False`."
-            )
-        if lmbda == 0:
-            raise ValueError("`use_vllm=True` is for generated completions, but `lmbda=0` generates none. Drop it.")
+                "draft alone. Set `sample_from='draft'`, or `use_vllm=False`.",
+            ),
+            (lmbda == 0, "`use_vllm=True` is for generated completions, but `lmbda=0` generates none. Drop it."),
+        )
 
 
 @document_options
@@ -167,16 +167,16 @@ class TRLDistillationOptions:
         Raises:
             ValueError: If both are set and differ, and for `seq_kd=True`.
         """
-        if self.seq_kd:
-            raise ValueError(f"`seq_kd=True` is an option of TRL's GKD. {INSTEAD['seq_kd']}")
-        if self.max_completion_length is None:
-            return max_new_tokens
-        if max_new_tokens not in (default, self.max_completion_length):
-            raise ValueError(
-                f"`max_completion_length={self.max_completion_length}` and `max_new_tokens={max_new_tokens}` are the "
-                "same option. Set one of them."
-            )
-        return self.max_completion_length
+        length = self.max_completion_length
+        refuse(
+            (self.seq_kd, f"`seq_kd=True` is an option of TRL's GKD. {INSTEAD['seq_kd']}"),
+            (
+                length is not None and max_new_tokens not in (default, length),
+                f"`max_completion_length={length}` and `max_new_tokens={max_new_tokens}` are the same option. Set one "
+                "of them.",
+            ),
+        )
+        return max_new_tokens if length is None else length
 
     def resolve_init_kwargs(self, init_kwargs: Arguments | str | None) -> Arguments | str | None:
         """`teacher_model_init_kwargs` with `teacher_model_revision`; raises `ValueError` if they name two revisions."""
@@ -189,36 +189,3 @@ class TRLDistillationOptions:
                 f"{options['revision']!r} in `teacher_model_init_kwargs` differ. Set one of them."
             )
         return options
-
-
-def translate_options(values: JsonObject, source: type, known: set[str]) -> JsonObject:
-    """Options of TRL's `GKDConfig` or `DistillationConfig` as those of `OnlineGKDConfig`.
-
-    Both sample at the temperature that divides the logits of the loss; ours has an option for each.
-
-    Args:
-        values (`dict[str, Any]`): By their names there.
-        source (`type`): The configuration class; the options of any other one are returned as they are.
-        known (`set[str]`): Names of ours.
-
-    Raises:
-        ValueError: For an option that has no meaning here and is not at its default; names what to use instead.
-    """
-    names = {each.__name__ for each in source.__mro__}
-    if not names & {"GKDConfig", "DistillationConfig"}:
-        return values
-    values = {**values, "generation_temperature": values["temperature"]}
-    if "DistillationConfig" in names:
-        values["lmbda"] = 1.0  # it always trains on what the draft writes
-    defaults = {
-        each.name: each.default if each.default_factory is MISSING else each.default_factory()
-        for each in fields(source)
-    }
-    for name in [name for name in values if name not in known]:
-        value = values.pop(name)
-        if value not in (defaults.get(name), None):
-            raise ValueError(
-                f"`{name}={value!r}` of {source.__name__} has no meaning here. "
-                + INSTEAD.get(name, "Leave it out, or see `OnlineGKDConfig` for what there is.")
-            )
-    return values

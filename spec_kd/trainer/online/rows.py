@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import RandomSampler, Sampler
 
+from spec_kd.checks import refuse
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.prompt_rendering import prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
@@ -22,8 +24,7 @@ from spec_kd.vocabulary import ProcessingClass
 def is_prompts_only(dataset: AnyDataset) -> bool:
     """Whether the rows have prompts and no completions."""
     columns = set(next(iter(dataset), {}))
-    has_completions = any(set(accepted) <= columns for accepted in ACCEPTED_COLUMNS)
-    return bool({"prompt", "prompt_ids"} & columns) and not has_completions
+    return not columns.isdisjoint(("prompt", "prompt_ids")) and not any(map(columns.issuperset, ACCEPTED_COLUMNS))
 
 
 def add_placeholders(dataset: AnyDataset, processing_class: ProcessingClass) -> AnyDataset:
@@ -52,8 +53,8 @@ def add_placeholders(dataset: AnyDataset, processing_class: ProcessingClass) -> 
 
 def complete_evaluation_prompts(
     eval_dataset: EvalDataset | None, processing_class: ProcessingClass, lmbda: float, mode: str
-) -> EvalDataset | None:
-    """Evaluation data with a placeholder for each completion, or `None` if it has completions.
+) -> tuple[EvalDataset | None, bool]:
+    """Evaluation data with a placeholder for each completion if it has prompts alone, and whether it does.
 
     Args:
         eval_dataset (`Dataset`, `IterableDataset` or a dictionary of them, *optional*): Evaluation data.
@@ -66,18 +67,20 @@ def complete_evaluation_prompts(
     sets = eval_dataset if isinstance(eval_dataset, Mapping) else {"evaluation": eval_dataset}
     bare = [name for name, dataset in sets.items() if dataset is not None and is_prompts_only(dataset)]
     if not bare:
-        return None
-    if len(bare) < len(sets):
-        raise ValueError(
-            f"The evaluation sets {bare} have prompts only and the others have completions. Evaluate them one by one."
-        )
-    if mode != "on_policy" or lmbda == 0:
-        raise ValueError(
+        return eval_dataset, False
+    refuse(
+        (
+            len(bare) < len(sets),
+            f"The evaluation sets {bare} have prompts only and the others have completions. Evaluate them one by one.",
+        ),
+        (
+            mode != "on_policy" or lmbda == 0,
             f"The evaluation dataset has prompts only, and nothing writes their completions with `mode={mode!r}` and "
-            f"`lmbda={lmbda}`. Write them with `spec_kd.generate_responses(target, prompts)`."
-        )
+            f"`lmbda={lmbda}`. Write them with `spec_kd.generate_responses(target, prompts)`.",
+        ),
+    )
     prepared = {name: add_placeholders(dataset, processing_class) for name, dataset in sets.items()}
-    return prepared if isinstance(eval_dataset, Mapping) else prepared["evaluation"]
+    return (prepared if isinstance(eval_dataset, Mapping) else prepared["evaluation"]), True
 
 
 def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
@@ -114,16 +117,18 @@ def find_prompt(row: dict[str, list[int]], where: str) -> list[int]:
     """
     labels = row["labels"]
     start = next((i for i, label in enumerate(labels) if label != IGNORED_LABEL), len(labels))
-    if start == 0 or start == len(labels):
-        raise ValueError(
+    refuse(
+        (
+            start in (0, len(labels)),
             f"{where} has {'no prompt' if start == 0 else 'no completion'}. A new completion replaces the labeled "
-            "tokens at the end of a row, after at least one other token. Remove the row, or set `lmbda=0`."
-        )
-    if IGNORED_LABEL in labels[start:]:
-        raise ValueError(
+            "tokens at the end of a row, after at least one other token. Remove the row, or set `lmbda=0`.",
+        ),
+        (
+            IGNORED_LABEL in labels[start:],
             f"{where} has tokens without a label after its first completion token (token {start}), so it is not a "
-            "prompt and one completion. Make a row of each completion, or set `lmbda=0`."
-        )
+            "prompt and one completion. Make a row of each completion, or set `lmbda=0`.",
+        ),
+    )
     return list(row["input_ids"][:start])
 
 
@@ -210,10 +215,6 @@ class RepeatedWindows(Sampler[int]):
         return windows * self.window * self.repeats + rest
 
     def __iter__(self) -> Iterator[int]:
-        indices: list[int] = []
-        for index in self.sampler:
-            indices.append(index)
-            if len(indices) == self.window:
-                yield from indices * self.repeats
-                indices = []
-        yield from indices
+        indices = iter(self.sampler)
+        while window := list(islice(indices, self.window)):
+            yield from window * (self.repeats if len(window) == self.window else 1)

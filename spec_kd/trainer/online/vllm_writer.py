@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
+from spec_kd.checks import refuse
 from spec_kd.engines.base import Completion
 from spec_kd.heads import count_rows, unwrap_peft
 from spec_kd.open_types import Argument, Call, JsonObject
@@ -181,13 +182,15 @@ def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftMode
     import_vllm_generation()
     if args.vllm_mode == "server":
         return
-    if not isinstance(model, str) and not get_config_model_id(model.config):
-        raise ValueError(
+    refuse(
+        (
+            not isinstance(model, str) and not get_config_model_id(model.config),
             "`vllm_mode='colocate'` loads the draft from its path, but the `model` given was made in memory. Save it "
-            "and pass the path, or set `use_vllm=False`."
-        )
-    if num_processes % args.vllm_tensor_parallel_size:
-        raise ValueError(
+            "and pass the path, or set `use_vllm=False`.",
+        ),
+        (
+            num_processes % args.vllm_tensor_parallel_size,
             f"`vllm_tensor_parallel_size={args.vllm_tensor_parallel_size}` does not divide the {num_processes} "
-            "processes of this training. Set it to a divisor."
-        )
+            "processes of this training. Set it to a divisor.",
+        ),
+    )

@@ -209,7 +209,5 @@ def load_teacher(
                 "model. Pass the teacher's path, or drop the arguments."
             )
         return teacher_model
-    kwargs = {**defaults, **to_dict(init_kwargs)}
-    if is_distributed:
-        kwargs["device_map"] = None
+    kwargs = defaults | to_dict(init_kwargs) | ({"device_map": None} if is_distributed else {})
     return cast(PreTrainedModel, load_model(teacher_model, **kwargs))  # an adapter has its base's attributes

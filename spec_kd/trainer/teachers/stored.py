@@ -7,6 +7,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
+from spec_kd.checks import refuse
 from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TENSORS
@@ -192,19 +193,21 @@ def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: P
             f"than the draft's ({ids} ids, {fingerprint}): its ids mean other tokens. Pass the target's tokenizer as "
             "`processing_class` with a draft of its family, or train on the completions with BlackBoxSFTTrainer."
         )
-    if loss.temperature != info.logprobs_temperature:
-        raise ValueError(
+    sampled_at = info.sampling_temperature
+    sampling = "of unknown sampling" if sampled_at is None else f"sampled at temperature {sampled_at}"
+    refuse(
+        (
+            loss.temperature != info.logprobs_temperature,
             f"The teacher's log-probabilities are of its distribution at temperature {info.logprobs_temperature}, and "
             f"`temperature={loss.temperature}` would need the whole distribution. Set `temperature="
-            f"{info.logprobs_temperature}`, or use a live `teacher_model`."
-        )
-    if not info.sparse_method.keeps_ids and info.sampling_temperature != info.logprobs_temperature:
-        known = info.sampling_temperature is not None
-        sampling = f"sampled at temperature {info.sampling_temperature}" if known else "of unknown sampling"
-        raise ValueError(
+            f"{info.logprobs_temperature}`, or use a live `teacher_model`.",
+        ),
+        (
+            not info.sparse_method.keeps_ids and sampled_at != info.logprobs_temperature,
             f"The only signal is the log-probability of the written token ({info.logprobs_mode}, at temperature "
             f"{info.logprobs_temperature}), but the completions are {sampling}: the tokens are not drawn from that "
             "distribution, and the loss would be biased. Use processed log-probabilities, a signal such as "
-            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which needs no signal."
-        )
+            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which needs no signal.",
+        ),
+    )
     loss.check_served_by(info.sparse_method)
