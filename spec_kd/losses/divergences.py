@@ -265,7 +265,7 @@ class LKHybrid(Divergence):
     is_coarsenable = True
 
     def __init__(self, eta: float = 3.0):
-        check_number("eta", eta, above=0, reason="Use divergence='forward_kl' for eta = 0.")
+        check_number("eta", eta, above=0, reason="It is a positive rate; use divergence='forward_kl' for eta = 0.")
         self.eta = eta
         self._kl, self._tvd = ForwardKL(), TotalVariation()
 
