@@ -13,7 +13,7 @@ from spec_kd.data.arrow_padding import iterate_rows
 from spec_kd.engines.base import check_untruncated
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.prompts.splitting import split_prompts
-from spec_kd.prompts.synthesis.synthesis import derive_pre_queries
+from spec_kd.prompts.synthesis.pre_query import derive_pre_queries
 from spec_kd.sampling.options import SamplingOptions
 
 CONTINUES = ("num_queries", "max_asked", "test_fraction")

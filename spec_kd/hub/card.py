@@ -1,21 +1,25 @@
 """A draft's model card: which target it drafts for, how well, and how to serve it."""
 
+import json
 import math
 import os
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from spec_kd.escaping import escape_markdown, is_hub_id, make_public_name
-from spec_kd.hub.card_facts import FACTS_BEGIN, CardFacts
+from spec_kd.escaping import escape_markdown, is_hub_id, make_code_block, make_code_span, make_public_name, make_table
 from spec_kd.model_folders import ADAPTER_CONFIG
 from spec_kd.open_types import JsonValue
+from spec_kd.serving import SERVING_ENGINES, serving_commands
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
+FACTS_BEGIN, FACTS_END = "<!-- spec_kd: facts ", " -->"
+NAMES = ("target_name", "dataset_name", "draft_name", "base_name")
 # Parts of TRL's card that are about a chat model, and the placeholder in PEFT's empty card.
 TRL_OPENING = re.compile(
     r"^This model is a fine-tuned version of .*?\nIt has been trained using \[TRL\][^\n]*\n", re.M | re.S
@@ -23,6 +27,127 @@ TRL_OPENING = re.compile(
 TRL_USAGE = re.compile(r"^## Quick start\n.*?(?=^## |\Z)", re.M | re.S)
 PEFT_BLANK = "[More Information Needed]"
 ADAPTER_TAGS = ("lora", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a model card states about a draft. Facts that are `None`, their default, are left out of the card.
+
+    Names that are paths are replaced by their last part, because a card is public.
+
+    Args:
+        method (`str`, *optional*): How the draft was trained, for instance `"white-box distillation"`.
+        target_name (`str`, *optional*): Folder or Hub id of the target.
+        divergence (`str`, *optional*): Name of the divergence that was minimized.
+        temperature (`float`, *optional*): Temperature in the loss.
+        metrics (`dict[str, float]`, *optional*): Metrics after training; a prefix `eval_` is removed from their names.
+        metrics_before (`dict[str, float]`, *optional*): The same metrics before training, for a second column.
+        dataset_name (`str`, *optional*): Folder or Hub id of the dataset for training and evaluation.
+        draft_name (`str`, *optional*): Folder or Hub id of the draft.
+        base_name (`str`, *optional*): Folder or Hub id of the model that training began with.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`):
+            Number of tokens drafted in a round, for the commands in the card.
+    """
+
+    method: str | None = None
+    target_name: str | None = None
+    divergence: str | None = None
+    temperature: float | None = None
+    metrics: Mapping[str, float] | None = None
+    metrics_before: Mapping[str, float] | None = None
+    dataset_name: str | None = None
+    draft_name: str | None = None
+    base_name: str | None = None
+    num_assistant_tokens: int = 5
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            value = getattr(self, name)
+            object.__setattr__(self, name, make_public_name(str(value)) if value else None)
+        for name in ("metrics", "metrics_before"):
+            found = getattr(self, name) or {}
+            object.__setattr__(self, name, {key.removeprefix("eval_"): float(value) for key, value in found.items()})
+
+    def write(self) -> str:
+        """The facts as JSON in an HTML comment, which [`read`] reads back from a card."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        # Escaped, so that no name ends the comment or begins another one.
+        escapes = {ord(character): f"\\u{ord(character):04x}" for character in "-<>"}
+        return FACTS_BEGIN + json.dumps(values).translate(escapes) + FACTS_END
+
+    @classmethod
+    def read(cls, text: str) -> "CardFacts | None":
+        """The facts that [`write`] wrote into the text of a card; `None` if there are none or they are damaged."""
+        known = {field.name for field in fields(cls)}
+        try:
+            values = json.loads(text.partition(FACTS_BEGIN)[2].partition(FACTS_END)[0])
+            facts = cls(**{name: value for name, value in values.items() if name in known})
+            facts.render(is_adapter=False)  # fails for values of other types, because anybody can edit a card
+            return facts
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    def render(self, is_adapter: bool) -> str:
+        """The section of the card, in Markdown.
+
+        Args:
+            is_adapter (`bool`): Whether the draft is saved as a LoRA adapter.
+        """
+        at = "" if self.temperature is None else f" at temperature {self.temperature:g}"
+        parts = (
+            self._describe(),
+            "## Draft model for speculative decoding",
+            "The draft proposes tokens that the target then checks. This changes the speed of the target, and not its "
+            "output.",
+            f"The loss is the {make_code_span(self.divergence)} divergence{at}." if self.divergence else "",
+            self._tabulate(),
+            self._show_usage(is_adapter),
+        )
+        return "\n\n".join(part for part in parts if part)
+
+    def _describe(self) -> str:
+        target = make_code_span(self.target_name) if self.target_name else "its target"
+        base = f" from {_link(self.base_name, 'https://huggingface.co/')}" if self.base_name else ""
+        data = f" on {_link(self.dataset_name, 'https://huggingface.co/datasets/')}" if self.dataset_name else ""
+        method = f" by {escape_markdown(self.method)}" if self.method else ""
+        trained = f" It was trained{base}{data}{method}." if base or data or method else ""
+        return f"This model drafts for {target} in speculative decoding.{trained}"
+
+    def _tabulate(self) -> str:
+        if not self.metrics:
+            return ""
+        data = make_code_span(self.dataset_name) if self.dataset_name else "the evaluation prompts of the training run"
+        before, header = self.metrics_before, ["metric", "before", "after"]
+        rows = [
+            [
+                make_code_span(name, in_table=True),
+                *([f"{before[name]:.4g}" if name in before else "–"] if before else []),
+                f"{value:.4g}",
+            ]
+            for name, value in self.metrics.items()
+        ]
+        return "\n".join([f"Measured on {data}.", "", *make_table(header if before else ["metric", "value"], rows)])
+
+    def _show_usage(self, is_adapter: bool) -> str:
+        commands = serving_commands(self.draft_name or "DRAFT", self.target_name or "TARGET", self.num_assistant_tokens)
+        note = (
+            "This repository holds a LoRA adapter. Servers need a model without an adapter: merge the adapter with "
+            "`spec_kd.export_draft(draft, output_dir)`."
+        )
+        parts = (
+            "### Usage",
+            *([note] if is_adapter else []),
+            "With transformers, in assisted generation:",
+            make_code_block(commands.pop("transformers"), "python"),
+            "### Serving",
+            "These commands follow the documentation of each engine, and were not run for this card. How many draft "
+            "tokens are accepted depends on the sampling settings of the server.",
+            *(
+                f"{engine}:\n\n{make_code_block(command, SERVING_ENGINES[engine].command_language)}"
+                for engine, command in commands.items()
+            ),
+        )
+        return "\n\n".join(parts)
 
 
 def extend_model_card(path: str | os.PathLike[str], facts: CardFacts) -> None:
@@ -38,8 +163,7 @@ def extend_model_card(path: str | os.PathLike[str], facts: CardFacts) -> None:
             What the card says. By default `draft_name` is the model name in the card or the name of the folder, and
             `base_name` is the `base_model` of the card.
     """
-    path = Path(path)
-    path = path / "README.md" if path.is_dir() else path
+    path = Path(path) / "README.md" if Path(path).is_dir() else Path(path)
     card = _load(path)
     data = _get_data(card)
     base = data.base_model if isinstance(data.base_model, str) else None
@@ -64,13 +188,9 @@ def carry_model_card(
     if path.is_file() and not is_generated(path):
         remove_paths(path)
         return
-    card, facts = _load(path), None
-    for folder in (output_dir, source):
-        if facts is None and folder is not None and (Path(folder) / "README.md").is_file():
-            found = _load(Path(folder) / "README.md")
-            facts = CardFacts.read(found.text)
-            card = card if facts is None else found
-    facts = facts or CardFacts(draft_name=_get_data(card).model_name)
+    cards = [_load(Path(folder) / "README.md") for folder in (output_dir, source) if folder is not None]
+    card = next((card for card in cards if CardFacts.read(card.text) is not None), cards[0])
+    facts = CardFacts.read(card.text) or CardFacts(draft_name=_get_data(card).model_name)
     if not keep_name and not _is_id(facts.draft_name):
         facts = replace(facts, draft_name=path.resolve().parent.name)
         _get_data(card).model_name = facts.draft_name
@@ -169,3 +289,7 @@ def _replace_section(text: str, section: str) -> str:
     # Before TRL's section on the training procedure, or at the end.
     head, heading, rest = text.partition("## Training procedure")
     return f"{head.rstrip()}\n\n{section}\n" + (f"\n{heading}{rest}" if heading else "")
+
+
+def _link(name: str, address: str) -> str:
+    return f"[{name}]({address}{name})" if "/" in name and is_hub_id(name) else make_code_span(name)

@@ -71,7 +71,7 @@ def export_draft(
     elif not isinstance(draft, torch.nn.Module):
         raise ValueError(f"`draft` is {draft!r:.80}, but must be a model or its path.")
     adapter = draft if isinstance(draft, PeftModel) else None
-    is_kept = adapter is not None and not merge_adapter
+    is_adapter_kept = adapter is not None and not merge_adapter
     for is_refused, reason in (
         (
             any(hasattr(parameter, "ds_id") for parameter in draft.parameters()),
@@ -87,11 +87,11 @@ def export_draft(
             "export it from its path, which loads the base model in its own precision.",
         ),
         (
-            is_kept and target_vocab_size is not None,
+            is_adapter_kept and target_vocab_size is not None,
             "`target_vocab_size` needs `merge_adapter=True`: rows of an adapter's base model cannot be aligned.",
         ),
         (
-            is_kept and adapter is not None and _is_base_in(adapter, output_dir),
+            is_adapter_kept and adapter is not None and _is_base_in(adapter, output_dir),
             f"The adapter's base model is in `{output_dir}`, and saving the adapter there would remove it. Choose "
             "another `output_dir`, or merge the adapter.",
         ),
@@ -126,8 +126,7 @@ def _load(path: Path, processing_class: ProcessingClass | None) -> tuple[PreTrai
     if not path.is_dir():
         raise ValueError(f"`draft={str(path)!r}` is neither a model nor a folder.")
     finish_replacement(path)
-    if processing_class is None:
-        processing_class = find_processing_class(path) or load_tokenizer(path)
+    processing_class = processing_class or find_processing_class(path) or load_tokenizer(path)
     return load_model(path, dtype="auto", device_map=None), processing_class
 
 
@@ -135,7 +134,7 @@ def _merge(draft: PeftModel) -> PreTrainedModel:
     base = unwrap_peft(draft)
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     if isinstance(head, BaseTunerLayer) or isinstance(embedding, BaseTunerLayer):
-        # Head and embedding share a matrix, and an update of one would change the other.
+        # If head and embedding share a matrix, merging the update of one would change the other.
         layer = cast(torch.nn.Linear, head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
     merged = draft.merge_and_unload()
@@ -148,4 +147,4 @@ def _merge(draft: PeftModel) -> PreTrainedModel:
 def _is_base_in(draft: PeftModel, folder: Path) -> bool:
     """Whether the base model of an adapter is in this folder."""
     base = draft.peft_config[draft.active_adapter].base_model_name_or_path
-    return base is not None and Path(base).is_dir() and folder.is_dir() and Path(base).samefile(folder)
+    return bool(base and Path(base).is_dir() and folder.is_dir() and Path(base).samefile(folder))

@@ -148,9 +148,9 @@ def load_curated_prompts(
         TypeError: `dataset` is of another type.
     """
     options = resolve_options(CuratedOptions, options, given)
-    is_bare = isinstance(dataset, Dataset)
+    # The rows of each split are other conversations.
+    split = "" if isinstance(dataset, Dataset) else f":{options.split}"
     dataset, source = _open(dataset, options)
-    prefix = source if is_bare else f"{source}:{options.split}"  # a row of another split is another conversation
     options = options.find_columns(dataset.column_names)
     templates = options.question_template or []
     choices = np.random.default_rng(options.seed).integers(len(templates) or 1, size=len(dataset))
@@ -175,7 +175,7 @@ def load_curated_prompts(
                 if options.system_prompt is not None:
                     rest = [message for message in call.prompt if message["role"] not in ("system", "developer")]
                     call = replace(call, prompt=[{"role": "system", "content": options.system_prompt}, *rest])
-                prompts.append((LoggedPrompt.encode(call, source), f"{prefix}:{index}"))
+                prompts.append((LoggedPrompt.encode(call, source), f"{source}{split}:{index}"))
         return {
             "prompt": [prompt.messages for prompt, _ in prompts],
             "tools": [prompt.tools for prompt, _ in prompts],

@@ -61,8 +61,7 @@ def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8, *, compar
     """
     index = NearDuplicateIndex(threshold, compare_ends=compare_ends)
     texts = iter(texts)
-    batches = iter(lambda: list(islice(texts, BATCH_SIZE)), [])
-    flags = [index.find_and_add(batch) for batch in batches]
+    flags = [index.find_and_add(batch) for batch in iter(lambda: list(islice(texts, BATCH_SIZE)), [])]
     return np.concatenate(flags) if flags else np.zeros(0, dtype=bool)
 
 
@@ -246,8 +245,7 @@ def _compare(first: Array, second: Array) -> Array:
 def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Array]:
     """Low bytes of the signatures, (N, H), and the scopes, (N,)."""
     # The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
-    padding = "\0" * (WINDOW - 1)
-    joined = "".join(text + padding for text in texts).encode("utf-32-le", "surrogatepass")
+    joined = "".join(text + "\0" * (WINDOW - 1) for text in texts).encode("utf-32-le", "surrogatepass")
     characters = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64)
     num_windows = len(characters) - WINDOW + 1
     windows = np.zeros(num_windows, dtype=np.uint64)

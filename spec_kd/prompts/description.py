@@ -78,10 +78,8 @@ def describe_prompts(
         languages[detect_language("\n".join(users))] += 1
         characters.append(sum(len(text) for _, text in messages))
         digests.append(hash_text(normalize_text(row["prompt"])))
-    tokens = None
-    if processing_class is not None:
-        ids = track(render_prompt_ids(rows, processing_class), "Rendering prompts")
-        tokens = summarize_lengths(np.fromiter(map(len, ids), np.int64, len(dataset)))
+    ids = () if processing_class is None else track(render_prompt_ids(rows, processing_class), "Rendering prompts")
+    num_tokens = np.fromiter(map(len, ids), np.int64)
     texts = track(_iterate_texts(dataset), "Looking for near duplicates")
     near_duplicates = find_near_duplicates(texts, near_duplicate_threshold, compare_ends=True)
     overlap = None
@@ -98,7 +96,7 @@ def describe_prompts(
         num_near_duplicates=int(near_duplicates.sum()),
         near_duplicate_threshold=near_duplicate_threshold,
         characters=summarize_lengths(np.array(characters)),
-        tokens=tokens,
+        tokens=summarize_lengths(num_tokens) if len(num_tokens) else None,
         turns={str(number): turns[number] for number in sorted(turns)},
         languages=dict(languages.most_common()),
         scenarios=_count_values(dataset, "scenario"),

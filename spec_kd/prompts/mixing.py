@@ -101,13 +101,12 @@ class MixReport:
 
     def to_markdown(self) -> str:
         """The report as a Markdown table."""
-        header = ["part", "rows", "of", "repeated", "share asked", "share"]
         rows = [
             [escape_markdown(p.name), f"{p.rows:,}", f"{p.available:,}", f"{p.repeated:,}", f"{p.share_asked:.1%}",
              f"{p.share:.1%}"]
             for p in self.parts
         ]  # fmt: skip
-        return "\n".join(make_table(header, rows)) + "\n"
+        return "\n".join(make_table(("part", "rows", "of", "repeated", "share asked", "share"), rows)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,7 @@ def _check_order(order: Order, datasets: Mapping[str, Dataset]) -> None:
 
 def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, Fraction]:
     """The share of each part by its weight; exact, so that 0.1 of 10 rows is one row."""
-    if weights is None:
-        weights = sizes
+    weights = sizes if weights is None else weights
     if set(weights) != set(sizes):
         raise ValueError(
             f"`weights` names {sorted(weights)}, but the parts are {sorted(sizes)}. Give each part a weight; 0 leaves "

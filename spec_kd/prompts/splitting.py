@@ -170,8 +170,8 @@ def _hash_keys(dataset: "Dataset") -> tuple[Array, Array]:
     if column in ("prompt", "messages"):
         texts, openings = hash_prompts(dataset[column]), map(_find_opening, dataset[column])
     else:  # ids are compared as they are
-        values = map(str, dataset[column]) if column is not None else map(str, range(len(dataset)))
-        texts = np.array([hash_text(value) for value in values], dtype=np.uint64)
+        values = range(len(dataset)) if column is None else dataset[column]
+        texts = np.array([hash_text(str(value)) for value in values], dtype=np.uint64)
         openings = map(str, texts)
     conversations = [
         hash_text(f"opening\0{opening}" if name is None else f"name\0{name}")

@@ -63,8 +63,7 @@ def set_fonts(figure: "Figure") -> None:
     from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
 
-    installed = set(get_font_names())
-    families = [name for name in FONTS if name in installed]
+    families = sorted({*FONTS} & {*get_font_names()}, key=FONTS.index)
     for text in figure.findobj(Text):
         text.set_fontfamily(families)
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape as escape_html
 from pathlib import Path
@@ -25,10 +25,10 @@ class Table:
     """A table whose cells are text that is not escaped yet.
 
     Args:
-        title (`str`): What it shows.
+        title (`str`): What the table shows.
         header (`list[str]`): A name for each column.
-        rows (`list[list[str]]`): One cell for each column; no rows where there is nothing to show.
-        labels (`int`, *optional*, defaults to `1`): How many of the first columns name the row.
+        rows (`list[list[str]]`): One cell for each column; no rows if there is nothing to show.
+        labels (`int`, *optional*, defaults to `1`): Number of columns, from the first one, that name the row.
     """
 
     title: str
@@ -38,9 +38,9 @@ class Table:
 
 
 class Section(Generic[Report]):
-    """A title and what stands under it. A subclass lists tables, or renders its parts itself.
+    """A title and the parts under it. A subclass lists tables, or renders its parts itself.
 
-    A section without parts is left out.
+    A section without parts is left out of the report.
 
     Attributes:
         title (`str`): Title of the section.
@@ -65,27 +65,21 @@ class Section(Generic[Report]):
         return [render_table(table) for table in self.list_tables(report) if table.rows]
 
 
-def walk_html(sections: Iterable[Section[Report]], report: Report) -> Iterator[tuple[str, list[Markup]]]:
-    """Title and parts of every section that has any, as HTML."""
-    return ((one.find_title(report), parts) for one in sections if (parts := one.render_html(report)))
-
-
-def walk_markdown(sections: Iterable[Section[Report]], report: Report) -> Iterator[tuple[str, list[str]]]:
-    """Title and parts of every section that has any, as Markdown."""
-    return ((one.find_title(report), parts) for one in sections if (parts := one.render_markdown(report)))
-
-
-def render_document(heading: str, paragraphs: Sequence[str], sections: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A whole document in Markdown; heading, paragraphs and titles are escaped.
+def render_document(
+    heading: str, paragraphs: Sequence[str], sections: Iterable[Section[Report]], report: Report
+) -> str:
+    """A whole report in Markdown; heading, paragraphs and titles are escaped.
 
     Args:
-        heading (`str`): Its heading.
-        paragraphs (`Sequence[str]`): What follows it.
-        sections (`Iterable[tuple[str, Sequence[str]]]`): Title of each section, and its parts in Markdown.
+        heading (`str`): Heading of the document.
+        paragraphs (`Sequence[str]`): Paragraphs after the heading.
+        sections (`Iterable[Section]`): The sections; those without parts are left out.
+        report (`Report`): Report that the sections show.
     """
     parts = [f"# {escape_markdown(heading)}", *map(escape_markdown, paragraphs)]
-    for title, section in sections:
-        parts += [f"## {escape_markdown(title)}", *section]
+    for section in sections:
+        if shown := section.render_markdown(report):
+            parts += [f"## {escape_markdown(section.find_title(report))}", *shown]
     return "\n\n".join(parts) + "\n"
 
 
@@ -117,19 +111,25 @@ def render_page(
     heading: str,
     headline: str,
     paragraphs: Sequence[str],
-    sections: Iterable[tuple[str, Sequence[Markup]]],
+    sections: Iterable[Section[Report]],
+    report: Report,
 ) -> str:
-    """A whole HTML page; every text is escaped.
+    """A whole report as an HTML page; every text is escaped.
 
     Args:
         title (`str`): Title of the browser's tab.
         heading (`str`): Heading of the page.
         headline (`str`): The most important sentence.
-        paragraphs (`Sequence[str]`): What follows it.
-        sections (`Iterable[tuple[str, Sequence[Markup]]]`): Title and parts of each section, see [`render_part`].
+        paragraphs (`Sequence[str]`): Paragraphs after the headline.
+        sections (`Iterable[Section]`): The sections; those without parts are left out.
+        report (`Report`): Report that the sections show.
     """
     return _load_template("page.html", FOLDER).render(
-        title=title, heading=heading, headline=headline, paragraphs=paragraphs, sections=list(sections)
+        title=title,
+        heading=heading,
+        headline=headline,
+        paragraphs=paragraphs,
+        sections=[(one.find_title(report), parts) for one in sections if (parts := one.render_html(report))],
     )
 
 

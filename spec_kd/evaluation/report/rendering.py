@@ -9,7 +9,7 @@ from spec_kd.evaluation.report.plots import plot_report
 from spec_kd.evaluation.report.sections import SECTIONS
 from spec_kd.reports.numbers import format_bounds, format_interval, format_number, is_apart_from_zero
 from spec_kd.reports.plots import save_files
-from spec_kd.reports.rendering import render_document, render_page, walk_html, walk_markdown
+from spec_kd.reports.rendering import render_document, render_page
 
 INTERVALS = "In brackets: 95 % bootstrap intervals over prompts."
 
@@ -62,7 +62,8 @@ def render_html(report: EvaluationReport) -> str:
         f"Speculative decoding with {name}",
         build_headline(report),
         [rule, INTERVALS],
-        walk_html(SECTIONS, report),
+        SECTIONS,
+        report,
     )
 
 
@@ -75,7 +76,7 @@ def render_markdown(report: EvaluationReport) -> str:
         report (`EvaluationReport`): Report to show. Sections without content are left out.
     """
     heading = f"Speculative decoding with {report.draft.name}"
-    return render_document(heading, [build_headline(report), INTERVALS], walk_markdown(SECTIONS, report))
+    return render_document(heading, [build_headline(report), INTERVALS], SECTIONS, report)
 
 
 def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) -> dict[str, Path]:

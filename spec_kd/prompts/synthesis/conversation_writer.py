@@ -31,7 +31,6 @@ class ConversationWriter:
         options (`SynthesisOptions`): Options of the synthesis.
         text_filter (`TextFilter`): Conditions that a user's turn must meet.
         test_texts (`NearDuplicateIndex`): Normalized user turns that must not be written again.
-        batch_size (`int`, *optional*): Number of prompts handed to the engine at a time; `None` for all of a round.
         folder (`Path`, *optional*): Folder of the engine's work; `None` to keep none.
     """
 
@@ -42,18 +41,12 @@ class ConversationWriter:
         options: SynthesisOptions,
         text_filter: TextFilter,
         test_texts: NearDuplicateIndex,
-        batch_size: int | None,
         folder: Path | None,
     ):
-        self._engine = engine
-        self._processing_class = processing_class
-        self._tokenizer = get_tokenizer(processing_class)
-        self._options = options
-        self._text_filter = text_filter
-        self._test_texts = test_texts
-        self._batch_size = batch_size
-        self._folder = folder
-        self._progress: RowProgress | bool = False
+        self._engine, self._options, self._folder = engine, options, folder
+        self._processing_class, self._tokenizer = processing_class, get_tokenizer(processing_class)
+        self._text_filter, self._test_texts = text_filter, test_texts
+        self._batch_size = options.batch_size or engine.default_batch_size  # `None` for all prompts of a round
         self._turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
 
     def write(self, conversations: Sequence[Conversation], progress: RowProgress | None = None) -> None:
@@ -63,7 +56,7 @@ class ConversationWriter:
             conversations (`Sequence[Conversation]`): Conversations of one round, which are changed.
             progress (`RowProgress`, *optional*): Bar that counts the tokens; none by default.
         """
-        self._progress = progress or False
+        self._progress: RowProgress | bool = progress or False
         name = f"{conversations[0].index:08d}-{len(conversations)}"
         active = list(conversations)
         for turn in range(max(self._options.num_turns)):

@@ -112,18 +112,24 @@ class SynthesisOptions:
         check_threshold(self.near_duplicate_threshold, "near_duplicate_threshold", is_optional=True)
         for top_p in self.top_p:
             check_truncation(0, top_p)
-        if self.tools and max(self.num_tools) > len(self.tools):
-            raise ValueError(
-                f"`num_tools` asks for {max(self.num_tools)} tools, but the catalog has {len(self.tools)}."
-            )
-        placed = [TOOLS_PLACEHOLDER in prompt for prompt in self.system_prompts]
-        if any(placed) and not self.tools:
-            raise ValueError("A system prompt contains `{tools}`, but there is no `tool_catalog` to fill it from.")
-        if any(placed) and not self.keep_system_prompt:
-            raise ValueError(
+        has_place = any(TOOLS_PLACEHOLDER in prompt for prompt in self.system_prompts)
+        for is_wrong, reason in (
+            (
+                self.tools and max(self.num_tools) > len(self.tools),
+                f"`num_tools` asks for {max(self.num_tools)} tools, but the catalog has {len(self.tools)}.",
+            ),
+            (
+                has_place and not self.tools,
+                "A system prompt contains `{tools}`, but there is no `tool_catalog` to fill it from.",
+            ),
+            (
+                has_place and not self.keep_system_prompt,
                 "A system prompt contains `{tools}`, so it tells the target its tools and belongs to the prompt: set "
-                "`keep_system_prompt=True`."
-            )
+                "`keep_system_prompt=True`.",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(reason)
 
     @cached_property
     def tools(self) -> list[Tool]:
@@ -137,8 +143,8 @@ class SynthesisOptions:
 
     def describe(self) -> JsonObject:
         """The options on which the conversations depend, without the tools; they are noted in the folder of a run."""
-        chosen = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
-        return {STORED_NAMES.get(name, name): value for name, value in chosen.items()}
+        settings = asdict(self).items()
+        return {STORED_NAMES.get(name, name): value for name, value in settings if name not in NOT_SETTINGS}
 
     def place_tools(self, system_prompt: str | None, tools: Sequence[Tool]) -> tuple[str | None, list[Tool]]:
         """The system prompt with the tools in the place of `{tools}`, and the tools that the template has to show."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jinja2
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
+from spec_kd.prompts.synthesis.options import SynthesisOptions
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 # Texts that no template changes: they have no white space at the ends, and nothing to escape. Their first characters
@@ -86,6 +87,16 @@ def derive_pre_query(
     return list(encoded[0][:length])
 
 
+def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
+    """The pre-query of each system prompt, with as many tools as a conversation may have."""
+    tools = options.tools[: max(options.num_tools)]
+    variables = options.chat_template_kwargs
+    return [
+        derive_pre_query(processing_class, system_prompt=placed, tools=shown, chat_template_kwargs=variables)
+        for placed, shown in (options.place_tools(prompt, tools) for prompt in options.system_prompts or (None,))
+    ]
+
+
 def derive_turn_end(processing_class: ProcessingClass, *, chat_template_kwargs: Record | None = None) -> TurnEnd:
     """The ids or the text that end the user's turn.
 
@@ -102,9 +113,7 @@ def derive_turn_end(processing_class: ProcessingClass, *, chat_template_kwargs: 
     # The first added token, and of those that begin at the same place the longest.
     found = min((token for token in added if token in after), key=lambda t: (after.index(t), -len(t)), default=None)
     plain = (after if found is None else after[: after.index(found)]).strip()
-    ids = {tokenizer.eos_token_id} - {None}
-    if found is not None and not plain:
-        ids.add(added[found])
+    ids = {tokenizer.eos_token_id, None if found is None or plain else added[found]} - {None}
     if not ids and not plain:
         raise ValueError("The chat template has nothing after the user's text, and the tokenizer has no EOS token.")
     return TurnEnd(tuple(sorted(ids)), plain)

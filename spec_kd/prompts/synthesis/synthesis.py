@@ -30,7 +30,7 @@ from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter, list_user_texts
 from spec_kd.prompts.synthesis.conversation_writer import ConversationWriter
 from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
-from spec_kd.prompts.synthesis.pre_query import derive_pre_query, derive_turn_end
+from spec_kd.prompts.synthesis.pre_query import derive_pre_queries, derive_turn_end
 from spec_kd.prompts.tool_catalog import dump_tools
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import find_own_sum
@@ -176,16 +176,14 @@ def synthesize_queries(
         **engine.describe(),
     }
     settings = json.loads(json.dumps(settings))  # as they are read from the folder
-    folder, target_name = None, engine.target_name
     if output_dir is not None:
-        folder = Path(output_dir) / WORK_FOLDER
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        ShardStore(output_dir).open_run(settings, {"target_name": target_name, **versions})
-    batch_size = options.batch_size or engine.default_batch_size
-    writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, batch_size, folder)
+        ShardStore(output_dir).open_run(settings, {"target_name": engine.target_name, **versions})
+    folder = None if output_dir is None else Path(output_dir) / WORK_FOLDER
+    writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, folder)
     kept, report = _write_conversations(writer, options, show_progress)
-    prefix = f"synthetic-{_hash(settings)[:8]}"
-    dataset = _build_dataset(kept, target_name or engine.name, prefix, options.chat_template_kwargs)
+    source, prefix = engine.target_name or engine.name, f"synthetic-{_hash(settings)[:8]}"
+    dataset = _build_dataset(kept, source, prefix, options.chat_template_kwargs)
     if output_dir is not None:
         _save(dataset, Path(output_dir) / FINISHED)
     return SyntheticQueries(dataset, report)
@@ -210,7 +208,9 @@ def _write_conversations(
             conversations = [options.plan(index) for index in range(num_asked, num_asked + count)]
             writer.write(conversations, progress)
             for conversation in conversations:
-                _compare_with_written(conversation, written)
+                if conversation.fault is None and written is not None:
+                    is_repeated = written.find_and_add([normalize_text(conversation.turns)])[0]
+                    conversation.fault = "near_duplicate" if is_repeated else None
             passed = [conversation for conversation in conversations if conversation.fault is None]
             asked.update(conversation.sampling for conversation in conversations)
             good.update(conversation.sampling for conversation in passed)
@@ -254,25 +254,6 @@ def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[N
     return index, _hash(texts)
 
 
-def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
-    """The pre-query of each system prompt, with as many tools as a conversation may have."""
-    tools = options.tools[: max(options.num_tools)]
-    variables = options.chat_template_kwargs
-    return [
-        derive_pre_query(processing_class, system_prompt=placed, tools=shown, chat_template_kwargs=variables)
-        for placed, shown in (options.place_tools(prompt, tools) for prompt in options.system_prompts or (None,))
-    ]
-
-
-def _compare_with_written(conversation: Conversation, written: NearDuplicateIndex | None) -> None:
-    if conversation.fault is None and written is not None:
-        text = normalize_text(conversation.turns)
-        if written.contains(text):
-            conversation.fault = "near_duplicate"
-        else:
-            written.add(text)
-
-
 def _build_dataset(
     conversations: Sequence[Conversation],
     source: str,
@@ -291,8 +272,7 @@ def _build_dataset(
         }
         for conversation in conversations
     ]
-    extra_features = Dataset.from_list([extra]).features if extra else {}
-    features = Features({**FEATURES, **extra_features})
+    features = Features({**FEATURES, **(Dataset.from_list([extra]).features if extra else {})})
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
