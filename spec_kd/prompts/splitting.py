@@ -81,7 +81,7 @@ def split_prompts(dataset: "Dataset", test_fraction: float, seed: int = 0) -> "t
     Raises:
         ValueError: The share is out of its range.
     """
-    check_test_fraction(test_fraction)
+    check_number("test_fraction", test_fraction, 0, below=1)
     conversations, texts = _hash_keys(dataset)
     groups = group_rows(conversations, texts)
     is_test = choose_test_rows(texts[groups], np.zeros(len(dataset)), test_fraction, "hash", seed)
@@ -131,11 +131,6 @@ def find_leaks(train: "Dataset", test: "Dataset") -> Array:
         known = {pair for pair in zip(*(test[name] for name in names), strict=True) if pair[1] is not None}
         leaks |= np.array([pair in known for pair in zip(*(train[name] for name in names), strict=True)], dtype=bool)
     return leaks
-
-
-def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ValueError` for a share of test rows that is below 0, or leaves nothing to train on."""
-    check_number("test_fraction", test_fraction, 0, below=1)
 
 
 def warn_of_empty_side(is_test: Array, groups: Array, test_fraction: float) -> None:
