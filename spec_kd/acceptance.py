@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spec_kd.checks import check_choice, check_int, check_number
+from spec_kd.options import check_choice, check_int, check_number, refuse
 
 DRAFT_SAMPLINGS = ("stochastic", "greedy")
 
@@ -128,17 +128,20 @@ def expect_rounds(
     a = acceptance.double().reshape(-1, acceptance.shape[-1])  # (P, N)
     num_texts, longest = a.shape
     lengths = torch.full((num_texts,), longest) if lengths is None else lengths.cpu()
-    if lengths.min() < 1:
-        raise ValueError("A text has no tokens: there is nothing to replay. Remove empty completions.")
-    if lengths.max() > max_new_tokens:
-        raise ValueError(
+    is_text = torch.arange(longest, device=a.device) < lengths.to(a.device)[:, None]
+    refuse(
+        (lengths.min() < 1, "A text has no tokens: there is nothing to replay. Remove empty completions."),
+        (
+            lengths.max() > max_new_tokens,
             f"A text has {int(lengths.max())} tokens, more than `max_new_tokens={max_new_tokens}`. Pass the limit that "
-            "the text was written under."
-        )
+            "the text was written under.",
+        ),
+        (
+            not (((a >= 0) & (a <= 1)) | ~is_text).all(),
+            "An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.",
+        ),
+    )
     lengths = lengths.to(a.device)
-    is_text = torch.arange(longest, device=a.device) < lengths[:, None]
-    if not (((a >= 0) & (a <= 1)) | ~is_text).all():
-        raise ValueError("An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.")
     a = torch.nn.functional.pad(a.masked_fill(~is_text, 0.0), (0, gamma))  # (P, N + gamma)
 
     starts = a.new_zeros(num_texts, longest + gamma + 1)  # u(i)

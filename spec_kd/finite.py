@@ -28,7 +28,9 @@ def find_nonfinite_parameter(model: nn.Module) -> str | None:
     Args:
         model (`torch.nn.Module`): The model; a wrapper (PEFT, DDP) is fine.
     """
-    masks = {name for name, parameter in model.named_parameters() if _is_among(parameter, _find_head_biases(model))}
+    heads = [get() for module in model.modules() if (get := getattr(module, "get_output_embeddings", None))]
+    biases = [head.bias for head in heads if getattr(head, "bias", None) is not None]
+    masks = {name for name, parameter in model.named_parameters() if any(parameter is bias for bias in biases)}
     for name, (low, high) in measure_parameters(model).items():
         is_masked = low == -math.inf and name in masks
         if not (math.isfinite(high) and (math.isfinite(low) or is_masked)):
@@ -83,10 +85,6 @@ def describe_bad_weight(role: str, name: str) -> str:
     )
 
 
-def _is_among(parameter: nn.Parameter, others: list[torch.Tensor]) -> bool:
-    return any(parameter is other for other in others)
-
-
 def _get_local_numbers(parameter: nn.Parameter) -> torch.Tensor | None:
     """What this process holds of a parameter; `None` for what is empty, on no device or not plain floating point."""
     tensor = getattr(parameter, "ds_tensor", parameter).detach()
@@ -94,11 +92,6 @@ def _get_local_numbers(parameter: nn.Parameter) -> torch.Tensor | None:
         tensor = tensor.to_local()
     is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.itemsize > 1
     return tensor if is_plain and not tensor.is_meta and tensor.numel() else None
-
-
-def _find_head_biases(model: nn.Module) -> list[torch.Tensor]:
-    heads = [get() for module in model.modules() if (get := getattr(module, "get_output_embeddings", None))]
-    return [head.bias for head in heads if getattr(head, "bias", None) is not None]
 
 
 def check_finite_options(options: "DataclassInstance") -> None:

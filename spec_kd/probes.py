@@ -1,7 +1,8 @@
-"""Does a model read a sequence as it would alone, where sequences share a row or are padded to one width?
+"""Checks of a model before it is used: its head, its logits, and whether it reads each sequence as it would alone.
 
-Some architectures build their masks without the position ids of a packed row, or ignore the attention mask (recurrent
-states). What they compute is then wrong and no error is raised, so a few tokens are run through the model first.
+Some architectures build their masks without the position ids of a packed row, or ignore the attention mask of padded
+rows (recurrent states). What they compute is then wrong and no error is raised, so a few tokens are run through the
+model first.
 """
 
 import weakref
@@ -9,9 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole, unwrap_peft
+from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
+from spec_kd.heads import (
+    LogitHead,
+    LogitTransform,
+    are_equal_logits,
+    compute_last_hidden_states,
+    count_rows,
+    evaluation_mode,
+    find_input_device,
+    is_whole,
+    unwrap_peft,
+)
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel
@@ -98,6 +112,91 @@ def check_fused_log_probs(model: PreTrainedModel, role: str) -> None:
         raise ValueError(
             f"TRL's fused head {found} on {type(unwrap_peft(model)).__name__} ({role}), so the loss would not be that "
             "of the model. WhiteBoxDistillTrainer has a head of its own; or use a draft of another architecture."
+        )
+
+
+def check_is_causal_lm(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless `model` has an output head and reads from left to right, without an encoder.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): Name of the model in the error.
+    """
+    model = unwrap_peft(model)
+    get_head = getattr(model, "get_output_embeddings", lambda: None)
+    if get_head() is None:
+        raise ValueError(f"The {role} ({type(model).__name__}) has no output head. Pass a causal language model.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The {role} ({type(model).__name__}) is an encoder-decoder model, whose encoder would read the prompt. "
+            "Pass a causal language model."
+        )
+
+
+def check_plain_head(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless the head of `model` is a plain matrix of floating-point numbers.
+
+    The fused losses read its weight and bias, and do not call it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): Name of the model in the error.
+    """
+    head = unwrap_peft(model).get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if isinstance(head, BaseTunerLayer):
+        raise ValueError(
+            f"The head of the {role} has an adapter of its own, which the fused loss would ignore. Merge it "
+            "(`model.merge_and_unload()`), or leave `lm_head` out of `target_modules`; `modules_to_save` is supported."
+        )
+    # torchao's numbers are inside a tensor of floating-point dtype, and FSDP2 shards parameters as DTensors
+    is_wrapped = hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)
+    if weight is None or is_wrapped or not weight.is_floating_point():
+        kind = f"weights of dtype {weight.dtype}" if weight is not None and not is_wrapped else "no weight"
+        kind = f"quantized weights ({type(weight).__name__})" if is_wrapped else kind
+        raise ValueError(
+            f"The {role}'s head ({type(head).__name__}) has {kind}, so the divergence cannot be computed through it. "
+            f"Load the {role} with its head in full precision (bitsandbytes does so by default)."
+        )
+
+
+def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
+    """Runs four tokens and compares the model's own logits with those from hidden states and head.
+
+    Architectures scale, cap or shift their logits in different ways. A model with a way that `LogitTransform` does not
+    know would silently train towards another distribution than the one that is served; here it is refused by name.
+    Models whose parameters are not all present (ZeRO-3, FSDP's meta tensors) are not checked.
+
+    Args:
+        model (`PreTrainedModel`): The model, wrapped by nothing but PEFT.
+        role (`str`): Name of the model in the error.
+
+    Raises:
+        ValueError: If the two differ by more than rounding, or the model is no causal LM.
+        NonFiniteError: If they are not finite, except for logits of -inf, which are a mask.
+    """
+    model = unwrap_peft(model)
+    check_is_causal_lm(model, role)
+    if not is_whole(model):
+        return
+    rows = count_rows(model.get_output_embeddings())
+    ids = torch.arange(1, 5, device=find_input_device(model))[None] % rows  # (1, 4)
+    with evaluation_mode(model):
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = compute_last_hidden_states(model, model.get_output_embeddings(), input_ids=ids)
+        logits = LogitHead.of(model, rows)(hidden).to(expected.device)
+    is_finite = expected.isfinite()
+    if not is_finite.any() or expected.isnan().any() or (expected == float("inf")).any():
+        name = find_nonfinite_parameter(model)
+        where = f"its weight `{name}` has a NaN or an infinity" if name else f"its numbers overflow in {hidden.dtype}"
+        raise NonFiniteError(f"The logits of the {role} are not finite: {where}. Load it again, in another dtype.")
+    expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
+    if not are_equal_logits(logits, expected, is_exact=model.dtype == hidden.dtype == torch.float32):
+        raise ValueError(
+            f"{type(model).__name__} ({role}) makes its logits in a way that is not known here: they differ by up to "
+            f"{(logits - expected).abs().max().item():.3g} from head and hidden states with "
+            f"{LogitTransform.from_config(model.config)}. Training would aim at another distribution than the one it "
+            "serves. Please report the architecture; BlackBoxSFTTrainer does not need this."
         )
 
 

@@ -5,9 +5,8 @@ from typing import cast
 
 from trl import ModelConfig
 
-from spec_kd.checks import check_int, check_number
 from spec_kd.open_types import Arguments
-from spec_kd.options import document_options, option, suggest
+from spec_kd.options import check_int, check_number, document_options, option, refuse, suggest
 
 ENGINES = ("transformers", "vllm", "server")
 SCENARIOS = {
@@ -95,14 +94,21 @@ class TargetArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"`engine` is {self.engine!r}.{suggest(str(self.engine), ENGINES)}")
         is_server = self.engine == "server"
-        if is_server and self.base_url is None:
-            raise ValueError("`engine=server` needs `base_url`, such as http://localhost:8000/v1.")
-        for name in ("base_url", "served_model_name"):
-            if not is_server and getattr(self, name) is not None:
-                raise ValueError(f"`{name}` is of a server, but `engine` is {self.engine!r}. Set `engine: server`.")
+        refuse(
+            (self.engine not in ENGINES, f"`engine` is {self.engine!r}.{suggest(str(self.engine), ENGINES)}"),
+            (
+                is_server and self.base_url is None,
+                "`engine=server` needs `base_url`, such as http://localhost:8000/v1.",
+            ),
+            *(
+                (
+                    not is_server and getattr(self, name) is not None,
+                    f"`{name}` is of a server, but `engine` is {self.engine!r}. Set `engine: server`.",
+                )
+                for name in ("base_url", "served_model_name")
+            ),
+        )
 
     @property
     def init_kwargs(self) -> Arguments:

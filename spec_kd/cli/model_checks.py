@@ -99,9 +99,8 @@ def check_weight_files(role: str, folder: Path) -> None:
 
 def check_dtype(name: str, value: object) -> None:
     """Raises `ValueError` for text that names no dtype of PyTorch; `"auto"` and `None` are fine."""
-    if value is None or value == "auto" or isinstance(value, torch.dtype):
-        return
-    if not isinstance(value, str) or not isinstance(getattr(torch, value, None), torch.dtype):
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if value not in (None, "auto") and not isinstance(dtype, torch.dtype):
         raise ValueError(f"`{name}` is {value!r}, which is no dtype.{suggest(str(value), DTYPES)}")
 
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from spec_kd.checks import read_path
 from spec_kd.open_types import Argument, JsonObject, Record
+from spec_kd.options import read_path
 
 # Options that name a file, a folder or something on the Hub: `~` is the home folder, and empty text is refused.
 PATH_OPTIONS = frozenset(

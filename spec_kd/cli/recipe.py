@@ -16,7 +16,7 @@ from spec_kd.cli.paths import place_paths, read_paths
 from spec_kd.cli.yaml_files import check_keys, read_yaml, refuse_old_names
 from spec_kd.losses import SPARSE_METHODS
 from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
-from spec_kd.options import suggest
+from spec_kd.options import refuse, suggest
 
 SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
 REQUIRED = ("target", "draft", "output_dir", "prompts", "train")
@@ -98,7 +98,7 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe = Recipe(
             path=str(path),
             output_dir=builder.output_dir,
-            parts=builder.build_parts(),
+            parts={name: builder.build_part(name, part) for name, part in builder.prompts.items()},
             mix=builder.build_mix(),
             respond=builder.build_respond(),
             train=builder.build_train(),
@@ -139,25 +139,26 @@ class _Builder:
                 raise ValueError(f"`{name}` is set by the recipe. Leave it out.")
         return section
 
-    def build_parts(self) -> dict[str, Part]:
-        return {name: self._build_part(name, part) for name, part in self.prompts.items()}
-
-    def _build_part(self, name: str, part: JsonValue) -> Part:
+    def build_part(self, name: str, part: JsonValue) -> Part:
         with naming(f"prompts: {name}"):
             part = self.read(part, "prompts")
-            if "/" in name or name.startswith("."):
-                raise ValueError("the name of a part is that of a folder: no slash, and no dot at the beginning.")
             scenario = part.pop("scenario", name)
-            if scenario not in SCENARIOS:
-                raise ValueError(
+            refuse(
+                (
+                    "/" in name or name.startswith("."),
+                    "the name of a part is that of a folder: no slash, and no dot at the beginning.",
+                ),
+                (
+                    scenario not in SCENARIOS,
                     f"`scenario` is {scenario!r}.{suggest(str(scenario), SCENARIOS)} A part with a name of its own "
-                    "needs one of them."
-                )
-            given = {**self.seed, **part, "output_dir": self.find_part_folder(name)}
-            if scenario == "synthetic":
-                given = {"test_sets": self.find_test_sets(), **self.target, **given}
-            elif scenario == "historical":
-                given = {"tokenizer": self.target["target"], **given}
+                    "needs one of them.",
+                ),
+            )
+            of_scenario = {
+                "historical": {"tokenizer": self.target["target"]},
+                "synthetic": {"test_sets": self.find_test_sets(), **self.target},
+            }
+            given = {**of_scenario.get(scenario, {}), **self.seed, **part, "output_dir": self.find_part_folder(name)}
             return Part(scenario, build_parser(SCENARIOS[scenario]).parse_values(given))
 
     def find_test_sets(self) -> list[str]:

@@ -14,10 +14,10 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from spec_kd.checks import read_path
 from spec_kd.cli.paths import BUILDERS, check_exists, list_files
 from spec_kd.files import replacing
 from spec_kd.open_types import JsonObject
+from spec_kd.options import read_path, refuse
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.splitting import find_leaks
 from spec_kd.stored_sets import check_stored_file, find_own_sum
@@ -53,15 +53,16 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
         for file in list_files(path) if path.exists() else ():
             check_stored_file(file)
         suffix = next((s for s in reversed(path.suffixes) if s not in COMPRESSIONS), "")
-        if path.is_file() and suffix not in (*BUILDERS, ".arrow"):
-            raise ValueError(f"`{source}` is none of the kinds of file that are read here: {', '.join(BUILDERS)}.")
-        if path.is_file() and not path.stat().st_size:
-            raise ValueError(f"`{source}` is empty.")
-        if path.is_file() and suffix == ".arrow":
+        is_file, is_known = path.is_file(), suffix in (*BUILDERS, ".arrow")
+        refuse(
+            (is_file and not is_known, f"`{source}` has none of the endings that can be read: {', '.join(BUILDERS)}."),
+            (is_file and not path.stat().st_size, f"`{source}` is empty."),
+        )
+        if is_file and suffix == ".arrow":
             data = Dataset.from_file(str(path))
-        elif path.is_file() and path.suffix == suffix:
+        elif is_file and path.suffix == suffix:
             data = load_file(str(path), "train")
-        elif path.is_file():
+        elif is_file:
             data = load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
         else:
             data = load_from_disk(str(path)) if is_saved else load_dataset(source)

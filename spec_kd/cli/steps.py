@@ -231,8 +231,10 @@ def _describe_changes(old: JsonObject, new: JsonObject) -> str:
 
 
 def _flatten(values: JsonObject, prefix: str = "") -> list[tuple[str, JsonValue]]:
-    pairs = []
-    for name, value in values.items():
-        is_nested = isinstance(value, dict) and value
-        pairs += _flatten(value, f"{prefix}{name}.") if is_nested else [(f"{prefix}{name}", value)]
-    return pairs
+    return [
+        pair
+        for name, value in values.items()
+        for pair in (
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(f"{prefix}{name}", value)]
+        )
+    ]

@@ -179,8 +179,7 @@ def check_completions(rows: Dataset) -> None:
     """Raises `ValueError` for rows without a completion among rows that have one, such as those of incomplete logs."""
     if "completion" not in rows.column_names or "completion_ids" in rows.column_names:
         return
-    missing = rows.with_format("arrow")[:]["completion"].null_count
-    if missing:
+    if missing := rows.with_format("arrow")[:]["completion"].null_count:
         raise ValueError(
             f"{missing} of {len(rows)} rows have no `completion`. Let the target complete them (`spec-kd respond`), or "
             "remove them."

@@ -12,7 +12,6 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.checks import check_dataset, check_text, read_path
 from spec_kd.data.assembly import add_responses, add_signal
 from spec_kd.data.id_lists import IdLists
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
@@ -26,7 +25,7 @@ from spec_kd.engines.base import Completion, Engine
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument
-from spec_kd.options import resolve_options
+from spec_kd.options import check_dataset, check_text, read_path, resolve_options
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.prompt_batch import PromptBatch
 from spec_kd.stored_sets import check_stored_set

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from spec_kd.checks import read_path
 from spec_kd.files import alone_in, is_intact, read_json_object, replacing, sweep
+from spec_kd.options import read_path
 
 WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` finds the finished dataset only
 MAPPED_FOLDER = ".arrow"

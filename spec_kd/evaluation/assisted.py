@@ -13,7 +13,6 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import BaseStreamer
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_int
 from spec_kd.decoding import Round
 from spec_kd.decoding.rounds import leave_out_drafts_after_end
 from spec_kd.evaluation.device_timing import synchronize
@@ -21,6 +20,7 @@ from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.statistics import Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Arguments, Array
+from spec_kd.options import check_int
 from spec_kd.sampling.input_checks import check_prompts, find_causal_lm, resolve_vocab_size
 from spec_kd.sampling.logits_processors import build_warpers
 from spec_kd.sampling.options import check_truncation

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from trl.models import unwrap_model_for_generation
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_int, check_numbers
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import generate_responses
 from spec_kd.evaluation.assisted import generate_assisted
@@ -23,6 +22,7 @@ from spec_kd.evaluation.response_replay import replay
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
 from spec_kd.open_types import Argument, Arguments
+from spec_kd.options import check_int, check_numbers
 from spec_kd.sampling.generation import find_special_ids
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
-from spec_kd.checks import check_text, read_path
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target, generate_responses
 from spec_kd.engines.base import Engine
@@ -20,7 +19,7 @@ from spec_kd.evaluation.provenance import describe_responses, describe_surroundi
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.open_types import Argument, Arguments
-from spec_kd.options import resolve_options
+from spec_kd.options import check_text, read_path, resolve_options
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass
 

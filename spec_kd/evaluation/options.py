@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_flag, check_int, check_ints, check_numbers
 from spec_kd.evaluation.metrics import name_temperature
-from spec_kd.options import document_options, option
+from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
 from spec_kd.serving import find_serving_engine
 

@@ -9,14 +9,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_sampling, expect_rounds
-from spec_kd.checks import check_int
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
 from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.open_types import Argument, Record
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import check_int, document_options, option, resolve_options
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size

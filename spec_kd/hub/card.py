@@ -12,7 +12,7 @@ from typing import cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spec_kd.escaping import escape_markdown, is_hub_id, make_code_block, make_code_span, make_public_name, make_table
-from spec_kd.model_folders import ADAPTER_CONFIG
+from spec_kd.files import ADAPTER_CONFIG
 from spec_kd.open_types import JsonValue
 from spec_kd.serving import SERVING_ENGINES, serving_commands
 

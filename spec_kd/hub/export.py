@@ -11,13 +11,12 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from spec_kd.checks import check_int, read_path
-from spec_kd.files import explain_full_disk
+from spec_kd.files import STAGING, explain_full_disk, finish_replacement, replace_model
 from spec_kd.finite import check_finite_weights
 from spec_kd.heads import unwrap_peft
 from spec_kd.hub.card import carry_model_card
 from spec_kd.loading import find_processing_class, load_model, load_tokenizer
-from spec_kd.model_folders import STAGING, finish_replacement, replace_model
+from spec_kd.options import check_int, read_path
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
 
 

@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from spec_kd.acceptance import compute_alpha, compute_token_acceptance, weigh_
-from spec_kd.checks import check_number
+from spec_kd.options import check_number
 
 
 @dataclass(frozen=True)

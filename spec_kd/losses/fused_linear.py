@@ -14,12 +14,12 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from spec_kd._private import is_graph_retained
-from spec_kd.checks import check_number
+from spec_kd.heads import accumulate_product, project, project_back
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.sparse import SparseTensors
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
 from spec_kd.open_types import Chunk
-from spec_kd.projection import accumulate_product, project, project_back
+from spec_kd.options import check_number
 
 # Elements of one `(chunk, V)` buffer; two live at a time, draft logits (overwritten by their gradient) and teacher's.
 # 80 MiB of float32 on a CPU for few tokens, and more for many, up to 192 MiB: larger products are faster, and the

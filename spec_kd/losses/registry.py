@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping
 
-from spec_kd.checks import refuse
 from spec_kd.losses.divergences import (
     Divergence,
     ForwardKL,
@@ -15,6 +14,7 @@ from spec_kd.losses.divergences import (
     TVDPlusPlus,
 )
 from spec_kd.open_types import Argument
+from spec_kd.options import refuse
 
 DIVERGENCES: dict[str, type[Divergence]] = {}
 

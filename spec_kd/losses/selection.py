@@ -14,11 +14,11 @@ import torch
 from typing_extensions import override
 
 from spec_kd.acceptance import weigh_
-from spec_kd.checks import refuse
 from spec_kd.losses.divergences import Divergence, ForwardKL, TokenDistributions
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.sparse import SparseMethod, SparseTensors
 from spec_kd.open_types import Argument, Arguments, Chunk
+from spec_kd.options import refuse
 
 DEFAULT_FRACTION = 0.4
 

@@ -14,10 +14,10 @@ from typing import TypeAlias
 
 import torch
 
-from spec_kd.checks import check_int
 from spec_kd.losses.divergences import Divergence, TokenDivergence
 from spec_kd.losses.registry import DIVERGENCES, check_class
 from spec_kd.open_types import Array, Chunk
+from spec_kd.options import check_int
 
 AlphaEstimate: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 

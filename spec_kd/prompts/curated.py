@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
-from spec_kd.checks import check_choice, check_int
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.open_types import Argument, JsonValue, Record
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import check_choice, check_int, document_options, option, resolve_options
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.logs.formats import read_form
 from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns

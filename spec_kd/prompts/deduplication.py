@@ -13,8 +13,8 @@ from itertools import islice
 import numpy as np
 from rensa import RMinHash
 
-from spec_kd.checks import check_number
 from spec_kd.open_types import Array
+from spec_kd.options import check_number
 
 WINDOW = 5  # characters
 NUM_HASHES = 128

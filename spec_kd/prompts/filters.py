@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from spec_kd.checks import check_int, check_number
 from spec_kd.open_types import JsonValue
-from spec_kd.options import document_options, option
+from spec_kd.options import check_int, check_number, document_options, option
 from spec_kd.prompts.deduplication import normalize_text
 
 NGRAM = 4

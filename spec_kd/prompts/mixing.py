@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from spec_kd.checks import check_int, check_number
 from spec_kd.escaping import escape_markdown, make_table
 from spec_kd.open_types import Argument, Array, JsonValue
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import check_int, check_number, document_options, option, resolve_options
 from spec_kd.prompts.unified_columns import unify_columns
 from spec_kd.stored_sets import check_stored_set
 

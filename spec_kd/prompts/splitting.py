@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spec_kd.checks import check_number
 from spec_kd.open_types import Array, JsonValue
+from spec_kd.options import check_number
 from spec_kd.prompts.deduplication import normalize_text
 
 if TYPE_CHECKING:

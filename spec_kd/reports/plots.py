@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spec_kd.checks import read_path
 from spec_kd.escaping import escape_label
 from spec_kd.files import write_text
+from spec_kd.options import read_path
 from spec_kd.reports.numbers import Interval
 
 if TYPE_CHECKING:

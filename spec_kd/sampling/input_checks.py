@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from spec_kd.heads import check_is_causal_lm, count_rows, unwrap_peft
+from spec_kd.heads import count_rows, unwrap_peft
+from spec_kd.probes import check_is_causal_lm
 from spec_kd.sampling.prompt_batch import UnusablePromptError, name_prompt
 from spec_kd.vocabulary import check_head_covers
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import ModelOutput
 
 from spec_kd._private import get_config_model_id
-from spec_kd.checks import refuse
 from spec_kd.data.training_rows import check_training_columns
 from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.options import refuse
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.trainer.configs import DraftConfig, InitKwargs, to_dict
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer

@@ -25,18 +25,17 @@ from transformers import (
 from trl import SFTTrainer, is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
-from spec_kd.checks import refuse
 from spec_kd.data.id_checks import check_ids
 from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, report_unlabeled_rows, to_training_rows
 from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.files import explain_full_disk
-from spec_kd.heads import check_is_causal_lm
 from spec_kd.hub import CardFacts, carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.open_types import Arguments, Call, JsonObject
-from spec_kd.probes import check_packing, check_padding
+from spec_kd.options import refuse
+from spec_kd.probes import check_is_causal_lm, check_packing, check_padding
 from spec_kd.secrets import strip_secrets
 from spec_kd.trainer.arguments import (
     ID_COLUMNS,

@@ -8,12 +8,12 @@ from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import PreTrainedModel
 
-from spec_kd.checks import refuse
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import REFERENCE_COLUMN, find_token_columns
 from spec_kd.loading import choose_processing_class, find_processing_class, load_config
 from spec_kd.losses import TokenLoss
 from spec_kd.open_types import Call
+from spec_kd.options import refuse
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset, get_load_options
 from spec_kd.trainer.configs import DraftConfig, InitKwargs, WhiteBoxDistillConfig
 from spec_kd.trainer.teachers.stored import check_evaluation_signal, check_stored_teacher

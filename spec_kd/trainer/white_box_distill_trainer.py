@@ -17,9 +17,9 @@ from transformers.utils import ModelOutput
 
 from spec_kd.data.token_columns import REFERENCE_COLUMN
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
-from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
+from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Argument, Arguments, Call, JsonObject
-from spec_kd.probes import gives_auxiliary_loss
+from spec_kd.probes import check_logits_are_known, check_plain_head, gives_auxiliary_loss
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset, LossResult, as_config
 from spec_kd.trainer.configs import InitKwargs, WhiteBoxDistillConfig, to_dict
 from spec_kd.trainer.distill_head import DistillTargets, add_distillation_head

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.open_types import Record
-from spec_kd.options import document_options, option
+from spec_kd.options import check_choice, check_int, check_number, document_options, option
 
 
 @document_options

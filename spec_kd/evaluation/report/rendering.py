@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from spec_kd.checks import read_path
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.plots import plot_report
 from spec_kd.evaluation.report.sections import SECTIONS
+from spec_kd.options import read_path
 from spec_kd.reports.numbers import format_bounds, format_interval, format_number, is_apart_from_zero
 from spec_kd.reports.plots import save_files
 from spec_kd.reports.rendering import render_document, render_page

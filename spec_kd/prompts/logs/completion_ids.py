@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
 
-from spec_kd.checks import check_dataset
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer
 from spec_kd.data.conversation_rows import (
@@ -17,6 +16,7 @@ from spec_kd.data.conversation_rows import (
 from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
 from spec_kd.data.rendered_completion import TurnNotRenderedError
 from spec_kd.open_types import JsonObject
+from spec_kd.options import check_dataset
 from spec_kd.vocabulary import ProcessingClass
 
 COLUMNS = ("prompt", "completion")

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from spec_kd.checks import read_path
 from spec_kd.open_types import JsonValue
+from spec_kd.options import read_path
 from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
 from spec_kd.prompts.logs.tables import read_csv, read_parquet
 from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, is_whole_text, open_text, read_lines

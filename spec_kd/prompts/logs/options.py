@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.open_types import JsonObject, JsonValue
-from spec_kd.options import document_options, option
+from spec_kd.options import check_choice, check_int, check_number, document_options, option
 from spec_kd.prompts.deduplication import check_threshold
 from spec_kd.prompts.logs.formats import FORMATS
 from spec_kd.prompts.logs.logged_call import TURNS

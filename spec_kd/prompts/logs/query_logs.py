@@ -10,9 +10,8 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from spec_kd.checks import read_path
 from spec_kd.open_types import Argument
-from spec_kd.options import resolve_options
+from spec_kd.options import read_path, resolve_options
 from spec_kd.prompts.logs.files import Paths, find_files
 from spec_kd.prompts.logs.log_reader import LogReader
 from spec_kd.prompts.logs.options import LogOptions

@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_int, check_ints, check_number
 from spec_kd.open_types import JsonObject
-from spec_kd.options import document_options, option
+from spec_kd.options import check_int, check_ints, check_number, document_options, option
 from spec_kd.prompts.deduplication import check_threshold
 from spec_kd.prompts.tool_catalog import Tool, dump_tools, load_tool_catalog, wrap_tool
 from spec_kd.sampling.options import check_truncation

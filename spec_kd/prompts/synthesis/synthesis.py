@@ -16,7 +16,6 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel
 
-from spec_kd.checks import read_path
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
@@ -24,7 +23,7 @@ from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.files import replacing
 from spec_kd.open_types import Argument
-from spec_kd.options import resolve_options
+from spec_kd.options import read_path, resolve_options
 from spec_kd.progress import RowProgress
 from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter, list_user_texts

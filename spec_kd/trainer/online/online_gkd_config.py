@@ -2,9 +2,8 @@
 
 from dataclasses import MISSING, dataclass, fields
 
-from spec_kd.checks import check_choice, check_int, check_number, refuse
 from spec_kd.open_types import Arguments, JsonObject
-from spec_kd.options import document_own_options, option
+from spec_kd.options import check_choice, check_int, check_number, document_own_options, option, refuse
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.configs import WhiteBoxDistillConfig
 from spec_kd.trainer.online.options import INSTEAD, StreamingOptions, TRLDistillationOptions, VLLMOptions

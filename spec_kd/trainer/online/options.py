@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_choice, check_int, refuse
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Arguments
-from spec_kd.options import document_options, option
+from spec_kd.options import check_choice, check_int, document_options, option, refuse
 from spec_kd.trainer.configs import to_dict
 
 TRAINED_POSITIONS = ("rejected", "all")

@@ -10,11 +10,11 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import RandomSampler, Sampler
 
-from spec_kd.checks import refuse
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.prompt_rendering import prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
 from spec_kd.open_types import JsonObject
+from spec_kd.options import refuse
 from spec_kd.sampling.drawing import seed_generator
 from spec_kd.sampling.input_checks import check_room
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset, find_columns

@@ -13,10 +13,10 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
-from spec_kd.checks import refuse
 from spec_kd.engines.base import Completion
 from spec_kd.heads import count_rows, unwrap_peft
 from spec_kd.open_types import Argument, Call, JsonObject
+from spec_kd.options import refuse
 from spec_kd.sampling.generation import cut_after_eos, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.writers import CompletionWriter, seeded

@@ -7,12 +7,12 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
-from spec_kd.checks import refuse
 from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TENSORS
 from spec_kd.losses import Divergence, SignalSpec, SparseTensors, TokenLoss
 from spec_kd.open_types import JsonObject
+from spec_kd.options import refuse
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset
 from spec_kd.trainer.teachers.live import LiveTeacher, Targets, Teacher
