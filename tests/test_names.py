@@ -75,7 +75,7 @@ MODULES = {
     "spec_kd.decoding.inputs": "spec_kd.sampling.input_checks",
     "spec_kd.decoding.warpers": "spec_kd.sampling.logits_processors",
     "spec_kd.engines.slots": "spec_kd.engines.sparse_recorder",
-    "spec_kd.evaluation.clock": "spec_kd.evaluation.device_timing",
+    "spec_kd.evaluation.clock": "spec_kd.evaluation.cost",
     "spec_kd.evaluation.figures": "spec_kd.evaluation.metrics",
     "spec_kd.evaluation.replay": "spec_kd.evaluation.response_replay",
     "spec_kd.evaluation.report.words": "spec_kd.evaluation.report.rendering",

@@ -21,6 +21,7 @@ from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
 from spec_kd.sampling.drawing import draw_ids
 from spec_kd.sampling.input_checks import check_prompts, check_room, find_causal_lm, get_max_length, resolve_vocab_size
+from spec_kd.sampling.logits_processors import NO_IDS, build_warpers
 
 # more prompts in a pass would not be faster on a CPU, and would need more memory
 PROMPT_TOKENS_PER_PASS = 2048
@@ -119,6 +120,7 @@ class _Batch:
         self._device = device = find_input_device(target)
         self.completions: list[CompletionInProgress] = []  # those that are not complete, one for each row
         self._options = options
+        self._warp = build_warpers(options.temperature, options.top_k, options.top_p)
         self._eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
         self._generator = torch.Generator(device).manual_seed(options.seed)
         # (B, 2), the last two tokens of each row: neither model has read the second, and the draft not the first
@@ -147,7 +149,7 @@ class _Batch:
         if options.temperature == 0:
             accepted, next_tokens = verify_greedily(logits, drafted, limits)
         else:
-            p = (logits / options.temperature).softmax(dim=-1)
+            p = self._warp(NO_IDS, logits.flatten(0, 1)).softmax(dim=-1).view_as(logits)
             accepted, next_tokens = verify_sampled(p, q, drafted, limits, self._generator)
 
         records = zip(drafted.tolist(), limits.tolist(), accepted.tolist(), next_tokens.tolist(), strict=True)
@@ -165,14 +167,13 @@ class _Batch:
 
     def _propose(self, num_drafted: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Drafted ids `(B, G)`, and the probabilities `(B, G, V)` that they were sampled from, `None` if greedy."""
-        temperature = self._options.temperature
-        is_sampled = temperature > 0 and self._options.draft_sampling == "stochastic"
+        is_sampled = self._options.temperature > 0 and self._options.draft_sampling == "stochastic"
         ids = self._last_ids
         drafted, q = [ids[:, :0]], []
         for _ in range(num_drafted):
             logits = self._draft.read(ids)[:, 0]  # (B, V)
             if is_sampled:
-                q.append((logits / temperature).softmax(dim=-1))
+                q.append(self._warp(NO_IDS, logits).softmax(dim=-1))
                 ids = draw_ids(q[-1], self._generator)[:, None]
             else:
                 ids = logits.argmax(dim=-1, keepdim=True)

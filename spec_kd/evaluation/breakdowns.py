@@ -5,10 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from spec_kd.evaluation.metrics import AcceptanceMetrics
+from spec_kd.evaluation.metrics import AcceptanceMetrics, bootstrap_ratio
 from spec_kd.evaluation.report.content import Breakdown, BreakdownRow
 from spec_kd.evaluation.response_replay import ResponseScores
-from spec_kd.evaluation.statistics import bootstrap_ratio
 from spec_kd.open_types import Array
 
 POSITION_EDGES = (0, 1, 4, 16, 64, 256, 1024)

@@ -12,8 +12,8 @@ from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target, generate_responses
 from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine
-from spec_kd.evaluation.comparison import compare_drafts
 from spec_kd.evaluation.draft_measurement import Draft, DraftMeter
+from spec_kd.evaluation.metrics import compare_drafts
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.provenance import describe_responses, describe_surroundings, describe_target
 from spec_kd.evaluation.report.content import EvaluationReport
@@ -85,7 +85,7 @@ def evaluate_draft(
         responses = _write_responses(target, prompts, options, output_dir, processing_class, show_progress)
     responses = {temperature: responses[temperature] for temperature in options.temperatures or ()}
     target_model = target.target if isinstance(target, TransformersEngine) else None
-    meter = DraftMeter.of(options, target_model, responses, processing_class, show_progress)
+    meter = DraftMeter(options, target_model, responses, processing_class, show_progress)
     measured = {name: meter.measure(name, draft, draft_init_kwargs or {}) for name, draft in named.items()}
     rule = find_serving_engine(options.serving_engine)
     is_chosen = options.draft_samplings is not None

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport, SettingReport
-from spec_kd.evaluation.statistics import Interval
 
 METRICS: dict[str, Callable[[SettingReport, int], Interval | None]] = {
     "alpha": lambda setting, gamma: setting.alpha,

@@ -14,11 +14,10 @@ from spec_kd.evaluation.breakdowns import (
     break_down_by_position,
 )
 from spec_kd.evaluation.cost import ServingCosts
-from spec_kd.evaluation.metrics import AcceptanceMetrics
+from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.report.content import AssistedReport, GammaReport, SettingReport, ShownPrompt
 from spec_kd.evaluation.response_replay import ResponseScores
-from spec_kd.evaluation.statistics import Interval
 from spec_kd.evaluation.token_classes import classify_tokens, split_into_pieces
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 

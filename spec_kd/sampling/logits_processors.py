@@ -11,14 +11,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from spec_kd.open_types import Argument
 from spec_kd.sampling.drawing import draw_ids
 from spec_kd.sampling.prompt_batch import report_progress
+
+NO_IDS: Argument = None  # previous tokens for processors that do not read them
 
 
 def build_warpers(temperature: float, top_k: int = 0, top_p: float = 1.0) -> LogitsProcessorList:
     """The processors that turn logits `(N, V)` into those that are sampled from, in the order of transformers.
 
-    None of them reads the previous tokens (`input_ids` may be `None`), so one pass can process a whole completion.
+    None of them reads the previous tokens (pass `NO_IDS`), so one pass can process a whole completion.
     Repetition penalties do read them, and are left out.
 
     Args:

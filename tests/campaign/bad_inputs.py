@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import spec_kd
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.evaluation import load_report
-from spec_kd.evaluation.cost_table import read_costs
+from spec_kd.evaluation import load_report, read_costs
 from spec_kd.evaluation.gates import parse_gate
 from spec_kd.prompts.deduplication import NearDuplicateIndex
 from spec_kd.prompts.filters import TextFilter

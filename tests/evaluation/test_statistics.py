@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from spec_kd.evaluation.statistics import bootstrap, bootstrap_ratio
+from spec_kd.evaluation.metrics import bootstrap, bootstrap_ratio
 
 
 def test_value_is_the_ratio_of_sums_and_the_interval_is_seeded():
@@ -37,7 +37,7 @@ def test_coverage_is_near_95_percent():
 def test_chunked_draws_equal_draws_at_once(monkeypatch):
     numerator, denominator = np.random.default_rng(0).random((2, 50))
     at_once = bootstrap_ratio(numerator, denominator)
-    monkeypatch.setattr("spec_kd.evaluation.statistics.MAX_DRAWS_AT_ONCE", 130)
+    monkeypatch.setattr("spec_kd.evaluation.metrics.MAX_DRAWS_AT_ONCE", 130)
     assert bootstrap_ratio(numerator, denominator) == pytest.approx(at_once)
 
 

@@ -9,10 +9,10 @@ from hostile import HOSTILE
 from markdown_it import MarkdownIt
 
 from spec_kd.escaping import CONTROLS, show_controls, to_one_line
+from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report.content import Breakdown, BreakdownRow, Comparison, CostReport, ShownPrompt
 from spec_kd.evaluation.report.plots import plot_report
 from spec_kd.evaluation.report.rendering import load_report, render_html, render_markdown, save_report
-from spec_kd.evaluation.statistics import Interval
 
 SURE = Interval(0.5, 0.4, 0.6)
 
