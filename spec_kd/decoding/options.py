@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_int
-from spec_kd.options import document_options, option
+from spec_kd.options import check_int, document_options, option
 from spec_kd.sampling.options import SamplingOptions
 
 

@@ -228,8 +228,7 @@ class _FitVocabulary(LogitsProcessor):
     """Scores of either model in the target's number of columns, -inf where there is no real id."""
 
     def __init__(self, vocab_size: int, target_rows: int):
-        self.vocab_size = vocab_size
-        self.target_rows = target_rows
+        self.vocab_size, self.target_rows = vocab_size, target_rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         fitted = scores.new_full((len(scores), self.target_rows), -torch.inf)

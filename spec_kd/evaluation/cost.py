@@ -20,9 +20,9 @@ import torch
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficiency, predict_speedup
-from spec_kd.checks import check_int, check_ints, check_number
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Arguments
+from spec_kd.options import check_int, check_ints, check_number
 from spec_kd.sampling.input_checks import find_causal_lm, get_max_length
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)

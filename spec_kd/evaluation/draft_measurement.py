@@ -68,7 +68,7 @@ class DraftMeter:
         self.options, self.target, self.responses = options, target, responses
         self.processing_class, self.show_progress = processing_class, show_progress
         self.described = {
-            temperature: ResponseDescription.of(rows, processing_class, options.columns)
+            temperature: ResponseDescription(rows, processing_class, options.columns)
             for temperature, rows in responses.items()
         }
 

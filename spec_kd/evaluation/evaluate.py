@@ -73,9 +73,13 @@ def evaluate_draft(
     options.check_target(is_here=isinstance(target, str | nn.Module | TransformersEngine))
     if target is None:
         responses = split_by_temperature(prompts)
-        limit = options.max_new_tokens or find_max_new_tokens(responses)
-        options = options.fill_in(tuple(responses), limit)
-        _check_stored(responses, options)
+        options = options.fill_in(tuple(responses), options.max_new_tokens or find_max_new_tokens(responses))
+        if set(options.temperatures or ()) - set(responses):
+            raise ValueError(
+                f"Without a target the prompts must be its responses with a `teacher_signal`, at the temperatures "
+                f"{options.temperatures}, but there are responses at {list(responses) or 'none'}. Pass `target`, or "
+                "make them with `generate_responses(..., teacher_signal=...)`."
+            )
         if processing_class is None:
             raise ValueError("Without a target its tokenizer is unknown. Pass `processing_class`.")
     else:
@@ -138,15 +142,6 @@ def _write_responses(
         )
         for temperature in options.temperatures or ()
     }
-
-
-def _check_stored(responses: Mapping[float, Dataset], options: EvaluationOptions) -> None:
-    if set(options.temperatures or ()) - set(responses):
-        raise ValueError(
-            f"Without a target the prompts must be its responses with a `teacher_signal`, at the temperatures "
-            f"{options.temperatures}, but there are responses at {list(responses) or 'none'}. Pass `target`, or make "
-            "them with `generate_responses(..., teacher_signal=...)`."
-        )
 
 
 def _name_drafts(drafts: Draft | Mapping[str, Draft]) -> dict[str, Draft]:

@@ -212,9 +212,8 @@ def score_responses(
     read = _read_responses(responses, options.max_new_tokens, vocab_size)
 
     # Greedy completions carry the target's choice in every token already.
-    models = {"draft": draft}
-    if target is not None and (options.temperature > 0 or measure_entropy):
-        models["target"] = target
+    is_target_read = options.temperature > 0 or measure_entropy
+    models = {"draft": draft} | ({"target": target} if target is not None and is_target_read else {})
     for role, model in models.items():
         check_finite_weights(model, role)
         check_padding(model, role)
@@ -298,10 +297,10 @@ def _score_batch(
         hidden[role] = states[predicts_completion.to(states.device)]  # (N, H)
         heads[role] = LogitHead.of(model, vocab_size)
 
-    stored = None
+    log_p = sparse = None
     if "target" not in models and options.temperature > 0:
         log_p = torch.tensor([value for one in batch for value in one.row["teacher_token_logprobs"]])
-        stored = log_p, read_stored_sparse([one.row for one in batch])
+        sparse = read_stored_sparse([one.row for one in batch])
     scores = []
     chunk_size = max(1, MAX_LOGITS // vocab_size)
     for start in range(0, len(tokens), chunk_size):
@@ -311,14 +310,19 @@ def _score_batch(
             check_logits(values, models[role], role)
         draft_logits = logits["draft"]
         expected = tokens[chunk].to(draft_logits.device)
-        if stored is None:
+        if log_p is None:
             part = score_from_target(
                 draft_logits, logits.get("target"), expected, options.temperature, options.draft_sampling,
                 options.top_k, options.top_p,
             )  # fmt: skip
         else:
-            log_p, sparse = stored[0][chunk].to(expected.device), stored[1]
-            sparse = None if sparse is None else sparse[chunk].to(expected.device)
-            part = score_from_stored(draft_logits, log_p, expected, options.temperature, options.draft_sampling, sparse)
+            part = score_from_stored(
+                draft_logits,
+                log_p[chunk].to(expected.device),
+                expected,
+                options.temperature,
+                options.draft_sampling,
+                None if sparse is None else sparse[chunk].to(expected.device),
+            )
         scores.append(part.cpu())
     return torch.cat(scores, dim=-1)

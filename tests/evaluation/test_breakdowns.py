@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from spec_kd.evaluation.breakdowns import (
+from spec_kd.evaluation.response_replay import ResponseScores
+from spec_kd.evaluation.setting_report import (
     break_down_by_class,
     break_down_by_column,
     break_down_by_entropy,
     break_down_by_position,
 )
-from spec_kd.evaluation.response_replay import ResponseScores
 
 
 @pytest.fixture

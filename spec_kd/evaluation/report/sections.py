@@ -67,9 +67,9 @@ class PositionsSection(Section[EvaluationReport]):
 
     def render_html(self, report: EvaluationReport) -> list[Markup]:
         """One chart for each setting."""
-        gamma = report.num_assistant_tokens
         drawn = [draw_positions(report, name) for name in tables.list_settings(report)]
         shown = [chart for chart in drawn if chart is not None]
+        gamma = report.num_assistant_tokens
         intro = f"Share of the drafting rounds in which drafted token k was accepted, at gamma {gamma}."
         return [render_part("show_paragraph", intro), render_part("show_charts", shown)] if shown else []
 

@@ -35,8 +35,8 @@ def walk_settings(report: EvaluationReport) -> Iterator[tuple[DraftReport, Setti
 
 def list_batch_sizes(report: EvaluationReport, name: str) -> list[str]:
     """Batch sizes (as text) with a predicted speed-up at a setting."""
-    found = find_setting(report, name)
-    return list(dict.fromkeys(b for *_, setting in found for g in setting.by_gamma for b in g.predicted_speedup))
+    gammas = [at_gamma for *_, setting in find_setting(report, name) for at_gamma in setting.by_gamma]
+    return list(dict.fromkeys(batch_size for at_gamma in gammas for batch_size in at_gamma.predicted_speedup))
 
 
 def tabulate_metrics(report: EvaluationReport) -> Table:
