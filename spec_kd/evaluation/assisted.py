@@ -13,15 +13,15 @@ from transformers.generation import BaseStreamer
 
 from spec_kd.acceptance import check_num_assistant_tokens
 from spec_kd.decoding import Round
-from spec_kd.decoding.rounds import leave_out_drafts_after_end
+from spec_kd.decoding.speculative import leave_out_drafts_after_end
 from spec_kd.evaluation.cost import synchronize
 from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Argument, Arguments, Array
 from spec_kd.options import resolve_options
-from spec_kd.sampling.input_checks import check_prompts, find_causal_lm, resolve_vocab_size
-from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.generation import build_warpers
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompts import check_prompts, find_causal_lm, resolve_vocab_size
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel

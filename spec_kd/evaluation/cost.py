@@ -23,7 +23,7 @@ from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficien
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Arguments
 from spec_kd.options import check_int, check_ints, check_number
-from spec_kd.sampling.input_checks import find_causal_lm, get_max_length
+from spec_kd.sampling.prompts import find_causal_lm, get_max_length
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
 DEFAULT_CONTEXT = 256

@@ -18,8 +18,8 @@ from spec_kd.open_types import Argument, Record
 from spec_kd.options import check_int, document_options, option, resolve_options
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
-from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.sampling.options import check_truncation
+from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 ResponseRows = Iterable[Mapping[str, Sequence[int]]]

@@ -25,8 +25,7 @@ from transformers import (
 from trl import SFTTrainer, is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
-from spec_kd.data.id_checks import check_ids
-from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
+from spec_kd.data.token_columns import TokenColumnCollator, check_ids, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, report_unlabeled_rows, to_training_rows
 from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.files import explain_full_disk

@@ -13,9 +13,9 @@ from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter
 from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
 from spec_kd.prompts.synthesis.pre_query import cut_user_text, derive_pre_query, derive_turn_end
-from spec_kd.sampling.drawing import derive_seed
+from spec_kd.sampling.generation import derive_seed
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.prompts import UnusablePromptError
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SEED_BITS = 31

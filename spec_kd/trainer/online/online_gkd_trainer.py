@@ -27,7 +27,7 @@ from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Arguments, Call, JsonObject
-from spec_kd.sampling.input_checks import get_max_length
+from spec_kd.sampling.prompts import get_max_length
 from spec_kd.trainer.arguments import AnyDataset, BatchSamples, EvalDataset, as_config
 from spec_kd.trainer.configs import to_dict
 from spec_kd.trainer.online.generating_trainer import GeneratingTrainer

@@ -15,13 +15,12 @@ from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse, split_tokens, 
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, TOKEN_COLUMNS
 from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.decoding import Round, generate_speculatively
-from spec_kd.decoding.rounds import CompletionInProgress
+from spec_kd.decoding.speculative import CompletionInProgress
 from spec_kd.engines.base import Completion
-from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
+from spec_kd.engines.transformers import SparseRecorder, stack_sparse
 from spec_kd.losses import SparseDistribution
 from spec_kd.open_types import Argument, JsonObject
-from spec_kd.sampling.drawing import derive_seed
-from spec_kd.sampling.generation import find_special_ids
+from spec_kd.sampling.generation import derive_seed, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.options import StreamingOptions
 from spec_kd.trainer.online.writers import CompletionWriter

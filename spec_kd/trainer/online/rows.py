@@ -15,8 +15,8 @@ from spec_kd.data.prompt_rendering import prepare_prompts, render_prompt_ids
 from spec_kd.data.training_rows import ACCEPTED_COLUMNS, IGNORED_LABEL
 from spec_kd.open_types import JsonObject
 from spec_kd.options import refuse
-from spec_kd.sampling.drawing import seed_generator
-from spec_kd.sampling.input_checks import check_room
+from spec_kd.sampling.generation import seed_generator
+from spec_kd.sampling.prompts import check_room
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset, find_columns
 from spec_kd.vocabulary import ProcessingClass
 

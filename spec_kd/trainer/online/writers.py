@@ -14,8 +14,7 @@ from spec_kd.engines.base import Completion
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import JsonObject
 from spec_kd.probes import group_for_generation
-from spec_kd.sampling.drawing import derive_seed, seed_generator
-from spec_kd.sampling.generation import cut_after_eos, find_special_ids, generate_batch
+from spec_kd.sampling.generation import cut_after_eos, derive_seed, find_special_ids, generate_batch, seed_generator
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.rows import join_row
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids

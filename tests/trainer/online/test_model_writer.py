@@ -9,8 +9,8 @@ from tiny import build_llama
 from transformers import GenerationConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from spec_kd.sampling.input_checks import get_max_length
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompts import get_max_length
 from spec_kd.trainer.online.rows import (
     RepeatedWindows,
     Window,

@@ -1,6 +1,6 @@
 import pytest
 
-from spec_kd.data.id_lists import IdLists
+from spec_kd.data.shards import IdLists
 
 LISTS = [[5, 6, 7], [151_935], [], [1, 2]]
 

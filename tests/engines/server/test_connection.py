@@ -5,7 +5,7 @@ import pytest
 from local_server import GREEDY, build_engine
 
 from spec_kd.engines.server.client import ServerRequestError
-from spec_kd.engines.server.connection_errors import explain_connection_error
+from spec_kd.engines.server.connection import explain_connection_error
 
 URL = "https://the-host:8000/v1"
 
