@@ -1,17 +1,11 @@
-"""Finite numbers: which weight of a model or which option is NaN or infinite, and the error that says so."""
+"""Finite numbers: which weight of a model is NaN or infinite, and the error that says so."""
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 class NonFiniteError(ArithmeticError):
@@ -92,14 +86,3 @@ def _get_local_numbers(parameter: nn.Parameter) -> torch.Tensor | None:
         tensor = tensor.to_local()
     is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.itemsize > 1
     return tensor if is_plain and not tensor.is_meta and tensor.numel() else None
-
-
-def check_finite_options(options: "DataclassInstance") -> None:
-    """Raises `ValueError` for a field of a dataclass, or an entry of one that is a dict, that is NaN or infinite."""
-    for field in fields(options):
-        value = getattr(options, field.name, None)
-        entries = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for name, entry in entries:
-            if isinstance(entry, float) and not math.isfinite(entry):
-                where = field.name if name is None else f"{field.name}[{name!r}]"
-                raise ValueError(f"`{where}` is {entry}, but must be a finite number.")

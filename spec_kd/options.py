@@ -10,7 +10,7 @@ import math
 import operator
 import os
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields, replace
 from functools import partial
 from numbers import Integral, Real
@@ -172,6 +172,20 @@ def refuse(*problems: tuple[object, str]) -> None:
     for is_there, message in problems:
         if is_there:
             raise ValueError(message)
+
+
+def check_finite_options(options: "DataclassInstance") -> None:
+    """Raises `ValueError` for a field of a dataclass, or an entry of one that is a dict, that is NaN or infinite."""
+    given = {field.name: getattr(options, field.name, None) for field in fields(options)}
+    entries = {
+        f"{name}[{key!r}]": entry
+        for name, value in given.items()
+        if isinstance(value, Mapping)
+        for key, entry in value.items()
+    }
+    for name, value in {**given, **entries}.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` is {value}, but must be a finite number.")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -51,8 +51,7 @@ def check_packing(model: PreTrainedModel, role: str) -> None:
         packed = model(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False).logits
         return _compare(model, list(packed.split(PROBE_LENGTHS, dim=1)), alone)
 
-    difference = _probe(model, "packed", find_difference)
-    if difference is not None:
+    if (difference := _probe(model, "packed", find_difference)) is not None:
         raise ValueError(
             f"{type(unwrap_peft(model)).__name__} ({role}) does not keep packed sequences apart: logits differ by up "
             f"to {difference:.3g} from those of the same sequences alone. Set `packing=False` and "
@@ -76,8 +75,7 @@ def check_padding(model: PreTrainedModel, role: str) -> None:
         padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return _compare(model, [row[None, :n] for row, n in zip(padded, PROBE_LENGTHS, strict=True)], alone)
 
-    difference = _probe(model, "padded", find_difference)
-    if difference is not None:
+    if (difference := _probe(model, "padded", find_difference)) is not None:
         raise ValueError(
             f"{type(unwrap_peft(model)).__name__} ({role}) reads padding as text: logits of a padded sequence differ "
             f"by up to {difference:.3g} from those of the same sequence alone. Use a batch size of 1."
@@ -106,8 +104,7 @@ def check_fused_log_probs(model: PreTrainedModel, role: str) -> None:
         ]
         return _compare(model, fused, own)
 
-    difference = _probe(model, "fused", find_difference)
-    if difference is not None:
+    if (difference := _probe(model, "fused", find_difference)) is not None:
         found = "fails" if difference == float("inf") else f"gives log-probabilities that are off by {difference:.3g}"
         raise ValueError(
             f"TRL's fused head {found} on {type(unwrap_peft(model)).__name__} ({role}), so the loss would not be that "
@@ -193,10 +190,10 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
     expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
     if not are_equal_logits(logits, expected, is_exact=model.dtype == hidden.dtype == torch.float32):
         raise ValueError(
-            f"{type(model).__name__} ({role}) makes its logits in a way that is not known here: they differ by up to "
+            f"{type(model).__name__} ({role}) computes its logits in a way that is not known here: they differ by up to "
             f"{(logits - expected).abs().max().item():.3g} from head and hidden states with "
-            f"{LogitTransform.from_config(model.config)}. Training would aim at another distribution than the one it "
-            "serves. Please report the architecture; BlackBoxSFTTrainer does not need this."
+            f"{LogitTransform.from_config(model.config)}. Training would aim at a distribution other than the "
+            "one that is served. Please report the architecture; BlackBoxSFTTrainer can train it."
         )
 
 
@@ -283,9 +280,10 @@ def _generate(
     )
     shipped, model.generation_config = model.generation_config, config
     try:
-        mask = torch.ones_like(ids) if mask is None else mask
         output = cast("GenerativePreTrainedModel", model).generate(
-            input_ids=ids, attention_mask=mask, generation_config=config
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids) if mask is None else mask,
+            generation_config=config,
         )
     finally:
         model.generation_config = shipped

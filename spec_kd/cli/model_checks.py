@@ -1,4 +1,4 @@
-"""Checks of a model that do not read its weights: its configuration, the headers of its files, its modules."""
+"""Checks of models and trainings without weights: configurations, headers of files, modules, installed packages."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
 
 @contextmanager
 def naming_model(role: str, name: str) -> Iterator[None]:
-    """Names a model and its role in errors of what reads it; those of the Hub and of file formats do not.
+    """Adds the name and the role of a model to the errors of a block; those of the Hub and of file formats lack them.
 
     Args:
         role (`str`): What the model is, such as `"target"`.
@@ -94,7 +94,9 @@ def check_weight_files(role: str, folder: Path) -> None:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"`{index}` of the {role} is damaged. Copy or download the file again.") from error
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ValueError(f"the {role} `{folder}` lacks {', '.join(missing)}, which `{index.name}` lists.")
+            raise ValueError(
+                f"the {role} `{folder}` lacks {', '.join(missing)}, which `{index.name}` lists. Copy or download them."
+            )
 
 
 def check_dtype(name: str, value: object) -> None:
@@ -114,26 +116,25 @@ def check_engine_package(engine: str) -> None:
 def check_loading_options(name: str, options: Record) -> None:
     """Raises `ValueError` for arguments that `from_pretrained` does not know and that are no setting of the model."""
     if options.get("trust_remote_code") or not options:
-        return  # code of the model's own may take anything
+        return  # the model's own code may take any argument
     with naming_model("target", name):
         _, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options)
     known = list_loading_options()
-    for option in unused:
-        if option not in known and option in options:
-            raise ValueError(
-                f"`engine_kwargs` has `{option}`, which `from_pretrained` does not know.{suggest(option, known)}"
-            )
+    if unknown := [option for option in unused if option in options and option not in known]:
+        raise ValueError(
+            f"`engine_kwargs` has `{unknown[0]}`, which `from_pretrained` does not know.{suggest(unknown[0], known)}"
+        )
 
 
 def build_without_weights(config: PreTrainedConfig, options: Record) -> PreTrainedModel | None:
-    """The modules of a model, on no device; `None` for one that is not a plain language model."""
+    """Builds the modules of a model on the meta device; `None` for a model that is not a plain language model."""
     kept = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if options.get(name)}
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, **kept)
     except ImportError:
         raise
-    except Exception:  # a model of its own kind is built where it is trained
+    except Exception:  # only its trainer can build a model of another kind
         return None
 
 
@@ -166,8 +167,7 @@ def check_training(config: DraftConfig, draft: ModelConfig) -> None:
     if model is not None:
         Trainer.get_optimizer_cls_and_kwargs(config, model)  # raises for a package that is not installed
     available = get_available_reporting_integrations()
-    for tracker in cast(list[str], config.report_to):
-        if tracker not in available:
-            raise ValueError(f"`report_to` names {tracker!r}, which is not installed.{suggest(tracker, available)}")
+    if missing := [tracker for tracker in cast(list[str], config.report_to) if tracker not in available]:
+        raise ValueError(f"`report_to` names {missing[0]!r}, which is not installed.{suggest(missing[0], available)}")
     if getattr(config, "use_vllm", False):
         check_engine_package("vllm")

@@ -90,9 +90,8 @@ def load_recipe(path: str | Path) -> Recipe:
         _check_names(values, SECTIONS)
         if missing := [name for name in REQUIRED if values.get(name) is None]:
             raise ValueError(f"{' and '.join(f'`{name}`' for name in missing)} missing.")
-        for name in ("draft", "output_dir"):
-            if not isinstance(values[name], str):
-                raise ValueError(f"`{name}` must be text, got {values[name]!r}.")
+        given = {name: values[name] for name in ("draft", "output_dir")}
+        refuse(*((not isinstance(v, str), f"`{name}` must be text, got {v!r}.") for name, v in given.items()))
         values["output_dir"] = read_paths("output_dir", values["output_dir"])
         builder = _Builder(values, os.path.dirname(path))
         recipe = Recipe(
@@ -134,9 +133,7 @@ class _Builder:
     def read(self, section: JsonValue, kind: str) -> JsonObject:
         """A section with its paths placed; raises `ValueError` for an option that the recipe sets."""
         section = place_paths(_as_mapping({} if section is None else section), self.folder)
-        for name in SET_BY_RECIPE[kind]:
-            if name in section:
-                raise ValueError(f"`{name}` is set by the recipe. Leave it out.")
+        refuse(*((name in section, f"`{name}` is set by the recipe. Leave it out.") for name in SET_BY_RECIPE[kind]))
         return section
 
     def build_part(self, name: str, part: JsonValue) -> Part:
@@ -267,9 +264,7 @@ def _as_mapping(section: JsonValue, name: str = "the section") -> Record:
 
 
 def _check_names(section: Record, known: tuple[str, ...]) -> None:
-    for name in section:
-        if name not in known:
-            raise ValueError(f"there is no `{name}`.{suggest(str(name), known)}")
+    refuse(*((name not in known, f"there is no `{name}`.{suggest(str(name), known)}") for name in section))
 
 
 @contextmanager

@@ -127,10 +127,11 @@ def check_call(call: TrainCall) -> None:
 def build_trainer(call: TrainCall, rows: Dataset) -> DraftTrainer:
     """Builds the trainer of a method on these rows; raises what the trainer raises for them."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
-    has_signal = "teacher_info" in rows.column_names
     is_live = False
     if isinstance(config, spec_kd.WhiteBoxDistillConfig):
-        if config.teacher_model_name_or_path is None and not (method == "white_box" and has_signal):
+        if config.teacher_model_name_or_path is None and not (
+            method == "white_box" and "teacher_info" in rows.column_names
+        ):
             config.teacher_model_name_or_path = arguments.target
         is_live = config.teacher_model_name_or_path is not None
     if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
@@ -150,7 +151,10 @@ def build_trainer(call: TrainCall, rows: Dataset) -> DraftTrainer:
     callbacks: list[TrainerCallback] = []
     if config.eval_strategy != "no":
         held_out, rows = hold_out_rows(rows, min(arguments.num_held_out, max(1, len(rows) // 20)))
-        if is_live or can_be_replayed(rows):
+        info = read_teacher_info(rows)
+        # replay needs no target for greedy rows, and for those with log p at their sampling temperature
+        can_replay = info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)
+        if is_live or can_replay:
             limit = max(map(len, held_out["completion_ids"])) if "completion_ids" in rows.column_names else None
             callbacks.append(
                 spec_kd.SpeculativeEvalCallback(
@@ -184,12 +188,6 @@ def check_completions(rows: Dataset) -> None:
             f"{missing} of {len(rows)} rows have no `completion`. Let the target complete them (`spec-kd respond`), or "
             "remove them."
         )
-
-
-def can_be_replayed(rows: Dataset) -> bool:
-    """Whether rows can be replayed without the target: greedy ones, or with log p at their sampling temperature."""
-    info = read_teacher_info(rows)
-    return info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)
 
 
 def find_last_checkpoint(output_dir: str) -> str | None:

@@ -12,6 +12,7 @@ import yaml
 
 from spec_kd.cli.paths import PATH_OPTIONS
 from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
+from spec_kd.options import refuse
 
 
 def read_yaml(path: str | Path) -> JsonObject:
@@ -36,9 +37,8 @@ def read_yaml(path: str | Path) -> JsonObject:
 
 def check_keys(values: Mapping[object, object], where: str) -> None:
     """Raises `ValueError` for a key that is no text, such as a number, or `on`, which YAML reads as true."""
-    for key in values:
-        if not isinstance(key, str):
-            raise ValueError(f"{where} has the key {key!r}, but keys must be names. Put it in quotes if it is one.")
+    fix = "but keys must be names. Put it in quotes if it is one."
+    refuse(*((not isinstance(key, str), f"{where} has the key {key!r}, {fix}") for key in values))
 
 
 class _UniqueKeys(yaml.SafeLoader):

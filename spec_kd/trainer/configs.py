@@ -5,12 +5,19 @@ from dataclasses import dataclass
 import torch
 from trl import SFTConfig
 
-from spec_kd.finite import check_finite_options
 from spec_kd.losses import JensenShannon, TokenLoss, build_divergence, build_selection
 from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.losses.selection import ALL_TOKENS
 from spec_kd.open_types import Arguments, Call, JsonObject
-from spec_kd.options import check_int, check_number, document_own_options, option, read_path, refuse
+from spec_kd.options import (
+    check_finite_options,
+    check_int,
+    check_number,
+    document_own_options,
+    option,
+    read_path,
+    refuse,
+)
 from spec_kd.secrets import strip_secrets
 
 InitKwargs = Arguments | str | None
