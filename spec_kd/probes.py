@@ -190,10 +190,10 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
     expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
     if not are_equal_logits(logits, expected, is_exact=model.dtype == hidden.dtype == torch.float32):
         raise ValueError(
-            f"{type(model).__name__} ({role}) computes its logits in a way that is not known here: they differ by up to "
-            f"{(logits - expected).abs().max().item():.3g} from head and hidden states with "
-            f"{LogitTransform.from_config(model.config)}. Training would aim at a distribution other than the "
-            "one that is served. Please report the architecture; BlackBoxSFTTrainer can train it."
+            f"{type(model).__name__} ({role}) computes its logits in a way that is not known here: they differ by up "
+            f"to {(logits - expected).abs().max().item():.3g} from head and hidden states with "
+            f"{LogitTransform.from_config(model.config)}. Training would aim at a distribution other than the one that "
+            "is served. Please report the architecture; BlackBoxSFTTrainer can train it."
         )
 
 
