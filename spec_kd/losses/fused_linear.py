@@ -166,8 +166,8 @@ class _FusedLinearDivergence(torch.autograd.Function):
             for tensor, need in zip((hidden, weight, bias), needs, strict=True)
         ]
         num_tokens = hidden.shape[0]
-        per_token = [hidden.new_zeros(num_tokens, dtype=torch.float32) for _ in range(4)]
-        is_top1 = torch.zeros(num_tokens, dtype=torch.bool, device=hidden.device)
+        dtypes = [torch.float32] * 4 + [torch.bool]  # of loss, divergence, entropy, alpha and `is_top1`
+        per_token = [hidden.new_zeros(num_tokens, dtype=dtype) for dtype in dtypes]
 
         width = choose_row_width(vocab_size, hidden.device.type)
         head = weight[:width].to(compute_dtype)  # (V, H), or a few more rows
@@ -182,16 +182,16 @@ class _FusedLinearDivergence(torch.autograd.Function):
             project(hidden[chunk].to(compute_dtype), head, out=products)
             raw = products[:, :vocab_size]  # (n, V)
             target = _ask_teacher(teacher, chunk, raw.shape)
-            measured = ([t[chunk] for t in per_token], is_top1[chunk])
-            grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings, *measured)
+            measured = [values[chunk] for values in per_token]
+            grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings, measured)
             if grad_raw is not None:
                 _accumulate_gradients(_align(grad_raw, products), chunk, hidden, head, weight, gradients)
 
         ctx.save_for_backward(*gradients)
         ctx.input_dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
-        loss, divergence, entropy, alpha = per_token
-        ctx.mark_non_differentiable(divergence, entropy, alpha, is_top1)
-        return loss.sum(), divergence, entropy, alpha, is_top1
+        loss, *metrics = per_token
+        ctx.mark_non_differentiable(*metrics)
+        return loss.sum(), *metrics
 
     @staticmethod
     @once_differentiable
@@ -220,7 +220,6 @@ def _run_tiles(
     labels: torch.Tensor,
     settings: TileSettings,
     per_token: Sequence[torch.Tensor],
-    is_top1: torch.Tensor,
 ) -> torch.Tensor | None:
     """Fills the measurements of a chunk, and returns the gradient of its raw logits, which may take their place."""
     num_tokens, vocab_size = raw.shape
@@ -230,10 +229,9 @@ def _run_tiles(
     for start in range(0, num_tokens, tile_tokens):
         tile = slice(start, start + tile_tokens)
         result = compute_tile(raw[tile], bias, target[tile], labels[tile], settings)
-        values = (result.loss, result.divergence, result.entropy, result.alpha)
+        values = (result.loss, result.value, result.entropy, result.alpha, result.is_top1)
         for measured, value in zip(per_token, values, strict=True):
             measured[tile] = float("nan") if value is None else value
-        is_top1[tile] = result.is_top1
         if result.gradient is None:
             continue
         if tile_tokens >= num_tokens:

@@ -42,15 +42,16 @@ class TileSettings:
 
 
 @dataclass(frozen=True)
-class TileResult:
-    """Results per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; gradient `(n, V)`."""
+class TileResult(TokenDivergence):
+    """The divergence, with dloss/draw as its gradient.
+
+    Args:
+        loss (`torch.Tensor`): Loss per token, float32 `(n,)`.
+        is_top1 (`torch.Tensor`): Whether the label is the draft's most likely token, bool `(n,)`.
+    """
 
     loss: torch.Tensor
-    divergence: torch.Tensor
-    entropy: torch.Tensor
-    alpha: torch.Tensor | None
     is_top1: torch.Tensor
-    gradient: torch.Tensor | None
 
 
 def compute_tile(
@@ -91,7 +92,7 @@ def compute_tile(
             gradient = gradient.mul_(settings.logit_scale)
         if raw.dtype != torch.float16:  # here, so that a compiler writes that dtype at once
             gradient = gradient.to(raw.dtype)
-    return TileResult(loss, found.value, found.entropy, found.alpha, z.argmax(-1) == labels, gradient)
+    return TileResult(found.value, found.entropy, found.alpha, gradient, loss, z.argmax(-1) == labels)
 
 
 def _transform(

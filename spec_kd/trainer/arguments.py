@@ -73,13 +73,18 @@ def get_load_options(args: DraftConfig, init_kwargs: InitKwargs) -> Arguments:
 
 def check_tokens(processing_class: ProcessingClass | None, args: DraftConfig) -> None:
     """Raises `ValueError` without a tokenizer or an EOS token (a missing pad token is replaced by EOS, as in TRL)."""
-    if processing_class is None:
-        raise ValueError("No tokenizer was found with the model. Pass the target's as `processing_class`.")
-    if args.eos_token is None and get_tokenizer(processing_class).eos_token is None:
-        raise ValueError(
+    eos_token = args.eos_token or (processing_class and get_tokenizer(processing_class).eos_token)
+    refuse(
+        (
+            processing_class is None,
+            "No tokenizer was found with the model. Pass the target's as `processing_class`.",
+        ),
+        (
+            eos_token is None,
             "The processing class has no `eos_token`, so the draft could not learn where a response ends (nor have "
-            "a default for a missing `pad_token`). Set `tokenizer.eos_token` to the target's."
-        )
+            "a default for a missing `pad_token`). Set `tokenizer.eos_token` to the target's.",
+        ),
+    )
 
 
 def check_datasets(

@@ -83,8 +83,7 @@ def find_whole_checkpoint(output_dir: str | Path) -> tuple[Path | None, dict[Pat
     damages: dict[Path, str] = {}
     folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint_name(path)]
     for folder in sorted(folders, key=lambda path: -int(path.name.rpartition("-")[2])):
-        damage = find_damage(folder)
-        if damage is None:
+        if (damage := find_damage(folder)) is None:
             return folder, damages
         damages[folder] = damage
     return None, damages

@@ -105,8 +105,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         check_output_dir(args.output_dir)
         check_tokens(processing_class, args)
         train_dataset = check_datasets(args, train_dataset, eval_dataset, formatting_func)
-        self.dataset_name = find_dataset_name(train_dataset)
-        self.target_name = find_target_name(train_dataset)
+        self.dataset_name, self.target_name = find_dataset_name(train_dataset), find_target_name(train_dataset)
         if isinstance(model, str) and find_adapter(model, options) is not None:
             options |= {} if quantization_config is None else {"quantization_config": quantization_config}
             placement = {} if args.distributed_state.distributed_type == DistributedType.NO else {"device_map": None}
@@ -348,14 +347,11 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         card, own = folder / "README.md", Path(str(self.args.output_dir)) / "README.md"
         if card.is_file() and not is_generated(card):
             remove_paths(card)  # the user's own card, to which PEFT adds
-            return
-        is_own = folder.resolve() == own.parent.resolve()
-        is_checkpoint = not is_own and is_checkpoint_name(folder)
-        if is_checkpoint and not card.exists():
-            return  # the card of the output folder is for all checkpoints
-        if is_own or not own.exists():
+        elif folder.resolve() == own.parent.resolve():
             self.create_model_card()
-        if not is_own:
+        elif card.exists() or not is_checkpoint_name(folder):  # the output folder's card is for all checkpoints
+            if not own.exists():
+                self.create_model_card()
             shutil.copy(own, card)
             carry_model_card(None, folder, keep_name=True)
 

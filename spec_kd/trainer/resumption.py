@@ -58,14 +58,12 @@ class ResumableTraining(Trainer):
         Raises:
             ValueError: For a damaged checkpoint that is given by name, or with `True` if no checkpoint is whole.
         """
-        checkpoint = self._choose_checkpoint(resume_from_checkpoint or None)
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint) if resume_from_checkpoint else None
         self._has_ended = False
         self._load_run_state(None if checkpoint is None else Path(checkpoint))
         return super().train(checkpoint, *args, **kwargs)
 
-    def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
-        if asked is None:
-            return None
+    def _choose_checkpoint(self, asked: str | bool) -> str:
         is_main = self.accelerator.is_main_process
         found = _find_checkpoint(asked, str(self.args.output_dir)) if is_main else [None, None]
         checkpoint, problem = broadcast_object_list(found)

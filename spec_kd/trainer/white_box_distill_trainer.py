@@ -148,7 +148,12 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             self.processing_class, self._get_target_vocab_size(), args.chat_template_path
         )
         check_logits_are_known(self.model, "draft")
-        self._check_auxiliary_loss()
+        if self.aux_loss_enabled and not gives_auxiliary_loss(self.model):
+            self.aux_loss_enabled = False
+            logger.warning(
+                f"{type(unwrap_peft(self.model)).__name__} does not return the load-balancing loss of its experts. It "
+                f"is trained without this loss, although `router_aux_loss_coef={self.router_aux_loss_coef}`."
+            )
         self._teacher: Teacher = self._stored_teacher or self._load_frozen("teacher", *models["teacher"], vocab_size)
         self.teacher_model = self._teacher.model
         self._reference = None
@@ -171,14 +176,6 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         if role != "teacher":
             check_plain_head(model, role)
         super()._check_reading(model, role)
-
-    def _check_auxiliary_loss(self) -> None:
-        if self.aux_loss_enabled and not gives_auxiliary_loss(self.model):
-            self.aux_loss_enabled = False
-            logger.warning(
-                f"{type(unwrap_peft(self.model)).__name__} does not return the load-balancing loss of its experts. It "
-                f"is trained without this loss, although `router_aux_loss_coef={self.router_aux_loss_coef}`."
-            )
 
     def _load_frozen(
         self, role: str, model: str | PreTrainedModel, init_kwargs: InitKwargs, vocab_size: int

@@ -111,25 +111,31 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             top_p=self.top_p,
         )
 
-    def check_live_models(self, has_teacher: bool, has_reference: bool) -> None:
-        """Raises `ValueError` unless there are live models to ask about completions that are generated.
+    def check_inputs(self, teacher_model: object, ref_model: object, is_stream: bool) -> None:
+        """Raises `ValueError` unless there are live models to ask about completions, and a dataset that fits.
 
         Args:
-            has_teacher (`bool`): Whether there is a live target.
-            has_reference (`bool`): Whether there is a live reference draft.
+            teacher_model (*optional*), ref_model (*optional*):
+                Arguments of the trainer, in place of which these options may name a live target and reference draft.
+            is_stream (`bool`): Whether the training set is an `IterableDataset`.
         """
-        selection = self.build_loss().selection
+        selection, needs_model = self.build_loss().selection, self.lmbda > 0 and self.ref_model_name_or_path is None
         refuse(
             (
-                not has_teacher,
+                teacher_model is None and self.teacher_model_name_or_path is None,
                 "OnlineGKDTrainer needs a live `teacher_model`: a stored signal belongs to the dataset's completions, "
                 "not to generated ones. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer.",
             ),
             (
-                self.lmbda > 0 and selection and selection.needs_reference and not has_reference,
+                needs_model and ref_model is None and selection is not None and selection.needs_reference,
                 f"`token_selection={self.token_selection!r}` needs a live `ref_model` with `lmbda={self.lmbda}`: the "
                 "scores of a `reference_forward_kl` column belong to the dataset's completions, not to generated ones. "
                 "Pass `ref_model`, or set `lmbda=0`.",
+            ),
+            (
+                self.num_iterations > 1 and is_stream,
+                f"`num_iterations={self.num_iterations}` repeats the examples of an optimizer step, which needs a "
+                "`Dataset` with a length. Set it to 1 for an `IterableDataset`.",
             ),
         )
 

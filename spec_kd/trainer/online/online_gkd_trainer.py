@@ -141,16 +141,9 @@ class OnlineGKDTrainer(GeneratingTrainer):
         if args.mode == "streaming":
             self._method = "online (streaming) distillation"
             self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
-        args.check_live_models(teacher_model is not None, ref_model is not None)
+        args.check_inputs(teacher_model, ref_model, isinstance(train_dataset, IterableDataset))
         if args.use_vllm:
             check_vllm(args, model, args.world_size)
-        if args.num_iterations > 1 and isinstance(train_dataset, IterableDataset):
-            raise ValueError(
-                f"`num_iterations={args.num_iterations}` repeats the examples of an optimizer step, which needs a "
-                "`Dataset` with a length. Set it to 1 for an `IterableDataset`."
-            )
         super().__init__(
             model,
             args,
@@ -302,11 +295,8 @@ class OnlineGKDTrainer(GeneratingTrainer):
         rebuilt = []
         for batch, batch_rows in zip(batches, rows, strict=True):
             are_drawn = list(islice(flags, len(batch_rows)))
-            if any(are_drawn):
-                batch = collate(
-                    [next(generated) if is_one else row for is_one, row in zip(are_drawn, batch_rows, strict=True)]
-                )
-            rebuilt.append(batch)
+            new = [next(generated) if is_one else row for is_one, row in zip(are_drawn, batch_rows, strict=True)]
+            rebuilt.append(collate(new) if any(are_drawn) else batch)
         self._log_generation(completions, len(is_drawn), time.perf_counter() - start, device)
         responses = [[prompt, completion.ids] for prompt, completion in zip(prompts, completions, strict=True)]
         return Window(source=batches, batches=rebuilt, generated=responses)

@@ -99,12 +99,8 @@ class RequestServer(CompletionWriter):
         self, prompt: list[int], completion: ServedCompletion
     ) -> JsonObject:
         """A training row with the loss at the trained positions, and the target's signal at every token written."""
-        if self.streaming.trained_positions == "all":
-            labels = list(completion.ids)
-        else:
-            labels = [IGNORED_LABEL] * len(completion.ids)
-            for position in completion.rejected_positions:
-                labels[position] = completion.ids[position]
+        trains_all, rejected = self.streaming.trained_positions == "all", set(completion.rejected_positions)
+        labels = [id if trains_all or i in rejected else IGNORED_LABEL for i, id in enumerate(completion.ids)]
         name, entries = LOGPROB_COLUMN, list[Argument](completion.token_logprobs or ())
         if completion.sparse is not None:  # packed and unpacked, so that a signal is rounded as in a dataset
             content = pack_sparse(completion.sparse, self.info)

@@ -5,11 +5,11 @@ the tests run TRL's real class over stand-ins for `vllm.LLM` and for TRL's clien
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
@@ -19,14 +19,9 @@ from spec_kd.open_types import Argument, Call, JsonObject
 from spec_kd.options import refuse
 from spec_kd.sampling.generation import cut_after_eos, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
 from spec_kd.trainer.online.writers import CompletionWriter, seeded
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-    from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-
 
 RULED_OUT = -100.0
 """The lowest logit bias that vLLM's servers accept: a factor of 4e-44 on the probability."""
@@ -56,11 +51,11 @@ class VLLMWriter(CompletionWriter):
 
     def __init__(
         self,
-        model: "PreTrainedModel | PeftModel",
+        model: PreTrainedModel | PeftModel,
         accelerator: Accelerator,
         processing_class: ProcessingClass,
         options: SamplingOptions,
-        args: "OnlineGKDConfig",
+        args: OnlineGKDConfig,
     ):
         draft = unwrap_peft(model)
         self._accelerator, self._options = accelerator, options
@@ -166,7 +161,7 @@ def import_vllm_generation() -> Call[Argument]:
     return VLLMGeneration
 
 
-def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftModel", num_processes: int) -> None:
+def check_vllm(args: OnlineGKDConfig, model: str | PreTrainedModel | PeftModel, num_processes: int) -> None:
     """Checks, before anything is loaded, that a [`VLLMWriter`] of the draft can be made.
 
     Args:

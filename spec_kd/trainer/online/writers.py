@@ -104,8 +104,7 @@ class ModelWriter(CompletionWriter):
         written: dict[int, Completion] = {}
         for first in range(0, len(order), size):
             batch = order[first : first + size]
-            groups = group_for_generation(models[self.roles[0]], [prompts[i] for i in batch])
-            for group in groups:
+            for group in group_for_generation(models[self.roles[0]], [prompts[i] for i in batch]):
                 rows = [batch[i] for i in group]
                 completions = self._write_batch(models, [prompts[i] for i in rows], f"{seed}:{first + group[0]}")
                 written |= dict(zip(rows, completions, strict=True))

@@ -134,20 +134,25 @@ class LiveTargets(Targets):
 
     def explain_non_finite(self, loss: TokenLoss) -> str | None:
         """As [`Targets.explain_non_finite`]: hidden states or logits that overflow, or ids that are ruled out."""
-        if not torch.isfinite(self.hidden).all():
-            return (
-                f"The teacher's hidden states overflow in {self.hidden.dtype}, with weights that are finite. Load it "
-                "in bfloat16 or float32 (`teacher_model_init_kwargs`)."
-            )
         logits = self.head(self.hidden[:, :1])
-        if (logits == -math.inf).any():
-            return (
+        causes = (
+            (
+                not torch.isfinite(self.hidden).all(),
+                f"The teacher's hidden states overflow in {self.hidden.dtype}, with weights that are finite. Load it "
+                "in bfloat16 or float32 (`teacher_model_init_kwargs`).",
+            ),
+            (
+                (logits == -math.inf).any(),
                 f"The teacher gives some ids a logit of -inf, and {loss.divergence.name!r} has no finite value where "
-                "only one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined there."
-            )
-        if not torch.isfinite(logits).all():
-            return "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32."
-        return None
+                "only one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined "
+                "there.",
+            ),
+            (
+                not torch.isfinite(logits).all(),
+                "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32.",
+            ),
+        )
+        return next((words for is_it, words in causes if is_it), None)
 
 
 class LiveTeacher(Teacher):

@@ -94,8 +94,7 @@ class ServedTeacher(StoredTeacher):
 
     def __init__(self, info: TeacherInfo, live: LiveTeacher):
         super().__init__(info)
-        self._live = live
-        self.model = live.model
+        self._live, self.model = live, live.model
 
     def compute_targets(self, inputs: JsonObject) -> Targets:
         """Takes the columns out of `inputs`, or runs the target over inputs without them."""
@@ -116,13 +115,9 @@ def describe_served_signal(
         target (`PreTrainedModel`): The target.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer.
         options (`SamplingOptions`): How requests are served.
-        signal (`SignalSpec`): What to keep.
+        signal (`SignalSpec`): What to keep, complete.
         temperature (`float`): Temperature of the distribution that is kept: that of the loss.
-
-    Raises:
-        ValueError: For an unknown method, or a number out of its range.
     """
-    signal = signal.complete()
     name = get_config_model_id(target.config)
     return TeacherInfo(
         target_name=name,
