@@ -8,7 +8,6 @@ with a sparse teacher; recomputing the logits in the backward, as chunked losses
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -18,7 +17,7 @@ from spec_kd.heads import accumulate_product, project, project_back
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.sparse import SparseTensors
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
-from spec_kd.open_types import Chunk
+from spec_kd.open_types import Argument, Chunk
 from spec_kd.options import check_number
 
 # Elements of one `(chunk, V)` buffer; two live at a time, draft logits (overwritten by their gradient) and teacher's.
@@ -38,7 +37,6 @@ GPU_ALIGNMENT = 8
 HEAP_BYTES = 24 * 2**20
 
 Teacher = Callable[[Chunk], torch.Tensor | SparseTensors]
-Context: TypeAlias = Any  # type: ignore[explicit-any]  # an object of torch that takes attributes
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def choose_row_width(vocab_size: int, device_type: str) -> int:
 class _FusedLinearDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Context,
+        ctx: Argument,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -195,7 +193,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Argument, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # A copy would be a second float32 head; but a retained graph runs again on the same saved gradients
         scale = torch.Tensor.mul if is_graph_retained() else torch.Tensor.mul_
         saved = zip(ctx.saved_tensors, ctx.input_dtypes, strict=True)

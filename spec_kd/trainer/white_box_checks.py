@@ -16,7 +16,7 @@ from spec_kd.open_types import Call
 from spec_kd.options import refuse
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset, get_load_options
 from spec_kd.trainer.configs import DraftConfig, InitKwargs, WhiteBoxDistillConfig
-from spec_kd.trainer.teachers.stored import check_evaluation_signal, check_stored_teacher
+from spec_kd.trainer.teachers.stored import check_stored_teacher, read_teacher_info
 from spec_kd.vocabulary import (
     ProcessingClass,
     VocabularyMismatchError,
@@ -113,12 +113,24 @@ def check_stored_run(
         ValueError: As [`check_stored_teacher`], for evaluation sets without the signal, or if prompts are trained on.
     """
     check_stored_teacher(info, loss, processing_class)
-    check_evaluation_signal(eval_dataset, info)
-    if args.completion_only_loss is False:
-        raise ValueError(
-            "`completion_only_loss=False` trains on the prompts as well, of which the dataset's teacher signal says "
-            "nothing. Drop it, or pass a `teacher_model`."
+    datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
+    for name, dataset in datasets.items():
+        found = read_teacher_info(dataset)
+        what = "no teacher signal" if found is None else f"a teacher signal of {found.method!r}"
+        refuse(
+            (
+                dataset is not None and (found is None or found.sparse_method != info.sparse_method),
+                f"The {name} dataset has {what}, the training set one of {info.method!r}. Make both the same way, or "
+                "leave `eval_dataset` out and measure acceptance with `SpeculativeEvalCallback`.",
+            )
         )
+    refuse(
+        (
+            args.completion_only_loss is False,
+            "`completion_only_loss=False` trains on the prompts as well, of which the dataset's teacher signal says "
+            "nothing. Drop it, or pass a `teacher_model`.",
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -50,17 +50,15 @@ class GeneratingTrainer(WhiteBoxDistillTrainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: JsonObject, *args: Argument, **kwargs: Argument
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """As `SFTTrainer.prediction_step`."""
+        """As `SFTTrainer.prediction_step`, of completions that are generated if the dataset has prompts only."""
         if self._writes_completions:
-            inputs = self._complete_batch(inputs)
+            number = self._num_evaluated_batches
+            self._num_evaluated_batches += 1
+            rows = read_rows(inputs)
+            prompts = [find_prompt(row, f"Row {i} of evaluation batch {number}") for i, row in enumerate(rows)]
+            completions = self._write(prompts, f"{self.args.seed}:evaluation:{number}:{self.args.process_index}")
+            inputs = self.data_collator(list(map(self._writer.make_row, prompts, completions)))
         return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def _complete_batch(self, batch: JsonObject) -> JsonObject:
-        number = self._num_evaluated_batches
-        self._num_evaluated_batches += 1
-        prompts = [find_prompt(row, f"Row {i} of evaluation batch {number}") for i, row in enumerate(read_rows(batch))]
-        completions = self._write(prompts, f"{self.args.seed}:evaluation:{number}:{self.args.process_index}")
-        return self.data_collator(list(map(self._writer.make_row, prompts, completions)))
 
     def _write(self, prompts: list[list[int]], seed: str) -> Sequence[Completion]:
         # entered without prompts too: under ZeRO-3 all processes gather the parameters together

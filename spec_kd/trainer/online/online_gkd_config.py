@@ -10,7 +10,6 @@ from spec_kd.trainer.online.options import INSTEAD, StreamingOptions, TRLDistill
 from spec_kd.trainer.online.writers import SOURCES
 
 MODES = ("on_policy", "streaming")
-DEFAULTS_OF_TRL = "`GKDConfig` has beta=0.5 and temperature=0.9; `DistillationConfig` beta=1.0 and learning_rate=1e-06"
 # What options of on-policy runs have to be when requests are served
 WHEN_STREAMING = {"lmbda": 1.0, "sample_from": "draft", "num_iterations": 1, "top_k": 0, "top_p": 1.0}
 
@@ -180,7 +179,8 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             f"Divergence {self.divergence}{'' if self.beta is None else f' (beta={self.beta})'} at temperature "
             f"{self.temperature}, learning rate {self.learning_rate}; {self.lmbda:.0%} of the completions are "
             f"generated, at temperature {self.generation_temperature} and with at most {self.max_new_tokens} tokens "
-            f"(in TRL, {DEFAULTS_OF_TRL})."
+            "(in TRL, `GKDConfig` has beta=0.5 and temperature=0.9; `DistillationConfig` beta=1.0 and "
+            "learning_rate=1e-06)."
         )
 
     def _check_rows(self) -> None:

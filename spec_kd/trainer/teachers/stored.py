@@ -14,7 +14,7 @@ from spec_kd.losses import Divergence, SignalSpec, SparseTensors, TokenLoss
 from spec_kd.open_types import JsonObject
 from spec_kd.options import refuse
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.arguments import AnyDataset, EvalDataset
+from spec_kd.trainer.arguments import AnyDataset
 from spec_kd.trainer.teachers.live import LiveTeacher, Targets, Teacher
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
 
@@ -158,19 +158,6 @@ def find_target_name(dataset: AnyDataset | None) -> str | None:
     except ValueError:  # of several targets, or damaged, which the reader of the signal reports
         return None
     return info.target_name if info is not None else None
-
-
-def check_evaluation_signal(eval_dataset: EvalDataset | None, info: TeacherInfo) -> None:
-    """Raises `ValueError` unless every evaluation set has a signal of the training set's kind."""
-    datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
-    for name, dataset in datasets.items():
-        found = read_teacher_info(dataset)
-        if dataset is not None and (found is None or found.sparse_method != info.sparse_method):
-            what = "no teacher signal" if found is None else f"a teacher signal of {found.method!r}"
-            raise ValueError(
-                f"The {name} dataset has {what}, the training set one of {info.method!r}. Make both the same way, or "
-                "leave `eval_dataset` out and measure acceptance with `SpeculativeEvalCallback`."
-            )
 
 
 def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: ProcessingClass) -> None:
