@@ -21,6 +21,7 @@ FINISHED = {
     "eos", "eos_token",  # text-generation-inference, Together
     "complete", "tool_call",  # Cohere
 }  # fmt: skip
+FAILURE_KEYS = {"status", "type", "level", "status_code", "body", "error"}
 FAILURES = ("failure", "failed", "error", "errored", "cancelled", "canceled", "expired")
 EMPTY: tuple[JsonValue, ...] = ("", [], {}, "{}", "[]")
 REASON_KEYS = ("finish_reason", "finishReason", "stop_reason", "done_reason")
@@ -69,6 +70,8 @@ def check_succeeded(record: Record) -> None:
 
 
 def _has_failed(part: Record) -> bool:
+    if FAILURE_KEYS.isdisjoint(part):  # as of most records, which this is called for
+        return False
     words = [part[key] for key in ("status", "type", "level") if isinstance(part.get(key), str)]
     code, body = part.get("status_code"), part.get("body")
     errors = [part.get("error"), isinstance(body, dict) and body.get("error"), isinstance(code, int) and code >= 400]
@@ -78,10 +81,12 @@ def _has_failed(part: Record) -> bool:
 def _find_value(record: Record) -> tuple[str | None, JsonValue]:
     if record.get("choices"):
         return "choices", record
-    # `result`: of Anthropic's batches; elsewhere "success"
-    keys = (key for key in COMPLETION_KEYS if key != "result" or isinstance(record.get(key), dict))
-    values = ((key, record[key]) for key in keys if record.get(key) is not None)
-    return next(((key, value) for key, value in values if value not in EMPTY), (None, None))
+    for key in COMPLETION_KEYS:
+        value = record.get(key)
+        is_completion = key != "result" or isinstance(value, dict)  # of Anthropic's batches; elsewhere "success"
+        if value is not None and value not in EMPTY and is_completion:
+            return key, value
+    return None, None
 
 
 def find_fault(record: Record) -> str | None:

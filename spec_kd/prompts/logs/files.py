@@ -1,20 +1,22 @@
 """Files of logs: finds them, and reads their records one at a time."""
 
+import csv
 import glob
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from spec_kd.open_types import JsonValue
 from spec_kd.options import read_path
 from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
-from spec_kd.prompts.logs.tables import read_csv, read_parquet
 from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, is_whole_text, open_text, read_lines
 from spec_kd.prompts.logs.vllm import is_request_line
 
@@ -24,6 +26,7 @@ CHUNK = 2**20  # characters of a JSON array read at a time
 # Endings that log rotation appends: `.1`, `-20260131`, `.2026-01-31_12`.
 ROTATION = re.compile(r"[.-](?:\d{1,3}|\d{4}-?\d{2}(?:-?\d{2})?(?:[-_T]?\d{2}(?:[-_:]?\d{2}){0,2})?)(?=\.|$)")
 EVENT_STARTS = tuple(name.encode() for name in EVENT_FIELDS)
+DELIMITERS = ",;\t|"  # spreadsheets write semicolons in languages with a decimal comma
 SPACE = " \t\r\n,\x00\ufeff"
 # Keys of conversations and requests: a line of plain text that is JSON with one of these is a record, any other line a
 # prompt as it stands.
@@ -103,11 +106,11 @@ def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, Jso
     kind, number = find_kind(path), 0
     try:
         if kind == ".parquet":
-            yield from read_parquet(path)
+            yield from _read_parquet(path)
             return
         with open_text(path) as stream:
             if kind in (".csv", ".tsv"):
-                records = read_csv(stream, "\t" if kind == ".tsv" else None)
+                records = _read_csv(stream, "\t" if kind == ".tsv" else None)
             elif kind != ".txt" and _holds_values(path, kind, stream.peek(512)):
                 records = _read_values(stream)
             else:
@@ -208,3 +211,77 @@ def _parse(line: bytes, read: Callable[[bytes], JsonValue] = json.loads) -> Json
         return ValueError(f"not JSON ({error})")
     except RecursionError:
         return ValueError("JSON with too many nested brackets")
+
+
+def _read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple[int, JsonValue]]:
+    """The rows as dictionaries by the names in the first row, with their line numbers; empty cells are left out.
+
+    Args:
+        stream (`io.BufferedReader`): The file in UTF-8.
+        delimiter (`str`, *optional*): Character between cells; by default the one of [`DELIMITERS`] that the first row
+            has most often.
+
+    Returns:
+        `Iterator[tuple[int, Any]]`: Line numbers and rows. A row that cannot be read is replaced by a `ValueError`.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    lines = _Lines(stream)
+    first = next(lines, "")
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel writes such a line
+        delimiter, first = first.strip()[-1], next(lines, "")
+    rows = csv.reader(chain([first], lines), delimiter=delimiter or max(DELIMITERS, key=first.count), strict=True)
+    names: list[str] = []
+    start = lines.number
+    while True:
+        try:
+            cells = next(rows)
+            if not is_whole_text("".join(cells)):
+                raise ValueError("not UTF-8: save the table as UTF-8")
+        except StopIteration:
+            return
+        except (csv.Error, ValueError) as error:
+            yield start, error if isinstance(error, ValueError) else ValueError(f"no row of a table ({error})")
+        else:
+            if any(cells) and not names:
+                names = [name.strip() for name in cells]
+                if len(set(names)) < len(names):
+                    yield start, ValueError(f"two columns have the same name: {names}")
+                    return
+            elif any(cells) and len(cells) != len(names):
+                yield start, ValueError(f"{len(cells)} cells, but the first row names {len(names)} columns")
+            elif any(cells):
+                yield start, {name: cell for name, cell in zip(names, cells, strict=True) if cell != ""}
+        start = lines.number + 1
+
+
+class _Lines:
+    """Lines of text for `csv.reader`, which can go on after an error in one of them."""
+
+    def __init__(self, stream: io.BufferedReader):
+        self._lines, self.number = read_lines(stream), 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        if isinstance(line, Exception):
+            raise line
+        return line.decode(errors="surrogateescape")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, JsonValue]]:
+    """The rows without the `None` that Arrow adds; a `ValueError` in place of the first row that cannot be read."""
+    from datasets import Features
+
+    from spec_kd.data.arrow_padding import remove_row_padding  # imports torch, which other logs do not need
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            features = Features.from_arrow_schema(file.schema_arrow)
+            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield number, remove_row_padding(row, features)
+    except Exception as error:
+        yield number + 1, ValueError(f"the Parquet file cannot be read from here on ({error})")

@@ -71,7 +71,7 @@ def read_form(record: JsonValue, format: str = "auto") -> LoggedCall:
             raise ValueError("a turn of the user is empty")
         if mark := find_mark(message):
             raise ValueError(f"the text, or a part of it, was left out when it was logged ({mark!r})")
-    tools = dump_tools(call.tools or [])
+    tools = dump_tools(call.tools) if call.tools else ""
     if mark := next((mark for mark in MARKS if mark in tools), None):
         raise ValueError(f"a part of the tools was left out when it was logged ({mark!r})")
     return call

@@ -159,7 +159,7 @@ def _wrap_foreign(tool: Tool) -> Tool:
 
 def _find_fields(record: Record, request: Record) -> JsonObject:
     """Conversation, user and time of a record, each `None` if it has none."""
-    sources = [record, request]
+    sources = [record] if request is record else [record, request]
     sources += [metadata for source in sources if isinstance(metadata := parse_json(source.get("metadata")), dict)]
     name, user, time = (_find_scalar(sources, keys) for keys in (CONVERSATION_KEYS, USER_KEYS, TIME_KEYS))
     if time is None:
@@ -173,7 +173,7 @@ def _find_fields(record: Record, request: Record) -> JsonObject:
 
 
 def _find_scalar(sources: Sequence[Record], keys: Sequence[str]) -> JsonValue:
-    values = (source.get(key) for key in keys for source in sources)
+    values = [source[key] for key in keys for source in sources if key in source]
     return next((value for value in values if value not in (None, "") and not isinstance(value, dict | list)), None)
 
 

@@ -5,7 +5,6 @@ All that is understood is listed here. Anything else is an error, so that no tur
 
 import json
 from contextlib import suppress
-from itertools import chain
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
 
@@ -173,11 +172,12 @@ def _clean_tool_call(call: JsonValue) -> JsonObject:
 
 def find_mark(message: Message) -> str | None:
     """The mark of a logger in a message whose text it did not keep as a whole; `None` for a whole message."""
-    calls = (json.dumps(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
-    texts = [message["content"], message.get("reasoning_content", ""), *calls]
-    replaced = (text for text in texts if text in REPLACED_TEXTS)
-    shortened = (mark for text in texts for mark in MARKS if mark in text)
-    return next(chain(replaced, shortened), None)
+    texts = [message["content"]]
+    if len(message) > 2:
+        calls = (json.dumps(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
+        texts += [message.get("reasoning_content", ""), *calls]
+    marks = [mark for text in texts for mark in MARKS if mark in text]
+    return next((text for text in texts if text in REPLACED_TEXTS), marks[0] if marks else None)
 
 
 def parse_json(value: JsonValue) -> JsonValue:

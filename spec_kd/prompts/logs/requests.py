@@ -35,7 +35,7 @@ class Request:
 
 
 def find_part(record: Record, wanted: Sequence[str], places: Sequence[str] = REQUEST_KEYS) -> Record | None:
-    """The record itself or the request that is nested in it, whichever has one of the wanted keys; otherwise `None`.
+    """The record itself or the part that is nested in it, whichever has one of the wanted keys; otherwise `None`.
 
     Args:
         record (`dict`): Record of a log.
