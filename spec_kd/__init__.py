@@ -40,7 +40,7 @@ _ROOMS = {
     "spec_kd.prompts.filters": ("TextFilter",),
     "spec_kd.prompts.logs.completion_ids": ("add_completion_ids",),
     "spec_kd.prompts.mixing": ("MixOptions", "mix_prompts"),
-    "spec_kd.prompts.report": ("describe_prompts",),
+    "spec_kd.prompts.description": ("describe_prompts",),
     "spec_kd.prompts.logs.options": ("LogOptions",),
     "spec_kd.prompts.logs.query_logs": ("load_query_logs",),
     "spec_kd.prompts.synthesis.options": ("SynthesisOptions",),
@@ -86,12 +86,12 @@ if TYPE_CHECKING:
         register_sparse_method,
     )
     from spec_kd.prompts.curated import CuratedOptions, load_curated_prompts
+    from spec_kd.prompts.description import describe_prompts
     from spec_kd.prompts.filters import TextFilter
     from spec_kd.prompts.logs.completion_ids import add_completion_ids
     from spec_kd.prompts.logs.options import LogOptions
     from spec_kd.prompts.logs.query_logs import load_query_logs
     from spec_kd.prompts.mixing import MixOptions, mix_prompts
-    from spec_kd.prompts.report import describe_prompts
     from spec_kd.prompts.synthesis.options import SynthesisOptions
     from spec_kd.prompts.synthesis.synthesis import synthesize_queries
     from spec_kd.serving import serving_commands

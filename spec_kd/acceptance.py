@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.counting import DRAFT_SAMPLINGS, PAPER_COUNTING, Counting
+from spec_kd.options import check_choice, check_int, check_number, refuse
 
 
 def compute_alpha(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -155,17 +155,20 @@ def expect_rounds(
     a = acceptance.double().reshape(-1, acceptance.shape[-1])  # (P, N)
     num_texts, longest = a.shape
     lengths = torch.full((num_texts,), longest) if lengths is None else lengths.cpu()
-    if lengths.min() < 1:
-        raise ValueError("A text has no tokens: there is nothing to replay. Remove empty completions.")
-    if lengths.max() > max_new_tokens:
-        raise ValueError(
+    is_text = torch.arange(longest, device=a.device) < lengths.to(a.device)[:, None]
+    refuse(
+        (lengths.min() < 1, "A text has no tokens: there is nothing to replay. Remove empty completions."),
+        (
+            lengths.max() > max_new_tokens,
             f"A text has {int(lengths.max())} tokens, more than `max_new_tokens={max_new_tokens}`. Pass the limit that "
-            "the text was written under."
-        )
+            "the text was written under.",
+        ),
+        (
+            not (((a >= 0) & (a <= 1)) | ~is_text).all(),
+            "An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.",
+        ),
+    )
     lengths = lengths.to(a.device)
-    is_text = torch.arange(longest, device=a.device) < lengths[:, None]
-    if not (((a >= 0) & (a <= 1)) | ~is_text).all():
-        raise ValueError("An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.")
     a = torch.nn.functional.pad(a.masked_fill(~is_text, 0.0), (0, gamma))  # (P, N + gamma)
     if past_end is not None and counting.end == "passed":
         a.scatter_(1, lengths[:, None] + torch.arange(gamma, device=a.device), past_end[:, :gamma].to(a))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import cast
 
 from jinja2 import TemplateError
@@ -80,11 +81,7 @@ def find_first(text: str, parts: Iterable[str]) -> tuple[int, str] | None:
 
 
 def _load_eos_token_ids(processing_class: ProcessingClass) -> list[int]:
-    name = getattr(get_tokenizer(processing_class), "name_or_path", None)
-    if not name:
-        return []
-    try:
-        ids = GenerationConfig.from_pretrained(name).eos_token_id
-    except (OSError, ValueError):
-        return []
+    name, ids = getattr(get_tokenizer(processing_class), "name_or_path", None), None
+    with suppress(OSError, ValueError):
+        ids = GenerationConfig.from_pretrained(name).eos_token_id if name else None
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

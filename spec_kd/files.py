@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process is killed and whatever the disk does.
+"""Files that are whole or not there, whenever the process is killed and whatever the disk does; so are whole models.
 
 One rule for modes: what is written follows the umask, as what other tools write does.
 """
@@ -8,9 +8,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +28,12 @@ except ImportError:  # Windows, which does not remove a file that is open
 
 PART_SUFFIX = ".part"
 LOCK_FILE = "lock"
+ADAPTER_CONFIG = "adapter_config.json"
+# Hidden folders in that of a model: files that are being written, and whole ones that are moved to their places.
+STAGING, SEALED = ".export.part", ".export"
+FILE_LIST = ".files.json"
+# What an earlier save may have left: engines that load every weight file of a folder would load these too.
+WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*", ADAPTER_CONFIG)
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say that write without Python: torch's zip writer gives no reason at all.
 FULL_DISK_WORDS = (
@@ -147,24 +155,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         `BlockingIOError`: Another process holds it.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    with contextlib.ExitStack() as stack:
+        try:
+            if int(os.environ.get("RANK", "0")) == 0:
+                with contextlib.suppress(NotImplementedError):  # a file system without locks
+                    stack.enter_context(FileLock(folder / LOCK_FILE, timeout=0))
+        except Timeout:
+            raise BlockingIOError(
+                f"Another process is at work in `{folder}`, and the two would write different results into it. Wait "
+                "until it has finished, or choose another folder; `accelerate launch` lets processes share the work."
+            ) from None
         yield
-        return
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(
-            f"Another process is at work in `{folder}`, and the two would write different results into it. Wait until "
-            "it has finished, or choose another folder; `accelerate launch` lets processes share the work."
-        ) from None
-    except NotImplementedError:  # a file system without locks
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -192,6 +193,34 @@ def explain_full_disk(path: str | os.PathLike[str], kept: str = "") -> Iterator[
         ) from error
 
 
+def replace_model(folder: Path) -> None:
+    """Moves the files in `folder/.export.part` to their places: a whole model, in place of what is there.
+
+    Weights come first, then what says how to read them; weights of the model before go last, other files stay.
+    """
+    staging = folder / STAGING
+    names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
+    for name in names:
+        with (staging / name).open("rb") as file:
+            os.fsync(file.fileno())
+    write_text(staging / FILE_LIST, json.dumps(names))
+    os.replace(staging, folder / SEALED)  # which says that all files are on the disk, and listed
+    finish_replacement(folder)
+
+
+def finish_replacement(folder: str | os.PathLike[str]) -> None:
+    """Finishes, or removes, what a killed process left of a model in its folder; does nothing anywhere else.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder of a model, or a Hub id, which has no such folder.
+    """
+    folder = Path(folder)
+    if (folder / STAGING).is_dir():
+        shutil.rmtree(folder / STAGING)
+    if (folder / SEALED).is_dir():
+        _move_in(folder / SEALED, folder)
+
+
 def _find_full_disk(error: BaseException | None) -> int | None:
     """The number of the error that says so, of this one or of one that it came from; closing a file hides the first."""
     while error is not None:
@@ -205,7 +234,7 @@ def _find_full_disk(error: BaseException | None) -> int | None:
 
 
 def _mark_in_use(file: BinaryIO) -> None:
-    """For as long as it is open, by this process."""
+    """Locks a file for this process, as long as it is open."""
     if fcntl is not None:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,8 +246,32 @@ def _is_in_use(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
     return False
+
+
+def _move_in(sealed: Path, output_dir: Path) -> None:
+    """Moves whole files to their places, from wherever an earlier call was killed."""
+    if not (sealed / FILE_LIST).exists():  # the last that is removed, when all is in its place
+        shutil.rmtree(sealed)
+        return
+    names = set(json.loads((sealed / FILE_LIST).read_text(encoding="utf-8")))
+    for file in sorted(sealed.rglob("*"), key=lambda path: (_rank(path.name), str(path))):
+        name = str(file.relative_to(sealed))
+        # PEFT writes a README of its own; a model card that is there is worth more
+        if not file.is_file() or name == FILE_LIST or (name == "README.md" and (output_dir / name).exists()):
+            continue
+        (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, output_dir / name)
+    # The configuration of an adapter makes its folder one: without it, a full model beside it counts.
+    stale = {path for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern) if path.name not in names}
+    for path in sorted(stale, key=lambda path: (path.name != ADAPTER_CONFIG, path.name)):
+        path.unlink()
+    shutil.rmtree(sealed)
+
+
+def _rank(name: str) -> int:
+    """In which order files take their places: weights, then what says how to read them, then the rest."""
+    is_weight = any(fnmatch(name, pattern) for pattern in WEIGHT_PATTERNS) and name != ADAPTER_CONFIG
+    return 0 if is_weight else 1 if name in ("config.json", ADAPTER_CONFIG) else 2

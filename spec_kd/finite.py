@@ -1,17 +1,11 @@
-"""Finite numbers: which weight of a model or which option is NaN or infinite, and the error that says so."""
+"""Finite numbers: which weight of a model is NaN or infinite, and the error that says so."""
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 class NonFiniteError(ArithmeticError):
@@ -28,7 +22,9 @@ def find_nonfinite_parameter(model: nn.Module) -> str | None:
     Args:
         model (`torch.nn.Module`): The model; a wrapper (PEFT, DDP) is fine.
     """
-    masks = {name for name, parameter in model.named_parameters() if _is_among(parameter, _find_head_biases(model))}
+    heads = [get() for module in model.modules() if (get := getattr(module, "get_output_embeddings", None))]
+    biases = [head.bias for head in heads if getattr(head, "bias", None) is not None]
+    masks = {name for name, parameter in model.named_parameters() if any(parameter is bias for bias in biases)}
     for name, (low, high) in measure_parameters(model).items():
         is_masked = low == -math.inf and name in masks
         if not (math.isfinite(high) and (math.isfinite(low) or is_masked)):
@@ -83,10 +79,6 @@ def describe_bad_weight(role: str, name: str) -> str:
     )
 
 
-def _is_among(parameter: nn.Parameter, others: list[torch.Tensor]) -> bool:
-    return any(parameter is other for other in others)
-
-
 def _get_local_numbers(parameter: nn.Parameter) -> torch.Tensor | None:
     """What this process holds of a parameter; `None` for what is empty, on no device or not plain floating point."""
     tensor = getattr(parameter, "ds_tensor", parameter).detach()
@@ -94,19 +86,3 @@ def _get_local_numbers(parameter: nn.Parameter) -> torch.Tensor | None:
         tensor = tensor.to_local()
     is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.itemsize > 1
     return tensor if is_plain and not tensor.is_meta and tensor.numel() else None
-
-
-def _find_head_biases(model: nn.Module) -> list[torch.Tensor]:
-    heads = [get() for module in model.modules() if (get := getattr(module, "get_output_embeddings", None))]
-    return [head.bias for head in heads if getattr(head, "bias", None) is not None]
-
-
-def check_finite_options(options: "DataclassInstance") -> None:
-    """Raises `ValueError` for a field of a dataclass, or an entry of one that is a dict, that is NaN or infinite."""
-    for field in fields(options):
-        value = getattr(options, field.name, None)
-        entries = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for name, entry in entries:
-            if isinstance(entry, float) and not math.isfinite(entry):
-                where = field.name if name is None else f"{field.name}[{name!r}]"
-                raise ValueError(f"`{where}` is {entry}, but must be a finite number.")

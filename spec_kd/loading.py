@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from spec_kd._private import create_model_from_path, get_config_model_id
-from spec_kd.model_folders import finish_replacement
+from spec_kd.files import finish_replacement
 from spec_kd.open_types import Argument, Arguments
 
 HUB_OPTIONS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only")

@@ -1,7 +1,8 @@
-"""Does a model read a sequence as it would alone, where sequences share a row or are padded to one width?
+"""Checks of a model before it is used: its head, its logits, and whether it reads each sequence as it would alone.
 
-Some architectures build their masks without the position ids of a packed row, or ignore the attention mask (recurrent
-states). What they compute is then wrong and no error is raised, so a few tokens are run through the model first.
+Some architectures build their masks without the position ids of a packed row, or ignore the attention mask of padded
+rows (recurrent states). What they compute is then wrong and no error is raised, so a few tokens are run through the
+model first.
 """
 
 import weakref
@@ -9,9 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, is_whole, unwrap_peft
+from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
+from spec_kd.heads import (
+    LogitHead,
+    LogitTransform,
+    are_equal_logits,
+    compute_last_hidden_states,
+    count_rows,
+    evaluation_mode,
+    find_input_device,
+    is_whole,
+    unwrap_peft,
+)
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel
@@ -37,8 +51,7 @@ def check_packing(model: PreTrainedModel, role: str) -> None:
         packed = model(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False).logits
         return _compare(model, list(packed.split(PROBE_LENGTHS, dim=1)), alone)
 
-    difference = _probe(model, "packed", find_difference)
-    if difference is not None:
+    if (difference := _probe(model, "packed", find_difference)) is not None:
         raise ValueError(
             f"{type(unwrap_peft(model)).__name__} ({role}) does not keep packed sequences apart: logits differ by up "
             f"to {difference:.3g} from those of the same sequences alone. Set `packing=False` and "
@@ -62,8 +75,7 @@ def check_padding(model: PreTrainedModel, role: str) -> None:
         padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return _compare(model, [row[None, :n] for row, n in zip(padded, PROBE_LENGTHS, strict=True)], alone)
 
-    difference = _probe(model, "padded", find_difference)
-    if difference is not None:
+    if (difference := _probe(model, "padded", find_difference)) is not None:
         raise ValueError(
             f"{type(unwrap_peft(model)).__name__} ({role}) reads padding as text: logits of a padded sequence differ "
             f"by up to {difference:.3g} from those of the same sequence alone. Use a batch size of 1."
@@ -92,12 +104,96 @@ def check_fused_log_probs(model: PreTrainedModel, role: str) -> None:
         ]
         return _compare(model, fused, own)
 
-    difference = _probe(model, "fused", find_difference)
-    if difference is not None:
+    if (difference := _probe(model, "fused", find_difference)) is not None:
         found = "fails" if difference == float("inf") else f"gives log-probabilities that are off by {difference:.3g}"
         raise ValueError(
             f"TRL's fused head {found} on {type(unwrap_peft(model)).__name__} ({role}), so the loss would not be that "
             "of the model. WhiteBoxDistillTrainer has a head of its own; or use a draft of another architecture."
+        )
+
+
+def check_is_causal_lm(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless `model` has an output head and reads from left to right, without an encoder.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): Name of the model in the error.
+    """
+    model = unwrap_peft(model)
+    get_head = getattr(model, "get_output_embeddings", lambda: None)
+    if get_head() is None:
+        raise ValueError(f"The {role} ({type(model).__name__}) has no output head. Pass a causal language model.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The {role} ({type(model).__name__}) is an encoder-decoder model, whose encoder would read the prompt. "
+            "Pass a causal language model."
+        )
+
+
+def check_plain_head(model: PreTrainedModel, role: str) -> None:
+    """Raises `ValueError` unless the head of `model` is a plain matrix of floating-point numbers.
+
+    The fused losses read its weight and bias, and do not call it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model.
+        role (`str`): Name of the model in the error.
+    """
+    head = unwrap_peft(model).get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if isinstance(head, BaseTunerLayer):
+        raise ValueError(
+            f"The head of the {role} has an adapter of its own, which the fused loss would ignore. Merge it "
+            "(`model.merge_and_unload()`), or leave `lm_head` out of `target_modules`; `modules_to_save` is supported."
+        )
+    # torchao's numbers are inside a tensor of floating-point dtype, and FSDP2 shards parameters as DTensors
+    is_wrapped = hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)
+    if weight is None or is_wrapped or not weight.is_floating_point():
+        kind = f"weights of dtype {weight.dtype}" if weight is not None and not is_wrapped else "no weight"
+        kind = f"quantized weights ({type(weight).__name__})" if is_wrapped else kind
+        raise ValueError(
+            f"The {role}'s head ({type(head).__name__}) has {kind}, so the divergence cannot be computed through it. "
+            f"Load the {role} with its head in full precision (bitsandbytes does so by default)."
+        )
+
+
+def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
+    """Runs four tokens and compares the model's own logits with those from hidden states and head.
+
+    Architectures scale, cap or shift their logits in different ways. A model with a way that `LogitTransform` does not
+    know would silently train towards another distribution than the one that is served; here it is refused by name.
+    Models whose parameters are not all present (ZeRO-3, FSDP's meta tensors) are not checked.
+
+    Args:
+        model (`PreTrainedModel`): The model, wrapped by nothing but PEFT.
+        role (`str`): Name of the model in the error.
+
+    Raises:
+        ValueError: If the two differ by more than rounding, or the model is no causal LM.
+        NonFiniteError: If they are not finite, except for logits of -inf, which are a mask.
+    """
+    model = unwrap_peft(model)
+    check_is_causal_lm(model, role)
+    if not is_whole(model):
+        return
+    rows = count_rows(model.get_output_embeddings())
+    ids = torch.arange(1, 5, device=find_input_device(model))[None] % rows  # (1, 4)
+    with evaluation_mode(model):
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = compute_last_hidden_states(model, model.get_output_embeddings(), input_ids=ids)
+        logits = LogitHead.of(model, rows)(hidden).to(expected.device)
+    is_finite = expected.isfinite()
+    if not is_finite.any() or expected.isnan().any() or (expected == float("inf")).any():
+        name = find_nonfinite_parameter(model)
+        where = f"its weight `{name}` has a NaN or an infinity" if name else f"its numbers overflow in {hidden.dtype}"
+        raise NonFiniteError(f"The logits of the {role} are not finite: {where}. Load it again, in another dtype.")
+    expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
+    if not are_equal_logits(logits, expected, is_exact=model.dtype == hidden.dtype == torch.float32):
+        raise ValueError(
+            f"{type(model).__name__} ({role}) computes its logits in a way that is not known here: they differ by up "
+            f"to {(logits - expected).abs().max().item():.3g} from head and hidden states with "
+            f"{LogitTransform.from_config(model.config)}. Training would aim at a distribution other than the one that "
+            "is served. Please report the architecture; BlackBoxSFTTrainer can train it."
         )
 
 
@@ -184,9 +280,10 @@ def _generate(
     )
     shipped, model.generation_config = model.generation_config, config
     try:
-        mask = torch.ones_like(ids) if mask is None else mask
         output = cast("GenerativePreTrainedModel", model).generate(
-            input_ids=ids, attention_mask=mask, generation_config=config
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids) if mask is None else mask,
+            generation_config=config,
         )
     finally:
         model.generation_config = shipped

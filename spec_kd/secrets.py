@@ -56,13 +56,11 @@ def strip_secrets(value: JsonValue, replacement: str | None = HIDDEN) -> JsonVal
             new token changes nothing about what it gives access to.
     """
     if isinstance(value, Mapping):
-        stripped = {}
-        for name, item in value.items():
-            if not _is_secret(name, item):
-                stripped[name] = strip_secrets(item, replacement)
-            elif replacement is not None:
-                stripped[name] = replacement
-        return stripped
+        return {
+            name: replacement if _is_secret(name, item) else strip_secrets(item, replacement)
+            for name, item in value.items()
+            if replacement is not None or not _is_secret(name, item)
+        }
     if type(value) in (list, tuple):
         return type(value)(strip_secrets(item, replacement) for item in value)
     return hide_secrets(value) if isinstance(value, str) else value
@@ -83,9 +81,8 @@ def hide_secrets(text: str, options: object = None) -> str:
     """
     for secret in sorted(find_secrets(options), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    text = SECRET_FORM.sub(HIDDEN, text)
-    text = BEARER.sub(rf"\1{HIDDEN}", text)
-    text = USERINFO.sub(rf"\1{HIDDEN}@", text)
+    for pattern, shown in ((SECRET_FORM, HIDDEN), (BEARER, rf"\1{HIDDEN}"), (USERINFO, rf"\1{HIDDEN}@")):
+        text = pattern.sub(shown, text)
     return NAMED.sub(_hide_named, text)
 
 

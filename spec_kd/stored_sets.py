@@ -67,18 +67,10 @@ def check_stored_set(dataset: object) -> None:
     if isinstance(dataset, dict | DatasetDict):
         for part in dataset.values():
             check_stored_set(part)
-    elif isinstance(dataset, Dataset):
-        for file in dataset.cache_files:
-            check_stored_file(file["filename"])
-        _check_sources(dataset)
-    elif isinstance(dataset, IterableDataset):
-        _check_sources(dataset)
-
-
-def _check_sources(dataset: Dataset | IterableDataset) -> None:
-    for source in dataset.info.download_checksums or {}:
-        if os.path.isfile(source):
-            check_stored_file(source)
+    elif isinstance(dataset, Dataset | IterableDataset):
+        cached = [file["filename"] for file in getattr(dataset, "cache_files", ())]
+        for path in (*cached, *filter(os.path.isfile, dataset.info.download_checksums or ())):
+            check_stored_file(path)
 
 
 def _check_pages(path: Path) -> None:

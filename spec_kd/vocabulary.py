@@ -7,8 +7,6 @@ are left out on both sides everywhere in this package.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -80,20 +78,15 @@ def check_same_tokenizer(
     differences = _compare_tokens(_get_ids(draft), _get_ids(target), names) or _compare_encodings(draft, target, names)
     if differences:
         raise VocabularyMismatchError(
-            f"{_capitalize(names[0])} and {names[1]} do not share a tokenizer, so their distributions cannot be "
-            "compared id by id: "
-            + "; ".join(differences)
-            + ". Choose a draft of the target's family, or train on the target's text with `BlackBoxSFTTrainer`, which "
-            "needs no common vocabulary (most servers, however, want one for a draft model)."
+            f"{names[0][:1].upper()}{names[0][1:]} and {names[1]} do not share a tokenizer, so their distributions "
+            f"cannot be compared id by id: {'; '.join(differences)}. Choose a draft of the target's family, or train "
+            "on the target's text with `BlackBoxSFTTrainer`, which needs no common vocabulary (most servers, however, "
+            "want one for a draft model)."
         )
 
 
 def _get_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-
-
-def _capitalize(name: str) -> str:
-    return name[:1].upper() + name[1:]
 
 
 def _compare_tokens(draft: dict[str, int], target: dict[str, int], names: tuple[str, str]) -> list[str]:
@@ -243,7 +236,8 @@ def align_vocabulary(model: PreTrainedModel, target_rows: int, real_vocab_size: 
                 "Save the model, load it again in full precision on one process, then align it."
             )
     if not count_rows(embedding) == count_rows(head) == target_rows:
-        with _untouched_random_state(model):
+        # resizing draws initial values, and saving in mid-training must not change the dropout that follows
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             model.resize_token_embeddings(target_rows, mean_resizing=False)
     _fill_padding_rows(model, real_vocab_size)
     model.config.get_text_config().vocab_size = target_rows
@@ -257,11 +251,3 @@ def _fill_padding_rows(model: PreTrainedModel, real_vocab_size: int) -> None:
             weight[real_vocab_size:] = weight[:real_vocab_size].mean(dim=0, dtype=torch.float32).to(weight.dtype)
         if getattr(module, "bias", None) is not None:
             cast(torch.Tensor, module.bias)[real_vocab_size:] = PADDING_BIAS
-
-
-@contextmanager
-def _untouched_random_state(model: PreTrainedModel) -> Iterator[None]:
-    # Resizing draws (overwritten) initial values; saving in mid-training must not change the dropout that follows.
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -1,5 +1,6 @@
 """An evaluation report as it could come out of a run, built by formula: two drafts, two settings, sixteen gammas."""
 
+from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report.content import (
     AssistedReport,
     Breakdown,
@@ -12,7 +13,6 @@ from spec_kd.evaluation.report.content import (
     SettingReport,
     ShownPrompt,
 )
-from spec_kd.evaluation.statistics import Interval
 
 NAN = float("nan")
 BEFORE, AFTER = "org/draft-generic", "outputs/draft_<script>alert('name')</script>"

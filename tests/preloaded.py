@@ -6,7 +6,7 @@ import gc
 import tiny  # noqa: F401
 
 import spec_kd
-from spec_kd.cli import evaluate, mix, prompts, respond, run, synthesize, train  # noqa: F401
+from spec_kd.cli import curated, init, logs, run, synthesize  # noqa: F401
 
 for name in spec_kd.__all__:
     getattr(spec_kd, name)

@@ -1,11 +1,13 @@
-"""What each architecture does to its logits, against the model's own forward."""
+"""What each architecture does to its logits, against the model's own forward; products with a head."""
 
 import pytest
 import torch
 import transformers
 from tiny import build_llama
 
-from spec_kd.heads import LogitHead, LogitTransform, check_logits_are_known, compute_last_hidden_states
+from spec_kd import heads
+from spec_kd.heads import LogitHead, LogitTransform, compute_last_hidden_states
+from spec_kd.probes import check_logits_are_known
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -75,3 +77,36 @@ def test_a_buffer_is_used_where_the_head_is_a_plain_matrix():
         logits = head(hidden, out=buffer)
     assert logits.data_ptr() == buffer.data_ptr()
     torch.testing.assert_close(logits, hidden @ model.lm_head.weight.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (0,), (1,)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_blocks_give_the_product(shape, bias, monkeypatch):
+    monkeypatch.setattr(heads, "BLOCK_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(*shape, 6, generator=generator), torch.randn(11, 6, generator=generator)
+    added = torch.randn(11, generator=generator) if bias else None
+    expected = torch.nn.functional.linear(hidden, weight, added)
+    torch.testing.assert_close(heads.project(hidden, weight, added), expected)
+    buffer = torch.empty(*shape, 11)
+    assert heads.project(hidden, weight, added, out=buffer) is buffer
+    torch.testing.assert_close(buffer, expected)
+
+
+def test_gradients_flow_where_they_are_asked_for():
+    hidden = torch.randn(3, 6, requires_grad=True)
+    heads.project(hidden, torch.randn(11, 6)).sum().backward()
+    assert hidden.grad is not None
+
+
+def test_back_and_accumulated_products():
+    generator = torch.Generator().manual_seed(0)
+    gradient, weight = torch.randn(5, 11, generator=generator), torch.randn(11, 6, generator=generator)
+    torch.testing.assert_close(heads.project_back(gradient, weight), gradient @ weight)
+    hidden, total = torch.randn(5, 6, generator=generator), torch.ones(11, 6)
+    heads.accumulate_product(total, gradient.T, hidden)
+    torch.testing.assert_close(total, 1 + gradient.T @ hidden)
+    half = torch.ones(11, 6)
+    heads.accumulate_product(half, gradient.T.bfloat16(), hidden.bfloat16())
+    exact = 1 + gradient.T.bfloat16().double() @ hidden.bfloat16().double()
+    torch.testing.assert_close(half.double(), exact, rtol=1e-5, atol=1e-5)  # the product itself is not rounded

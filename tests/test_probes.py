@@ -9,9 +9,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 from spec_kd.engines.transformers import TransformersEngine
-from spec_kd.heads import check_logits_are_known
 from spec_kd.probes import (
     check_fused_log_probs,
+    check_logits_are_known,
     check_packing,
     check_padding,
     group_for_generation,

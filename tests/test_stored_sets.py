@@ -10,8 +10,7 @@ from datasets import Dataset, load_dataset
 from tiny import build_llama, build_tokenizer
 
 from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer, stored_sets
-from spec_kd.cli.prompt_sets import load_prompts, save_prompts
-from spec_kd.cli.rows import load_rows
+from spec_kd.cli.rows import load_prompts, load_rows, save_prompts
 from spec_kd.data.responses import generate_responses, score_completions
 from spec_kd.prompts.logs.query_logs import load_query_logs
 from spec_kd.prompts.mixing import mix_prompts

@@ -17,8 +17,9 @@ from spec_kd import (
     score_completions,
 )
 from spec_kd.data.reference_scores import add_reference_scores
-from spec_kd.heads import check_logits_are_known, count_rows
+from spec_kd.heads import count_rows
 from spec_kd.loading import load_model
+from spec_kd.probes import check_logits_are_known
 from spec_kd.vocabulary import check_head_covers
 
 ROWS = {"prompt_ids": [[5, 6, 7], [8, 9]] * 2, "completion_ids": [[10, 11, 1], [12, 13, 14, 1]] * 2}

@@ -8,9 +8,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from spec_kd import WhiteBoxDistillConfig
-from spec_kd.checks import check_choice, check_int
 from spec_kd.losses import SPARSE_METHODS
-from spec_kd.options import document_options, option
+from spec_kd.options import check_choice, check_int, document_options, option
 from spec_kd.trainer.teachers.live import load_teacher
 
 METHODS = ("white_box", "black_box")

@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from spec_kd import generate_responses, score_completions
+from spec_kd.prompts.description import describe_prompts
 from spec_kd.prompts.mixing import mix_prompts
-from spec_kd.prompts.report import describe_prompts
 from spec_kd.prompts.synthesis.pre_query import derive_pre_query
 from spec_kd.vocabulary import count_real_ids
 

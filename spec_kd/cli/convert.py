@@ -3,41 +3,19 @@
 import json
 import os
 import re
-from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 import yaml
 
+from spec_kd.cli.arguments import ConvertArguments
 from spec_kd.cli.fingerprints import hash_json
-from spec_kd.cli.init import relate
-from spec_kd.cli.old_names import load_old_names, rename
-from spec_kd.cli.parsing import Parser
+from spec_kd.cli.paths import PATH_OPTIONS, relate
 from spec_kd.cli.steps import FORMAT, list_notes, tell
-from spec_kd.cli.values import PATH_OPTIONS
-from spec_kd.cli.yaml_files import read_yaml
+from spec_kd.cli.yaml_files import load_old_names, read_yaml, rename
 from spec_kd.data.response_options import ResponseOptions
 from spec_kd.files import read_json_object, write_text
 from spec_kd.open_types import JsonObject, JsonValue
-from spec_kd.options import document_options, option
-
-DESCRIPTION = (
-    "Converts what an earlier version wrote. A recipe, or a YAML file with options, gets today's names in a new file "
-    "beside it. A folder of a run or of a step is converted in place, so that finished steps do not run again."
-)
-
-
-@document_options
-@dataclass(frozen=True)
-class ConvertArguments:
-    """What to convert."""
-
-    path: str = option("YAML file or folder of an earlier version; also as the first argument, without `--path`.")
-
-
-def build_parser() -> Parser:
-    """The options of the command."""
-    return Parser("convert", DESCRIPTION, {"source": ConvertArguments}, ("path",), first="path")
 
 
 def run(arguments: ConvertArguments) -> JsonObject:

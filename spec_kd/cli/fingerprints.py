@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from spec_kd.cli.rows import list_files
+from spec_kd.cli.paths import list_files
 from spec_kd.files import compute_sum, read_json_object, write_text
 from spec_kd.open_types import JsonObject, Record
 

@@ -3,25 +3,16 @@
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from spec_kd.cli.parsing import Parser
-from spec_kd.cli.rows import looks_like_path
+from spec_kd.cli.arguments import InitArguments
+from spec_kd.cli.paths import relate
 from spec_kd.cli.steps import tell
 from spec_kd.files import write_text
+from spec_kd.loading import load_config, load_tokenizer
 from spec_kd.open_types import JsonObject
-from spec_kd.options import document_options, option, suggest
+from spec_kd.vocabulary import check_same_tokenizer
 
-DESCRIPTION = (
-    "Writes a recipe for `spec-kd run`, with comments, for a target and a draft. It compares their tokenizers and "
-    "configurations where they can be read, and chooses the method by that."
-)
-SCENARIOS = {
-    "historical": "logs of what users asked the target",
-    "curated": "questions of a dataset",
-    "synthetic": "prompts that the target writes itself",
-}
 PARTS = {
     "historical": """\
   historical:  # `spec-kd prompts logs`: what users asked the target
@@ -75,47 +66,6 @@ SIGNAL = "  teacher_signal: sampled_logprobs  # what training needs of the targe
 ALIGNMENT = "  align_vocabulary: true  # servers want as many vocabulary rows as the target has\n"
 
 
-@document_options
-@dataclass(frozen=True)
-class InitArguments:
-    """The models and the prompts of a recipe, and where to write it."""
-
-    target: str = option("Target: a folder or a name on the Hub.")
-    draft: str = option("Draft: a folder or a name on the Hub.")
-    prompts: str | None = option(
-        "Logs (files, globs or folders), or a dataset of prompts; by default the target writes the prompts.",
-        default=None,
-    )
-    scenario: str | None = option(
-        "Origin of the prompts: 'historical', 'curated' or 'synthetic'; by default 'historical' with `prompts`, "
-        "'synthetic' without.",
-        default=None,
-    )
-    serving_engine: str = option(
-        "Engine that will serve the draft: transformers, vllm, sglang, llama.cpp or tensorrt-llm.",
-        default="transformers",
-    )
-    output: str = option("File for the recipe. An existing file is not overwritten.", default="recipe.yaml")
-
-    def __post_init__(self) -> None:
-        if self.scenario is not None and self.scenario not in SCENARIOS:
-            raise ValueError(f"`scenario` is {self.scenario!r}.{suggest(self.scenario, SCENARIOS)}")
-        if (self.find_scenario() == "synthetic") != (self.prompts is None):
-            raise ValueError(
-                f"`scenario={self.scenario}` reads {SCENARIOS[self.find_scenario()]}. "
-                + ("Give `--prompts`." if self.prompts is None else "Leave `--prompts` out.")
-            )
-
-    def find_scenario(self) -> str:
-        """The scenario that is given, or the one that goes with the prompts."""
-        return self.scenario or ("synthetic" if self.prompts is None else "historical")
-
-
-def build_parser() -> Parser:
-    """The options of the command."""
-    return Parser("init", DESCRIPTION, {"recipe": InitArguments}, ("target", "draft", "prompts", "scenario", "output"))
-
-
 def run(arguments: InitArguments) -> JsonObject:
     """Writes the recipe.
 
@@ -153,9 +103,6 @@ def compare_models(target: str, draft: str) -> tuple[str, str, bool]:
         `tuple[str, str, bool]`: The method; why it is not the usual one, or `""`; whether the draft's vocabulary has
         to be aligned with the target's.
     """
-    from spec_kd.loading import load_config, load_tokenizer
-    from spec_kd.vocabulary import check_same_tokenizer
-
     try:
         tokenizers = (load_tokenizer(draft), load_tokenizer(target))
         sizes = [load_config(name).get_text_config().vocab_size for name in (draft, target)]
@@ -167,15 +114,6 @@ def compare_models(target: str, draft: str) -> tuple[str, str, bool]:
     except ValueError:
         return "black_box", "the tokenizers differ, so the draft learns the target's text alone", False
     return "white_box", "", sizes[0] != sizes[1]
-
-
-def relate(path: str, folder: str) -> str:
-    """A path that is relative to the working directory as one that is relative to a folder; other names as they are."""
-    path = os.path.expanduser(path)
-    if os.path.isabs(path) or not (looks_like_path(path) or os.path.exists(path) or "*" in path):
-        return path
-    related = os.path.relpath(path, folder or ".")
-    return related if looks_like_path(related) or os.path.exists(path) else os.path.join(".", related)
 
 
 def _quote(text: str) -> str:

@@ -13,9 +13,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib import import_module
 from typing import TextIO, cast
 
+from spec_kd import __version__
 from spec_kd.cli.steps import is_main_process, to_json
 from spec_kd.escaping import to_one_line
 from spec_kd.open_types import Argument, Call, JsonObject
@@ -23,6 +23,7 @@ from spec_kd.options import suggest
 from spec_kd.secrets import hide_secrets
 
 USAGE_EXIT_STATUS = 2
+FAILED_EXIT_STATUS = 3  # of an evaluation whose gates did not all pass
 INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
 TRACEBACK_VARIABLE = "SPEC_KD_TRACEBACK"
 
@@ -52,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(describe_commands(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else USAGE_EXIT_STATUS
     if argv[0] == "--version":
-        from spec_kd.version import __version__
-
         print(__version__)
         return 0
     command = argv[0]
@@ -70,15 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED_EXIT_STATUS
     except Exception as error:
         # what the package raises for wrong input, and its own errors, such as that of a server that does not respond
-        if not isinstance(error, (ValueError, OSError, ImportError)) and not is_own_error(error):
+        is_own = type(error).__module__.partition(".")[0] == "spec_kd"
+        if not is_own and not isinstance(error, (ValueError, OSError, ImportError)):
             raise
-        if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exc()
-        else:
-            message = to_one_line(hide_secrets(str(error)))  # whatever a library wrote
-            print(f"spec-kd {command}: error: {message}", file=sys.stderr)
+        message = to_one_line(hide_secrets(str(error)))  # whatever a library wrote
+        is_whole = os.environ.get(TRACEBACK_VARIABLE)
+        print(traceback.format_exc() if is_whole else f"spec-kd {command}: error: {message}", file=sys.stderr)
         return USAGE_EXIT_STATUS
-    return get_exit_status(result)
+    return FAILED_EXIT_STATUS if result.get("has_passed") is False else 0
 
 
 def parse_command(argv: Sequence[str]) -> tuple[Call[JsonObject], tuple[Argument, ...]]:
@@ -98,24 +96,9 @@ def parse_command(argv: Sequence[str]) -> tuple[Call[JsonObject], tuple[Argument
     command, *options = argv
     if command not in COMMANDS:
         raise ValueError(f"there is no command {command!r}.{suggest(command, COMMANDS)}")
-    module = import_module(f"spec_kd.cli.{command}")
-    if hasattr(module, "parse"):  # its first argument is one of several
-        return module.parse(options)
-    return module.run, module.build_parser().parse(options)
+    from spec_kd.cli.commands import parse
 
-
-def is_own_error(error: Exception) -> bool:
-    """Whether the class of an error belongs to this package."""
-    return type(error).__module__.partition(".")[0] == "spec_kd"
-
-
-def get_exit_status(result: JsonObject) -> int:
-    """The exit status for a result: 0, or 3 if it did not pass its gates."""
-    if result.get("has_passed") is not False:
-        return 0
-    from spec_kd.evaluation.gates import FAILED_EXIT_STATUS
-
-    return FAILED_EXIT_STATUS
+    return parse(command, options)
 
 
 def describe_commands() -> str:

@@ -1,21 +1,25 @@
-"""Checks of a model that do not read its weights: its configuration, the headers of its files, its modules."""
+"""Checks of models and trainings without weights: configurations, headers of files, modules, installed packages."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from spec_kd.cli.rows import check_exists
+import torch
+from peft import get_peft_model
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Trainer
+from transformers.integrations import get_available_reporting_integrations
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from spec_kd._private import list_loading_options
+from spec_kd.cli.paths import check_exists
+from spec_kd.loading import find_adapter, load_config
 from spec_kd.open_types import Arguments, Record
 from spec_kd.options import suggest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-    from trl import ModelConfig
-
-    from spec_kd.trainer.draft_config import DraftConfig
+from spec_kd.trainer.configs import DraftConfig
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
@@ -23,7 +27,7 @@ ENGINE_PACKAGES = {"vllm": "vllm", "server": "openai"}
 
 @contextmanager
 def naming_model(role: str, name: str) -> Iterator[None]:
-    """Names a model and its role in errors of what reads it; those of the Hub and of file formats do not.
+    """Adds the name and the role of a model to the errors of a block; those of the Hub and of file formats lack them.
 
     Args:
         role (`str`): What the model is, such as `"target"`.
@@ -33,8 +37,6 @@ def naming_model(role: str, name: str) -> Iterator[None]:
         ValueError: The model cannot be loaded; the message has the cause.
         OSError: The model's files do not exist or cannot be reached.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError, SafetensorError) as error:
@@ -44,7 +46,7 @@ def naming_model(role: str, name: str) -> Iterator[None]:
         raise ValueError(f"the {role} `{name}` cannot be loaded: {text or type(error).__name__}") from error
 
 
-def check_model(role: str, name: str, options: Record | None = None) -> "PreTrainedConfig":
+def check_model(role: str, name: str, options: Record | None = None) -> PreTrainedConfig:
     """Checks a model's configuration and, in a folder, the headers of its weight files.
 
     Args:
@@ -60,8 +62,6 @@ def check_model(role: str, name: str, options: Record | None = None) -> "PreTrai
             the model.
         FileNotFoundError: The folder does not exist.
     """
-    from spec_kd.loading import find_adapter, load_config
-
     check_exists(role, name)
     options = dict(options or {})
     for option in ("dtype", "torch_dtype"):
@@ -77,8 +77,6 @@ def check_model(role: str, name: str, options: Record | None = None) -> "PreTrai
 
 def check_weight_files(role: str, folder: Path) -> None:
     """Raises `ValueError` for a folder without weights, with a shard missing, or with a file that was cut off."""
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
     if not files and not any(folder.glob("*.bin")) and not any(folder.glob("*.gguf")):
         raise ValueError(f"the {role} `{folder}` has no weights: no file there ends in .safetensors or .bin.")
@@ -96,16 +94,15 @@ def check_weight_files(role: str, folder: Path) -> None:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"`{index}` of the {role} is damaged. Copy or download the file again.") from error
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ValueError(f"the {role} `{folder}` lacks {', '.join(missing)}, which `{index.name}` lists.")
+            raise ValueError(
+                f"the {role} `{folder}` lacks {', '.join(missing)}, which `{index.name}` lists. Copy or download them."
+            )
 
 
 def check_dtype(name: str, value: object) -> None:
     """Raises `ValueError` for text that names no dtype of PyTorch; `"auto"` and `None` are fine."""
-    import torch
-
-    if value is None or value == "auto" or isinstance(value, torch.dtype):
-        return
-    if not isinstance(value, str) or not isinstance(getattr(torch, value, None), torch.dtype):
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if value not in (None, "auto") and not isinstance(dtype, torch.dtype):
         raise ValueError(f"`{name}` is {value!r}, which is no dtype.{suggest(str(value), DTYPES)}")
 
 
@@ -118,38 +115,30 @@ def check_engine_package(engine: str) -> None:
 
 def check_loading_options(name: str, options: Record) -> None:
     """Raises `ValueError` for arguments that `from_pretrained` does not know and that are no setting of the model."""
-    from transformers import AutoConfig
-
-    from spec_kd._private import list_loading_options
-
     if options.get("trust_remote_code") or not options:
-        return  # code of the model's own may take anything
+        return  # the model's own code may take any argument
     with naming_model("target", name):
         _, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options)
     known = list_loading_options()
-    for option in unused:
-        if option not in known and option in options:
-            raise ValueError(
-                f"`engine_kwargs` has `{option}`, which `from_pretrained` does not know.{suggest(option, known)}"
-            )
+    if unknown := [option for option in unused if option in options and option not in known]:
+        raise ValueError(
+            f"`engine_kwargs` has `{unknown[0]}`, which `from_pretrained` does not know.{suggest(unknown[0], known)}"
+        )
 
 
-def build_without_weights(config: "PreTrainedConfig", options: Record) -> "PreTrainedModel | None":
-    """The modules of a model, on no device; `None` for one that is not a plain language model."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+def build_without_weights(config: PreTrainedConfig, options: Record) -> PreTrainedModel | None:
+    """Builds the modules of a model on the meta device; `None` for a model that is not a plain language model."""
     kept = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if options.get(name)}
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, **kept)
     except ImportError:
         raise
-    except Exception:  # a model of its own kind is built where it is trained
+    except Exception:  # only its trainer can build a model of another kind
         return None
 
 
-def check_training(config: "DraftConfig", draft: "ModelConfig") -> None:
+def check_training(config: DraftConfig, draft: ModelConfig) -> None:
     """Checks what a training needs besides weights and rows: draft, adapter, optimizer, packages, trackers.
 
     Raises:
@@ -158,11 +147,6 @@ def check_training(config: "DraftConfig", draft: "ModelConfig") -> None:
         ImportError: A package is not installed.
         OSError: The draft does not exist.
     """
-    from peft import get_peft_model
-    from transformers import Trainer
-    from transformers.integrations import get_available_reporting_integrations
-    from trl import get_peft_config, get_quantization_config
-
     name = cast(str, draft.model_name_or_path)
     options = {"revision": draft.model_revision, "attn_implementation": draft.attn_implementation, "dtype": draft.dtype}
     options |= cast(Arguments, config.model_init_kwargs or {})
@@ -183,8 +167,7 @@ def check_training(config: "DraftConfig", draft: "ModelConfig") -> None:
     if model is not None:
         Trainer.get_optimizer_cls_and_kwargs(config, model)  # raises for a package that is not installed
     available = get_available_reporting_integrations()
-    for tracker in cast(list[str], config.report_to):
-        if tracker not in available:
-            raise ValueError(f"`report_to` names {tracker!r}, which is not installed.{suggest(tracker, available)}")
+    if missing := [tracker for tracker in cast(list[str], config.report_to) if tracker not in available]:
+        raise ValueError(f"`report_to` names {missing[0]!r}, which is not installed.{suggest(missing[0], available)}")
     if getattr(config, "use_vllm", False):
         check_engine_package("vllm")

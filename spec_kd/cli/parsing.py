@@ -9,12 +9,10 @@ from typing import NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
-from spec_kd.checks import read_path
-from spec_kd.cli.old_names import refuse_old_names
-from spec_kd.cli.values import PATH_OPTIONS, describe_pairs, read_pairs, read_paths
-from spec_kd.cli.yaml_files import read_yaml
+from spec_kd.cli.paths import PATH_OPTIONS, read_paths
+from spec_kd.cli.yaml_files import describe_pairs, read_pairs, read_yaml, refuse_old_names
 from spec_kd.open_types import Argument, JsonObject, Record
-from spec_kd.options import suggest
+from spec_kd.options import read_path, suggest
 
 COMMON = "common options"
 OF_LIBRARIES = "options of TRL and transformers"
@@ -66,14 +64,12 @@ class Parser(TrlParser):
         self._groups, self._common = dict(groups), tuple(common)
         self._ours, self._pairs = set(), set()
         for kind in groups.values():
-            hints = get_type_hints(kind)
-            for field in fields(kind):
-                if is_ours(kind, field.name):
-                    self._ours.add(field.name)
-                if _holds_pairs(hints[field.name]) and (field.name in self._ours or field.name not in PATH_OPTIONS):
-                    self._pairs.add(field.name)
+            self._ours |= {field.name for field in fields(kind) if is_ours(kind, field.name)}
+            pairs = {name for name, hint in get_type_hints(kind).items() if _holds_pairs(hint)}
+            self._pairs |= {field.name for field in fields(kind)} & (pairs - (PATH_OPTIONS - self._ours))
         for name, action in self._first_actions.items():
-            action.option_strings = _list_spellings(action.option_strings)  # the parser knows the others all the same
+            # without those that only have hyphens in place of underscores; the parser knows them all the same
+            action.option_strings = [text for text in action.option_strings if "-" not in text[2:]]
             if name in self._pairs:
                 action.nargs, action.metavar, action.type = "+", describe_pairs(name), str
             elif action.choices is None:
@@ -207,11 +203,6 @@ def is_ours(kind: type, name: str) -> bool:
 def _holds_pairs(hint: Argument) -> bool:
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return any(kind is dict or get_origin(kind) is dict for kind in kinds)
-
-
-def _list_spellings(option_strings: Sequence[str]) -> list[str]:
-    """The names of an option without those that only have hyphens in place of underscores."""
-    return [text for text in option_strings if f"--{text[2:].replace('-', '_')}" == text]
 
 
 def _fit(action: argparse.Action, value: Argument, is_ours: bool) -> Argument:

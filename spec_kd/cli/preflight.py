@@ -1,21 +1,27 @@
 """Checks of a recipe's files, models and tokenizers, before the first step."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from types import SimpleNamespace
+from typing import cast
 
+import spec_kd
 from spec_kd.cli import train
 from spec_kd.cli.model_checks import check_model, naming_model
+from spec_kd.cli.paths import check_exists
 from spec_kd.cli.recipe import Recipe, naming
 from spec_kd.cli.respond import ResponseCall
-from spec_kd.cli.rows import check_exists, load_rows
-from spec_kd.open_types import Arguments, JsonObject
-
-if TYPE_CHECKING:
-    from spec_kd import WhiteBoxDistillConfig
-    from spec_kd.data.teacher_signal import TeacherInfo
-    from spec_kd.engines import Engine
-    from spec_kd.vocabulary import ProcessingClass
+from spec_kd.cli.rows import load_rows
+from spec_kd.cli.target import check_target, load_processing_class
+from spec_kd.data.responses import describe_teacher
+from spec_kd.data.teacher_signal import TeacherInfo
+from spec_kd.engines import Engine
+from spec_kd.engines.vllm import LOGPROBS_MODES
+from spec_kd.loading import load_tokenizer
+from spec_kd.open_types import Arguments
+from spec_kd.prompts.logs.prompt_store import FEATURES
+from spec_kd.trainer.arguments import get_load_options
+from spec_kd.trainer.teachers.stored import check_stored_teacher
+from spec_kd.vocabulary import ProcessingClass, check_same_tokenizer
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -27,21 +33,20 @@ def check_sources(recipe: Recipe) -> None:
         OSError: A file or a model does not exist.
         ImportError: A package is not installed.
     """
-    from spec_kd.loading import load_tokenizer
-    from spec_kd.trainer.arguments import get_load_options
-    from spec_kd.trainer.teachers.stored import check_stored_teacher
-    from spec_kd.vocabulary import check_same_tokenizer
-
-    method, config, draft = recipe.train.method, cast("WhiteBoxDistillConfig", recipe.train.config), recipe.train.draft
+    method, config, draft = (
+        recipe.train.method,
+        cast(spec_kd.WhiteBoxDistillConfig, recipe.train.config),
+        recipe.train.draft,
+    )
     name = cast(str, draft.model_name_or_path)
     *_, target = recipe.evaluate
-    target.check()
-    processing_class = target.load_processing_class()
+    check_target(target)
+    processing_class = load_processing_class(target)
     if not getattr(processing_class, "chat_template", None):
         raise ValueError(f"the tokenizer of the target `{target.target}` has no chat template.")
     if recipe.respond is not None:
         with naming("respond"):
-            recipe.respond[-1].check()
+            check_target(recipe.respond[-1])
     for part_name, part in recipe.parts.items():
         with naming(f"prompts: {part_name}"):
             part.module.check(*part.call)
@@ -63,7 +68,7 @@ def check_sources(recipe: Recipe) -> None:
 
 def check_teacher(recipe: Recipe) -> None:
     """Raises `ValueError` for a training whose teacher, or whose reference draft, will not be there."""
-    method, config = recipe.train.method, cast("WhiteBoxDistillConfig", recipe.train.config)
+    method, config = recipe.train.method, cast(spec_kd.WhiteBoxDistillConfig, recipe.train.config)
     has_signal = method == "white_box" and recipe.respond is not None and recipe.respond[1].teacher_signal is not None
     needs_teacher = method != "black_box" and not has_signal
     if needs_teacher and config.teacher_model_name_or_path is None:
@@ -79,8 +84,6 @@ def check_teacher(recipe: Recipe) -> None:
 
 def check_evaluation_prompts(recipe: Recipe) -> None:
     """Raises `ValueError` for test prompts without the columns to group by, `OSError` for those that are not there."""
-    from spec_kd.prompts.logs.prompt_store import FEATURES
-
     files, options, _ = recipe.evaluate
     columns = [*FEATURES, "chat_template_kwargs"]
     if not files.prompts.startswith(f"{recipe.output_dir}/"):
@@ -93,30 +96,8 @@ def check_evaluation_prompts(recipe: Recipe) -> None:
     options.check_columns(columns)
 
 
-@dataclass(frozen=True)
-class PlannedEngine:
-    """What a teacher signal records of the engine that will make it.
-
-    Args:
-        name (`str`): Name of the engine.
-        target_name (`str`): Folder or Hub name of the target.
-        logprobs_mode (`str`): `"raw"` or `"processed"`.
-    """
-
-    name: str
-    target_name: str
-    logprobs_mode: str
-
-    def describe(self) -> JsonObject:
-        """Nothing: no check depends on it."""
-        return {}
-
-
-def describe_signal(call: ResponseCall, processing_class: "ProcessingClass") -> "TeacherInfo | None":
+def describe_signal(call: ResponseCall, processing_class: ProcessingClass) -> TeacherInfo | None:
     """The description of the teacher signal that the responses will have, or `None` if they will have none."""
-    from spec_kd.data.responses import describe_teacher
-    from spec_kd.engines.vllm import LOGPROBS_MODES
-
     _, options, target = call
     if options.signal is None:
         return None
@@ -126,5 +107,8 @@ def describe_signal(call: ResponseCall, processing_class: "ProcessingClass") -> 
         "vllm": LOGPROBS_MODES.get(mode or "processed_logprobs", "raw"),
         "server": mode or "raw",
     }
-    engine = PlannedEngine(target.engine, cast(str, target.target), modes[target.engine])
-    return describe_teacher(cast("Engine", engine), processing_class, options)
+    # what a teacher signal records of the engine that will make it; no check depends on what it describes
+    engine = SimpleNamespace(
+        name=target.engine, target_name=target.target, logprobs_mode=modes[target.engine], describe=dict
+    )
+    return describe_teacher(cast(Engine, engine), processing_class, options)

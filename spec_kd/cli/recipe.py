@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from spec_kd.cli import curated, evaluate, logs, mix, respond, synthesize, train
-from spec_kd.cli.old_names import refuse_old_names
+import spec_kd
+from spec_kd.cli import evaluate, mix, respond, train
+from spec_kd.cli.arguments import MixFiles, TargetArguments
+from spec_kd.cli.commands import build_parser, check_kind, find_module, list_kinds
 from spec_kd.cli.parsing import Parser
-from spec_kd.cli.target import GROUP, TargetArguments
-from spec_kd.cli.values import place_paths, read_paths
-from spec_kd.cli.yaml_files import check_keys, read_yaml
+from spec_kd.cli.paths import place_paths, read_paths
+from spec_kd.cli.yaml_files import check_keys, read_yaml, refuse_old_names
+from spec_kd.losses import SPARSE_METHODS
 from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
-from spec_kd.options import suggest
-from spec_kd.prompts.mixing import MixOptions
+from spec_kd.options import refuse, suggest
 
 SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
 REQUIRED = ("target", "draft", "output_dir", "prompts", "train")
-SCENARIOS = {"historical": logs, "curated": curated, "synthetic": synthesize}
+SCENARIOS = {"historical": "prompts logs", "curated": "prompts curated", "synthetic": "synthesize"}
 MIX = "mix"
 NUM_EVALUATION_PROMPTS = 200
 SET_BY_RECIPE = {
@@ -46,7 +47,7 @@ class Part:
     @property
     def module(self) -> ModuleType:
         """The command that makes the prompts."""
-        return SCENARIOS[self.scenario]
+        return find_module(SCENARIOS[self.scenario])
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Recipe:
     path: str
     output_dir: str
     parts: dict[str, Part]
-    mix: tuple[mix.MixFiles, MixOptions]
+    mix: tuple[MixFiles, spec_kd.MixOptions]
     respond: respond.ResponseCall | None
     train: train.TrainCall
     evaluate: evaluate.EvaluationCall
@@ -89,15 +90,14 @@ def load_recipe(path: str | Path) -> Recipe:
         _check_names(values, SECTIONS)
         if missing := [name for name in REQUIRED if values.get(name) is None]:
             raise ValueError(f"{' and '.join(f'`{name}`' for name in missing)} missing.")
-        for name in ("draft", "output_dir"):
-            if not isinstance(values[name], str):
-                raise ValueError(f"`{name}` must be text, got {values[name]!r}.")
+        given = {name: values[name] for name in ("draft", "output_dir")}
+        refuse(*((not isinstance(v, str), f"`{name}` must be text, got {v!r}.") for name, v in given.items()))
         values["output_dir"] = read_paths("output_dir", values["output_dir"])
         builder = _Builder(values, os.path.dirname(path))
         recipe = Recipe(
             path=str(path),
             output_dir=builder.output_dir,
-            parts=builder.build_parts(),
+            parts={name: builder.build_part(name, part) for name, part in builder.prompts.items()},
             mix=builder.build_mix(),
             respond=builder.build_respond(),
             train=builder.build_train(),
@@ -123,7 +123,7 @@ class _Builder:
                 raise ValueError("`name` is missing: a folder or a name on the Hub.")
             name = read_paths("name", target.pop("name"))
             self.target = place_paths({"target": name, **target}, folder)
-            Parser("run", "", {GROUP: TargetArguments}).parse_values(self.target)
+            Parser("run", "", {"target": TargetArguments}).parse_values(self.target)
         self.draft = place_paths({"draft": values["draft"]}, folder)["draft"]
         self.prompts = dict(_as_mapping(values["prompts"], "prompts"))
         self.mix = self.prompts.pop(MIX, None) or {}
@@ -133,31 +133,30 @@ class _Builder:
     def read(self, section: JsonValue, kind: str) -> JsonObject:
         """A section with its paths placed; raises `ValueError` for an option that the recipe sets."""
         section = place_paths(_as_mapping({} if section is None else section), self.folder)
-        for name in SET_BY_RECIPE[kind]:
-            if name in section:
-                raise ValueError(f"`{name}` is set by the recipe. Leave it out.")
+        refuse(*((name in section, f"`{name}` is set by the recipe. Leave it out.") for name in SET_BY_RECIPE[kind]))
         return section
 
-    def build_parts(self) -> dict[str, Part]:
-        return {name: self._build_part(name, part) for name, part in self.prompts.items()}
-
-    def _build_part(self, name: str, part: JsonValue) -> Part:
+    def build_part(self, name: str, part: JsonValue) -> Part:
         with naming(f"prompts: {name}"):
             part = self.read(part, "prompts")
-            if "/" in name or name.startswith("."):
-                raise ValueError("the name of a part is that of a folder: no slash, and no dot at the beginning.")
             scenario = part.pop("scenario", name)
-            if scenario not in SCENARIOS:
-                raise ValueError(
+            refuse(
+                (
+                    "/" in name or name.startswith("."),
+                    "the name of a part is that of a folder: no slash, and no dot at the beginning.",
+                ),
+                (
+                    scenario not in SCENARIOS,
                     f"`scenario` is {scenario!r}.{suggest(str(scenario), SCENARIOS)} A part with a name of its own "
-                    "needs one of them."
-                )
-            given = {**self.seed, **part, "output_dir": self.find_part_folder(name)}
-            if scenario == "synthetic":
-                given = {"test_sets": self.find_test_sets(), **self.target, **given}
-            elif scenario == "historical":
-                given = {"tokenizer": self.target["target"], **given}
-            return Part(scenario, SCENARIOS[scenario].build_parser().parse_values(given))
+                    "needs one of them.",
+                ),
+            )
+            of_scenario = {
+                "historical": {"tokenizer": self.target["target"]},
+                "synthetic": {"test_sets": self.find_test_sets(), **self.target},
+            }
+            given = {**of_scenario.get(scenario, {}), **self.seed, **part, "output_dir": self.find_part_folder(name)}
+            return Part(scenario, build_parser(SCENARIOS[scenario]).parse_values(given))
 
     def find_test_sets(self) -> list[str]:
         """The test prompts that exist before any prompt is synthesized, and that no synthetic prompt may repeat."""
@@ -170,12 +169,12 @@ class _Builder:
     def find_part_folder(self, name: str) -> str:
         return f"{self.output_dir}/parts/{name}"
 
-    def build_mix(self) -> tuple[mix.MixFiles, MixOptions]:
+    def build_mix(self) -> tuple[MixFiles, spec_kd.MixOptions]:
         with naming("prompts: mix"):
             given = {"tokenizer": self.target["target"], **self.seed, **self.read(self.mix, MIX)}
             parts = {name: self.find_part_folder(name) for name in self.prompts}
             given |= {"parts": parts, "output_dir": f"{self.output_dir}/prompts"}
-            call = mix.build_parser().parse_values(given)
+            call = build_parser("prompts mix").parse_values(given)
             mix.check(*call)
             return call
 
@@ -185,7 +184,7 @@ class _Builder:
         with naming("respond"):
             given = {**self.target, **self.seed, **self.read(self.values.get("respond"), "respond")}
             given |= {"output_dir": f"{self.output_dir}/responses", "prompts": self.find_prompts("train")}
-            return respond.build_parser().parse_values(given)
+            return build_parser("respond").parse_values(given)
 
     def find_prompts(self, split: str) -> str:
         return f"{self.output_dir}/prompts/{split}.arrow"
@@ -194,9 +193,9 @@ class _Builder:
         with naming("train"):
             section = self.read(self.values["train"], "train")
             if "method" not in section:
-                raise ValueError(f"`method` is missing: {', '.join(train.METHODS)}.")
+                raise ValueError(f"`method` is missing: {', '.join(list_kinds('train'))}.")
             method = section.pop("method")
-            train.check_method(method)
+            check_kind("train", method)
             has_responses = self.values.get("respond") is not False
             responses = f"{self.output_dir}/responses/{respond.PRODUCTS[0]}"
             given = {
@@ -207,9 +206,9 @@ class _Builder:
                 "model_name_or_path": self.draft,
                 "responses": responses if has_responses else self.find_prompts("train"),
             }
-            parser = train.build_parser(method)
+            parser = build_parser(f"train {method}")
             arguments, draft, config = parser.parse_values(given)
-            return train.TrainCall(method, arguments, config, draft, parser.chosen)
+            return train.TrainCall(method, arguments, draft, config, parser.chosen)
 
     def build_evaluate(self) -> evaluate.EvaluationCall:
         with naming("evaluate"):
@@ -226,16 +225,13 @@ class _Builder:
                 "responses_dir": f"{self.output_dir}/test_responses",
                 "output_dir": f"{self.output_dir}/evaluation",
             }
-            call = evaluate.build_parser().parse_values(given)
+            call = build_parser("evaluate").parse_values(given)
             evaluate.check(*call)
             return call
 
 
 def _check_together(recipe: Recipe) -> None:
     """Raises `ValueError` for sections that do not fit each other."""
-    from spec_kd import WhiteBoxDistillConfig
-    from spec_kd.losses import SPARSE_METHODS
-
     method, config = recipe.train.method, recipe.train.config
     if recipe.respond is None:
         for name, part in recipe.parts.items():
@@ -250,12 +246,14 @@ def _check_together(recipe: Recipe) -> None:
                 )
         return
     signal = recipe.respond[1].teacher_signal
-    if not isinstance(config, WhiteBoxDistillConfig) or method != "white_box" or signal is None:
-        return
-    if config.teacher_model_name_or_path is not None:
-        return
-    with naming("train: (from `respond: teacher_signal`)"):
-        config.build_loss().check_served_by(SPARSE_METHODS[signal])
+    if (
+        signal is not None
+        and method == "white_box"
+        and isinstance(config, spec_kd.WhiteBoxDistillConfig)
+        and config.teacher_model_name_or_path is None
+    ):
+        with naming("train: (from `respond: teacher_signal`)"):
+            config.build_loss().check_served_by(SPARSE_METHODS[signal])
 
 
 def _as_mapping(section: JsonValue, name: str = "the section") -> Record:
@@ -266,9 +264,7 @@ def _as_mapping(section: JsonValue, name: str = "the section") -> Record:
 
 
 def _check_names(section: Record, known: tuple[str, ...]) -> None:
-    for name in section:
-        if name not in known:
-            raise ValueError(f"there is no `{name}`.{suggest(str(name), known)}")
+    refuse(*((name not in known, f"there is no `{name}`.{suggest(str(name), known)}") for name in section))
 
 
 @contextmanager
@@ -276,9 +272,6 @@ def naming(where: str) -> Iterator[None]:
     """Names the section of the recipe in errors."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where}: {error}") from error
-    except (OSError, ImportError) as error:
-        raise type(error)(f"{where}: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        kind = next((kind for kind in (ValueError, FileNotFoundError) if isinstance(error, kind)), type(error))
+        raise kind(f"{where}: {error}") from error

@@ -1,24 +1,36 @@
-"""Rows of the datasets that commands read: of files, folders, and names on the Hub."""
+"""Rows that the commands read and write.
 
-import contextlib
-import os
+They are read from files, folders and the Hub. A prompt set is `train.arrow` and `test.arrow` in one folder, which are
+memory-mapped when they are read.
+"""
+
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from spec_kd.checks import read_path
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from spec_kd.cli.paths import BUILDERS, check_exists, list_files
+from spec_kd.files import replacing
+from spec_kd.open_types import JsonObject
+from spec_kd.options import read_path, refuse
+from spec_kd.prompts.curated_files import load_file
+from spec_kd.prompts.splitting import find_leaks
+from spec_kd.stored_sets import check_stored_file, find_own_sum
 
-BUILDERS = {
-    ".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
-    ".txt": "text",
-}  # fmt: skip
 COMPRESSIONS = (".gz", ".zst")
+SPLITS = ("train", "test")
+PROMPT_FILES = ("train.arrow", "test.arrow")
+ROWS_AT_A_TIME = 1024
+
+logger = logging.getLogger(__name__)
 
 
-def load_rows(source: str, split: str = "train", *, option: str = "dataset", allow_empty: bool = False) -> "Dataset":
+def load_rows(source: str, split: str = "train", *, option: str = "dataset", allow_empty: bool = False) -> Dataset:
     """Loads the rows of a file, of a folder, or of a dataset on the Hub.
 
     Args:
@@ -34,11 +46,6 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
             missing, or there are no rows.
         OSError: The source does not exist or cannot be reached.
     """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-
-    from spec_kd.prompts.curated_files import load_file
-    from spec_kd.stored_sets import check_stored_file
-
     check_exists(option, source)
     path = Path(read_path(option, source))
     is_saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
@@ -46,15 +53,16 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
         for file in list_files(path) if path.exists() else ():
             check_stored_file(file)
         suffix = next((s for s in reversed(path.suffixes) if s not in COMPRESSIONS), "")
-        if path.is_file() and suffix not in (*BUILDERS, ".arrow"):
-            raise ValueError(f"`{source}` is none of the kinds of file that are read here: {', '.join(BUILDERS)}.")
-        if path.is_file() and not path.stat().st_size:
-            raise ValueError(f"`{source}` is empty.")
-        if path.is_file() and suffix == ".arrow":
+        is_file, is_known = path.is_file(), suffix in (*BUILDERS, ".arrow")
+        refuse(
+            (is_file and not is_known, f"`{source}` has none of the endings that can be read: {', '.join(BUILDERS)}."),
+            (is_file and not path.stat().st_size, f"`{source}` is empty."),
+        )
+        if is_file and suffix == ".arrow":
             data = Dataset.from_file(str(path))
-        elif path.is_file() and path.suffix == suffix:
+        elif is_file and path.suffix == suffix:
             data = load_file(str(path), "train")
-        elif path.is_file():
+        elif is_file:
             data = load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
         else:
             data = load_from_disk(str(path)) if is_saved else load_dataset(source)
@@ -67,7 +75,7 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
     return data
 
 
-@contextlib.contextmanager
+@contextmanager
 def naming_source(option: str, source: str) -> Iterator[None]:
     """Names the option and the dataset in errors of what reads it.
 
@@ -79,8 +87,6 @@ def naming_source(option: str, source: str) -> Iterator[None]:
         ValueError: Any error of `datasets`, Arrow or pandas, with its cause.
         OSError: The source does not exist or cannot be reached.
     """
-    from datasets.exceptions import DatasetsError
-
     try:
         yield
     except (DatasetsError, ValueError) as error:  # those of Arrow and of pandas are ValueErrors
@@ -95,25 +101,46 @@ def naming_source(option: str, source: str) -> Iterator[None]:
         ) from error
 
 
-def check_exists(option: str, source: str | None) -> None:
-    """Raises `FileNotFoundError` for a path to nothing; a name that may be one on the Hub, and `None`, are accepted."""
-    if source is not None and looks_like_path(source) and not os.path.exists(source):
-        raise FileNotFoundError(f"{option}: `{source}` does not exist.")
-
-
-def looks_like_path(source: str) -> bool:
-    """Whether it cannot be a name on the Hub, which has at most one slash and none at its ends."""
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix in (*BUILDERS, ".arrow")
-
-
-def list_files(path: Path) -> list[Path]:
-    """A file itself, or all visible ones below a folder, sorted."""
-    if path.is_file():
-        return [path]
-    files = (file for file in path.rglob("*") if file.is_file())
-    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts))
-
-
-def take_first(rows: "Dataset", count: int | None) -> "Dataset":
+def take_first(rows: Dataset, count: int | None) -> Dataset:
     """The first `count` rows of a dataset; all of them for `None`."""
     return rows if count is None else rows.select(range(min(count, len(rows))))
+
+
+def save_prompts(folder: str, train: Dataset, test: Dataset) -> JsonObject:
+    """Writes both splits; returns the folder and their numbers of rows."""
+    for name, rows in zip(PROMPT_FILES, (train, test), strict=True):
+        path, schema = Path(folder, name), rows.features.arrow_schema
+        with replacing(path, find_own_sum(path)) as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in rows.with_format("arrow").iter(ROWS_AT_A_TIME):
+                writer.write_table(batch.cast(schema))
+    return describe_saved(folder, train, test)
+
+
+def describe_saved(folder: str, train: Dataset, test: Dataset) -> JsonObject:
+    """The folder of a prompt set and its numbers of rows, as a command prints them."""
+    return {"path": folder, "num_train": len(train), "num_test": len(test)}
+
+
+def load_prompts(source: str, split: str) -> Dataset:
+    """Loads a split of what `save_prompts` wrote, or of any other source with splits."""
+    path = Path(source, f"{split}.arrow")
+    return load_rows(str(path) if path.is_file() else source, split, option="parts", allow_empty=True)
+
+
+def leave_out_leaks(train: Dataset, test: Dataset, name: str = "train") -> Dataset:
+    """Removes training rows whose text or conversation is among the test rows; a warning counts them.
+
+    Args:
+        train (`Dataset`), test (`Dataset`): Rows with `prompt`.
+        name (`str`, *optional*, defaults to `"train"`): Name of the training rows in messages.
+
+    Raises:
+        ValueError: No row remains to train on.
+    """
+    leaks = find_leaks(train, test)
+    if not leaks.any():
+        return train
+    if leaks.all():
+        raise ValueError(f"All {len(train)} training prompts of `{name}` are test prompts too: nothing is left of it.")
+    logger.warning("%d of %d prompts of `%s` are test prompts too, and are left out.", leaks.sum(), len(train), name)
+    return train.select(np.flatnonzero(~leaks))

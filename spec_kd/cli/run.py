@@ -1,42 +1,17 @@
 """`spec-kd run recipe.yaml`: from raw input to an evaluated draft."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from spec_kd.cli import recipe_format
-from spec_kd.cli.parsing import Parser
+from spec_kd.cli import evaluate, mix, respond, train
+from spec_kd.cli.arguments import RunArguments
+from spec_kd.cli.preflight import check_sources
+from spec_kd.cli.recipe import Recipe, load_recipe
 from spec_kd.cli.steps import Workspace, check_formats, tell
 from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.files import write_text
 from spec_kd.open_types import JsonObject
-from spec_kd.options import document_options, option
 from spec_kd.secrets import hide_secrets
-
-if TYPE_CHECKING:
-    from spec_kd.cli.recipe import Recipe
-
-DESCRIPTION = (
-    "Runs a recipe: prompts, the target's completions, training, evaluation. All of it is checked before the first "
-    "step. A step whose inputs have not changed is not repeated, and one that was killed continues. `spec-kd init` "
-    "writes a recipe."
-)
-
-
-@document_options
-@dataclass(frozen=True)
-class RunArguments:
-    """The recipe to run."""
-
-    recipe: str = option("Recipe, a YAML file; also as the first argument, without `--recipe`.")
-    only_check: bool = option("Check the recipe, its files and its models, and do nothing else.", default=False)
-
-
-def build_parser() -> Parser:
-    """The options of the command, and the format of recipes."""
-    groups = {"recipe": RunArguments}
-    return Parser("run", DESCRIPTION, groups, ("recipe", "only_check"), recipe_format.__doc__, first="recipe")
 
 
 def run(arguments: RunArguments) -> JsonObject:
@@ -47,9 +22,6 @@ def run(arguments: RunArguments) -> JsonObject:
         OSError: A file or a model does not exist.
         ImportError: A package is not installed.
     """
-    from spec_kd.cli.preflight import check_sources
-    from spec_kd.cli.recipe import load_recipe
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a recipe runs in one process. Use `accelerate launch` with `respond` and `train`.")
     recipe = load_recipe(arguments.recipe)
@@ -60,13 +32,7 @@ def run(arguments: RunArguments) -> JsonObject:
     return run_recipe(recipe)
 
 
-def copy_recipe(path: str, output_dir: str) -> None:
-    """Copies a recipe to `recipe.yaml` in a folder, with `[hidden]` for the tokens and passwords in it."""
-    text = Path(path).read_text(encoding="utf-8")
-    write_text(Path(output_dir, "recipe.yaml"), hide_secrets(text, read_yaml(path)))
-
-
-def run_recipe(recipe: "Recipe") -> JsonObject:
+def run_recipe(recipe: Recipe) -> JsonObject:
     """Runs all steps of a recipe, one after the other, without those that are finished.
 
     Args:
@@ -78,8 +44,6 @@ def run_recipe(recipe: "Recipe") -> JsonObject:
     Raises:
         ValueError: No part has test prompts; also what a step raises.
     """
-    from spec_kd.cli import evaluate, mix, respond, train
-
     workspace = Workspace(recipe.output_dir)
     results = {}
     # synthetic parts last: they do not repeat the test prompts of the others
@@ -94,7 +58,9 @@ def run_recipe(recipe: "Recipe") -> JsonObject:
         results["responses"] = respond.run(*recipe.respond, workspace)
     results["draft"] = train.run(recipe.train, workspace)
     results["evaluation"] = evaluated = evaluate.run(*recipe.evaluate, workspace)
-    copy_recipe(recipe.path, recipe.output_dir)
+    # a copy, with `[hidden]` for the tokens and passwords in it
+    text = Path(recipe.path).read_text(encoding="utf-8")
+    write_text(Path(recipe.output_dir, "recipe.yaml"), hide_secrets(text, read_yaml(recipe.path)))
     tell(f"run: {recipe.output_dir}")
     return {
         "output_dir": recipe.output_dir,

@@ -1,10 +1,10 @@
 """Steps: work that is done once, in a folder with a note of what it was made from.
 
 `.step.json` in the folder of a step holds what its result depends on (`inputs`: options, and the hashes of files and
-models), their hash, and the `result` once it exists. A step with the same inputs does not run again. Other inputs make
-another step: the folder is refused, or, in the run of a recipe, moved to `replaced/` before the step begins again, so
-that no work is ever deleted. A later step depends on the *content* that an earlier one wrote, so a step that runs again
-with the same outcome repeats no other step. Secrets (tokens, passwords) are not written to notes and do not count as
+models), their hash, and the `result` once it exists. A step with the same inputs does not run again. If the inputs have
+changed, a single command refuses the folder; the run of a recipe moves it to `replaced/` and begins the step again, so
+that no work is ever deleted. A later step depends on the *content* that an earlier one wrote: it does not run again if
+the earlier one writes the same content again. Secrets (tokens, passwords) are not written to notes and do not count as
 inputs.
 """
 
@@ -34,9 +34,9 @@ class Workspace:
 
     Args:
         output_dir (`str`, *optional*):
-            Folder of the run of a recipe, which owns the folders of its steps: one with other inputs is moved to
-            `replaced/STEP-N` in this folder, and the step begins again. By default a single command works in a folder
-            of the user's, and refuses one with other inputs.
+            Folder of the run of a recipe, with a folder for each step. A step's folder that was made from other inputs
+            is moved to `replaced/STEP-N` in there, and the step begins again. Without it, a single command works in
+            the folder that the user names, and refuses one that was made from other inputs.
 
     Raises:
         ValueError: The folder is of an earlier version.
@@ -58,23 +58,23 @@ class Workspace:
         work: Callable[[], JsonObject],
         continues: Sequence[str] = (),
     ) -> JsonObject:
-        """Returns the result of a step: from its folder if it is finished, otherwise of `work`, which continues it.
+        """Returns the result of a step: what its folder has if it is finished, otherwise what `work` returns.
 
         Args:
             folder (`str`): Folder of the step.
             command (`str`): Name of the command, for messages.
             inputs (`dict`): Everything that the result depends on, with the options under `options`.
             products (`Sequence[str]`): Files or patterns that `work` writes in the folder.
-            work (`Callable`): Function that does the work and returns JSON values.
+            work (`Callable`): Function that starts or continues the work, and returns JSON values.
             continues (`Sequence[str]`, *optional*, defaults to `()`):
-                Options whose change continues the folder instead of replacing it.
+                Options that may change between two calls: the step then continues in its folder.
 
         Returns:
             `dict`: What `work` returned, and `is_reused`.
 
         Raises:
-            ValueError: The folder has the result of other inputs (names them), files of another command, or a note that
-                is damaged or of an earlier version.
+            ValueError: The folder has the result of other inputs (the message names them), files of another command,
+                or a note that is damaged or of an earlier version.
         """
         inputs = strip_secrets(inputs, replacement=None)
         if self.is_finished(folder, inputs):
@@ -109,7 +109,7 @@ class Workspace:
             place = self._move_aside(folder)
             tell(
                 f"{folder}: begun again ({_describe_changes(note['inputs'], inputs)})"
-                + (f"; what was there is in {place}, delete it if it is not needed" if place else "")
+                + (f"; the old results are in {place}: delete them if you do not need them" if place else "")
             )
         elif is_other and found:  # a folder without products is of a command that failed early
             raise ValueError(
@@ -117,12 +117,12 @@ class Workspace:
                 "folder, delete this one, or repeat the command as it was to continue it."
             )
         elif note is None and found:
-            raise ValueError(f"`{folder}` has a {found[0]} that this command did not write: choose another one.")
+            raise ValueError(f"`{folder}` has a {found[0]} that this command did not write. Choose another folder.")
         Path(folder).mkdir(parents=True, exist_ok=True)
         _write_note(folder, inputs)
 
     def _move_aside(self, folder: str) -> Path | None:
-        """Moves what a step has written to `replaced/`, and returns where; `None` for a folder with its note alone."""
+        """Moves the folder of a step to `replaced/`, and returns its new place; `None` if it has only its note."""
         if all(path.name == STEP_FILE for path in Path(folder).iterdir()):
             return None
         root = cast(str, self.output_dir)
@@ -167,7 +167,7 @@ def check_formats(folder: str) -> None:
 
 
 def list_notes(folder: Path) -> list[Path]:
-    """The notes of a step and of the steps in its folder, or of those in the folder of a recipe's run."""
+    """Finds the notes in a folder: of a step, of the steps inside it, or of all steps of a recipe's run."""
     paths = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}{STEP_FILE}")]
     return sorted(path for path in paths if path.relative_to(folder).parts[0] != REPLACED)
 
@@ -231,8 +231,10 @@ def _describe_changes(old: JsonObject, new: JsonObject) -> str:
 
 
 def _flatten(values: JsonObject, prefix: str = "") -> list[tuple[str, JsonValue]]:
-    pairs = []
-    for name, value in values.items():
-        is_nested = isinstance(value, dict) and value
-        pairs += _flatten(value, f"{prefix}{name}.") if is_nested else [(f"{prefix}{name}", value)]
-    return pairs
+    return [
+        pair
+        for name, value in values.items()
+        for pair in (
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(f"{prefix}{name}", value)]
+        )
+    ]

@@ -1,47 +1,30 @@
 """`spec-kd synthesize`: a prompt set that the target writes itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
-from spec_kd.cli.parsing import Parser
-from spec_kd.cli.prompt_sets import PRODUCTS, PromptSetFiles, save_prompts
-from spec_kd.cli.rows import check_exists, load_rows
+import spec_kd
+from spec_kd.cli.arguments import SynthesisFiles, TargetArguments
+from spec_kd.cli.paths import check_exists
+from spec_kd.cli.rows import PROMPT_FILES, load_rows, save_prompts
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.target import GROUP, TargetArguments
+from spec_kd.cli.target import check_target, list_inputs, load_processing_class, load_target
+from spec_kd.data.arrow_padding import iterate_rows
+from spec_kd.engines.base import check_untruncated
 from spec_kd.open_types import JsonObject, JsonValue
-from spec_kd.options import document_options, option
-from spec_kd.prompts.filters import TextFilter
-from spec_kd.prompts.synthesis.options import SynthesisOptions
+from spec_kd.prompts.splitting import split_prompts
+from spec_kd.prompts.synthesis.pre_query import derive_pre_queries
+from spec_kd.sampling.options import SamplingOptions
 
-DESCRIPTION = (
-    "Lets an aligned target write what users might ask it (Magpie, arXiv 2406.08464), filters it, and reports what was "
-    "dropped and why. A stopped job continues."
-)
-COMMON = ("target", "num_queries", "output_dir", "system_prompts", "languages", "test_fraction", "engine")
 CONTINUES = ("num_queries", "max_asked", "test_fraction")
 
 
-@document_options
-@dataclass(frozen=True, kw_only=True)
-class SynthesisFiles(PromptSetFiles):
-    """What `spec-kd synthesize` reads and writes."""
-
-    test_sets: list[str] | None = option(
-        "Prompts that must not be written again: files, folders or names on the Hub; none by default.", None
-    )
-
-
-SynthesisCall = tuple[SynthesisFiles, SynthesisOptions, TextFilter, TargetArguments]
-
-
-def build_parser() -> Parser:
-    """The options of the command."""
-    groups = {"files": SynthesisFiles, "synthesis": SynthesisOptions, "filter": TextFilter, GROUP: TargetArguments}
-    return Parser("synthesize", DESCRIPTION, groups, COMMON)
-
-
-def check(files: SynthesisFiles, options: SynthesisOptions, text_filter: TextFilter, target: TargetArguments) -> None:
+def check(
+    files: SynthesisFiles,
+    options: spec_kd.SynthesisOptions,
+    text_filter: spec_kd.TextFilter,
+    target: TargetArguments,
+) -> None:
     """Checks a synthesis without weights; `test_sets` of a recipe do not exist yet.
 
     Raises:
@@ -49,12 +32,8 @@ def check(files: SynthesisFiles, options: SynthesisOptions, text_filter: TextFil
         OSError: The target does not exist.
         ImportError: The engine is not installed.
     """
-    from spec_kd.engines.base import check_untruncated
-    from spec_kd.prompts.synthesis.synthesis import derive_pre_queries
-    from spec_kd.sampling.options import SamplingOptions
-
-    target.check()
-    derive_pre_queries(options, target.load_processing_class())
+    check_target(target)
+    derive_pre_queries(options, load_processing_class(target))
     if target.engine != "transformers":
         for temperature, top_p in options.samplings:
             check_untruncated(SamplingOptions(options.max_new_tokens, temperature, top_p=top_p), target.engine)
@@ -62,10 +41,10 @@ def check(files: SynthesisFiles, options: SynthesisOptions, text_filter: TextFil
 
 def run(
     files: SynthesisFiles,
-    options: SynthesisOptions,
-    text_filter: TextFilter,
+    options: spec_kd.SynthesisOptions,
+    text_filter: spec_kd.TextFilter,
     target: TargetArguments,
-    workspace: Workspace | None = None,
+    workspace: Workspace,
 ) -> JsonObject:
     """Writes prompts of the target to `output_dir`, and reports how many were dropped and why.
 
@@ -74,7 +53,6 @@ def run(
         OSError: The target or a test set does not exist.
         ImportError: The engine is not installed.
     """
-    workspace = workspace or Workspace()
     check(files, options, text_filter, target)
     test_sets = files.test_sets or []
     for source in test_sets:
@@ -82,17 +60,14 @@ def run(
     sources = [*test_sets, *([cast(str, options.tool_catalog)] if options.tool_catalog else [])]
     chosen = list_options(options, ("tool_catalog",)) | list_options(text_filter)
     inputs = {
-        "target": target.list_inputs(workspace.fingerprints),
+        "target": list_inputs(target, workspace.fingerprints),
         "sources": [workspace.fingerprints.of_data(source) for source in sources],
         "options": list_options(files, ("output_dir", "test_sets")) | chosen,
     }
 
     def work() -> JsonObject:
-        from spec_kd.prompts.splitting import split_prompts
-        from spec_kd.prompts.synthesis.synthesis import synthesize_queries
-
-        model, processing_class = target.load()
-        queries = synthesize_queries(
+        model, processing_class = load_target(target)
+        queries = spec_kd.synthesize_queries(
             model,
             options,
             processing_class=processing_class,
@@ -109,13 +84,11 @@ def run(
         saved = save_prompts(files.output_dir, *split_prompts(queries.dataset, files.test_fraction, options.seed))
         return {**saved, "yield": report}
 
-    return workspace.do(files.output_dir, "synthesize", inputs, PRODUCTS, work, CONTINUES)
+    return workspace.do(files.output_dir, "synthesize", inputs, PROMPT_FILES, work, CONTINUES)
 
 
 def load_conversations(sources: Sequence[str]) -> list[JsonValue]:
     """Loads the prompts of several sets, as lists of messages."""
-    from spec_kd.data.arrow_padding import iterate_rows
-
     sets = [load_rows(source, "test", option="test_sets", allow_empty=True) for source in sources]
     prompts = [row["prompt"] for rows in sets for row in iterate_rows(rows)]
     return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]

@@ -1,37 +1,33 @@
 """`spec-kd train METHOD`: a draft learns from the target's responses, or from completions written during training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from trl import ModelConfig
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import get_peft_config, get_quantization_config
 
-from spec_kd.checks import check_int
-from spec_kd.cli.choices import tell_choices
+import spec_kd
+from spec_kd.cli.arguments import DraftArguments, TrainArguments
 from spec_kd.cli.model_checks import check_model, check_training, naming_model
-from spec_kd.cli.parsing import Parser
-from spec_kd.cli.rows import check_exists, load_rows
+from spec_kd.cli.paths import check_exists
+from spec_kd.cli.rows import load_rows
 from spec_kd.cli.steps import Workspace, tell
-from spec_kd.open_types import Arguments, Call, JsonObject
-from spec_kd.options import document_options, option, suggest
+from spec_kd.loading import choose_processing_class, find_processing_class, load_config
+from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.prompts.splitting import hold_out_rows
+from spec_kd.trainer.arguments import get_load_options
+from spec_kd.trainer.checkpoint_sums import find_whole_checkpoint
+from spec_kd.trainer.configs import DraftConfig
+from spec_kd.trainer.draft_trainer import DraftTrainer
+from spec_kd.trainer.teachers.stored import read_teacher_info
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from spec_kd.trainer.draft_config import DraftConfig
-    from spec_kd.trainer.draft_trainer import DraftTrainer
-
-METHODS = {
-    "white_box": "Trains a draft on the target's distribution at every token, from a teacher signal or a live target.",
-    "black_box": "Trains a draft on the tokens of the target's responses.",
-    "online_gkd": "Trains a draft on completions that the draft, the target or both write during training.",
+TRAINERS = {
+    "white_box": spec_kd.WhiteBoxDistillTrainer,
+    "black_box": spec_kd.BlackBoxSFTTrainer,
+    "online_gkd": spec_kd.OnlineGKDTrainer,
 }
 PRODUCTS = ("checkpoint-*", "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "README.md")
-COMMON = (
-    "model_name_or_path", "target", "responses", "output_dir", "learning_rate", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "use_peft", "eval_strategy",
-    "save_steps", "report_to", "seed",
-)  # fmt: skip
 # Of where and how a run is written and watched, not of what it learns.
 NOT_INPUTS = (
     "output_dir", "run_name", "report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_steps",
@@ -41,49 +37,13 @@ NOT_INPUTS = (
 )  # fmt: skip
 
 
-@document_options
-@dataclass(frozen=True)
-class TrainArguments:
-    """What a training reads besides the trainer's own arguments."""
-
-    responses: str = option(
-        "Rows to learn from: what `spec-kd respond` wrote, or any of TRL's formats with the target's completions; for "
-        "online_gkd with lmbda=1 prompts alone. A file, a folder or a name on the Hub."
-    )
-    target: str | None = option(
-        "Target, whose tokenizer the draft reads when it serves. Its weights are loaded if the responses have no "
-        "teacher signal, and for online_gkd. By default the draft's tokenizer is used.",
-        None,
-    )
-    split: str = option("Split of the responses, for a folder or a name on the Hub.", "train")
-    num_held_out: int = option(
-        "Number of rows for evaluation during training, at most 5 percent of all; used with an eval_strategy. "
-        "Acceptance is measured on them too if the target's probabilities are known.",
-        64,
-    )
-    eval_num_assistant_tokens: int = option("Number of tokens drafted in a round, for that acceptance.", 5)
-
-    def __post_init__(self) -> None:
-        check_int("num_held_out", self.num_held_out)
-        check_int("eval_num_assistant_tokens", self.eval_num_assistant_tokens)
-
-
-@dataclass
-class DraftArguments(ModelConfig):
-    """TRL's arguments of the model that is trained."""
-
-    model_name_or_path: str | None = option(
-        "Draft: a folder or a name on the Hub; required.", None, aliases=("--draft",)
-    )
-
-
 @dataclass(frozen=True)
 class TrainCall:
     """A training with its options.
 
     Args:
-        method (`str`): Name in `METHODS`.
-        arguments (`TrainArguments`), config (`DraftConfig`), draft (`DraftArguments`): Options.
+        method (`str`): Name in `TRAINERS`.
+        arguments (`TrainArguments`), draft (`DraftArguments`), config (`DraftConfig`): Options.
         chosen (`dict[str, Any]`):
             The options that are not defaults, as they were given. A configuration replaces some by what the machine
             has, and it must not be built twice in a process, because it sets up the communication with others.
@@ -91,53 +51,12 @@ class TrainCall:
 
     method: str
     arguments: TrainArguments
-    config: "DraftConfig"
     draft: DraftArguments
+    config: DraftConfig
     chosen: JsonObject
 
 
-def find_classes(method: str) -> "tuple[type[DraftConfig], type[DraftTrainer]]":
-    """Finds the configuration and the trainer of a method; raises `ValueError` for an unknown method."""
-    check_method(method)
-    import spec_kd
-
-    name = {"white_box": "WhiteBoxDistill", "black_box": "BlackBoxSFT", "online_gkd": "OnlineGKD"}[method]
-    return getattr(spec_kd, f"{name}Config"), getattr(spec_kd, f"{name}Trainer")
-
-
-def check_method(method: str) -> None:
-    """Raises `ValueError` for an unknown method."""
-    if method not in METHODS:
-        raise ValueError(f"there is no method {method!r}.{suggest(method, METHODS)}")
-
-
-def build_parser(method: str) -> Parser:
-    """The options of a method: data and target, TRL's of a model, and the trainer's."""
-    config_class, _ = find_classes(method)
-    description = (
-        f"{METHODS[method]} A stopped run continues from its last checkpoint. All options of TRL's "
-        "SFTConfig and ModelConfig are accepted too, and come last."
-    )
-    groups = {"data": TrainArguments, "draft model": DraftArguments, f"{method} distillation": config_class}
-    common = COMMON if method == "black_box" else (*COMMON, "divergence")
-    return Parser(f"train {method}", description, groups, common)
-
-
-def parse(argv: Sequence[str]) -> tuple[Call[JsonObject], tuple[TrainCall]]:
-    """Parses the method, which comes first, and its options; returns [`run`] and what to call it with.
-
-    Raises:
-        ValueError: There is no such method, or an option is wrong.
-        SystemExit: The method is missing, or help was asked for.
-    """
-    if not argv or argv[0] in ("-h", "--help"):
-        raise SystemExit(tell_choices("train", "METHOD", METHODS, is_asked=bool(argv)))
-    parser = build_parser(argv[0])
-    arguments, draft, config = parser.parse(argv[1:])
-    return run, (TrainCall(argv[0], arguments, config, draft, parser.chosen),)
-
-
-def run(call: TrainCall, workspace: Workspace | None = None) -> JsonObject:
+def run(call: TrainCall, workspace: Workspace) -> JsonObject:
     """Trains a draft, and writes it to `config.output_dir`.
 
     Raises:
@@ -145,7 +64,6 @@ def run(call: TrainCall, workspace: Workspace | None = None) -> JsonObject:
         OSError: A model or the responses do not exist.
         ImportError: A package is not installed.
     """
-    workspace = workspace or Workspace()
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
     if draft.model_name_or_path is None:
         raise ValueError("`model_name_or_path` (`--draft`) is missing: a folder, or a name on the Hub.")
@@ -200,31 +118,20 @@ def check_call(call: TrainCall) -> None:
     check_training(config, draft)
     if draft.use_peft and config.align_vocabulary and not config.merge_adapter:
         raise ValueError("`align_vocabulary` with `use_peft` needs `merge_adapter`: an adapter has no vocabulary rows.")
-    for role in ("teacher", "ref"):
-        name = getattr(config, f"{role}_model_name_or_path", None)
+    for prefix, role in {"teacher": "teacher", "ref": "reference draft"}.items():
+        name = getattr(config, f"{prefix}_model_name_or_path", None)
         if name is not None:
-            check_model(
-                {"teacher": "teacher", "ref": "reference draft"}[role],
-                name,
-                getattr(config, f"{role}_model_init_kwargs", None),
-            )
+            check_model(role, name, getattr(config, f"{prefix}_model_init_kwargs", None))
 
 
-def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
+def build_trainer(call: TrainCall, rows: Dataset) -> DraftTrainer:
     """Builds the trainer of a method on these rows; raises what the trainer raises for them."""
     method, arguments, config, draft = call.method, call.arguments, call.config, call.draft
-    from transformers import TrainerCallback
-    from trl import get_peft_config, get_quantization_config
-
-    from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig
-    from spec_kd.loading import choose_processing_class, find_processing_class, load_config
-    from spec_kd.prompts.splitting import hold_out_rows
-    from spec_kd.trainer.arguments import get_load_options
-
-    has_signal = "teacher_info" in rows.column_names
     is_live = False
-    if isinstance(config, WhiteBoxDistillConfig):
-        if config.teacher_model_name_or_path is None and not (method == "white_box" and has_signal):
+    if isinstance(config, spec_kd.WhiteBoxDistillConfig):
+        if config.teacher_model_name_or_path is None and not (
+            method == "white_box" and "teacher_info" in rows.column_names
+        ):
             config.teacher_model_name_or_path = arguments.target
         is_live = config.teacher_model_name_or_path is not None
     if config.align_vocabulary and config.target_vocab_size is None and not is_live and arguments.target is not None:
@@ -243,20 +150,21 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
     held_out = None
     callbacks: list[TrainerCallback] = []
     if config.eval_strategy != "no":
-        num_held_out = min(arguments.num_held_out, max(1, len(rows) // 20))
-        held_out, rows = hold_out_rows(rows, num_held_out)
-        if is_live or can_be_replayed(rows):
+        held_out, rows = hold_out_rows(rows, min(arguments.num_held_out, max(1, len(rows) // 20)))
+        info = read_teacher_info(rows)
+        # replay needs no target for greedy rows, and for those with log p at their sampling temperature
+        can_replay = info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)
+        if is_live or can_replay:
             limit = max(map(len, held_out["completion_ids"])) if "completion_ids" in rows.column_names else None
             callbacks.append(
-                SpeculativeEvalCallback(
+                spec_kd.SpeculativeEvalCallback(
                     held_out,
                     num_assistant_tokens=arguments.eval_num_assistant_tokens,
                     max_new_tokens=limit if is_live and limit is not None and limit > 1 else None,
                 )
             )
-    _, trainer_class = find_classes(method)
     name = cast(str, draft.model_name_or_path)
-    return trainer_class(
+    return TRAINERS[method](
         model=name,
         args=config,
         train_dataset=rows,
@@ -271,30 +179,19 @@ def build_trainer(call: TrainCall, rows: "Dataset") -> "DraftTrainer":
     )
 
 
-def check_completions(rows: "Dataset") -> None:
+def check_completions(rows: Dataset) -> None:
     """Raises `ValueError` for rows without a completion among rows that have one, such as those of incomplete logs."""
     if "completion" not in rows.column_names or "completion_ids" in rows.column_names:
         return
-    missing = rows.with_format("arrow")[:]["completion"].null_count
-    if missing:
+    if missing := rows.with_format("arrow")[:]["completion"].null_count:
         raise ValueError(
             f"{missing} of {len(rows)} rows have no `completion`. Let the target complete them (`spec-kd respond`), or "
             "remove them."
         )
 
 
-def can_be_replayed(rows: "Dataset") -> bool:
-    """Whether rows can be replayed without the target: greedy ones, or with log p at their sampling temperature."""
-    from spec_kd.trainer.teachers.stored import read_teacher_info
-
-    info = read_teacher_info(rows)
-    return info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)
-
-
 def find_last_checkpoint(output_dir: str) -> str | None:
     """Finds the newest whole checkpoint, and says which newer ones are damaged; `None` if there is none."""
-    from spec_kd.trainer.checkpoint_sums import find_whole_checkpoint
-
     whole, damages = find_whole_checkpoint(output_dir)
     for folder, damage in damages.items():
         tell(f"training does not continue from {folder}: {damage}")

@@ -15,7 +15,7 @@ DATA_KEYS = ("arguments", "parameters", "input_schema", "input")
 """Users fill these with their own keys; all other keys belong to a format, in which `null` means nothing."""
 
 
-def remove_padding(value: JsonValue, feature: JsonValue) -> JsonValue:
+def remove_padding(value: JsonValue, feature: JsonValue, is_data: bool = False) -> JsonValue:
     """Removes the `None` entries of `value` that stand for absent keys.
 
     Inside the parameters of a tool and the arguments of a call, a key that is `None` in the whole column stays: Arrow
@@ -25,8 +25,19 @@ def remove_padding(value: JsonValue, feature: JsonValue) -> JsonValue:
     Args:
         value: Value of a row.
         feature: Its entry in the `features` of the dataset.
+        is_data (`bool`, *optional*, defaults to `False`): Whether the value lies inside such parameters or arguments.
     """
-    return _remove(value, feature, is_data=False)
+    if isinstance(feature, Json) or feature is None:
+        return value
+    if isinstance(value, Mapping) and isinstance(feature, dict):
+        return {
+            key: remove_padding(item, feature.get(key), is_data or key in DATA_KEYS)
+            for key, item in value.items()
+            if item is not None or (is_data and feature.get(key) == ALWAYS_NONE)
+        }
+    if isinstance(value, list) and isinstance(feature, List | LargeList):
+        return [remove_padding(item, feature.feature, is_data) for item in value]
+    return value
 
 
 def remove_row_padding(row: Record, features: Features | None) -> JsonObject:
@@ -44,17 +55,3 @@ def remove_row_padding(row: Record, features: Features | None) -> JsonObject:
 def iterate_rows(dataset: Dataset | IterableDataset) -> Iterator[JsonObject]:
     """The rows of a dataset, each without padding as in [`remove_row_padding`]."""
     return (remove_row_padding(row, dataset.features) for row in dataset.with_format(None))
-
-
-def _remove(value: JsonValue, feature: JsonValue, is_data: bool) -> JsonValue:
-    if isinstance(feature, Json) or feature is None:
-        return value
-    if isinstance(value, Mapping) and isinstance(feature, dict):
-        return {
-            key: _remove(item, feature.get(key), is_data or key in DATA_KEYS)
-            for key, item in value.items()
-            if item is not None or (is_data and feature.get(key) == ALWAYS_NONE)
-        }
-    if isinstance(value, list) and isinstance(feature, List | LargeList):
-        return [_remove(item, feature.feature, is_data) for item in value]
-    return value

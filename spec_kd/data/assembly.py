@@ -6,12 +6,11 @@ import accelerate
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from spec_kd.data.id_lists import IdLists
 from spec_kd.data.sharded_runs import RunResult
-from spec_kd.data.shards import ShardStore
+from spec_kd.data.shards import IdLists, ShardStore
 from spec_kd.data.signal_checks import CHECKSUM_COLUMN, compute_checksum
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.open_types import JsonObject, JsonValue, Record
+from spec_kd.open_types import JsonObject, Record
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 ROWS_AT_A_TIME = 1024
@@ -22,14 +21,11 @@ TEACHER_FEATURES = {
     CHECKSUM_COLUMN: List(Value("int64")),
 }
 
-Columns = Record
-"""By name, lists of values or Arrow arrays."""
-
 
 def add_columns(
     dataset: Dataset,
-    features: Features,
-    build: Callable[[Sequence[int], pa.Table], Columns],
+    features: JsonObject,
+    build: Callable[[Sequence[int], pa.Table], Record],
     result: RunResult,
     store: ShardStore | None,
 ) -> Dataset:
@@ -37,8 +33,9 @@ def add_columns(
 
     Args:
         dataset (`Dataset`): One row for each row of the run; may have no columns.
-        features (`Features`): Features of the new columns.
-        build (`Callable`): Makes the new columns of some rows, from their numbers and their part of the result.
+        features (`dict`): Features of the new columns.
+        build (`Callable`): Makes the new columns of some rows, lists or Arrow arrays by name, from the numbers of the
+            rows and their part of the result.
         result (`RunResult`): Outcomes of all rows.
         store (`ShardStore`, *optional*): Where the dataset is written.
 
@@ -56,20 +53,15 @@ def add_columns(
             if dataset.column_names:
                 table = kept[part]
                 columns |= {name: table[name] for name in table.column_names}
-            arrays = [_to_arrow(columns[field.name], field.type) for field in schema]
-            yield pa.Table.from_arrays(arrays, schema=schema).combine_chunks()
+            yield pa.Table.from_pydict(columns, schema=schema).combine_chunks()
 
     if store is None:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema) as writer:
-            for part in build_parts():
-                writer.write_table(part)
-        return Dataset.from_buffer(sink.getvalue())
+        return Dataset(pa.concat_tables(build_parts()))
     state = accelerate.PartialState()
     if state.is_main_process:
         store.finish(build_parts(), schema)
     state.wait_for_everyone()
-    return store.open_finished()
+    return Dataset.from_file(str(store.mapped))
 
 
 def add_responses(
@@ -94,49 +86,43 @@ def add_responses(
     has_prompt = "prompt" in dataset.column_names
     is_chat = has_prompt and not isinstance(dataset[0]["prompt"], str)
     text, ids = Value("string"), List(Value("int32"))
-    features = Features(
-        {
-            **({} if has_prompt else {"prompt": text}),
-            "completion": List({"role": text, "content": text}) if is_chat else text,
-            "prompt_ids": ids,
-            "completion_ids": ids,
-            "finish_reason": text,
-            **_list_teacher_features(info),
-        }
-    )
+    features = {
+        **({} if has_prompt else {"prompt": text}),
+        "completion": List({"role": text, "content": text}) if is_chat else text,
+        "prompt_ids": ids,
+        "completion_ids": ids,
+        "finish_reason": text,
+        **_list_teacher_features(info),
+    }
 
-    def build(rows: Sequence[int], found: pa.Table) -> Columns:
+    def build(rows: Sequence[int], found: pa.Table) -> JsonObject:
         prompts = [prompt_ids[row] for row in rows]
         completions = tokenizer.batch_decode(
             found["completion_ids"].to_pylist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        columns = {
+        return {
+            **({} if has_prompt else {"prompt": tokenizer.batch_decode(prompts, clean_up_tokenization_spaces=False)}),
             "completion": [[{"role": "assistant", "content": c}] for c in completions] if is_chat else completions,
             "prompt_ids": prompts,
             "completion_ids": found["completion_ids"],
             "finish_reason": found["finish_reason"],
             **_build_teacher_columns(found, info, prompts, found["completion_ids"].to_pylist()),
         }
-        if not has_prompt:
-            columns["prompt"] = tokenizer.batch_decode(prompts, clean_up_tokenization_spaces=False)
-        return columns
 
-    replaced = {*features, *TEACHER_FEATURES}
-    kept = dataset.select_columns([name for name in dataset.column_names if name not in replaced])
-    return add_columns(kept, features, build, result, store)
+    replaced = {*features, *TEACHER_FEATURES} & {*dataset.column_names}
+    return add_columns(dataset.remove_columns(list(replaced)), features, build, result, store)
 
 
 def add_signal(dataset: Dataset, result: RunResult, info: TeacherInfo, store: ShardStore | None) -> Dataset:
     """The rows with teacher columns, which replace any that they had."""
     kept = dataset.remove_columns([name for name in TEACHER_FEATURES if name in dataset.column_names])
-    features = Features(_list_teacher_features(info))
     id_rows = dataset.select_columns(["prompt_ids", "completion_ids"]).with_format(None)
 
-    def build(rows: Sequence[int], found: pa.Table) -> Columns:
+    def build(rows: Sequence[int], found: pa.Table) -> JsonObject:
         ids = id_rows[rows]
         return _build_teacher_columns(found, info, ids["prompt_ids"], ids["completion_ids"])
 
-    return add_columns(kept, features, build, result, store)
+    return add_columns(kept, _list_teacher_features(info), build, result, store)
 
 
 def _list_teacher_features(info: TeacherInfo | None) -> JsonObject:
@@ -159,7 +145,3 @@ def _build_teacher_columns(
     parts = [columns.get(name, no_value).to_pylist() for name in ("teacher_token_logprobs", "teacher_signal")]
     checksums = map(compute_checksum, prompt_ids, completion_ids, *parts)
     return columns | {"teacher_info": [info.to_json()] * len(found), CHECKSUM_COLUMN: list(checksums)}
-
-
-def _to_arrow(values: JsonValue, type: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, type=type)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import cast
 
 from jinja2 import TemplateError
-from transformers import ProcessorMixin
+from transformers import AddedToken, ProcessorMixin
 from trl import prepare_multimodal_messages
 from trl.data_utils import common_prefix_length
 
@@ -68,10 +68,8 @@ class ChatRenderer:
         needs_end: bool = True,
         has_markers: bool = False,
     ):
-        self.processing_class = processing_class
-        self.tokenizer = get_tokenizer(processing_class)
-        self._eos_token_id = eos_token_id
-        self._needs_end, self._has_markers = needs_end, has_markers
+        self.processing_class, self.tokenizer = processing_class, get_tokenizer(processing_class)
+        self._eos_token_id, self._needs_end, self._has_markers = eos_token_id, needs_end, has_markers
 
     @cached_property
     def end_ids(self) -> list[int]:
@@ -105,9 +103,9 @@ class ChatRenderer:
         text, end = find_rendered_completion(prompt, whole[start:], hidden, self._get_template(), self._end_texts)
         self._check_arguments(messages, hidden, whole, template_arguments)
         end = end or self._find_end_in_history(messages, hidden, whole, template_arguments)
-        if not end and hidden.get("tool_calls") and self._ends_in_token(text):
-            pass  # gpt-oss ends a call with a token of its own, which only its generation config counts as an EOS
-        elif not end and self._needs_end:
+        # gpt-oss ends a call with a token of its own, which only its generation config counts as an EOS
+        is_ended_call = bool(hidden.get("tool_calls")) and text.endswith(tuple(self._special_tokens))
+        if self._needs_end and not end and not is_ended_call:
             raise TurnNotRenderedError("the chat template writes no end of turn that the target could have written")
         prompt_ids, completion_ids = self._encode_turn(prompt, text, end, stand_ins)
         mask = self._mask(messages, reply, template_arguments, completion_ids)
@@ -115,12 +113,11 @@ class ChatRenderer:
 
     def render_text(self, prompt: str, completion: str) -> Turn:
         """The same for plain text: the prompt with the tokenizer's special tokens, the completion with its EOS."""
-        prompt_ids = self.tokenizer(prompt)["input_ids"]
-        eos = self.tokenizer.eos_token
+        prompt_ids, eos = self.tokenizer(prompt)["input_ids"], self.tokenizer.eos_token
         completion = completion if completion.endswith(eos) else completion + eos
         joint = self.tokenizer(prompt + completion)["input_ids"]
-        start = len(prompt_ids)
-        ids = joint[start:] if joint[:start] == prompt_ids else self._encode_inside(completion)
+        is_prefix = joint[: len(prompt_ids)] == prompt_ids
+        ids = joint[len(prompt_ids) :] if is_prefix else self._encode_inside(completion)
         return Turn(prompt_ids, ids, [1] * len(ids))
 
     def _choose_stand_ins(self, reply: Message) -> dict[str, str]:
@@ -171,10 +168,6 @@ class ChatRenderer:
         found = find_first(rest := longer[len(whole.rstrip()) :].lstrip(), self._end_texts)
         return found[1] if found is not None and rest.startswith(found[1]) else ""
 
-    def _ends_in_token(self, text: str) -> bool:
-        tokens = self.tokenizer.added_tokens_decoder.values()
-        return any(token.special and text.endswith(token.content) for token in tokens)
-
     def _encode_turn(
         self, prompt: str, text: str, end: str, stand_ins: Mapping[str, str]
     ) -> tuple[list[int], list[int]]:
@@ -190,9 +183,8 @@ class ChatRenderer:
         start = first[len(prompt_ids) :] if is_prefix else self._encode_inside(parts[0])
         for encode_as_text in (self._encode_as_text, self._encode_cut):
             ids = list(start)
-            for part in parts[1:]:
+            for part in [*parts[1:], end]:
                 ids += encode_as_text(stand_ins[part]) if part in stand_ins else self._encode_inside(part)
-            ids += self._encode_inside(end)
             if not set(ids[:-1]) & set(self.end_ids) and self._decode(prompt_ids + ids) == self._decode(joint):
                 return prompt_ids, ids
         raise TurnNotRenderedError("the tokenizer does not give back the text of the completion from where it starts")
@@ -202,13 +194,14 @@ class ChatRenderer:
         return " ".join(template.values()) if isinstance(template, dict) else template or ""
 
     def _render(self, messages: Sequence[Message], is_prompt: bool, arguments: Record) -> str:
+        return cast(str, self._apply_template(messages, add_generation_prompt=is_prompt, tokenize=False, **arguments))
+
+    def _apply_template(self, messages: Sequence[Message], /, **arguments: Argument) -> JsonValue:
         shown: JsonValue = [dict(message) for message in messages]
-        if isinstance(self.processing_class, ProcessorMixin):
-            shown = prepare_multimodal_messages(shown)
-        rendered = self.processing_class.apply_chat_template(
-            shown, add_generation_prompt=is_prompt, tokenize=False, **arguments
+        is_processor = isinstance(self.processing_class, ProcessorMixin)
+        return self.processing_class.apply_chat_template(
+            prepare_multimodal_messages(shown) if is_processor else shown, **arguments
         )
-        return cast(str, rendered)
 
     def _encode(self, *texts: str) -> list[list[int]]:
         """Ids of texts that begin alike, with special tokens where `apply_chat_template` of a processor adds them."""
@@ -227,9 +220,12 @@ class ChatRenderer:
         return self._encode_alone(self._anchor + text)[1:]
 
     @cached_property
+    def _special_tokens(self) -> dict[str, AddedToken]:
+        return {token.content: token for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+
+    @cached_property
     def _anchor(self) -> str | None:
-        tokens = self.tokenizer.added_tokens_decoder.values()
-        return next((token.content for token in tokens if token.special and not token.rstrip), None)
+        return next((text for text, token in self._special_tokens.items() if not token.rstrip), None)
 
     def _encode_as_text(self, text: str) -> list[int]:
         """Ids of a text that looks like an end of turn but is not."""
@@ -248,18 +244,14 @@ class ChatRenderer:
         everything = [1] * len(completion_ids)
         if not self._has_markers:
             return everything
-        shown: JsonValue = [*messages, reply]
-        is_processor = isinstance(self.processing_class, ProcessorMixin)
-        marked: JsonValue = self.processing_class.apply_chat_template(
-            prepare_multimodal_messages(shown) if is_processor else shown,
-            tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments,
-        )  # fmt: skip
+        marked = self._apply_template(
+            [*messages, reply], tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments
+        )
         ids, mask = marked["input_ids"], marked["assistant_masks"]
-        if is_processor:
+        if isinstance(self.processing_class, ProcessorMixin):
             ids, mask = list(ids[0]), list(mask[0])
+        count = len(completion_ids)
         # from the end, since the reply is the last turn
-        for start in range(len(ids) - len(completion_ids), -1, -1):
-            if ids[start : start + len(completion_ids)] == completion_ids:
-                found = list(mask[start : start + len(completion_ids)])
-                return found if any(found) else everything
-        return everything
+        starts = (i for i in range(len(ids) - count, -1, -1) if ids[i : i + count] == completion_ids)
+        found = next((list(mask[i : i + count]) for i in starts), everything)
+        return found if any(found) else everything

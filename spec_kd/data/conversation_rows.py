@@ -21,7 +21,7 @@ SPEAKERS = {"human": "user", "gpt": "assistant"}
 """Roles in datasets of `from` and `value`, and what chat templates call them."""
 
 Row = JsonObject
-"""`input_ids` and `labels`; `added` counts the turns whose reasoning the template added."""
+"""`input_ids` and `labels`, or why they are `left_out`; `added` counts the turns whose reasoning the template added."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,47 +61,48 @@ def render_rows(
     unread = ("messages", "conversations") if {"prompt", "completion"} <= set(columns) else ("prompt", "completion")
 
     def render(batch: Mapping[str, list[JsonValue]], indices: list[int], version: str) -> dict[str, list[JsonValue]]:
-        made: dict[str, list[JsonValue]] = {"input_ids": [], "labels": [], "left_out": [], "added": []}
+        made: list[Row] = []
         for position, index in enumerate(indices):
-            given = {key: values[position] for key, values in batch.items() if key not in unread}
-            row = remove_row_padding(given, features)
+            row = remove_row_padding(
+                {key: values[position] for key, values in batch.items() if key not in unread}, features
+            )
             reasons: list[str] = []
             try:
-                rows = list(_render_row(row, renderer, reasons, join_turns))
+                made += _render_row(row, renderer, reasons, join_turns)
             except (TemplateError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
                     f"The chat template cannot render row {index} of the {name} dataset ({error}). Correct the row "
                     "or leave it out."
                 ) from error
-            for made_row in rows:
-                made["input_ids"].append(made_row["input_ids"])
-                made["labels"].append(made_row["input_ids" if completion_only_loss is False else "labels"])
-                made["left_out"].append(None)
-                made["added"].append(made_row["added"])
-            for reason in reasons:
-                made["input_ids"].append([])
-                made["labels"].append([])
-                made["left_out"].append(reason)
-                made["added"].append(0)
-        return made
+            made += [{"input_ids": [], "labels": [], "left_out": reason, "added": 0} for reason in reasons]
+        rendered = {name: [row[name] for row in made] for name in ("input_ids", "labels", "left_out", "added")}
+        return rendered if completion_only_loss is not False else {**rendered, "labels": rendered["input_ids"]}
 
     # the version is in the fingerprint: `datasets` reuses rows on disk, and sees no change of this package
-    options: Arguments = {"batched": True, "with_indices": True, "fn_kwargs": {"version": __version__}}
-    options["remove_columns"] = columns
-    ids = List(Value("int32"))
-    options["features"] = Features(
-        {"input_ids": ids, "labels": ids, "left_out": Value("string"), "added": Value("int32")}
-    )
+    options: Arguments = {
+        "batched": True,
+        "with_indices": True,
+        "fn_kwargs": {"version": __version__},
+        "remove_columns": columns,
+        "features": Features(
+            {
+                "input_ids": List(Value("int32")),
+                "labels": List(Value("int32")),
+                "left_out": Value("string"),
+                "added": Value("int32"),
+            }
+        ),
+    }
+    keep_rendered: Arguments = {"function": lambda reason: reason is None, "input_columns": ["left_out"]}
     if not isinstance(dataset, Dataset):  # a row at a time: the next one may not be there yet
-        mapped = dataset.map(render, **options, batch_size=1)
-        mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
+        mapped = dataset.map(render, **options, batch_size=1).filter(**keep_rendered)
         return mapped.remove_columns(["left_out", "added"])
     mapped = dataset.with_format(None).map(render, **options, num_proc=num_proc, desc=f"Rendering {name} dataset")
     left_out = count_values(mapped, "left_out")
     report_added_reasoning(sum(mapped.with_format("numpy")["added"]), f"turns of the {name} dataset")
     if left_out:
         report_left_out(left_out, f"turns of the {name} dataset")
-        mapped = mapped.filter(lambda reason: reason is None, input_columns=["left_out"])
+        mapped = mapped.filter(**keep_rendered)
         if not len(mapped):
             raise ValueError(f"No turn of the {name} dataset is left to learn from: {describe_reasons(left_out)}.")
     return mapped.remove_columns(["left_out", "added"])
@@ -147,10 +148,10 @@ def _render_row(row: JsonObject, renderer: ChatRenderer, reasons: list[str], joi
         row = maybe_convert_to_chatml(row)
         row["messages"] = [{**m, "role": SPEAKERS.get(m["role"], m["role"])} for m in row["messages"]]
     messages, first = row.get("messages") or row.get("conversations"), 0
+    if messages is None and not (row.get("prompt") and row.get("completion")):
+        reasons.append(f"there is no {'completion' if row.get('prompt') else 'prompt'}")
+        return
     if messages is None:
-        if not (row.get("prompt") and row.get("completion")):
-            reasons.append(f"there is no {'completion' if row.get('prompt') else 'prompt'}")
-            return
         messages, first = [*row["prompt"], *row["completion"]], len(row["prompt"])
     check_chat_template(renderer.processing_class)
     joined: Row | None = None
@@ -174,10 +175,9 @@ def _render_turns(
     if not targets:
         roles = sorted({str(message["role"]) for message in messages[first:]})
         reasons.append(f"no message has the role 'assistant', only {roles}")
-    for i in targets:
-        if i == 0:
-            reasons.append("a conversation begins with the assistant")
-            continue
+    if 0 in targets:
+        reasons.append("a conversation begins with the assistant")
+    for i in filter(None, targets):
         try:
             yield renderer.render_turn(messages[:i], messages[i], **arguments)
         except TurnNotRenderedError as error:
@@ -189,5 +189,6 @@ def _start(turn: Turn) -> Row:
     return {
         "input_ids": turn.prompt_ids + turn.completion_ids,
         "labels": [IGNORED_LABEL] * len(turn.prompt_ids) + labels,
+        "left_out": None,
         "added": int(turn.has_added_reasoning),
     }

@@ -32,8 +32,7 @@ def prepare_prompts(prompts: Prompts) -> tuple[Dataset, Iterable[JsonObject]]:
     elif isinstance(prompts, list | tuple) and (
         all(isinstance(p, str) for p in prompts) or all(isinstance(p, list) for p in prompts)
     ):
-        is_chat = bool(prompts) and not isinstance(prompts[0], str)
-        features = Features({"prompt": List(Json())}) if is_chat else None
+        features = None if not prompts or isinstance(prompts[0], str) else Features({"prompt": List(Json())})
         dataset = Dataset.from_dict({"prompt": list(prompts)}, features=features)
     else:
         raise TypeError(

@@ -8,12 +8,12 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from spec_kd.checks import check_dataset, check_int, check_number
 from spec_kd.data.token_columns import REFERENCE_COLUMN
-from spec_kd.heads import LogitHead, check_plain_head, compute_last_hidden_states, evaluation_mode, find_input_device
+from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.losses import ForwardKL, fused_linear_divergence
 from spec_kd.open_types import JsonObject
-from spec_kd.probes import check_padding
+from spec_kd.options import check_dataset, check_int, check_number
+from spec_kd.probes import check_padding, check_plain_head
 from spec_kd.progress import RowProgress
 from spec_kd.stored_sets import check_stored_set
 

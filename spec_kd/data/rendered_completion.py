@@ -47,11 +47,10 @@ def find_rendered_completion(
     names = [(call.get("function") or call).get("name") or "" for call in reply.get("tool_calls") or []]
     if (reasoning.strip() or _has_reasoning(content)) and _closes_reasoning(prompt):
         raise TurnNotRenderedError("the completion has reasoning, and the generation prompt has an empty one already")
-    is_whole = all(_is_in(part, body) for part in (reasoning, content, *names))
-    if tags and tags[1] in content and not (reasoning or names):
-        is_whole = False  # the template would print a second reasoning before it
-    if not end:  # what follows the reply comes from the template
-        body = body.rstrip()
+    # the template would print a second reasoning before that of the content
+    is_doubled = tags is not None and tags[1] in content and not (reasoning or names)
+    is_whole = not is_doubled and all(_is_in(part, body) for part in (reasoning, content, *names))
+    body = body if end else body.rstrip()  # what follows the reply comes from the template
     if is_whole and (tags is None or tags[1] in body):
         return _keep_margins(body, content) if not (names or reasoning) else body, end
     visible = get_text(remove_reasoning(reply).get("content"))
@@ -87,9 +86,7 @@ def remove_reasoning(message: Record) -> JsonObject:
     """A message without its reasoning, which stands in a key or between tags."""
     bare = {key: value for key, value in message.items() if key not in REASONING_KEYS}
     if any(close in get_text(bare.get("content")) for close in REASONING_TAGS.values()):
-        text = get_text(bare["content"])
-        for close in REASONING_TAGS.values():
-            text = text.rpartition(close)[2]
+        text = re.split("|".join(map(re.escape, REASONING_TAGS.values())), get_text(bare["content"]))[-1]
         bare["content"] = text if isinstance(bare["content"], str) else [{"type": "text", "text": text}]
     return bare
 

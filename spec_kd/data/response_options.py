@@ -3,8 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from spec_kd.checks import check_choice, check_int, check_number, check_text
-from spec_kd.options import document_options, option
+from spec_kd.options import check_choice, check_int, check_number, check_text, document_options, option
 from spec_kd.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:

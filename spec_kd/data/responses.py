@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import cast
 
@@ -12,28 +12,25 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.checks import check_dataset, check_text, read_path
 from spec_kd.data.assembly import add_responses, add_signal
-from spec_kd.data.id_lists import IdLists
+from spec_kd.data.outcomes import Outcome, complete_batch, find_unusable, report_outcomes
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.data.response_options import ResponseOptions, ScoreOptions
-from spec_kd.data.sharded_runs import PromptRows, RunResult, plan_batches, run_plan
-from spec_kd.data.shards import ShardStore
+from spec_kd.data.sharded_runs import RunResult, Tell, plan_batches, run_plan
+from spec_kd.data.shards import IdLists, ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.data.unidentified_tokens import Outcome, complete_batch, report_dropped
-from spec_kd.data.unusable_prompts import Unusable, find_unusable, report_skipped
 from spec_kd.engines.base import Completion, Engine
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument
-from spec_kd.options import resolve_options
+from spec_kd.options import check_dataset, check_text, read_path, resolve_options
 from spec_kd.progress import RowProgress
-from spec_kd.sampling.prompt_batch import PromptBatch
+from spec_kd.sampling.prompts import PromptBatch
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
 
-RunEngine = Callable[[PromptRows, str], list[Completion]]
-"""Completes or scores some rows, with the seed of their batch."""
+RunEngine = Callable[[list[int], str, Tell], list[Completion]]
+"""Completes or scores some rows, with the seed of their batch, and tells of progress."""
 
 
 def generate_responses(
@@ -110,11 +107,10 @@ def generate_responses(
     engine, processing_class = as_engine(target, processing_class)
     ids = IdLists(render_prompt_ids(rows, processing_class), store.folder if store is not None else None)
 
-    def generate(rows: PromptRows, seed: str) -> list[Completion]:
-        return engine.generate(PromptBatch(map(ids.__getitem__, rows), rows, rows.tell), options, options.signal, seed)
+    def generate(rows: list[int], seed: str, tell: Tell) -> list[Completion]:
+        return engine.generate(PromptBatch(map(ids.__getitem__, rows), rows, tell), options, options.signal, seed)
 
-    run = _Run(engine, processing_class, ids, store, options)
-    result, info = run.do(generate, "Target responses", show_progress)
+    result, info = _run(generate, engine, processing_class, ids, store, options, show_progress)
     return add_responses(dataset, ids, result, processing_class, info, store)
 
 
@@ -165,12 +161,13 @@ def score_completions(
     ids = IdLists(_join_ids(dataset, starts), store.folder if store is not None else None)
     engine, processing_class = as_engine(target, processing_class)
 
-    def score(rows: PromptRows, seed: str) -> list[Completion]:
-        prompts = PromptBatch([ids[row][: starts[row]] for row in rows], rows, rows.tell)
+    def score(rows: list[int], seed: str, tell: Tell) -> list[Completion]:
+        prompts = PromptBatch([ids[row][: starts[row]] for row in rows], rows, tell)
         return engine.score(prompts, [ids[row][starts[row] :] for row in rows], signal, seed)
 
-    run = _Run(engine, processing_class, ids, store, options, {"prompt_lengths": _hash(starts)})
-    result, info = run.do(score, "Teacher scores", show_progress)
+    result, info = _run(
+        score, engine, processing_class, ids, store, options, show_progress, prompt_lengths=_hash(starts)
+    )
     return add_signal(dataset, result, cast(TeacherInfo, info), store)
 
 
@@ -188,12 +185,14 @@ def _join_ids(dataset: Dataset, starts: list[int]) -> Iterator[list[int]]:
 def as_engine(
     target: PreTrainedModel | str | Engine, processing_class: ProcessingClass | None
 ) -> tuple[Engine, ProcessingClass]:
-    """The engine that runs a target, and the target's processing class; raises as [`check_target`]."""
-    check_target(target)
+    """The engine that runs a target, which [`check_target`] has checked, and the target's processing class.
+
+    Raises:
+        `ValueError`: The target is an engine without a processing class, and none is given.
+    """
     if isinstance(target, str | torch.nn.Module):
         target = TransformersEngine(target, processing_class)
-    processing_class = processing_class or target.processing_class
-    if processing_class is None:
+    if (processing_class := processing_class or target.processing_class) is None:
         raise ValueError(f"The engine {target.name!r} does not say which tokenizer it has: give `processing_class`.")
     return target, processing_class
 
@@ -206,64 +205,61 @@ def check_target(target: PreTrainedModel | str | Engine) -> None:
         raise ValueError(f"`target` is {target!r:.80}, but must be a model, its path or Hub id, or an engine.")
 
 
-@dataclass(frozen=True)
-class _Run:
-    """An engine over all rows of a dataset: what generating and scoring have in common.
+def _run(
+    run_engine: RunEngine,
+    engine: Engine,
+    processing_class: ProcessingClass,
+    ids: IdLists,
+    store: ShardStore | None,
+    options: ResponseOptions | ScoreOptions,
+    show_progress: bool | RowProgress,
+    **settings: object,
+) -> tuple[RunResult, TeacherInfo | None]:
+    """Runs an engine over all rows of a dataset: what generating and scoring have in common.
 
     Args:
+        run_engine (`Callable`): Completes or scores some rows.
         engine (`Engine`): Runs the target.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
         ids (`IdLists`): What the engine reads of every row.
         store (`ShardStore`, *optional*): Where the run is kept.
         options (`ResponseOptions` or `ScoreOptions`): Options of the run.
-        settings (`dict`): What the rows depend on besides the options and the engine.
+        show_progress (`bool` or `RowProgress`): As for [`generate_responses`].
+        settings: What the rows depend on besides the options and the engine.
+
+    Returns:
+        The outcomes of all rows, and what their teacher columns are of, if there is a signal.
     """
-
-    engine: Engine
-    processing_class: ProcessingClass
-    ids: IdLists
-    store: ShardStore | None
-    options: ResponseOptions | ScoreOptions
-    settings: dict[str, object] = field(default_factory=dict)
-
-    def do(
-        self, run_engine: RunEngine, description: str, show_progress: bool | RowProgress
-    ) -> tuple[RunResult, TeacherInfo | None]:
-        """The completions of all rows, and what their teacher columns are of, if there is a signal."""
-        engine, options = self.engine, self.options
-        sampling = options if isinstance(options, ResponseOptions) else None
-        batch_size = options.batch_size or engine.default_batch_size or options.shard_size
-        unusable = find_unusable(engine, self.ids, sampling, options.signal, options.on_unusable_prompt)
-        info = None if options.signal is None else describe_teacher(engine, self.processing_class, options)
-        if self.store is not None:
-            self._open(self.store, batch_size)
-        vocab_size = count_real_ids(self.processing_class)
-
-        def complete(batch: PromptRows, index: int) -> list[Outcome]:
-            usable = PromptRows((row for row in batch if row not in unusable), batch.tell)
-            run = partial(run_engine, usable, f"{options.seed}:{index}")
-            outcomes = iter(complete_batch(run, usable, vocab_size, options.on_unidentified_token) if usable else ())
-            return [Unusable(unusable[row]) if row in unusable else next(outcomes) for row in batch]
-
-        plan = plan_batches(self.ids.lengths.tolist(), batch_size, options.shard_size)
-        result = run_plan(plan, complete, self.store, info, options, description, engine.is_reproducible, show_progress)
-        report_skipped(result.unusable, result.num_rows)
-        report_dropped(result.unidentified, result.num_rows - len(result.unusable))
-        return result, info
-
-    def _open(self, store: ShardStore, batch_size: int) -> None:
+    sampling = options if isinstance(options, ResponseOptions) else None
+    batch_size = options.batch_size or engine.default_batch_size or options.shard_size
+    unusable = find_unusable(engine, ids, sampling, options.signal, options.on_unusable_prompt)
+    info = None if options.signal is None else describe_teacher(engine, processing_class, options)
+    if store is not None:
         fingerprint = {
-            **self.options.list_settings(),
-            **self.settings,
+            **options.list_settings(),
+            **settings,
             "batch_size": batch_size,
-            "signal": self.options.signal and asdict(self.options.signal),
-            "engine": self.engine.name,
-            "prompts": _hash(self.ids),
-            "tokenizer": fingerprint_tokenizer(self.processing_class),
-            **self.engine.describe(),
+            "signal": options.signal and asdict(options.signal),
+            "engine": engine.name,
+            "prompts": _hash(ids),
+            "tokenizer": fingerprint_tokenizer(processing_class),
+            **engine.describe(),
         }
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        store.open_run(fingerprint, {"target_name": self.engine.target_name, **versions})
+        store.open_run(fingerprint, {"target_name": engine.target_name, **versions})
+    vocab_size = count_real_ids(processing_class)
+
+    def complete(batch: list[int], index: int, tell: Tell) -> list[Outcome]:
+        usable = [row for row in batch if row not in unusable]
+        run = partial(run_engine, usable, f"{options.seed}:{index}", tell)
+        outcomes = iter(complete_batch(run, usable, vocab_size, options.on_unidentified_token) if usable else ())
+        return [unusable[row] if row in unusable else next(outcomes) for row in batch]
+
+    plan = plan_batches(ids.lengths.tolist(), batch_size, options.shard_size)
+    description = "Teacher scores" if options.is_scored else "Target responses"
+    result = run_plan(plan, complete, store, info, options, description, engine.is_reproducible, show_progress)
+    report_outcomes(result.unusable, result.unidentified, result.num_rows)
+    return result, info
 
 
 def describe_teacher(

@@ -1,7 +1,7 @@
 """Runs an engine over many rows so that nothing is lost: planned batches, shards on disk, several processes."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import accelerate
@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spec_kd.data.outcomes import Outcome, describe_unidentified, raise_unusable
 from spec_kd.data.response_options import SignalOptions
 from spec_kd.data.shards import ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
-from spec_kd.data.unidentified_tokens import Outcome, describe_unidentified
-from spec_kd.data.unusable_prompts import Unusable, raise_unusable
 from spec_kd.engines.base import Completion
+from spec_kd.files import alone_in
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.progress import PartProgress, RowProgress
 
@@ -31,14 +31,8 @@ SHARD_SCHEMA = pa.schema(
     }
 )
 Plan = list[list[tuple[int, list[int]]]]
-
-
-class PromptRows(list[int]):
-    """Row numbers of a batch, with the callback for finished tokens and completions, as in `PromptBatch`."""
-
-    def __init__(self, rows: Iterable[int], tell: Callable[[int, int], None]):
-        super().__init__(rows)
-        self.tell = tell
+Tell = Callable[[int, int], None]
+"""Told of finished tokens and completions, as `on_progress` of `PromptBatch`."""
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, shard_size: int) -> Plan:
@@ -62,8 +56,7 @@ class RunResult:
     """
 
     def __init__(self, tables: Sequence[pa.Table]):
-        self._tables = tables
-        self.num_rows = sum(map(len, tables))
+        self._tables, self.num_rows = tables, sum(map(len, tables))
         self.unidentified = _find_left_out(tables, "unmapped_tokens")
         self.unusable = _find_left_out(tables, "unusable_prompt")
         self._places = np.empty((self.num_rows, 2), dtype=np.int64)  # number of the shard, position in it
@@ -84,17 +77,13 @@ class RunResult:
 
 def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, JsonValue]:
     """Rows that have a value in a column which explains a missing completion, in order, with the value."""
-    found: dict[int, JsonValue] = {}
-    for table in tables:
-        if table is not None and table[column].null_count < len(table):
-            lost = table.filter(pc.is_valid(table[column]))
-            found.update(zip(lost["row"].to_pylist(), lost[column].to_pylist(), strict=True))
-    return dict(sorted(found.items()))
+    parts = [table.select(["row", column]).filter(pc.is_valid(table[column])) for table in tables if table is not None]
+    return dict(sorted((row["row"], row[column]) for part in parts for row in part.to_pylist()))
 
 
 def run_plan(
     plan: Plan,
-    complete: Callable[[PromptRows, int], list[Outcome]],
+    complete: Callable[[list[int], int, Tell], list[Outcome]],
     store: ShardStore | None,
     info: TeacherInfo | None,
     options: SignalOptions,
@@ -110,7 +99,8 @@ def run_plan(
 
     Args:
         plan (`Plan`): From [`plan_batches`].
-        complete (`Callable`): From rows and the number of their batch to an outcome of each.
+        complete (`Callable`): From the rows of a batch, its number and a function to tell of progress, to an outcome of
+            each row.
         store (`ShardStore`, *optional*): An opened run.
         info (`TeacherInfo`, *optional*): How the signal is packed, if there is one.
         options (`ResponseOptions` or `ScoreOptions`):
@@ -132,7 +122,8 @@ def run_plan(
     folder = None if store is None else store.output_dir
     num_rows = sum(len(rows) for shard in plan for _, rows in shard)
     tables = _read_tables(store, len(plan))
-    if unidentified := _find_left_out(tables, "unmapped_tokens") if options.on_unidentified_token == "raise" else {}:
+    unidentified = _find_left_out(tables, "unmapped_tokens")
+    if unidentified and options.on_unidentified_token == "raise":
         raise ValueError(
             f"`{folder}` was begun with `on_unidentified_token='drop'`: "
             f"{describe_unidentified(unidentified)}. Repeat the call "
@@ -146,23 +137,21 @@ def run_plan(
             "These processes were launched together and do not know of each other, so each would do all the work, with "
             "other results. Call `accelerate.PartialState(cpu=True)` first, or start one process."
         )
-    with store.alone(not is_reproducible) if store is not None else nullcontext():
+    with nullcontext() if store is None or is_reproducible else alone_in(store.folder):
         tables = _read_tables(store, len(plan))  # another process may have finished in between
         num_done = sum(_count_done(table, ask_again) for table in tables)
-        bar = (
+        with (
             PartProgress(show_progress)
             if isinstance(show_progress, RowProgress)
             else RowProgress(num_rows, description, show_progress and rank == 0, num_done)
-        )
-        with bar as progress:
+        ) as progress:
             for number, shard in enumerate(plan):
                 if not _is_open(tables[number], ask_again):
                     continue
                 if number % world != rank:
                     progress.advance(num_rows=sum(len(rows) for _, rows in shard))
                     continue
-                written = _complete_shard(shard, tables[number], complete, progress)
-                tables[number] = _to_table(written, info)
+                tables[number] = _to_table(_complete_shard(shard, tables[number], complete, progress), info)
                 if store is not None:
                     store.write(number, tables[number])
                     tables[number] = store.read(number)  # memory-mapped
@@ -171,8 +160,7 @@ def run_plan(
         if store is not None and world > 1:
             state.wait_for_everyone()
             tables = [table if table is not None else store.read(number) for number, table in enumerate(tables)]
-    missing = [number for number, table in enumerate(tables) if table is None]
-    if missing:
+    if missing := [number for number, table in enumerate(tables) if table is None]:
         raise RuntimeError(
             f"Shard {missing[0]} is not whole in `{folder}`: the process that was to write it failed, or "
             "the processes do not share this folder. Repeat the call; finished shards are kept."
@@ -201,19 +189,19 @@ def _is_open(table: pa.Table | None, ask_again: bool) -> bool:
 def _complete_shard(
     shard: list[tuple[int, list[int]]],
     table: pa.Table | None,
-    complete: Callable[[PromptRows, int], list[Outcome]],
+    complete: Callable[[list[int], int, Tell], list[Outcome]],
     progress: RowProgress,
 ) -> list[tuple[int, Outcome | JsonObject]]:
     """The rows of a shard with their outcomes; rows that its table has already are taken from there."""
-    found: dict[int, Outcome | JsonObject] = {}
-    if table is not None:
-        found = {row["row"]: row for row in table.to_pylist() if row["unusable_prompt"] is None}
+    rows_of_table = [] if table is None else table.to_pylist()
+    found: dict[int, Outcome | JsonObject] = {
+        row["row"]: row for row in rows_of_table if row["unusable_prompt"] is None
+    }
     written = list(found.items())
     for index, rows in shard:
-        open_rows = [row for row in rows if row not in found]
-        if open_rows:
+        if open_rows := [row for row in rows if row not in found]:
             with progress.batch(len(open_rows)) as tell:
-                written += zip(open_rows, complete(PromptRows(open_rows, tell), index), strict=True)
+                written += zip(open_rows, complete(open_rows, index, tell), strict=True)
     return written
 
 
@@ -228,8 +216,7 @@ def _to_table(written: list[tuple[int, Outcome | JsonObject]], info: TeacherInfo
         [c and c.token_logprobs for c in completions],
         [c and c.sparse and info and pack_sparse(c.sparse, info) for c in completions],
         [outcome if isinstance(outcome, list) else None for outcome in outcomes],
-        [outcome.reason if isinstance(outcome, Unusable) else None for outcome in outcomes],
+        [outcome if isinstance(outcome, str) else None for outcome in outcomes],
     ]
-    arrays = [pa.array(values, type=field.type) for values, field in zip(columns, SHARD_SCHEMA, strict=True)]
-    table = pa.table(arrays, schema=SHARD_SCHEMA)
+    table = pa.Table.from_pydict(dict(zip(SHARD_SCHEMA.names, columns, strict=True)), schema=SHARD_SCHEMA)
     return pa.concat_tables([pa.Table.from_pylist(found, SHARD_SCHEMA), table]) if found else table

@@ -1,27 +1,62 @@
-"""Work that survives a kill: results lie in shards on disk, each whole or absent, with a manifest of their settings."""
+"""Work that survives a kill: results lie in shards on disk, each whole or absent, with a manifest of their settings.
 
+The ids that the work reads lie in memory, or on disk as well.
+"""
+
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
 
-from spec_kd.checks import read_path
-from spec_kd.files import alone_in, is_intact, read_json_object, replacing, sweep
+from spec_kd.files import is_intact, read_json_object, replacing, sweep
+from spec_kd.options import read_path
 
 WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` finds the finished dataset only
-MAPPED_FOLDER = ".arrow"
 MANIFEST = "manifest.json"
 FINISHED = "responses.parquet"
-MAPPED = "responses.arrow"
+MAPPED = ".arrow/responses.arrow"
 KEPT = "finished shards are kept"
 FORMAT = 1  # of manifests and shards; those without the number have this one
+
+
+class IdLists(Sequence[list[int]]):
+    """Lists of ids, stored as int32 one after the other: 4 bytes per id, in memory or in a memory-mapped file.
+
+    Args:
+        lists (`Iterable[list[int]]`): The lists, read once.
+        folder (`Path`, *optional*): Folder of the file, which is deleted with this object; in memory by default.
+
+    Attributes:
+        lengths (`np.ndarray`): Length of every list, int64 `(N,)`.
+
+    Raises:
+        `OSError`: The file cannot be written.
+    """
+
+    def __init__(self, lists: Iterable[list[int]], folder: Path | None = None):
+        file = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        lengths = []
+        for ids in lists:
+            file.write(np.asarray(ids, dtype=np.int32).tobytes())
+            lengths.append(len(ids))
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self._ends = np.cumsum(self.lengths)
+        file.seek(0)
+        self._ids = np.frombuffer(file.read(), np.int32) if folder is None else np.memmap(file, np.int32, "r")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[int]:  # type: ignore[override]  # nobody wants a slice of it
+        end = int(self._ends[index])
+        return self._ids[end - int(self.lengths[index]) : end].tolist()
 
 
 class ShardStore:
@@ -38,6 +73,10 @@ class ShardStore:
     Args:
         output_dir (`str` or `os.PathLike`): Folder of the run, created if needed.
 
+    Attributes:
+        folder (`Path`): Folder of the shards.
+        mapped (`Path`): The finished dataset as an Arrow file, which can be memory-mapped.
+
     Raises:
         `ValueError`: The name is empty.
         `OSError`: Nothing can be written there.
@@ -45,10 +84,9 @@ class ShardStore:
 
     def __init__(self, output_dir: str | os.PathLike[str]):
         self.output_dir = Path(read_path("output_dir", output_dir))
-        self.folder = self.output_dir / WORK_FOLDER
-        self._mapped = self.output_dir / MAPPED_FOLDER / MAPPED
+        self.folder, self.mapped = self.output_dir / WORK_FOLDER, self.output_dir / MAPPED
         try:
-            for folder in (self.folder, self._mapped.parent):
+            for folder in (self.folder, self.mapped.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"x")
@@ -69,7 +107,7 @@ class ShardStore:
                 its manifest is damaged.
         """
         path = self.folder / MANIFEST
-        sweep(self.output_dir, self.folder, self._mapped.parent)
+        sweep(self.output_dir, self.folder, self.mapped.parent)
         if not path.exists():
             if (self.output_dir / FINISHED).exists():
                 raise ValueError(
@@ -81,22 +119,15 @@ class ShardStore:
             return
         found = read_manifest(path)
         if found != fingerprint:
-            names = [k for k in {**found, **fingerprint} if found.get(k) != fingerprint.get(k)]
-            listed = "; ".join(f"{k}: {found.get(k)} in the folder, {fingerprint.get(k)} now" for k in names)
+            listed = "; ".join(
+                f"{name}: {found.get(name)} in the folder, {fingerprint.get(name)} now"
+                for name in {**found, **fingerprint}
+                if found.get(name) != fingerprint.get(name)
+            )
             raise ValueError(
                 f"`{self.output_dir}` holds responses of another run ({listed}). Choose another folder, delete "
                 "this one, or repeat the call with the settings of the folder to continue it."
             )
-
-    @contextmanager
-    def alone(self, is_needed: bool) -> Iterator[None]:
-        """Keeps other processes out of the folder until the block or the process ends, if that is needed.
-
-        Raises:
-            `BlockingIOError`: Another process works there.
-        """
-        with alone_in(self.folder) if is_needed else nullcontext():
-            yield
 
     def read(self, shard: int) -> pa.Table | None:
         """The shard, memory-mapped; `None` if it is absent or damaged."""
@@ -122,20 +153,16 @@ class ShardStore:
             tables (`Iterable[pa.Table]`): Parts of the dataset in order; each becomes a row group.
             schema (`pa.Schema`): Schema of all tables, with the features of the dataset as metadata.
         """
-        finished, mapped = self.output_dir / FINISHED, self._mapped
+        finished = self.output_dir / FINISHED
         with (
             replacing(finished, _sum_path(finished, self.folder), KEPT) as parquet_file,
-            replacing(mapped, _sum_path(mapped), KEPT) as mapped_file,
+            replacing(self.mapped, _sum_path(self.mapped), KEPT) as mapped_file,
             _open_parquet(parquet_file, schema) as parquet_writer,
             pa.ipc.new_stream(mapped_file, schema) as mapped_writer,
         ):
             for table in tables:
                 parquet_writer.write_table(table)
                 mapped_writer.write_table(table)
-
-    def open_finished(self) -> Dataset:
-        """The finished dataset, memory-mapped."""
-        return Dataset.from_file(str(self._mapped))
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.arrow"
@@ -164,10 +191,11 @@ def _open_parquet(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
 
     Parquet's dictionaries make lists of floats a third larger and those of ids no smaller.
     """
-    floats = [
-        field.name for field in schema if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)
+    leaves = [
+        f"{field.name}.list.element"
+        for field in schema
+        if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)
     ]
-    leaves = [f"{name}.list.element" for name in floats]
     return pq.ParquetWriter(
         file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=leaves, write_page_checksum=True
     )

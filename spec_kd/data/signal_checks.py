@@ -5,7 +5,6 @@ signal to the ids of prompt and completion. Rows without it are checked by their
 """
 
 import json
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,15 +33,11 @@ def compute_checksum(
         logprobs (`Sequence[float]`, *optional*): `teacher_token_logprobs`, float32.
         signal (`bytes`, *optional*): `teacher_signal`.
     """
-    start = xxhash.xxh3_64(np.array([len(prompt_ids), len(completion_ids)], "<i8").tobytes())
-    for ids in (prompt_ids, completion_ids):
-        start.update(np.asarray(ids, "<i4").tobytes())
-    numbers = []
-    for content in (b"" if logprobs is None else np.asarray(logprobs, "<f4").tobytes(), signal or b""):
-        digest = start.copy()
-        digest.update(content)
-        numbers.append(digest.intdigest() >> 1)  # Arrow's int64 has a sign
-    return numbers
+    lengths = np.array([len(prompt_ids), len(completion_ids)], "<i8").tobytes()
+    ids = lengths + np.asarray([*prompt_ids, *completion_ids], "<i4").tobytes()
+    values = b"" if logprobs is None else np.asarray(logprobs, "<f4").tobytes()
+    # Arrow's int64 has a sign
+    return [xxhash.xxh3_64_intdigest(ids + content) >> 1 for content in (values, signal or b"")]
 
 
 def check_logprobs(row: Record, where: str) -> None:
@@ -86,11 +81,6 @@ def read_signal(row: Record, info: TeacherInfo, where: str) -> tuple[Array, Arra
         records, per_token = unpack_sparse(row["teacher_signal"], len(row["completion_ids"]), info)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    _check_sparse(row, records, per_token, info, where)
-    return records, per_token
-
-
-def _check_sparse(row: Record, records: Array, per_token: Array, info: TeacherInfo, where: str) -> None:
     _check_tie(row, 1, where)
     token = np.repeat(np.arange(len(per_token)), per_token)
     if len(records) and records["id"].max() >= info.vocab_size:
@@ -100,7 +90,7 @@ def _check_sparse(row: Record, records: Array, per_token: Array, info: TeacherIn
             "ids of its vocabulary: it is damaged. Create it again with `score_completions`."
         )
     if not info.sparse_method.has_log_p:
-        return
+        return records, per_token
     mass = np.bincount(token, np.exp(records["log_p"].astype(np.float64)), minlength=len(per_token))
     pairs = token * np.int64(info.vocab_size) + records["id"]
     if (mass > 1 + MASS_TOLERANCE).any() or len(np.unique(pairs)) < len(pairs):
@@ -112,13 +102,13 @@ def _check_sparse(row: Record, records: Array, per_token: Array, info: TeacherIn
     logprobs = row.get("teacher_token_logprobs")
     if row.get(CHECKSUM_COLUMN) is None and logprobs is not None and len(logprobs) == len(per_token):
         _check_agreement(row, records, token, np.asarray(logprobs, np.float64), where)
+    return records, per_token
 
 
 def check_same_teacher(infos: Sequence[TeacherInfo]) -> None:
     """Raises `ValueError` unless all come from one target and are one kind of signal, so that one loss fits them."""
     for info in infos[1:]:
-        different = [name for name in SHARED_FACTS if getattr(info, name) != getattr(infos[0], name)]
-        if different:
+        if different := [name for name in SHARED_FACTS if getattr(info, name) != getattr(infos[0], name)]:
             listed = "; ".join(f"{name}: {getattr(infos[0], name)} and {getattr(info, name)}" for name in different)
             raise ValueError(f"The dataset mixes teacher signals of two kinds ({listed}). Train on one of them.")
         one, other = _identify_target(infos[0]), _identify_target(info)
@@ -145,11 +135,10 @@ def _check_tie(row: Record, part: int, where: str) -> None:
     expected = row.get(CHECKSUM_COLUMN)
     if expected is None or row.get("prompt_ids") is None:
         return
-    column = ("teacher_token_logprobs", "teacher_signal")[part]
-    values = (row.get("teacher_token_logprobs"), row.get("teacher_signal"))
-    if compute_checksum(row["prompt_ids"], row["completion_ids"], *values)[part] != expected[part]:
+    columns = ("teacher_token_logprobs", "teacher_signal")
+    if compute_checksum(row["prompt_ids"], row["completion_ids"], *map(row.get, columns))[part] != expected[part]:
         raise ValueError(
-            f"{where}: `{column}` does not belong to its `prompt_ids` and `completion_ids`, by its "
+            f"{where}: `{columns[part]}` does not belong to its `prompt_ids` and `completion_ids`, by its "
             f"`{CHECKSUM_COLUMN}`: rows were shifted, or one of them was changed. Go back to the set as it was made, "
             "or create the signal again with `score_completions`."
         )
@@ -157,8 +146,7 @@ def _check_tie(row: Record, part: int, where: str) -> None:
 
 def _check_agreement(row: Record, records: Array, token: Array, logprobs: Array, where: str) -> None:
     """For rows without a checksum: both columns must agree on the written token where its id is kept."""
-    written = np.asarray(row["completion_ids"], np.int64)
-    is_written = records["id"] == written[token]
+    is_written = records["id"] == np.asarray(row["completion_ids"], np.int64)[token]
     kept, said = records["log_p"][is_written].astype(np.float64), logprobs[token[is_written]]
     apart = np.abs(np.maximum(kept, -64.0) - np.maximum(said, -64.0))
     if (apart > LOG_P_TOLERANCE).any():
@@ -168,8 +156,3 @@ def _check_agreement(row: Record, records: Array, token: Array, logprobs: Array,
             f"written at {at} ({kept[apart.argmax()]:.3f} and {said[apart.argmax()]:.3f}): rows were shifted, or one "
             "column was changed. Create the signal again with `score_completions`."
         )
-
-
-def is_reference_score(value: float) -> bool:
-    """Whether a number can be a KL divergence, up to rounding."""
-    return math.isfinite(value) and value >= -LOG_P_TOLERANCE

@@ -100,15 +100,6 @@ def _count_id_bits(vocab_size: int) -> int:
     return max(1, (vocab_size - 1).bit_length())
 
 
-def _pack_bits(values: Array, bits: int) -> bytes:
-    return np.packbits(((values[:, None] >> np.arange(bits)) & 1).astype(np.uint8), bitorder="little").tobytes()
-
-
-def _unpack_bits(content: bytes, count: int, bits: int) -> Array:
-    flags = np.unpackbits(np.frombuffer(content, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
-    return flags @ (1 << np.arange(bits, dtype=np.int64))
-
-
 def pack_sparse(sparse: SparseDistribution, info: TeacherInfo) -> bytes:
     """What was kept of a completion's distributions, in as few bytes as it needs.
 
@@ -120,15 +111,17 @@ def pack_sparse(sparse: SparseDistribution, info: TeacherInfo) -> bytes:
         ValueError: If a token does not have as many ids or draws as the method says, or for a number that is no
             log-probability.
     """
-    parts = [info.sparse_method.pack_counts(sparse, info.signal.size)]
-    parts.append(_pack_bits(np.concatenate(sparse.ids).astype(np.int64), _count_id_bits(info.vocab_size)))
+    packed = info.sparse_method.pack_counts(sparse, info.signal.size)
+    shifts = np.arange(_count_id_bits(info.vocab_size))
+    id_bits = (np.concatenate(sparse.ids).astype(np.int64)[:, None] >> shifts) & 1
+    packed += np.packbits(id_bits.astype(np.uint8), bitorder="little").tobytes()
     if info.sparse_method.has_log_p:
         log_p = np.concatenate(sparse.log_p or []).astype(np.float64)
         if not (log_p <= 0.01).all():  # False for NaN; a server may round 0 up
             raise ValueError(f"A signal holds {log_p[~(log_p <= 0.01)][0]}, which is no log-probability.")
         codes = np.where(log_p < -(LOWEST_CODE - 1) / LOG_P_STEPS, LOWEST_CODE, np.round(-log_p * LOG_P_STEPS))
-        parts.append(codes.clip(0, LOWEST_CODE).astype("<u2").tobytes())
-    return b"".join(parts)
+        packed += codes.clip(0, LOWEST_CODE).astype("<u2").tobytes()
+    return packed
 
 
 def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[Array, Array]:
@@ -155,9 +148,9 @@ def unpack_sparse(content: bytes, num_tokens: int, info: TeacherInfo) -> tuple[A
             f"{info.vocab_size} ids: the completion was changed after the signal was made. Create the signal again."
         )
     records = np.empty(total, SPARSE_FEATURE)
-    records["id"] = _unpack_bits(rest[:id_bytes], total, id_bits)
-    records["weight"] = weights
-    records["log_p"] = np.nan
+    flags = np.unpackbits(np.frombuffer(rest[:id_bytes], np.uint8), count=total * id_bits, bitorder="little")
+    records["id"] = flags.reshape(total, id_bits) @ (1 << np.arange(id_bits, dtype=np.int64))
+    records["weight"], records["log_p"] = weights, np.nan
     if method.has_log_p:
         codes = np.frombuffer(rest[id_bytes:], "<u2")
         records["log_p"] = np.where(codes == LOWEST_CODE, -np.inf, -(codes / LOG_P_STEPS))

@@ -1,24 +1,20 @@
-"""Columns with one entry per token: they are joined, cut, packed and batched together with the ids.
+"""Columns with one entry per token: ids, and what is joined, cut, packed and batched together with them.
 
-In a dataset of responses they have one entry per completion token. In training rows they are as long as `input_ids`:
-entry t describes token t, and is empty for a token that the target did not write.
+In a dataset of responses the latter have one entry per completion token. In training rows they are as long as
+`input_ids`: entry t describes token t, and is empty for a token that the target did not write.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
 
-from spec_kd.data.signal_checks import check_logprobs, is_reference_score, read_signal
-from spec_kd.data.teacher_signal import (
-    SPARSE_FEATURE,
-    TeacherInfo,
-    pad_tokens,
-    split_tokens,
-    to_tensors,
-)
+from spec_kd.data.signal_checks import LOG_P_TOLERANCE, check_logprobs, read_signal
+from spec_kd.data.teacher_signal import SPARSE_FEATURE, TeacherInfo, pad_tokens, split_tokens, to_tensors
 from spec_kd.open_types import JsonObject, JsonValue, Record
 
 REFERENCE_COLUMN = "reference_forward_kl"
@@ -28,11 +24,16 @@ LOGPROB_COLUMN = "teacher_token_logprobs"
 SPARSE_COLUMN = "teacher_sparse"
 """What a sparse teacher keeps, unpacked from `teacher_signal`: bytes of `SPARSE_FEATURE` records."""
 
-TOKEN_COLUMNS: JsonObject = {REFERENCE_COLUMN: float("nan"), LOGPROB_COLUMN: float("nan"), SPARSE_COLUMN: b""}
+TOKEN_COLUMNS: JsonObject = {REFERENCE_COLUMN: math.nan, LOGPROB_COLUMN: math.nan, SPARSE_COLUMN: b""}
 """Names, and the entry of a token that the target did not write."""
 
 SPARSE_TENSORS = {"id": "teacher_sparse_ids", "log_p": "teacher_sparse_log_p", "weight": "teacher_sparse_weights"}
 """What `teacher_sparse` becomes in a batch, each `(B, T, K)`; unused places have id 0, weight 0 and log p -inf."""
+
+ID_COLUMNS = ("input_ids", "prompt_ids", "completion_ids")
+ROWS_AT_A_TIME = 1000
+
+_read_info = functools.lru_cache(maxsize=16)(TeacherInfo.from_json)
 
 
 def find_token_columns(dataset: Dataset | IterableDataset) -> list[str]:
@@ -60,17 +61,12 @@ def read_token_column(row: Record, name: str, where: str) -> list[JsonValue]:
             f"{where} has {length} completion tokens but {len(row[name])} entries in `{name}`, which must have one per "
             "token. Create the column from these completions."
         )
-    if name == REFERENCE_COLUMN and not all(map(is_reference_score, row[name])):
+    if name == REFERENCE_COLUMN and not all(-LOG_P_TOLERANCE <= value < math.inf for value in row[name]):
         raise ValueError(
             f"{where}: `{name}` has a number that is no KL divergence (NaN, infinite or negative). Create the "
             "column again with `add_reference_scores`."
         )
     return list(row[name])
-
-
-@functools.lru_cache(maxsize=16)
-def _read_info(text: str) -> TeacherInfo:
-    return TeacherInfo.from_json(text)
 
 
 def check_token_columns(dataset: Dataset | IterableDataset, columns: list[str], name: str) -> None:
@@ -81,6 +77,54 @@ def check_token_columns(dataset: Dataset | IterableDataset, columns: list[str], 
             f"The {name} dataset has {' and '.join(f'`{c}`' for c in columns)} with an entry per token, but text "
             "instead of ids, which may be tokenized in another way. Keep its `prompt_ids` and "
             "`completion_ids`."
+        )
+
+
+def check_ids(
+    dataset: Dataset | IterableDataset, vocab_size: int, name: str, columns: Iterable[str] = ID_COLUMNS
+) -> Dataset | IterableDataset:
+    """Raises `ValueError` for a row with an id outside of the vocabulary.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): Rows with some of the columns, which hold lists of ids. A stream is
+            checked while it is read.
+        vocab_size (`int`): Number of real ids.
+        name (`str`): Name of the dataset in the error.
+        columns (`Iterable[str]`, *optional*): Columns to check, as far as they exist.
+
+    Returns:
+        The dataset; a stream checks itself.
+    """
+    names = [column for column in columns if column in (dataset.column_names or next(iter(dataset), {}))]
+    if not names:
+        return dataset
+    if not isinstance(dataset, Dataset):
+
+        def check_row(row: JsonObject, index: int) -> JsonObject:
+            for column in names:
+                _check_row(row[column], vocab_size, f"Row {index} of the {name} dataset", column)
+            return row
+
+        return dataset.map(check_row, with_indices=True, features=dataset.features)
+    table = dataset.select_columns(names).with_format("arrow")
+    for number, batch in enumerate(table.iter(batch_size=ROWS_AT_A_TIME)):
+        for column in names:
+            ids = batch[column].combine_chunks()
+            is_list = pa.types.is_list(ids.type) or pa.types.is_large_list(ids.type)
+            values = ids.flatten().drop_null().to_numpy(zero_copy_only=False) if is_list else np.empty(0)
+            if len(values) and (values.min() < 0 or values.max() >= vocab_size):
+                for i, row in enumerate(ids.to_pylist(), number * ROWS_AT_A_TIME):
+                    _check_row(row, vocab_size, f"Row {i} of the {name} dataset", column)
+    return dataset
+
+
+def _check_row(ids: list[int] | None, vocab_size: int, where: str, column: str) -> None:
+    values = np.asarray(ids or [], dtype=np.int64)
+    bad = np.flatnonzero((values < 0) | (values >= vocab_size))
+    if len(bad):
+        raise ValueError(
+            f"{where} has the id {values[bad[0]]} in `{column}`, but the tokenizer has {vocab_size} ids (0 to "
+            f"{vocab_size - 1}). Pass the tokenizer that created the ids as `processing_class`, or remove the row."
         )
 
 
@@ -108,10 +152,7 @@ class TokenColumnCollator:
 
 def _align(rows: list[list[float]], shape: torch.Size) -> torch.Tensor:
     """float32 `(B, T)`, NaN after the end of a row."""
-    aligned = torch.full(shape, float("nan"))
-    for target, row in zip(aligned, rows, strict=True):
-        target[: len(row)] = torch.tensor(row, dtype=torch.float32)
-    return aligned
+    return torch.tensor([[*row, *[math.nan] * (shape[1] - len(row))] for row in rows], dtype=torch.float32)
 
 
 def _align_sparse(rows: list[list[bytes]], shape: torch.Size) -> dict[str, torch.Tensor]:

@@ -44,8 +44,7 @@ def check_training_columns(
     Raises:
         ValueError: If the dataset is empty, or none of `ACCEPTED_COLUMNS` is complete.
     """
-    first = next(iter(dataset), None)
-    if first is None:
+    if (first := next(iter(dataset), None)) is None:
         raise ValueError(f"The {name} dataset is empty: there is no row to learn from. Check the path and the split.")
     if assume_target_completions or any(set(columns) <= first.keys() for columns in ACCEPTED_COLUMNS):
         return
@@ -107,16 +106,10 @@ def to_training_rows(
             "%s dataset: every assistant turn of its conversations counts as written by the target.", name.capitalize()
         )
     processing_class = cast(ProcessingClass, processing_class)  # only rows of ids need none
-    template = processing_class.chat_template
-    renderer = ChatRenderer(
-        processing_class,
-        eos_token_id,
-        needs_end=False,
-        has_markers=template is not None and has_generation_markers(template),
-    )
+    has_markers = processing_class.chat_template is not None and has_generation_markers(processing_class.chat_template)
     return render_rows(
         dataset,
-        renderer,
+        ChatRenderer(processing_class, eos_token_id, needs_end=False, has_markers=has_markers),
         completion_only_loss=completion_only_loss,
         join_turns=join_turns,
         num_proc=num_proc,
@@ -149,13 +142,13 @@ def _join_ids(
         start = [IGNORED_LABEL] * len(prompt) if completion_only else prompt
         joined = {"input_ids": prompt + completion, "labels": start + completion}
         for name in token_columns:
-            entries = read_token_column(row, name, f"Row {index}")
-            joined[name] = [TOKEN_COLUMNS[name]] * len(prompt) + entries
+            joined[name] = [TOKEN_COLUMNS[name]] * len(prompt) + read_token_column(row, name, f"Row {index}")
         return joined
 
-    columns = list(dataset.column_names or next(iter(dataset)))
     options = {"desc": "Joining prompt and completion ids"} if isinstance(dataset, Dataset) else {}
-    return dataset.map(join, with_indices=True, remove_columns=columns, **options)
+    return dataset.map(
+        join, with_indices=True, remove_columns=list(dataset.column_names or next(iter(dataset))), **options
+    )
 
 
 def cut_and_pack(

@@ -3,36 +3,27 @@
 B rows are offered G drafted tokens each, may use the first `limits` of them, and accept unequal numbers.
 """
 
-from typing import NamedTuple
-
 import torch
 
-from spec_kd.sampling.drawing import draw_ids
+from spec_kd.sampling.generation import draw_ids
 
 
-class Verdict(NamedTuple):
-    """The outcome of a round.
-
-    Args:
-        accepted (`torch.Tensor`): Number of drafted tokens that are accepted, int64 `(B,)`.
-        next_tokens (`torch.Tensor`): The target's own token after those, int64 `(B,)`.
-    """
-
-    accepted: torch.Tensor
-    next_tokens: torch.Tensor
-
-
-def verify_greedily(logits: torch.Tensor, drafted: torch.Tensor, limits: torch.Tensor) -> Verdict:
+def verify_greedily(
+    logits: torch.Tensor, drafted: torch.Tensor, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Accepts drafted tokens as long as they are the target's most likely ones.
 
     Args:
         logits (`torch.Tensor`): Logits of the target at the G drafted positions and the next one, `(B, G + 1, V)`.
         drafted (`torch.Tensor`): Drafted ids, int64 `(B, G)`.
         limits (`torch.Tensor`): Number of drafted tokens that each row may use, int64 `(B,)`.
+
+    Returns:
+        The number of drafted tokens that are accepted, and the target's own token after those, each int64 `(B,)`.
     """
     choice = logits.argmax(dim=-1)  # (B, G + 1)
     accepted = _count_leading(drafted == choice[:, :-1], limits)
-    return Verdict(accepted, choice.gather(1, accepted[:, None]).squeeze(1))
+    return accepted, choice.gather(1, accepted[:, None]).squeeze(1)
 
 
 def verify_sampled(
@@ -41,7 +32,7 @@ def verify_sampled(
     drafted: torch.Tensor,
     limits: torch.Tensor,
     generator: torch.Generator,
-) -> Verdict:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Accepts each drafted token with probability min(1, p / q), and replaces the first one that fails.
 
     The completions are then distributed as if p had been sampled from.
@@ -54,10 +45,13 @@ def verify_sampled(
         drafted (`torch.Tensor`): Drafted ids, int64 `(B, G)`.
         limits (`torch.Tensor`): Number of drafted tokens that each row may use, int64 `(B,)`.
         generator (`torch.Generator`): Generator on the device of the tensors.
+
+    Returns:
+        As [`verify_greedily`].
     """
     uniforms = torch.rand(drafted.shape, generator=generator, device=p.device)
     accepted = count_accepted(p, q, drafted, limits, uniforms)
-    return Verdict(accepted, draw_ids(weigh_next_tokens(p, q, drafted, limits, accepted), generator))
+    return accepted, draw_ids(weigh_next_tokens(p, q, drafted, limits, accepted), generator)
 
 
 def count_accepted(

@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_int
-from spec_kd.options import document_options, option
+from spec_kd.options import check_int, document_options, option
+from spec_kd.sampling.options import SamplingOptions
 
 
 @document_options
 @dataclass(frozen=True)
-class SpeculationOptions:
-    """How [`generate_speculatively`] writes completions.
+class SpeculationOptions(SamplingOptions):
+    """How [`generate_speculatively`] writes completions. Both models sample as [`SamplingOptions`] say.
 
     Raises `ValueError` for an option out of its range.
     """
 
-    max_new_tokens: int = option("Maximum number of tokens in a completion, its EOS included.", default=512)
     temperature: float = option("Temperature of both models; 0 is greedy.", default=0.0)
     num_assistant_tokens: int = option("Number of tokens drafted in a round (gamma).", default=5)
     draft_sampling: str = option(
@@ -24,13 +23,13 @@ class SpeculationOptions:
         default="stochastic",
     )
     batch_size: int = option(
-        "Number of prompts at a time, the longest first. A complete one makes room for the next.", default=16
+        "Number of prompts at a time, the longest first. A complete one makes room for the next. Sampled completions "
+        "depend on it.",
+        default=16,
     )
-    seed: int = option("Sampling seed. The drawn completions depend on `batch_size` as well.", default=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_num_assistant_tokens(self.num_assistant_tokens)
         check_sampling(self.temperature, self.draft_sampling)
-        check_int("max_new_tokens", self.max_new_tokens)
         check_int("batch_size", self.batch_size)
-        check_int("seed", self.seed, None)

@@ -6,7 +6,9 @@ config that the model ships, which must not count here.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -15,15 +17,103 @@ from transformers import PreTrainedModel
 from spec_kd.decoding.acceptance_sampling import verify_greedily, verify_sampled
 from spec_kd.decoding.options import SpeculationOptions
 from spec_kd.decoding.ragged_model import RaggedModel, check_reversible
-from spec_kd.decoding.rounds import CompletionInProgress, SpeculativeCompletion, leave_out_drafts_after_end
 from spec_kd.heads import evaluation_mode, find_input_device
 from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
-from spec_kd.sampling.drawing import draw_ids
-from spec_kd.sampling.input_checks import check_prompts, check_room, find_causal_lm, get_max_length, resolve_vocab_size
+from spec_kd.sampling.generation import NO_IDS, build_warpers, draw_ids
+from spec_kd.sampling.prompts import check_prompts, check_room, find_causal_lm, get_max_length, resolve_vocab_size
 
 # more prompts in a pass would not be faster on a CPU, and would need more memory
 PROMPT_TOKENS_PER_PASS = 2048
+
+
+class Round(NamedTuple):
+    """One pass of the target.
+
+    An accepted EOS counts as accepted, and ends the completion without a bonus token. Tokens that were drafted for
+    positions after the end of the completion do not count as drafted.
+
+    Args:
+        drafted (`int`): Number of drafted tokens.
+        accepted (`int`): Number of drafted tokens that the target accepted.
+        emitted (`int`): Number of tokens by which the completion grew.
+    """
+
+    drafted: int
+    accepted: int
+    emitted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeCompletion:
+    """The completions of P prompts, and how they were written.
+
+    Args:
+        completion_ids (`list[list[int]]`): Ids of each completion, the EOS included.
+        rounds (`list[list[Round]]`): Every pass of the target for each prompt.
+        rejected_positions (`list[list[int]]`):
+            Positions of each completion at which the target replaced the drafted token, ascending. Bonus tokens, for
+            which nothing was drafted, are not among them.
+        seconds (`float`): Wall-clock seconds for all prompts together.
+    """
+
+    completion_ids: list[list[int]]
+    rounds: list[list[Round]]
+    rejected_positions: list[list[int]]
+    seconds: float
+
+
+class CompletionInProgress:
+    """A completion that is being written, with its rounds and rejected positions so far.
+
+    Args:
+        index (`int`): Index of its prompt.
+        max_new_tokens (`int`): Maximum number of tokens.
+        eos_ids (`Collection[int]`): Ids that end it.
+    """
+
+    def __init__(self, index: int, max_new_tokens: int, eos_ids: Collection[int]):
+        self.index = index
+        self.ids: list[int] = []
+        self.rejected_positions: list[int] = []
+        self.rounds: list[Round] = []
+        self._max_new_tokens, self._eos_ids = max_new_tokens, eos_ids
+
+    @property
+    def num_left(self) -> int:
+        """Number of tokens that may still be written."""
+        return self._max_new_tokens - len(self.ids)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it ends with an EOS or has reached its maximum."""
+        return self.num_left == 0 or (bool(self.ids) and self.ids[-1] in self._eos_ids)
+
+    def add_round(self, drafted: Sequence[int], accepted: int, next_token: int) -> None:
+        """Adds one pass of the target.
+
+        Args:
+            drafted (`Sequence[int]`): Drafted tokens, none after an EOS.
+            accepted (`int`): Number of drafted tokens that the target accepted.
+            next_token (`int`): The target's own token after those, which is left out after an EOS.
+        """
+        if accepted < len(drafted):
+            self.rejected_positions.append(len(self.ids) + accepted)
+        emitted = list(drafted[:accepted])
+        if not (emitted and emitted[-1] in self._eos_ids):
+            emitted.append(next_token)
+        self.ids += emitted
+        self.rounds.append(Round(len(drafted), accepted, len(emitted)))
+
+
+def leave_out_drafts_after_end(rounds: Sequence[Round]) -> list[Round]:
+    """The rounds of a whole completion, without the tokens that were drafted for positions after its end."""
+    left, counted = 0, []
+    for record in reversed(rounds):
+        left += record.emitted
+        counted.append(record._replace(drafted=min(record.drafted, left)))
+    return counted[::-1]
+
 
 Observer = Callable[[Sequence[CompletionInProgress], torch.Tensor], None]
 
@@ -76,8 +166,12 @@ def generate_speculatively(
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
     prompt_ids = [list(ids) for ids in prompt_ids]
     check_prompts(prompt_ids, vocab_size)
-    limits = {"target": get_max_length(target), "draft": get_max_length(draft)}
-    check_room(map(len, prompt_ids), options.max_new_tokens, limits, num_unread=1)  # nothing reads the last token
+    check_room(
+        map(len, prompt_ids),
+        options.max_new_tokens,
+        {"target": get_max_length(target), "draft": get_max_length(draft)},
+        num_unread=1,  # nothing reads the last token
+    )
     for role, model in (("target", target), ("draft", draft)):
         check_reversible(model, role)
     if eos_token_id is None:
@@ -119,6 +213,7 @@ class _Batch:
         self._device = device = find_input_device(target)
         self.completions: list[CompletionInProgress] = []  # those that are not complete, one for each row
         self._options = options
+        self._warp = build_warpers(options.temperature, options.top_k, options.top_p)
         self._eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
         self._generator = torch.Generator(device).manual_seed(options.seed)
         # (B, 2), the last two tokens of each row: neither model has read the second, and the draft not the first
@@ -132,8 +227,7 @@ class _Batch:
         self.completions = self.completions + completions
         self._target.add_rows([prompt[:-1] for prompt in prompts], [0] * len(prompts))
         self._draft.add_rows([prompt[:-2] for prompt in prompts], [max(0, 2 - len(prompt)) for prompt in prompts])
-        last_ids = torch.tensor([[0, *prompt][-2:] for prompt in prompts], device=self._device)
-        self._last_ids = torch.cat([self._last_ids, last_ids])
+        self._last_ids = torch.cat([self._last_ids, self._last_ids.new_tensor([[0, *p][-2:] for p in prompts])])
 
     def write_round(self, observe: Observer | None) -> None:
         """Drafts tokens for each row, verifies them in one pass of the target, and drops complete rows."""
@@ -147,7 +241,7 @@ class _Batch:
         if options.temperature == 0:
             accepted, next_tokens = verify_greedily(logits, drafted, limits)
         else:
-            p = (logits / options.temperature).softmax(dim=-1)
+            p = self._warp(NO_IDS, logits.flatten(0, 1)).softmax(dim=-1).view_as(logits)
             accepted, next_tokens = verify_sampled(p, q, drafted, limits, self._generator)
 
         records = zip(drafted.tolist(), limits.tolist(), accepted.tolist(), next_tokens.tolist(), strict=True)
@@ -165,14 +259,13 @@ class _Batch:
 
     def _propose(self, num_drafted: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Drafted ids `(B, G)`, and the probabilities `(B, G, V)` that they were sampled from, `None` if greedy."""
-        temperature = self._options.temperature
-        is_sampled = temperature > 0 and self._options.draft_sampling == "stochastic"
+        is_sampled = self._options.temperature > 0 and self._options.draft_sampling == "stochastic"
         ids = self._last_ids
         drafted, q = [ids[:, :0]], []
         for _ in range(num_drafted):
             logits = self._draft.read(ids)[:, 0]  # (B, V)
             if is_sampled:
-                q.append((logits / temperature).softmax(dim=-1))
+                q.append(self._warp(NO_IDS, logits).softmax(dim=-1))
                 ids = draw_ids(q[-1], self._generator)[:, None]
             else:
                 ids = logits.argmax(dim=-1, keepdim=True)

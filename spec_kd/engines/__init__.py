@@ -4,22 +4,22 @@ from typing import TYPE_CHECKING
 
 from spec_kd.engines.base import Completion, Engine, MissingCompletionsError, UnsupportedByEngineError
 from spec_kd.lazy_imports import import_lazily
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.prompts import UnusablePromptError
 
 _MODULES = {
     "spec_kd.engines.server.client": ("ServerRequestError",),
+    "spec_kd.engines.server.connection": ("ServerOptions",),
     "spec_kd.engines.server.engine": ("ServerEngine",),
     "spec_kd.engines.server.logprobs": ("UnidentifiedTokensError",),
-    "spec_kd.engines.server.options": ("ServerOptions",),
     "spec_kd.engines.transformers": ("TransformersEngine",),
     "spec_kd.engines.vllm": ("VLLMEngine",),
 }
 
 if TYPE_CHECKING:
     from spec_kd.engines.server.client import ServerRequestError
+    from spec_kd.engines.server.connection import ServerOptions
     from spec_kd.engines.server.engine import ServerEngine
     from spec_kd.engines.server.logprobs import UnidentifiedTokensError
-    from spec_kd.engines.server.options import ServerOptions
     from spec_kd.engines.transformers import TransformersEngine
     from spec_kd.engines.vllm import VLLMEngine
 

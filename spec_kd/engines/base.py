@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.prompts import UnusablePromptError
 
 if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
@@ -40,9 +40,7 @@ class MissingCompletionsError(UnusablePromptError):
         unidentified: Sequence[list[str]],
     ):
         super().__init__(message, fault="refused")
-        self.reasons = dict(reasons)
-        self.completions = list(completions)
-        self.unidentified = list(unidentified)
+        self.reasons, self.completions, self.unidentified = dict(reasons), list(completions), list(unidentified)
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,7 @@ class Engine(ABC):
             UnsupportedByEngineError: The engine cannot give the signal, or not sample with `top_k` or `top_p`.
             ValueError: Any other fault of prompts or options.
         """
-        if options is not None:
-            check_untruncated(options, self.name)
+        check_untruncated(options, self.name)
         if signal is not None:
             raise UnsupportedByEngineError(
                 f"The engine {self.name!r} gives no log-probabilities, so no {signal.method!r}. Use another engine, or "
@@ -161,13 +158,34 @@ class Engine(ABC):
         raise UnsupportedByEngineError(f"The engine {self.name!r} cannot score completions. Use another engine.")
 
 
-def check_untruncated(options: SamplingOptions, engine: str) -> None:
+def check_untruncated(options: SamplingOptions | None, engine: str) -> None:
     """Raises `UnsupportedByEngineError` for sampling with top-k or top-p, which only the transformers engine has."""
-    if options.is_truncated:
+    if options is not None and options.is_truncated:
         raise UnsupportedByEngineError(
             f"The engine {engine!r} samples from the whole softmax, not with `top_k={options.top_k}` and "
             f"`top_p={options.top_p}`. Leave them out, or use the transformers engine."
         )
+
+
+def count_likely_ids(signal: SignalSpec | None, engine: str) -> int:
+    """Number of most likely ids per token that a signal needs from an engine that returns these, but draws none.
+
+    Args:
+        signal (`SignalSpec`, *optional*): What to keep; `None` needs no ids.
+        engine (`str`): Name of the engine in the error.
+
+    Raises:
+        UnsupportedByEngineError: The signal needs draws.
+        ValueError: The method is unknown, or its `top_k` is missing.
+    """
+    if signal is None:
+        return 0
+    if (top_k := signal.sparse_method.count_likely_ids(signal)) is None:
+        raise UnsupportedByEngineError(
+            f"The engine {engine!r} returns the most likely ids of the target, not draws from it, so it cannot give "
+            f"{signal.method!r}. Ask for 'top_k_tail' or 'token_only', or use the transformers engine."
+        )
+    return top_k
 
 
 def join_rows(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[list[int]]:

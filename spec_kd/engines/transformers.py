@@ -15,18 +15,24 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import Completion, Engine, join_rows
-from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
-from spec_kd.finite import check_finite_weights
+from spec_kd.finite import NonFiniteError, check_finite_weights
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows, evaluation_mode, find_input_device
 from spec_kd.loading import load_model, load_tokenizer
-from spec_kd.losses import SignalSpec
-from spec_kd.open_types import Arguments
+from spec_kd.losses import SignalSpec, SparseDistribution
+from spec_kd.losses.sparse import TokenSoftmax
+from spec_kd.open_types import Arguments, Array
 from spec_kd.probes import check_padding, group_for_generation
-from spec_kd.sampling.drawing import derive_seed
-from spec_kd.sampling.generation import cut_after_eos, find_special_ids, generate_batch
-from spec_kd.sampling.input_checks import check_prompt_ids, check_room, find_causal_lm, get_max_length
+from spec_kd.sampling.generation import cut_after_eos, derive_seed, find_special_ids, generate_batch
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import name_prompt, pick_prompts, report_progress
+from spec_kd.sampling.prompts import (
+    check_prompt_ids,
+    check_room,
+    find_causal_lm,
+    get_max_length,
+    name_prompt,
+    pick_prompts,
+    report_progress,
+)
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 MAX_SCORED_LOGITS = 2**24
@@ -130,7 +136,6 @@ class TransformersEngine(Engine):
         self, prompts: Sequence[list[int]], options: SamplingOptions, signal: SignalSpec | None, seed: str
     ) -> list[Completion]:
         recorder = None if signal is None else self._make_recorder(signal, seed)
-        watching: list[LogitsProcessor] = [] if recorder is None else [recorder]
         written = generate_batch(
             self.target,
             prompts,
@@ -139,7 +144,7 @@ class TransformersEngine(Engine):
             pad_id=self.pad_id,
             vocab_size=self.vocab_size,
             seed=seed,
-            on_scores=watching,
+            on_scores=() if recorder is None else (recorder,),
         )  # (B, T)
         completions = [cut_after_eos(ids, self.eos_ids) for ids in written.tolist()]
         if recorder is None:
@@ -159,18 +164,15 @@ class TransformersEngine(Engine):
         signal.check(self.vocab_size)
         check_padding(self.target, "target")
         rows = join_rows(prompts, completions)
-        device = find_input_device(self.target)
-        width = max(map(len, rows))
+        device, width = find_input_device(self.target), max(map(len, rows))
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], device=device)  # (B, T)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
         with evaluation_mode(self.target):
             hidden = compute_last_hidden_states(
                 self.target, self.target.get_output_embeddings(), input_ids=ids, attention_mask=mask
             )  # (B, T, H)
-        head = LogitHead.of(self.target, self.vocab_size)
-        recorder = self._make_recorder(signal, seed)
-        chunk = max(1, MAX_SCORED_LOGITS // self.vocab_size)
-        scored = []
+        head, recorder = LogitHead.of(self.target, self.vocab_size), self._make_recorder(signal, seed)
+        chunk, scored = max(1, MAX_SCORED_LOGITS // self.vocab_size), []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             states = hidden[i, len(prompt) - 1 : len(prompt) + len(completion) - 1]  # (n, H)
             tokens = ids[i, len(prompt) : len(prompt) + len(completion)]
@@ -184,7 +186,7 @@ class TransformersEngine(Engine):
             report_progress(prompts, len(completion))
         return scored
 
-    def _make_recorder(self, signal: SignalSpec, seed: str) -> SparseRecorder:
+    def _make_recorder(self, signal: SignalSpec, seed: str) -> "SparseRecorder":
         return SparseRecorder(signal, self.vocab_size, derive_seed(f"{seed}:signal"))
 
 
@@ -192,18 +194,15 @@ def _load(
     target: PreTrainedModel | str, processing_class: ProcessingClass | None, init_kwargs: Arguments
 ) -> tuple[PreTrainedModel, ProcessingClass]:
     name = target if isinstance(target, str) else get_config_model_id(target.config)
-    if processing_class is None:
-        if not name:
-            raise ValueError("The target was made in memory, so its tokenizer is unknown. Give `processing_class`.")
-        processing_class = load_tokenizer(name, init_kwargs)
+    if processing_class is None and not name:
+        raise ValueError("The target was made in memory, so its tokenizer is unknown. Give `processing_class`.")
+    processing_class = processing_class or load_tokenizer(name, init_kwargs)
     if isinstance(target, str):
         state = accelerate.PartialState()
         # "auto" spreads a target over all GPUs, which only one process can do
         placement = {"device_map": state.device} if state.num_processes > 1 and state.device.type == "cuda" else {}
-        model = cast(PreTrainedModel, load_model(target, **{"dtype": "auto", **placement, **init_kwargs}))
-    else:
-        model = target
-    return find_causal_lm(model, "target"), processing_class
+        target = cast(PreTrainedModel, load_model(target, **{"dtype": "auto", **placement, **init_kwargs}))
+    return find_causal_lm(target, "target"), processing_class
 
 
 def hash_model(model: PreTrainedModel) -> str:
@@ -213,8 +212,7 @@ def hash_model(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         for part in _list_parts(weight.detach()):
             if part.numel() and not part.is_meta:
-                flat = part.flatten()
-                values = flat[:: max(1, len(flat) // 64)][:64].cpu().contiguous()
+                values = part.flatten()[:: max(1, part.numel() // 64)][:64].cpu().contiguous()
                 digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -225,3 +223,80 @@ def _list_parts(weight: torch.Tensor) -> list[torch.Tensor]:
         return [weight]
     names, _ = weight.__tensor_flatten__()
     return [part for name in names for part in _list_parts(getattr(weight, name))]
+
+
+class SparseRecorder(LogitsProcessor):
+    """Reads the distribution at every step of `generate` and keeps what the method asks for; it changes nothing.
+
+    The token of a step is known at the next one only, so one step's logits `(B, V)` are held at a time.
+
+    Args:
+        signal (`SignalSpec`): What to keep.
+        vocab_size (`int`): Number of real ids.
+        seed (`int`): Seed of the draws. They have a generator of their own, so that completions do not depend on them.
+    """
+
+    def __init__(self, signal: SignalSpec, vocab_size: int, seed: int):
+        self.signal, self.vocab_size, self.seed = signal.complete(), vocab_size, seed
+        self._method = self.signal.sparse_method
+        self._generator: torch.Generator | None = None
+        self._step: TokenSoftmax | None = None
+        self._kept: list[tuple[torch.Tensor, ...]] = []
+        self._logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Keeps what is asked of `scores` `(B, V)`, and the log-probability of the last ids of `input_ids`."""
+        self._record_tokens(input_ids[:, -1])
+        self._step = TokenSoftmax(scores[:, : self.vocab_size].float())  # (B, V)
+        self._kept.append(self._record(self._step))
+        return scores
+
+    def close(self, last_tokens: torch.Tensor) -> None:
+        """Takes the tokens of the last step, int64 `(B,)`, and brings everything to the CPU."""
+        self._record_tokens(last_tokens)
+        self._step = None
+        self._all_logprobs = _to_numbers(torch.stack(self._logprobs, dim=1))  # (B, T)
+        self._all_kept = [torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*self._kept, strict=True)]
+
+    def read(self, row: int, length: int) -> tuple[list[float], SparseDistribution | None]:
+        """Log-probabilities of the first `length` tokens of a row, and what was kept at them."""
+        kept = [part[row, :length] for part in self._all_kept]
+        return self._all_logprobs[row, :length].tolist(), self._method.collect(kept)
+
+    def reduce(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[Array, SparseDistribution | None]:
+        """The same for tokens that exist: logits `(n, vocab_size)` and the tokens they are to predict, `(n,)`."""
+        p = TokenSoftmax(logits)
+        kept = [part.cpu().numpy() for part in self._record(p)]
+        return _to_numbers(p.log_p(tokens[:, None]).squeeze(-1)), self._method.collect(kept)
+
+    def _record_tokens(self, tokens: torch.Tensor) -> None:
+        if self._step is not None:
+            self._logprobs.append(self._step.log_p(tokens[:, None]).squeeze(-1))
+
+    def _record(self, p: TokenSoftmax) -> tuple[torch.Tensor, ...]:
+        if self._generator is None:
+            self._generator = torch.Generator(p.logits.device).manual_seed(self.seed)
+        return self._method.record(p, self.signal.size, self._generator)
+
+
+def _to_numbers(logprobs: torch.Tensor) -> Array:
+    """Log-probabilities as an array; raises [`NonFiniteError`] for NaN, which only logits that are not finite give."""
+    values = logprobs.cpu().numpy()
+    if np.isnan(values).any():
+        raise NonFiniteError(
+            "The target's logits are NaN or infinite, with weights that are finite: they overflow in its dtype. Load "
+            "the target in bfloat16 or float32."
+        )
+    return values
+
+
+def stack_sparse(parts: list[SparseDistribution | None]) -> SparseDistribution | None:
+    """What was kept at consecutive pieces of a completion, as one."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    return SparseDistribution(
+        [ids for part in known for ids in part.ids],
+        None if known[0].log_p is None else [values for part in known for values in part.log_p or ()],
+        None if known[0].counts is None else [counts for part in known for counts in part.counts or ()],
+    )

@@ -16,15 +16,15 @@ from spec_kd.engines.base import (
     Engine,
     UnsupportedByEngineError,
     check_untruncated,
+    count_likely_ids,
     join_rows,
 )
 from spec_kd.losses import SignalSpec, SparseDistribution
 from spec_kd.open_types import Argument, Array, JsonValue
 from spec_kd.progress import forward_updates
-from spec_kd.sampling.drawing import derive_seed
-from spec_kd.sampling.input_checks import check_prompt_ids, check_room
+from spec_kd.sampling.generation import derive_seed, join_eos_ids
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import PromptBatch, name_prompt, report_progress
+from spec_kd.sampling.prompts import PromptBatch, check_prompt_ids, check_room, name_prompt, report_progress
 
 LOGPROBS_MODES = {"processed_logprobs": "processed", "raw_logprobs": "raw"}
 
@@ -92,13 +92,12 @@ class VLLMEngine(Engine):
         return engine
 
     def _set_up(self, vllm: ModuleType, llm: JsonValue, eos_token_ids: Sequence[int] | None) -> None:
-        self._vllm = vllm
-        self._llm = llm
-        self._config = llm.llm_engine.model_config
+        self._vllm, self._llm, self._config = vllm, llm, llm.llm_engine.model_config
         _check_logprobs_mode(self._config.logprobs_mode)
-        self.target_name = self._config.model
-        self.logprobs_mode = LOGPROBS_MODES[self._config.logprobs_mode]
-        self.eos_token_ids = sorted(set(_find_eos_ids(llm) if eos_token_ids is None else eos_token_ids))
+        self.target_name, self.logprobs_mode = self._config.model, LOGPROBS_MODES[self._config.logprobs_mode]
+        own = None if self._config.skip_tokenizer_init else llm.get_tokenizer().eos_token_id
+        shipped = self._config.try_get_generation_config().get("eos_token_id")
+        self.eos_token_ids = sorted(set(join_eos_ids(shipped, own) if eos_token_ids is None else eos_token_ids))
         if not self.eos_token_ids:
             raise ValueError(
                 "Neither the target's generation config nor its tokenizer has an EOS token, so no completion would "
@@ -129,8 +128,8 @@ class VLLMEngine(Engine):
             vllm.exceptions.VLLMValidationError: vLLM refuses an option itself, such as a temperature above 2.
         """
         self._count_logprobs(signal)
+        check_untruncated(options, self.name)
         if options is not None:
-            check_untruncated(options, self.name)
             temperature = self._vllm.SamplingParams(temperature=options.temperature).temperature
             if temperature != options.temperature:
                 raise ValueError(f"vLLM raises `temperature={options.temperature}` to {temperature}. Take that or 0.")
@@ -225,20 +224,13 @@ class VLLMEngine(Engine):
 
     def _count_logprobs(self, signal: SignalSpec | None) -> int:
         """Number of log-probabilities to ask for beside the token's own."""
-        if signal is None:
-            return 0
-        top_k = signal.sparse_method.count_likely_ids(signal)
-        if top_k is None:
-            raise UnsupportedByEngineError(
-                "vLLM returns the most likely ids of the target, not draws from it, so it cannot give "
-                f"{signal.method!r}. Ask for 'top_k_tail' or 'token_only', or use the transformers engine."
-            )
-        limit = self._config.get_vocab_size()  # what `max_logprobs=-1` means
-        limit = limit if self._config.max_logprobs == -1 else min(limit, self._config.max_logprobs)
+        top_k = count_likely_ids(signal, self.name)
+        num_ids, most = self._config.get_vocab_size(), self._config.max_logprobs
+        limit = num_ids if most == -1 else min(num_ids, most)
         if top_k > limit:
             raise UnsupportedByEngineError(
                 f"`top_k={top_k}` is above the {limit} ids per token that this vLLM returns. Start it with "
-                f"`max_logprobs={top_k}`. The target has {self._config.get_vocab_size()} ids in all."
+                f"`max_logprobs={top_k}`. The target has {num_ids} ids in all."
             )
         return top_k
 
@@ -267,9 +259,9 @@ class VLLMEngine(Engine):
                 f"finish_reason={written.finish_reason!r}, stop_reason={written.stop_reason!r} and last id "
                 f"{ids[-1] if ids else None}: neither at one of the EOS ids {self.eos_token_ids} nor at the limit."
             )
-        if params.logprobs is None:
-            return Completion(ids, written.finish_reason)
-        return Completion(ids, written.finish_reason, *_read_positions(written.logprobs, ids, params.logprobs, number))
+        top_k = params.logprobs
+        signal = () if top_k is None else _read_positions(written.logprobs, ids, top_k, number)
+        return Completion(ids, written.finish_reason, *signal)
 
 
 def _read_positions(
@@ -313,13 +305,3 @@ def _import_vllm() -> ModuleType:
 def _check_logprobs_mode(mode: str) -> None:
     if mode not in LOGPROBS_MODES:
         raise ValueError(f"`logprobs_mode={mode!r}` gives no log-probabilities. Use one of {list(LOGPROBS_MODES)}.")
-
-
-def _find_eos_ids(llm: JsonValue) -> set[int]:
-    """The EOS ids of the target's generation config and of its tokenizer."""
-    config = llm.llm_engine.model_config
-    shipped = config.try_get_generation_config().get("eos_token_id")
-    eos_ids = set(shipped if isinstance(shipped, list) else [shipped])
-    if not config.skip_tokenizer_init:
-        eos_ids.add(llm.get_tokenizer().eos_token_id)
-    return eos_ids - {None}

@@ -8,15 +8,13 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
     from spec_kd.evaluation.assisted_costs import measure_assisted_costs
     from spec_kd.evaluation.callback import SpeculativeEvalCallback
-    from spec_kd.evaluation.cost import ServingCosts, measure_costs
-    from spec_kd.evaluation.cost_table import read_costs
+    from spec_kd.evaluation.cost import ServingCosts, measure_costs, read_costs
     from spec_kd.evaluation.evaluate import evaluate_draft
     from spec_kd.evaluation.gates import check_gates
-    from spec_kd.evaluation.metrics import AcceptanceMetrics
+    from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_ratio
     from spec_kd.evaluation.options import EvaluationOptions
     from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
     from spec_kd.evaluation.response_replay import ReplayOptions, ResponseScores, replay, score_responses
-    from spec_kd.evaluation.statistics import Interval, bootstrap, bootstrap_ratio
 
 __all__ = [
     "AcceptanceMetrics",
@@ -48,14 +46,12 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.assisted": ("AssistedMetrics", "generate_assisted"),
         "spec_kd.evaluation.assisted_costs": ("measure_assisted_costs",),
         "spec_kd.evaluation.callback": ("SpeculativeEvalCallback",),
-        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs"),
-        "spec_kd.evaluation.cost_table": ("read_costs",),
+        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs", "read_costs"),
         "spec_kd.evaluation.evaluate": ("evaluate_draft",),
         "spec_kd.evaluation.gates": ("check_gates",),
-        "spec_kd.evaluation.metrics": ("AcceptanceMetrics",),
+        "spec_kd.evaluation.metrics": ("AcceptanceMetrics", "Interval", "bootstrap", "bootstrap_ratio"),
         "spec_kd.evaluation.options": ("EvaluationOptions",),
         "spec_kd.evaluation.report": ("EvaluationReport", "load_report", "save_report"),
         "spec_kd.evaluation.response_replay": ("ReplayOptions", "ResponseScores", "replay", "score_responses"),
-        "spec_kd.evaluation.statistics": ("Interval", "bootstrap", "bootstrap_ratio"),
     },
 )

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -12,18 +11,17 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation import BaseStreamer
 
-from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_int
+from spec_kd.acceptance import check_num_assistant_tokens
 from spec_kd.decoding import Round
-from spec_kd.decoding.rounds import leave_out_drafts_after_end
-from spec_kd.evaluation.device_timing import synchronize
-from spec_kd.evaluation.metrics import AcceptanceMetrics
-from spec_kd.evaluation.statistics import Interval, bootstrap
+from spec_kd.decoding.speculative import leave_out_drafts_after_end
+from spec_kd.evaluation.cost import synchronize
+from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import Arguments, Array
-from spec_kd.sampling.input_checks import check_prompts, find_causal_lm, resolve_vocab_size
-from spec_kd.sampling.logits_processors import build_warpers
-from spec_kd.sampling.options import check_truncation
+from spec_kd.open_types import Argument, Arguments, Array
+from spec_kd.options import resolve_options
+from spec_kd.sampling.generation import build_warpers
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.prompts import check_prompts, find_causal_lm, resolve_vocab_size
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel
@@ -31,14 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTiming:
-    """Wall-clock time of P completions, with the draft and without it, in seconds.
+    """Wall-clock seconds of P completions, with the draft and without it.
 
     Args:
-        assisted_seconds (`np.ndarray`): Time with the draft `(P,)`.
-        assisted_first_seconds (`np.ndarray`): The part of it until the first round was over `(P,)`.
-        plain_seconds (`np.ndarray`): Time of the same target without the draft `(P,)`.
-        plain_first_seconds (`np.ndarray`): The part of it until the first token was there `(P,)`.
-        plain_tokens (`np.ndarray`): Tokens written without the draft `(P,)`; the same as with it if greedy.
+        assisted_seconds (`np.ndarray`): Seconds with the draft `(P,)`.
+        assisted_first_seconds (`np.ndarray`): Seconds with the draft until the first round was over `(P,)`.
+        plain_seconds (`np.ndarray`): Seconds of the target without the draft `(P,)`.
+        plain_first_seconds (`np.ndarray`): Seconds without the draft until the first token was written `(P,)`.
+        plain_tokens (`np.ndarray`):
+            Number of tokens written without the draft `(P,)`; for greedy decoding the same as with the draft.
     """
 
     assisted_seconds: Array
@@ -54,8 +53,8 @@ class AssistedMetrics(AcceptanceMetrics):
 
     Args:
         completion_ids (`list[list[int]]`): Completion of each prompt.
-        rounds (`list[list[Round]]`): Every target call of each prompt.
-        timing (`GenerationTiming`, *optional*): Time it took; `None` if it was not measured.
+        rounds (`list[list[Round]]`): Every pass of the target for each prompt.
+        timing (`GenerationTiming`, *optional*): Measured times; `None` if the speed was not measured.
     """
 
     completion_ids: list[list[int]]
@@ -64,7 +63,7 @@ class AssistedMetrics(AcceptanceMetrics):
 
     @property
     def speedup(self) -> Interval | None:
-        """Tokens per second with the draft over those without; `None` if no speed was measured."""
+        """Tokens per second with the draft over those without; `None` if the speed was not measured."""
         if self.timing is None:
             return None
         return bootstrap(
@@ -77,19 +76,18 @@ class AssistedMetrics(AcceptanceMetrics):
 
     @property
     def tokens_per_second(self) -> tuple[float, float] | None:
-        """Tokens per second with the draft and without it; `None` if no speed was measured."""
+        """Tokens per second with the draft and without it; `None` if the speed was not measured."""
         if self.timing is None:
             return None
         plain = self.timing.plain_tokens.sum() / self.timing.plain_seconds.sum()
         return float(self.tokens.sum() / self.timing.assisted_seconds.sum()), float(plain)
 
     def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
-        """As [`AcceptanceMetrics.to_metrics`], with tokens per second and the speed-up where they were measured."""
+        """As [`AcceptanceMetrics.to_metrics`], with tokens per second and the speed-up if they were measured."""
         metrics = super().to_metrics(prefix, suffix)
         if self.speedup is not None and self.tokens_per_second is not None:
-            assisted, plain = self.tokens_per_second
-            metrics[f"{prefix}_tokens_per_second_assisted{suffix}"] = assisted
-            metrics[f"{prefix}_tokens_per_second_plain{suffix}"] = plain
+            names = (f"{prefix}_tokens_per_second_assisted{suffix}", f"{prefix}_tokens_per_second_plain{suffix}")
+            metrics |= dict(zip(names, self.tokens_per_second, strict=True))
             metrics[f"{prefix}_speedup{suffix}"] = self.speedup.value
         return metrics
 
@@ -98,116 +96,93 @@ def generate_assisted(
     target: PreTrainedModel,
     draft: PreTrainedModel,
     prompt_ids: Sequence[Sequence[int]],
+    options: SamplingOptions | None = None,
     *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     num_assistant_tokens: int = 5,
-    max_new_tokens: int,
     eos_token_id: int | list[int] | None = None,
     vocab_size: int | None = None,
-    seed: int = 0,
     measure_speed: bool = False,
+    **given: Argument,
 ) -> AssistedMetrics:
-    """Lets the target write with the draft's help, prompt by prompt, and records every round.
+    """Lets the target write with the draft's help, one prompt after the other, and records every round.
 
-    Plain greedy or plain sampling: nothing of the generation configs that the models ship counts, except the target's
-    EOS. Everything touched (generation configs, modes, the draft's `config.vocab_size`, the random state) is restored.
+    The generation configs that the models ship do not count, except for the target's EOS: decoding is greedy, or
+    samples as `options` say. Generation configs, train and eval modes, the draft's `config.vocab_size` and the global
+    random state are restored.
 
     Args:
         target (`PreTrainedModel` or `PeftModel`): The target.
         draft (`PreTrainedModel` or `PeftModel`): The draft.
-        prompt_ids (`list[list[int]]`): Ids of each prompt.
-        temperature (`float`, *optional*, defaults to `0.0`): Sampling temperature; 0.0 is greedy.
-        top_k (`int`, *optional*, defaults to `0`), top_p (`float`, *optional*, defaults to `1.0`):
-            Most likely ids that both models sample from, by number and by mass; 0 and 1.0 are all ids.
-        num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round.
-        max_new_tokens (`int`): Most tokens written to a prompt.
-        eos_token_id (`int` or `list[int]`, *optional*): Defaults to that of the target's generation config.
+        prompt_ids (`Sequence[Sequence[int]]`): Ids of each prompt.
+        options (`SamplingOptions`, *optional*):
+            Sampling of both models. By default greedy decoding of at most 512 tokens.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`): Number of tokens drafted in a round (gamma).
+        eos_token_id (`int` or `list[int]`, *optional*):
+            Ids that end a completion; those of the target's generation config by default.
         vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
-        seed (`int`, *optional*, defaults to `0`): Sampling seed.
         measure_speed (`bool`, *optional*, defaults to `False`):
-            Whether to time each call, and plain generation for the same prompt right after it; both are warmed up once.
-            The recorder's own cost counts as assisted time.
+            Whether to time each completion, and plain generation for the same prompt right after it. Both are warmed up
+            once. The time that recording the rounds takes is part of the assisted time.
+        given: Fields of [`SamplingOptions`] as keywords, which replace those of `options`.
 
     Raises:
-        `ValueError`: Before any generation, for an option out of its range, no prompts or an unusable one.
+        ValueError: If an option is out of its range, there are no prompts, or a prompt is unusable. Raised before any
+            generation.
     """
+    options = resolve_options(SamplingOptions, options or SamplingOptions(temperature=0.0), given)
     check_num_assistant_tokens(num_assistant_tokens)
-    check_sampling(temperature)
-    check_truncation(top_k, top_p)
-    check_int("max_new_tokens", max_new_tokens)
     target, draft = find_causal_lm(target, "target"), find_causal_lm(draft, "draft")
     if target is draft:
         raise ValueError("`target` and `draft` are the same model object. Pass a copy to measure a model on itself.")
     vocab_size = resolve_vocab_size(vocab_size, draft, target)
-    prompt_ids = [list(ids) for ids in prompt_ids]
     check_prompts(prompt_ids, vocab_size)
     if eos_token_id is None:
         eos_token_id = target.generation_config.eos_token_id
 
-    with _neutral_pair(target, draft, temperature, num_assistant_tokens, max_new_tokens, eos_token_id) as options:
-        options["logits_processor"] = _fit_vocabularies(target, draft, vocab_size)
-        options["logits_processor"] += build_warpers(temperature, top_k, top_p)
-        recorder, watch = _RoundRecorder(), _FirstTokenWatch()
-
-        writer = cast("GenerativePreTrainedModel", target)
-
-        def run_assisted(ids: torch.Tensor) -> torch.Tensor:
-            recorder.start()
-            hook = target.register_forward_pre_hook(recorder.record_call, with_kwargs=True)
-            try:
-                return cast("GenerativePreTrainedModel", target).generate(
-                    ids, assistant_model=draft, streamer=recorder, **options
-                )
-            finally:
-                hook.remove()
-
-        def run_plain(ids: torch.Tensor) -> torch.Tensor:
-            watch.start()
-            return writer.generate(ids, streamer=watch, **options)
-
-        if measure_speed:
-            for run in (run_assisted, run_plain):
-                _time_generation(run, prompt_ids[0], target, seed)
-        completions, rounds, timings, plain = [], [], [], []
-        for i, prompt in enumerate(prompt_ids):
-            completion, pair = _time_generation(run_assisted, prompt, target, seed + i, recorder)
-            completions.append(completion)
-            rounds.append(recorder.rounds)
-            timings.append(pair)
+    runs, plain_runs = [], []
+    with _neutral_pair(target, draft, options, num_assistant_tokens, eos_token_id) as config:
+        processors = LogitsProcessorList()
+        rows = [count_rows(model.get_output_embeddings()) for model in (target, draft)]
+        if {vocab_size} != set(rows):
+            processors.append(_FitVocabulary(vocab_size, rows[0]))
+        shared: Arguments = {
+            "generation_config": config,
+            "logits_processor": processors + build_warpers(options.temperature, options.top_k, options.top_p),
+        }
+        if measure_speed:  # warms both up
+            _RecordedRun(target, prompt_ids[0], options.seed, assistant_model=draft, **shared)
+            _Run(target, prompt_ids[0], options.seed, **shared)
+        for seed, prompt in enumerate(prompt_ids, options.seed):
+            runs.append(_RecordedRun(target, prompt, seed, assistant_model=draft, **shared))
             if measure_speed:  # at once, so that a machine that changes its pace does so for both
-                plain.append(_time_generation(run_plain, prompt, target, seed + i, watch))
-        timing = None
-        if measure_speed:
-            seconds, plain_seconds = (np.array(pairs) for pairs in (timings, [pair for _, pair in plain]))  # (P, 2)
-            timing = GenerationTiming(
-                assisted_seconds=seconds[:, 0],
-                assisted_first_seconds=seconds[:, 1],
-                plain_seconds=plain_seconds[:, 0],
-                plain_first_seconds=plain_seconds[:, 1],
-                plain_tokens=np.array([len(completion) for completion, _ in plain]),
-            )
+                plain_runs.append(_Run(target, prompt, seed, **shared))
 
     def count(value: Callable[[Round], int]) -> Array:
-        return np.array([sum(map(value, prompt_rounds)) for prompt_rounds in rounds])
+        return np.array([sum(map(value, run.rounds)) for run in runs])
 
+    positions = range(1, num_assistant_tokens + 1)
     return AssistedMetrics(
         tokens=count(lambda r: r.emitted),
         target_calls=count(lambda r: 1),
         accepted=count(lambda r: r.accepted),
         drafted=count(lambda r: r.drafted),
         drafting_rounds=count(lambda r: r.drafted > 0),
-        accepted_by_position=np.stack(
-            [count(partial(_has_accepted, k)) for k in range(1, num_assistant_tokens + 1)], axis=1
-        ),
-        temperature=float(temperature),
+        accepted_by_position=np.array([[sum(r.accepted >= k for r in run.rounds) for k in positions] for run in runs]),
+        temperature=options.temperature,
         num_assistant_tokens=num_assistant_tokens,
         draft_sampling="stochastic",
         method="assisted",
-        completion_ids=completions,
-        rounds=rounds,
-        timing=timing,
+        completion_ids=[run.completion for run in runs],
+        rounds=[run.rounds for run in runs],
+        timing=GenerationTiming(
+            assisted_seconds=np.array([run.seconds for run in runs]),
+            assisted_first_seconds=np.array([run.first_seconds for run in runs]),
+            plain_seconds=np.array([run.seconds for run in plain_runs]),
+            plain_first_seconds=np.array([run.first_seconds for run in plain_runs]),
+            plain_tokens=np.array([len(run.completion) for run in plain_runs]),
+        )
+        if measure_speed
+        else None,
     )
 
 
@@ -215,21 +190,19 @@ def generate_assisted(
 def _neutral_pair(
     target: PreTrainedModel,
     draft: PreTrainedModel,
-    temperature: float,
+    options: SamplingOptions,
     num_assistant_tokens: int,
-    max_new_tokens: int,
     eos_token_id: int | list[int] | None,
-) -> Iterator[Arguments]:
-    """Both models set up for plain assisted generation; yields the options of `generate`, restores everything."""
+) -> Iterator[GenerationConfig]:
+    """Sets both models up for plain assisted generation, yields the config for `generate`, and restores everything."""
     # `generate` fills what it is not told from `model.generation_config`, so that is replaced, not only overridden.
     # A temperature in the config would be applied to the draft twice (T squared), hence a logits processor; top_k is 50
     # unless told. A pad id other than EOS makes the draft mask that id wherever it occurs in the text.
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    first_eos = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
     shared: Arguments = {
-        **(sampling if temperature > 0 else {"do_sample": False}),
+        **(sampling if options.temperature > 0 else {"do_sample": False}),
         "eos_token_id": eos_token_id,
-        "pad_token_id": first_eos,
+        "pad_token_id": eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id,
         "use_cache": True,
     }
     draft_config, target_config = draft.config.get_text_config(), target.config.get_text_config()
@@ -246,23 +219,16 @@ def _neutral_pair(
             )
             # `generate` refuses a pair with differently padded heads; `_FitVocabulary` makes their scores equal
             draft_config.vocab_size = target_config.vocab_size
-            yield {"generation_config": GenerationConfig(**shared, max_new_tokens=max_new_tokens)}
+            yield GenerationConfig(**shared, max_new_tokens=options.max_new_tokens)
         finally:
             target.generation_config, draft.generation_config, draft_config.vocab_size = saved
-
-
-def _fit_vocabularies(target: PreTrainedModel, draft: PreTrainedModel, vocab_size: int) -> LogitsProcessorList:
-    target_rows, draft_rows = (count_rows(model.get_output_embeddings()) for model in (target, draft))
-    is_needed = not vocab_size == target_rows == draft_rows
-    return LogitsProcessorList([_FitVocabulary(vocab_size, target_rows)] if is_needed else [])
 
 
 class _FitVocabulary(LogitsProcessor):
     """Scores of either model in the target's number of columns, -inf where there is no real id."""
 
     def __init__(self, vocab_size: int, target_rows: int):
-        self.vocab_size = vocab_size
-        self.target_rows = target_rows
+        self.vocab_size, self.target_rows = vocab_size, target_rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         fitted = scores.new_full((len(scores), self.target_rows), -torch.inf)
@@ -270,51 +236,53 @@ class _FitVocabulary(LogitsProcessor):
         return fitted  # (B, target_rows)
 
 
-class _FirstTokenWatch(BaseStreamer):
-    """Notes when the first new tokens were there; `generate` hands over the prompt first."""
+class _Run(BaseStreamer):
+    """One call of `generate`: its completion, its seconds, and those until its first new tokens."""
 
-    def start(self) -> None:
-        self.first_at: float | None = None
-        self._has_prompt = False
+    first_at: float | None = None
+    _has_prompt = False
+
+    def __init__(self, target: PreTrainedModel, prompt: Sequence[int], seed: int, **options: Argument):
+        device = find_input_device(target)
+        ids = torch.tensor([list(prompt)], device=device)  # (1, L)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            synchronize(device)
+            start = time.perf_counter()
+            output = cast("GenerativePreTrainedModel", target).generate(ids, streamer=self, **options)
+            synchronize(device)
+            self.seconds = time.perf_counter() - start
+        self.first_seconds = cast(float, self.first_at) - start
+        self.completion: list[int] = output[0, len(prompt) :].tolist()
 
     def put(self, value: torch.Tensor) -> None:
         if self._has_prompt and self.first_at is None:
             self.first_at = time.perf_counter()
-        self._has_prompt = True
+        self._has_prompt = True  # `generate` hands over the prompt first
 
     def end(self) -> None:
         pass
 
 
-class _RoundRecorder(_FirstTokenWatch):
-    """Pairs what goes into each target call (drafted tokens) with what comes out of it (emitted tokens)."""
+class _RecordedRun(_Run):
+    """Pairs what goes into each pass of the target (drafted tokens) with what comes out of it (emitted tokens)."""
 
-    def start(self) -> None:
-        super().start()
+    def __init__(self, target: PreTrainedModel, prompt: Sequence[int], seed: int, **options: Argument):
         self.rounds: list[Round] = []
-        self._prompt_length: int | None = None
+        self._prompt_length = len(prompt)
         self._candidates: list[int] = []
+        with target.register_forward_pre_hook(self.record_call, with_kwargs=True):
+            super().__init__(target, prompt, seed, **options)
+        self.rounds = leave_out_drafts_after_end(self.rounds)
 
     def record_call(self, _module: torch.nn.Module, _args: tuple[object, ...], kwargs: Arguments) -> None:
-        ids = kwargs["input_ids"][0].tolist()
         # The first call reads the prompt as well, later ones the last emitted token.
-        self._candidates = ids[1:] if self.rounds else ids[self._prompt_length :]
+        self._candidates = kwargs["input_ids"][0, 1 if self.rounds else self._prompt_length :].tolist()
 
     def put(self, value: torch.Tensor) -> None:
         super().put(value)
-        tokens = value.flatten().tolist()
-        if self._prompt_length is None:
-            self._prompt_length = len(tokens)
-        else:
-            self.rounds.append(_build_round(self._candidates, tokens))
-
-    def end(self) -> None:
-        """Takes the tokens that were drafted for positions after the end of the text out of the count."""
-        self.rounds = leave_out_drafts_after_end(self.rounds)
-
-
-def _has_accepted(num_tokens: int, one: Round) -> int:
-    return one.accepted >= num_tokens
+        if self.first_at is not None:
+            self.rounds.append(_build_round(self._candidates, value.flatten().tolist()))
 
 
 def _build_round(candidates: list[int], emitted: list[int]) -> Round:
@@ -323,24 +291,3 @@ def _build_round(candidates: list[int], emitted: list[int]) -> Round:
     matches = [drafted == token for drafted, token in zip(candidates, emitted, strict=False)]
     accepted = matches.index(False) if False in matches else len(matches)
     return Round(len(candidates), accepted, len(emitted))
-
-
-def _time_generation(
-    generate: Callable[[torch.Tensor], torch.Tensor],
-    prompt: Sequence[int],
-    model: PreTrainedModel,
-    seed: int,
-    watch: _FirstTokenWatch | None = None,
-) -> tuple[list[int], tuple[float, float]]:
-    """The completion, and seconds in all and until the watch saw a token; the global random state stays as it was."""
-    device = find_input_device(model)
-    ids = torch.tensor([list(prompt)], device=device)  # (1, L)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        synchronize(device)
-        start = time.perf_counter()
-        output = generate(ids)
-        synchronize(device)
-        elapsed = time.perf_counter() - start
-    first = float("nan") if watch is None or watch.first_at is None else watch.first_at - start
-    return output[0, len(prompt) :].tolist(), (elapsed, first)

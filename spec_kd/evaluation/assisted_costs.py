@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from spec_kd.evaluation.assisted import AssistedMetrics, GenerationTiming, generate_assisted
 from spec_kd.evaluation.cost import MeasurementError, ServingCosts, fit_context, measure_costs
-from spec_kd.open_types import Argument, Array
-from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
+from spec_kd.open_types import Argument, Arguments, Array
+from spec_kd.options import resolve_options
+from spec_kd.sampling.options import SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class PrefillCost:
     """Seconds until a prompt is read: a fixed part, and one for each of its tokens.
 
     Args:
-        fixed (`float`): Seconds of any call; below zero where long prompts cost more than in proportion.
+        fixed (`float`): Seconds of any call. It is negative if the seconds grow faster than the length of the prompt.
         per_token (`float`): Seconds per prompt token.
     """
 
@@ -27,7 +28,7 @@ class PrefillCost:
 
     @classmethod
     def fit(cls, prompt_tokens: Array, seconds: Array) -> "PrefillCost":
-        """Least squares over prompts `(P,)`. Prompts of a single length cost nearly in proportion to it."""
+        """Least squares over prompts `(P,)`. If all have one length, the cost is nearly proportional to it."""
         tokens = np.stack([np.ones(len(prompt_tokens)), prompt_tokens], axis=1)  # (P, 2)
         fixed, per_token = np.linalg.lstsq(tokens, seconds, rcond=None)[0]
         return cls(fixed=float(fixed), per_token=float(per_token))
@@ -39,7 +40,7 @@ class PrefillCost:
 
 @dataclass(frozen=True, kw_only=True)
 class AssistedCosts:
-    """Costs inside transformers' assisted generation, with what reading a prompt costs there.
+    """Costs inside transformers' assisted generation, those of reading a prompt included.
 
     Args:
         costs (`ServingCosts`): Costs of a round, at batch size 1.
@@ -72,28 +73,32 @@ def measure_assisted_costs(
     draft: PreTrainedModel,
     target: PreTrainedModel,
     prompt_ids: Sequence[Sequence[int]],
+    options: SamplingOptions | None = None,
     *,
     gammas: Sequence[int] = (2, 5, 12),
-    max_new_tokens: int,
+    eos_token_id: int | list[int] | None = None,
     vocab_size: int | None = None,
-    **options: Argument,
+    **given: Argument,
 ) -> AssistedCosts:
     """Times rounds of `target.generate(assistant_model=draft)` on a few prompts, at several gammas.
 
-    A round takes the same time however much of it is accepted, so a handful of prompts is enough. Their lengths should
-    be as various as those of the prompts that are predicted. The rounds of each completion are compared with the steps
-    of the same completion without the draft, and the median counts, since the pace of a shared machine changes. The
-    costs of [`fit_rounds`] follow; between the gammas given they are interpolated. A single drafted token is cheaper
-    than a straight line over gamma says, so gamma 1 tells little of the others.
+    A round takes the same time however many of its tokens are accepted, so a handful of prompts is enough. Their
+    lengths should vary as much as those of the prompts to predict. The rounds of each completion are compared with the
+    steps of the same completion without the draft, and the median counts, since the pace of a shared machine changes.
+    [`fit_rounds`] turns them into costs, which are interpolated between the gammas given. A round with one drafted
+    token is cheaper than a straight line over gamma predicts, so gamma 1 says little about the others.
 
     Args:
         draft (`PreTrainedModel`), target (`PreTrainedModel`): The models.
         prompt_ids (`Sequence[Sequence[int]]`): Prompts to time; other prompts than those of a comparison.
+        options (`SamplingOptions`, *optional*):
+            Sampling of both models. By default greedy decoding of at most 512 tokens.
         gammas (`Sequence[int]`, *optional*, defaults to `(2, 5, 12)`):
             Two or more numbers of drafted tokens; predictions hold in their range.
-        max_new_tokens (`int`): Most tokens of a completion.
+        eos_token_id (`int` or `list[int]`, *optional*):
+            Ids that end a completion; those of the target's generation config by default.
         vocab_size (`int`, *optional*): Number of real ids; the rows that both heads have by default.
-        options: Other options of [`generate_assisted`]: `temperature`, `top_k`, `top_p`, `eos_token_id` and `seed`.
+        given: Fields of [`SamplingOptions`] as keywords, which replace those of `options`.
 
     Raises:
         ValueError: If there are fewer than two gammas, or completions are too short to time; also as
@@ -102,11 +107,10 @@ def measure_assisted_costs(
     """
     if len(set(gammas)) < 2:
         raise ValueError(f"`gammas` is {tuple(gammas)}, but two or more are needed to tell draft steps from overhead.")
-    draft, target = find_causal_lm(draft, "draft"), find_causal_lm(target, "target")
-    options |= {"max_new_tokens": max_new_tokens, "vocab_size": resolve_vocab_size(vocab_size, draft, target)}
+    options = resolve_options(SamplingOptions, options or SamplingOptions(temperature=0.0), given)
+    common: Arguments = {"eos_token_id": eos_token_id, "vocab_size": vocab_size, "measure_speed": True}
     runs = [
-        generate_assisted(target, draft, prompt_ids, num_assistant_tokens=gamma, measure_speed=True, **options)
-        for gamma in gammas
+        generate_assisted(target, draft, prompt_ids, options, num_assistant_tokens=gamma, **common) for gamma in gammas
     ]
     timings = [cast(GenerationTiming, run.timing) for run in runs]
     paces = [_measure_paces(run) for run in runs]
@@ -115,21 +119,20 @@ def measure_assisted_costs(
         gamma: float(np.nanmedian(rounds / steps)) for gamma, (steps, rounds) in zip(gammas, paces, strict=True)
     }
     lengths = np.array([len(ids) for ids in prompt_ids])
-    context = fit_context(draft, target, int(lengths.mean() + max_new_tokens / 2), max(gammas))
+    context = fit_context(draft, target, int(lengths.mean() + options.max_new_tokens / 2), max(gammas))
     bare = measure_costs(draft, target, gammas=gammas, context_length=context)[0]
     costs = fit_rounds(
         round_steps, bare, step, f"rounds of assisted generation on {len(lengths)} prompts, on this machine"
     )
-    first_rounds = [
+    plain = [timing.plain_first_seconds - step for timing in timings]
+    assisted = [
         timing.assisted_first_seconds - round_steps[gamma] * step
         for gamma, timing in zip(round_steps, timings, strict=True)
     ]
     return AssistedCosts(
         costs=costs,
-        plain_prefill=PrefillCost.fit(
-            np.tile(lengths, len(runs)), np.concatenate([timing.plain_first_seconds for timing in timings]) - step
-        ),
-        assisted_prefill=PrefillCost.fit(np.tile(lengths, len(runs)), np.concatenate(first_rounds)),
+        plain_prefill=PrefillCost.fit(np.tile(lengths, len(runs)), np.concatenate(plain)),
+        assisted_prefill=PrefillCost.fit(np.tile(lengths, len(runs)), np.concatenate(assisted)),
         runs=runs,
     )
 
@@ -137,15 +140,15 @@ def measure_assisted_costs(
 def fit_rounds(round_steps: Mapping[int, float], bare: ServingCosts, step: float, source: str) -> ServingCosts:
     """Splits measured rounds into draft steps, overhead and verification, such that they add up to what was measured.
 
-    Bare passes say what verification costs; inside `generate` a pass costs more, by the same amount for any number of
+    Bare passes give the cost of verification. Inside `generate` a pass costs more, by the same amount for any number of
     tokens. A line over gamma through the rest gives the draft step (its slope) and the overhead of a round (its
-    intercept, or 0 if that is negative). What is off the line counts as verification.
+    intercept, or 0 if that is negative). The distance of a round from the line is added to its verification.
 
     Args:
         round_steps (`Mapping[int, float]`): Time of a round over that of a step of plain generation, by gamma.
         bare (`ServingCosts`): Costs of bare passes, with `target_step_seconds`.
         step (`float`): Seconds of a step of plain generation.
-        source (`str`): Where the numbers come from.
+        source (`str`): Origin of the numbers.
 
     Raises:
         MeasurementError: If a pass over more tokens would take no time.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace as replace_fields
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import cast
 
@@ -12,18 +12,19 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models import unwrap_model_for_generation
 
-from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_int, check_numbers
+from spec_kd.acceptance import check_num_assistant_tokens
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import generate_responses
 from spec_kd.evaluation.assisted import generate_assisted
 from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
 from spec_kd.evaluation.options import DEFAULT_TEMPERATURES
-from spec_kd.evaluation.response_replay import replay
+from spec_kd.evaluation.response_replay import ReplayOptions, replay
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
 from spec_kd.open_types import Argument, Arguments
+from spec_kd.options import check_choice, check_int, check_numbers
 from spec_kd.sampling.generation import find_special_ids
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 METHODS = ("replay", "assisted")
@@ -97,34 +98,29 @@ class SpeculativeEvalCallback(TrainerCallback):
         temperatures = temperatures if temperatures is not None else tuple(self._stored) or DEFAULT_TEMPERATURES
         if max_new_tokens is None:
             max_new_tokens = find_max_new_tokens(self._stored) or DEFAULT_MAX_NEW_TOKENS
-        if method not in METHODS:
-            raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(METHODS)}.")
+        check_choice("method", method, METHODS)
         check_numbers("temperatures", temperatures, minimum=0)
-        for temperature in temperatures:
-            check_sampling(temperature, draft_sampling)
         check_num_assistant_tokens(num_assistant_tokens)
         check_int("max_new_tokens", max_new_tokens, 2)
-        check_int("batch_size", batch_size)
-        check_int("vocab_size", vocab_size, is_optional=True)
         check_int("seed", seed, None)
-        if method == "assisted" and draft_sampling != "stochastic":
+        if method == "assisted" and draft_sampling == "greedy":
             raise ValueError(
-                f"`draft_sampling={draft_sampling!r}` does not exist in transformers' assisted generation, which "
-                "samples the draft if it samples the target. Use `method='replay'`."
+                "`draft_sampling='greedy'` does not exist in transformers' assisted generation, which samples the "
+                "draft if it samples the target. Use `method='replay'`."
             )
-        self.prompts = prompts
-        self.target = target
-        self.method = method
-        self.temperatures = tuple(float(temperature) for temperature in temperatures)
-        self.num_assistant_tokens = num_assistant_tokens
-        self.max_new_tokens = max_new_tokens
-        self.draft_sampling = draft_sampling
-        self.processing_class = processing_class
-        self.batch_size = batch_size
-        self.vocab_size = vocab_size
-        self.seed = seed
-        self.metric_key_prefix = metric_key_prefix
-        self.trainer = trainer
+        self._replay = {
+            float(temperature): ReplayOptions(
+                temperature=float(temperature),
+                max_new_tokens=max_new_tokens,
+                vocab_size=vocab_size,
+                draft_sampling=draft_sampling,
+                batch_size=batch_size,
+            )
+            for temperature in temperatures
+        }
+        self.prompts, self.target, self.processing_class, self.trainer = prompts, target, processing_class, trainer
+        self.method, self.num_assistant_tokens, self.max_new_tokens = method, num_assistant_tokens, max_new_tokens
+        self.temperatures, self.seed, self.metric_key_prefix = tuple(self._replay), seed, metric_key_prefix
         self.history: list[tuple[int, dict[float, AcceptanceMetrics]]] = []
         self._responses: dict[float, Dataset] = {}
         self._users_eval_on_start: bool | None = None
@@ -233,25 +229,19 @@ class SpeculativeEvalCallback(TrainerCallback):
         target = None if self._has_all_responses else self._find_target()
         if target is not None and target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
             target.to(args.device)  # type: ignore[arg-type]  # a decorator hides the method
-        if self.trainer is None:
-            yield cast(PreTrainedModel, model), target
-            return
-        accelerator = self.trainer.accelerator
-        if not self.trainer.is_deepspeed_enabled:
-            yield (
-                cast(PreTrainedModel, self.trainer.model),
-                None if target is None else accelerator.unwrap_model(target),
-            )
-            return
-        options: Arguments = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
+        draft = model if self.trainer is None else self.trainer.model
         with ExitStack() as stack:
-            draft, whole_target = (
-                None
-                if wrapped is None
-                else stack.enter_context(unwrap_model_for_generation(wrapped, accelerator, **options))
-                for wrapped in (self.trainer.model_wrapped, target)
-            )
-            yield cast(PreTrainedModel, draft), whole_target
+            if self.trainer is not None and self.trainer.is_deepspeed_enabled:
+                options: Arguments = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
+                draft, target = (
+                    None
+                    if wrapped is None
+                    else stack.enter_context(unwrap_model_for_generation(wrapped, self.trainer.accelerator, **options))
+                    for wrapped in (self.trainer.model_wrapped, target)
+                )
+            elif self.trainer is not None and target is not None:
+                target = self.trainer.accelerator.unwrap_model(target)
+            yield cast(PreTrainedModel, draft), target
 
     def _measure(self, draft: PreTrainedModel, target: PreTrainedModel | None, temperature: float) -> AcceptanceMetrics:
         processing_class = self._find_processing_class()
@@ -264,29 +254,26 @@ class SpeculativeEvalCallback(TrainerCallback):
                 processing_class=processing_class,
                 max_new_tokens=self.max_new_tokens,
                 temperature=temperature,
-                batch_size=self.batch_size,
+                batch_size=self._replay[temperature].batch_size,
                 seed=self.seed,
                 show_progress=False,
             )
         responses = self._responses[temperature]
+        options = self._replay[temperature]
         common: Arguments = {
-            "temperature": temperature,
             "num_assistant_tokens": self.num_assistant_tokens,
-            "max_new_tokens": self.max_new_tokens,
-            "vocab_size": self.vocab_size if self.vocab_size is not None else count_real_ids(processing_class),
+            "vocab_size": options.vocab_size or count_real_ids(processing_class),
         }
-        replayed = replay(
-            draft, target, responses, draft_sampling=self.draft_sampling, batch_size=self.batch_size, **common
-        )
+        replayed = replay(draft, target, responses, options, **common)
         if self.method == "replay" or target is None:
             return replayed
         assisted = generate_assisted(
             target,
             draft,
             responses["prompt_ids"],
+            SamplingOptions(max_new_tokens=self.max_new_tokens, temperature=temperature, seed=self.seed),
             eos_token_id=find_special_ids(target, processing_class)[0],
-            seed=self.seed,
             measure_speed=True,
             **common,
         )
-        return replace_fields(assisted, alpha_sum=replayed.alpha_sum, alpha_tokens=replayed.alpha_tokens)
+        return replace(assisted, alpha_sum=replayed.alpha_sum, alpha_tokens=replayed.alpha_tokens)

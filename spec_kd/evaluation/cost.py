@@ -1,26 +1,29 @@
 """What a round of speculative decoding costs, so that acceptance becomes a speed-up.
 
-Costs are measured in two ways: as bare passes of the models, which an engine without overhead would pay, and inside
-transformers' assisted generation (`assisted_costs.py`). Costs that were measured in a server take their place.
+Costs are measured in two ways: as bare passes of the models, which are the costs of an engine without overhead, and
+inside transformers' assisted generation (`assisted_costs.py`). A file of costs that were measured in a server can
+replace them.
 """
 
 import copy
+import json
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficiency, predict_speedup
-from spec_kd.checks import check_int, check_ints, check_number
-from spec_kd.evaluation.device_timing import synchronize
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import JsonObject
-from spec_kd.sampling.input_checks import find_causal_lm, get_max_length
+from spec_kd.open_types import Arguments
+from spec_kd.options import check_int, check_ints, check_number
+from spec_kd.sampling.prompts import find_causal_lm, get_max_length
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
 DEFAULT_CONTEXT = 256
@@ -115,6 +118,46 @@ class ServingCosts:
         return high
 
 
+KNOWN = tuple(field.name for field in fields(ServingCosts))
+NEEDED = ("cost_ratio", "verify_cost")
+EXAMPLE = '[{"batch_size": 1, "cost_ratio": 0.08, "verify_cost": {"1": 1.0, "5": 1.06}, "source": "my server"}]'
+
+
+def read_costs(path: str | os.PathLike[str]) -> list[ServingCosts]:
+    """[`ServingCosts`] from a JSON file: an object with its arguments, or a list of them, one for each batch size.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. Its gammas are strings, as JSON demands of keys.
+
+    Raises:
+        ValueError: If the file is not such JSON, or a cost is out of its range; the message has an example.
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        tables = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{path}` is not JSON: {error}. It should be like {EXAMPLE}.") from error
+    tables = tables if isinstance(tables, list) else [tables]
+    if not tables:
+        raise ValueError(f"`{path}` has no costs in it. It should be like {EXAMPLE}.")
+    return [_make_costs(path, table) for table in tables]
+
+
+def _make_costs(path: str | os.PathLike[str], table: object) -> ServingCosts:
+    own = table if isinstance(table, dict) else {}
+    unknown, missing = sorted(set(own) - set(KNOWN)), [name for name in NEEDED if name not in own]
+    if unknown or missing:
+        raise ValueError(
+            f"`{path}` has costs {table!r}, which lack {missing} and have the unknown {unknown}. Known are "
+            f"{list(KNOWN)}: it should be like {EXAMPLE}."
+        )
+    try:
+        gammas = {int(gamma): float(cost) for gamma, cost in own["verify_cost"].items()}
+        return ServingCosts(**{**own, "verify_cost": gammas})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"`{path}` has costs that cannot be: {error}. It should be like {EXAMPLE}.") from error
+
+
 def measure_costs(
     draft: PreTrainedModel,
     target: PreTrainedModel,
@@ -159,16 +202,11 @@ def measure_costs(
     costs = []
     with evaluation_mode(draft, target):
         for batch_size in batch_sizes:
-            passes = {("draft", 1): _Pass(draft, batch_size, context_length, 1)}
-            for count in (1, *(gamma + 1 for gamma in gammas)):
-                passes["target", count] = _Pass(target, batch_size, context_length, count)
-            seconds: dict[tuple[str, int], list[float]] = {key: [] for key in passes}
-            for repeat in range(repeats + 1):
-                for key, timed in passes.items():
-                    elapsed = timed.time()
-                    if repeat:
-                        seconds[key].append(elapsed)
-            median = {key: statistics.median(values) for key, values in seconds.items()}
+            counts = (1, *(gamma + 1 for gamma in gammas))
+            passes = {("target", count): _Pass(target, batch_size, context_length, count) for count in counts}
+            passes["draft", 1] = _Pass(draft, batch_size, context_length, 1)
+            rounds = [{key: timed.time() for key, timed in passes.items()} for _ in range(repeats + 1)]
+            median = {key: statistics.median(seconds[key] for seconds in rounds[1:]) for key in passes}
             step = median["target", 1]
             costs.append(
                 ServingCosts(
@@ -204,12 +242,11 @@ class _Pass:
         parameters = signature(model.forward).parameters
         if "position_ids" in parameters:  # M-RoPE would ask the cache, which is not its own
             inputs["position_ids"] = torch.arange(context_length + count, device=device).expand_as(ids)
-        context: JsonObject = {name: values[:, :context_length] for name, values in inputs.items()}
-        if "logits_to_keep" in parameters:
-            context["logits_to_keep"] = 1
+        context = {name: values[:, :context_length] for name, values in inputs.items()}
+        limit: Arguments = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self.model = model
         self.inputs = {name: values[:, context_length:] for name, values in inputs.items()}  # (B, count)
-        self.cache = getattr(model(**context, use_cache=True), "past_key_values", None)
+        self.cache = getattr(model(**context, **limit, use_cache=True), "past_key_values", None)
         if self.cache is None:
             raise MeasurementError(f"{type(model).__name__} returns no cache, so that a single pass cannot be timed.")
 
@@ -221,3 +258,9 @@ class _Pass:
         self.model(**self.inputs, past_key_values=cache, use_cache=True)
         synchronize(device)
         return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until an accelerator has done its work, which it does later than it is told: a clock needs this."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,27 +1,35 @@
-"""One draft, measured on the responses of the target."""
+"""One draft, measured on the responses of the target: replay, costs, and real assisted generation beside them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar, cast
 
+import numpy as np
+from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from spec_kd.evaluation.assisted_check import AssistedReport, cross_check
-from spec_kd.evaluation.cost_measurement import describe_costs, find_costs, measure_or_say
-from spec_kd.evaluation.metrics import AcceptanceMetrics
+from spec_kd.evaluation.assisted import generate_assisted
+from spec_kd.evaluation.assisted_costs import measure_assisted_costs
+from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, fit_context, measure_costs
+from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap_ratio
 from spec_kd.evaluation.options import EvaluationOptions, Setting
 from spec_kd.evaluation.provenance import describe_model
-from spec_kd.evaluation.report.content import DraftReport
+from spec_kd.evaluation.report.content import AssistedReport, CostReport, DraftReport
 from spec_kd.evaluation.response_replay import score_responses
 from spec_kd.evaluation.setting_report import ResponseDescription, describe_setting
 from spec_kd.heads import find_input_device
 from spec_kd.loading import load_model
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.sampling.generation import find_special_ids
+from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
+logger = get_logger(__name__)
+
+MAX_TIMED_PROMPTS = 6
 Draft = PreTrainedModel | str
+Result = TypeVar("Result")
 
 
 class MeasuredDraft(NamedTuple):
@@ -29,7 +37,7 @@ class MeasuredDraft(NamedTuple):
 
     Args:
         report (`DraftReport`): Its part of the report.
-        provenance (`dict[str, Any]`): What the model is.
+        provenance (`dict[str, Any]`): Description of the model.
         headlines (`dict[str, AcceptanceMetrics]`): Its metrics at the report's gamma, by name of the setting.
     """
 
@@ -38,38 +46,31 @@ class MeasuredDraft(NamedTuple):
     headlines: dict[str, AcceptanceMetrics]
 
 
-@dataclass(frozen=True)
 class DraftMeter:
-    """What all drafts of an evaluation are measured on.
+    """Measures the drafts of an evaluation, all on the same responses.
 
     Args:
         options (`EvaluationOptions`): What is measured, with temperatures and limit filled in.
         target (`PreTrainedModel`, *optional*): The target, if it is a model in this process.
-        responses (`Mapping[float, Dataset]`): Responses by temperature.
-        described (`Mapping[float, ResponseDescription]`): What they are made of, by temperature.
+        responses (`Mapping[float, Dataset]`): Responses of the target by temperature.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
         show_progress (`bool`): Whether to show progress bars.
     """
 
-    options: EvaluationOptions
-    target: PreTrainedModel | None
-    responses: Mapping[float, Dataset]
-    described: Mapping[float, ResponseDescription]
-    processing_class: ProcessingClass
-    show_progress: bool
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         options: EvaluationOptions,
         target: PreTrainedModel | None,
         responses: Mapping[float, Dataset],
         processing_class: ProcessingClass,
         show_progress: bool,
-    ) -> "DraftMeter":
-        """Describes the responses once, for all drafts."""
-        described = {t: ResponseDescription.of(r, processing_class, options.columns) for t, r in responses.items()}
-        return cls(options, target, responses, described, processing_class, show_progress)
+    ):
+        self.options, self.target, self.responses = options, target, responses
+        self.processing_class, self.show_progress = processing_class, show_progress
+        self.described = {
+            temperature: ResponseDescription(rows, processing_class, options.columns)
+            for temperature, rows in responses.items()
+        }
 
     def measure(self, name: str, draft: Draft, init_kwargs: Arguments) -> MeasuredDraft:
         """Measures a draft at every setting.
@@ -113,27 +114,116 @@ class DraftMeter:
                 gamma: scores.replay(gamma, cast(int, self.options.max_new_tokens)) for gamma in self.options.all_gammas
             }
             headline = headlines[setting.name] = by_gamma[self.options.num_assistant_tokens]
-            assisted = self._cross_check(draft, setting, headline, unmeasured)
+            assisted = None
+            # transformers samples the draft as it samples the target
+            if self.target is not None and self.options.num_assisted_prompts and setting.draft_sampling == "stochastic":
+                run = partial(self._run_assisted, draft, self.target, setting, headline, unmeasured)
+                assisted = measure_or_say(f"Assisted generation ({setting.name})", run, unmeasured)
             described = self.described[setting.temperature]
             settings.append(describe_setting(setting.name, scores, by_gamma, self.options, costs, described, assisted))
         known = [describe_costs(one, self.options.all_gammas) for one in costs]
         report = DraftReport(name=name, settings=settings, costs=known, unmeasured=unmeasured)
         return MeasuredDraft(report, describe_model(draft, path), headlines)
 
-    def _cross_check(
-        self, draft: PreTrainedModel, setting: Setting, headline: AcceptanceMetrics, unmeasured: list[str]
-    ) -> AssistedReport | None:
-        """Real assisted generation beside the replay; only where it samples the draft as the setting does."""
-        target = self.target
-        if target is None or not self.options.num_assisted_prompts or setting.draft_sampling != "stochastic":
-            return None
+    def _run_assisted(
+        self,
+        draft: PreTrainedModel,
+        target: PreTrainedModel,
+        setting: Setting,
+        replayed: AcceptanceMetrics,
+        unmeasured: list[str],
+    ) -> AssistedReport:
+        """Runs real assisted generation on the first prompts, and compares it with their replay.
+
+        Rounds are timed on up to six prompts after them, so that a predicted speed-up is not fitted to the run that it
+        is compared with. Nothing is predicted if there are none.
+        """
+        options, gamma = self.options, replayed.num_assistant_tokens
         prompt_ids = self.responses[setting.temperature]["prompt_ids"]
+        chosen = list(prompt_ids[: options.num_assisted_prompts])
+        timed = list(prompt_ids[len(chosen) : len(chosen) + MAX_TIMED_PROMPTS])
+        sampling = SamplingOptions(
+            max_new_tokens=cast(int, options.max_new_tokens),
+            temperature=setting.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
         common: Arguments = {
             "vocab_size": count_real_ids(self.processing_class),
             "eos_token_id": find_special_ids(target, self.processing_class)[0],
         }
+        measured = generate_assisted(
+            target, draft, chosen, sampling, num_assistant_tokens=gamma, measure_speed=True, **common
+        )
+        tokens, target_calls = replayed.tokens[: len(chosen)], replayed.target_calls[: len(chosen)]
 
-        def run() -> AssistedReport:
-            return cross_check(draft, target, prompt_ids, headline, self.options, unmeasured, **common)
+        def predict() -> float:
+            gammas = sorted({max(1, gamma // 2), gamma, 2 * gamma})
+            costs = measure_assisted_costs(draft, target, timed, sampling, gammas=gammas, **common)
+            return float(costs.predict_speedup(np.array(list(map(len, chosen))), tokens, target_calls, gamma))
 
-        return measure_or_say(f"Assisted generation ({setting.name})", run, unmeasured)
+        what = "The costs of assisted generation, and the speed-up that they predict,"
+        assisted, plain = cast(tuple[float, float], measured.tokens_per_second)
+        return AssistedReport(
+            prompts=len(chosen),
+            num_assistant_tokens=gamma,
+            block_efficiency=measured.block_efficiency,
+            acceptance_rate=measured.acceptance_rate,
+            speedup=cast(Interval, measured.speedup),
+            tokens_per_second=assisted,
+            plain_tokens_per_second=plain,
+            replayed_block_efficiency=bootstrap_ratio(tokens, target_calls),
+            predicted_speedup=measure_or_say(what, predict, unmeasured) if timed else None,
+        )
+
+
+def measure_or_say(what: str, measure: Callable[[], Result], unmeasured: list[str]) -> Result | None:
+    """The result of `measure`, or `None` and a sentence in `unmeasured` that says why there is none.
+
+    No error is raised: the target's responses are written by then, and a failed timing must not lose their metrics.
+
+    Args:
+        what (`str`): Subject of the sentence.
+        measure (`Callable`): Function of no argument.
+        unmeasured (`list[str]`): Sentences of the report, to which one is added if `measure` fails.
+    """
+    try:
+        return measure()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        unmeasured.append(f"{what} could not be measured: {reason}")
+        logger.warning(unmeasured[-1])
+        return None
+
+
+def find_costs(
+    options: EvaluationOptions, draft: PreTrainedModel, target: PreTrainedModel | None, unmeasured: list[str]
+) -> list[ServingCosts]:
+    """The costs that are given, or those measured if the target is a model in this process.
+
+    Args:
+        options (`EvaluationOptions`): `costs`, and the batch sizes and gammas to measure.
+        draft (`PreTrainedModel`): The draft.
+        target (`PreTrainedModel`, *optional*): The target.
+        unmeasured (`list[str]`): Sentences of the report, to which one is added if the measurement fails.
+    """
+    given = options.read_costs()
+    if given is not None or target is None:
+        return given or []
+    most = max(options.all_gammas)
+    measure = partial(
+        measure_costs,
+        draft,
+        target,
+        batch_sizes=options.batch_sizes,
+        gammas=sorted({1, *(gamma for gamma in (2, 4, 8) if gamma < most), most}),
+        context_length=fit_context(draft, target, DEFAULT_CONTEXT, most),
+    )
+    return measure_or_say("The costs of a round, and the speed-up that follows,", measure, unmeasured) or []
+
+
+def describe_costs(costs: ServingCosts, gammas: Sequence[int]) -> CostReport:
+    """The costs as the report has them, for those of the gammas whose verification cost is known."""
+    verify_cost = {str(gamma): costs.verify(gamma) for gamma in gammas if gamma <= costs.max_gamma}
+    return CostReport(**{**vars(costs), "verify_cost": verify_cost})

@@ -8,19 +8,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
-from spec_kd.checks import check_text, read_path
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target, generate_responses
 from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine
-from spec_kd.evaluation.comparison import compare_drafts
 from spec_kd.evaluation.draft_measurement import Draft, DraftMeter
+from spec_kd.evaluation.metrics import compare_drafts
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.provenance import describe_responses, describe_surroundings, describe_target
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.open_types import Argument, Arguments
-from spec_kd.options import resolve_options
+from spec_kd.options import check_text, read_path, resolve_options
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass
 
@@ -74,9 +73,13 @@ def evaluate_draft(
     options.check_target(is_here=isinstance(target, str | nn.Module | TransformersEngine))
     if target is None:
         responses = split_by_temperature(prompts)
-        limit = options.max_new_tokens or find_max_new_tokens(responses)
-        options = options.fill_in(tuple(responses), limit)
-        _check_stored(responses, options)
+        options = options.fill_in(tuple(responses), options.max_new_tokens or find_max_new_tokens(responses))
+        if set(options.temperatures or ()) - set(responses):
+            raise ValueError(
+                f"Without a target the prompts must be its responses with a `teacher_signal`, at the temperatures "
+                f"{options.temperatures}, but there are responses at {list(responses) or 'none'}. Pass `target`, or "
+                "make them with `generate_responses(..., teacher_signal=...)`."
+            )
         if processing_class is None:
             raise ValueError("Without a target its tokenizer is unknown. Pass `processing_class`.")
     else:
@@ -86,7 +89,7 @@ def evaluate_draft(
         responses = _write_responses(target, prompts, options, output_dir, processing_class, show_progress)
     responses = {temperature: responses[temperature] for temperature in options.temperatures or ()}
     target_model = target.target if isinstance(target, TransformersEngine) else None
-    meter = DraftMeter.of(options, target_model, responses, processing_class, show_progress)
+    meter = DraftMeter(options, target_model, responses, processing_class, show_progress)
     measured = {name: meter.measure(name, draft, draft_init_kwargs or {}) for name, draft in named.items()}
     engine = find_serving_engine(options.serving_engine)
     known = {rule.sampling: rule.words for rule in engine.rules}
@@ -140,15 +143,6 @@ def _write_responses(
         )
         for temperature in options.temperatures or ()
     }
-
-
-def _check_stored(responses: Mapping[float, Dataset], options: EvaluationOptions) -> None:
-    if set(options.temperatures or ()) - set(responses):
-        raise ValueError(
-            f"Without a target the prompts must be its responses with a `teacher_signal`, at the temperatures "
-            f"{options.temperatures}, but there are responses at {list(responses) or 'none'}. Pass `target`, or make "
-            "them with `generate_responses(..., teacher_signal=...)`."
-        )
 
 
 def _name_drafts(drafts: Draft | Mapping[str, Draft]) -> dict[str, Draft]:

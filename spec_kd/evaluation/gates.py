@@ -4,17 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport, SettingReport
-from spec_kd.evaluation.statistics import Interval
 
-FAILED_EXIT_STATUS = 3  # of a command whose gates did not all pass; 1 and 2 mean errors and wrong arguments
 METRICS: dict[str, Callable[[SettingReport, int], Interval | None]] = {
     "alpha": lambda setting, gamma: setting.alpha,
     "block_efficiency": lambda setting, gamma: setting.at_gamma(gamma).block_efficiency,
     "acceptance_rate": lambda setting, gamma: setting.at_gamma(gamma).acceptance_rate,
-    "predicted_speedup": lambda setting, gamma: (
-        best.predicted_speedup["1"] if (best := setting.at_best_gamma()) is not None else None
-    ),
+    "predicted_speedup": lambda setting, gamma: setting.get_speedups("1").get(setting.best_gamma.get("1", 0)),
     "speedup": lambda setting, gamma: setting.assisted.speedup if setting.assisted is not None else None,
 }
 
@@ -34,7 +31,7 @@ class GateResult:
     Args:
         name (`str`): Name of the metric, as the gate gave it.
         threshold (`float`): Lowest value that passes.
-        value (`Interval`): What the report says.
+        value (`Interval`): Value of the metric in the report.
         has_passed (`bool`): Whether the point estimate reaches the threshold.
         is_sure (`bool`): Whether the lower bound of the interval reaches it too.
     """
@@ -65,25 +62,26 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
         settings (`Sequence[str]`, *optional*): Names of the settings that will be there; any by default.
 
     Raises:
-        `ValueError`: For other text, a name that no report can have, or a threshold that is no finite number.
+        ValueError: If the text has another form, no report can have such a metric, or the threshold is no finite
+            number.
     """
     name, equals, threshold = (part.strip() for part in text.rpartition("="))
-    if not equals or not name:
-        raise ValueError(f"The gate {text!r} is not of the form NAME=THRESHOLD, such as 'block_efficiency=2.5'.")
     metric = next((metric for metric in METRICS if name == metric or name.startswith(f"{metric}_")), None)
     setting = name.removeprefix(f"{metric}_")
-    if metric is None:
-        raise ValueError(f"The gate {text!r} names no metric: {name!r} does not begin with {' or '.join(METRICS)}.")
-    if name == "alpha":
-        raise ValueError(f"The gate {text!r} names no setting, which alpha needs: alpha_greedy, alpha_t1, ...")
-    if settings is not None and name != metric and setting not in settings:
-        raise ValueError(f"The gate {text!r} names the setting {setting!r}, but there are {', '.join(settings)}.")
     try:
         number = float(threshold)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"The gate {text!r} has the threshold {threshold!r}, which is no finite number.")
+    is_known = name == metric or settings is None or setting in settings
+    for problem, is_there in {
+        "is not of the form NAME=THRESHOLD, such as 'block_efficiency=2.5'": not equals or not name,
+        f"names no metric: {name!r} does not begin with {' or '.join(METRICS)}": metric is None,
+        "names no setting, which alpha needs: alpha_greedy, alpha_t1, ...": name == "alpha",
+        f"names the setting {setting!r}, but there are {', '.join(settings or ())}": not is_known,
+        f"has the threshold {threshold!r}, which is no finite number": not math.isfinite(number),
+    }.items():
+        if is_there:
+            raise ValueError(f"The gate {text!r} {problem}.")
     return Gate(name=name, threshold=number)
 
 
@@ -108,28 +106,30 @@ def check_measured(
                 f"The gate {text!r} needs costs at batch size 1, but none will be known. Set `costs` and "
                 "`batch_sizes`, or drop the gate."
             )
-        if gate.name.startswith("speedup"):
-            is_checked = settings is None or settings.get(setting) == "stochastic"
-            if not (has_assisted and is_checked):
-                raise ValueError(
-                    f"The gate {text!r} needs assisted generation, which samples the draft and runs on "
-                    "`num_assisted_prompts` prompts. Raise that number, choose another setting, or drop the gate."
-                )
+        is_checked = has_assisted and (settings is None or settings.get(setting) == "stochastic")
+        if gate.name.startswith("speedup") and not is_checked:
+            raise ValueError(
+                f"The gate {text!r} needs assisted generation, which samples the draft and runs on "
+                "`num_assisted_prompts` prompts. Raise that number, choose another setting, or drop the gate."
+            )
 
 
 def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | None = None) -> list[GateResult]:
     """Compares the metrics of a draft with thresholds; see [`parse_gate`] for their form.
 
     Args:
-        report (`EvaluationReport`): What was found.
+        report (`EvaluationReport`): Report to check.
         gates (`Sequence[str]`): `NAME=THRESHOLD` each.
-        draft (`str`, *optional*): Name of the draft; the one the report is about by default.
+        draft (`str`, *optional*): Name of the draft; the last one, which the report is about, by default.
 
     Raises:
-        `ValueError`: For an unknown draft, a gate that cannot be read, or a metric that the report does not have; the
-            message lists what there is.
+        ValueError: If the report has no such draft or metric, or a gate cannot be read. The message lists what the
+            report has.
     """
-    values = collect_metrics(report, _find_draft(report, draft))
+    drafts = {one.name: one for one in report.drafts}
+    if draft is not None and draft not in drafts:
+        raise ValueError(f"The report has no draft {draft!r}; it has {', '.join(drafts)}.")
+    values = collect_metrics(report, report.draft if draft is None else drafts[draft])
     parsed = [parse_gate(gate) for gate in gates]
     unknown = [gate.name for gate in parsed if gate.name not in values]
     if unknown:
@@ -155,18 +155,7 @@ def collect_metrics(report: EvaluationReport, draft: DraftReport) -> dict[str, I
     for setting in draft.settings:
         for metric, find in METRICS.items():
             value = find(setting, report.num_assistant_tokens)
-            if value is None:
-                continue
-            if setting is draft.settings[0] and metric != "alpha":
-                named[metric] = value
-            named[f"{metric}_{setting.name}"] = value
+            if value is not None:
+                is_default = setting is draft.settings[0] and metric != "alpha"
+                named |= ({metric: value} if is_default else {}) | {f"{metric}_{setting.name}": value}
     return named
-
-
-def _find_draft(report: EvaluationReport, name: str | None) -> DraftReport:
-    if name is None:
-        return report.draft
-    for draft in report.drafts:
-        if draft.name == name:
-            return draft
-    raise ValueError(f"The report has no draft {name!r}; it has {', '.join(draft.name for draft in report.drafts)}.")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from spec_kd.acceptance import LookedUp, expect_rounds
-from spec_kd.checks import check_int
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.response_replay import ResponseRows, ResponseScores
+from spec_kd.options import check_int
 from spec_kd.serving import ServingEngine, find_serving_engine
 from spec_kd.serving.lookup import Propose
 

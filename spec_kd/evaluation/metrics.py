@@ -1,18 +1,83 @@
-"""The metrics of one evaluation: sums per prompt, and what is derived from them."""
+"""The metrics of one evaluation: sums per prompt, what follows from them, and the difference between two drafts.
 
+Intervals are bootstrap intervals over prompts (Efron and Tibshirani 1993, percentile interval).
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from spec_kd.counting import Counting
-from spec_kd.evaluation.statistics import Interval, bootstrap_ratio
-from spec_kd.open_types import Argument, Array
+from spec_kd.evaluation.report.content import Comparison
+from spec_kd.open_types import Argument, Array, Call
+from spec_kd.reports.numbers import Interval
 
 if TYPE_CHECKING:
     import torch
 
     from spec_kd.acceptance import Rounds
+
+MAX_DRAWS_AT_ONCE = 2**22
+
+
+def bootstrap(
+    statistic: Call[Array],
+    *columns: Array,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a function of sums over prompts, by resampling the prompts with replacement.
+
+    Args:
+        statistic (`Callable`): Takes one sum for each column (scalars, or arrays over resamples) and returns the value.
+        columns (`np.ndarray`): Per-prompt values `(P,)`.
+        num_resamples (`int`, *optional*, defaults to `2000`): Number of resampled sets of prompts.
+        confidence (`float`, *optional*, defaults to `0.95`): Mass of the interval.
+        seed (`int`, *optional*, defaults to `0`): Seed of the resampling.
+
+    Raises:
+        ValueError: If there are no prompts, columns differ in length, or `confidence` lies outside (0, 1).
+    """
+    values = np.stack([np.asarray(column, dtype=np.float64) for column in columns])  # (C, P)
+    num_prompts = values.shape[-1]
+    if num_prompts == 0:
+        raise ValueError("There are no prompts to compute a value from. Pass at least one.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` is {confidence}, but must lie between 0 and 1, e.g. 0.95.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(*values.sum(axis=-1)))
+        if num_prompts == 1:
+            return Interval(value, float("nan"), float("nan"))
+        rng = np.random.default_rng(seed)
+        rows = max(1, MAX_DRAWS_AT_ONCE // num_prompts)
+        resampled = []
+        for start in range(0, num_resamples, rows):
+            draws = rng.integers(0, num_prompts, size=(min(rows, num_resamples - start), num_prompts))
+            resampled.append(statistic(*(column[draws].sum(axis=-1) for column in values)))
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.concatenate(resampled), [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def bootstrap_ratio(
+    numerator: Array,
+    denominator: Array,
+    *,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """sum(numerator) / sum(denominator) over prompts with its bootstrap interval; see [`bootstrap`].
+
+    Long prompts weigh more than short ones, as they do in a server: this is a ratio of sums, not a mean of ratios.
+    """
+    return bootstrap(
+        lambda n, d: n / d, numerator, denominator, num_resamples=num_resamples, confidence=confidence, seed=seed
+    )
 
 
 def name_temperature(temperature: float) -> str:
@@ -115,3 +180,38 @@ class AcceptanceMetrics:
         if self.alpha is not None:
             metrics = {f"{prefix}_alpha_{name_temperature(self.temperature)}": self.alpha.value, **metrics}
         return metrics
+
+
+COMPARED = {"alpha": ("alpha_sum", "alpha_tokens"), "block_efficiency": ("tokens", "target_calls")}
+"""Metrics that drafts are compared by: ratios of two sums over prompts."""
+
+
+def compare_metric(name: str, metrics: AcceptanceMetrics, baseline: AcceptanceMetrics) -> Interval:
+    """A metric minus that of the baseline on the same prompts, which are resampled for both together.
+
+    Args:
+        name (`str`): `"alpha"` or `"block_efficiency"`.
+        metrics (`AcceptanceMetrics`), baseline (`AcceptanceMetrics`): Metrics at the same gamma.
+    """
+    columns = [getattr(one, column) for one in (metrics, baseline) for column in COMPARED[name]]
+    return bootstrap(lambda a, n, b, m: a / n - b / m, *columns)
+
+
+def compare_drafts(metrics_by_draft: Mapping[str, AcceptanceMetrics], setting: str) -> list[Comparison]:
+    """Compares every pair of drafts, the later one minus the earlier one.
+
+    Args:
+        metrics_by_draft (`Mapping[str, AcceptanceMetrics]`): Metrics on the same prompts at the same gamma.
+        setting (`str`): Name of the setting.
+    """
+    return [
+        Comparison(
+            setting=setting,
+            metric=name,
+            draft=draft,
+            baseline=baseline,
+            difference=compare_metric(name, metrics_by_draft[draft], metrics_by_draft[baseline]),
+        )
+        for baseline, draft in combinations(metrics_by_draft, 2)
+        for name in COMPARED
+    ]

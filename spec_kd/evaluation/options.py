@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_flag, check_int, check_ints, check_numbers
 from spec_kd.counting import REPLAY_SAMPLINGS
 from spec_kd.evaluation.metrics import name_temperature
-from spec_kd.options import document_options, option
+from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
 from spec_kd.serving import ServingEngine, find_serving_engine
 
@@ -108,15 +107,13 @@ class EvaluationOptions:
         for sampling in self.samplings:
             check_sampling(1.0, sampling, REPLAY_SAMPLINGS)
         check_truncation(self.top_k, self.top_p)
-        check_int("num_assistant_tokens", self.num_assistant_tokens)
-        check_ints("gammas", self.gammas)
+        minima = {"num_assistant_tokens": 1, "num_assisted_prompts": 0, "num_shown_prompts": 0, "batch_size": 1}
+        for name, minimum in {**minima, "seed": None}.items():
+            check_int(name, getattr(self, name), minimum)
         check_int("max_new_tokens", self.max_new_tokens, is_optional=True)
+        check_ints("gammas", self.gammas)
         check_ints("batch_sizes", self.batch_sizes)
-        check_int("num_assisted_prompts", self.num_assisted_prompts, 0)
-        check_int("num_shown_prompts", self.num_shown_prompts, 0)
         check_flag("show_prompt_text", self.show_prompt_text)
-        check_int("batch_size", self.batch_size)
-        check_int("seed", self.seed, None)
         self.read_costs()
         is_ever_checked = "stochastic" in self.samplings or 0.0 in (self.temperatures or DEFAULT_TEMPERATURES)
         if self.num_assisted_prompts and not is_ever_checked:
@@ -150,13 +147,15 @@ class EvaluationOptions:
 
     def list_settings(self) -> list[Setting]:
         """The settings of the report, in its order; without `temperatures`, those of the default temperatures."""
-        settings = []
-        for temperature in self.temperatures or DEFAULT_TEMPERATURES:
-            # at temperature 0 the two rules are one
-            for sampling in self.samplings if temperature > 0 else ("stochastic",):
-                suffix = "" if sampling == "stochastic" else f"_{sampling}_draft"
-                settings.append(Setting(self.name_sampling(temperature) + suffix, temperature, sampling))
-        return settings
+        return [
+            Setting(
+                self.name_sampling(temperature) + ("" if sampling == "stochastic" else f"_{sampling}_draft"),
+                temperature,
+                sampling,
+            )
+            for temperature in self.temperatures or DEFAULT_TEMPERATURES
+            for sampling in (self.samplings if temperature > 0 else ("stochastic",))  # at 0 both are one
+        ]
 
     def name_sampling(self, temperature: float) -> str:
         """Name of the target's sampling: `"greedy"`, `"t0.7"`, `"t0.7_k20_p0.9"`."""
@@ -169,7 +168,7 @@ class EvaluationOptions:
         Raises:
             ValueError: If `costs` is none of what its text says, or the file holds no costs.
         """
-        from spec_kd.evaluation.cost_table import read_costs
+        from spec_kd.evaluation.cost import read_costs
 
         if self.costs is None or self.costs == NONE:
             return []

@@ -1,7 +1,8 @@
-"""What a report says about where its metrics come from."""
+"""The origin of a report: its models, responses, machine, versions and command."""
 
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ def describe_model(model: PreTrainedModel, name: str | None = None) -> JsonObjec
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model.
-        name (`str`, *optional*): Where it was loaded from; found in its config by default, which of an adapter is the
-            base model's.
+        name (`str`, *optional*): Path or Hub id that it was loaded from. By default that in its config, which for an
+            adapter names the base model.
     """
     model = unwrap_peft(model)
     return {
@@ -42,7 +43,7 @@ def describe_model(model: PreTrainedModel, name: str | None = None) -> JsonObjec
 
 
 def describe_target(target: Engine | None, responses: Mapping[float, Dataset]) -> JsonObject:
-    """What is known of the target: its model, its engine, or what stored responses say of it."""
+    """Description of the target: its model, its engine, or what stored responses say about it."""
     if isinstance(target, TransformersEngine):
         return describe_model(target.target, target.target_name)
     if target is not None:
@@ -52,7 +53,7 @@ def describe_target(target: Engine | None, responses: Mapping[float, Dataset]) -
 
 
 def describe_responses(responses: Mapping[float, Dataset]) -> JsonObject:
-    """How many prompts and completion tokens there are at each temperature."""
+    """Number of prompts and of completion tokens at each temperature."""
     return {
         f"temperature {temperature:g}": {
             "prompts": len(rows),
@@ -82,17 +83,14 @@ def describe_surroundings() -> JsonObject:
 
 
 def find_processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name if the system states it, else the kind of the machine."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:(.*)$", cpuinfo.read_text("utf-8") if cpuinfo.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def find_accelerator() -> str | None:
-    """The card's name where there is one that tells it, else the kind of the accelerator, if any."""
+    """The name of the CUDA device, else the kind of the accelerator; `None` without one."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
         return None

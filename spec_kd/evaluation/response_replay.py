@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_sampling, expect_rounds
-from spec_kd.checks import check_int
 from spec_kd.counting import PAPER_COUNTING, REPLAY_SAMPLINGS, Counting
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
@@ -17,12 +16,12 @@ from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_fro
 from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.open_types import Argument, Record
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import check_int, document_options, option, resolve_options
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.generation import generate_batch
-from spec_kd.sampling.input_checks import find_causal_lm, resolve_vocab_size
 from spec_kd.sampling.options import SamplingOptions, check_truncation
+from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
 from spec_kd.serving import ServingEngine, find_serving_engine
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
@@ -258,9 +257,8 @@ def score_responses(
     read = _read_responses(responses, options.max_new_tokens, vocab_size)
 
     # Greedy completions carry the target's choice in every token already.
-    models = {"draft": draft}
-    if target is not None and (options.temperature > 0 or measure_entropy):
-        models["target"] = target
+    is_target_read = options.temperature > 0 or measure_entropy
+    models = {"draft": draft} | ({"target": target} if target is not None and is_target_read else {})
     for role, model in models.items():
         check_finite_weights(model, role)
         check_padding(model, role)
@@ -376,10 +374,10 @@ def _score_batch(
         hidden[role] = states[predicts_completion.to(states.device)]  # (N, H)
         heads[role] = LogitHead.of(model, vocab_size)
 
-    stored = None
+    log_p = sparse = None
     if "target" not in models and options.temperature > 0:
         log_p = torch.tensor([value for one in batch for value in one.row["teacher_token_logprobs"]])
-        stored = log_p, read_stored_sparse([one.row for one in batch])
+        sparse = read_stored_sparse([one.row for one in batch])
     scores = []
     draft_top_k = options.engine.find_draft_top_k(options.sampling)
     chunk_size = max(1, MAX_LOGITS // vocab_size)
@@ -390,16 +388,20 @@ def _score_batch(
             check_logits(values, models[role], role)
         draft_logits = logits["draft"]
         expected = tokens[chunk].to(draft_logits.device)
-        if stored is None:
+        if log_p is None:
             part = score_from_target(
                 draft_logits, logits.get("target"), expected, options.temperature, options.sampling,
                 options.top_k, options.top_p, draft_top_k,
             )  # fmt: skip
         else:
-            log_p, sparse = stored[0][chunk].to(expected.device), stored[1]
-            sparse = None if sparse is None else sparse[chunk].to(expected.device)
             part = score_from_stored(
-                draft_logits, log_p, expected, options.temperature, options.sampling, sparse, draft_top_k
+                draft_logits,
+                log_p[chunk].to(expected.device),
+                expected,
+                options.temperature,
+                options.sampling,
+                None if sparse is None else sparse[chunk].to(expected.device),
+                draft_top_k,
             )
         scores.append(part.cpu())
     return torch.cat(scores, dim=-1)

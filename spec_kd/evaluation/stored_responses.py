@@ -69,11 +69,10 @@ def find_max_new_tokens(responses: Mapping[float, Dataset]) -> int | None:
         ValueError: If they were written under different limits.
     """
     infos = {text for rows in responses.values() for text in rows.unique("teacher_info")}
-    limits = {TeacherInfo.from_json(text).max_new_tokens for text in infos}
-    found = {limit for limit in limits if limit is not None}
-    if len(found) > 1:
+    limits = {info.max_new_tokens for info in map(TeacherInfo.from_json, infos) if info.max_new_tokens is not None}
+    if len(limits) > 1:
         raise ValueError(
-            f"The responses were written under different limits ({sorted(found)} new tokens), but replay needs one. "
+            f"The responses were written under different limits ({sorted(limits)} new tokens), but replay needs one. "
             "Pass `max_new_tokens`, or evaluate them apart."
         )
-    return found.pop() if found else None
+    return limits.pop() if limits else None

@@ -1,4 +1,4 @@
-"""What kind of token it is: where in a completion a draft fails is often a matter of this, and of little else."""
+"""Classes of tokens, such as words, digits and argument names: a draft often fails at tokens of a few classes."""
 
 import json
 import unicodedata
@@ -11,21 +11,21 @@ from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 SPECIAL = "special token"
 WHITESPACE, WORD, DIGITS, PUNCTUATION, IDEOGRAPH = "whitespace", "word", "digits", "punctuation", "ideograph"
 TOOL_NAME, KEY, VALUE, JSON_PUNCTUATION = "tool name", "argument name", "argument value", "JSON punctuation"
-# Keys of a call whose values name a tool, in the formats that models are trained on
+# Keys of a function call whose values name the tool, in the formats that models are trained on
 TOOL_KEYS = ("name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args")
 
 
 def split_into_pieces(ids: Sequence[int], processing_class: ProcessingClass) -> list[str]:
-    """The text of each token, special tokens included; the pieces joined are the decoded text.
+    """The text of each token, special tokens included. The pieces joined together are the decoded text.
 
-    Of a character that several tokens make together (bytes of an ideograph or emoji), the last one has all of it and
-    the others are empty.
+    Several tokens can encode one character, as the bytes of an ideograph or an emoji. The last of them then gets the
+    whole character, and the others are empty.
     """
     tokenizer = get_tokenizer(processing_class)
     options: Arguments = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     pieces: list[str] = []
-    start = read = 0  # decoded from `start`; tokens before `read` have their text
+    start = read = 0  # decoding begins at `start`; the pieces of the tokens before `read` are known
     for end in range(1, len(ids) + 1):
         before, text = (cast(str, tokenizer.decode(list(ids[start:i]), **options)) for i in (read, end))
         is_whole = len(text) > len(before) and not text.endswith("\ufffd")
@@ -40,13 +40,14 @@ def split_into_pieces(ids: Sequence[int], processing_class: ProcessingClass) -> 
 def classify_tokens(pieces: Sequence[str], special_tokens: Sequence[str] = ()) -> list[str]:
     """The class of each token of a completion.
 
-    Text that is JSON, as function calls are, is read as such: names of tools, names and values of arguments, and the
-    punctuation between them. Everything else goes by its characters. A token belongs to the class of most of its
-    characters, whitespace aside; an empty piece to that of the token that completes its character.
+    A completion that begins as JSON, as function calls do, is read as JSON: its classes are tool names, names and
+    values of arguments, and punctuation. Any other completion is classified character by character. A token gets the
+    class that most of its characters have, whitespace left out. An empty piece gets the class of the character that it
+    is a part of.
 
     Args:
-        pieces (`Sequence[str]`): From [`split_into_pieces`].
-        special_tokens (`Sequence[str]`): Texts of special tokens, such as the EOS.
+        pieces (`Sequence[str]`): Text of each token, from [`split_into_pieces`].
+        special_tokens (`Sequence[str]`, *optional*, defaults to `()`): Texts of special tokens, such as the EOS.
     """
     specials = set(special_tokens)
     text = "".join("" if piece in specials else piece for piece in pieces)
@@ -84,47 +85,36 @@ def _classify_character(character: str) -> str:
 
 
 def _mark_json(text: str, start: int, classes: list[str]) -> None:
-    """Classes of a JSON text from `start` on, as far as it goes: what was cut off or is broken is read up to there."""
-    depth_of_arguments: list[int] = []  # depths at which an object of arguments is open
-    depth, position, pending_key = 0, start, None
-    while position < len(text):
+    """Replaces the classes of a JSON text from `start` on, as far as it is whole: completions can be cut off."""
+    depth = arguments_depth = 0  # number of open objects and lists, and that number where the arguments begin
+    position, key = start, ""
+    while position < len(text) and (depth or position == start):
         character = text[position]
         if character == '"':
             end = _find_string_end(text, position)
             is_key = text[end:].lstrip()[:1] == ":"
-            content = text[position + 1 : end - 1]
+            key = text[position + 1 : end - 1] if is_key else key
             if is_key:
-                pending_key = content
-                name = KEY if depth_of_arguments else JSON_PUNCTUATION
-            elif not depth_of_arguments and pending_key in TOOL_KEYS:
-                name = TOOL_NAME
+                name = KEY if arguments_depth else JSON_PUNCTUATION
             else:
-                name = VALUE
-            classes[position:end] = [JSON_PUNCTUATION, *[name] * (end - position - 2), JSON_PUNCTUATION][
-                : end - position
-            ]
+                name = TOOL_NAME if key in TOOL_KEYS and not arguments_depth else VALUE
+            string = [JSON_PUNCTUATION, *[name] * (end - position - 2), JSON_PUNCTUATION]
+            classes[position:end] = string[: end - position]
             position = end
             continue
-        if character in "{[":
-            depth += 1
-            if character == "{" and pending_key in ARGUMENT_KEYS and not depth_of_arguments:
-                depth_of_arguments.append(depth)
-            pending_key = None if character == "{" else pending_key
-        elif character in "}]":
-            if depth_of_arguments and depth_of_arguments[-1] == depth:
-                depth_of_arguments.pop()
-            depth -= 1
-        if character in "{}[],:":
-            classes[position] = JSON_PUNCTUATION
-        elif not character.isspace():
-            classes[position] = VALUE  # numbers, true, false, null
+        if character == "{":
+            arguments_depth = arguments_depth or (depth + 1 if key in ARGUMENT_KEYS else 0)
+            key = ""
+        elif character in "}]" and depth == arguments_depth:
+            arguments_depth = 0
+        depth += (character in "{[") - (character in "}]")
+        if not character.isspace():
+            classes[position] = JSON_PUNCTUATION if character in "{}[],:" else VALUE  # numbers, true, false, null
         position += 1
-        if depth == 0 and character in "}]":
-            return
 
 
 def _find_string_end(text: str, start: int) -> int:
-    """The position after the closing quote of the string that opens at `start`, or the end of the text."""
+    """The position after the closing quote of the string that begins at `start`, or the end of the text."""
     try:
         return json.JSONDecoder(strict=False).raw_decode(text, start)[1]
     except json.JSONDecodeError:

@@ -11,10 +11,8 @@ from spec_kd.acceptance import (
     match_tokens,
 )
 from spec_kd.losses import SparseTensors
-from spec_kd.open_types import Argument
-from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.generation import NO_IDS, build_warpers
 
-NO_IDS: Argument = None  # these logits processors do not look at the ids
 SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
 """Rows that the functions return, float64; NaN where a score is unknown."""
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
-from spec_kd.open_types import Array, Call
+from spec_kd.open_types import Array
 from spec_kd.reports.numbers import format_interval
 from spec_kd.reports.plots import draw_intervals, finish_axis, new_figure
 
@@ -34,23 +35,11 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> list
     Returns:
         `list[str]`: Names of the trackers that got it, as in `report_to`; empty in other processes.
     """
-    if not trainer.is_world_process_zero():
-        return []
-    senders: dict[type[TrainerCallback], tuple[str, Call[bool]]] = {
-        TensorBoardCallback: ("tensorboard", _send_to_tensorboard),
-        WandbCallback: ("wandb", _send_to_wandb),
-        TrackioCallback: ("trackio", _send_to_trackio),
-    }
-    found = [
-        (callback, *senders[kind])
-        for callback in trainer.callback_handler.callbacks
-        for kind in senders
-        if isinstance(callback, kind)
-    ]
-    if not found:
-        return []
-    pixels = render_pixels(figure)
-    return [name for callback, name, send in found if send(callback, tag, pixels, step)]
+    kinds = {TensorBoardCallback: "tensorboard", WandbCallback: "wandb", TrackioCallback: "trackio"}
+    callbacks: list[TrainerCallback] = trainer.callback_handler.callbacks if trainer.is_world_process_zero() else []
+    found = [(name, callback) for callback in callbacks for kind, name in kinds.items() if isinstance(callback, kind)]
+    pixels = render_pixels(figure) if found else None
+    return [name for name, callback in found if _send(name, callback, tag, pixels, step)]
 
 
 def plot_acceptance(metrics_by_temperature: Mapping[float, AcceptanceMetrics]) -> "Figure":
@@ -60,7 +49,7 @@ def plot_acceptance(metrics_by_temperature: Mapping[float, AcceptanceMetrics]) -
         metrics_by_temperature (`Mapping[float, AcceptanceMetrics]`): As in `SpeculativeEvalCallback.history`.
 
     Raises:
-        `ImportError`: If matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
     figure = new_figure(6.0, 4.0)
     axis = figure.subplots()
@@ -84,27 +73,16 @@ def render_pixels(figure: "Figure") -> Array:
     return np.asarray(Image.open(png).convert("RGB"))
 
 
-def _send_to_tensorboard(callback: TensorBoardCallback, tag: str, pixels: Array, step: int) -> bool:
-    if callback.tb_writer is None:
-        return False
-    callback.tb_writer.add_image(tag, pixels, step, dataformats="HWC")
-    callback.tb_writer.flush()
-    return True
-
-
-def _send_to_wandb(_callback: WandbCallback, tag: str, pixels: Array, step: int) -> bool:
-    import wandb
-
-    if wandb.run is None:
-        return False
-    wandb.log({tag: wandb.Image(pixels), STEP_NAME: step})
-    return True
-
-
-def _send_to_trackio(_callback: TrackioCallback, tag: str, pixels: Array, step: int) -> bool:
-    import trackio
-
-    if trackio.context_vars.current_run.get() is None:
-        return False
-    trackio.log({tag: trackio.Image(pixels), STEP_NAME: step})
-    return True
+def _send(name: str, callback: TrainerCallback, tag: str, pixels: Array | None, step: int) -> bool:
+    """Sends a picture to a tracker if its run is active; returns whether it is."""
+    if isinstance(callback, TensorBoardCallback):
+        writer = callback.tb_writer
+        if writer is not None:
+            writer.add_image(tag, pixels, step, dataformats="HWC")
+            writer.flush()
+        return writer is not None
+    tracker = import_module(name)
+    run = tracker.run if name == "wandb" else tracker.context_vars.current_run.get()
+    if run is not None:
+        tracker.log({tag: tracker.Image(pixels), STEP_NAME: step})
+    return run is not None

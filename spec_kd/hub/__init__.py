@@ -1,6 +1,6 @@
-"""A trained draft on its way out: a folder that servers load, and its model card."""
+"""What is published of a trained draft: a folder that servers load, and its model card."""
 
-from spec_kd.hub.card import carry_model_card, extend_model_card
+from spec_kd.hub.card import CardFacts, carry_model_card, extend_model_card
 from spec_kd.hub.export import export_draft
 
-__all__ = ["carry_model_card", "export_draft", "extend_model_card"]
+__all__ = ["CardFacts", "carry_model_card", "export_draft", "extend_model_card"]

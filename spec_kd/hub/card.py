@@ -1,21 +1,26 @@
-"""A draft's model card: for which target it drafts, how well, and how to serve it, in place of TRL's chat model."""
+"""A draft's model card: which target it drafts for, how well, and how to serve it."""
 
+import json
+import math
 import os
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from spec_kd.escaping import escape_markdown, is_hub_id, make_public_name
-from spec_kd.hub.card_facts import FACTS_BEGIN, CardFacts, find_finite
-from spec_kd.model_folders import ADAPTER_CONFIG
+from spec_kd.escaping import escape_markdown, is_hub_id, make_code_block, make_code_span, make_public_name, make_table
+from spec_kd.files import ADAPTER_CONFIG
 from spec_kd.open_types import JsonValue
+from spec_kd.serving import SERVING_ENGINES, serving_commands
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
-# What TRL's card says of a chat model, and what PEFT's says of nothing.
+FACTS_BEGIN, FACTS_END = "<!-- spec_kd: facts ", " -->"
+NAMES = ("target_name", "dataset_name", "draft_name", "base_name")
+# Parts of TRL's card that are about a chat model, and the placeholder in PEFT's empty card.
 TRL_OPENING = re.compile(
     r"^This model is a fine-tuned version of .*?\nIt has been trained using \[TRL\][^\n]*\n", re.M | re.S
 )
@@ -24,82 +29,168 @@ PEFT_BLANK = "[More Information Needed]"
 ADAPTER_TAGS = ("lora", "peft")
 
 
-def extend_model_card(
-    path: str | os.PathLike[str],
-    *,
-    method: str | None = None,
-    target_name: str | None = None,
-    divergence: str | None = None,
-    temperature: float | None = None,
-    metrics: dict[str, float] | None = None,
-    metrics_before: dict[str, float] | None = None,
-    dataset_name: str | None = None,
-    draft_name: str | None = None,
-    base_name: str | None = None,
-    num_assistant_tokens: int = 5,
-) -> None:
-    """Makes a draft's card of the one that `Trainer.create_model_card` wrote.
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a model card states about a draft. Facts that are `None`, their default, are left out of the card.
 
-    Metadata (`base_model`, datasets, ...) is kept where it names what is on the Hub, tags and a model-index are added,
-    TRL's opening and its quick start of a chat model make room for a section between two markers, which the next call
-    replaces: cards are rewritten at every checkpoint. Paths appear by their last name.
+    Names that are paths are replaced by their last part, because a card is public.
 
     Args:
-        path (`str` or `os.PathLike`): The `README.md` or its folder; a card is started where there is none.
         method (`str`, *optional*): How the draft was trained, for instance `"white-box distillation"`.
-        target_name (`str`, *optional*): Folder or Hub id of the target, where known.
-        divergence (`str`, *optional*): Loss of the distillation.
+        target_name (`str`, *optional*): Folder or Hub id of the target.
+        divergence (`str`, *optional*): Name of the divergence that was minimized.
         temperature (`float`, *optional*): Temperature in the loss.
-        metrics (`dict[str, float]`, *optional*): Measured after training; an `eval_` before a name is dropped.
-        metrics_before (`dict[str, float]`, *optional*): The same before training; makes the table before/after.
-        dataset_name (`str`, *optional*): What it was trained and measured on.
-        draft_name (`str`, *optional*): Hub id of the draft. Defaults to the model name in the card, or the folder's.
+        metrics (`dict[str, float]`, *optional*): Metrics after training; a prefix `eval_` is removed from their names.
+        metrics_before (`dict[str, float]`, *optional*): The same metrics before training, for a second column.
+        dataset_name (`str`, *optional*): Folder or Hub id of the dataset for training and evaluation.
+        draft_name (`str`, *optional*): Folder or Hub id of the draft.
         base_name (`str`, *optional*): Folder or Hub id of the model that training began with.
-        num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round, in the commands.
+        num_assistant_tokens (`int`, *optional*, defaults to `5`):
+            Number of tokens drafted in a round, for the commands in the card.
     """
-    path = Path(path)
-    path = path / "README.md" if path.is_dir() else path
+
+    method: str | None = None
+    target_name: str | None = None
+    divergence: str | None = None
+    temperature: float | None = None
+    metrics: Mapping[str, float] | None = None
+    metrics_before: Mapping[str, float] | None = None
+    dataset_name: str | None = None
+    draft_name: str | None = None
+    base_name: str | None = None
+    num_assistant_tokens: int = 5
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            value = getattr(self, name)
+            object.__setattr__(self, name, make_public_name(str(value)) if value else None)
+        for name in ("metrics", "metrics_before"):
+            found = getattr(self, name) or {}
+            object.__setattr__(self, name, {key.removeprefix("eval_"): float(value) for key, value in found.items()})
+
+    def write(self) -> str:
+        """The facts as JSON in an HTML comment, which [`read`] reads back from a card."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        # Escaped, so that no name ends the comment or begins another one.
+        escapes = {ord(character): f"\\u{ord(character):04x}" for character in "-<>"}
+        return FACTS_BEGIN + json.dumps(values).translate(escapes) + FACTS_END
+
+    @classmethod
+    def read(cls, text: str) -> "CardFacts | None":
+        """The facts that [`write`] wrote into the text of a card; `None` if there are none or they are damaged."""
+        known = {field.name for field in fields(cls)}
+        try:
+            values = json.loads(text.partition(FACTS_BEGIN)[2].partition(FACTS_END)[0])
+            facts = cls(**{name: value for name, value in values.items() if name in known})
+            facts.render(is_adapter=False)  # fails for values of other types, because anybody can edit a card
+            return facts
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    def render(self, is_adapter: bool) -> str:
+        """The section of the card, in Markdown.
+
+        Args:
+            is_adapter (`bool`): Whether the draft is saved as a LoRA adapter.
+        """
+        at = "" if self.temperature is None else f" at temperature {self.temperature:g}"
+        parts = (
+            self._describe(),
+            "## Draft model for speculative decoding",
+            "The draft proposes tokens that the target then checks. This changes the speed of the target, and not its "
+            "output.",
+            f"The loss is the {make_code_span(self.divergence)} divergence{at}." if self.divergence else "",
+            self._tabulate(),
+            self._show_usage(is_adapter),
+        )
+        return "\n\n".join(part for part in parts if part)
+
+    def _describe(self) -> str:
+        target = make_code_span(self.target_name) if self.target_name else "its target"
+        base = f" from {_link(self.base_name, 'https://huggingface.co/')}" if self.base_name else ""
+        data = f" on {_link(self.dataset_name, 'https://huggingface.co/datasets/')}" if self.dataset_name else ""
+        method = f" by {escape_markdown(self.method)}" if self.method else ""
+        trained = f" It was trained{base}{data}{method}." if base or data or method else ""
+        return f"This model drafts for {target} in speculative decoding.{trained}"
+
+    def _tabulate(self) -> str:
+        if not self.metrics:
+            return ""
+        data = make_code_span(self.dataset_name) if self.dataset_name else "the evaluation prompts of the training run"
+        before, header = self.metrics_before, ["metric", "before", "after"]
+        rows = [
+            [
+                make_code_span(name, in_table=True),
+                *([f"{before[name]:.4g}" if name in before else "–"] if before else []),
+                f"{value:.4g}",
+            ]
+            for name, value in self.metrics.items()
+        ]
+        return "\n".join([f"Measured on {data}.", "", *make_table(header if before else ["metric", "value"], rows)])
+
+    def _show_usage(self, is_adapter: bool) -> str:
+        commands = serving_commands(self.draft_name or "DRAFT", self.target_name or "TARGET", self.num_assistant_tokens)
+        note = (
+            "This repository holds a LoRA adapter. Servers need a model without an adapter: merge the adapter with "
+            "`spec_kd.export_draft(draft, output_dir)`."
+        )
+        parts = (
+            "### Usage",
+            *([note] if is_adapter else []),
+            "With transformers, in assisted generation:",
+            make_code_block(commands.pop("transformers"), "python"),
+            "### Serving",
+            "These commands follow the documentation of each engine, and were not run for this card. How many draft "
+            "tokens are accepted depends on the sampling settings of the server.",
+            *(
+                f"{engine}:\n\n{make_code_block(command, SERVING_ENGINES[engine].command_language)}"
+                for engine, command in commands.items()
+            ),
+        )
+        return "\n\n".join(parts)
+
+
+def extend_model_card(path: str | os.PathLike[str], facts: CardFacts) -> None:
+    """Turns the card that `Trainer.create_model_card` wrote into the card of a draft.
+
+    A section about the draft replaces TRL's opening and its quick start for chat models. It stands between two markers,
+    and the next call replaces it, because trainers write the card at every checkpoint. Tags and a model index are added
+    to the metadata, and names that are no Hub ids (such as a local `base_model`) are removed from it.
+
+    Args:
+        path (`str` or `os.PathLike`): The `README.md` or its folder; a card is created if there is none.
+        facts ([`CardFacts`]):
+            What the card says. By default `draft_name` is the model name in the card or the name of the folder, and
+            `base_name` is the `base_model` of the card.
+    """
+    path = Path(path) / "README.md" if Path(path).is_dir() else Path(path)
     card = _load(path)
-    base = _get_data(card).base_model
-    facts = CardFacts(
-        method=method,
-        target_name=target_name,
-        divergence=divergence,
-        temperature=temperature,
-        metrics=metrics,
-        metrics_before=metrics_before,
-        dataset_name=dataset_name,
-        draft_name=draft_name or _get_data(card).model_name or path.resolve().parent.name,
-        base_name=base_name or (base if isinstance(base, str) else None),
-        num_assistant_tokens=num_assistant_tokens,
-    )
-    _save(card, path, facts)
+    data = _get_data(card)
+    base = data.base_model if isinstance(data.base_model, str) else None
+    name = facts.draft_name or data.model_name or path.resolve().parent.name
+    _save(card, path, replace(facts, draft_name=name, base_name=facts.base_name or base))
 
 
 def carry_model_card(
     source: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], *, keep_name: bool = False
 ) -> None:
-    """Gives an exported draft the card that it had, or one of its own, for the form in which it is there.
+    """Writes the card of an exported draft, from the facts in its earlier card if there is one.
 
-    A card in `output_dir` that somebody wrote stays, without the paths that PEFT adds to it.
+    A card in `output_dir` that a person wrote is kept; only paths that PEFT adds to its metadata are removed.
 
     Args:
-        source (`str` or `os.PathLike`, *optional*): The folder that the draft is from, if it is from one.
-        output_dir (`str` or `os.PathLike`): The folder that it was exported to.
+        source (`str` or `os.PathLike`, *optional*): Folder from which the draft was loaded; `None` if it was not.
+        output_dir (`str` or `os.PathLike`): Folder to which the draft was exported.
         keep_name (`bool`, *optional*, defaults to `False`):
-            Whether a draft that has no id on the Hub keeps its name, instead of being called by `output_dir`.
+            Whether a draft without a Hub id keeps its name. By default it gets the name of `output_dir`.
     """
     path = Path(output_dir) / "README.md"
     if path.is_file() and not is_generated(path):
         remove_paths(path)
         return
-    card, facts = _load(path), None
-    for folder in (output_dir, source):
-        if facts is None and folder is not None and (Path(folder) / "README.md").is_file():
-            found = _load(Path(folder) / "README.md")
-            facts = CardFacts.read(found.text)
-            card = found if facts is not None else card
-    facts = facts or CardFacts(draft_name=_get_data(card).model_name)
+    cards = [_load(Path(folder) / "README.md") for folder in (output_dir, source) if folder is not None]
+    card = next((card for card in cards if CardFacts.read(card.text) is not None), cards[0])
+    facts = CardFacts.read(card.text) or CardFacts(draft_name=_get_data(card).model_name)
     if not keep_name and not _is_id(facts.draft_name):
         facts = replace(facts, draft_name=path.resolve().parent.name)
         _get_data(card).model_name = facts.draft_name
@@ -107,13 +198,13 @@ def carry_model_card(
 
 
 def is_generated(path: Path) -> bool:
-    """Whether a card is one of ours, TRL's or PEFT's, and no person's."""
+    """Whether a card was written by this package, TRL or PEFT, and not by a person."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return any(part in text for part in (BEGIN, FACTS_BEGIN, PEFT_BLANK)) or TRL_OPENING.search(text) is not None
 
 
 def remove_paths(path: Path) -> None:
-    """Takes folders of this machine out of the metadata of a card that somebody wrote."""
+    """Removes local paths from the metadata of a card that a person wrote."""
     if not path.read_text(encoding="utf-8", errors="replace").startswith("---"):
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
@@ -129,7 +220,7 @@ def _get_data(card: ModelCard) -> ModelCardData:
 
 
 def _load(path: Path) -> ModelCard:
-    """The card of a file; a new one where there is none, or only PEFT's empty form."""
+    """The card in a file; a new one if there is none, or only PEFT's empty one."""
     if path.is_file():
         card = ModelCard.load(path, ignore_metadata_errors=True)
         if PEFT_BLANK not in card.text:
@@ -157,7 +248,20 @@ def _set_metadata(data: ModelCardData, facts: CardFacts, is_adapter: bool) -> No
     data.datasets = _keep_public(data.datasets)
     tags = [tag for tag in data.tags or [] if is_adapter or tag not in ADAPTER_TAGS]
     data.tags = list(dict.fromkeys([*(tag for tag in tags if _is_public_tag(tag, is_adapter)), *TAGS]))
-    results = [_make_result(*item, facts.dataset_name) for item in find_finite(facts.metrics or {}).items()]
+    dataset = facts.dataset_name or "evaluation prompts of the training run"
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Speculative decoding",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            metric_type=name,
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in (facts.metrics or {}).items()
+        if math.isfinite(value)
+    ]
     others = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(r) for r in results)]
     data.eval_results = others + results or None
 
@@ -167,7 +271,7 @@ def _is_id(name: str | None) -> bool:
 
 
 def _keep_public(names: JsonValue) -> JsonValue:
-    """Of one name or a list what is, or can be, on the Hub: a path here says nothing elsewhere."""
+    """A name, or the names of a list, that can be on the Hub; `None` in place of local paths."""
     if isinstance(names, list):
         return [name for name in names if _keep_public(name)] or None
     return names if isinstance(names, str) and is_hub_id(names) else None
@@ -178,23 +282,14 @@ def _is_public_tag(tag: str, is_adapter: bool) -> bool:
     return not kind.startswith("base_model") or (is_adapter and is_hub_id(name))
 
 
-def _make_result(name: str, value: float, dataset_name: str | None) -> EvalResult:
-    dataset_name = dataset_name or "evaluation prompts of the training run"
-    return EvalResult(
-        task_type="text-generation",
-        task_name="Speculative decoding",
-        dataset_type=dataset_name,
-        dataset_name=dataset_name,
-        metric_type=name,
-        metric_name=name,
-        metric_value=value,
-    )
-
-
 def _replace_section(text: str, section: str) -> str:
     if BEGIN in text and END in text:
         head, rest = text.split(BEGIN, 1)
         return head + section + rest.rsplit(END, 1)[1]
-    # before TRL's account of the training procedure, or at the end
+    # Before TRL's section on the training procedure, or at the end.
     head, heading, rest = text.partition("## Training procedure")
     return f"{head.rstrip()}\n\n{section}\n" + (f"\n{heading}{rest}" if heading else "")
+
+
+def _link(name: str, address: str) -> str:
+    return f"[{name}]({address}{name})" if "/" in name and is_hub_id(name) else make_code_span(name)

@@ -14,16 +14,21 @@ from spec_kd.losses.divergences import (
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.reference import dense_divergence
 from spec_kd.losses.registry import DIVERGENCES, build_divergence, register_divergence
-from spec_kd.losses.selected import TokenLoss, selected_linear_divergence
-from spec_kd.losses.selection import TOKEN_SELECTIONS, TokenSelection, build_selection
+from spec_kd.losses.selection import (
+    TOKEN_SELECTIONS,
+    TokenLoss,
+    TokenSelection,
+    build_selection,
+    selected_linear_divergence,
+)
 from spec_kd.losses.sparse import (
     SPARSE_METHODS,
     SignalSpec,
+    SparseDistribution,
     SparseMethod,
     SparseTensors,
     register_sparse_method,
 )
-from spec_kd.losses.sparse_distribution import SparseDistribution
 from spec_kd.losses.sparse_methods import CoarsenedMethod, SampledMethod
 
 __all__ = [

@@ -11,6 +11,7 @@ import torch
 from typing_extensions import override
 
 from spec_kd.acceptance import compute_alpha, compute_token_acceptance, weigh_
+from spec_kd.options import check_number
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,23 @@ class TokenDistributions:
     q: torch.Tensor
     log_q: torch.Tensor
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenDivergence:
+    """What a divergence is at a few tokens, from the whole target distribution or from what a sparse teacher kept.
+
+    Args:
+        value (`torch.Tensor`): D per token, `(N,)`.
+        entropy (`torch.Tensor`): Entropy of q per token in nats, `(N,)`.
+        alpha (`torch.Tensor`, *optional*): sum_v min(p, q) per token as far as it is known, `(N,)`.
+        gradient (`torch.Tensor`, *optional*): dD/dz `(N, V)`, if it was asked for.
+    """
+
+    value: torch.Tensor
+    entropy: torch.Tensor
+    alpha: torch.Tensor | None
+    gradient: torch.Tensor | None
 
 
 class Divergence(ABC):
@@ -128,21 +146,20 @@ class JensenShannon(Divergence):
     is_coarsenable = True
 
     def __init__(self, beta: float = 0.5):
-        if not 0.0 < beta < 1.0:
-            raise ValueError(
-                f"`beta` of the JSD must lie strictly between 0 and 1, got {beta}. Use divergence='forward_kl' for "
-                "beta = 0 and divergence='reverse_kl' for beta = 1."
-            )
+        check_number(
+            "beta",
+            beta,
+            above=0,
+            below=1,
+            reason="Use divergence='forward_kl' for beta = 0 and divergence='reverse_kl' for beta = 1.",
+        )
         self.beta = beta
-
-    def _log_mixture(self, d: TokenDistributions) -> torch.Tensor:
-        # Where p and q both underflow the mixture is 0 and its logarithm only ever meets a factor of 0: keep it finite.
-        mixture = torch.mul(d.q, 1.0 - self.beta).add_(d.p, alpha=self.beta)
-        return mixture.clamp_(min=torch.finfo(mixture.dtype).tiny).log_()
 
     @override
     def compute_value(self, d: TokenDistributions) -> torch.Tensor:
-        log_m = self._log_mixture(d)
+        # Where p and q both underflow the mixture is 0 and its logarithm only ever meets a factor of 0: keep it finite.
+        mixture = torch.mul(d.q, 1.0 - self.beta).add_(d.p, alpha=self.beta)
+        log_m = mixture.clamp_(min=torch.finfo(mixture.dtype).tiny).log_()
         from_target = weigh_(d.log_p - log_m, d.p).sum(-1)
         ratio = torch.sub(d.log_q, log_m, out=log_m)
         from_draft = weigh_(ratio.clone(), d.q).sum(-1)
@@ -248,10 +265,7 @@ class LKHybrid(Divergence):
     is_coarsenable = True
 
     def __init__(self, eta: float = 3.0):
-        if not 0.0 < eta < float("inf"):
-            raise ValueError(
-                f"`eta` of 'lk_hybrid' must be a positive number, got {eta}. Use divergence='forward_kl' for eta = 0."
-            )
+        check_number("eta", eta, above=0, reason="It is a positive rate; use divergence='forward_kl' for eta = 0.")
         self.eta = eta
         self._kl, self._tvd = ForwardKL(), TotalVariation()
 

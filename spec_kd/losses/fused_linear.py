@@ -8,18 +8,17 @@ with a sparse teacher; recomputing the logits in the backward, as chunked losses
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from spec_kd._private import is_graph_retained
-from spec_kd.checks import check_number
+from spec_kd.heads import accumulate_product, project, project_back
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.sparse import SparseTensors
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
-from spec_kd.open_types import Chunk
-from spec_kd.projection import accumulate_product, project, project_back
+from spec_kd.open_types import Argument, Chunk
+from spec_kd.options import check_number
 
 # Elements of one `(chunk, V)` buffer; two live at a time, draft logits (overwritten by their gradient) and teacher's.
 # 80 MiB of float32 on a CPU for few tokens, and more for many, up to 192 MiB: larger products are faster, and the
@@ -38,7 +37,6 @@ GPU_ALIGNMENT = 8
 HEAP_BYTES = 24 * 2**20
 
 Teacher = Callable[[Chunk], torch.Tensor | SparseTensors]
-Context: TypeAlias = Any  # type: ignore[explicit-any]  # an object of torch that takes attributes
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,6 @@ class DivergenceOutput:
     entropy: torch.Tensor
     alpha: torch.Tensor
     is_top1: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Settings:
-    tile: TileSettings
-    vocab_size: int
-    chunk_tokens: int
-    compute_dtype: torch.dtype
 
 
 def fused_linear_divergence(
@@ -126,24 +116,22 @@ def fused_linear_divergence(
         raise TypeError(f"The draft's head has dtype {weight.dtype}: a quantized head cannot be trained through.")
     device = hidden.device.type
     chunk_tokens = choose_chunk_tokens(hidden.shape[0], vocab_size, device, chunk_tokens)
-    is_autocast = torch.is_autocast_enabled(device)
+    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     # Inside `forward` gradient mode is always off and `needs_input_grad` ignores it: ask here.
     needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
-    settings = _Settings(
-        tile=TileSettings(divergence, temperature, logit_scale, softcap, ce_weight, needs_gradient),
-        vocab_size=vocab_size,
-        chunk_tokens=chunk_tokens,
-        compute_dtype=torch.get_autocast_dtype(device) if is_autocast else hidden.dtype,
+    settings = TileSettings(divergence, temperature, logit_scale, softcap, ce_weight, needs_gradient)
+    return DivergenceOutput(
+        *_FusedLinearDivergence.apply(
+            hidden, weight, bias, teacher, labels, settings, vocab_size, chunk_tokens, compute_dtype
+        )
     )
-    return DivergenceOutput(*_FusedLinearDivergence.apply(hidden, weight, bias, teacher, labels, settings))
 
 
 def choose_chunk_tokens(num_tokens: int, vocab_size: int, device_type: str, limit: int | None = None) -> int:
     """Tokens of a chunk: at most `limit` or what fits, and even, since a small last chunk would be a slow product."""
     if limit is None:
-        elements = GPU_CHUNK_ELEMENTS
-        if device_type == "cpu":
-            elements = max(CHUNK_ELEMENTS, min(num_tokens * vocab_size // CHUNKS_WANTED, MAX_CHUNK_ELEMENTS))
+        on_cpu = max(CHUNK_ELEMENTS, min(num_tokens * vocab_size // CHUNKS_WANTED, MAX_CHUNK_ELEMENTS))
+        elements = on_cpu if device_type == "cpu" else GPU_CHUNK_ELEMENTS
         limit = max(1, min(MAX_CHUNK_TOKENS, elements // vocab_size))
     num_chunks = max(1, -(-num_tokens // limit))
     return max(1, -(-num_tokens // num_chunks))
@@ -158,58 +146,59 @@ def choose_row_width(vocab_size: int, device_type: str) -> int:
 class _FusedLinearDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Context,
+        ctx: Argument,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         teacher: Teacher,
         labels: torch.Tensor,
-        settings: _Settings,
+        settings: TileSettings,
+        vocab_size: int,
+        chunk_tokens: int,
+        compute_dtype: torch.dtype,
     ) -> tuple[torch.Tensor, ...]:
-        needs = [settings.tile.needs_gradient and need for need in ctx.needs_input_grad[:3]]
+        needs = [settings.needs_gradient and need for need in ctx.needs_input_grad[:3]]
         # float32 buffers: 1/num_items and a GradScaler's factor arrive in the backward, after the sums are complete
         gradients = [
             torch.zeros_like(tensor, dtype=torch.float32) if tensor is not None and need else None
             for tensor, need in zip((hidden, weight, bias), needs, strict=True)
         ]
-        num_tokens, vocab_size = hidden.shape[0], settings.vocab_size
-        per_token = [hidden.new_zeros(num_tokens, dtype=torch.float32) for _ in range(4)]
-        is_top1 = torch.zeros(num_tokens, dtype=torch.bool, device=hidden.device)
+        num_tokens = hidden.shape[0]
+        dtypes = [torch.float32] * 4 + [torch.bool]  # of loss, divergence, entropy, alpha and `is_top1`
+        per_token = [hidden.new_zeros(num_tokens, dtype=dtype) for dtype in dtypes]
 
         width = choose_row_width(vocab_size, hidden.device.type)
-        head = weight[:width].to(settings.compute_dtype)  # (V, H), or a few more rows
+        head = weight[:width].to(compute_dtype)  # (V, H), or a few more rows
         head_bias = None if bias is None else bias[:vocab_size].float()
         # One buffer for all chunks: fresh memory costs a CPU more than the passes over it
-        buffer = head.new_empty(settings.chunk_tokens, width)
+        buffer = head.new_empty(chunk_tokens, width)
         if hidden.device.type == "cpu":
             torch.empty(HEAP_BYTES, dtype=torch.uint8)
-        for start in range(0, num_tokens, settings.chunk_tokens):
-            chunk = slice(start, min(start + settings.chunk_tokens, num_tokens))
+        for start in range(0, num_tokens, chunk_tokens):
+            chunk = slice(start, min(start + chunk_tokens, num_tokens))
             products = buffer[: chunk.stop - start, : len(head)]
-            project(hidden[chunk].to(settings.compute_dtype), head, out=products)
+            project(hidden[chunk].to(compute_dtype), head, out=products)
             raw = products[:, :vocab_size]  # (n, V)
             target = _ask_teacher(teacher, chunk, raw.shape)
-            measured = ([t[chunk] for t in per_token], is_top1[chunk])
-            grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings.tile, *measured)
+            measured = [values[chunk] for values in per_token]
+            grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings, measured)
             if grad_raw is not None:
-                grad_products = _align(grad_raw, products)
-                _accumulate_gradients(grad_products, chunk, hidden, head, weight, gradients)
+                _accumulate_gradients(_align(grad_raw, products), chunk, hidden, head, weight, gradients)
 
         ctx.save_for_backward(*gradients)
         ctx.input_dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
-        loss, divergence, entropy, alpha = per_token
-        ctx.mark_non_differentiable(divergence, entropy, alpha, is_top1)
-        return loss.sum(), divergence, entropy, alpha, is_top1
+        loss, *metrics = per_token
+        ctx.mark_non_differentiable(*metrics)
+        return loss.sum(), *metrics
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if is_graph_retained():  # this will run again on the same saved gradients: a copy, never in place
-            scaled = [None if saved is None else saved * grad_loss for saved in ctx.saved_tensors]
-        else:  # a copy would be a second float32 head
-            scaled = [None if saved is None else saved.mul_(grad_loss) for saved in ctx.saved_tensors]
-        returned = [None if t is None else t.to(dtype) for t, dtype in zip(scaled, ctx.input_dtypes, strict=True)]
-        return (*returned, None, None, None)
+    def backward(ctx: Argument, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # A copy would be a second float32 head; but a retained graph runs again on the same saved gradients
+        scale = torch.Tensor.mul if is_graph_retained() else torch.Tensor.mul_
+        saved = zip(ctx.saved_tensors, ctx.input_dtypes, strict=True)
+        returned = [None if tensor is None else scale(tensor, grad_loss).to(dtype) for tensor, dtype in saved]
+        return (*returned, *[None] * 6)
 
 
 def _ask_teacher(teacher: Teacher, chunk: Chunk, shape: torch.Size) -> torch.Tensor | SparseTensors:
@@ -229,7 +218,6 @@ def _run_tiles(
     labels: torch.Tensor,
     settings: TileSettings,
     per_token: Sequence[torch.Tensor],
-    is_top1: torch.Tensor,
 ) -> torch.Tensor | None:
     """Fills the measurements of a chunk, and returns the gradient of its raw logits, which may take their place."""
     num_tokens, vocab_size = raw.shape
@@ -239,10 +227,9 @@ def _run_tiles(
     for start in range(0, num_tokens, tile_tokens):
         tile = slice(start, start + tile_tokens)
         result = compute_tile(raw[tile], bias, target[tile], labels[tile], settings)
-        values = (result.loss, result.divergence, result.entropy, result.alpha)
+        values = (result.loss, result.value, result.entropy, result.alpha, result.is_top1)
         for measured, value in zip(per_token, values, strict=True):
             measured[tile] = float("nan") if value is None else value
-        is_top1[tile] = result.is_top1
         if result.gradient is None:
             continue
         if tile_tokens >= num_tokens:

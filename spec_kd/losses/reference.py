@@ -38,40 +38,39 @@ def dense_divergence(
     log_q = torch.log_softmax(draft_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
     p, q = log_p.exp(), log_q.exp()
+    tvd = (p - q).clamp(min=0.0).sum(-1)
 
     def kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
         ratio = (log_a - log_b).masked_fill(log_a == -math.inf, 0.0)  # 0 log 0 = 0
         return (log_a.exp() * ratio).sum(-1)
 
-    if divergence == "forward_kl":
-        return kl(log_p, log_q)
-    if divergence == "reverse_kl":
-        return kl(log_q, log_p)
-    if divergence == "jsd":
-        weights = torch.tensor([beta, 1.0 - beta], dtype=log_p.dtype, device=log_p.device).log()
-        is_impossible = (log_p == -math.inf) & (log_q == -math.inf)  # in neither sum
-        log_m = torch.logaddexp(
-            *(log.masked_fill(is_impossible, 0.0) + weight for log, weight in zip((log_p, log_q), weights, strict=True))
-        )
-        return beta * kl(log_p, log_m) + (1.0 - beta) * kl(log_q, log_m)
-    if divergence == "tvd":
-        return (p - q).clamp(min=0.0).sum(-1)
-    if divergence == "neg_log_acceptance":
-        return -torch.logsumexp(torch.minimum(log_p, log_q), dim=-1)
-    if divergence == "lk_hybrid":
-        tvd = (p - q).clamp(min=0.0).sum(-1)
-        weight = torch.exp(-eta * (1.0 - tvd.detach()))
-        return weight * kl(log_p, log_q) + (1.0 - weight) * tvd
-    if divergence == "tvd_plus_plus":
-        # The policy gradient E_q[-reward grad log q] with rewards r = 1[p > q] made to mean 0 and deviation 1 under q.
-        with torch.no_grad():
-            r = (p > q).to(q.dtype)
-            mean = (q * r).sum(-1, keepdim=True)
-            sigma = (q * (r - mean).square()).sum(-1, keepdim=True).sqrt().clamp(min=sigma_min)
-            reward = (r - mean) / sigma
-            value = (p - q).clamp(min=0.0).sum(-1)
-        surrogate = -(q.detach() * reward * log_q.masked_fill(log_q == -math.inf, 0.0)).sum(-1)
-        return value + surrogate - surrogate.detach()  # the value is the TVD, the gradient the surrogate's
+    match divergence:
+        case "forward_kl":
+            return kl(log_p, log_q)
+        case "reverse_kl":
+            return kl(log_q, log_p)
+        case "jsd":
+            weights = torch.tensor([beta, 1.0 - beta], dtype=log_p.dtype, device=log_p.device).log()
+            is_impossible = (log_p == -math.inf) & (log_q == -math.inf)  # in neither sum
+            parts = zip((log_p, log_q), weights, strict=True)
+            log_m = torch.logaddexp(*(log.masked_fill(is_impossible, 0.0) + weight for log, weight in parts))
+            return beta * kl(log_p, log_m) + (1.0 - beta) * kl(log_q, log_m)
+        case "tvd":
+            return tvd
+        case "neg_log_acceptance":
+            return -torch.logsumexp(torch.minimum(log_p, log_q), dim=-1)
+        case "lk_hybrid":
+            weight = torch.exp(-eta * (1.0 - tvd.detach()))
+            return weight * kl(log_p, log_q) + (1.0 - weight) * tvd
+        case "tvd_plus_plus":
+            # The policy gradient E_q[-reward grad log q], rewards r = 1[p > q] made to mean 0 and deviation 1 under q.
+            with torch.no_grad():
+                r = (p > q).to(q.dtype)
+                mean = (q * r).sum(-1, keepdim=True)
+                sigma = (q * (r - mean).square()).sum(-1, keepdim=True).sqrt().clamp(min=sigma_min)
+                reward = (r - mean) / sigma
+            surrogate = -(q.detach() * reward * log_q.masked_fill(log_q == -math.inf, 0.0)).sum(-1)
+            return tvd.detach() + surrogate - surrogate.detach()  # the gradient is the surrogate's
     raise ValueError(
         f"Unknown divergence {divergence!r}. Choose one of: forward_kl, jsd, lk_hybrid, neg_log_acceptance, "
         "reverse_kl, tvd, tvd_plus_plus."

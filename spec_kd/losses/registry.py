@@ -1,7 +1,7 @@
 """Divergences by name: those of the package, and those that users register."""
 
 import inspect
-import math
+from collections.abc import Mapping
 
 from spec_kd.losses.divergences import (
     Divergence,
@@ -14,6 +14,7 @@ from spec_kd.losses.divergences import (
     TVDPlusPlus,
 )
 from spec_kd.open_types import Argument
+from spec_kd.options import refuse
 
 DIVERGENCES: dict[str, type[Divergence]] = {}
 
@@ -49,26 +50,33 @@ def register_divergence(cls: type[Divergence]) -> type[Divergence]:
     config = WhiteBoxDistillConfig(divergence="squared_error")
     ```
     """
-    if not (isinstance(cls, type) and issubclass(cls, Divergence)) or inspect.isabstract(cls):
-        raise TypeError(f"{cls!r} is not a divergence: derive it from `Divergence` and write its value and gradient.")
-    check_name(cls, DIVERGENCES.get(getattr(cls, "name", "")), "divergence")
+    check_class(cls, Divergence, DIVERGENCES, "divergence", "derive it from `Divergence`, with value and gradient")
     DIVERGENCES[cls.name] = cls
     return cls
 
 
-def check_name(cls: type, known: type | None, kind: str) -> None:
-    """Raises for a class without a `name` (`TypeError`), or whose name belongs to another class (`ValueError`).
+def check_class(cls: type, base: type, registered: Mapping[str, type], kind: str, advice: str) -> None:
+    """Checks a class before it is registered by its `name`.
 
     The same class may come again, as when a notebook cell or a module is run twice.
 
     Args:
         cls (`type`): The class to be registered.
-        known (`type`, *optional*): The class that has the name already.
+        base (`type`): What it must be derived from.
+        registered (`Mapping[str, type]`): The classes that have a name already.
         kind (`str`): What is registered, for the message.
+        advice (`str`): How to write such a class, for the message.
+
+    Raises:
+        TypeError: If `cls` is not a concrete class of this kind, or has no `name`.
+        ValueError: If the name belongs to another class.
     """
+    if not (isinstance(cls, type) and issubclass(cls, base)) or inspect.isabstract(cls):
+        raise TypeError(f"{cls!r} is not a {kind}: {advice}.")
     name = getattr(cls, "name", None)
     if not isinstance(name, str):
         raise TypeError(f"{cls.__name__} has no `name`, so it could not be chosen. Give the class one.")
+    known = registered.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
             f"The {kind} name {name!r} belongs to {known.__module__}.{known.__qualname__} already. "
@@ -93,21 +101,24 @@ def resolve_divergence_name(divergence: str | None, beta: float | None) -> str:
     Raises:
         ValueError: If the name is unknown, `beta` lies outside [0, 1], or the two disagree.
     """
-    if divergence is not None and divergence not in DIVERGENCES:
-        raise ValueError(
+    by_beta = {None: divergence or ForwardKL.name, 0.0: ForwardKL.name, 1.0: ReverseKL.name}
+    asked = by_beta.get(beta, JensenShannon.name)
+    refuse(
+        (
+            divergence is not None and divergence not in DIVERGENCES,
             f"Unknown `divergence` {divergence!r}. Choose one of: {', '.join(sorted(DIVERGENCES))}; or register yours "
-            "with `spec_kd.losses.register_divergence` before this point."
-        )
-    if beta is None:
-        return divergence or ForwardKL.name
-    if not (math.isfinite(beta) and 0.0 <= beta <= 1.0):
-        raise ValueError(f"`beta` must lie in [0, 1], got {beta}: 0 is forward KL, 1 reverse KL, between them JSD.")
-    asked = {0.0: ForwardKL.name, 1.0: ReverseKL.name}.get(beta, JensenShannon.name)
-    if divergence is not None and divergence != asked:
-        raise ValueError(
+            "with `spec_kd.losses.register_divergence` before this point.",
+        ),
+        (
+            beta is not None and not 0.0 <= beta <= 1.0,
+            f"`beta` must lie in [0, 1], got {beta}: 0 is forward KL, 1 reverse KL, between them JSD.",
+        ),
+        (
+            divergence is not None and divergence != asked,
             f"`divergence={divergence!r}` and `beta={beta}` disagree: in TRL's convention beta={beta} means "
-            f"{asked!r}. Set only `divergence`, or only `beta`."
-        )
+            f"{asked!r}. Set only `divergence`, or only `beta`.",
+        ),
+    )
     return asked
 
 

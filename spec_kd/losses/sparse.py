@@ -7,7 +7,6 @@ its gradient a bias. A method refuses by name what it can serve in neither way. 
 teacher's head. `sparse_methods.py` holds the methods that come with the package.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import TypeAlias
 
 import torch
 
-from spec_kd.checks import check_int
-from spec_kd.losses.divergences import Divergence
-from spec_kd.losses.registry import DIVERGENCES, check_name
-from spec_kd.losses.sparse_distribution import SparseDistribution, TokenSoftmax
+from spec_kd.losses.divergences import Divergence, TokenDivergence
+from spec_kd.losses.registry import DIVERGENCES, check_class
 from spec_kd.open_types import Array, Chunk
+from spec_kd.options import check_int, refuse
 
 AlphaEstimate: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
@@ -72,6 +70,55 @@ class SignalSpec:
 
 
 @dataclass(frozen=True)
+class SparseDistribution:
+    """What was kept of p at each of T tokens, by the method of the request; lists of T arrays with K_t entries each.
+
+    Args:
+        ids (`list[numpy.ndarray]`): int32, distinct within a token.
+        log_p (`list[numpy.ndarray]`, *optional*): float32, log p of the ids; absent if the method keeps none.
+        counts (`list[numpy.ndarray]`, *optional*): int32, draws per id; for sampled methods only.
+    """
+
+    ids: list[Array]
+    log_p: list[Array] | None = None
+    counts: list[Array] | None = None
+
+    def cut(self, part: Chunk) -> "SparseDistribution":
+        """Some of the tokens."""
+        log_p = None if self.log_p is None else self.log_p[part]
+        return SparseDistribution(self.ids[part], log_p, None if self.counts is None else self.counts[part])
+
+
+class TokenSoftmax:
+    """softmax of logits, float32 `(B, V)`, asked for at a few ids: what generation waits for, so in few passes."""
+
+    def __init__(self, logits: torch.Tensor):
+        self.logits = logits
+        self._log_normalizer = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+
+    def log_p(self, ids: torch.Tensor) -> torch.Tensor:
+        """Log p at ids `(B, K)`."""
+        return self.logits.gather(-1, ids.to(self.logits.device)) - self._log_normalizer
+
+    def draw(self, num_draws: int, generator: torch.Generator) -> torch.Tensor:
+        """Ids drawn from p, sorted within a row, int64 `(B, num_draws)`.
+
+        Draws are systematic: equally spaced points after one random start. An id of probability p is then drawn
+        num_draws * p times, rounded down or up, and exactly that many times in the mean. Counts stay unbiased, and
+        those of likely ids have hardly any noise, where independent draws scatter by the square root of the count.
+
+        The sum is in float64: a float32 running sum loses what is below 3e-8 near its end, and a vocabulary of 150,000
+        can have half a percent of its mass there.
+        """
+        mass = self.logits.softmax(-1).cumsum(-1, dtype=torch.float64)  # (B, V)
+        total = mass[:, -1:]
+        start = torch.rand((len(mass), 1), generator=generator, device=mass.device, dtype=torch.float64)
+        points = (torch.arange(num_draws, device=mass.device) + start) / num_draws * total
+        points = torch.minimum(points, torch.nextafter(total, torch.zeros_like(total)))  # rounded up it would hit no id
+        return torch.searchsorted(mass, points, right=True).clamp(max=mass.shape[1] - 1)  # beyond it only of NaN
+
+
+@dataclass(frozen=True)
 class SparseTensors:
     """What a sparse teacher says of N tokens, K ids each.
 
@@ -101,29 +148,10 @@ class SparseTensors:
         log_p, weights = (None if part is None else change(part) for part in (self.log_p, self.weights))
         return SparseTensors(self.method, change(self.ids), log_p, weights)
 
-    def __call__(self, chunk: Chunk) -> "SparseTensors":
-        """The slice, so that targets can be handed to `fused_linear_divergence` as they are."""
-        return self[chunk]
+    __call__ = __getitem__  # so that targets can be handed to `fused_linear_divergence` as they are
 
     def __len__(self) -> int:
         return self.ids.shape[0]
-
-
-@dataclass(frozen=True)
-class SparseResult:
-    """What [`SparseMethod.compute`] found.
-
-    Args:
-        value (`torch.Tensor`): D per token, `(N,)`.
-        entropy (`torch.Tensor`): Entropy of q per token in nats, `(N,)`.
-        alpha (`torch.Tensor`, *optional*): sum_v min(p, q) per token as far as it is known, `(N,)`.
-        gradient (`torch.Tensor`, *optional*): dD/dz `(N, V)`, if it was asked for.
-    """
-
-    value: torch.Tensor
-    entropy: torch.Tensor
-    alpha: torch.Tensor | None
-    gradient: torch.Tensor | None
 
 
 class SparseMethod(ABC):
@@ -151,11 +179,10 @@ class SparseMethod(ABC):
 
     def build_spec(self, size: int | None = None) -> SignalSpec:
         """A request for this method, with `size` as its number; raises `ValueError` for a size it has no use for."""
-        if self.size_name is None:
-            if size is not None:
-                raise ValueError(f"The method {self.name!r} has no use for a size, got {size}. Leave it out.")
-            return SignalSpec(self.name)
-        return SignalSpec(self.name, **{self.size_name: size or self.default_size})
+        if self.size_name is not None:
+            return SignalSpec(self.name, **{self.size_name: size or self.default_size})
+        refuse((size is not None, f"The method {self.name!r} has no use for a size, got {size}. Leave it out."))
+        return SignalSpec(self.name)
 
     @abstractmethod
     def record(self, p: TokenSoftmax, size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -211,8 +238,15 @@ class SparseMethod(ABC):
     @abstractmethod
     def compute(
         self, z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool
-    ) -> SparseResult:
-        """The divergence and its gradient, as [`compute_sparse`]."""
+    ) -> TokenDivergence:
+        """Divergence of the draft's logits from what was kept, and its gradient.
+
+        Args:
+            z (`torch.Tensor`): Draft logits over the loss temperature, float32 `(N, V)`; left as they are.
+            targets (`SparseTensors`): N tokens.
+            divergence (`Divergence`): One that the method serves ([`check_serves`], not asked again here).
+            needs_gradient (`bool`): Whether to form dD/dz.
+        """
 
     @abstractmethod
     def estimate_alpha(self, targets: SparseTensors, log_q: torch.Tensor) -> AlphaEstimate:
@@ -230,11 +264,8 @@ class SparseMethod(ABC):
         """Raises `ValueError`, naming what would serve, unless the divergence can be trained from this method."""
         if self.describe_service(divergence) is not None:
             return
-        others = [
-            f"{method.name!r} ({service})"
-            for method in SPARSE_METHODS.values()
-            if (service := method.describe_service(divergence))
-        ]
+        services = {name: method.describe_service(divergence) for name, method in SPARSE_METHODS.items()}
+        others = [f"{name!r} ({service})" for name, service in services.items() if service]
         served = [repr(name) for name, cls in DIVERGENCES.items() if self.describe_service(cls())]
         raise ValueError(
             f"A teacher kept as {self.name!r} cannot serve the divergence {divergence.name!r}: it gives neither an "
@@ -260,26 +291,7 @@ def register_sparse_method(cls: type[SparseMethod]) -> type[SparseMethod]:
         TypeError: If `cls` is not a concrete [`SparseMethod`], or has no `name`.
         ValueError: If the name belongs to another class.
     """
-    if not (isinstance(cls, type) and issubclass(cls, SparseMethod)) or inspect.isabstract(cls):
-        raise TypeError(f"{cls!r} is not a sparse method: derive it from `SampledMethod` or `CoarsenedMethod`.")
-    known = SPARSE_METHODS.get(getattr(cls, "name", ""))
-    check_name(cls, None if known is None else type(known), "sparse method")
+    known = {name: type(method) for name, method in SPARSE_METHODS.items()}
+    check_class(cls, SparseMethod, known, "sparse method", "derive it from `SampledMethod` or `CoarsenedMethod`")
     SPARSE_METHODS[cls.name] = cls()
     return cls
-
-
-def compute_sparse(
-    z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool = True
-) -> SparseResult:
-    """Divergence of the draft's logits from a sparse teacher, and its gradient.
-
-    Args:
-        z (`torch.Tensor`): Draft logits over the loss temperature, float32 `(N, V)`; left as they are.
-        targets (`SparseTensors`): N tokens.
-        divergence (`Divergence`): One that the method serves (`SparseMethod.check_serves`, not asked again here).
-        needs_gradient (`bool`, *optional*, defaults to `True`): Whether to form dD/dz.
-
-    Returns:
-        `SparseResult`
-    """
-    return targets.method.compute(z, targets, divergence, needs_gradient)

@@ -4,16 +4,16 @@ import numpy as np
 import torch
 
 from spec_kd.acceptance import bound_alpha, compute_alpha, compute_token_acceptance, weigh_
-from spec_kd.losses.divergences import Divergence, TokenDistributions
+from spec_kd.losses.divergences import Divergence, TokenDistributions, TokenDivergence
 from spec_kd.losses.sparse import (
     AlphaEstimate,
     SignalSpec,
+    SparseDistribution,
     SparseMethod,
-    SparseResult,
     SparseTensors,
+    TokenSoftmax,
     register_sparse_method,
 )
-from spec_kd.losses.sparse_distribution import SparseDistribution, TokenSoftmax
 from spec_kd.open_types import Array
 
 # Stands for log 0: exp() of it is 0 and 0 times it is 0, where -inf would give NaN.
@@ -81,7 +81,7 @@ class SampledMethod(SparseMethod):
 
     def compute(
         self, z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool
-    ) -> SparseResult:
+    ) -> TokenDivergence:
         """Means over the draws of f(p_v, q_v) and of df/dlog q_v dlog q_v/dz."""
         q, log_normalizer = _softmax(z)
         log_q = z.gather(-1, targets.ids) - log_normalizer  # (N, K)
@@ -94,7 +94,7 @@ class SampledMethod(SparseMethod):
             pull = slopes * targets.weights  # d log q_v / dz = e_v - q
             gradient = q.mul_(-pull.sum(-1, keepdim=True)).scatter_add_(-1, targets.ids, pull)
         alpha, _, _ = self.estimate_alpha(targets, log_q)
-        return SparseResult(weigh_(values, targets.weights).sum(-1), entropy, alpha, gradient)
+        return TokenDivergence(weigh_(values, targets.weights).sum(-1), entropy, alpha, gradient)
 
     def estimate_alpha(self, targets: SparseTensors, log_q: torch.Tensor) -> AlphaEstimate:
         """The mean of min(1, q/p) over the draws, which is unbiased."""
@@ -149,7 +149,7 @@ class CoarsenedMethod(SparseMethod):
 
     def compute(
         self, z: torch.Tensor, targets: SparseTensors, divergence: Divergence, needs_gradient: bool
-    ) -> SparseResult:
+    ) -> TokenDivergence:
         """The divergence over K + 1 outcomes; its gradient in the bucket is shared out by q."""
         assert targets.log_p is not None  # `build_tensors` sees to it
         is_used = targets.log_p > LOG_ZERO  # not so: an unused place, or an id of probability 0, part of the bucket
@@ -173,7 +173,7 @@ class CoarsenedMethod(SparseMethod):
         if needs_gradient:
             coarse = divergence.compute_gradient(d, value)  # (N, K + 1)
             gradient = within_tail.mul_(coarse[:, -1:]).scatter_add_(-1, targets.ids, coarse[:, :-1] * is_used)
-        return SparseResult(value, entropy, compute_alpha(d.p, d.q), gradient)
+        return TokenDivergence(value, entropy, compute_alpha(d.p, d.q), gradient)
 
     def estimate_alpha(self, targets: SparseTensors, log_q: torch.Tensor) -> AlphaEstimate:
         """The bounds of [`bound_alpha`]."""

@@ -12,14 +12,12 @@ import torch
 from transformers.utils import is_triton_available
 
 from spec_kd.acceptance import compute_alpha, weigh_
-from spec_kd.losses.divergences import Divergence, TokenDistributions
-from spec_kd.losses.sparse import SparseTensors, compute_sparse
+from spec_kd.losses.divergences import Divergence, TokenDistributions, TokenDivergence
+from spec_kd.losses.sparse import SparseTensors
 from spec_kd.open_types import Call
 
 # Elements of one float32 buffer of a tile: 2 MiB, so that the ten or so alive stay in a shared cache.
 TILE_ELEMENTS = 2**19
-
-_Measured = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,16 @@ class TileSettings:
 
 
 @dataclass(frozen=True)
-class TileResult:
-    """Results per token `(n,)`: loss, D, entropy of q and alpha in float32, `is_top1` as bool; gradient `(n, V)`."""
+class TileResult(TokenDivergence):
+    """The divergence, with dloss/draw as its gradient.
+
+    Args:
+        loss (`torch.Tensor`): Loss per token, float32 `(n,)`.
+        is_top1 (`torch.Tensor`): Whether the label is the draft's most likely token, bool `(n,)`.
+    """
 
     loss: torch.Tensor
-    divergence: torch.Tensor
-    entropy: torch.Tensor
-    alpha: torch.Tensor | None
     is_top1: torch.Tensor
-    gradient: torch.Tensor | None
 
 
 def compute_tile(
@@ -78,14 +77,14 @@ def compute_tile(
     logits, cap_slope = _transform(raw, bias, settings)
     z = logits if settings.temperature == 1.0 else logits / settings.temperature
     if isinstance(target, SparseTensors):
-        divergence, entropy, alpha, gradient = _compute_from_sparse(z, target, settings)
+        found = target.method.compute(z, target, settings.divergence, settings.needs_gradient)
     else:
-        divergence, entropy, alpha, gradient = _compute_from_logits(z, target, settings)
+        found = _compute_from_logits(z, target, settings)
+    loss, gradient = found.value, found.gradient
     if gradient is not None and settings.temperature != 1.0:
         gradient = gradient.div_(settings.temperature)
-    loss = divergence
     if settings.ce_weight:
-        loss, gradient = _mix_cross_entropy(divergence, gradient, logits, labels, settings.ce_weight)
+        loss, gradient = _mix_cross_entropy(loss, gradient, logits, labels, settings.ce_weight)
     if gradient is not None:
         if cap_slope is not None:
             gradient = gradient.mul_(cap_slope)
@@ -93,7 +92,7 @@ def compute_tile(
             gradient = gradient.mul_(settings.logit_scale)
         if raw.dtype != torch.float16:  # here, so that a compiler writes that dtype at once
             gradient = gradient.to(raw.dtype)
-    return TileResult(loss, divergence, entropy, alpha, z.argmax(-1) == labels, gradient)
+    return TileResult(found.value, found.entropy, found.alpha, gradient, loss, z.argmax(-1) == labels)
 
 
 def _transform(
@@ -111,19 +110,14 @@ def _transform(
     return settings.softcap * tanh, 1.0 - tanh.square()
 
 
-def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSettings) -> _Measured:
+def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSettings) -> TokenDivergence:
     log_q = torch.log_softmax(z, dim=-1)
     log_p = torch.log_softmax(target.float() / settings.temperature, dim=-1)
     d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
     value = settings.divergence.compute_value(d)
     entropy = -weigh_(d.log_q.clone(), d.q).sum(-1)
     gradient = settings.divergence.compute_gradient(d, value) if settings.needs_gradient else None
-    return value, entropy, compute_alpha(d.p, d.q), gradient
-
-
-def _compute_from_sparse(z: torch.Tensor, target: SparseTensors, settings: TileSettings) -> _Measured:
-    result = compute_sparse(z, target, settings.divergence, settings.needs_gradient)
-    return result.value, result.entropy, result.alpha, result.gradient
+    return TokenDivergence(value, entropy, compute_alpha(d.p, d.q), gradient)
 
 
 def _mix_cross_entropy(
@@ -159,6 +153,5 @@ def get_compiled_tile(backend: str = "inductor") -> Call[TileResult]:
 
 def choose_compute_tile(device: torch.device) -> Call[TileResult]:
     """The compiled function where there is a Triton device, the plain one elsewhere."""
-    if device.type in ("cuda", "xpu") and is_triton_available():
-        return get_compiled_tile()
-    return compute_tile
+    is_compiled = device.type in ("cuda", "xpu") and is_triton_available()
+    return get_compiled_tile() if is_compiled else compute_tile

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
-from spec_kd.checks import check_choice, check_int
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.open_types import Argument, JsonValue, Record
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import check_choice, check_int, document_options, option, resolve_options
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.logs.formats import read_form
 from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns
@@ -98,7 +97,7 @@ class CuratedOptions:
                     f"{', '.join(CONVERSATION_COLUMNS)}: give `prompt_column` or `question_template`."
                 )
         if self.keep_completions and completion_column is None and prompt_column == "prompt":
-            completion_column = next((name for name in columns if name == "completion"), None)
+            completion_column = "completion" if "completion" in columns else None
         wanted: dict[str, list[str | None]] = {
             "prompt_column": [prompt_column],
             "tools_column": [self.tools_column],
@@ -148,9 +147,9 @@ def load_curated_prompts(
         TypeError: `dataset` is of another type.
     """
     options = resolve_options(CuratedOptions, options, given)
-    is_bare = isinstance(dataset, Dataset)
+    # The rows of each split are other conversations.
+    split = "" if isinstance(dataset, Dataset) else f":{options.split}"
     dataset, source = _open(dataset, options)
-    prefix = source if is_bare else f"{source}:{options.split}"  # a row of another split is another conversation
     options = options.find_columns(dataset.column_names)
     templates = options.question_template or []
     choices = np.random.default_rng(options.seed).integers(len(templates) or 1, size=len(dataset))
@@ -159,8 +158,10 @@ def load_curated_prompts(
     def build(rows: Mapping[str, list[JsonValue]], indices: list[int]) -> dict[str, list[JsonValue]]:
         prompts = []
         for position, index in enumerate(indices):
-            marked = {name: _strip_mark(values[position]) for name, values in rows.items()}
-            row = remove_row_padding(marked, dataset.features)
+            cells = ((name, values[position]) for name, values in rows.items())
+            # A file from Windows may begin with a byte order mark.
+            clean = {name: cell.removeprefix("\ufeff") if isinstance(cell, str) else cell for name, cell in cells}
+            row = remove_row_padding(clean, dataset.features)
             try:
                 question = _get(row, options.prompt_column)
                 if templates:
@@ -171,8 +172,9 @@ def load_curated_prompts(
                 continue
             for call in calls:
                 if options.system_prompt is not None:
-                    call = _replace_system(call, options.system_prompt)
-                prompts.append((LoggedPrompt.encode(call, source), f"{prefix}:{index}"))
+                    rest = [message for message in call.prompt if message["role"] not in ("system", "developer")]
+                    call = replace(call, prompt=[{"role": "system", "content": options.system_prompt}, *rest])
+                prompts.append((LoggedPrompt.encode(call, source), f"{source}{split}:{index}"))
         return {
             "prompt": [prompt.messages for prompt, _ in prompts],
             "tools": [prompt.tools for prompt, _ in prompts],
@@ -204,19 +206,18 @@ def load_curated_prompts(
 
 def _open(dataset: Dataset | DatasetDict | str, options: CuratedOptions) -> tuple[Dataset, str]:
     """Opens the dataset; returns it and a name for it."""
-    source = str(dataset)
+    source = dataset if isinstance(dataset, str) else "dataset"
     if isinstance(dataset, str):
-        if Path(dataset).is_file():
-            dataset = load_file(dataset, options.split)
-        else:
-            dataset = load_dataset(dataset, options.config_name, split=options.split)
+        dataset = (
+            load_file(dataset, options.split)
+            if Path(dataset).is_file()
+            else load_dataset(dataset, options.config_name, split=options.split)
+        )
     elif isinstance(dataset, DatasetDict):
         if options.split not in dataset:
             raise ValueError(f"`split` is {options.split!r}, but the dataset has {', '.join(map(repr, dataset))}.")
-        dataset, source = dataset[options.split], "dataset"
-    elif isinstance(dataset, Dataset):
-        source = "dataset"
-    else:
+        dataset = dataset[options.split]
+    elif not isinstance(dataset, Dataset):
         raise TypeError(f"`dataset` must be a `Dataset`, a `DatasetDict` or a name, got {type(dataset).__name__}.")
     if not len(dataset):
         raise ValueError(f"`{source}` has no rows.")
@@ -251,32 +252,20 @@ def _get(row: Record, column: str | None) -> JsonValue:
 def _find_messages(value: JsonValue) -> list[Record] | None:
     """The messages that a value is, or contains as JSON text; `None` for all else, such as a question about JSON."""
     messages = parse_json(value)
-    if not isinstance(messages, list | tuple) or not messages:
+    is_chat = isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping) and ("role" in message or "from" in message) for message in messages
+    )
+    if not is_chat or not messages or (isinstance(value, str) and any(len(message) < 2 for message in messages)):
         return None
-    if not all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in messages):
-        return None
-    has_text = all(len(message) > 1 for message in messages)
-    return list(messages) if has_text or not isinstance(value, str) else None
+    return list(messages)
 
 
 def _read_text(value: JsonValue, what: str) -> str:
     if value is None:
         raise ValueError(f"the {what} is empty")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str | int) or isinstance(value, bool):
         raise ValueError(
             f"the {what} is no text, and no messages, but {value!r:.60}. Make text of it with `question_template` or "
             "`dataset.map`"
         )
-    return value
-
-
-def _strip_mark(value: JsonValue) -> JsonValue:
-    """Text without the byte order mark with which a file from Windows may begin."""
-    return value.removeprefix("\ufeff") if isinstance(value, str) else value
-
-
-def _replace_system(call: LoggedCall, system_prompt: str) -> LoggedCall:
-    rest = [message for message in call.prompt if message["role"] not in ("system", "developer")]
-    return replace(call, prompt=[{"role": "system", "content": system_prompt}, *rest])
+    return str(value)

@@ -1,6 +1,5 @@
 """Reads local files with a curated dataset: cells stay text, and byte order marks are removed."""
 
-import codecs
 import tempfile
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from spec_kd.open_types import Argument
+from spec_kd.prompts.logs.text_decoding import BOM, MARKS
 
 BUILDERS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -16,14 +16,6 @@ BUILDERS = {
     ".parquet": "parquet",
     ".txt": "text",
 }  # fmt: skip
-# The longer mark first: that of UTF-32 begins like one of UTF-16.
-MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 def load_file(path: str, split: str) -> Dataset:
@@ -42,9 +34,12 @@ def load_file(path: str, split: str) -> Dataset:
     suffix = Path(path).suffix.lower()
     if suffix not in BUILDERS:
         raise ValueError(f"`{path}` must be one of {', '.join(BUILDERS)}, or load it and pass the `Dataset`.")
-    if not Path(path).stat().st_size:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start:
         raise ValueError(f"`{path}` is empty.")
-    encoding = None if suffix == ".parquet" else find_encoding(Path(path))
+    # Windows programs write byte order marks; a file without one is UTF-8, or binary.
+    encoding = next((name for mark, name in ((BOM, "utf-8-sig"), *MARKS) if start.startswith(mark)), None)
     try:
         if encoding is None:
             return _load(path, suffix, split)
@@ -56,13 +51,6 @@ def load_file(path: str, split: str) -> Dataset:
         cause = error.__cause__ or error
         advice = " Save it as UTF-8." if isinstance(cause, UnicodeError) else ""
         raise ValueError(f"`{path}` cannot be read as {suffix} ({type(cause).__name__}: {cause}).{advice}") from error
-
-
-def find_encoding(path: Path) -> str | None:
-    """The encoding of a file's byte order mark, which Windows programs write; `None` without one, which is UTF-8."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
 
 
 def _load(path: str, suffix: str, split: str, **options: Argument) -> Dataset:

@@ -7,14 +7,14 @@ that takes 1,400 bytes a text (measured on 100,000 texts), so a million prompts 
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 from rensa import RMinHash
 
-from spec_kd.checks import check_number
 from spec_kd.open_types import Array
+from spec_kd.options import check_number
 
 WINDOW = 5  # characters
 NUM_HASHES = 128
@@ -60,7 +60,8 @@ def find_near_duplicates(texts: Iterable[str], threshold: float = 0.8, *, compar
         `np.ndarray` of bool, one for each text.
     """
     index = NearDuplicateIndex(threshold, compare_ends=compare_ends)
-    flags = [index.find_and_add(batch) for batch in _batched(texts, BATCH_SIZE)]
+    texts = iter(texts)
+    flags = [index.find_and_add(batch) for batch in iter(lambda: list(islice(texts, BATCH_SIZE)), [])]
     return np.concatenate(flags) if flags else np.zeros(0, dtype=bool)
 
 
@@ -201,15 +202,11 @@ class NearDuplicateIndex:
 
     def _append(self, signatures: Array, scopes: Array, ends: Array) -> None:
         start, self._size = self._size, self._size + len(signatures)
-        if self._size > len(self._signatures):
-            # Grown in place by a quarter if the system allows it: doubling would keep both copies in memory.
-            capacity = max(self._size, len(self._signatures) * 5 // 4)
-            self._signatures.resize((capacity, NUM_HASHES), refcheck=False)
-            self._scopes.resize(capacity, refcheck=False)
-            self._ends.resize((capacity, self._ends.shape[1]), refcheck=False)
-        self._signatures[start : self._size] = signatures
-        self._scopes[start : self._size] = scopes
-        self._ends[start : self._size] = ends
+        for stored, added in ((self._signatures, signatures), (self._scopes, scopes), (self._ends, ends)):
+            if self._size > len(stored):
+                # Grown in place by a quarter if the system allows it: doubling would keep both copies in memory.
+                stored.resize((max(self._size, len(stored) * 5 // 4), *stored.shape[1:]), refcheck=False)
+            stored[start : self._size] = added
         if self._size > 0.7 * self._tables.shape[1]:
             width = 2 * self._tables.shape[1]
             del self._tables
@@ -234,24 +231,21 @@ class NearDuplicateIndex:
     def _place(self, bands: Array, scopes: Array) -> Array:
         """The place in the table of each band where a search begins: (N, num_bands), (N,) -> (N, num_bands)."""
         keys = bands.astype(np.uint64) ^ scopes[:, None] ^ self._salts
-        keys ^= keys >> np.uint64(32)
-        keys *= MULTIPLIER
+        keys = (keys ^ (keys >> np.uint64(32))) * MULTIPLIER
         return (keys >> np.uint64(32)).astype(np.int64) & (self._tables.shape[1] - 1)
 
 
 def _compare(first: Array, second: Array) -> Array:
     """Estimated Jaccard similarity from the low bytes of the hashes: (..., H), (..., H) -> (...)."""
     num_equal = (first == second).view(np.uint8).sum(-1, dtype=np.uint8)  # fast, and 128 fits
-    return (num_equal / first.shape[-1] - 1 / 256) / (
-        1 - 1 / 256
-    )  # low bytes of different hashes are equal once in 256
+    chance = 1 / 256  # for different hashes to have the same low byte
+    return (num_equal / first.shape[-1] - chance) / (1 - chance)
 
 
 def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Array]:
     """Low bytes of the signatures, (N, H), and the scopes, (N,)."""
     # The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
-    padding = "\0" * (WINDOW - 1)
-    joined = "".join(text + padding for text in texts).encode("utf-32-le", "surrogatepass")
+    joined = "".join(text + "\0" * (WINDOW - 1) for text in texts).encode("utf-32-le", "surrogatepass")
     characters = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64)
     num_windows = len(characters) - WINDOW + 1
     windows = np.zeros(num_windows, dtype=np.uint64)
@@ -262,16 +256,9 @@ def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Ar
     lengths = np.array([len(text) for text in texts])
     ends = np.cumsum(lengths + WINDOW - 1)
     is_padding = np.zeros(len(characters), dtype=bool)
-    for shift in range(1, WINDOW):
-        is_padding[ends - shift] = True
+    is_padding[ends[:, None] - np.arange(1, WINDOW)] = True
     windows = windows[~is_padding[:num_windows]]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(windows, offsets, NUM_HASHES, 0)
     signatures = np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint8)
     return signatures, np.zeros(len(texts), np.uint64) if scopes is None else np.asarray(scopes, dtype=np.uint64)
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while batch := list(islice(iterator, size)):
-        yield batch

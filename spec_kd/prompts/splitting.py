@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spec_kd.checks import check_number
 from spec_kd.open_types import Array, JsonValue
+from spec_kd.options import check_number
 from spec_kd.prompts.deduplication import normalize_text
 
 if TYPE_CHECKING:
@@ -30,29 +30,21 @@ def group_rows(*keys: Array, links: Array | None = None) -> Array:
     Returns:
         `np.ndarray` of int64, `(N,)`: For each row the first row of its group.
     """
-    num_rows = len(keys[0])
-    firsts = []
-    for key in keys:
-        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-        firsts.append(first[inverse])
-    parents = firsts[0].tolist()
+    uniques = (np.unique(key, return_index=True, return_inverse=True) for key in keys)
+    firsts, *others = (first[inverse] for _, first, inverse in uniques)  # the first row with the same key, (N,) each
+    parents = firsts.tolist()
 
     def find(row: int) -> int:
         while parents[row] != row:
             parents[row] = row = parents[parents[row]]
         return row
 
-    def join(row: int, other: int) -> None:
-        early, late = sorted((find(row), find(other)))
-        parents[late] = early
-
-    for first in firsts[1:]:
-        for row in np.flatnonzero(first != np.arange(num_rows)).tolist():
-            join(row, int(first[row]))
-    if links is not None:
-        for row, other in links[firsts[0][links[:, 0]] != firsts[0][links[:, 1]]].tolist():
-            join(row, other)
-    return np.fromiter(map(find, range(num_rows)), np.int64, num_rows)
+    pairs = [np.stack([np.arange(len(parents)), other], axis=1) for other in others]  # (N, 2) each
+    for linked in pairs if links is None else [*pairs, links]:
+        for row, other in linked[firsts[linked[:, 0]] != firsts[linked[:, 1]]].tolist():
+            early, late = sorted((find(row), find(other)))
+            parents[late] = early
+    return np.fromiter(map(find, range(len(parents))), np.int64, len(parents))
 
 
 def hash_text(text: str) -> int:
@@ -89,7 +81,7 @@ def split_prompts(dataset: "Dataset", test_fraction: float, seed: int = 0) -> "t
     Raises:
         ValueError: The share is out of its range.
     """
-    check_test_fraction(test_fraction)
+    check_number("test_fraction", test_fraction, 0, below=1)
     conversations, texts = _hash_keys(dataset)
     groups = group_rows(conversations, texts)
     is_test = choose_test_rows(texts[groups], np.zeros(len(dataset)), test_fraction, "hash", seed)
@@ -141,11 +133,6 @@ def find_leaks(train: "Dataset", test: "Dataset") -> Array:
     return leaks
 
 
-def check_test_fraction(test_fraction: float) -> None:
-    """Raises `ValueError` for a share of test rows that is below 0, or leaves nothing to train on."""
-    check_number("test_fraction", test_fraction, 0, below=1)
-
-
 def warn_of_empty_side(is_test: Array, groups: Array, test_fraction: float) -> None:
     """Warns if one side of a split has no rows, and says why.
 
@@ -178,8 +165,8 @@ def _hash_keys(dataset: "Dataset") -> tuple[Array, Array]:
     if column in ("prompt", "messages"):
         texts, openings = hash_prompts(dataset[column]), map(_find_opening, dataset[column])
     else:  # ids are compared as they are
-        values = map(str, dataset[column]) if column is not None else map(str, range(len(dataset)))
-        texts = np.array([hash_text(value) for value in values], dtype=np.uint64)
+        values = range(len(dataset)) if column is None else dataset[column]
+        texts = np.array([hash_text(str(value)) for value in values], dtype=np.uint64)
         openings = map(str, texts)
     conversations = [
         hash_text(f"opening\0{opening}" if name is None else f"name\0{name}")

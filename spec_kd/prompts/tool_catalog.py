@@ -2,13 +2,19 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 Tool = dict[str, object]
-SEPARATORS = re.compile(r"[\s,]*")  # between schemas that stand one after the other
+START = re.compile(r"[^\s,]")  # of a schema that stands after another one
+READERS: dict[str, Callable[[str], object]] = {
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+    ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
+}
 
 
 def load_tool_catalog(source: str | Path | Sequence[Mapping[str, object]]) -> list[Tool]:
@@ -93,21 +99,15 @@ def read_tools(value: object, where: str = "`tools`") -> list[Tool] | None:
 
 def _decode_all(text: str, where: str) -> list[object]:
     """The JSON values in a text, which stand one after the other."""
-    decoder, values, position = json.JSONDecoder(), [], _skip_separators(text, 0)
-    while position < len(text):
+    decoder, values, position = json.JSONDecoder(), [], 0
+    while start := START.search(text, position):
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = decoder.raw_decode(text, start.start())
         except (ValueError, RecursionError) as error:
-            shown = text[position : position + 60]
+            shown = text[start.start() :][:60]
             raise ValueError(f"{where} must be tool schemas as a list or as JSON, got the text {shown!r}.") from error
         values.append(value)
-        position = _skip_separators(text, position)
     return values
-
-
-def _skip_separators(text: str, position: int) -> int:
-    match = SEPARATORS.match(text, position)
-    return position if match is None else match.end()
 
 
 def dump_tools(tools: Sequence[Tool]) -> str:
@@ -123,14 +123,9 @@ def wrap_tool(tool: Tool) -> Tool:
 def _read(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"The tool catalog `{path}` does not exist.")
-    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix not in READERS:
+        raise ValueError(f"The tool catalog `{path}` must end in {', '.join(READERS)}.")
     try:
-        if path.suffix in (".yaml", ".yml"):
-            return yaml.safe_load(text)
-        if path.suffix == ".json":
-            return json.loads(text)
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return READERS[path.suffix](path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise ValueError(f"The tool catalog `{path}` cannot be read: {error}") from error
-    raise ValueError(f"The tool catalog `{path}` must end in .yaml, .yml, .json or .jsonl.")

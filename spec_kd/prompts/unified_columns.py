@@ -29,7 +29,11 @@ def unify_columns(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
     Raises:
         ValueError: A column is, for example, text in one dataset and messages in another; names the column.
     """
-    datasets = {name: _write_tools_as_text(dataset) for name, dataset in datasets.items()}
+    plain = (NULL, Value("string"), Value("large_string"))
+    datasets = {
+        name: d if d.features.get("tools", NULL) in plain else _write_as_json(d, "tools", Value("string"))
+        for name, d in datasets.items()
+    }
     columns = dict.fromkeys(column for dataset in datasets.values() for column in dataset.column_names)
     features = {
         column: _unify_features(column, {n: d.features[column] for n, d in datasets.items() if column in d.features})
@@ -63,12 +67,6 @@ def _cast(dataset: Dataset, features: Features) -> Dataset:
         if feature == JSON_ITEMS and dataset.features[column] not in (JSON_ITEMS, NULL):
             dataset = _write_as_json(dataset, column, List(Value("string")))
     return dataset if dataset.features == features else dataset.cast(features)
-
-
-def _write_tools_as_text(dataset: Dataset) -> Dataset:
-    if dataset.features.get("tools", NULL) in (NULL, Value("string"), Value("large_string")):
-        return dataset
-    return _write_as_json(dataset, "tools", Value("string"))
 
 
 def _write_as_json(dataset: Dataset, column: str, feature: Feature) -> Dataset:

@@ -84,12 +84,10 @@ def draw_lines(
     numbers = [n for s in series for _, interval in s.points for n in interval if math.isfinite(n)]
     if not any(math.isfinite(interval.value) for s in series for _, interval in s.points):
         return None
-    if ceiling is None:
-        ceiling = max([*numbers, floor + 1, reference or floor])
-    y_values = choose_ticks(floor, ceiling)
+    highest = max(*numbers, floor + 1, reference or floor) if ceiling is None else ceiling
+    y_values = choose_ticks(floor, highest)
     x_values = sorted({x for s in series for x, _ in s.points})
-    left, right = x_values[0] - 0.5, x_values[-1] + 0.5
-    top = max(y_values[-1], floor)
+    left, right, top = x_values[0] - 0.5, x_values[-1] + 0.5, max(y_values[-1], floor)
 
     def place_x(x: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * (x - left) / (right - left), 1)
@@ -115,13 +113,12 @@ def draw_lines(
         )
         return DrawnSeries(index=one.index, label=one.label, bands=bands, lines=lines, dots=dots, ring=ring)
 
-    every = math.ceil(len(x_values) / MOST_X_TICKS)
     return LineChart(
         title=title,
         x_label=x_label,
         y_label=y_label,
         summary=f"{title}. " + " ".join(_summarize(one) for one in series),
-        x_ticks=[(place_x(x), str(x)) for x in x_values[::every]],
+        x_ticks=[(place_x(x), str(x)) for x in x_values[:: math.ceil(len(x_values) / MOST_X_TICKS)]],
         y_ticks=[(place_y(y), f"{y:g}") for y in y_values],
         series=[draw(one) for one in series],
         reference=None if reference is None else place_y(reference),

@@ -35,6 +35,5 @@ def format_interval(interval: Interval | None, digits: int = TIMES_DIGITS, sign:
 
 def is_apart_from_zero(interval: Interval) -> bool | None:
     """Whether the interval excludes 0; `None` where it has no bounds."""
-    if math.isnan(interval.low) or math.isnan(interval.high):
-        return None
-    return interval.low > 0 or interval.high < 0
+    has_bounds = not math.isnan(interval.low) and not math.isnan(interval.high)
+    return interval.low > 0 or interval.high < 0 if has_bounds else None

@@ -1,11 +1,16 @@
-"""Pictures by matplotlib, each on a figure of its own: no backend or global state is touched."""
+"""Pictures by matplotlib, each on a figure of its own (no backend or global state is touched), and a report's files."""
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spec_kd.escaping import escape_label
+from spec_kd.files import write_text
+from spec_kd.options import read_path
 from spec_kd.reports.numbers import Interval
 
 if TYPE_CHECKING:
@@ -14,6 +19,9 @@ if TYPE_CHECKING:
 
 # tried in this order, each for the characters that those before it do not have
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS")
+PICTURE_DPI = 130
+
+logger = logging.getLogger(__name__)
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -55,7 +63,36 @@ def set_fonts(figure: "Figure") -> None:
     from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
 
-    installed = set(get_font_names())
-    families = [name for name in FONTS if name in installed]
+    families = sorted({*FONTS} & {*get_font_names()}, key=FONTS.index)
     for text in figure.findobj(Text):
         text.set_fontfamily(families)
+
+
+def save_files(
+    output_dir: str | os.PathLike[str], stem: str, texts: Mapping[str, str], plot: Callable[[], "Figure"]
+) -> dict[str, Path]:
+    """Writes `STEM.KIND` for each kind of text and, with matplotlib, `STEM.png`, over those that are there.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
+        stem (`str`): Name of the files.
+        texts (`Mapping[str, str]`): Texts by kind, such as `"json"`.
+        plot (`Callable`): Makes the picture, or raises `ImportError` without matplotlib.
+
+    Returns:
+        `dict[str, Path]`: The files by kind, with `"png"` only if it was written.
+    """
+    folder = Path(read_path("output_dir", output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {kind: folder / f"{stem}.{kind}" for kind in texts}
+    for kind, text in texts.items():
+        write_text(paths[kind], text)
+    picture = folder / f"{stem}.png"
+    picture.unlink(missing_ok=True)  # the picture of an older report would mislead
+    try:
+        figure = plot()
+    except ImportError as error:
+        logger.warning(f"`{picture}` is not written. {error}")
+        return paths
+    figure.savefig(picture, dpi=PICTURE_DPI)
+    return {**paths, "png": picture}

@@ -1,21 +1,35 @@
-"""Batched generation with a transformers model, by options of ours and none of the config that the model ships."""
+"""Batched generation with a transformers model, by options of ours and none of the config that the model ships.
 
+With its parts: seeds, drawing one id of each row, and logits processors.
+"""
+
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from spec_kd.heads import evaluation_mode, find_input_device
-from spec_kd.sampling.drawing import seed_generator
-from spec_kd.sampling.logits_processors import DrawnToken, ProgressWatch, RealIdsOnly, build_warpers
+from spec_kd.open_types import Argument
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import PromptBatch
+from spec_kd.sampling.prompts import PromptBatch, report_progress
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel
+
+SEED_BITS = 56  # of the 64 bits of a torch generator's seed
+NO_IDS: Argument = None  # previous tokens for processors that do not read them
 
 
 def generate_batch(
@@ -55,9 +69,8 @@ def generate_batch(
     length = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (length - len(ids)) + ids for ids in prompts], device=device)  # (B, L)
     mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    processors = LogitsProcessorList([RealIdsOnly(vocab_size), *on_logits])
-    processors += build_warpers(options.temperature, options.top_k, options.top_p)
-    processors += on_scores
+    warpers = build_warpers(options.temperature, options.top_k, options.top_p)
+    processors = LogitsProcessorList([RealIdsOnly(vocab_size), *on_logits, *warpers, *on_scores])
     watch = ProgressWatch(prompts, eos_ids)
     if isinstance(prompts, PromptBatch):
         processors.append(watch)
@@ -99,6 +112,12 @@ def cut_after_eos(ids: list[int], eos_ids: Collection[int]) -> tuple[list[int], 
     return (ids, "length") if end is None else (ids[: end + 1], "stop")
 
 
+def join_eos_ids(shipped: int | list[int] | None, own: int | None) -> list[int]:
+    """The EOS ids of a generation config, together with that of a tokenizer, sorted."""
+    found = {*(shipped if isinstance(shipped, list) else [shipped]), own}
+    return sorted(id for id in found if id is not None)
+
+
 def find_special_ids(model: PreTrainedModel, processing_class: ProcessingClass) -> tuple[list[int], int]:
     """The ids that end a completion, and a pad id.
 
@@ -113,12 +132,125 @@ def find_special_ids(model: PreTrainedModel, processing_class: ProcessingClass) 
         ValueError: Neither has an EOS.
     """
     tokenizer = get_tokenizer(processing_class)
-    shipped = model.generation_config.eos_token_id
-    found = {*(shipped if isinstance(shipped, list) else [shipped]), tokenizer.eos_token_id}
-    eos_ids = sorted(id for id in found if id is not None)
+    eos_ids = join_eos_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
     if not eos_ids:
         raise ValueError(
             "Neither the generation config of the model nor its tokenizer has an EOS token, so no completion would "
             "ever end. Set `processing_class.eos_token`."
         )
     return eos_ids, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+
+
+def derive_seed(text: str, bits: int = SEED_BITS) -> int:
+    """The first `bits` bits of the text's SHA-256: the same on every machine, whatever was drawn before."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big") >> (256 - bits)
+
+
+def seed_generator(text: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A new generator on `device` with the seed of [`derive_seed`]; the global random state is not touched."""
+    return torch.Generator(device).manual_seed(derive_seed(text))
+
+
+def draw_ids(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draws one id for each row.
+
+    Args:
+        weights (`torch.Tensor`): Weights of the ids, `(B, V)`, 0 or above. They need not sum to one.
+        generator (`torch.Generator`): Generator on the device of the weights.
+
+    Returns:
+        `torch.Tensor`: int64 `(B,)`.
+    """
+    # `torch.multinomial` draws a number for every id. On a CPU that takes longer than the head of a small model.
+    cumulated = weights.double().cumsum(dim=-1)
+    draws = torch.rand(len(weights), 1, generator=generator, dtype=torch.double, device=weights.device)
+    ids = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True).squeeze(1)
+    return ids.clamp(max=weights.shape[1] - 1)  # the product may be rounded up to the sum
+
+
+def build_warpers(temperature: float, top_k: int = 0, top_p: float = 1.0) -> LogitsProcessorList:
+    """The processors that turn logits `(N, V)` into those that are sampled from, in the order of transformers.
+
+    None of them reads the previous tokens (pass `NO_IDS`), so one pass can process a whole completion.
+    Repetition penalties do read them, and are left out.
+
+    Args:
+        temperature (`float`): Temperature of the softmax; 0.0 is greedy and gives an empty list.
+        top_k (`int`, *optional*, defaults to `0`): Number of most likely ids to sample from; 0 samples from all.
+        top_p (`float`, *optional*, defaults to `1.0`): Probability mass of the most likely ids to sample from.
+    """
+    if temperature == 0:
+        return LogitsProcessorList()
+    by_temperature = [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
+    by_rank = [TopKLogitsWarper(top_k)] if top_k > 0 else []
+    by_mass = [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return LogitsProcessorList([*by_temperature, *by_rank, *by_mass])
+
+
+class RealIdsOnly(LogitsProcessor):
+    """Rules out the padded rows of an output head: no tokenizer knows their ids.
+
+    Args:
+        vocab_size (`int`): Number of ids of the tokenizer.
+    """
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores `(B, V)` with -inf at the padded rows, in place."""
+        scores[:, self.vocab_size :] = -torch.inf
+        return scores
+
+
+class DrawnToken(LogitsProcessor):
+    """Draws an id from the softmax of each row and rules out all others, so that a greedy `generate` samples.
+
+    `generate` itself draws a number for every id of the vocabulary, which on a CPU takes as long as a small model. This
+    must be the last processor.
+
+    Args:
+        generator (`torch.Generator`): Generator on the device of the scores.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        self._generator = generator
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores `(B, V)`: 0 at the drawn id and -inf elsewhere."""
+        drawn = draw_ids(scores.softmax(dim=-1), self._generator)  # (B,)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)  # (B, V)
+
+
+class ProgressWatch(LogitsProcessor):
+    """Reports tokens and completions while they are written; scores stay as they are.
+
+    Args:
+        prompts (`Sequence[list[int]]`): The batch whose completions are written.
+        eos_ids (`Collection[int]`): Ids that end a completion.
+    """
+
+    def __init__(self, prompts: Sequence[list[int]], eos_ids: Collection[int]):
+        self._prompts, self._eos_ids = prompts, set(eos_ids)
+        self._is_open, self._is_first = [True] * len(prompts), True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores `(B, V)`, unchanged; `input_ids` `(B, T)` tell the tokens of the step before."""
+        if not self._is_first:
+            self.note(input_ids[:, -1].tolist())
+        self._is_first = False
+        return scores
+
+    def note(self, written: list[int], is_last: bool = False) -> None:
+        """Counts the newest token of each row, unless the row ended before it.
+
+        Args:
+            written (`list[int]`): Newest id of each row.
+            is_last (`bool`, *optional*, defaults to `False`): Whether generation ends after this token.
+        """
+        num_open = sum(self._is_open)
+        self._is_open = [
+            is_open and not is_last and id not in self._eos_ids
+            for is_open, id in zip(self._is_open, written, strict=True)
+        ]
+        report_progress(self._prompts, num_open, num_open - sum(self._is_open))

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from spec_kd.checks import check_int, check_number
-from spec_kd.options import document_options, option
+from spec_kd.options import check_int, check_number, document_options, option
 
 
 @document_options

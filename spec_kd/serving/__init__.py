@@ -1,6 +1,6 @@
 """Engines that serve a draft: how they draft and accept, what they ask of a draft, and their commands."""
 
-from spec_kd.checks import check_choice, check_int
+from spec_kd.options import check_choice, check_int
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.llama_cpp import LLAMA_CPP
 from spec_kd.serving.mlx_lm import MLX_LM

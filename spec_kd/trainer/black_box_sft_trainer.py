@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from spec_kd.probes import check_fused_log_probs
-from spec_kd.trainer.black_box_sft_config import BlackBoxSFTConfig
+from spec_kd.trainer.configs import BlackBoxSFTConfig
 from spec_kd.trainer.draft_trainer import DraftTrainer
 
 

@@ -18,11 +18,9 @@ from transformers.utils import ModelOutput
 from spec_kd._private import gather_head_parameters
 from spec_kd.heads import LogitTransform, run_up_to_head
 from spec_kd.losses import TokenLoss, fused_linear_divergence, selected_linear_divergence
-from spec_kd.losses.selected import TokenTargets
-from spec_kd.losses.selection import TokenSelection
+from spec_kd.losses.selection import TokenSelection, TokenTargets
 from spec_kd.open_types import Argument
-from spec_kd.trainer.teachers.base import Targets
-from spec_kd.trainer.teachers.live import LiveTargets
+from spec_kd.trainer.teachers.live import LiveTargets, Targets
 
 
 @dataclass(frozen=True)

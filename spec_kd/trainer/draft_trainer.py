@@ -25,35 +25,36 @@ from transformers import (
 from trl import SFTTrainer, is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
-from spec_kd.data.id_checks import check_ids
-from spec_kd.data.token_columns import TokenColumnCollator, check_token_columns, find_token_columns
+from spec_kd.data.token_columns import TokenColumnCollator, check_ids, check_token_columns, find_token_columns
 from spec_kd.data.training_rows import count_cut_rows, cut_and_pack, report_unlabeled_rows, to_training_rows
 from spec_kd.escaping import is_hub_id, make_public_name
 from spec_kd.files import explain_full_disk
-from spec_kd.heads import check_is_causal_lm
-from spec_kd.hub import carry_model_card, export_draft, extend_model_card
+from spec_kd.hub import CardFacts, carry_model_card, export_draft, extend_model_card
 from spec_kd.hub.card import is_generated, remove_paths
 from spec_kd.loading import find_adapter, find_processing_class, load_model
 from spec_kd.open_types import Arguments, Call, JsonObject
-from spec_kd.probes import check_packing, check_padding
+from spec_kd.options import refuse
+from spec_kd.probes import check_is_causal_lm, check_packing, check_padding
 from spec_kd.secrets import strip_secrets
-from spec_kd.trainer.arguments import FormattingFunction, as_config, check_tokens, get_load_options
-from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
-from spec_kd.trainer.draft_config import DraftConfig
-from spec_kd.trainer.finite_guard import FiniteGuard
-from spec_kd.trainer.resumption import ResumableTraining
-from spec_kd.trainer.teachers.stored import find_target_name
-from spec_kd.trainer.training_data import (
+from spec_kd.trainer.arguments import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
     AnyDataset,
     EvalDataset,
-    apply_formatting,
+    FormattingFunction,
+    as_config,
     check_dataset,
     check_datasets,
+    check_tokens,
     find_columns,
     find_dataset_name,
+    get_load_options,
 )
+from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
+from spec_kd.trainer.configs import DraftConfig
+from spec_kd.trainer.finite_guard import FiniteGuard
+from spec_kd.trainer.resumption import ResumableTraining
+from spec_kd.trainer.teachers.stored import find_target_name
 from spec_kd.vocabulary import ProcessingClass, check_alignable, count_real_ids
 
 logger = get_logger(__name__)
@@ -104,8 +105,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         check_output_dir(args.output_dir)
         check_tokens(processing_class, args)
         train_dataset = check_datasets(args, train_dataset, eval_dataset, formatting_func)
-        self.dataset_name = find_dataset_name(train_dataset)
-        self.target_name = find_target_name(train_dataset)
+        self.dataset_name, self.target_name = find_dataset_name(train_dataset), find_target_name(train_dataset)
         if isinstance(model, str) and find_adapter(model, options) is not None:
             options |= {} if quantization_config is None else {"quantization_config": quantization_config}
             placement = {} if args.distributed_state.distributed_type == DistributedType.NO else {"device_map": None}
@@ -148,22 +148,24 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         if not self.args.align_vocabulary:
             return
         check_alignable(self.model)
-        if is_peft_model(self.model) and not self.args.merge_adapter:
-            raise ValueError(
-                "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "
-                "contain. Set `merge_adapter=True` as well."
-            )
         rows, ids = self._get_target_vocab_size(), count_real_ids(self.processing_class)
-        if rows is None:
-            raise ValueError(
+        refuse(
+            (
+                is_peft_model(self.model) and not self.args.merge_adapter,
+                "`align_vocabulary=True` changes the rows of the base model, which a saved LoRA adapter does not "
+                "contain. Set `merge_adapter=True` as well.",
+            ),
+            (
+                rows is None,
                 "`align_vocabulary=True` needs to know the rows of the target's head. Set `target_vocab_size` to "
-                "`target.config.vocab_size`."
-            )
-        if rows < ids:
-            raise ValueError(
+                "`target.config.vocab_size`.",
+            ),
+            (
+                rows is not None and rows < ids,
                 f"`align_vocabulary=True` cannot cut the draft to the target's {rows} rows: its tokenizer has {ids} "
-                "ids. Train with the target's tokenizer, and with a chat template that adds no tokens."
-            )
+                "ids. Train with the target's tokenizer, and with a chat template that adds no tokens.",
+            ),
+        )
 
     def _bind(self, callback: TrainerCallback) -> None:
         if hasattr(callback, "bind"):
@@ -200,7 +202,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 f"The {dataset_name} dataset has images and the training set has none. Give both the same columns."
             )
         if formatting_func is not None and not ID_COLUMNS & find_columns(dataset):
-            dataset = apply_formatting(dataset, formatting_func, args.dataset_text_field)
+            text, columns = args.dataset_text_field, list(find_columns(dataset))
+            dataset = dataset.map(lambda row: {text: formatting_func(row)}, remove_columns=columns)
         columns = [name for name in find_token_columns(dataset) if name in self._used_token_columns]
         check_token_columns(dataset, columns, dataset_name)
         dataset = check_ids(dataset, count_real_ids(processing_class), dataset_name)
@@ -313,10 +316,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             dataset_name (`str`, *optional*): Folder or Hub id; by default `dataset_name` of this trainer.
             tags (`str` or `list[str]`, *optional*): Further tags.
         """
-        if dataset_name is not None:
-            self.dataset_name = dataset_name
-        if tags is not None:
-            self._card_tags = tags
+        self.dataset_name = dataset_name or self.dataset_name
+        self._card_tags = self._card_tags if tags is None else tags
         output_dir = str(self.args.output_dir)
         hub_model_id = self.hub_model_id or self.args.hub_model_id
         model_name = make_public_name(model_name or hub_model_id or os.path.abspath(output_dir))
@@ -330,13 +331,15 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             before, after = find_acceptance_metrics(self.state.log_history)
             extend_model_card(
                 Path(output_dir) / "README.md",
-                method=self._method,
-                dataset_name=self.dataset_name,
-                draft_name=hub_model_id or model_name,
-                base_name=get_config_model_id(self.model.config),
-                metrics_before=before,
-                metrics=after,
-                **self._describe_training(),
+                CardFacts(
+                    method=self._method,
+                    dataset_name=self.dataset_name,
+                    draft_name=hub_model_id or model_name,
+                    base_name=get_config_model_id(self.model.config),
+                    metrics_before=before,
+                    metrics=after,
+                    **self._describe_training(),
+                ),
             )
 
     def _save_card(self, folder: Path) -> None:
@@ -344,14 +347,11 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
         card, own = folder / "README.md", Path(str(self.args.output_dir)) / "README.md"
         if card.is_file() and not is_generated(card):
             remove_paths(card)  # the user's own card, to which PEFT adds
-            return
-        is_own = folder.resolve() == own.parent.resolve()
-        is_checkpoint = not is_own and is_checkpoint_name(folder)
-        if is_checkpoint and not card.exists():
-            return  # the card of the output folder is for all checkpoints
-        if is_own or not own.exists():
+        elif folder.resolve() == own.parent.resolve():
             self.create_model_card()
-        if not is_own:
+        elif card.exists() or not is_checkpoint_name(folder):  # the output folder's card is for all checkpoints
+            if not own.exists():
+                self.create_model_card()
             shutil.copy(own, card)
             carry_model_card(None, folder, keep_name=True)
 
@@ -360,8 +360,7 @@ def check_output_dir(output_dir: str | None) -> None:
     """Raises `ValueError` unless files can be written to `output_dir`; creates it."""
     try:
         os.makedirs(str(output_dir), exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
+        tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
         raise ValueError(
             f"`output_dir={output_dir!r}` cannot be written to ({error}). Pass a folder that can."

@@ -47,12 +47,10 @@ class FiniteGuard(Trainer):
             self._first_step = self.state.global_step
         result = super().compute_loss(*args, **kwargs)
         if self.model.training:
-            loss = result[0] if isinstance(result, tuple) else result
-            is_bad = (~torch.isfinite(loss.detach()).all()).float()
-            if self.accelerator.num_processes > 1:
-                is_bad = self.accelerator.reduce(is_bad, reduction="sum")
-            if is_bad.item():
-                own = loss.detach().float().mean().item()
+            loss = (result[0] if isinstance(result, tuple) else result).detach()
+            is_bad = (~torch.isfinite(loss).all()).float()
+            if self.accelerator.reduce(is_bad, reduction="sum").item():
+                own = loss.float().mean().item()
                 where = f"is {own}" if not math.isfinite(own) else "of another process is not finite"
                 self.stop(f"The training loss {where}")
         return result
@@ -76,10 +74,7 @@ class FiniteGuard(Trainer):
             what (`str`): What is not finite, as the start of a sentence.
             cause (`str`, *optional*): The likely cause, as sentences; searched for by default.
         """
-        causes = [cause or self._find_cause()]
-        if self.accelerator.num_processes > 1:
-            causes = [one for one in gather_object(causes) if one]
-        likely = next(filter(None, causes), None) or (
+        likely = next(filter(None, gather_object([cause or self._find_cause()])), None) or (
             f"Likely causes: a `learning_rate` ({self.args.learning_rate}) that is too high, or a row of the data that "
             "the models cannot read."
         )
@@ -93,10 +88,9 @@ class FiniteGuard(Trainer):
         return None
 
     def _describe_bad_weight(self) -> str | None:
-        name = find_nonfinite_parameter(self.model)
+        name, step = find_nonfinite_parameter(self.model), self.state.global_step
         if name is None:
             return None
-        step = self.state.global_step
         if self._first_step is None or step == self._first_step:
             return f"Before the first step: {describe_bad_weight('draft', name)}"
         return (

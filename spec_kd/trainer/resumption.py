@@ -58,17 +58,14 @@ class ResumableTraining(Trainer):
         Raises:
             ValueError: For a damaged checkpoint that is given by name, or with `True` if no checkpoint is whole.
         """
-        checkpoint = self._choose_checkpoint(resume_from_checkpoint or None)
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint) if resume_from_checkpoint else None
         self._has_ended = False
         self._load_run_state(None if checkpoint is None else Path(checkpoint))
         return super().train(checkpoint, *args, **kwargs)
 
-    def _choose_checkpoint(self, asked: str | bool | None) -> str | None:
-        if asked is None:
-            return None
-        found: list[str | None] = [None, None]
-        if self.accelerator.is_main_process:
-            found = _find_checkpoint(asked, str(self.args.output_dir))
+    def _choose_checkpoint(self, asked: str | bool) -> str:
+        is_main = self.accelerator.is_main_process
+        found = _find_checkpoint(asked, str(self.args.output_dir)) if is_main else [None, None]
         checkpoint, problem = broadcast_object_list(found)
         if checkpoint is None:
             raise ValueError(problem)
@@ -162,8 +159,13 @@ class _ResumptionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
     ) -> None:
         callbacks = self._trainer.callback_handler.callbacks
+        saved: JsonObject = state.stateful_callbacks  # type: ignore[assignment]  # a dictionary when it is read
         if state.global_step > 0 and not args.restore_callback_states_from_checkpoint:
-            _restore_callbacks(callbacks, state)
+            for callback in callbacks:  # their counts, while their options stay those of this run
+                known = saved.get(type(callback).__name__)
+                if isinstance(callback, ExportableState) and isinstance(known, dict):
+                    for name, value in known.get("attributes", {}).items():
+                        setattr(callback, name, value)
         is_out_of_patience = state.global_step > 0 and any(
             callback.early_stopping_patience_counter >= callback.early_stopping_patience
             for callback in callbacks
@@ -179,16 +181,6 @@ class _ResumptionCallback(TrainerCallback):
     ) -> None:
         if self._trainer._has_ended:  # already evaluated and saved when it ended
             control.should_log = control.should_evaluate = control.should_save = False
-
-
-def _restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) -> None:
-    """Restores the counts of callbacks from a checkpoint; their options stay those of this run."""
-    saved_states: JsonObject = state.stateful_callbacks  # type: ignore[assignment]  # a dictionary when it is read
-    for callback in callbacks:
-        saved = saved_states.get(type(callback).__name__)
-        if isinstance(callback, ExportableState) and isinstance(saved, dict):
-            for name, value in saved.get("attributes", {}).items():
-                setattr(callback, name, value)
 
 
 def _find_checkpoint(asked: str | bool, output_dir: str) -> list[str | None]:

@@ -4,7 +4,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -15,26 +14,14 @@ from spec_kd.trainer.arguments import BatchSamples
 
 STEP = "step"
 Mark: TypeAlias = Argument  # an event on CUDA, else seconds
+Span: TypeAlias = tuple[str, str | None, Mark, Mark]
+"""A region of a step: its name, the region that it interrupts, and the marks of its start and its end."""
 
 
-@dataclass(frozen=True)
-class Span:
-    """A region of a step between two marks.
-
-    Args:
-        region (`str`): Its name.
-        outer (`str`, *optional*): The region that it interrupts.
-        start (`torch.cuda.Event` or `float`), end (`torch.cuda.Event` or `float`): The marks.
-    """
-
-    region: str
-    outer: str | None
-    start: Mark
-    end: Mark
-
-
-class StepClock:
+class StepClock(TrainerCallback):
     """Measures named regions of training steps; the time of a region inside another one counts for the inner one only.
+
+    As a callback it marks the optimizer and the ends of steps, for which a trainer has no methods.
 
     On CUDA the marks are events in the current stream. They are read when the shares are asked for, so the host does
     not wait in between, and a region's time is that of the device. Elsewhere they are readings of the host's clock.
@@ -45,7 +32,7 @@ class StepClock:
     """
 
     def __init__(self, device: torch.device):
-        self._device = device
+        self._device, self._has_events = device, device.type == "cuda"
         self._open: list[tuple[str, Mark]] = []
         self._spans: list[Span] = []
         self._ended: deque[list[Span]] = deque()
@@ -58,17 +45,13 @@ class StepClock:
             self._spans = []
             self.start(STEP)
 
-    def discard_step(self) -> None:
-        """Forgets a step that has begun and not ended (no more data, an exception)."""
-        self._open.clear()
-
     def end_step(self) -> None:
         """Ends the step that has begun."""
         self.stop()
         self._ended.append(self._spans)
         self._num_steps += 1
-        while self._ended and self._is_reached(self._ended[0][-1].end):  # so that a run without logging keeps nothing
-            self._add_up(self._ended.popleft())
+        while self._ended and (not self._has_events or self._ended[0][-1][-1].query()):
+            self._add_up(self._ended.popleft())  # now, so that a run without logging keeps nothing
 
     def start(self, region: str) -> None:
         """Enters a region of a step; `stop` leaves it."""
@@ -77,7 +60,7 @@ class StepClock:
     def stop(self) -> None:
         """Leaves the region entered last."""
         region, start = self._open.pop()
-        self._spans.append(Span(region, self._open[-1][0] if self._open else None, start, self._mark()))
+        self._spans.append((region, self._open[-1][0] if self._open else None, start, self._mark()))
 
     @contextmanager
     def measure(self, region: str) -> Iterator[None]:
@@ -96,8 +79,8 @@ class StepClock:
 
         A region that was only entered before has a share of 0. Without a step there are no metrics.
         """
-        if self._ended and self._device.type == "cuda":
-            self._ended[-1][-1].end.synchronize()
+        if self._ended and self._has_events:
+            self._ended[-1][-1][-1].synchronize()
         while self._ended:
             self._add_up(self._ended.popleft())
         if not self._num_steps:
@@ -110,22 +93,40 @@ class StepClock:
         return metrics
 
     def _mark(self) -> Mark:
-        if self._device.type != "cuda":
+        if not self._has_events:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def _is_reached(self, mark: Mark) -> bool:
-        return self._device.type != "cuda" or mark.query()
-
     def _add_up(self, spans: list[Span]) -> None:
-        for span in spans:
-            is_event = self._device.type == "cuda"
-            seconds = span.start.elapsed_time(span.end) / 1000 if is_event else span.end - span.start
-            self._seconds[span.region] += seconds
-            if span.outer is not None:
-                self._seconds[span.outer] -= seconds
+        for region, outer, start, end in spans:
+            seconds = start.elapsed_time(end) / 1000 if self._has_events else end - start
+            self._seconds[region] += seconds
+            if outer is not None:
+                self._seconds[outer] -= seconds
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
+        """Forgets a step that has begun and not ended (no more data, an exception)."""
+        self._open.clear()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
+        """Enters the region of the optimizer."""
+        self.start("optimizer")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
+        """Leaves it."""
+        self.stop()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument) -> None:
+        """Ends the step."""
+        self.end_step()
 
 
 class TimedSteps(Trainer):
@@ -142,7 +143,7 @@ class TimedSteps(Trainer):
     def __init__(self, *args: Argument, **kwargs: Argument):
         super().__init__(*args, **kwargs)
         self._clock = StepClock(self.args.device)
-        self.add_callback(_ClockCallback(self._clock))
+        self.add_callback(self._clock)
 
     def get_batch_samples(self, *args: Argument, **kwargs: Argument) -> BatchSamples:
         """As `Trainer.get_batch_samples`; begins a step."""
@@ -157,28 +158,3 @@ class TimedSteps(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`, with the times of the steps where the loss is logged."""
         super().log({**logs, **self._clock.read()} if "loss" in logs else logs, start_time)
-
-
-class _ClockCallback(TrainerCallback):
-    """Marks the optimizer and the ends of steps, for which the trainer has no methods."""
-
-    def __init__(self, clock: StepClock):
-        self._clock = clock
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
-    ) -> None:
-        self._clock.discard_step()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
-    ) -> None:
-        self._clock.start("optimizer")
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
-    ) -> None:
-        self._clock.stop()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument) -> None:
-        self._clock.end_step()

@@ -17,20 +17,17 @@ from transformers.utils import ModelOutput
 
 from spec_kd.data.token_columns import REFERENCE_COLUMN
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
-from spec_kd.heads import check_logits_are_known, check_plain_head, unwrap_peft
+from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Argument, Arguments, Call, JsonObject
-from spec_kd.probes import gives_auxiliary_loss
-from spec_kd.trainer.arguments import InitKwargs, LossResult, as_config, to_dict
+from spec_kd.probes import check_logits_are_known, check_plain_head, gives_auxiliary_loss
+from spec_kd.trainer.arguments import AnyDataset, EvalDataset, LossResult, as_config
+from spec_kd.trainer.configs import InitKwargs, WhiteBoxDistillConfig, to_dict
 from spec_kd.trainer.distill_head import DistillTargets, add_distillation_head
 from spec_kd.trainer.draft_trainer import DraftTrainer
-from spec_kd.trainer.shared_vocabulary import find_shared_vocabulary
 from spec_kd.trainer.step_clock import TimedSteps
-from spec_kd.trainer.teachers.base import Teacher
-from spec_kd.trainer.teachers.live import LiveTeacher, load_teacher
+from spec_kd.trainer.teachers.live import LiveTeacher, Teacher, load_teacher
 from spec_kd.trainer.teachers.stored import StoredTeacher, read_teacher_info
-from spec_kd.trainer.training_data import AnyDataset, EvalDataset
-from spec_kd.trainer.white_box_checks import check_loss_is_ours, check_reference, check_stored_run, check_teacher
-from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
+from spec_kd.trainer.white_box_checks import check_models, check_reference, check_stored_run, find_shared_vocabulary
 from spec_kd.vocabulary import ProcessingClass
 
 logger = get_logger(__name__)
@@ -115,8 +112,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
         self.token_loss = args.build_loss()
         info = read_teacher_info(train_dataset) if teacher_model is None else None
-        check_teacher(model, teacher_model, info)
-        check_loss_is_ours(args, model, compute_loss_func, peft_config)
+        check_models(model, teacher_model, info, compute_loss_func, peft_config)
         self._reads_reference_column = check_reference(self.token_loss, ref_model, train_dataset)
         models: dict[str, tuple[Argument, InitKwargs]] = {
             "draft": (model, args.model_init_kwargs),
@@ -152,7 +148,12 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             self.processing_class, self._get_target_vocab_size(), args.chat_template_path
         )
         check_logits_are_known(self.model, "draft")
-        self._check_auxiliary_loss()
+        if self.aux_loss_enabled and not gives_auxiliary_loss(self.model):
+            self.aux_loss_enabled = False
+            logger.warning(
+                f"{type(unwrap_peft(self.model)).__name__} does not return the load-balancing loss of its experts. It "
+                f"is trained without this loss, although `router_aux_loss_coef={self.router_aux_loss_coef}`."
+            )
         self._teacher: Teacher = self._stored_teacher or self._load_frozen("teacher", *models["teacher"], vocab_size)
         self.teacher_model = self._teacher.model
         self._reference = None
@@ -175,14 +176,6 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         if role != "teacher":
             check_plain_head(model, role)
         super()._check_reading(model, role)
-
-    def _check_auxiliary_loss(self) -> None:
-        if self.aux_loss_enabled and not gives_auxiliary_loss(self.model):
-            self.aux_loss_enabled = False
-            logger.warning(
-                f"{type(unwrap_peft(self.model)).__name__} does not return the load-balancing loss of its experts. It "
-                f"is trained without this loss, although `router_aux_loss_coef={self.router_aux_loss_coef}`."
-            )
 
     def _load_frozen(
         self, role: str, model: str | PreTrainedModel, init_kwargs: InitKwargs, vocab_size: int
@@ -215,18 +208,16 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         }
 
     def _describe_loss(self) -> str:
-        args, options = self.args, to_dict(self.args.divergence_kwargs)
-        if args.beta is not None:
-            options["beta"] = args.beta
-        described = str(args.divergence)
-        if options:
-            described += f" ({', '.join(f'{name}={value}' for name, value in options.items())})"
-        if args.ce_weight:
-            described += f", cross-entropy weight {args.ce_weight}"
-        if self.token_loss.selection is not None:
-            described += f", tokens: {args.token_selection}"
-        service = self._teacher.describe_service(self.token_loss.divergence)
-        return f"{described}, {service}" if service else described
+        args = self.args
+        options = to_dict(args.divergence_kwargs) | ({} if args.beta is None else {"beta": args.beta})
+        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+        parts = [
+            f"{args.divergence} ({listed})" if options else str(args.divergence),
+            f"cross-entropy weight {args.ce_weight}" if args.ce_weight else "",
+            f"tokens: {args.token_selection}" if self.token_loss.selection else "",
+            self._teacher.describe_service(self.token_loss.divergence),
+        ]
+        return ", ".join(filter(None, parts))
 
     def compute_loss(
         self,
@@ -273,10 +264,9 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         return self._batch_targets.teacher.explain_non_finite(self.token_loss)
 
     def _describe_bad_frozen_weight(self) -> str | None:
-        for role, teacher in (("teacher", self._teacher), ("reference draft", self._reference)):
-            model = None if teacher is None else teacher.model
-            name = None if model is None else find_nonfinite_parameter(model)
-            if name is not None:
+        reference = None if self._reference is None else self._reference.model
+        for role, model in (("teacher", self._teacher.model), ("reference draft", reference)):
+            if model is not None and (name := find_nonfinite_parameter(model)) is not None:
                 return describe_bad_weight(role, name)
         return None
 

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import spec_kd
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.evaluation import load_report
-from spec_kd.evaluation.cost_table import read_costs
+from spec_kd.evaluation import load_report, read_costs
 from spec_kd.evaluation.gates import parse_gate
 from spec_kd.prompts.deduplication import NearDuplicateIndex
 from spec_kd.prompts.filters import TextFilter
@@ -168,7 +167,7 @@ PYTHON = {
         is_number("temperatures", NAN),
     ),
     "concurrency as text": (lambda w: w.serve(max_concurrency="4"), is_whole("max_concurrency", "4")),
-    "port 99999": (lambda w: w.serve(base_url="http://localhost:99999/v1"), "no address of a server"),
+    "port 99999": (lambda w: w.serve(base_url="http://localhost:99999/v1"), "not the address of a server"),
     "timeout of nan": (lambda w: w.serve(timeout=NAN), is_number("timeout", NAN)),
     "inf requests": (lambda w: w.serve(requests_per_minute=INFINITY), is_number("requests_per_minute", INFINITY)),
     "costs of nan": (
@@ -267,7 +266,7 @@ COMMANDS = {
     ),
     "respond on port 99999": (
         "respond --target {model} --prompts {log} --output_dir {out} --engine server --base_url http://localhost:99999/v1",
-        "no address of a server",
+        "not the address of a server",
     ),
     "respond with an unknown target": ("respond --target org/none --prompts {log} --output_dir {out}", "`org/none`"),
     "synthesize with a nan": (

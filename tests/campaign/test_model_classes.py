@@ -26,9 +26,10 @@ from spec_kd.decoding import generate_speculatively
 from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.evaluation import replay
 from spec_kd.evaluation.response_replay import score_responses
-from spec_kd.heads import LogitHead, check_logits_are_known, compute_last_hidden_states
+from spec_kd.heads import LogitHead, compute_last_hidden_states
 from spec_kd.hub import export_draft
 from spec_kd.loading import load_model
+from spec_kd.probes import check_logits_are_known
 
 REAL_IDS = 261
 TOLERANCE = 1e-5

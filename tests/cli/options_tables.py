@@ -3,19 +3,11 @@
 import re
 from pathlib import Path
 
-from spec_kd.cli import convert, curated, evaluate, init, logs, mix, respond, run, synthesize, train
+from spec_kd.cli.commands import build_parser
 from spec_kd.cli.parsing import OF_LIBRARIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "command_line.md"
 TABLE = re.compile(r"<!-- options: (?P<command>[^;>]+?)(?:; (?P<group>[^>]+?))? -->\n(?P<table>.*?)<!-- end -->", re.S)
-MODULES = {
-    "init": init, "run": run, "prompts logs": logs, "prompts curated": curated, "prompts mix": mix,
-    "synthesize": synthesize, "respond": respond, "evaluate": evaluate, "convert": convert,
-}  # fmt: skip
-
-
-def build_parser(command):
-    return train.build_parser(command.split()[1]) if command.startswith("train") else MODULES[command].build_parser()
 
 
 def list_actions(command):

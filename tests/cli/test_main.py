@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from spec_kd.cli import curated, evaluate, logs, mix, respond, synthesize
+from spec_kd.cli.commands import build_parser
 from spec_kd.cli.main import COMMANDS, main, to_json
 from spec_kd.data.response_options import ResponseOptions
 from spec_kd.evaluation.options import EvaluationOptions
@@ -70,13 +70,13 @@ def test_a_traceback_on_request(monkeypatch, call):
 
 
 def test_what_is_no_wrong_input_is_not_caught(monkeypatch):
-    monkeypatch.setattr("spec_kd.cli.respond.run", lambda *call: {}["a bug"])
+    monkeypatch.setattr("spec_kd.cli.respond.run", lambda *call, **options: {}["a bug"])
     with pytest.raises(KeyError):
         main(["respond", "--prompts", "x", "--output_dir", "y"])
 
 
 def test_an_interruption_is_said_and_has_its_status(monkeypatch, call):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("spec_kd.cli.respond.run", interrupt)
@@ -91,13 +91,14 @@ def test_json_has_no_nan():
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        (respond, ResponseOptions), (evaluate, EvaluationOptions), (logs, LogOptions), (curated, CuratedOptions),
-        (mix, MixOptions), (synthesize, SynthesisOptions), (synthesize, TextFilter),
+        ("respond", ResponseOptions), ("evaluate", EvaluationOptions), ("prompts logs", LogOptions),
+        ("prompts curated", CuratedOptions), ("prompts mix", MixOptions), ("synthesize", SynthesisOptions),
+        ("synthesize", TextFilter),
     ],
 )  # fmt: skip
 def test_defaults_are_those_of_the_functions(command, options):
     """The command parses the very class that the function takes."""
-    parser = command.build_parser()
+    parser = build_parser(command)
     assert options in parser.dataclass_types
     actions = {action.dest: action for actions in parser.group_options().values() for action in actions}
     for field in dataclasses.fields(options):

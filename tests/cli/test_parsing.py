@@ -6,17 +6,14 @@ from dataclasses import fields
 
 import pytest
 
-from spec_kd.cli import curated, evaluate, init, logs, mix, respond, run, synthesize, train
+from spec_kd.cli.arguments import RunArguments
+from spec_kd.cli.commands import COMMANDS, build_parser
 from spec_kd.cli.main import main, parse_command
 from spec_kd.cli.parsing import Parser, is_ours
-from spec_kd.cli.run import RunArguments
-from spec_kd.cli.values import PATH_OPTIONS, read_pairs
-from spec_kd.cli.yaml_files import read_yaml
+from spec_kd.cli.paths import PATH_OPTIONS
+from spec_kd.cli.yaml_files import read_pairs, read_yaml
 
-PARSERS = [
-    *(module.build_parser() for module in (curated, evaluate, init, logs, mix, respond, run, synthesize)),
-    *(train.build_parser(method) for method in train.METHODS),
-]
+PARSERS = [build_parser(command) for command in COMMANDS]
 OURS = {kind for parser in PARSERS for kind in parser.dataclass_types}
 
 
@@ -249,7 +246,7 @@ def test_a_parser_takes_no_abbreviations():
 
 
 def test_the_error_holds_no_secret(call, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("no such model (token=hf_abcdefghijklmnop) at https://me:secret-word@host/v1")
 
     monkeypatch.setattr("spec_kd.cli.respond.run", fail)

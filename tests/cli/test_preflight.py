@@ -105,7 +105,7 @@ def test_a_recipe_that_fits_is_valid(check, tmp_path):
             {"respond": {"engine": "server", "base_url": "http://localhost/v1", "engine_kwargs": "max_concurrency=x"}},
             "respond: `max_concurrency` is 'x', but must be a whole number",
         ),
-        ({"respond": {"engine": "server", "base_url": "http://localhost:99999/v1"}}, "no address of a server"),
+        ({"respond": {"engine": "server", "base_url": "http://localhost:99999/v1"}}, "not the address of a server"),
         ({"output_dir": ""}, "`output_dir` is '', which names no file or folder"),
         ({"target": ""}, "target: `name` is '', which names no file or folder"),
         ({"prompts.historical.paths": ""}, "prompts: historical: `paths` is '', which names no file or folder"),

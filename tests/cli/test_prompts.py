@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
-from spec_kd.cli.prompt_sets import load_prompts, save_prompts
+from spec_kd.cli.rows import load_prompts, save_prompts
 from spec_kd.prompts.splitting import split_prompts
 
 QUESTIONS = [

@@ -39,7 +39,9 @@ def test_a_changed_option_moves_the_old_result_aside(do, tmp_path, capsys):
     kept = [(tmp_path / f"run/replaced/draft-{n}/model.txt").read_text() for n in (1, 2)]
     assert kept == ["first", "second"]
     said = capsys.readouterr().err
-    assert "options.seed: 1 before, 2 now" in said and "run/replaced/draft-2, delete it if it is not needed" in said
+    assert (
+        "options.seed: 1 before, 2 now" in said and "run/replaced/draft-2: delete them if you do not need them" in said
+    )
 
 
 def test_work_that_was_cut_off_is_moved_aside_too(do, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from spec_kd.cli.prompt_sets import load_prompts
+from spec_kd.cli.rows import load_prompts
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from spec_kd.decoding.acceptance_sampling import (
     verify_sampled,
     weigh_next_tokens,
 )
-from spec_kd.sampling.drawing import draw_ids
+from spec_kd.sampling.generation import draw_ids
 
 B, G, V = 64, 4, 7
 
@@ -96,12 +96,12 @@ def test_verify_draws_from_those_weights(is_greedy_draft):
     rows = 4000
     p, q, drafted = p[:1].expand(rows, -1, -1), q if q is None else q[:1].expand(rows, -1, -1), drafted[:1]
     drafted, limits = drafted.expand(rows, -1), torch.full((rows,), 2)
-    verdict = verify_sampled(p, q, drafted, limits, torch.Generator().manual_seed(0))
+    accepted, next_tokens = verify_sampled(p, q, drafted, limits, torch.Generator().manual_seed(0))
     again = verify_sampled(p, q, drafted, limits, torch.Generator().manual_seed(0))
-    assert torch.equal(verdict.accepted, again.accepted) and torch.equal(verdict.next_tokens, again.next_tokens)
+    assert torch.equal(accepted, again[0]) and torch.equal(next_tokens, again[1])
     num_seen = 0
     for count in range(3):
-        tokens = verdict.next_tokens[verdict.accepted == count]
+        tokens = next_tokens[accepted == count]
         if len(tokens) > 100:
             num_seen += 1
             expected = weigh_next_tokens(
@@ -115,8 +115,8 @@ def test_verify_draws_from_those_weights(is_greedy_draft):
 def test_nothing_drafted_draws_from_p():
     p = torch.eye(3)[:, None]  # (3, 1, 3)
     nothing = torch.zeros(3, 0, dtype=torch.long)
-    verdict = verify_sampled(p, None, nothing, torch.zeros(3, dtype=torch.long), torch.Generator())
-    assert verdict.accepted.tolist() == [0, 0, 0] and verdict.next_tokens.tolist() == [0, 1, 2]
+    accepted, next_tokens = verify_sampled(p, None, nothing, torch.zeros(3, dtype=torch.long), torch.Generator())
+    assert accepted.tolist() == [0, 0, 0] and next_tokens.tolist() == [0, 1, 2]
 
 
 def test_a_rejection_by_rounding_leaves_something_to_draw_from():

@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from spec_kd.decoding.kv_cache_layer import SPARE_SLOTS, GrowingCacheLayer
+from spec_kd.decoding.ragged_model import SPARE_SLOTS, GrowingCacheLayer
 
 
 def draw_states(rows, slots, seed):

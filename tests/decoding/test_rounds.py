@@ -1,6 +1,6 @@
 import pytest
 
-from spec_kd.decoding.rounds import CompletionInProgress, Round, leave_out_drafts_after_end
+from spec_kd.decoding.speculative import CompletionInProgress, Round, leave_out_drafts_after_end
 
 EOS = 1
 

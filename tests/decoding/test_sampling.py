@@ -20,7 +20,15 @@ def small_pair():
     return tuple(build_llama(seed, vocab_size=5, hidden_size=16, initializer_range=0.3) for seed in (6, 7))
 
 
-def enumerate_texts(target):
+def cut(p, top_k, top_p):
+    """The most likely of a few probabilities, by number and then by mass, as a distribution."""
+    order = p.argsort(descending=True)[:top_k]
+    kept = p[order] / p[order].sum()
+    order = order[: int((kept.cumsum(0) - kept < top_p).sum())]
+    return torch.zeros_like(p).scatter(0, order, p[order] / p[order].sum())
+
+
+def enumerate_texts(target, top_k=5, top_p=1.0):
     """Probability of every text, from the target's own softmax along every path."""
     probabilities = {}
 
@@ -30,8 +38,9 @@ def enumerate_texts(target):
             return
         with torch.no_grad():
             logits = target(input_ids=torch.tensor([[*PROMPT, *ids]])).logits[0, -1].double()
-        for token, p in enumerate((logits / OPTIONS["temperature"]).softmax(-1).tolist()):
-            extend([*ids, token], probability * p)
+        for token, p in enumerate(cut((logits / OPTIONS["temperature"]).softmax(-1), top_k, top_p).tolist()):
+            if p:
+                extend([*ids, token], probability * p)
 
     extend([], 1.0)
     return probabilities
@@ -52,10 +61,18 @@ def compare(texts, probabilities):
     return (((observed - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 
-def write(small_pair, draft_sampling):
+def write(small_pair, draft_sampling, **truncation):
     return generate_speculatively(
-        *small_pair, [PROMPT] * NUM_TEXTS, draft_sampling=draft_sampling, batch_size=5000, **OPTIONS
+        *small_pair, [PROMPT] * NUM_TEXTS, draft_sampling=draft_sampling, batch_size=5000, **OPTIONS, **truncation
     )
+
+
+@pytest.mark.parametrize("draft_sampling", ["stochastic", "greedy"])
+def test_truncated_texts_are_distributed_as_the_targets(small_pair, draft_sampling):
+    truncation = {"top_k": 4, "top_p": 0.95}
+    probabilities = enumerate_texts(small_pair[0], **truncation)
+    assert sum(probabilities.values()) == pytest.approx(1) and len(probabilities) < len(enumerate_texts(small_pair[0]))
+    assert abs(compare(write(small_pair, draft_sampling, **truncation).completion_ids, probabilities)) < 3.5
 
 
 @pytest.mark.parametrize("draft_sampling", ["stochastic", "greedy"])

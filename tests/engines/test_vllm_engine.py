@@ -14,7 +14,7 @@ from spec_kd.engines.base import Engine, UnsupportedByEngineError
 from spec_kd.engines.vllm import VLLMEngine
 from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.prompts import UnusablePromptError
 
 PROMPTS = [PLAIN, STOPPED, OTHER]
 SAMPLING = SamplingOptions(max_new_tokens=4, temperature=0.7, seed=21)

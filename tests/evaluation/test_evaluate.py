@@ -13,7 +13,6 @@ from spec_kd.evaluation import (
     ServingCosts,
     assisted_costs,
     cost,
-    cost_measurement,
     draft_measurement,
     save_report,
 )
@@ -283,7 +282,7 @@ def test_costs_that_cannot_be_measured_cost_no_report(pair, questions, options, 
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no room for 12 sequences")
 
-    monkeypatch.setattr(cost_measurement, "measure_costs", fail)
+    monkeypatch.setattr(draft_measurement, "measure_costs", fail)
     report = evaluate_draft(*pair, questions, **{**options, "costs": "measure"})
     assert report.draft.costs == [] and report.draft.settings[0].best_gamma == {}
     assert report.draft.unmeasured == [

@@ -4,9 +4,10 @@ import pytest
 from example_report import AFTER, BEFORE, NAN, build_report, build_small_report
 
 from spec_kd.cli.evaluate import hold_against
+from spec_kd.cli.main import FAILED_EXIT_STATUS
 from spec_kd.evaluation import save_report
-from spec_kd.evaluation.gates import FAILED_EXIT_STATUS, Gate, check_gates, check_measured, parse_gate
-from spec_kd.evaluation.statistics import Interval
+from spec_kd.evaluation.gates import Gate, check_gates, check_measured, parse_gate
+from spec_kd.evaluation.metrics import Interval
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from trl.trainer.utils import generate_model_card
 
 from spec_kd.escaping import is_hub_id, make_public_name
-from spec_kd.hub import carry_model_card, extend_model_card
+from spec_kd.hub import CardFacts, carry_model_card, extend_model_card
 
 BEFORE = {"eval_alpha_greedy": 0.25, "eval_block_efficiency": 1.5}
 AFTER = {"eval_alpha_greedy": 0.5, "eval_block_efficiency": 2.25, "eval_speedup": 1.3}
@@ -39,7 +39,7 @@ def card_path(tmp_path):
 
 
 def test_metadata_is_kept_and_extended(card_path):
-    extend_model_card(card_path, metrics=AFTER, **OPTIONS)
+    extend_model_card(card_path, CardFacts(metrics=AFTER, **OPTIONS))
     data = ModelCard.load(card_path).data
     assert data.base_model == "org/base" and data.datasets == "org/conversations"
     assert {"trl", "sft", "speculative-decoding", "draft-model", "spec_kd"} <= set(data.tags)
@@ -53,7 +53,9 @@ def test_metadata_is_kept_and_extended(card_path):
 
 
 def test_text_has_the_table_and_the_commands(card_path):
-    extend_model_card(card_path.parent, metrics=AFTER, metrics_before=BEFORE, num_assistant_tokens=7, **OPTIONS)
+    extend_model_card(
+        card_path.parent, CardFacts(metrics=AFTER, metrics_before=BEFORE, num_assistant_tokens=7, **OPTIONS)
+    )
     text = ModelCard.load(card_path).text
     assert "| `alpha_greedy` | 0.25 | 0.5 |" in text and "| `speedup` | – | 1.3 |" in text
     assert "assistant_model=draft" in text and '"num_speculative_tokens": 7' in text and "not run" in text
@@ -63,18 +65,20 @@ def test_text_has_the_table_and_the_commands(card_path):
 
 
 def test_repeated_calls_replace(card_path):
-    extend_model_card(card_path, metrics=BEFORE, **OPTIONS)
-    extend_model_card(card_path, metrics=AFTER, **OPTIONS)
+    extend_model_card(card_path, CardFacts(metrics=BEFORE, **OPTIONS))
+    extend_model_card(card_path, CardFacts(metrics=AFTER, **OPTIONS))
     once = card_path.read_text()
     assert once.count("## Draft model for speculative decoding") == 1 and "0.25" not in once
-    extend_model_card(card_path, metrics=AFTER, **OPTIONS)
+    extend_model_card(card_path, CardFacts(metrics=AFTER, **OPTIONS))
     assert card_path.read_text() == once
 
 
 def test_a_card_without_metrics_or_without_a_start(tmp_path):
-    extend_model_card(tmp_path, method="black-box SFT")
+    extend_model_card(tmp_path, CardFacts(method="black-box SFT"))
     assert "drafts for its target" in (tmp_path / "README.md").read_text()
-    extend_model_card(tmp_path, method="black-box SFT", target_name="org/target", metrics={"alpha_t1": float("nan")})
+    extend_model_card(
+        tmp_path, CardFacts(method="black-box SFT", target_name="org/target", metrics={"alpha_t1": float("nan")})
+    )
     card = ModelCard.load(tmp_path / "README.md")
     assert "black-box SFT" in card.text and not card.data.eval_results
     assert "divergence" not in card.text
@@ -82,12 +86,12 @@ def test_a_card_without_metrics_or_without_a_start(tmp_path):
 
 def write_card(folder, **options):
     folder.mkdir(parents=True, exist_ok=True)
-    extend_model_card(folder, **{**OPTIONS, **options})
+    extend_model_card(folder, CardFacts(**{**OPTIONS, **options}))
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_trls_chat_model_makes_room_for_a_draft(card_path):
-    extend_model_card(card_path, metrics=AFTER, **OPTIONS)
+    extend_model_card(card_path, CardFacts(metrics=AFTER, **OPTIONS))
     text = card_path.read_text()
     for of_trl in ("fine-tuned version of", "Quick start", "time machine", "pipeline("):
         assert of_trl not in text

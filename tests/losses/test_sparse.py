@@ -14,10 +14,13 @@ from spec_kd.losses import (
     dense_divergence,
     fused_linear_divergence,
 )
-from spec_kd.losses.sparse import compute_sparse
 
 TOP_K = SPARSE_METHODS["top_k_tail"]
 COUNTS, LOGPROBS, TOKEN = (SPARSE_METHODS[name] for name in ("sampled_counts", "sampled_logprobs", "token_only"))
+
+
+def compute_sparse(z, targets, divergence):
+    return targets.method.compute(z, targets, divergence, needs_gradient=True)
 
 
 def make_logits(seed, tokens=5, vocab=23, scale=2.0):

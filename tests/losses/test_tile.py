@@ -31,7 +31,7 @@ def make_inputs(seed=0, tokens=6, vocab=50):
 
 
 def assert_same(actual, expected):
-    for name in ("loss", "divergence", "entropy", "alpha", "gradient"):
+    for name in ("loss", "value", "entropy", "alpha", "gradient"):
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
     assert torch.equal(actual.is_top1, expected.is_top1)
 

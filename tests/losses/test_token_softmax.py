@@ -1,6 +1,6 @@
 import torch
 
-from spec_kd.losses.sparse_distribution import TokenSoftmax
+from spec_kd.losses.sparse import TokenSoftmax
 
 
 def draw(p, count, seed=0):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_kd.prompts.filters import NGRAM, TextFilter, list_user_texts, measure_repetition
+from spec_kd.prompts.filters import NGRAM, TextFilter, detect_language, list_user_texts, measure_repetition
 
 
 def find_fault(text, num_tokens=10, **options):
@@ -109,3 +109,33 @@ def test_user_texts_of_prompts():
     ]
     assert list_user_texts(messages) == ["first one", "second"]
     assert list_user_texts("Just TEXT") == ["just text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is the capital of France?", "en"),
+        ("法国的首都是哪里？", "zh"),
+        ("Wie wird das Wetter morgen in Berlin?", "de"),
+        ("¿Cuál es la capital de Francia?", "es"),
+        ("今日の東京の天気を教えてください", "ja"),
+        ("Какая сегодня погода в Москве?", "ru"),
+        ("Explain\nthis\n\nsentence in simple words.", "en"),
+        ("WHAT IS THE BOILING POINT OF WATER", "en"),
+    ],
+)
+def test_languages(text, language):
+    assert detect_language(text) == language
+
+
+@pytest.mark.parametrize("text", ["", "  ", "12 + 30 = ?", "\N{GRINNING FACE}\N{GRINNING FACE}", '{"1": [2, 3]}'])
+def test_a_text_without_letters_has_no_language(text):
+    assert detect_language(text) == "und"
+
+
+def test_a_text_that_is_likely_of_no_language_has_none():
+    assert detect_language("Book a table") == "und"  # fastText: Kannada, with 5 %
+
+
+def test_long_texts_are_judged_by_their_beginning():
+    assert detect_language("What is the capital of France? " * 20 + "法国的首都是哪里？" * 2000) == "en"

@@ -12,8 +12,8 @@ from hostile import HOSTILE
 from markdown_it import MarkdownIt
 
 from spec_kd.escaping import CONTROLS
-from spec_kd.prompts.plots import plot_prompt_report
-from spec_kd.prompts.report import describe_prompts, summarize_lengths
+from spec_kd.prompts.description import describe_prompts, summarize_lengths
+from spec_kd.prompts.report import plot_prompt_report
 
 SENTENCE = "Please tell me how the weather will be in {} tomorrow morning, and whether I should take an umbrella."
 

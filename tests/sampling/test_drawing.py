@@ -2,7 +2,7 @@
 
 import torch
 
-from spec_kd.sampling.logits_processors import DrawnToken
+from spec_kd.sampling.generation import DrawnToken
 
 
 def test_draws_follow_the_softmax_and_leave_the_global_state():

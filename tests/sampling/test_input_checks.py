@@ -2,8 +2,7 @@ import pytest
 from tiny import build_llama
 from transformers import PretrainedConfig
 
-from spec_kd.sampling.input_checks import check_prompt_ids, check_room, get_max_length
-from spec_kd.sampling.prompt_batch import PromptBatch, UnusablePromptError
+from spec_kd.sampling.prompts import PromptBatch, UnusablePromptError, check_prompt_ids, check_room, get_max_length
 
 
 def test_the_longest_prompt_is_named():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spec_kd.sampling.logits_processors import build_warpers
+from spec_kd.sampling.generation import build_warpers
 
 
 def truncate(logits, temperature, top_k, top_p):

@@ -5,12 +5,9 @@ from dataclasses import fields
 
 import pytest
 
-from spec_kd.trainer.draft_config import DraftConfig
+from spec_kd.trainer.configs import DraftConfig, WhiteBoxDistillConfig
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.request_server import StreamingOptions
-from spec_kd.trainer.online.vllm_options import VLLMOptions
-from spec_kd.trainer.trl_distillation import TRLDistillationOptions
-from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
+from spec_kd.trainer.online.options import StreamingOptions, TRLDistillationOptions, VLLMOptions
 
 CONFIGS = (
     DraftConfig,

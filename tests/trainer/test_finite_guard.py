@@ -20,7 +20,8 @@ from spec_kd import (
     WhiteBoxDistillTrainer,
     generate_responses,
 )
-from spec_kd.finite import NonFiniteError, check_finite_options, find_nonfinite_parameter
+from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
+from spec_kd.options import check_finite_options
 
 TEACHER = "teacher_model"
 ONLINE = {"lmbda": 1.0, "max_new_tokens": 6}

@@ -21,9 +21,7 @@ from types import ModuleType
 from typing import TypeVar, cast
 
 from spec_kd.engines.base import Completion, MissingCompletionsError
-from spec_kd.engines.server.address import Userinfo, hide_userinfo
-from spec_kd.engines.server.connection_errors import explain_connection_error
-from spec_kd.engines.server.options import ServerOptions
+from spec_kd.engines.server.connection import ServerOptions, Userinfo, explain_connection_error, hide_userinfo
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.secrets import hide_secrets
 
@@ -53,8 +51,7 @@ class ServerRequestError(RuntimeError):
 
     def __init__(self, message: str, index: int | None = None, status_code: int | None = None):
         super().__init__(message)
-        self.index = index
-        self.status_code = status_code
+        self.index, self.status_code = index, status_code
 
 
 class RefusedPromptsError(MissingCompletionsError, ServerRequestError):
@@ -76,8 +73,7 @@ class RefusedPromptsError(MissingCompletionsError, ServerRequestError):
         rest = f" ({len(refusals)} of {len(completions)} prompts were refused)" if len(refusals) > 1 else ""
         reasons = {index: str(refusals[index]).partition(": ")[2] for index in sorted(refusals)}
         super().__init__(f"{refusals[first]}{rest}", reasons, completions, unidentified)
-        self.index = first
-        self.status_code = refusals[first].status_code
+        self.index, self.status_code = first, refusals[first].status_code
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,10 @@ class CompletionsClient:
     """
 
     def __init__(self, base_url: str, options: ServerOptions):
-        import_openai()
+        self._openai = _import_openai()
         self._base_url = hide_userinfo(base_url)  # the HTTP library logs the address of every request
-        self._userinfo = Userinfo(base_url)
-        self._options = options
-        self._next_start = 0.0
-        self._has_answered = False
+        self._userinfo, self._options = Userinfo(base_url), options
+        self._next_start, self._has_answered = 0.0, False
         self._random = random.Random()  # the global one belongs to the experiment
 
     def post_all(
@@ -159,31 +153,29 @@ class CompletionsClient:
         names: Sequence[str],
         refuse: Callable[[int, ServerRequestError], Result] | None,
     ) -> list[Result]:
-        openai = import_openai()
-        places = asyncio.Semaphore(self._options.max_concurrency)
-        jury = _Jury(self._has_answered)
+        places, jury = asyncio.Semaphore(self._options.max_concurrency), _Jury(self._has_answered)
 
         async def post(index: int, body: JsonObject) -> Result:
             async with places:
-                jury.open()
+                jury.num_open += 1
                 try:
                     answer = await self._post(client, index, names[index], body, fails_at_once)
                 except ServerRequestError as error:
                     if refuse is None or not await jury.blames_prompt(error):
                         raise
                     return refuse(index, error)
-                jury.note_completion()
-                self._has_answered = True
+                self._has_answered = jury.has_answered = True
+                jury.close_request()
                 return read(index, answer)
 
         failures: BaseExceptionGroup | None = None
-        async with openai.AsyncOpenAI(
+        async with self._openai.AsyncOpenAI(
             api_key=_read_key(self._options.api_key_env),
             base_url=self._base_url,
             timeout=self._options.timeout,
             max_retries=0,
             # on a connection that is kept, bytes left over from one answer would be read as the next answer
-            default_headers={"Connection": "close", **self._userinfo.build_headers()},
+            default_headers={"Connection": "close", **self._userinfo.headers},
         ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -197,39 +189,29 @@ class CompletionsClient:
     async def _post(
         self, client: JsonValue, index: int, name: str, body: JsonObject, fails_at_once: Collection[int]
     ) -> JsonObject:
-        attempt = -1
+        attempt = 0
         while True:
             attempt += 1
             await self._wait_for_turn()
             answer, failure = await self._attempt(client, body)
             if failure is None:
                 return answer
-            if not failure.is_transient or failure.status_code in fails_at_once:
-                raise ServerRequestError(f"{name}: {failure.reason}", index, failure.status_code)
-            if attempt == self._options.max_retries:
-                raise ServerRequestError(
-                    f"{name}: no usable answer in {attempt + 1} attempts; the last: {failure.reason}",
-                    index,
-                    failure.status_code,
-                )
-            pause = self._random.uniform(0.0, min(MAX_BACKOFF, self._options.backoff * 2**attempt))
-            if failure.retry_after is not None:
-                if failure.retry_after > MAX_RETRY_AFTER:
-                    raise ServerRequestError(
-                        f"{name}: the server asks for a pause of {failure.retry_after:.0f} s, more than the maximum of "
-                        f"{MAX_RETRY_AFTER:.0f} s: {failure.reason}",
-                        index,
-                        failure.status_code,
-                    )
-                pause = max(pause, failure.retry_after)
+            pause = failure.retry_after or 0.0
+            ends = (
+                (not failure.is_transient or failure.status_code in fails_at_once, ""),
+                (attempt > self._options.max_retries, f"no usable answer in {attempt} attempts; the last: "),
+                (
+                    pause > MAX_RETRY_AFTER,
+                    f"the server asks for a pause of {pause:.0f} s, more than the maximum of {MAX_RETRY_AFTER:.0f} s: ",
+                ),
+            )
+            if (words := next((words for is_end, words in ends if is_end), None)) is not None:
+                raise ServerRequestError(f"{name}: {words}{failure.reason}", index, failure.status_code)
+            pause = max(pause, self._random.uniform(0.0, min(MAX_BACKOFF, self._options.backoff * 2 ** (attempt - 1))))
             logger.warning(
                 "%s: %s; attempt %d of %d in %.1f s",
-                name,
-                failure.reason,
-                attempt + 2,
-                self._options.max_retries + 1,
-                pause,
-            )
+                name, failure.reason, attempt + 1, self._options.max_retries + 1, pause,
+            )  # fmt: skip
             await asyncio.sleep(pause)
 
     async def _wait_for_turn(self) -> None:
@@ -239,20 +221,23 @@ class CompletionsClient:
         await asyncio.sleep(start - now)
 
     async def _attempt(self, client: JsonValue, body: JsonObject) -> tuple[JsonObject, _Failure | None]:
-        openai = import_openai()
         fields = {name: value for name, value in body.items() if name not in ("model", "prompt")}
+        create = client.completions.with_raw_response.create
         try:
-            async with asyncio.timeout(
-                self._options.timeout
-            ):  # the client's own timeout counts from one read to the next
-                response = await client.completions.with_raw_response.create(
-                    model=body["model"], prompt=body["prompt"], extra_body=fields
-                )
-        except (TimeoutError, openai.APITimeoutError):
-            return {}, _Failure(f"no whole answer within {self._options.timeout:g} s", is_transient=True)
-        except openai.APIStatusError as error:
-            return {}, self._describe_status(error.response)
-        except openai.APIConnectionError as error:
+            # the client's own timeout counts from one read to the next
+            async with asyncio.timeout(self._options.timeout):
+                response = await create(model=body["model"], prompt=body["prompt"], extra_body=fields)
+        except (TimeoutError, self._openai.APITimeoutError):
+            return {}, _Failure(f"no complete answer within {self._options.timeout:g} s", is_transient=True)
+        except self._openai.APIStatusError as error:
+            code, text = error.status_code, self._shorten(error.response.text)
+            return {}, _Failure(
+                f"the server answered with HTTP status {code}: {text}",
+                is_transient=code in RETRIED_STATUS_CODES or code >= 500,
+                status_code=code,
+                retry_after=_read_retry_after(error.response.headers),
+            )
+        except self._openai.APIConnectionError as error:
             reason, is_transient = explain_connection_error(error, self._base_url)
             return {}, _Failure(f"the connection to {self._base_url} failed: {reason}", is_transient)
         try:
@@ -264,23 +249,10 @@ class CompletionsClient:
             return {}, _Failure(f"the answer has no `choices`: {self._shorten(json.dumps(answer))}", is_transient=True)
         return answer, None
 
-    def _describe_status(self, response: JsonValue) -> _Failure:
-        code = response.status_code
-        return _Failure(
-            f"the server answered with HTTP status {code}: {self._shorten(response.text)}",
-            is_transient=code in RETRIED_STATUS_CODES or code >= 500,
-            status_code=code,
-            retry_after=_read_retry_after(response.headers),
-        )
-
     def _shorten(self, text: str) -> str:
         """The words of a server, without the API key and the password, which some servers repeat."""
-        text = (
-            text.replace(_read_key(self._options.api_key_env), "[API key]")
-            if os.environ.get(self._options.api_key_env)
-            else text
-        )
-        text = hide_secrets(self._userinfo.hide(text))
+        key = os.environ.get(self._options.api_key_env, "").strip()
+        text = hide_secrets(self._userinfo.hide(text.replace(key, "[API key]") if key else text))
         return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]}... ({len(text)} characters)"
 
 
@@ -289,43 +261,38 @@ class _Jury:
 
     A server that has answered a request accepts the form. Before its first answer, a refusal waits for all open
     requests: if the server refuses every one, it refuses the form.
+
+    Args:
+        has_answered (`bool`): Whether the server has answered a request before.
+
+    Attributes:
+        has_answered (`bool`): The argument, until the caller sets it.
+        num_open (`int`): Number of requests that have neither an answer nor a refusal; the caller counts up.
     """
 
     def __init__(self, has_answered: bool):
-        self._has_answered = has_answered
+        self.num_open, self._num_waiting, self.has_answered = 0, 0, has_answered
         self._verdict = asyncio.Event()
-        if has_answered:
-            self._verdict.set()
-        self._num_open = self._num_waiting = 0
-
-    def open(self) -> None:
-        """Counts a request as open."""
-        self._num_open += 1
-
-    def note_completion(self) -> None:
-        """Counts a request as answered."""
-        self._has_answered = True
-        self._verdict.set()
-        self._close()
 
     async def blames_prompt(self, error: ServerRequestError) -> bool:
         """Whether a request failed because of its prompt."""
         is_too_long = error.status_code == 413 or TOO_LONG.search(str(error)) is not None
         if error.status_code not in REFUSED_STATUS_CODES or is_too_long:
-            self._close()
+            self.close_request()
             return error.status_code in (413, *REFUSED_STATUS_CODES)
         self._num_waiting += 1
-        self._close()
+        self.close_request()
         await self._verdict.wait()
-        return self._has_answered
+        return self.has_answered
 
-    def _close(self) -> None:
-        self._num_open -= 1
-        if self._num_open == 0 and self._num_waiting:
+    def close_request(self) -> None:
+        """Counts a request as answered or refused."""
+        self.num_open -= 1
+        if self.has_answered or (self.num_open == 0 and self._num_waiting):
             self._verdict.set()
 
 
-def import_openai() -> ModuleType:
+def _import_openai() -> ModuleType:
     """Imports the `openai` package, which the extra `server` installs."""
     try:
         import openai
@@ -350,8 +317,7 @@ def _read_key(variable: str) -> str:
 
 def _read_retry_after(headers: JsonValue) -> float | None:
     """The pause in seconds, from either form of `Retry-After`; `None` without one."""
-    value = headers.get("retry-after")
-    if value is None:
+    if (value := headers.get("retry-after")) is None:
         return None
     try:
         return max(0.0, float(value))

@@ -38,18 +38,16 @@ class CompletionReader:
 
     def __init__(self, processing_class: ProcessingClass, eos_token_ids: Sequence[int] | None, is_text_only: bool):
         self._tokenizer = tokenizer = get_tokenizer(processing_class)
-        own_id = tokenizer.eos_token_id
-        known = set(eos_token_ids or [own_id]) - {None}
+        known = set(eos_token_ids or [tokenizer.eos_token_id]) - {None}
         turn_end = find_turn_end_id(processing_class, known)
         self.eos_token_ids = sorted(known if eos_token_ids else (known | {turn_end}) - {None})
         if not self.eos_token_ids:
             raise ValueError("The tokenizer has no EOS token, so no completion would ever end. Give `eos_token_ids`.")
         # the EOS that a server drops is the end of a reply, which need not be the tokenizer's EOS
         self._appended_eos_id = next(
-            (id for id in (turn_end, own_id) if id is not None and id in self.eos_token_ids), self.eos_token_ids[0]
+            id for id in (turn_end, tokenizer.eos_token_id, *self.eos_token_ids) if id in self.eos_token_ids
         )
-        self._is_text_only = is_text_only
-        self._names = TokenNames(tokenizer)
+        self._is_text_only, self._names = is_text_only, TokenNames(tokenizer)
 
     def read_completion(
         self,
@@ -87,12 +85,12 @@ class CompletionReader:
         found, positions = self.read_ids(choice)
         if signal is not None and positions is None:
             raise UnsupportedByEngineError(
-                "The server returned no log-probabilities, so it cannot give "
-                f"{signal.method!r}: use one that returns them (vLLM, SGLang, llama.cpp) or the transformers engine."
+                f"The server returned no log-probabilities, so it cannot give {signal.method!r}. Use a server that "
+                "returns them (vLLM, SGLang, llama.cpp), or the transformers engine."
             )
         ids = self._check_count(found, reason, (answer.get("usage") or {}).get("completion_tokens"), positions)
-        if choice.get("token_ids") is None:
-            self._check_text(ids, choice.get("text"))
+        if choice.get("token_ids") is None and choice.get("text") is not None:
+            self._check_text(ids, choice["text"])
         ids, finish_reason = self._find_end(ids, reason, choice, signal, max_new_tokens)
         if signal is None or positions is None:
             return Completion(ids, finish_reason)
@@ -127,7 +125,8 @@ class CompletionReader:
         ]
         if wrong or (echoed is not None and len(echoed) != len(row_ids)):
             raise MalformedResponseError(
-                f"the server echoed another row than was sent, first at (position, id sent, token echoed): {wrong[:1]}"
+                "the server echoed another row than the one that was sent; the first difference, as (position, id "
+                f"sent, token echoed), is {wrong[:1]}"
             )
         scored = positions[start : len(row_ids)]
         if any(position.log_p is None for position in scored):
@@ -142,25 +141,24 @@ class CompletionReader:
     def read_ids(self, choice: Record) -> tuple[list[int | None], list[Position] | None]:
         """Reads the ids of a choice, `None` where a token is not exactly one id, and its log-probabilities."""
         positions, token_ids = read_positions(choice), choice.get("token_ids")
+        if token_ids is None and positions is None:
+            raise UnsupportedByEngineError(
+                "The server returned only text, without ids and without log-probabilities that name tokens, so the "
+                "exact ids of the completion are unknown. For black-box training, `ServerEngine(..., "
+                "is_text_only=True)` tokenizes the text again."
+            )
+        known = positions or []
         if token_ids is None:
-            if positions is None:
-                raise UnsupportedByEngineError(
-                    "The server returned text alone, neither ids nor log-probabilities with tokens, so what the target "
-                    "wrote is not known exactly. For black-box training, `ServerEngine(..., is_text_only=True)` "
-                    "tokenizes the text again."
-                )
-            names = [position.token for position in positions]
-            return self._names.find_ids(names, self._pick_spelling(positions)), positions
-        if positions is not None:
-            if len(positions) != len(token_ids):
+            return self._names.find_ids([position.token for position in known], self._pick_spelling(known)), positions
+        if positions is not None and len(positions) != len(token_ids):
+            raise MalformedResponseError(
+                f"it has {len(token_ids)} ids and log-probabilities of {len(positions)} tokens"
+            )
+        for number, (position, id) in enumerate(zip(known, token_ids, strict=False)):
+            if not self._names.means(position.token, id) and self._names.is_exact(position.token):
                 raise MalformedResponseError(
-                    f"it has {len(token_ids)} ids and log-probabilities of {len(positions)} tokens"
+                    f"its token {number} has the id {id}, but its log-probabilities name it {position.token!r}"
                 )
-            for number, (position, id) in enumerate(zip(positions, token_ids, strict=True)):
-                if not self._names.means(position.token, id) and self._names.is_exact(position.token):
-                    raise MalformedResponseError(
-                        f"its token {number} is id {id} and, in the log-probabilities, {position.token!r}"
-                    )
         return self._names.find_ids(token_ids, {}), positions
 
     def _read_text(self, text: str, reason: str) -> Completion:
@@ -196,10 +194,8 @@ class CompletionReader:
             raise UnidentifiedTokens(unidentified)
         return [id for id in found if id is not None]
 
-    def _check_text(self, ids: list[int], text: str | None) -> None:
+    def _check_text(self, ids: list[int], text: str) -> None:
         """Raises `MalformedResponseError` unless ids that were found by token names spell the server's text."""
-        if text is None:
-            return
         written = ids[:-1] if ids and ids[-1] in self.eos_token_ids else ids
         spelled = [
             cast(str, self._tokenizer.decode(written, skip_special_tokens=skips, clean_up_tokenization_spaces=False))
@@ -220,15 +216,16 @@ class CompletionReader:
     ) -> tuple[list[int], str]:
         """Returns the ids up to and including their EOS, and the finish reason."""
         if len(ids) > max_new_tokens:
-            raise MalformedResponseError(f"it has {len(ids)} tokens where {max_new_tokens} were the limit")
+            raise MalformedResponseError(f"it has {len(ids)} tokens, more than the limit of {max_new_tokens}")
         end = next((i for i, id in enumerate(ids) if id in self.eos_token_ids), None)
         if end is not None:
             return ids[: end + 1], "stop"
         if reason == "length":
             if len(ids) < max_new_tokens:
                 raise FullContextError(
-                    f"it ends for its length after {len(ids)} of {max_new_tokens} tokens, as the server's context is "
-                    "full. Raise that, lower `max_new_tokens`, or remove long prompts"
+                    f"it ends with finish_reason 'length' after {len(ids)} of {max_new_tokens} tokens, because the "
+                    "server's context is full. Raise the server's context length, lower `max_new_tokens`, or remove "
+                    "long prompts"
                 )
             return ids, "length"
         named = choice.get("stop_reason") if choice.get("stop_reason") is not None else choice.get("matched_stop")
@@ -236,21 +233,18 @@ class CompletionReader:
             raise MalformedResponseError(f"the server stopped at {named!r}, a stop string that it was not given")
         if ids and ids[-1] == named:
             return ids, "stop"
-        if named is None and ids and ids[-1] in self._special_ids:
+        last = self._tokenizer.added_tokens_decoder.get(ids[-1]) if ids else None
+        if named is None and last is not None and last.special:
             raise MalformedResponseError(
-                f"the server stopped at id {ids[-1]} ({self._tokenizer.convert_ids_to_tokens(ids[-1])!r}), which is "
-                f"not among the `eos_token_ids` {self.eos_token_ids}: add it there"
+                f"the server stopped at id {ids[-1]} ({last.content!r}), which is not among the `eos_token_ids` "
+                f"{self.eos_token_ids}: add it there"
             )
         if signal is not None:
             raise UnsupportedByEngineError(
-                "The server stopped at an EOS that it does not return, so the log-probability of the EOS is not known "
-                f"and {signal.method!r} would be incomplete: use vLLM, SGLang, llama.cpp or the transformers engine."
+                "The server stopped at an EOS that it does not return, so the log-probability of the EOS is unknown "
+                f"and {signal.method!r} would be incomplete. Use vLLM, SGLang, llama.cpp or the transformers engine."
             )
         return [*ids, self._appended_eos_id if named is None else named], "stop"
-
-    @property
-    def _special_ids(self) -> set[int]:
-        return {id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
 
     def _read_signal(
         self, positions: Sequence[Position], all_positions: Sequence[Position], signal: SignalSpec
@@ -260,9 +254,7 @@ class CompletionReader:
         if len(known) < len(token_logprobs):
             raise MalformedResponseError(f"token {token_logprobs.index(None)} has no log-probability")
         top_k = signal.sparse_method.count_likely_ids(signal)
-        if not top_k:
-            return known, None
-        return known, read_sparse(positions, top_k, self._names, self._pick_spelling(all_positions))
+        return known, read_sparse(positions, top_k, self._names, self._pick_spelling(all_positions)) if top_k else None
 
     def _pick_spelling(self, positions: Sequence[Position]) -> Mapping[str, int | None]:
         return self._names.pick_spelling(

@@ -3,24 +3,22 @@
 from collections.abc import Callable, Sequence
 
 from spec_kd.engines.base import Completion, Engine, check_untruncated, join_rows
-from spec_kd.engines.server.address import check_base_url, hide_userinfo
 from spec_kd.engines.server.client import CompletionsClient, RefusedPromptsError, ServerRequestError
 from spec_kd.engines.server.completion_reader import CompletionReader
+from spec_kd.engines.server.connection import ServerOptions, check_base_url, hide_userinfo
 from spec_kd.engines.server.logprobs import (
     FullContextError,
     MalformedResponseError,
     UnidentifiedTokens,
     UnidentifiedTokensError,
 )
-from spec_kd.engines.server.options import ServerOptions
-from spec_kd.engines.server.requests import RequestBuilder
-from spec_kd.engines.server.scoring import verify_scoring
+from spec_kd.engines.server.requests import RequestBuilder, verify_scoring
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument, JsonObject, JsonValue
 from spec_kd.options import resolve_options
-from spec_kd.sampling.drawing import derive_seed
+from spec_kd.sampling.generation import derive_seed
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import name_prompt, report_progress
+from spec_kd.sampling.prompts import name_prompt, report_progress
 from spec_kd.secrets import strip_secrets
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -87,14 +85,11 @@ class ServerEngine(Engine):
     ):
         self.options = options = resolve_options(ServerOptions, options, given)
         check_base_url(base_url, options.api_key_env)
-        self.target_name = model
-        self.processing_class = tokenizer
-        self.logprobs_mode = options.logprobs_mode
+        self.target_name, self.processing_class, self.logprobs_mode = model, tokenizer, options.logprobs_mode
         self._reader = CompletionReader(tokenizer, options.eos_token_ids, options.is_text_only)
         self.eos_token_ids = self._reader.eos_token_ids
         self._requests = RequestBuilder(model, get_tokenizer(tokenizer), self.eos_token_ids, options)
-        self._base_url = hide_userinfo(base_url)
-        self._client = CompletionsClient(base_url, options)
+        self._base_url, self._client = hide_userinfo(base_url), CompletionsClient(base_url, options)
         self._is_scoring_verified = False
 
     def __repr__(self) -> str:
@@ -123,8 +118,7 @@ class ServerEngine(Engine):
             ValueError: A prompt is empty, or has an id that the tokenizer does not have.
         """
         self._requests.count_logprobs(signal)
-        if options is not None:
-            check_untruncated(options, self.name)
+        check_untruncated(options, self.name)
         self._requests.check_prompts(prompts)
 
     def generate(
@@ -215,36 +209,28 @@ class ServerEngine(Engine):
         bodies: list[JsonObject],
         read: Callable[[int, JsonObject], Completion],
     ) -> list[Completion]:
-        names: list[list[str]] = [[] for _ in bodies]
-        refusals: dict[int, ServerRequestError] = {}
-
-        def refuse(index: int, error: ServerRequestError) -> None:
-            refusals[index] = error
-
-        def read_one(index: int, answer: JsonObject) -> Completion | None:
+        def read_one(index: int, answer: JsonObject) -> Completion | UnidentifiedTokens | ServerRequestError:
             try:
                 completion = read(index, answer)
             except UnidentifiedTokens as error:
-                names[index] = error.names
-                return None
+                return error
             except MalformedResponseError as error:
                 message = f"{name_prompt(prompts, index)}: the answer cannot be used: {error}."
-                refusal = ServerRequestError(message, index)
-                if not isinstance(error, FullContextError):
-                    raise refusal from error
-                refuse(index, refusal)
-                return None
+                if isinstance(error, FullContextError):
+                    return ServerRequestError(message, index)
+                raise ServerRequestError(message, index) from error
             report_progress(prompts, len(completion.ids))
             return completion
 
-        completions = self._post_all(
-            bodies, read_one, names=[name_prompt(prompts, index) for index in range(len(bodies))], refuse=refuse
-        )
-        if refusals:
-            raise RefusedPromptsError(refusals, completions, names)
-        if any(names):
-            raise UnidentifiedTokensError(names, completions)
-        return completions
+        prompt_names = [name_prompt(prompts, index) for index in range(len(bodies))]
+        results = self._post_all(bodies, read_one, names=prompt_names, refuse=lambda index, error: error)
+        completions = [result if isinstance(result, Completion) else None for result in results]
+        unidentified = [result.names if isinstance(result, UnidentifiedTokens) else [] for result in results]
+        if refusals := {i: result for i, result in enumerate(results) if isinstance(result, ServerRequestError)}:
+            raise RefusedPromptsError(refusals, completions, unidentified)
+        if any(unidentified):
+            raise UnidentifiedTokensError(unidentified, completions)
+        return [completion for completion in completions if completion is not None]
 
     def _post_all(
         self,
@@ -257,9 +243,10 @@ class ServerEngine(Engine):
         except ServerRequestError as error:
             if error.status_code not in (400, 422):
                 raise
-            hint = (
-                f"{error}\nThe request has these fields beside OpenAI's: {', '.join(self._requests.constant_fields)}. "
-                "If the server does not know one, remove it with `extra_body={name: None}`. If it takes no token ids "
-                "as prompt, set `is_text_only=True`."
-            )
-            raise ServerRequestError(hint, error.index, error.status_code) from None
+            raise ServerRequestError(
+                f"{error}\nThe request has these fields in addition to OpenAI's: "
+                f"{', '.join(self._requests.constant_fields)}. If the server does not know one of them, remove it with "
+                "`extra_body={name: None}`. If it takes no token ids as the prompt, set `is_text_only=True`.",
+                error.index,
+                error.status_code,
+            ) from None

@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from spec_kd.engines.base import Completion
 from spec_kd.losses import SparseDistribution
@@ -51,16 +52,14 @@ class UnidentifiedTokensError(ValueError):
     """
 
     def __init__(self, names: Sequence[list[str]], completions: list[Completion | None]):
-        self.names = list(names)
-        self.completions = completions
-        self.count = sum(map(len, names))
+        self.names, self.completions, self.count = list(names), completions, sum(map(len, names))
         self.examples = list_examples(names)
         super().__init__(
             f"{self.count} tokens, in {sum(c is None for c in completions)} of {len(completions)} completions, are not "
             f"exactly one id of the tokenizer, such as {', '.join(map(repr, self.examples))}. Use a server that "
-            "returns ids (vLLM from 0.10.2 and recent SGLang do, llama.cpp except for tokens that end inside a "
-            'character), or go on without these rows: `on_unidentified_token="drop"` of `generate_responses`, or those '
-            "in `error.completions` that are not None."
+            "returns ids: vLLM from 0.10.2 and recent SGLang do, and llama.cpp does except for tokens that end inside "
+            'a character. Or leave these completions out: pass `on_unidentified_token="drop"` to `generate_responses`, '
+            "or take those in `error.completions` that are not `None`."
         )
 
 
@@ -109,9 +108,7 @@ def read_positions(choice: Record) -> list[Position] | None:
     Raises:
         MalformedResponseError: Lists have different lengths, or values are no log-probabilities.
     """
-    logprobs = choice.get("logprobs")
-    if not isinstance(logprobs, Mapping):
-        return None
+    logprobs = choice["logprobs"] if isinstance(choice.get("logprobs"), Mapping) else {}
     if logprobs.get("content") is not None:
         return [
             Position(
@@ -128,7 +125,7 @@ def read_positions(choice: Record) -> list[Position] | None:
     if not len(tokens) == len(values) == len(tops):
         raise MalformedResponseError(
             f"the log-probabilities have {len(tokens)} tokens, {len(values)} values and {len(tops)} lists of the most "
-            "likely ones"
+            "likely tokens"
         )
     return [
         Position(token, _read_log_p(value), top and [(name, _read_log_p(log_p)) for name, log_p in top.items()])
@@ -144,7 +141,7 @@ def _read_log_p(value: JsonValue) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > MOST_LOG_P:
-        raise MalformedResponseError(f"{value!r} is no log-probability")
+        raise MalformedResponseError(f"{value!r} is not a log-probability")
     return min(float(value), 0.0)
 
 
@@ -199,11 +196,10 @@ class TokenNames:
 
     @cached_property
     def _decoded(self) -> dict[int, str]:
-        ids = list(self._keys)
         texts = self._tokenizer.batch_decode(
-            [[id] for id in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            [[id] for id in self._keys], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return dict(zip(ids, texts, strict=True))
+        return dict(zip(self._keys, texts, strict=True))
 
     @cached_property
     def _texts_of(self) -> dict[int, set[str]]:
@@ -220,15 +216,14 @@ class TokenNames:
 
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
-        alphabet = _map_byte_level_alphabet()
-        found = {}
+        byte_of, found = {character: byte for byte, character in bytes_to_unicode().items()}, {}
         for id, key in self._keys.items():
             if match := BYTE_FALLBACK.fullmatch(key):
                 found[id] = bytes.fromhex(match[1])
             elif REPLACEMENT not in self._decoded[id]:
                 found[id] = self._decoded[id].encode()
-            elif all(character in alphabet for character in key):
-                found[id] = bytes(alphabet[character] for character in key)
+            elif set(key) <= byte_of.keys():
+                found[id] = bytes(byte_of[character] for character in key)
         return found
 
     @cached_property
@@ -254,13 +249,6 @@ def _invert(names_of: Iterable[tuple[int, Iterable[JsonValue]]]) -> dict[JsonVal
         for name in names:
             ids[name] = None if name in ids else id
     return ids
-
-
-def _map_byte_level_alphabet() -> dict[str, int]:
-    """Maps the characters in which byte-level tokenizers write bytes; printable bytes stand for themselves."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def read_sparse(
@@ -289,7 +277,7 @@ def read_sparse(
         values = [value for _, value in head if value is not None]
         if len(values) < top_k:
             raise MalformedResponseError(
-                f"it has the {len(head)} most likely tokens at token {number}, and {top_k} were asked for. Lower "
+                f"it lists {len(head)} most likely tokens at token {number}, but {top_k} were asked for. Lower "
                 "`top_k` to what the server allows (vLLM: --max-logprobs, 20 by default; OpenAI: 5)"
             )
         found = names.find_ids([name for name, _ in head], spelling)

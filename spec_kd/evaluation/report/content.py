@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data: what every rendering reads, and what `report.json` holds.
+"""What an evaluation found, as plain data: every rendering reads it, and `report.json` holds it.
 
 Nothing here is computed; `evaluation/evaluate.py` fills it. Intervals are 95 % bootstrap intervals over prompts.
 """
@@ -18,14 +18,15 @@ FORMAT = 2  # of `report.json`; format 1 named the serving engine `engine` and t
 
 @dataclass(frozen=True, kw_only=True)
 class GammaReport:
-    """Figures at one number of drafted tokens a round.
+    """Metrics at one number of drafted tokens per round.
 
     Args:
         num_assistant_tokens (`int`): gamma.
         block_efficiency (`Interval`): Tokens per target pass.
         acceptance_rate (`Interval`): Accepted over drafted tokens.
         predicted_speedup (`dict[str, Interval]`):
-            By batch size (as text), where costs are known: block_efficiency / (gamma c + v(gamma) + overhead).
+            Predicted speed-up by batch size (as text), where costs are known:
+            block_efficiency / (gamma c + v(gamma) + overhead).
     """
 
     num_assistant_tokens: int
@@ -39,11 +40,12 @@ class BreakdownRow:
     """One part of the tokens or of the prompts.
 
     Args:
-        label (`str`): What the part is.
-        prompts (`int`): Prompts with tokens in it.
-        tokens (`int`): Completion tokens in it.
-        alpha (`Interval`): Expected acceptance of a drafted token there.
-        block_efficiency (`Interval`, *optional*): Tokens per target pass; `None` unless the part is whole prompts.
+        label (`str`): Name of the part.
+        prompts (`int`): Number of prompts that have tokens in the part.
+        tokens (`int`): Number of completion tokens in the part.
+        alpha (`Interval`): Expected acceptance of a drafted token in the part.
+        block_efficiency (`Interval`, *optional*):
+            Tokens per target pass; `None` unless the part consists of whole prompts.
     """
 
     label: str
@@ -66,10 +68,11 @@ class ShownPrompt:
     """One prompt and its completion, token by token.
 
     Args:
-        row (`int`): Number of the prompt.
-        prompt (`str`): Its text, special tokens included.
+        row (`int`): Index of the prompt, from 0.
+        prompt (`str`): Text of the prompt, special tokens included.
         tokens (`list[str]`): Text of each completion token.
-        acceptance (`list[float]`): P(the token is accepted | drafting reaches it), one per token; 0 or 1 where greedy.
+        acceptance (`list[float]`):
+            P(the token is accepted | drafting reaches it) for each token; 0 or 1 if the draft is greedy.
         block_efficiency (`float`): Tokens per target pass on this prompt, at the report's gamma.
     """
 
@@ -82,18 +85,18 @@ class ShownPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class AssistedReport:
-    """The same draft in real assisted generation (`target.generate(assistant_model=draft)`), batch size 1.
+    """The draft in real assisted generation (`target.generate(assistant_model=draft)`), batch size 1.
 
     Args:
-        prompts (`int`): How many prompts were run.
+        prompts (`int`): Number of prompts that were run.
         num_assistant_tokens (`int`): gamma.
-        block_efficiency (`Interval`): Measured.
-        acceptance_rate (`Interval`): Measured.
+        block_efficiency (`Interval`): Measured tokens per target pass.
+        acceptance_rate (`Interval`): Measured share of the drafted tokens that were accepted.
         speedup (`Interval`): Measured tokens per second over those of plain generation.
-        tokens_per_second (`float`): With the draft.
-        plain_tokens_per_second (`float`): Without it.
-        replayed_block_efficiency (`Interval`): What replay says of the same prompts.
-        predicted_speedup (`float`, *optional*): What the costs say of the same prompts.
+        tokens_per_second (`float`): Measured tokens per second with the draft.
+        plain_tokens_per_second (`float`): Measured tokens per second without the draft.
+        replayed_block_efficiency (`Interval`): Tokens per target pass by replay of the same prompts.
+        predicted_speedup (`float`, *optional*): Speed-up that the costs predict for the same prompts.
     """
 
     prompts: int
@@ -115,18 +118,19 @@ class SettingReport:
         name (`str`): `"greedy"`, `"t1"`, `"t0.7"`, ...; `"t1_greedy_draft"` where only the draft is greedy.
         temperature (`float`): Sampling temperature of the responses; 0.0 is greedy.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
-        prompts (`int`), tokens (`int`): What it was measured on.
+        prompts (`int`), tokens (`int`): Numbers of prompts and of completion tokens that were read.
         alpha (`Interval`): Expected acceptance of one drafted token.
-        alpha_kind (`str`): `"exact"`, or `"estimate"` from the log-probabilities of the written tokens alone.
+        alpha_kind (`str`):
+            `"exact"`, or `"estimate"` where only stored log-probabilities of the target were known.
         alpha_bounds (`tuple[float, float]`, *optional*): Bounds of alpha from a stored top-k.
         acceptance_rate_per_position (`list[Interval]`): Acceptance rate of drafted token k = 1..gamma.
-        by_gamma (`list[GammaReport]`): For every number of drafted tokens.
-        best_gamma (`dict[str, int]`): By batch size (as text): the gamma with the highest predicted speed-up.
+        by_gamma (`list[GammaReport]`): Metrics at every number of drafted tokens.
+        best_gamma (`dict[str, int]`): The gamma with the highest predicted speed-up, by batch size (as text).
         break_even_alpha (`dict[str, float]`):
-            By batch size: acceptance below which even the best gamma is no faster than plain decoding.
+            Acceptance below which even the best gamma is no faster than plain decoding, by batch size (as text).
         breakdowns (`list[Breakdown]`): Where the draft fails.
         worst (`list[ShownPrompt]`): Prompts with the lowest block efficiency, worst first.
-        assisted (`AssistedReport`, *optional*): The cross-check.
+        assisted (`AssistedReport`, *optional*): Real assisted generation, if it was run.
     """
 
     name: str
@@ -146,15 +150,16 @@ class SettingReport:
     assisted: AssistedReport | None = None
 
     def at_gamma(self, num_assistant_tokens: int) -> GammaReport:
-        """The figures at one gamma; raises `KeyError` for one that was not asked for."""
-        for report in self.by_gamma:
-            if report.num_assistant_tokens == num_assistant_tokens:
-                return report
-        raise KeyError(num_assistant_tokens)
+        """The metrics at one gamma; raises `KeyError` for a gamma that was not asked for."""
+        return {report.num_assistant_tokens: report for report in self.by_gamma}[num_assistant_tokens]
 
-    def at_best_gamma(self, batch_size: str = "1") -> GammaReport | None:
-        """The figures at the gamma with the highest predicted speed-up; `None` where no costs are known."""
-        return self.at_gamma(self.best_gamma[batch_size]) if batch_size in self.best_gamma else None
+    def get_speedups(self, batch_size: str) -> dict[int, Interval]:
+        """Predicted speed-up by gamma, for the gammas whose costs are known at this batch size (as text)."""
+        return {
+            report.num_assistant_tokens: report.predicted_speedup[batch_size]
+            for report in self.by_gamma
+            if batch_size in report.predicted_speedup
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +169,11 @@ class CostReport:
     Args:
         batch_size (`int`): Sequences at a time.
         cost_ratio (`float`): c, a draft step over a target step.
-        verify_cost (`dict[str, float]`): v(gamma) by gamma (as text): a target pass over gamma + 1 tokens over one.
-        round_overhead (`float`): What else a round costs.
-        target_step_seconds (`float`, *optional*): A target step, where it was measured in seconds.
-        source (`str`): Where the numbers come from.
+        verify_cost (`dict[str, float]`):
+            v(gamma) by gamma (as text): the time of a target pass over gamma + 1 tokens over that of one token.
+        round_overhead (`float`): Other costs of a round.
+        target_step_seconds (`float`, *optional*): Seconds of a target step, where it was measured.
+        source (`str`): Origin of the numbers.
     """
 
     batch_size: int
@@ -183,9 +189,9 @@ class DraftReport:
     """Everything about one draft.
 
     Args:
-        name (`str`): Its name.
-        settings (`list[SettingReport]`): In the report's order.
-        costs (`list[CostReport]`): By batch size, where known.
+        name (`str`): Name of the draft.
+        settings (`list[SettingReport]`): Its settings, in the report's order.
+        costs (`list[CostReport]`): Its costs at each batch size, where they are known.
         unmeasured (`list[str]`): A sentence for everything that was asked for and could not be measured.
     """
 
@@ -195,11 +201,8 @@ class DraftReport:
     unmeasured: list[str] = field(default_factory=list)
 
     def setting(self, name: str) -> SettingReport:
-        """The setting of that name; raises `KeyError`."""
-        for report in self.settings:
-            if report.name == name:
-                return report
-        raise KeyError(name)
+        """The setting of that name; raises `KeyError` if the draft has none."""
+        return {report.name: report for report in self.settings}[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +212,7 @@ class Comparison:
     Args:
         setting (`str`): Name of the setting.
         metric (`str`): `"alpha"` or `"block_efficiency"` (at the report's gamma).
-        draft (`str`), baseline (`str`): Names; the difference is draft minus baseline.
+        draft (`str`), baseline (`str`): Names of the two; the difference is draft minus baseline.
         difference (`Interval`): Paired 95 % interval.
     """
 
@@ -222,14 +225,15 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """What `evaluate_draft` returns.
+    """The result of [`~spec_kd.evaluate_draft`].
 
     Args:
-        drafts (`list[DraftReport]`): In the order given; with several, the first is the baseline (before training).
-        comparisons (`list[Comparison]`): Every pair of drafts, by setting and metric.
-        num_assistant_tokens (`int`): gamma of the headline figures.
+        drafts (`list[DraftReport]`):
+            The drafts in the order given. With several, the first is the baseline (before training).
+        comparisons (`list[Comparison]`): Differences of every pair of drafts, by setting and metric.
+        num_assistant_tokens (`int`): gamma of the headline.
         serving_engine (`str`): Engine whose draft sampling was used.
-        serving_rule (`str`): How it proposes and accepts a token, with the source of that.
+        serving_rule (`str`): How that engine proposes and accepts a token, with a source.
         provenance (`dict[str, Any]`): Models, revisions, data, versions, machine, command, time; JSON values.
     """
 
@@ -249,12 +253,12 @@ class EvaluationReport:
         """Strict JSON (no NaN: an undefined bound is null)."""
         values = {"format": FORMAT, **_to_plain(self)}
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        # halves of surrogate pairs, which no file holds, as JSON writes them
+        # UTF-8 has no halves of surrogate pairs: these are written as JSON escapes
         return text.encode("utf-8", "backslashreplace").decode()
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluationReport":
-        """Reads what `to_json` wrote, also in format 1, which had no number.
+        """Reads what `to_json` wrote, also in format 1, which stated no number.
 
         Raises:
             ValueError: If the text is no report, or a report of a later format.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from spec_kd.escaping import escape_label
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MOST_BARS = 12
 SMALLEST_SHARE = 0.01  # of the tokens: smaller parts of a breakdown do not decide which one is shown
 LINE_STYLES = ("-", "--", ":", "-.")
-Panel = Callable[["Axes", str], None]
+Panel = Callable[["Axes", EvaluationReport, str], None]
 
 
 def plot_report(report: EvaluationReport) -> "Figure":
@@ -25,36 +26,35 @@ def plot_report(report: EvaluationReport) -> "Figure":
     A row of panels for each setting, one color for each draft; panels without values are left out.
 
     Args:
-        report (`EvaluationReport`): What to show.
+        report (`EvaluationReport`): Report to show.
 
     Raises:
-        `ImportError`: If matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
     names = list_settings(report)
-    panels: list[Panel] = [lambda axis, name: _plot_block_efficiency(axis, report, name)]
-    if any(list_batch_sizes(report, name) for name in names):
-        panels.append(lambda axis, name: _plot_speedup(axis, report, name))
-    panels.append(lambda axis, name: _plot_positions(axis, report, name))
-    if any(setting.breakdowns for setting in report.draft.settings):
-        panels.append(lambda axis, name: _plot_worst_breakdown(axis, report, name))
+    shown: dict[Panel, bool] = {
+        _plot_block_efficiency: True,
+        _plot_speedup: any(list_batch_sizes(report, name) for name in names),
+        _plot_positions: True,
+        _plot_worst_breakdown: any(setting.breakdowns for setting in report.draft.settings),
+    }
+    panels = [panel for panel, has_values in shown.items() if has_values]
     figure = new_figure(4.4 * len(panels), 3.6 * len(names))
     grid = figure.subplots(len(names), len(panels), squeeze=False)
     for name, row in zip(names, grid, strict=True):
         for panel, axis in zip(panels, row, strict=True):
-            panel(axis, name)
-    _add_legend(figure, report)
+            panel(axis, report, name)
+    _name_drafts(figure, report)
     set_fonts(figure)
     return figure
 
 
-def _add_legend(figure: "Figure", report: EvaluationReport) -> None:
-    """Names the drafts once, below all panels, where long names have room."""
+def _name_drafts(figure: "Figure", report: EvaluationReport) -> None:
+    """Adds a legend below all panels, where long names have room."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=_get_color(index), marker="o", label=escape_label(draft.name))
-        for index, draft in enumerate(report.drafts)
-    ]
+    labels = [escape_label(draft.name) for draft in report.drafts]
+    handles = [Line2D([], [], color=_get_color(i), marker="o", label=label) for i, label in enumerate(labels)]
     figure.legend(handles=handles, loc="outside lower center", frameon=False)
 
 
@@ -64,25 +64,21 @@ def _get_color(index: int) -> str:
 
 def _plot_block_efficiency(axis: "Axes", report: EvaluationReport, name: str) -> None:
     for index, _, setting in find_setting(report, name):
-        gammas = [at_gamma.num_assistant_tokens for at_gamma in setting.by_gamma]
-        values = [at_gamma.block_efficiency for at_gamma in setting.by_gamma]
-        draw_intervals(axis, gammas, values, _get_color(index))
+        by_gamma = {one.num_assistant_tokens: one.block_efficiency for one in setting.by_gamma}
+        draw_intervals(axis, list(by_gamma), list(by_gamma.values()), _get_color(index))
     finish_axis(axis, f"block efficiency, {name}", "gamma", "tokens per target pass", bottom=1)
 
 
 def _plot_speedup(axis: "Axes", report: EvaluationReport, name: str) -> None:
     batch_sizes = list_batch_sizes(report, name)
-    for number, batch_size in enumerate(batch_sizes):
-        linestyle = LINE_STYLES[number % len(LINE_STYLES)]
+    for batch_size, linestyle in zip(batch_sizes, cycle(LINE_STYLES), strict=False):
         axis.plot([], [], linestyle, color="0.4", label=f"batch {batch_size}")
         for index, _, setting in find_setting(report, name):
-            known = [at_gamma for at_gamma in setting.by_gamma if batch_size in at_gamma.predicted_speedup]
-            gammas = [at_gamma.num_assistant_tokens for at_gamma in known]
-            values = [at_gamma.predicted_speedup[batch_size] for at_gamma in known]
-            draw_intervals(axis, gammas, values, _get_color(index), linestyle)
-            if (best := setting.at_best_gamma(batch_size)) is not None:
-                marked = best.predicted_speedup[batch_size].value
-                axis.plot(best.num_assistant_tokens, marked, "o", color=_get_color(index), mfc="none", markersize=10)
+            by_gamma, color = setting.get_speedups(batch_size), _get_color(index)
+            draw_intervals(axis, list(by_gamma), list(by_gamma.values()), color, linestyle)
+            if batch_size in setting.best_gamma:
+                best = setting.best_gamma[batch_size]
+                axis.plot(best, by_gamma[best].value, "o", color=color, mfc="none", markersize=10)
     axis.axhline(1, color="0.4", linewidth=1, linestyle=(0, (2, 2)))
     finish_axis(axis, f"predicted speed-up, {name}", "gamma", "times plain decoding", bottom=0)
     if batch_sizes:
@@ -97,14 +93,22 @@ def _plot_positions(axis: "Axes", report: EvaluationReport, name: str) -> None:
 
 
 def _plot_worst_breakdown(axis: "Axes", report: EvaluationReport, name: str) -> None:
-    found = [(i, d, s) for i, d, s in find_setting(report, name) if d is report.draft and s.breakdowns]
+    found = [setting for setting in report.draft.settings if setting.name == name and setting.breakdowns]
     if not found:
         axis.set_axis_off()
         return
-    ((index, _, setting),) = found
-    breakdown = find_worst_breakdown(setting)
-    _plot_bars(axis, breakdown, _get_color(index))
+    breakdown = find_worst_breakdown(found[0])
+    rows = sorted(breakdown.rows, key=lambda row: row.alpha.value)[:MOST_BARS]
+    rows = [row for row in breakdown.rows if row in rows]
+    note = f", the worst {MOST_BARS} of {len(breakdown.rows)}" if len(rows) < len(breakdown.rows) else ""
+    places = range(len(rows))
+    axis.barh(places, [row.alpha.value for row in rows], color=_get_color(len(report.drafts) - 1), alpha=0.5)
+    axis.hlines(places, [row.alpha.low for row in rows], [row.alpha.high for row in rows], color="0.2")
+    axis.set_yticks(places, [escape_label(f"{row.label} ({row.tokens:,})") for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel=f"alpha (tokens in brackets){note}")
     axis.set_title(escape_label(f"alpha by {breakdown.title}, {name}"))
+    axis.grid(axis="x", alpha=0.3)
 
 
 def find_worst_breakdown(setting: SettingReport) -> Breakdown:
@@ -115,18 +119,3 @@ def find_worst_breakdown(setting: SettingReport) -> Breakdown:
         return min((row.alpha.value for row in large if math.isfinite(row.alpha.value)), default=math.inf)
 
     return min(setting.breakdowns, key=find_lowest)
-
-
-def _plot_bars(axis: "Axes", breakdown: Breakdown, color: str) -> None:
-    rows = breakdown.rows
-    note = ""
-    if len(rows) > MOST_BARS:
-        kept = sorted(rows, key=lambda row: row.alpha.value)[:MOST_BARS]
-        rows, note = [row for row in rows if row in kept], f", the worst {MOST_BARS} of {len(rows)}"
-    places = range(len(rows))
-    axis.barh(places, [row.alpha.value for row in rows], color=color, alpha=0.5)
-    axis.hlines(places, [row.alpha.low for row in rows], [row.alpha.high for row in rows], color="0.2")
-    axis.set_yticks(places, [escape_label(f"{row.label} ({row.tokens:,})") for row in rows])
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel=f"alpha (tokens in brackets){note}")
-    axis.grid(axis="x", alpha=0.3)

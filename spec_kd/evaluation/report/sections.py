@@ -7,18 +7,30 @@ from pathlib import Path
 from markupsafe import Markup
 
 from spec_kd.escaping import escape_markdown, make_code_block
-from spec_kd.evaluation.report import charts, tables
+from spec_kd.evaluation.report import tables
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
-from spec_kd.evaluation.report.formatting import GLOSSARY
-from spec_kd.reports.html import render_part
-from spec_kd.reports.markdown import fold, render_table
+from spec_kd.reports.charts import LineChart, Series, draw_lines
 from spec_kd.reports.numbers import format_number
-from spec_kd.reports.sections import Section
-from spec_kd.reports.tables import Table
+from spec_kd.reports.rendering import Section, Table, fold, render_part, render_table
 
 LONG_PROMPT = 400  # characters; longer ones are folded
 SHADES = 5  # classes a0 to a4 of page.css, from rejected to accepted
 SHOWN_CHARACTERS = 600  # of a prompt in Markdown; the page has all of it
+
+GLOSSARY = {
+    "alpha": "Expected acceptance of one drafted token, mean over the tokens of the target's completions.",
+    "acceptance rate": "Accepted over drafted tokens, over all rounds.",
+    "block efficiency": "Tokens emitted per target pass, the target's own token included; 1 is plain decoding.",
+    "gamma": "Number of tokens drafted in a round (num_assistant_tokens).",
+    "greedy, t1, t0.7, ...": "How the target samples: the most likely token, or temperature 1, 0.7, ...",
+    "draft sampling": "Whether the draft samples too (stochastic) or always proposes its most likely token (greedy).",
+    "cost ratio": "Time of a draft step over that of a target step.",
+    "verify cost": "Time of a target pass over gamma + 1 tokens over that of a pass over one.",
+    "predicted speed-up": "block efficiency / (gamma x cost ratio + verify cost + overhead of a round).",
+    "break-even alpha": "Acceptance below which even the best gamma is no faster than plain decoding.",
+    "replay": "Acceptance computed from one pass over the target's completions; nothing is generated.",
+    "interval": "In brackets: 95 % bootstrap interval over prompts; that of a difference is paired.",
+}
 
 render_own_part = partial(render_part, template="macros.html", folder=Path(__file__).parent)
 
@@ -55,9 +67,9 @@ class PositionsSection(Section[EvaluationReport]):
 
     def render_html(self, report: EvaluationReport) -> list[Markup]:
         """One chart for each setting."""
-        gamma = report.num_assistant_tokens
-        drawn = [charts.draw_positions(report, name) for name in tables.list_settings(report)]
+        drawn = [draw_positions(report, name) for name in tables.list_settings(report)]
         shown = [chart for chart in drawn if chart is not None]
+        gamma = report.num_assistant_tokens
         intro = f"Share of the drafting rounds in which drafted token k was accepted, at gamma {gamma}."
         return [render_part("show_paragraph", intro), render_part("show_charts", shown)] if shown else []
 
@@ -71,8 +83,8 @@ class GammasSection(Section[EvaluationReport]):
         """Charts of each setting, with their numbers folded."""
         parts = []
         for name in tables.list_settings(report):
-            drawn = [charts.draw_block_efficiency(report, name)]
-            drawn += [charts.draw_speedup(report, name, batch) for batch in tables.list_batch_sizes(report, name)]
+            drawn = [draw_block_efficiency(report, name)]
+            drawn += [draw_speedup(report, name, batch) for batch in tables.list_batch_sizes(report, name)]
             shown = [render_part("show_table", table) for table in _list_numbers(report, name)]
             parts += [
                 render_part("show_heading", name),
@@ -201,6 +213,41 @@ def register_section(section: Section[EvaluationReport], before: str = "Provenan
             "title of its own, and the title of a section that is there."
         )
     SECTIONS.insert(titles.index(before), section)
+
+
+def draw_positions(report: EvaluationReport, name: str) -> LineChart | None:
+    """Acceptance of drafted token k for each draft, at one setting."""
+    series = [
+        Series(index=index, label=draft.name, points=list(enumerate(setting.acceptance_rate_per_position, start=1)))
+        for index, draft, setting in tables.find_setting(report, name)
+    ]
+    return draw_lines(name, "drafted token", "share of rounds", series, floor=0, ceiling=1)
+
+
+def draw_block_efficiency(report: EvaluationReport, name: str) -> LineChart | None:
+    """Block efficiency over gamma for each draft, at one setting."""
+    series = [
+        Series(
+            index=index,
+            label=draft.name,
+            points=[(at_gamma.num_assistant_tokens, at_gamma.block_efficiency) for at_gamma in setting.by_gamma],
+        )
+        for index, draft, setting in tables.find_setting(report, name)
+    ]
+    return draw_lines(f"Block efficiency, {name}", "gamma", "tokens per target pass", series, floor=1)
+
+
+def draw_speedup(report: EvaluationReport, name: str, batch_size: str) -> LineChart | None:
+    """Predicted speed-up over gamma for each draft with known costs, at one setting and batch size."""
+    series = []
+    for index, draft, setting in tables.find_setting(report, name):
+        speedups, best = setting.get_speedups(batch_size), setting.best_gamma.get(batch_size)
+        gain = "" if best is None else f": {format_number(speedups[best].value)}x at its best gamma, {best}"
+        series.append(Series(index=index, label=draft.name + gain, points=list(speedups.items()), marked_x=best))
+    title = f"Predicted speed-up, {name}, batch {batch_size}"
+    return draw_lines(
+        title, "gamma", "times plain decoding", series, floor=0, reference=1.0, reference_label="1.0: plain decoding"
+    )
 
 
 def choose_shade(acceptance: float) -> int:

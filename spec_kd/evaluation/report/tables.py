@@ -2,19 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 
-from spec_kd.evaluation.report.content import (
-    BreakdownRow,
-    CostReport,
-    DraftReport,
-    EvaluationReport,
-    SettingReport,
-)
+from spec_kd.evaluation.report.content import BreakdownRow, CostReport, DraftReport, EvaluationReport, SettingReport
 from spec_kd.open_types import Record
 from spec_kd.reports.numbers import DASH, RATE_DIGITS, format_interval, format_number, is_apart_from_zero
-from spec_kd.reports.tables import Table
+from spec_kd.reports.rendering import Table
 
 METRIC_NAMES = {"alpha": "alpha", "block_efficiency": "block efficiency"}
+Breakdowns = dict[str, dict[str, list[tuple[int, BreakdownRow]]]]
 
 
 def list_settings(report: EvaluationReport) -> list[str]:
@@ -32,35 +28,36 @@ def find_setting(report: EvaluationReport, name: str) -> list[tuple[int, DraftRe
     ]
 
 
+def walk_settings(report: EvaluationReport) -> Iterator[tuple[DraftReport, SettingReport]]:
+    """Every setting of every draft; the drafts of one setting stand together."""
+    return ((draft, setting) for name in list_settings(report) for _, draft, setting in find_setting(report, name))
+
+
 def list_batch_sizes(report: EvaluationReport, name: str) -> list[str]:
     """Batch sizes (as text) with a predicted speed-up at a setting."""
-    found = find_setting(report, name)
-    return list(dict.fromkeys(b for *_, setting in found for g in setting.by_gamma for b in g.predicted_speedup))
+    gammas = [at_gamma for *_, setting in find_setting(report, name) for at_gamma in setting.by_gamma]
+    return list(dict.fromkeys(batch_size for at_gamma in gammas for batch_size in at_gamma.predicted_speedup))
 
 
 def tabulate_metrics(report: EvaluationReport) -> Table:
     """alpha, acceptance rate and block efficiency at the report's gamma: settings by drafts."""
     gamma = report.num_assistant_tokens
-    rows, kinds = [], []
-    for name in list_settings(report):
-        for _, draft, setting in find_setting(report, name):
-            at_gamma = setting.at_gamma(gamma)
-            rows.append(
-                [
-                    name,
-                    draft.name,
-                    format_interval(setting.alpha, RATE_DIGITS),
-                    format_interval(at_gamma.acceptance_rate, RATE_DIGITS),
-                    format_interval(at_gamma.block_efficiency),
-                    f"{setting.prompts:,}",
-                    f"{setting.tokens:,}",
-                ]
-            )
-            kinds.append(_describe_alpha(setting))
-    header = ["setting", "draft", "alpha", "acceptance rate", "block efficiency", "prompts", "tokens"]
-    if set(kinds) != {"exact"}:
-        header.append("alpha is")
-        rows = [[*row, kind] for row, kind in zip(rows, kinds, strict=True)]
+    rows = [
+        [
+            setting.name,
+            draft.name,
+            format_interval(setting.alpha, RATE_DIGITS),
+            format_interval(setting.at_gamma(gamma).acceptance_rate, RATE_DIGITS),
+            format_interval(setting.at_gamma(gamma).block_efficiency),
+            f"{setting.prompts:,}",
+            f"{setting.tokens:,}",
+            _describe_alpha(setting),
+        ]
+        for draft, setting in walk_settings(report)
+    ]
+    header = ["setting", "draft", "alpha", "acceptance rate", "block efficiency", "prompts", "tokens", "alpha is"]
+    if all(row[-1] == "exact" for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return Table(title=f"Metrics at gamma {gamma}", header=header, rows=rows, labels=2)
 
 
@@ -91,12 +88,11 @@ def tabulate_comparisons(report: EvaluationReport) -> Table:
 def tabulate_positions(report: EvaluationReport, name: str) -> Table:
     """Acceptance of drafted token k at one setting: positions by drafts."""
     found = find_setting(report, name)
-    longest = max(len(setting.acceptance_rate_per_position) for *_, setting in found)
-    rows = [[str(k + 1)] for k in range(longest)]
-    for *_, setting in found:
-        rates = setting.acceptance_rate_per_position
-        for k, row in enumerate(rows):
-            row.append(format_interval(rates[k] if k < len(rates) else None, RATE_DIGITS))
+    by_position = zip_longest(*(setting.acceptance_rate_per_position for *_, setting in found))
+    rows = [
+        [str(k), *(format_interval(rate, RATE_DIGITS) for rate in rates)]
+        for k, rates in enumerate(by_position, start=1)
+    ]
     header = ["drafted token", *(draft.name for _, draft, _ in found)]
     return Table(title=f"Acceptance by position, {name}", header=header, rows=rows)
 
@@ -106,7 +102,6 @@ def tabulate_gammas(report: EvaluationReport, name: str) -> Table:
     batch_sizes = list_batch_sizes(report, name)
     header = ["gamma", "draft", "block efficiency", "acceptance rate"]
     header += [f"predicted speed-up, batch {batch_size}" for batch_size in batch_sizes]
-    found = find_setting(report, name)
     rows = [
         [
             str(at_gamma.num_assistant_tokens),
@@ -115,7 +110,7 @@ def tabulate_gammas(report: EvaluationReport, name: str) -> Table:
             format_interval(at_gamma.acceptance_rate, RATE_DIGITS),
             *(format_interval(at_gamma.predicted_speedup.get(batch_size)) for batch_size in batch_sizes),
         ]
-        for _, draft, setting in found
+        for _, draft, setting in find_setting(report, name)
         for at_gamma in setting.by_gamma
     ]
     return Table(title=f"Metrics over gamma, {name}", header=header, rows=rows, labels=2)
@@ -149,9 +144,8 @@ def tabulate_unmeasured(report: EvaluationReport) -> Table:
 
 
 def _describe_break_even(draft: DraftReport, cost: CostReport) -> str:
-    by_setting = {
-        s.name: format_number(s.break_even_alpha.get(str(cost.batch_size)), RATE_DIGITS) for s in draft.settings
-    }
+    key = str(cost.batch_size)
+    by_setting = {s.name: format_number(s.break_even_alpha.get(key), RATE_DIGITS) for s in draft.settings}
     different = set(by_setting.values())
     return different.pop() if len(different) == 1 else ", ".join(f"{n}: {alpha}" for n, alpha in by_setting.items())
 
@@ -159,47 +153,43 @@ def _describe_break_even(draft: DraftReport, cost: CostReport) -> str:
 def tabulate_speedups(report: EvaluationReport) -> Table:
     """The best gamma of every setting, draft and batch size, and the speed-up that the costs predict there."""
     gamma = report.num_assistant_tokens
-    rows = []
-    for name in list_settings(report):
-        for _, draft, setting in find_setting(report, name):
-            for batch_size, best_gamma in setting.best_gamma.items():
-                best, usual = (
-                    None if at_gamma is None else at_gamma.predicted_speedup.get(batch_size)
-                    for at_gamma in (setting.at_best_gamma(batch_size), setting.at_gamma(gamma))
-                )
-                labels = [name, draft.name, batch_size]
-                rows.append([*labels, str(best_gamma), format_interval(best), format_interval(usual)])
+    rows = [
+        [
+            setting.name,
+            draft.name,
+            batch_size,
+            str(best),
+            *(format_interval(setting.get_speedups(batch_size).get(shown)) for shown in (best, gamma)),
+        ]
+        for draft, setting in walk_settings(report)
+        for batch_size, best in setting.best_gamma.items()
+    ]
     header = ["setting", "draft", "batch size", "best gamma", "predicted speed-up there", f"at gamma {gamma}"]
     return Table(title="Predicted speed-up", header=header, rows=rows, labels=3)
 
 
 def tabulate_assisted(report: EvaluationReport) -> Table:
     """Real assisted generation beside what replay and the costs say of the same prompts."""
-    rows = []
-    for name in list_settings(report):
-        for _, draft, setting in find_setting(report, name):
-            if (assisted := setting.assisted) is not None:
-                rows.append(
-                    [
-                        name,
-                        draft.name,
-                        str(assisted.num_assistant_tokens),
-                        format_interval(assisted.block_efficiency),
-                        format_interval(assisted.replayed_block_efficiency),
-                        format_interval(assisted.speedup),
-                        format_number(assisted.predicted_speedup),
-                        format_interval(assisted.acceptance_rate, RATE_DIGITS),
-                        f"{assisted.tokens_per_second:,.1f}",
-                        f"{assisted.plain_tokens_per_second:,.1f}",
-                        f"{assisted.prompts:,}",
-                    ]
-                )
+    rows = [
+        [
+            setting.name,
+            draft.name,
+            str(assisted.num_assistant_tokens),
+            format_interval(assisted.block_efficiency),
+            format_interval(assisted.replayed_block_efficiency),
+            format_interval(assisted.speedup),
+            format_number(assisted.predicted_speedup),
+            format_interval(assisted.acceptance_rate, RATE_DIGITS),
+            f"{assisted.tokens_per_second:,.1f}",
+            f"{assisted.plain_tokens_per_second:,.1f}",
+            f"{assisted.prompts:,}",
+        ]
+        for draft, setting in walk_settings(report)
+        if (assisted := setting.assisted) is not None
+    ]
     metrics = ["block efficiency", "the same, replayed", "speed-up", "the same, predicted", "acceptance rate"]
     header = ["setting", "draft", "gamma", *metrics, "tokens/s", "tokens/s without draft", "prompts"]
     return Table(title="Measured in assisted generation, batch size 1", header=header, rows=rows, labels=2)
-
-
-Breakdowns = dict[str, dict[str, list[tuple[int, BreakdownRow]]]]
 
 
 def collect_breakdowns(report: EvaluationReport, name: str) -> Breakdowns:
@@ -238,7 +228,7 @@ def tabulate_provenance(report: EvaluationReport) -> Table:
         ["serving engine", report.serving_engine],
         ["rule of acceptance", report.serving_rule],
         ["gamma", str(report.num_assistant_tokens)],
-        *([name, text] for name, text in _flatten(report.provenance)),
+        *map(list, _flatten(report.provenance)),
     ]
     return Table(title="What was evaluated, how and where", header=["what", "value"], rows=rows)
 
@@ -247,7 +237,6 @@ def _flatten(values: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield prefix + key, value
         else:
-            yield prefix + key, DASH if value is None else json.dumps(value, ensure_ascii=False)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield prefix + key, DASH if value is None else text

@@ -61,41 +61,39 @@ class BatchOutputs:
                 continue
             batches = batches or cls(path)
             for _, record in read_records(file):
-                if is_batch_output(record):
-                    batches._add(record["custom_id"], record)
-                elif is_batch_request(record):
-                    batches._add(record["custom_id"], None)
+                if is_batch_output(record) or is_batch_request(record):
+                    batches._add(record)
         return batches
 
-    def _add(self, name: JsonValue, record: Record | None) -> None:
-        text = None if record is None else json.dumps({k: v for k, v in record.items() if k not in ("id", "custom_id")})
-        counts = (int(record is not None), int(record is None))
+    def _add(self, record: Record) -> None:
+        is_output = is_batch_output(record)
+        text = json.dumps({k: v for k, v in record.items() if k not in ("id", "custom_id")}) if is_output else None
         self._database.execute(
-            "INSERT INTO responses VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = coalesce(text, ?),"
-            " responses = responses + ?, requests = requests + ?",
-            (str(name), text, *counts, text, *counts),
+            "INSERT INTO responses VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+            " text = coalesce(text, excluded.text), responses = responses + excluded.responses,"
+            " requests = requests + excluded.requests",
+            (str(record["custom_id"]), text, int(is_output), int(not is_output)),
         )
+
+    def _find(self, record: Record) -> tuple[str | None, int, int]:
+        """The first response with the id of a record, and the numbers of responses and of requests with it."""
+        query = "SELECT text, responses, requests FROM responses WHERE id = ?"
+        return self._database.execute(query, (str(record["custom_id"]),)).fetchone() or (None, 0, 0)
 
     def join(self, record: JsonValue) -> tuple[JsonValue, str | None]:
         """A record, with its response if it is the request of a batch, and a note to count or `None`."""
         if not is_batch_request(record):
             return record, None
-        row = self._database.execute(
-            "SELECT text, responses, requests FROM responses WHERE id = ?", (str(record["custom_id"]),)
-        ).fetchone()
-        if row is None or row[0] is None:
+        text, responses, requests = self._find(record)
+        if text is None:
             return record, "requests of batches without a response in the files"
-        text, responses, requests = row
         if responses > 1 or requests > 1:
             return record, "completions not kept, several batches have the same `custom_id`: read each batch alone"
         return {**record, **json.loads(text)}, None
 
     def has_request(self, record: Record) -> bool:
         """Whether the request of a response is in the files."""
-        row = self._database.execute(
-            "SELECT requests FROM responses WHERE id = ?", (str(record["custom_id"]),)
-        ).fetchone()
-        return row is not None and row[0] > 0
+        return self._find(record)[2] > 0
 
     def close(self) -> None:
         """Removes the database."""

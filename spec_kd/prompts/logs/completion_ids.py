@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
 
-from spec_kd.checks import check_dataset
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.data.chat_rendering import ChatRenderer
 from spec_kd.data.conversation_rows import (
@@ -17,6 +16,7 @@ from spec_kd.data.conversation_rows import (
 from spec_kd.data.prompt_rendering import check_chat_template, read_template_arguments
 from spec_kd.data.rendered_completion import TurnNotRenderedError
 from spec_kd.open_types import JsonObject
+from spec_kd.options import check_dataset
 from spec_kd.vocabulary import ProcessingClass
 
 COLUMNS = ("prompt", "completion")
@@ -67,19 +67,19 @@ def add_completion_ids(
                     f"`{name}` of row {index} is text, but messages are needed to render it as a server does. Make it "
                     'a list of `{"role": ..., "content": ...}`.'
                 )
-        completion = row.get("completion") or []
-        if not completion:
-            return _leave_out("there is no completion")
-        if len(completion) > 1:
-            return _leave_out("the completion has several messages")
-        if completion[0].get("role") != "assistant":
-            return _leave_out(f"the completion has the role {completion[0].get('role')!r}")
-        if not row.get("prompt"):
-            return _leave_out("there is no prompt")
-        if row["prompt"][-1].get("role") == "assistant":
-            return _leave_out("the prompt ends with an assistant turn")
+        prompt, completion = row.get("prompt") or [], row.get("completion") or []
+        role = completion[0].get("role") if completion else None
+        unusable = (
+            (not completion, "there is no completion"),
+            (len(completion) > 1, "the completion has several messages"),
+            (role != "assistant", f"the completion has the role {role!r}"),
+            (not prompt, "there is no prompt"),
+            (prompt and prompt[-1].get("role") == "assistant", "the prompt ends with an assistant turn"),
+        )
+        if reason := next((reason for is_unusable, reason in unusable if is_unusable), None):
+            return _leave_out(reason)
         try:
-            turn = renderer.render_turn(row["prompt"], completion[0], **read_template_arguments(row))
+            turn = renderer.render_turn(prompt, completion[0], **read_template_arguments(row))
         except TurnNotRenderedError as error:
             return _leave_out(str(error))
         except (TemplateError, TypeError, KeyError) as error:

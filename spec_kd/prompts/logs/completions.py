@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from spec_kd.open_types import JsonValue, Record
-from spec_kd.prompts.logs.langchain import is_langchain_message, read_langchain_message
-from spec_kd.prompts.logs.messages import Message, clean_messages, find_mark, parse_json
-from spec_kd.prompts.logs.responses_api import read_items
+from spec_kd.prompts.logs.messages import Message, clean_messages, find_mark, list_keys, parse_json
+from spec_kd.prompts.logs.requests import is_langchain_message, read_items, read_langchain_message
 from spec_kd.prompts.logs.streams import is_stream, join_chunks, join_stream
 
 RESPONSE_KEYS = ("response", "response_body", "respPayload", "output", "outputs")
@@ -27,7 +26,7 @@ FAILURES = ("failure", "failed", "error", "errored", "cancelled", "canceled", "e
 EMPTY: tuple[JsonValue, ...] = ("", [], {}, "{}", "[]")
 REASON_KEYS = ("finish_reason", "finishReason", "stop_reason", "done_reason")
 RESPONSE_ONLY = {"type", "object", "container", "context_management", "stop_details"}  # beside an Anthropic message
-NOT_GIVEN = "kept although no finish_reason is logged"
+_ABSENT: JsonValue = object()  # in place of a finish reason, which may be `None`
 
 
 def find_completion(record: Record) -> tuple[Message | None, str | None]:
@@ -40,9 +39,6 @@ def find_completion(record: Record) -> tuple[Message | None, str | None]:
     Returns:
         `tuple`: The message or `None`, and a note to count or `None`. The note says why a completion is not kept, or
         that it is kept although the log does not say how it ended.
-
-    Raises:
-        FailedRequestError: The record says that the request failed.
     """
     key, value = _find_value(record)
     if key is None:
@@ -50,57 +46,36 @@ def find_completion(record: Record) -> tuple[Message | None, str | None]:
     try:
         message, reason = _read(value)
         if message is None:
-            return None, f"not understood: `{key}` ({_describe(value)})"
-        if reason is _ABSENT:
-            reason = next((record[k] for k in REASON_KEYS if k in record), _ABSENT)
-        fault = _find_fault(reason)
-        if fault is not None:
+            kind = f"{type(value).__name__} {value!r:.40}"
+            shown = f"an object with the keys {list_keys(value)[:8]}" if isinstance(value, dict) else kind
+            return None, f"not understood: `{key}` ({shown})"
+        reason = _find_reason(record) if reason is _ABSENT else reason
+        if fault := find_fault({"finish_reason": reason}):
             return None, fault
         (completion,) = clean_messages([{**message, "role": "assistant"}])
-    except FailedRequestError:
-        raise
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         return None, f"not understood: `{key}` ({error})"
     if not completion["content"].strip() and not completion.get("tool_calls"):
         return None, "empty"
     if mark := find_mark(completion):
         return None, f"not whole in the log: {mark}"
-    return completion, NOT_GIVEN if reason is _ABSENT else None
-
-
-class FailedRequestError(ValueError):
-    """Error of a record whose request failed on the server."""
-
-    def __init__(self) -> None:
-        super().__init__("the request failed")
-
-
-class _Absent:
-    """No finish reason was logged."""
-
-
-_ABSENT = _Absent()
+    return completion, "kept although no finish_reason is logged" if reason is _ABSENT else None
 
 
 def check_succeeded(record: Record) -> None:
-    """Raises `FailedRequestError` if a record or its response says that the request failed."""
-    if _has_failed(record):
-        raise FailedRequestError
-    for key in (*RESPONSE_KEYS, "result"):
-        if key in record and isinstance(part := parse_json(record[key]), dict) and _has_failed(part):
-            raise FailedRequestError
+    """Raises `ValueError` if a record or its response says that the request failed."""
+    parts = [record, *(parse_json(record[key]) for key in (*RESPONSE_KEYS, "result") if key in record)]
+    if any(isinstance(part, dict) and _has_failed(part) for part in parts):
+        raise ValueError("the request failed")
 
 
 def _has_failed(part: Record) -> bool:
-    if FAILURE_KEYS.isdisjoint(part):
+    if FAILURE_KEYS.isdisjoint(part):  # as of most records, which this is called for
         return False
-    for key in ("status", "type", "level"):
-        if key in part and isinstance(part[key], str) and part[key].lower() in FAILURES:
-            return True
-    if "status_code" in part and isinstance(part["status_code"], int) and part["status_code"] >= 400:
-        return True
-    body = part.get("body")
-    return bool(part.get("error") or (isinstance(body, dict) and body.get("error")))
+    words = [part[key] for key in ("status", "type", "level") if isinstance(part.get(key), str)]
+    code, body = part.get("status_code"), part.get("body")
+    errors = [part.get("error"), isinstance(body, dict) and body.get("error"), isinstance(code, int) and code >= 400]
+    return any(word.lower() in FAILURES for word in words) or any(errors)
 
 
 def _find_value(record: Record) -> tuple[str | None, JsonValue]:
@@ -108,44 +83,31 @@ def _find_value(record: Record) -> tuple[str | None, JsonValue]:
         return "choices", record
     for key in COMPLETION_KEYS:
         value = record.get(key)
-        if key == "result" and not isinstance(value, dict):  # of Anthropic's batches; elsewhere "success"
-            continue
-        if value is not None and value not in EMPTY:
+        is_completion = key != "result" or isinstance(value, dict)  # of Anthropic's batches; elsewhere "success"
+        if value is not None and value not in EMPTY and is_completion:
             return key, value
     return None, None
 
 
 def find_fault(record: Record) -> str | None:
     """Why a completion is not kept, by its finish reason in a record or a message; `None` if it is kept."""
-    return _find_fault(_find_reason(record))
-
-
-def _find_fault(reason: JsonValue) -> str | None:
-    """Why a completion with this finish reason is not kept; `None` if it is kept."""
-    if reason is _ABSENT:
-        return None
-    if isinstance(reason, str) and reason.lower() in FINISHED:
-        return None
-    return f"unfinished: {reason!r:.40}"
+    reason = _find_reason(record)
+    is_whole = reason is _ABSENT or (isinstance(reason, str) and reason.lower() in FINISHED)
+    return None if is_whole else f"unfinished: {reason!r:.40}"
 
 
 def _read(value: JsonValue) -> tuple[Record | None, JsonValue]:
     """The message in a response and its finish reason."""
+    if isinstance(value, str) and is_stream(value):
+        return _read(join_stream(value))
     if isinstance(value, str):
-        if is_stream(value):
-            return _read(join_stream(value))
         parsed = parse_json(value)
-        if parsed is not value:
-            message, reason = _read(parsed)
-            if message is not None:
-                return message, reason
+        message, reason = (None, _ABSENT) if parsed is value else _read(parsed)
         # text, or JSON that the target wrote
-        return {"content": value}, _ABSENT
-    if isinstance(value, dict):
-        return _read_object(value)
+        return ({"content": value}, _ABSENT) if message is None else (message, reason)
     if isinstance(value, list) and value:
         return _read_list(value)
-    return None, _ABSENT
+    return _read_object(value) if isinstance(value, dict) else (None, _ABSENT)
 
 
 def _read_object(value: Record) -> tuple[Record | None, JsonValue]:
@@ -180,13 +142,10 @@ def _read_choice(choice: JsonValue) -> tuple[Record | None, JsonValue]:
     """The first choice: a prompt with several completions counts once."""
     if not isinstance(choice, dict):
         return None, _ABSENT
-    reason = choice.get("finish_reason", _ABSENT)
-    stop = choice.get("stop_reason")
+    reason, stop = choice.get("finish_reason", _ABSENT), choice.get("stop_reason")
     if isinstance(stop, str) and reason == "stop":
         reason = f"stop string {stop}"
-    if isinstance(choice.get("text"), str):
-        return {"content": choice["text"]}, reason
-    message = choice.get("message")
+    message = {"content": choice["text"]} if isinstance(choice.get("text"), str) else choice.get("message")
     return (message if isinstance(message, dict) else None), reason
 
 
@@ -202,12 +161,10 @@ def _read_responses(value: Record) -> tuple[Record | None, JsonValue]:
 
 def _read_generation(value: JsonValue) -> tuple[Record | None, JsonValue]:
     """LangChain's result: for each prompt a list of its completions."""
-    while isinstance(value, list) and not isinstance(value, str) and value:
+    while isinstance(value, list) and value:
         value = value[0]
-    if isinstance(value, str):
-        return {"content": value}, _ABSENT
     if not isinstance(value, dict):
-        return None, _ABSENT
+        return ({"content": value} if isinstance(value, str) else None), _ABSENT
     reason = _find_reason(value.get("generation_info") or {})
     if isinstance(value.get("message"), dict):
         message, metadata = read_langchain_message(value["message"])
@@ -218,27 +175,15 @@ def _read_generation(value: JsonValue) -> tuple[Record | None, JsonValue]:
 def _read_list(value: Sequence[JsonValue]) -> tuple[Record | None, JsonValue]:
     first = value[0]
     if isinstance(first, dict):
-        chunk_type = str(first.get("type", ""))
-        is_chunk = str(first.get("object", "")).endswith(".chunk") or chunk_type in (
-            "message_start",
-            "response.created",
-        )
+        kind = str(first.get("type", ""))
+        is_chunk = str(first.get("object", "")).endswith(".chunk") or kind in ("message_start", "response.created")
         if is_chunk or (isinstance(first.get("choices"), list) and len(value) > 1):
             return _read(join_chunks(value))
         if all(isinstance(item, dict) and "role" not in item and "type" in item for item in value):
-            if chunk_type in ("function_call", "reasoning", "message"):
-                return _read_responses({"output": value})
-            return {"content": value}, _ABSENT
-    if len(value) != 1:
-        return None, _ABSENT
-    return _read(first)
+            is_output = kind in ("function_call", "reasoning", "message")
+            return _read_responses({"output": value}) if is_output else ({"content": value}, _ABSENT)
+    return _read(first) if len(value) == 1 else (None, _ABSENT)
 
 
 def _find_reason(value: Record) -> JsonValue:
     return next((value[key] for key in REASON_KEYS if key in value), _ABSENT)
-
-
-def _describe(value: JsonValue) -> str:
-    if isinstance(value, dict):
-        return f"an object with the keys {sorted(map(str, value))[:8]}"
-    return f"{type(value).__name__} {value!r:.40}"

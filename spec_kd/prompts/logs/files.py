@@ -1,21 +1,23 @@
 """Files of logs: finds them, and reads their records one at a time."""
 
+import csv
 import glob
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from spec_kd.checks import read_path
 from spec_kd.open_types import JsonValue
+from spec_kd.options import read_path
 from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
-from spec_kd.prompts.logs.tables import read_csv, read_parquet
-from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, describe_too_long, is_whole_text, open_text, read_lines
+from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, is_whole_text, open_text, read_lines
 from spec_kd.prompts.logs.vllm import is_request_line
 
 KINDS = (".jsonl", ".ndjson", ".log", ".json", ".txt", ".csv", ".tsv", ".parquet")
@@ -24,6 +26,7 @@ CHUNK = 2**20  # characters of a JSON array read at a time
 # Endings that log rotation appends: `.1`, `-20260131`, `.2026-01-31_12`.
 ROTATION = re.compile(r"[.-](?:\d{1,3}|\d{4}-?\d{2}(?:-?\d{2})?(?:[-_T]?\d{2}(?:[-_:]?\d{2}){0,2})?)(?=\.|$)")
 EVENT_STARTS = tuple(name.encode() for name in EVENT_FIELDS)
+DELIMITERS = ",;\t|"  # spreadsheets write semicolons in languages with a decimal comma
 SPACE = " \t\r\n,\x00\ufeff"
 # Keys of conversations and requests: a line of plain text that is JSON with one of these is a record, any other line a
 # prompt as it stands.
@@ -49,13 +52,16 @@ def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
         FileNotFoundError: No log file is found for a path or pattern; names it.
         ValueError: There is no path, or one is empty, which would mean the working directory.
     """
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(listed, Sequence) or not len(listed):
+        raise ValueError(f"`paths` must be a path or a list of them, got {paths!r}.")
     files: dict[Path, None] = {}
     ignored: dict[Path, None] = {}
-    for path in read_paths(paths):
+    for path in [read_path("paths", path) for path in listed]:
         if Path(path).is_dir():
             inside = sorted(p for p in Path(path).rglob("*") if p.is_file())
-            inside = [p for p in inside if not _is_hidden(p.relative_to(path).parent)]
             inside = [p for p in inside if not p.resolve().is_relative_to(output_dir.resolve())]
+            inside = [p for p in inside if not _is_hidden(p.relative_to(path).parent)]
             found = [p for p in inside if find_kind(p) in KINDS and not _is_hidden(p.relative_to(path))]
             ignored |= dict.fromkeys(inside)
         elif Path(path).is_file():
@@ -84,14 +90,6 @@ def find_kind(path: Path) -> str:
         name = short
 
 
-def read_paths(paths: Paths) -> list[str]:
-    """One path or several as a list; raises `ValueError` for no path, and for an empty one."""
-    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
-    if not isinstance(listed, Sequence) or not len(listed):
-        raise ValueError(f"`paths` must be a path or a list of them, got {paths!r}.")
-    return [read_path("paths", path) for path in listed]
-
-
 def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, JsonValue]]:
     """The records of a file with their line numbers (row of Parquet, item of a JSON array), from 1.
 
@@ -105,23 +103,20 @@ def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, Jso
         keep_text (`bool`, *optional*, defaults to `False`): Whether a line that is no JSON is a record as text, and not
             an error.
     """
-    kind = find_kind(path)
-    number = 0
+    kind, number = find_kind(path), 0
     try:
         if kind == ".parquet":
-            yield from read_parquet(path)
+            yield from _read_parquet(path)
             return
         with open_text(path) as stream:
             if kind in (".csv", ".tsv"):
-                records = read_csv(stream, "\t" if kind == ".tsv" else None)
+                records = _read_csv(stream, "\t" if kind == ".tsv" else None)
             elif kind != ".txt" and _holds_values(path, kind, stream.peek(512)):
                 records = _read_values(stream)
             else:
                 records = attach_streams(_read_lines(stream, kind == ".txt", keep_text), LONGEST)
             for number, record in records:
                 yield number, record
-    except GeneratorExit:
-        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         yield number + 1, error
     except Exception as error:  # whatever a decompressor or a decoder may raise
@@ -140,8 +135,8 @@ def _holds_values(path: Path, kind: str, start: bytes) -> bool:
     if kind == ".json" and start.startswith(b"["):
         return True
     with open_text(path) as stream:
-        line = next((line for _, line in read_lines(stream) if line is None or line.strip()), None)
-    if line is None or not isinstance(_parse(line), ValueError):
+        line = next((line for _, line in read_lines(stream) if isinstance(line, Exception) or line.strip()), None)
+    if not isinstance(line, bytes) or not isinstance(_parse(line), ValueError):
         return False
     with open_text(path) as stream:
         _, first = next(_read_values(stream), (0, None))
@@ -150,19 +145,15 @@ def _holds_values(path: Path, kind: str, start: bytes) -> bool:
 
 def _read_lines(stream: io.BufferedReader, is_text: bool, keep_text: bool) -> Iterator[tuple[int, JsonValue]]:
     for number, line in read_lines(stream):
-        if line is None:
-            yield number, ValueError(describe_too_long())
+        if isinstance(line, Exception):
+            yield number, line
         elif line := line.strip():
-            if is_text:
-                yield number, _read_text(line)
-                continue
-            record = _parse(line)
-            if isinstance(record, ValueError):
-                if keep_text:
-                    record = _decode(line)
-                elif line.startswith(EVENT_STARTS):
-                    text = _decode(line)
-                    record = StreamLine(text) if isinstance(text, str) else text
+            record = _read_text(line) if is_text else _parse(line)
+            if isinstance(record, ValueError) and keep_text:
+                record = _parse(line, bytes.decode)
+            elif isinstance(record, ValueError) and not is_text:
+                if line.startswith(EVENT_STARTS):
+                    record = StreamLine(text) if isinstance(text := _parse(line, bytes.decode), str) else text
                 elif is_request_line(line.decode(errors="replace")):
                     record = ValueError(
                         "a line of a vLLM server's log: pass `format=\"vllm\"` and the target's tokenizer"
@@ -207,26 +198,90 @@ def _read_text(line: bytes) -> JsonValue:
     """A line of plain text: a record if it is one, otherwise a prompt."""
     if line.startswith(b"{") and isinstance(record := _parse(line), dict) and RECORD_KEYS & set(record):
         return record
-    return _decode(line)
+    return _parse(line, bytes.decode)
 
 
-def _parse(line: bytes) -> JsonValue:
+def _parse(line: bytes, read: Callable[[bytes], JsonValue] = json.loads) -> JsonValue:
+    """What `read` makes of a line, or a `ValueError` that says why it cannot."""
     try:
-        return json.loads(line)
+        return read(line)
     except UnicodeDecodeError as error:
-        return _explain_encoding(error)
+        return ValueError(f"not UTF-8 ({error}): save the file as UTF-8")
     except ValueError as error:
         return ValueError(f"not JSON ({error})")
     except RecursionError:
         return ValueError("JSON with too many nested brackets")
 
 
-def _decode(line: bytes) -> JsonValue:
+def _read_csv(stream: io.BufferedReader, delimiter: str | None) -> Iterator[tuple[int, JsonValue]]:
+    """The rows as dictionaries by the names in the first row, with their line numbers; empty cells are left out.
+
+    Args:
+        stream (`io.BufferedReader`): The file in UTF-8.
+        delimiter (`str`, *optional*): Character between cells; by default the one of [`DELIMITERS`] that the first row
+            has most often.
+
+    Returns:
+        `Iterator[tuple[int, Any]]`: Line numbers and rows. A row that cannot be read is replaced by a `ValueError`.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    lines = _Lines(stream)
+    first = next(lines, "")
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel writes such a line
+        delimiter, first = first.strip()[-1], next(lines, "")
+    rows = csv.reader(chain([first], lines), delimiter=delimiter or max(DELIMITERS, key=first.count), strict=True)
+    names: list[str] = []
+    start = lines.number
+    while True:
+        try:
+            cells = next(rows)
+            if not is_whole_text("".join(cells)):
+                raise ValueError("not UTF-8: save the table as UTF-8")
+        except StopIteration:
+            return
+        except (csv.Error, ValueError) as error:
+            yield start, error if isinstance(error, ValueError) else ValueError(f"no row of a table ({error})")
+        else:
+            if any(cells) and not names:
+                names = [name.strip() for name in cells]
+                if len(set(names)) < len(names):
+                    yield start, ValueError(f"two columns have the same name: {names}")
+                    return
+            elif any(cells) and len(cells) != len(names):
+                yield start, ValueError(f"{len(cells)} cells, but the first row names {len(names)} columns")
+            elif any(cells):
+                yield start, {name: cell for name, cell in zip(names, cells, strict=True) if cell != ""}
+        start = lines.number + 1
+
+
+class _Lines:
+    """Lines of text for `csv.reader`, which can go on after an error in one of them."""
+
+    def __init__(self, stream: io.BufferedReader):
+        self._lines, self.number = read_lines(stream), 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        if isinstance(line, Exception):
+            raise line
+        return line.decode(errors="surrogateescape")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, JsonValue]]:
+    """The rows without the `None` that Arrow adds; a `ValueError` in place of the first row that cannot be read."""
+    from datasets import Features
+
+    from spec_kd.data.arrow_padding import remove_row_padding  # imports torch, which other logs do not need
+
+    number = 0
     try:
-        return line.decode()
-    except ValueError as error:
-        return _explain_encoding(error)
-
-
-def _explain_encoding(error: ValueError) -> ValueError:
-    return ValueError(f"not UTF-8 ({error}): save the file as UTF-8")
+        with pq.ParquetFile(path) as file:
+            features = Features.from_arrow_schema(file.schema_arrow)
+            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield number, remove_row_padding(row, features)
+    except Exception as error:
+        yield number + 1, ValueError(f"the Parquet file cannot be read from here on ({error})")

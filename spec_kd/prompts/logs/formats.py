@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from spec_kd.open_types import JsonObject, JsonValue, Record
 from spec_kd.prompts.logs.completions import check_succeeded, find_completion, find_fault
 from spec_kd.prompts.logs.conversations import strip_piece_number
-from spec_kd.prompts.logs.logged_call import LoggedCall, build_call, build_conversation, note_completion
-from spec_kd.prompts.logs.messages import MARKS, clean_messages, find_mark, parse_json
-from spec_kd.prompts.logs.record_keys import TEXT_KEYS, find_request
-from spec_kd.prompts.logs.requests import read_request
+from spec_kd.prompts.logs.logged_call import TEXT_KEYS, LoggedCall, build_call, build_conversation, note_completion
+from spec_kd.prompts.logs.messages import MARKS, clean_messages, find_mark, list_keys, parse_json
+from spec_kd.prompts.logs.requests import find_part, read_request
 from spec_kd.prompts.logs.tracing import LeftOutError, is_langfuse, is_langsmith, unwrap_langfuse, unwrap_langsmith
 from spec_kd.prompts.tool_catalog import dump_tools
 
@@ -24,7 +23,6 @@ RENDERED_MARKS = (
     "<|im_start|>", "<|start_header_id|>", "<|start|>assistant", "<start_of_turn>", "<|assistant|>", "[/INST]",
     "### Assistant:", "\n\nAssistant:",
 )  # fmt: skip
-NUM_KEYS = 12  # named of a record that is not understood
 
 
 def read_record(record: JsonValue, format: str | Callable[[JsonValue], JsonValue] = "auto") -> LoggedCall | None:
@@ -53,9 +51,15 @@ def read_record(record: JsonValue, format: str | Callable[[JsonValue], JsonValue
 
 def read_form(record: JsonValue, format: str = "auto") -> LoggedCall:
     """Reads one record in a form of [`FORMATS`], as [`read_record`] does."""
-    if isinstance(record, Mapping) and not isinstance(record, dict):
-        record = dict(record)
-    call = FORMATS[format](record)
+    if isinstance(record, str) and format in ("auto", "text"):
+        _check_not_rendered(record)
+        call = LoggedCall([{"role": "user", "content": record}])
+    else:
+        if format == "auto" and _is_list_of_messages(record):
+            record = {"messages": record}
+        if not isinstance(record, Mapping):
+            raise ValueError(f"a record must be a JSON object, got {record!r:.60}")
+        call = FORMATS[format](dict(record))
     if not call.prompt:
         raise ValueError("there are no messages before the assistant's turn")
     if call.prompt[-1]["role"] not in ("user", "tool"):
@@ -67,19 +71,17 @@ def read_form(record: JsonValue, format: str = "auto") -> LoggedCall:
             raise ValueError("a turn of the user is empty")
         if mark := find_mark(message):
             raise ValueError(f"the text, or a part of it, was left out when it was logged ({mark!r})")
-    if call.tools:
-        text = dump_tools(call.tools)
-        if mark := next((mark for mark in MARKS if mark in text), None):
-            raise ValueError(f"a part of the tools was left out when it was logged ({mark!r})")
+    tools = dump_tools(call.tools) if call.tools else ""
+    if mark := next((mark for mark in MARKS if mark in tools), None):
+        raise ValueError(f"a part of the tools was left out when it was logged ({mark!r})")
     return call
 
 
-def _read_any(record: JsonValue) -> LoggedCall:
-    if isinstance(record, str):
-        return _read_text(record)
-    if _is_list_of_messages(record):
-        record = {"messages": record}
-    _check_object(record)
+def _is_list_of_messages(value: JsonValue) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _read_any(record: Record) -> LoggedCall:
     if is_langsmith(record):
         return _read_openai(unwrap_langsmith(record))
     if is_langfuse(record):
@@ -89,33 +91,20 @@ def _read_any(record: JsonValue) -> LoggedCall:
     prompt = record.get("prompt")
     if isinstance(prompt, list | tuple) or _is_list_of_messages(parse_json(prompt)):
         return _read_trl(record)
-    if find_request(record, ("messages",)) is not None or read_request(record) is not None:
+    if find_part(record, ("messages",)) is not None or read_request(record) is not None:
         return _read_openai(record)
-    if find_request(record, TEXT_KEYS) is not None:
+    if find_part(record, TEXT_KEYS) is not None:
         return _read_text(record)
-    raise ValueError(_describe_unknown(record))
-
-
-def _is_list_of_messages(value: JsonValue) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _check_object(record: JsonValue) -> None:
-    if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object, got {record!r:.60}")
-
-
-def _list_keys(record: Record) -> list[str]:
-    return sorted(map(str, record))[:NUM_KEYS]
-
-
-def _describe_unknown(record: Record) -> str:
-    keys = f"the keys are {_list_keys(record)}"
+    keys = f"the keys are {list_keys(record)}"
     if "custom_id" in record and ("response" in record or "result" in record):
-        return f"a batch response without its request ({record['custom_id']!r:.60}): read both files in one call"
+        raise ValueError(
+            f"a batch response without its request ({record['custom_id']!r:.60}): read both files in one call"
+        )
     if "role" in record and "content" in record:
-        return f"one message alone ({keys}): put the messages of a conversation into one record, as `messages`"
-    return f"none of the known forms: {keys}. Give `format` a function that makes `messages` of it"
+        raise ValueError(
+            f"one message alone ({keys}): put the messages of a conversation into one record, as `messages`"
+        )
+    raise ValueError(f"none of the known forms: {keys}. Give `format` a function that makes `messages` of it")
 
 
 def _read_openai(record: Record) -> LoggedCall:
@@ -123,10 +112,9 @@ def _read_openai(record: Record) -> LoggedCall:
 
     LiteLLM: https://docs.litellm.ai/docs/proxy/logging_spec (`StandardLoggingPayload`).
     """
-    _check_object(record)
     request = read_request(record)
     if request is None:
-        raise ValueError(f"no `messages`: the keys are {_list_keys(record)}")
+        raise ValueError(f"no `messages`: the keys are {list_keys(record)}")
     check_succeeded(record)
     messages = request.messages
     completion, note = find_completion(record)
@@ -147,18 +135,15 @@ def _read_sharegpt(record: Record) -> LoggedCall:
         raise ValueError("no `conversations` with a list of turns")
     messages = []
     for turn in turns:
-        role = turn.get("from") or turn.get("role")
+        role, content = turn.get("from") or turn.get("role"), turn.get("value", turn.get("content"))
         rest = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
         if role in CALL_ROLES:
-            message = {"role": "assistant", "tool_calls": _read_function_calls(turn.get("value", turn.get("content")))}
+            messages.append({**rest, "role": "assistant", "tool_calls": _read_function_calls(content)})
         else:
-            content = turn.get("value", turn.get("content"))
-            message = {"role": SHAREGPT_ROLES.get(role, role), "content": content}
-        messages.append({**rest, **message})
+            messages.append({**rest, "role": SHAREGPT_ROLES.get(role, role), "content": content})
     if record.get("system"):
         messages.insert(0, {"role": "system", "content": record["system"]})
-    name = record.get("id")
-    names = {} if name is None else {"conversation_id": strip_piece_number(str(name))}
+    names = {} if record.get("id") is None else {"conversation_id": strip_piece_number(str(record["id"]))}
     return build_conversation({**names, **record}, clean_messages(messages), turns)
 
 
@@ -172,10 +157,9 @@ def _read_function_calls(value: JsonValue) -> list[JsonObject]:
 
 def _read_trl(record: Record) -> LoggedCall:
     """TRL's conversational forms: `prompt` with or without `completion`, or `messages`."""
-    _check_object(record)
     if "prompt" not in record:
         if "messages" not in record:
-            raise ValueError(f"neither `prompt` nor `messages`: the keys are {_list_keys(record)}")
+            raise ValueError(f"neither `prompt` nor `messages`: the keys are {list_keys(record)}")
         return build_conversation(record, clean_messages(parse_json(record["messages"])), record["messages"])
     prompt, tools = clean_messages(parse_json(record["prompt"])), record.get("tools")
     logged = parse_json(record.get("completion"))
@@ -193,16 +177,12 @@ def _read_trl(record: Record) -> LoggedCall:
     return build_call(record, messages[:-1], last, tools, is_whole=len(turns) > 1, notes=notes)
 
 
-def _read_text(record: Record | str) -> LoggedCall:
-    """A line of text; or `prompt` or `text` and, where it was logged, the completion as text or in a response."""
-    if isinstance(record, str):
-        _check_not_rendered(record)
-        return LoggedCall([{"role": "user", "content": record}])
-    _check_object(record)
-    request = find_request(record, TEXT_KEYS) or record
+def _read_text(record: Record) -> LoggedCall:
+    """`prompt` or `text` and, where it was logged, the completion as text or in a response."""
+    request = find_part(record, TEXT_KEYS) or record
     text = next((request[key] for key in TEXT_KEYS if request.get(key)), None)
     if not isinstance(text, str):
-        raise ValueError(f"no text in `prompt` or `text`: the keys are {_list_keys(record)}")
+        raise ValueError(f"no text in `prompt` or `text`: the keys are {list_keys(record)}")
     _check_speaker(record)
     _check_not_rendered(text)
     if request.get("suffix"):
@@ -224,19 +204,17 @@ def _check_not_rendered(text: str) -> None:
 def _check_speaker(record: Record) -> None:
     """Refuses text that someone else than the user wrote, or that is not the start of a conversation."""
     for key in SPEAKER_KEYS:
-        speaker = record.get(key)
-        speaker = speaker.get("role") if isinstance(speaker, dict) else speaker
-        if not isinstance(speaker, str):
-            continue
-        if speaker.lower() in ASSISTANT_ROLES:
+        value = record.get(key)
+        speaker = value.get("role") if isinstance(value, dict) else value
+        if isinstance(speaker, str) and speaker.lower() in ASSISTANT_ROLES:
             raise LeftOutError(f"a text of the {speaker.lower()}, not the user's (`{key}`)")
-        if key == "role" and speaker.lower() not in USER_ROLES:
+        if isinstance(speaker, str) and key == "role" and speaker.lower() not in USER_ROLES:
             raise ValueError(f"a text with the role {speaker!r}, which is not known")
     if "role" in record and record.get("parent_id"):
         raise LeftOutError("a reply whose conversation is in other records (`parent_id`)")
 
 
-FORMATS: dict[str, Callable[[JsonValue], LoggedCall]] = {
+FORMATS: dict[str, Callable[[Record], LoggedCall]] = {
     "auto": _read_any,
     "openai": _read_openai,
     "vllm": _read_openai,

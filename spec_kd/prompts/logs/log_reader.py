@@ -12,20 +12,18 @@ from spec_kd.open_types import Argument, JsonValue
 from spec_kd.prompts.logs.batches import BatchOutputs, is_batch_output
 from spec_kd.prompts.logs.files import read_records
 from spec_kd.prompts.logs.formats import read_record
-from spec_kd.prompts.logs.ledger import LEFT_OUT, MALFORMED, READ, LogLedger
 from spec_kd.prompts.logs.logged_call import LoggedCall, split_turns
 from spec_kd.prompts.logs.options import LogOptions
 from spec_kd.prompts.logs.prompt_filter import REASONS, LoggedPrompt, PromptFilter, number_conversation
 from spec_kd.prompts.logs.redaction import redact_messages, redact_text
-from spec_kd.prompts.logs.report import QueryLogsReport
+from spec_kd.prompts.logs.report import LEFT_OUT, MALFORMED, READ, LogLedger, QueryLogsReport, count_note
 from spec_kd.prompts.logs.tracing import LeftOutError, expand_record
 from spec_kd.prompts.logs.vllm import VLLMLogReader
 
 if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
 
-NUM_LISTED = NUM_NOTES = 100
-OTHER_NOTES = "records with other notes"
+NUM_NOTES = 100
 
 
 class LogReader:
@@ -53,8 +51,7 @@ class LogReader:
         self._is_vllm = options.format == "vllm"
         self._read = VLLMLogReader(processing_class) if self._is_vllm else options.format
         self._progress = tqdm(desc="Query logs", unit=" records", disable=not show_progress)
-        self._num_records = self._num_prompts = self._num_redacted = 0
-        self._malformed_examples: list[str] = []
+        self._num_prompts = self._num_redacted = 0
         self._notes: Counter[str] = Counter()
         self._renamed: dict[str | None, int] = {}
         self.filter = PromptFilter(options, processing_class)
@@ -77,7 +74,7 @@ class LogReader:
                 for number, record in read_records(path, keep_text=self._is_vllm):
                     if batches is not None:
                         if is_batch_output(record) and batches.has_request(record):
-                            self._note(path, number, READ)
+                            self._note(number, READ)
                             continue
                         record, note = batches.join(record)
                         self._count_notes([note] if note else [])
@@ -94,15 +91,15 @@ class LogReader:
             for prompt in self._encode(record, str(path)):
                 yield from self.filter.push(prompt)
                 self._num_prompts += 1
-            self._note(path, number, READ)
+            self._note(number, READ)
         except LeftOutError as error:
-            self._note(path, number, LEFT_OUT, str(error))
+            self._note(number, LEFT_OUT, str(error))
         except ValueError as error:
             if self._options.on_error == "raise":
                 raise ValueError(
                     f'{path}:{number}: {error}. Pass `on_error="skip"` to count such records and go on.'
                 ) from error
-            self._note(path, number, MALFORMED, str(error))
+            self._note(number, MALFORMED, str(error))
 
     def _encode(self, record: JsonValue, source: str) -> list[LoggedPrompt]:
         try:
@@ -111,14 +108,12 @@ class LogReader:
                 raise LeftOutError("no request of vLLM's log" if self._is_vllm else "`format` returned `None` for it")
             if self._options.split_by == "time" and call.timestamp is None:
                 raise ValueError('no timestamp that is understood, which `split_by="time"` needs')
-            calls = split_turns(call, self._options.turns)
-            if not self._redact:
-                prompts = [LoggedPrompt.encode(call, source) for call in calls]
-            else:
-                source = redact_text(source, self._redact)
-                prompts = [
-                    LoggedPrompt.encode(self._redact_call(call), source, number_conversation(call)) for call in calls
-                ]
+            prompts = [
+                LoggedPrompt.encode(
+                    self._redact_call(turn), redact_text(source, self._redact), number_conversation(turn)
+                )
+                for turn in split_turns(call, self._options.turns)
+            ]
         except ValueError:
             raise
         except Exception as error:  # a shape that no format foresees; one record must not end the reading of a log
@@ -128,11 +123,12 @@ class LogReader:
 
     def _count_notes(self, notes: Sequence[str]) -> None:
         for note in notes:
-            note = redact_text(note, self._redact)
-            self._notes[note if note in self._notes or len(self._notes) < NUM_NOTES else OTHER_NOTES] += 1
+            count_note(self._notes, redact_text(note, self._redact), NUM_NOTES, "records with other notes")
 
     def _redact_call(self, call: LoggedCall) -> LoggedCall:
         """The call with all that is stored of it redacted; replaced names get numbers, so that they stay different."""
+        if not self._redact:
+            return call
         logged = {name: getattr(call, name) for name in ("prompt", "completion", "tools", "conversation_id")}
         redacted = {name: redact_messages(value, self._redact) for name, value in logged.items()}
         if redacted == logged:
@@ -143,13 +139,9 @@ class LogReader:
             redacted["conversation_id"] = f"{name}-{number}"
         return replace(call, **redacted)
 
-    def _note(self, path: Path, number: int, outcome: str, reason: str | None = None) -> None:
-        self._num_records += 1
+    def _note(self, number: int, outcome: str, reason: str | None = None) -> None:
         self._progress.update()
-        reason = None if reason is None else redact_text(reason, self._redact)
-        self.ledger.note(number, outcome, reason)
-        if outcome == MALFORMED and len(self._malformed_examples) < NUM_LISTED:
-            self._malformed_examples.append(f"{redact_text(str(path), self._redact)}:{number}: {reason}")
+        self.ledger.note(number, outcome, None if reason is None else redact_text(reason, self._redact))
 
     def report(self, kept: int, **counts: Argument) -> QueryLogsReport:
         """The report, with the counts that the reader does not know.
@@ -164,11 +156,9 @@ class LogReader:
         dropped = {reason: self.filter.dropped[reason] for reason in REASONS if self.filter.dropped[reason]}
         if self._num_prompts != kept + sum(dropped.values()):
             raise RuntimeError(f"{self._num_prompts} prompts were read, but {kept} are kept and {dropped} dropped.")
-        totals = {name: sum(file[name] for file in self.ledger.files) for name in (LEFT_OUT, MALFORMED)}
         return QueryLogsReport(
             files=len(self._files),
-            records=self._num_records,
-            malformed_examples=tuple(self._malformed_examples),
+            malformed_examples=tuple(self.ledger.malformed_examples),
             prompts=self._num_prompts,
             dropped=dropped,
             kept=kept,
@@ -178,6 +168,6 @@ class LogReader:
             per_file=tuple({**file, "reasons": dict(file["reasons"])} for file in self.ledger.files),
             outcomes=tuple(self.ledger.runs),
             num_unlisted_outcomes=self.ledger.num_unlisted,
-            **totals,
+            **self.ledger.count_outcomes(),
             **counts,
         )

@@ -4,6 +4,7 @@ All that is understood is listed here. Anything else is an error, so that no tur
 """
 
 import json
+from contextlib import suppress
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
 
@@ -56,55 +57,48 @@ def _clean_message(message: JsonValue) -> list[Message]:
     known = ROLE_NAMES.get(role) if isinstance(role, str) else None
     if known is None:
         raise ValueError(f"a message must have a role of {', '.join(ROLES)}, got {role!r}")
-    content = message.get("content")
-    if content is None:
-        content = message.get("text") if message.get("text") is not None else message.get("parts")
-    _check_keys(message)
+    content = next((message[key] for key in ("content", "text", "parts") if message.get(key) is not None), None)
+    key = next((key for key, value in message.items() if value and not _is_known(key, value)), None)
+    if key is not None:
+        raise ValueError(f"a message has {key!r}, which is not understood: its keys are {list_keys(message)}")
     if isinstance(content, str) and known != "assistant":
-        cleaned: Message = {"role": known, "content": content}
-        _copy_names(message, cleaned)
-        return [cleaned]
+        return [{"role": known, "content": content, **read_names(message)}]
     blocks = _Blocks()
     blocks.read(content)
-    cleaned = {"role": known, "content": blocks.join_text()}
     # vLLM names it `reasoning` now; chat templates and older versions say `reasoning_content`.
     reasoning = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
-    if reasoning := reasoning or "\n".join(blocks.reasoning):
-        if not isinstance(reasoning, str):
-            raise ValueError(f"the reasoning of a message must be text, got {reasoning!r:.60}")
-        cleaned["reasoning_content"] = reasoning
+    reasoning = reasoning or "\n".join(blocks.reasoning)
+    if not isinstance(reasoning, str):
+        raise ValueError(f"the reasoning of a message must be text, got {reasoning!r:.60}")
     calls = [_clean_tool_call(call) for call in parse_json(message.get("tool_calls")) or []]
     if message.get("function_call"):
         calls.append(_clean_tool_call({"function": parse_json(message["function_call"])}))
     calls += [_clean_tool_call(call) for call in blocks.calls]
-    if calls:
-        if known != "assistant":
-            raise ValueError(f"a message of the {known} holds tool calls")
-        cleaned["tool_calls"] = calls
-    _copy_names(message, cleaned)
+    if calls and known != "assistant":
+        raise ValueError(f"a message of the {known} holds tool calls")
     if blocks.results and known != "user":
         raise ValueError(f"a message of the {known} holds the results of tools")
     if content is None and not calls:
-        raise ValueError(f"a message of the {known} has no content that is understood: its keys are {_list(message)}")
-    if known == "assistant" and not calls and not cleaned["content"].strip():
+        raise ValueError(
+            f"a message of the {known} has no content that is understood: its keys are {list_keys(message)}"
+        )
+    text = blocks.join_text()
+    if known == "assistant" and not calls and not text.strip():
         raise ValueError("a turn of the assistant is empty")
-    is_only_results = blocks.results and not blocks.texts
-    return [*blocks.results, *([] if is_only_results else [cleaned])]
+    more = {key: value for key, value in (("reasoning_content", reasoning), ("tool_calls", calls)) if value}
+    cleaned = {"role": known, "content": text, **more, **read_names(message)}
+    return blocks.results if blocks.results and not blocks.texts else [*blocks.results, cleaned]
 
 
-def _check_keys(message: Record) -> None:
-    for key, value in message.items():
-        if key in CONTENT_KEYS or key in OTHER_KEYS:
-            continue
-        # A scalar beside the content is a note of the logger; lists and objects hold images and the like.
-        if value and (isinstance(value, dict | list) or key in ("refusal", "audio", "images", "value")):
-            raise ValueError(f"a message has {key!r}, which is not understood: its keys are {_list(message)}")
+def _is_known(key: str, value: JsonValue) -> bool:
+    """Whether a key is understood. A scalar is a note of the logger; lists and objects hold images and the like."""
+    is_note = not isinstance(value, dict | list) and key not in ("refusal", "audio", "images", "value")
+    return is_note or key in CONTENT_KEYS or key in OTHER_KEYS
 
 
-def _copy_names(message: Record, cleaned: Message) -> None:
-    for key in ("tool_call_id", "name"):
-        if message.get(key) is not None:
-            cleaned[key] = message[key]
+def read_names(message: Record) -> JsonObject:
+    """The name and the id of a call that a message has."""
+    return {key: message[key] for key in ("tool_call_id", "name") if message.get(key) is not None}
 
 
 class _Blocks:
@@ -121,33 +115,27 @@ class _Blocks:
         return "\n".join(self.texts)
 
     def read(self, content: JsonValue) -> None:
-        if content is None:
-            return
-        if isinstance(content, str):
-            self.texts.append(content)
-            return
         if isinstance(content, dict) and "parts" in content:  # ChatGPT's export
             if content.get("content_type", "text") != "text":
                 raise ValueError(f"a message has content of type {content['content_type']!r}; only text is understood")
             content = content["parts"]
         if isinstance(content, list) and not content:
             raise ValueError("a message has an empty list as content")
-        for part in content if isinstance(content, list) else [content]:
-            self._read_part(part)
+        parts = content if isinstance(content, list) else [] if content is None else [content]
+        for part in parts:
+            self._read_part({"text": part} if isinstance(part, str) else part)
 
     def _read_part(self, part: JsonValue) -> None:
-        if isinstance(part, str):
-            self.texts.append(part)
-            return
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if not isinstance(part, dict) or not isinstance(kind, str | None):
             raise ValueError(f"a message has a part of type {kind!r}; only text is understood")
         if kind in TEXT_TYPES:
             text = part.get("text", part.get("value"))
-            if isinstance(text, dict):  # OpenAI's Assistants
-                text = text.get("value")
+            text = text.get("value") if isinstance(text, dict) else text  # OpenAI's Assistants
             if not isinstance(text, str):
-                raise ValueError(f"a part of a message has no text in `text` or `value`: its keys are {_list(part)}")
+                raise ValueError(
+                    f"a part of a message has no text in `text` or `value`: its keys are {list_keys(part)}"
+                )
             self.texts.append(text)
         elif kind in REASONING_TYPES and isinstance(text := part.get(REASONING_TYPES[kind]), str):
             self.reasoning.append(text)
@@ -186,26 +174,20 @@ def find_mark(message: Message) -> str | None:
     """The mark of a logger in a message whose text it did not keep as a whole; `None` for a whole message."""
     texts = [message["content"]]
     if len(message) > 2:
-        texts.append(message.get("reasoning_content", ""))
-        texts += [json.dumps(call["function"]["arguments"]) for call in message.get("tool_calls", ())]
-    for text in texts:
-        if len(text) < 50 and text in REPLACED_TEXTS:
-            return text
-        for mark in MARKS:
-            if mark in text:
-                return mark
-    return None
+        calls = (json.dumps(call["function"]["arguments"]) for call in message.get("tool_calls", ()))
+        texts += [message.get("reasoning_content", ""), *calls]
+    marks = [mark for text in texts for mark in MARKS if mark in text]
+    return next((text for text in texts if text in REPLACED_TEXTS), marks[0] if marks else None)
 
 
 def parse_json(value: JsonValue) -> JsonValue:
     """The value of a JSON text, and any other value as it is: columns of a table often hold JSON as text."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
+        with suppress(ValueError, RecursionError):
             return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
     return value
 
 
-def _list(value: Record) -> list[str]:
+def list_keys(value: Record) -> list[str]:
+    """The first keys of an object that is not understood, for an error."""
     return sorted(map(str, value))[:12]

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_choice, check_int
 from spec_kd.open_types import JsonObject, JsonValue
-from spec_kd.options import document_options, option
+from spec_kd.options import check_choice, check_int, check_number, document_options, option
 from spec_kd.prompts.deduplication import check_threshold
 from spec_kd.prompts.logs.formats import FORMATS
 from spec_kd.prompts.logs.logged_call import TURNS
 from spec_kd.prompts.logs.redaction import check_redactions
-from spec_kd.prompts.splitting import SPLITS, check_test_fraction
+from spec_kd.prompts.splitting import SPLITS
 
 if TYPE_CHECKING:
     Format = str | Callable[[JsonValue], JsonValue]
@@ -87,7 +86,7 @@ class LogOptions:
         check_choice("turns", self.turns, TURNS)
         check_choice("split_by", self.split_by, SPLITS)
         check_choice("on_error", self.on_error, ("skip", "raise"))
-        check_test_fraction(self.test_fraction)
+        check_number("test_fraction", self.test_fraction, 0, below=1)
         for name in ("min_tokens", "max_tokens", "max_per_user", "max_per_day"):
             check_int(name, getattr(self, name), is_optional=True)
         check_int("seed", self.seed, 0)

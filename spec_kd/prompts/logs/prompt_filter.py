@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` creates one at each call
 REASONS = ("exact_duplicate", "too_short", "too_long", "near_duplicate", "over_user_limit", "over_day_limit")
+NEEDED = {"user": "user", "day": "timestamp that is understood"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,8 @@ class LoggedPrompt:
         messages = [_encode_message(message) for message in call.prompt]
         completion = None if call.completion is None else _encode_message(call.completion)
         tools = _to_json(call.tools) if call.tools else None
-        if conversation is None:
-            conversation = number_conversation(call)
-        return cls(call, source, conversation, messages, completion, tools)
+        number = number_conversation(call) if conversation is None else conversation
+        return cls(call, source, number, messages, completion, tools)
 
 
 def _to_json(value: object) -> str:
@@ -71,14 +72,10 @@ def _to_json(value: object) -> str:
 def _encode_message(message: Message) -> str:
     text = _to_json(message)
     # `datasets` reads JSON with ujson, which refuses integers over 64 bits and rounds some numbers of 17 digits.
-    if "tool_calls" in message:
-        try:
-            is_exact = Json().decode_example(text) == message
-        except ValueError:
-            is_exact = False
-        if not is_exact:
-            raise ValueError(f"arguments of a tool call hold numbers that `datasets` cannot store exactly: {text:.200}")
-    return text
+    with suppress(ValueError):
+        if "tool_calls" not in message or Json().decode_example(text) == message:
+            return text
+    raise ValueError(f"arguments of a tool call hold numbers that `datasets` cannot store exactly: {text:.200}")
 
 
 class PromptFilter:
@@ -122,70 +119,62 @@ class PromptFilter:
         """
         self._list_limited(prompt.call)
         identity = hash_text("\n".join([*prompt.messages, prompt.tools or ""]))
-        num_tokens = None if identity in self._seen else self._count_tokens(prompt.call)
-        if identity in self._seen:
-            self.dropped["exact_duplicate"] += 1
-        elif num_tokens is not None and num_tokens < self._min_tokens:
-            self.dropped["too_short"] += 1
-        elif num_tokens is not None and num_tokens > self._max_tokens:
-            self.dropped["too_long"] += 1
+        reason = "exact_duplicate" if identity in self._seen else self._check_length(prompt.call)
+        self._seen.add(identity)
+        if reason is not None:
+            self.dropped[reason] += 1
         else:
             self._waiting.append(prompt)
-        self._seen.add(identity)
         if len(self._waiting) == BATCH_SIZE:
             yield from self.flush()
 
     def flush(self) -> Iterator[LoggedPrompt]:
         """Those of the prompts that are still waiting that are kept."""
         waiting, self._waiting = self._waiting, []
-        kept = []
-
-        def admit(position: int) -> bool:
-            is_kept = self._admit(waiting[position].call)
-            if is_kept:
-                kept.append(waiting[position])
-            return is_kept
-
+        kept: list[LoggedPrompt] = []
         if self._index is None:
-            for position in range(len(waiting)):
-                admit(position)
+            for prompt in waiting:
+                self._admit(prompt, kept)
         elif waiting:
             texts = [normalize_text(prompt.call.prompt) for prompt in waiting]
-            flags = self._index.find_and_add(texts, [self._find_scope(prompt) for prompt in waiting], admit)
+            scopes = [self._find_scope(prompt) for prompt in waiting]
+            flags = self._index.find_and_add(texts, scopes, lambda position: self._admit(waiting[position], kept))
             self.dropped["near_duplicate"] += int(flags.sum())
         yield from kept
 
-    def _admit(self, call: LoggedCall) -> bool:
-        limited = self._list_limited(call)
+    def _admit(self, prompt: LoggedPrompt, kept: list[LoggedPrompt]) -> bool:
+        """Adds a prompt to those that are kept, unless its user or day has enough; returns whether it is added."""
+        limited = self._list_limited(prompt.call)
         for name, key in limited:
             if self._counts[name, key] >= self._limits[name]:
                 self.dropped[f"over_{name}_limit"] += 1
                 return False
         self._counts.update(limited)
+        kept.append(prompt)
         return True
 
     def _list_limited(self, call: LoggedCall) -> list[tuple[str, object]]:
         """User and day of a call, as far as they are limited; raises `ValueError` if the log lacks one."""
-        limited: list[tuple[str, object]] = []
-        if "user" in self._limits:
-            if call.user is None:
-                raise ValueError("no user, which `max_per_user` needs")
-            limited.append(("user", call.user))
-        if "day" in self._limits:
-            if call.timestamp is None:
-                raise ValueError("no timestamp that is understood, which `max_per_day` needs")
-            limited.append(("day", datetime.fromtimestamp(call.timestamp, UTC).date()))
-        return limited
+        day = None if call.timestamp is None else datetime.fromtimestamp(call.timestamp, UTC).date()
+        known = {"user": call.user, "day": day}
+        for name in self._limits:
+            if known[name] is None:
+                raise ValueError(f"no {NEEDED[name]}, which `max_per_{name}` needs")
+        return [(name, known[name]) for name in self._limits]
 
-    def _count_tokens(self, call: LoggedCall) -> int | None:
+    def _check_length(self, call: LoggedCall) -> str | None:
+        """The reason to drop a prompt of this length, or `None`; raises `ValueError` if it cannot be rendered."""
         if self._processing_class is None:
             return None
         from spec_kd.data.prompt_rendering import render_prompt_ids  # imports torch, which is not needed otherwise
 
         try:
-            return len(next(render_prompt_ids([{"prompt": call.prompt, "tools": call.tools}], self._processing_class)))
+            ids = next(render_prompt_ids([{"prompt": call.prompt, "tools": call.tools}], self._processing_class))
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses the prompt ({error})") from error
+        if len(ids) < self._min_tokens:
+            return "too_short"
+        return "too_long" if len(ids) > self._max_tokens else None
 
     def _find_scope(self, prompt: LoggedPrompt) -> int:
         messages = prompt.call.prompt
@@ -208,8 +197,5 @@ def number_conversation(call: LoggedCall) -> int:
     """
     if call.conversation_id is not None:
         return hash_text(call.conversation_id)
-    return hash_text("opening\0" + normalize_text(_find_opening(call.prompt)))
-
-
-def _find_opening(messages: Sequence[Message]) -> str:
-    return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])
+    opening = next((turn["content"] for turn in call.prompt if turn["role"] == "user"), call.prompt[0]["content"])
+    return hash_text("opening\0" + normalize_text(opening))

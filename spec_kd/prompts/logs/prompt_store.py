@@ -5,8 +5,9 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,27 +46,17 @@ class PromptStore:
         output_dir (`Path`): The folder; created when something is written.
 
     Attributes:
+        batches_path (`Path`): Place for the responses of batches while prompts are written.
+        links (`ConversationLinks`): The conversations of the prompts written.
         timestamps (`array` of `"d"`): Times of the prompts written, in seconds since 1970; NaN if unknown.
         num_completions (`int`): Number of prompts written with a completion.
     """
 
     def __init__(self, output_dir: Path):
-        self.output_dir = output_dir
-        self._partial = output_dir / PARTIAL_FOLDER
-        self.timestamps = array("d")
+        self.output_dir, self._partial = output_dir, output_dir / PARTIAL_FOLDER
+        self.batches_path = self._partial / "batches.sqlite"
+        self.links, self.timestamps = ConversationLinks(), array("d")
         self.num_completions = self._num_tools = 0
-        self._links = ConversationLinks()
-        self._joined = np.zeros(0, dtype=np.int64)
-
-    @property
-    def batches_path(self) -> Path:
-        """Place for the responses of batches while prompts are written."""
-        return self._partial / "batches.sqlite"
-
-    @property
-    def conversations(self) -> Array:
-        """Numbers of the conversations of the prompts written, `(N,)`, uint64."""
-        return self._links.numbers
 
     def check_place(self) -> None:
         """Raises `ValueError` if a file that this class did not write is in the way."""
@@ -106,48 +97,39 @@ class PromptStore:
             return None
         return manifest if isinstance(manifest, dict) and {"fingerprint", "report"} <= set(manifest) else None
 
-    def write(self, prompts: Iterable[LoggedPrompt]) -> None:
-        """Writes all prompts to one file, and removes what a killed run left."""
+    def write(self, prompts: Iterator[LoggedPrompt]) -> None:
+        """Writes all prompts to one file, and removes what a killed run left. Without a prompt nothing is left."""
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         sweep(self.output_dir)
         with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
-            for rows in _batch(prompts):
+            while rows := list(islice(prompts, ROWS_AT_A_TIME)):
                 for row in rows:
-                    self._links.add(row.conversation, row.call.prompt)
+                    self.links.add(row.conversation, row.call.prompt)
                 self.timestamps.extend(np.nan if row.call.timestamp is None else row.call.timestamp for row in rows)
                 self.num_completions += sum(row.completion is not None for row in rows)
                 self._num_tools += sum(row.tools is not None for row in rows)
                 writer.write_batch(_to_batch(rows))
 
-    def group_prompts(self) -> tuple[Array, Array]:
-        """Groups the prompts written by conversation, and by what belongs on one side of a split.
+        if not self.timestamps:
+            shutil.rmtree(self._partial)
 
-        Returns:
-            `tuple[np.ndarray, np.ndarray]` of int64, `(N,)` each: for each prompt the first one of its group, see
-            [`ConversationLinks`].
-        """
-        self._joined = self._links.join()
-        return self._joined, self._links.group()
-
-    def discard(self) -> None:
-        """Removes what was written."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def split(self, is_test: Array) -> None:
+    def split(self, is_test: Array, joined: Array) -> None:
         """Writes the prompts to the two files of the split. Optional columns that no prompt has are left out.
 
         Prompts of conversations that were joined get the `conversation_id` of the first prompt.
 
         Args:
             is_test (`np.ndarray`): bool, `(N,)`, whether each prompt is for testing.
+            joined (`np.ndarray`): int64, `(N,)`, for each prompt the first one of its conversation.
         """
-        absent = {"tools"} if not self._num_tools else set()
-        absent |= {"completion"} if not self.num_completions else set()
-        columns = [name for name in FEATURES if name not in absent]
+        has = {"tools": self._num_tools, "completion": self.num_completions}
+        columns = [name for name in FEATURES if has.get(name, True)]
         schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
         train_path, test_path = (self._partial / name for name in SPLIT_FILES)
-        rename = _JoinedNames(self._links.numbers, self._joined)
+        numbers = self.links.numbers
+        names: dict[int, str] = {}
+        is_joined = np.isin(joined, joined[numbers != numbers[joined]])
         start = 0
         with (
             # Not memory-mapped: the pages of the whole file would count as memory of this process.
@@ -158,7 +140,10 @@ class PromptStore:
             for batch in pa.ipc.open_stream(file):
                 chosen = is_test[start : start + len(batch)]
                 values = {name: batch.column(name) for name in columns}
-                values["conversation_id"] = rename(values["conversation_id"], start)
+                ids = values["conversation_id"].to_pylist()
+                for row in np.flatnonzero(is_joined[start : start + len(batch)]):
+                    ids[row] = names.setdefault(int(joined[start + row]), ids[row])
+                values["conversation_id"] = pa.array(ids, pa.string())
                 start += len(batch)
                 batch = pa.RecordBatch.from_arrays(list(values.values()), schema=schema)
                 for writer, mask in ((train, ~chosen), (test, chosen)):
@@ -181,35 +166,6 @@ class PromptStore:
             write_text(find_own_sum(self.output_dir / name), digest)
         os.replace(self._partial / REPORT, self.output_dir / REPORT)
         shutil.rmtree(self._partial)
-
-
-class _JoinedNames:
-    """Gives all prompts of joined conversations the name of the first prompt."""
-
-    def __init__(self, numbers: Array, groups: Array):
-        self._groups = groups
-        self._several = np.unique(groups[numbers != numbers[groups]])
-        self._names: dict[int, str] = {}
-
-    def __call__(self, names: pa.Array, start: int) -> pa.Array:
-        groups = self._groups[start : start + len(names)]
-        if not len(self._several) or not (is_joined := np.isin(groups, self._several)).any():
-            return names
-        values = names.to_pylist()
-        for row in np.flatnonzero(is_joined):
-            values[row] = self._names.setdefault(int(groups[row]), values[row])
-        return pa.array(values, names.type)
-
-
-def _batch(prompts: Iterable[LoggedPrompt]) -> Iterator[list[LoggedPrompt]]:
-    rows: list[LoggedPrompt] = []
-    for prompt in prompts:
-        rows.append(prompt)
-        if len(rows) == ROWS_AT_A_TIME:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
 
 
 def _to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:

@@ -10,9 +10,8 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from spec_kd.checks import read_path
 from spec_kd.open_types import Argument
-from spec_kd.options import resolve_options
+from spec_kd.options import read_path, resolve_options
 from spec_kd.prompts.logs.files import Paths, find_files
 from spec_kd.prompts.logs.log_reader import LogReader
 from spec_kd.prompts.logs.options import LogOptions
@@ -103,19 +102,18 @@ def load_query_logs(
         return QueryLogs(*store.open_splits(), QueryLogsReport.from_dict(finished))
     reader = LogReader(files, options, processing_class, show_progress)
     store.write(reader.read_prompts(store.batches_path))
-    if not len(store.timestamps):
-        store.discard()
+    if not store.timestamps:
         raise ValueError(describe_nothing(reader.ledger, reader.filter.dropped))
-    joined, groups = store.group_prompts()
+    joined, groups = store.links.join(), store.links.group()
     is_test = choose_test_rows(
-        store.conversations[groups],
+        store.links.numbers[groups],
         np.array(store.timestamps),
         options.test_fraction,
         options.split_by,
         options.seed,
     )
     warn_of_empty_side(is_test, groups, options.test_fraction)
-    store.split(is_test)
+    store.split(is_test, joined)
     report = reader.report(
         ignored_files=tuple(redact_text(str(path), options.redact) for path in ignored),
         kept=len(is_test),

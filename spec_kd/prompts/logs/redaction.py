@@ -51,19 +51,11 @@ def is_card_number(text: str) -> bool:
     return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-def _replace_keys(text: str) -> str:
-    return NAMED_KEY.sub(r"\1[KEY]", KEY.sub("[KEY]", text))
-
-
-def _replace_cards(text: str) -> str:
-    return CARD.sub(lambda match: "[CARD]" if is_card_number(match[0]) else match[0], text)
-
-
 # The order matters: a key may contain what looks like a number, and a card number looks like a telephone number.
 REDACTIONS: dict[str, Callable[[str], str]] = {
-    "key": _replace_keys,
+    "key": lambda text: NAMED_KEY.sub(r"\1[KEY]", KEY.sub("[KEY]", text)),
     "email": lambda text: EMAIL.sub("[EMAIL]", text),
-    "card": _replace_cards,
+    "card": lambda text: CARD.sub(lambda match: "[CARD]" if is_card_number(match[0]) else match[0], text),
     "phone": lambda text: PHONE.sub("[PHONE]", text),
 }
 

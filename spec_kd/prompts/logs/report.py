@@ -1,12 +1,19 @@
-"""The report of a reading: what became of the files and records of a log."""
+"""What became of the files and records of a log: the counts while it is read, and the report of the reading."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from spec_kd.escaping import escape_markdown, make_code_span, make_table
 from spec_kd.open_types import JsonObject
-from spec_kd.prompts.logs.ledger import LEFT_OUT, MALFORMED, READ, LogLedger
 
+READ, LEFT_OUT, MALFORMED = "read", "left_out", "malformed"
+NUM_REASONS = 30  # counted separately in one file
+NUM_EXAMPLES = 100
+NUM_RUNS = 20_000  # listed; a log of a million lines has some thousands that are malformed
+# Where the details on one record begin in a reason.
+DETAILS = re.compile(r"(?<=.)(?:: | [({\[])", re.DOTALL)
 NUM_SHOWN = 50
 TUPLES = ("ignored_files", "malformed_examples", "per_file", "outcomes")
 
@@ -14,6 +21,64 @@ NEAR_DUPLICATES = (
     "Near-duplicates are nearly the same as a whole and, if they are long, in their first and last 100 characters. "
     "Long prompts that differ only in their middle are among them; `near_duplicate_threshold=None` keeps them."
 )
+
+
+class LogLedger:
+    """Keeps account of the records of log files, in bounded memory.
+
+    Attributes:
+        files (`list[dict]`): For each file its `path`, the number of its `records`, how many of them were `read`,
+            `left_out` and `malformed`, and the number for each of the `reasons`.
+        runs (`list[dict]`): Neighboring records that were not read for the same reason: the `file`, the `first` and the
+            `last` line (row, item), the `outcome` (`"left_out"` or `"malformed"`) and the `reason`; the first 20,000.
+        num_unlisted (`int`): Number of runs after these.
+        malformed_examples (`list[str]`): The first malformed records, as `file:line: reason`.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[JsonObject] = []
+        self.runs: list[JsonObject] = []
+        self.num_unlisted = 0
+        self.malformed_examples: list[str] = []
+        self._run: JsonObject | None = None
+
+    def start_file(self, name: str) -> None:
+        """Begins a file, to which the next records belong."""
+        self._run = None
+        self.files.append({"path": name, "records": 0, READ: 0, LEFT_OUT: 0, MALFORMED: 0, "reasons": Counter()})
+
+    def note(self, number: int, outcome: str, reason: str | None = None) -> None:
+        """Counts the record on this line."""
+        file = self.files[-1]
+        file["records"] += 1
+        file[outcome] += 1
+        if reason is None:
+            self._run = None
+            return
+        count_note(file["reasons"], DETAILS.split(reason, maxsplit=1)[0][:200], NUM_REASONS, "other reasons")
+        if outcome == MALFORMED and len(self.malformed_examples) < NUM_EXAMPLES:
+            self.malformed_examples.append(f"{file['path']}:{number}: {reason}")
+        if self._run is not None and (self._run["outcome"], self._run["reason"]) == (outcome, reason):
+            self._run["last"] = number
+            return
+        self._run = {"file": file["path"], "first": number, "last": number, "outcome": outcome, "reason": reason}
+        if len(self.runs) < NUM_RUNS:
+            self.runs.append(self._run)
+        else:
+            self.num_unlisted += 1
+
+    def count_outcomes(self) -> JsonObject:
+        """Number of records, and how many of them were left out and malformed."""
+        return {name: sum(file[name] for file in self.files) for name in ("records", LEFT_OUT, MALFORMED)}
+
+    def count_reasons(self) -> dict[str, int]:
+        """Number of records that were left out or malformed in any file, by reason, the most frequent first."""
+        return dict(sum((file["reasons"] for file in self.files), Counter[str]()).most_common())
+
+
+def count_note(counts: Counter[str], note: str, limit: int, other: str) -> None:
+    """Counts a note, under the name `other` if it is a new one and there are `limit` already."""
+    counts[note if note in counts or len(counts) < limit else other] += 1
 
 
 @dataclass(frozen=True)
@@ -89,8 +154,7 @@ class QueryLogsReport:
                 f"{len(self.ignored_files)} files of the folders are not read because of their names, such as "
                 f"{self.ignored_files[0]}"
             )
-        found += [f"{note[0].upper()}{note[1:]}: {count}" for note, count in self.notes.items()]
-        return found
+        return found + [f"{note[0].upper()}{note[1:]}: {count}" for note, count in self.notes.items()]
 
     def to_markdown(self) -> str:
         """The report as tables: counts, files, and what was not read with its reasons."""
@@ -131,7 +195,7 @@ class QueryLogsReport:
 
 def describe_nothing(ledger: LogLedger, dropped: Mapping[str, int]) -> str:
     """The reason why no prompt of a log is kept."""
-    totals = {name: sum(file[name] for file in ledger.files) for name in ("records", LEFT_OUT, MALFORMED)}
+    totals = ledger.count_outcomes()
     if not totals["records"]:
         names = ", ".join(file["path"] for file in ledger.files[:3])
         return f"No prompt of 0 records is kept: there is nothing in {names}."

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
+from spec_kd.prompts.logs.messages import list_keys
 
 EVENT_FIELDS = ("data:", "event:", "id:", "retry:", ":")
 
@@ -26,18 +27,15 @@ def join_stream(text: str) -> JsonObject:
         ValueError: The data of an event is not JSON, or [`join_chunks`] raises it.
     """
     chunks = []
-    for line in text.splitlines():
-        if not (line := line.strip()):
-            continue
+    for line in filter(None, map(str.strip, text.splitlines())):
         if not line.startswith(EVENT_FIELDS):
             raise ValueError(f"a line of the stream is no event: {line!r:.60}")
         data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
-            continue
-        try:
-            chunks.append(json.loads(data))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"an event of the stream is not JSON ({error})") from error
+        if line.startswith("data:") and data != "[DONE]":
+            try:
+                chunks.append(json.loads(data))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"an event of the stream is not JSON ({error})") from error
     return join_chunks(chunks)
 
 
@@ -66,37 +64,30 @@ def join_chunks(chunks: Sequence[JsonValue]) -> JsonObject:
         return _join_anthropic(chunks)
     if all(isinstance(chunk.get("choices"), list) for chunk in chunks):
         return _join_choices(chunks)
-    raise ValueError(f"the stream holds chunks of an unknown kind: the keys are {sorted(map(str, chunks[0]))[:12]}")
+    raise ValueError(f"the stream holds chunks of an unknown kind: the keys are {list_keys(chunks[0])}")
 
 
-def _join_choices(chunks: Iterable[Record]) -> JsonObject:
+def _join_choices(chunks: Sequence[Record]) -> JsonObject:
     message: JsonObject = {"role": "assistant", "content": None}
     calls: dict[JsonValue, JsonObject] = {}
-    text, reason = None, None
-    first: Record = {}
-    for chunk in chunks:
-        first = first or chunk
-        for choice in chunk["choices"]:
-            if choice.get("index", 0) != 0:
-                continue
-            reason = choice.get("finish_reason") or reason
-            if isinstance(choice.get("text"), str):
-                text = (text or "") + choice["text"]
-            for key, value in (choice.get("delta") or {}).items():
-                if key == "tool_calls":
-                    for call in value or ():
-                        _add_call(calls.setdefault(call.get("index", 0), {}), call)
-                elif key == "function_call":
-                    if value:
-                        _add_call(calls.setdefault(key, {}), {"function": value})
-                elif key in ("content", "reasoning", "reasoning_content", "refusal") and isinstance(value, str):
-                    message[key] = (message.get(key) or "") + value
-                elif key not in ("role", "token_ids") and value:
-                    message[key] = value  # `clean_messages` decides about it
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice.get("index", 0) == 0]
+    for key, value in (item for choice in choices for item in (choice.get("delta") or {}).items()):
+        if key == "tool_calls":
+            for call in value or ():
+                _add_call(calls.setdefault(call.get("index", 0), {}), call)
+        elif key == "function_call" and value:
+            _add_call(calls.setdefault(key, {}), {"function": value})
+        elif key in ("content", "reasoning", "reasoning_content", "refusal") and isinstance(value, str):
+            message[key] = (message.get(key) or "") + value
+        elif key not in ("role", "token_ids") and value:
+            message[key] = value  # `clean_messages` decides about it
     if calls:
         message["tool_calls"] = list(calls.values())
-    choice = {"message": message} if text is None else {"text": text}
-    return {**{k: first[k] for k in ("id", "created") if k in first}, "choices": [{**choice, "finish_reason": reason}]}
+    texts = [choice["text"] for choice in choices if isinstance(choice.get("text"), str)]
+    reason = next((reason for choice in reversed(choices) if (reason := choice.get("finish_reason"))), None)
+    joined = {"text": "".join(texts)} if texts else {"message": message}
+    names = {key: chunks[0][key] for key in ("id", "created") if key in chunks[0]}
+    return {**names, "choices": [{**joined, "finish_reason": reason}]}
 
 
 def _add_call(call: JsonObject, piece: Record) -> None:
@@ -108,7 +99,7 @@ def _add_call(call: JsonObject, piece: Record) -> None:
             function[key] = function.get(key, "") + value
 
 
-def _join_anthropic(chunks: Iterable[Record]) -> JsonObject:
+def _join_anthropic(chunks: Sequence[Record]) -> JsonObject:
     response: JsonObject = {}
     blocks: dict[JsonValue, JsonObject] = {}
     for chunk in chunks:
@@ -134,18 +125,15 @@ def _join_anthropic(chunks: Iterable[Record]) -> JsonObject:
     return {**response, "type": "message", "role": "assistant", "content": list(blocks.values())}
 
 
-def _join_responses(chunks: Iterable[Record]) -> JsonObject:
+def _join_responses(chunks: Sequence[Record]) -> JsonObject:
     """The last events contain the whole response."""
-    for chunk in reversed(list(chunks)):
-        if chunk.get("type") in ("response.completed", "response.incomplete", "response.failed"):
-            return dict(chunk["response"])
-    return {"object": "response", "status": "in_progress", "output": []}
+    ends = ("response.completed", "response.incomplete", "response.failed")
+    responses = [chunk["response"] for chunk in chunks if chunk.get("type") in ends]
+    return dict(responses[-1]) if responses else {"object": "response", "status": "in_progress", "output": []}
 
 
 class StreamLine(str):
     """A line of a file that is an event of a stream."""
-
-    __slots__ = ()
 
 
 def attach_streams(records: Iterable[tuple[int, JsonValue]], longest: int) -> Iterator[tuple[int, JsonValue]]:
@@ -159,51 +147,29 @@ def attach_streams(records: Iterable[tuple[int, JsonValue]], longest: int) -> It
         `Iterator[tuple[int, Any]]`: The records without the events. A stream without a request before it is replaced by
         a `ValueError`.
     """
-    held: tuple[int, JsonValue] | None = None
-    lines: list[str] = []
-    start = size = 0
-    failure = None
-    try:
-        for number, record in records:
-            if isinstance(record, StreamLine):
-                start = start if lines else number
-                size += len(record)
-                if size <= longest:
-                    lines.append(record)
-                continue
-            if lines:
-                yield from _attach(held, start, lines, size > longest)
-                lines, size = [], 0
-            elif held is not None:
-                yield held
-            held = (number, record)
-    except (GeneratorExit, KeyboardInterrupt):
-        raise
-    except Exception as error:  # raised after the record that is held back
-        failure = error
-    if lines:
-        yield from _attach(held, start, lines, size > longest)
-    elif held is not None:
-        yield held
-    if failure is not None:
-        raise failure
+    before: list[tuple[int, JsonValue]] = []  # the last record, as long as events may follow it
+    events: list[tuple[int, str]] = []
+    size = 0
+    for number, record in records:
+        if isinstance(record, StreamLine):
+            size += len(record)
+            if size <= longest:
+                events.append((number, record))
+        else:
+            yield from _attach(before, events, size > longest)
+            before, events, size = [(number, record)], [], 0
+    yield from _attach(before, events, size > longest)
 
 
 def _attach(
-    held: tuple[int, JsonValue] | None, start: int, lines: list[str], is_cut: bool
+    before: list[tuple[int, JsonValue]], events: list[tuple[int, str]], is_cut: bool
 ) -> Iterator[tuple[int, JsonValue]]:
-    record = held[1] if held is not None else None
-    if is_cut:
-        if held is not None:
-            yield held
-        yield start, ValueError("a stream of events is too long")
-    elif (
-        held is not None
-        and isinstance(record, dict)
-        and not any(record.get(key) for key in ("response", "choices", "output"))
-    ):
-        yield held[0], {**record, "response": "\n".join(lines)}
-    else:
-        if held is not None:
-            yield held
-        yield start, ValueError("a stream of events without a request on the line before it")
+    number, record = before[0] if before else (0, None)
+    is_answered = isinstance(record, dict) and any(record.get(key) for key in ("response", "choices", "output"))
+    if events and isinstance(record, dict) and not is_answered and not is_cut:
+        yield number, {**record, "response": "\n".join(event for _, event in events)}
+        return
+    yield from before
+    if events:
+        reason = "is too long" if is_cut else "without a request on the line before it"
+        yield events[0][0], ValueError(f"a stream of events {reason}")

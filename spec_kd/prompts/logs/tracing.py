@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
-from spec_kd.prompts.logs.langchain import read_chat
 from spec_kd.prompts.logs.messages import parse_json
+from spec_kd.prompts.logs.requests import read_chat
 
 LANGFUSE_TYPES = {
     "GENERATION", "SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL",

@@ -78,10 +78,7 @@ class VLLMLogReader:
 
     def _cut(self, text: str, has_system: bool) -> list[dict[str, str]] | None:
         roles = ["system"] * has_system + ["user", "assistant", "user"]
-        found = self._find_marks(roles)
-        if found is None:
-            return None
-        start, *between, end = found
+        start, *between, end = self._find_marks(roles) or ["", ""]
         if not all([*between, end]) or not (text.startswith(start) and text.endswith(end)):
             return None
         rest = text[len(start) : len(text) - len(end)]
@@ -110,7 +107,8 @@ class VLLMLogReader:
         same = takewhile(lambda pair: pair[0] == pair[1], zip(after_user, after_assistant, strict=False))
         turn_end = "".join(character for character, _ in same).strip()
         marks = [turn_end] if len(turn_end) > 2 else []
-        marks += [token for token in self._list_special_tokens() if token.strip()]
+        tokenizer = getattr(self._processing_class, "tokenizer", self._processing_class)
+        marks += [token for token in getattr(tokenizer, "all_special_tokens", ()) if token.strip()]
         # Some templates put the result of a tool into a turn of the user, with marks of its own (`<tool_response>`).
         with_tool = self._find_marks(["user", "assistant", "tool"])
         if with_tool is not None and with_tool[2] not in ("", after_assistant):
@@ -121,10 +119,6 @@ class VLLMLogReader:
                     "the rendered prompt has a turn that is not the system's, the user's or the assistant's (found "
                     f"{mark!r} within one)"
                 )
-
-    def _list_special_tokens(self) -> list[str]:
-        tokenizer = getattr(self._processing_class, "tokenizer", self._processing_class)
-        return list(getattr(tokenizer, "all_special_tokens", ()))
 
     def _render(self, messages: list[dict[str, str]]) -> str | None:
         if self._processing_class is None:

@@ -13,9 +13,9 @@ from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter
 from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
 from spec_kd.prompts.synthesis.pre_query import cut_user_text, derive_pre_query, derive_turn_end
-from spec_kd.sampling.drawing import derive_seed
+from spec_kd.sampling.generation import derive_seed
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.prompts import UnusablePromptError
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 SEED_BITS = 31
@@ -31,7 +31,6 @@ class ConversationWriter:
         options (`SynthesisOptions`): Options of the synthesis.
         text_filter (`TextFilter`): Conditions that a user's turn must meet.
         test_texts (`NearDuplicateIndex`): Normalized user turns that must not be written again.
-        batch_size (`int`, *optional*): Number of prompts handed to the engine at a time; `None` for all of a round.
         folder (`Path`, *optional*): Folder of the engine's work; `None` to keep none.
     """
 
@@ -42,18 +41,12 @@ class ConversationWriter:
         options: SynthesisOptions,
         text_filter: TextFilter,
         test_texts: NearDuplicateIndex,
-        batch_size: int | None,
         folder: Path | None,
     ):
-        self._engine = engine
-        self._processing_class = processing_class
-        self._tokenizer = get_tokenizer(processing_class)
-        self._options = options
-        self._text_filter = text_filter
-        self._test_texts = test_texts
-        self._batch_size = batch_size
-        self._folder = folder
-        self._progress: RowProgress | bool = False
+        self._engine, self._options, self._folder = engine, options, folder
+        self._processing_class, self._tokenizer = processing_class, get_tokenizer(processing_class)
+        self._text_filter, self._test_texts = text_filter, test_texts
+        self._batch_size = options.batch_size or engine.default_batch_size  # `None` for all prompts of a round
         self._turn_end = derive_turn_end(processing_class, chat_template_kwargs=options.chat_template_kwargs)
 
     def write(self, conversations: Sequence[Conversation], progress: RowProgress | None = None) -> None:
@@ -63,29 +56,32 @@ class ConversationWriter:
             conversations (`Sequence[Conversation]`): Conversations of one round, which are changed.
             progress (`RowProgress`, *optional*): Bar that counts the tokens; none by default.
         """
-        self._progress = progress or False
+        self._progress: RowProgress | bool = progress or False
         name = f"{conversations[0].index:08d}-{len(conversations)}"
         active = list(conversations)
         for turn in range(max(self._options.num_turns)):
             self._write_user_turns(active, f"{name}/user-{turn}")
             active = [c for c in active if c.fault is None and not c.is_complete]
-            if not active:
-                return
             self._write_completions(active, f"{name}/answers-{turn}")  # so named in the folders of earlier runs
             active = [c for c in active if c.fault is None]
-            if not active:
-                return
 
     def _write_user_turns(self, conversations: Sequence[Conversation], name: str) -> None:
-        prompts = {c.index: self._derive(c) for c in conversations}
-        settings = sorted({(c.temperature, c.top_p) for c in conversations})
-        for number, (temperature, top_p) in enumerate(settings):
-            group = [c for c in conversations if (c.temperature, c.top_p) == (temperature, top_p)]
-            sampling = SamplingOptions(
-                self._options.max_new_tokens, temperature, top_p=top_p, seed=self._derive_seed(f"{name}-{number}")
-            )
-            pre_queries = [prompts[c.index] for c in group]
-            for conversation, ids, finish_reason in self._generate(group, pre_queries, sampling, f"{name}-{number}"):
+        for number, (temperature, top_p) in enumerate(sorted({c.sampling for c in conversations})):
+            group = [c for c in conversations if c.sampling == (temperature, top_p)]
+            pre_queries = [
+                derive_pre_query(
+                    self._processing_class,
+                    system_prompt=c.system_prompt,
+                    tools=c.tools,
+                    messages=c.turns,
+                    chat_template_kwargs=self._options.chat_template_kwargs,
+                )
+                for c in group
+            ]
+            group_name = f"{name}-{number}"
+            seed = derive_seed(f"{self._options.seed}:{group_name}", SEED_BITS)
+            sampling = SamplingOptions(self._options.max_new_tokens, temperature, top_p=top_p, seed=seed)
+            for conversation, ids, finish_reason in self._generate(group, pre_queries, sampling, group_name):
                 text, fault = cut_user_text(ids, finish_reason, self._turn_end, self._processing_class)
                 conversation.fault = fault or self._find_fault(text)
                 conversation.turns.append({"role": "user", "content": text})
@@ -109,9 +105,11 @@ class ConversationWriter:
         """The target's completions of the prompts that its engine accepts; the other conversations get a fault."""
         pairs = []
         for conversation, ids in zip(conversations, prompts, strict=True):
-            conversation.fault = self._find_prompt_fault(ids, sampling)
-            if conversation.fault is None:
+            try:
+                self._engine.check([ids], sampling, None)
                 pairs.append((conversation, ids))
+            except UnusablePromptError as error:
+                conversation.fault = error.fault
         if not pairs:
             return
         responses = generate_responses(
@@ -136,28 +134,7 @@ class ConversationWriter:
             conversation.fault = None
             yield conversation, row["completion_ids"], row["finish_reason"]
 
-    def _find_prompt_fault(self, prompt: list[int], sampling: SamplingOptions) -> str | None:
-        try:
-            self._engine.check([prompt], sampling, None)
-        except UnusablePromptError as error:
-            return error.fault
-        return None
-
-    def _derive(self, conversation: Conversation) -> list[int]:
-        return derive_pre_query(
-            self._processing_class,
-            system_prompt=conversation.system_prompt,
-            tools=conversation.tools,
-            messages=conversation.turns,
-            chat_template_kwargs=self._options.chat_template_kwargs,
-        )
-
-    def _derive_seed(self, name: str) -> int:
-        return derive_seed(f"{self._options.seed}:{name}", SEED_BITS)
-
     def _find_fault(self, text: str) -> str | None:
         num_tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         fault = self._text_filter.find_fault(text, num_tokens)
-        if fault is None and self._test_texts.contains(normalize_text(text)):
-            return "test_overlap"
-        return fault
+        return "test_overlap" if fault is None and self._test_texts.contains(normalize_text(text)) else fault

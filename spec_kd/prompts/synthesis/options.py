@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.checks import check_int, check_number
 from spec_kd.open_types import JsonObject
-from spec_kd.options import document_options, option
+from spec_kd.options import check_int, check_ints, check_number, document_options, option
 from spec_kd.prompts.deduplication import check_threshold
 from spec_kd.prompts.tool_catalog import Tool, dump_tools, load_tool_catalog, wrap_tool
 from spec_kd.sampling.options import check_truncation
@@ -103,8 +102,7 @@ class SynthesisOptions:
         for name in ("num_queries", "max_new_tokens", "max_completion_tokens", "round_size"):
             check_int(name, getattr(self, name))
         for name in ("num_tools", "num_turns"):
-            for value in getattr(self, name):
-                check_int(name, value)
+            check_ints(name, getattr(self, name))
         for name in ("max_asked", "batch_size"):
             check_int(name, getattr(self, name), is_optional=True)
         for temperature in self.temperature:
@@ -113,18 +111,24 @@ class SynthesisOptions:
         check_threshold(self.near_duplicate_threshold, "near_duplicate_threshold", is_optional=True)
         for top_p in self.top_p:
             check_truncation(0, top_p)
-        if self.tools and max(self.num_tools) > len(self.tools):
-            raise ValueError(
-                f"`num_tools` asks for {max(self.num_tools)} tools, but the catalog has {len(self.tools)}."
-            )
-        placed = [TOOLS_PLACEHOLDER in prompt for prompt in self.system_prompts]
-        if any(placed) and not self.tools:
-            raise ValueError("A system prompt contains `{tools}`, but there is no `tool_catalog` to fill it from.")
-        if any(placed) and not self.keep_system_prompt:
-            raise ValueError(
+        has_place = any(TOOLS_PLACEHOLDER in prompt for prompt in self.system_prompts)
+        for is_wrong, reason in (
+            (
+                self.tools and max(self.num_tools) > len(self.tools),
+                f"`num_tools` asks for {max(self.num_tools)} tools, but the catalog has {len(self.tools)}.",
+            ),
+            (
+                has_place and not self.tools,
+                "A system prompt contains `{tools}`, but there is no `tool_catalog` to fill it from.",
+            ),
+            (
+                has_place and not self.keep_system_prompt,
                 "A system prompt contains `{tools}`, so it tells the target its tools and belongs to the prompt: set "
-                "`keep_system_prompt=True`."
-            )
+                "`keep_system_prompt=True`.",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(reason)
 
     @cached_property
     def tools(self) -> list[Tool]:
@@ -134,13 +138,12 @@ class SynthesisOptions:
     @property
     def samplings(self) -> list[tuple[float, float]]:
         """The pairs of temperature and top-p that occur."""
-        count = math.lcm(len(self.temperature), len(self.top_p))
-        return sorted({self._get_sampling(index) for index in range(count)})
+        return sorted({self._get_sampling(i) for i in range(math.lcm(len(self.temperature), len(self.top_p)))})
 
     def describe(self) -> JsonObject:
         """The options on which the conversations depend, without the tools; they are noted in the folder of a run."""
-        chosen = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
-        return {STORED_NAMES.get(name, name): value for name, value in chosen.items()}
+        settings = asdict(self).items()
+        return {STORED_NAMES.get(name, name): value for name, value in settings if name not in NOT_SETTINGS}
 
     def place_tools(self, system_prompt: str | None, tools: Sequence[Tool]) -> tuple[str | None, list[Tool]]:
         """The system prompt with the tools in the place of `{tools}`, and the tools that the template has to show."""
@@ -154,15 +157,13 @@ class SynthesisOptions:
         system_prompt = generator.choice(self.system_prompts) if self.system_prompts else None
         tools = generator.sample(self.tools, generator.choice(self.num_tools)) if self.tools else []
         system_prompt, tools = self.place_tools(system_prompt, tools)
-        temperature, top_p = self._get_sampling(index)
         return Conversation(
             index=index,
             system_prompt=system_prompt,
             is_system_prompt_kept=self.keep_system_prompt,
             tools=tools,
             num_turns=generator.choice(self.num_turns),
-            temperature=temperature,
-            top_p=top_p,
+            sampling=self._get_sampling(index),
         )
 
     def _get_sampling(self, index: int) -> tuple[float, float]:
@@ -179,7 +180,7 @@ class Conversation:
         is_system_prompt_kept (`bool`): Whether the target's completions are written under it as well.
         tools (`list[dict]`): Tools that the chat template shows.
         num_turns (`int`): Number of turns of the user.
-        temperature (`float`), top_p (`float`): Sampling of the user's turns.
+        sampling (`tuple[float, float]`): Temperature and top-p of the user's turns.
         turns (`list[dict]`): Messages of user and assistant so far.
         fault (`str`, *optional*): Why the conversation is dropped; `None` as long as it is not.
     """
@@ -189,8 +190,7 @@ class Conversation:
     is_system_prompt_kept: bool
     tools: list[Tool]
     num_turns: int
-    temperature: float
-    top_p: float
+    sampling: tuple[float, float]
     turns: list[Message] = field(default_factory=list)
     fault: str | None = None
 

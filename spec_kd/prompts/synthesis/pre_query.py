@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jinja2
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
+from spec_kd.prompts.synthesis.options import SynthesisOptions
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 # Texts that no template changes: they have no white space at the ends, and nothing to escape. Their first characters
@@ -69,8 +70,8 @@ def derive_pre_query(
             f"The chat template does not show the system prompt {system_prompt!r:.60} before the user's turn, so it "
             "cannot steer what the target writes. Leave it out, or give the processing class a template that shows it."
         )
-    hidden = [name for name in map(_get_tool_name, tools or ()) if name not in before]
-    if hidden:
+    names = [str(tool.get("function", tool)["name"]) for tool in tools or ()]
+    if hidden := [name for name in names if name not in before]:
         raise ValueError(
             f"The chat template does not show tools before the user's turn (missing: {', '.join(hidden)}). Write "
             "`{tools}` into the system prompt, where `synthesize_queries` puts them as JSON, or give the processing "
@@ -86,6 +87,16 @@ def derive_pre_query(
     return list(encoded[0][:length])
 
 
+def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
+    """The pre-query of each system prompt, with as many tools as a conversation may have."""
+    tools = options.tools[: max(options.num_tools)]
+    variables = options.chat_template_kwargs
+    return [
+        derive_pre_query(processing_class, system_prompt=placed, tools=shown, chat_template_kwargs=variables)
+        for placed, shown in (options.place_tools(prompt, tools) for prompt in options.system_prompts or (None,))
+    ]
+
+
 def derive_turn_end(processing_class: ProcessingClass, *, chat_template_kwargs: Record | None = None) -> TurnEnd:
     """The ids or the text that end the user's turn.
 
@@ -96,16 +107,13 @@ def derive_turn_end(processing_class: ProcessingClass, *, chat_template_kwargs: 
     Raises:
         ValueError: As for [`derive_pre_query`], or nothing stands after the user's text and there is no EOS.
     """
-    text = _render_probes(processing_class, None, None, (), chat_template_kwargs)[0]
-    after = text.partition(PROBES[0])[2]
+    after = _render_probes(processing_class, None, None, (), chat_template_kwargs)[0].partition(PROBES[0])[2]
     tokenizer = get_tokenizer(processing_class)
     added = tokenizer.get_added_vocab()
     # The first added token, and of those that begin at the same place the longest.
     found = min((token for token in added if token in after), key=lambda t: (after.index(t), -len(t)), default=None)
     plain = (after if found is None else after[: after.index(found)]).strip()
-    ids = {tokenizer.eos_token_id} - {None}
-    if found is not None and not plain:
-        ids.add(added[found])
+    ids = {tokenizer.eos_token_id, None if found is None or plain else added[found]} - {None}
     if not ids and not plain:
         raise ValueError("The chat template has nothing after the user's text, and the tokenizer has no EOS token.")
     return TurnEnd(tuple(sorted(ids)), plain)
@@ -129,17 +137,14 @@ def cut_user_text(
     tokenizer = get_tokenizer(processing_class)
     # `all_special_ids` lacks the tokens without a role of their own, such as Llama's `<|start_header_id|>`.
     special = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    end = next((i for i, token in enumerate(ids) if token in turn_end.ids), None)
-    is_finished = end is not None or finish_reason == "stop"
-    if end is None and finish_reason == "stop":
-        end = len(ids) - 1
-    turn = list(ids[:end])
+    last = len(ids) - 1 if finish_reason == "stop" else None
+    end = next((i for i, token in enumerate(ids) if token in turn_end.ids), last)
+    turn, is_finished = list(ids[:end]), end is not None
     text = str(tokenizer.decode(turn, clean_up_tokenization_spaces=False))
     if turn_end.text and turn_end.text in text:
         # The place of this text among the ids is not known, and ids after it do not matter: only the text is checked.
-        text = text.partition(turn_end.text)[0]
+        text, is_finished = text.partition(turn_end.text)[0], True
         has_special = any(token in text for token in special.values())
-        is_finished = True
     else:
         has_special = not special.keys().isdisjoint(turn)
     fault = "special_tokens" if has_special else None if is_finished else "unfinished"
@@ -171,11 +176,12 @@ def _render_probes(
                 **(chat_template_kwargs or {}),
             )
         except jinja2.TemplateError as error:
-            with_system = " with a system prompt" if system else ""
-            hint = (
-                " Leave the system prompt out, or give the processing class a template that has one." if system else ""
-            )
-            raise ValueError(f"The chat template refuses a conversation{with_system}: {error}.{hint}") from error
+            raise ValueError(
+                f"The chat template refuses a conversation with a system prompt: {error}. Leave the system prompt out, "
+                "or give the processing class a template that has one."
+                if system
+                else f"The chat template refuses a conversation: {error}."
+            ) from error
         if text.count(probe) != 1:
             raise ValueError(
                 f"The chat template shows the user's text {text.count(probe)} times instead of once, so its place is "
@@ -183,7 +189,3 @@ def _render_probes(
             )
         rendered.append(text)
     return rendered
-
-
-def _get_tool_name(tool: Record) -> str:
-    return str(tool.get("function", tool)["name"])

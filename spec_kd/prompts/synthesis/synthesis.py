@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel
 
-from spec_kd.checks import read_path
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import as_engine, check_target
 from spec_kd.data.shards import ShardStore
@@ -23,14 +23,13 @@ from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.files import replacing
 from spec_kd.open_types import Argument
-from spec_kd.options import resolve_options
+from spec_kd.options import read_path, resolve_options
 from spec_kd.progress import RowProgress
 from spec_kd.prompts.deduplication import NearDuplicateIndex, normalize_text
 from spec_kd.prompts.filters import TextFilter, list_user_texts
 from spec_kd.prompts.synthesis.conversation_writer import ConversationWriter
 from spec_kd.prompts.synthesis.options import Conversation, SynthesisOptions
-from spec_kd.prompts.synthesis.pre_query import derive_pre_query, derive_turn_end
-from spec_kd.prompts.synthesis.report import SynthesisReport, Tally
+from spec_kd.prompts.synthesis.pre_query import derive_pre_queries, derive_turn_end
 from spec_kd.prompts.tool_catalog import dump_tools
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.stored_sets import find_own_sum
@@ -46,6 +45,47 @@ FEATURES = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SynthesisReport:
+    """Counts of conversations in a synthesis.
+
+    Args:
+        num_queries (`int`): Number of queries that were wanted.
+        asked (`int`): Number of conversations begun: `kept`, `surplus` and all `dropped`.
+        kept (`int`): Number of conversations in the dataset.
+        surplus (`int`): Number of good conversations beyond the wanted ones.
+        dropped (`dict[str, int]`): Number of dropped conversations by reason, the most frequent first: those of
+            [`TextFilter.find_fault`], `"unfinished"` (the turn did not end within `max_new_tokens`),
+            `"special_tokens"`, `"test_overlap"`, `"near_duplicate"`, `"unfinished_completion"`, `"empty_completion"`,
+            `"context_full"`, `"not_text"` (the prompt has no text, which a server needs), `"unidentified_tokens"` (a
+            server did not say which tokens it wrote).
+        by_sampling (`list[dict]`): For each temperature and top-p the number of conversations begun, and of good ones.
+        rounds (`int`): Number of rounds.
+    """
+
+    num_queries: int
+    asked: int
+    kept: int
+    surplus: int
+    dropped: dict[str, int]
+    by_sampling: list[dict[str, float]]
+    rounds: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many queries are kept as were wanted."""
+        return self.kept >= self.num_queries
+
+    @property
+    def share_good(self) -> float:
+        """The yield: the share of conversations begun that passed all filters."""
+        return (self.kept + self.surplus) / self.asked
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON values."""
+        return {**asdict(self), "is_complete": self.is_complete, "share_good": self.share_good}
 
 
 @dataclass(frozen=True)
@@ -135,16 +175,14 @@ def synthesize_queries(
         **engine.describe(),
     }
     settings = json.loads(json.dumps(settings))  # as they are read from the folder
-    folder, target_name = None, engine.target_name
     if output_dir is not None:
-        folder = Path(output_dir) / WORK_FOLDER
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        ShardStore(output_dir).open_run(settings, {"target_name": target_name, **versions})
-    batch_size = options.batch_size or engine.default_batch_size
-    writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, batch_size, folder)
+        ShardStore(output_dir).open_run(settings, {"target_name": engine.target_name, **versions})
+    folder = None if output_dir is None else Path(output_dir) / WORK_FOLDER
+    writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, folder)
     kept, report = _write_conversations(writer, options, show_progress)
-    prefix = f"synthetic-{_hash(settings)[:8]}"
-    dataset = _build_dataset(kept, target_name or engine.name, prefix, options.chat_template_kwargs)
+    source, prefix = engine.target_name or engine.name, f"synthetic-{_hash(settings)[:8]}"
+    dataset = _build_dataset(kept, source, prefix, options.chat_template_kwargs)
     if output_dir is not None:
         _save(dataset, Path(output_dir) / FINISHED)
     return SyntheticQueries(dataset, report)
@@ -157,25 +195,40 @@ def _write_conversations(
     num_queries, threshold = options.num_queries, options.near_duplicate_threshold
     max_asked = ASKED_PER_QUERY * num_queries if options.max_asked is None else options.max_asked
     written = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
-    tally = Tally(num_queries)
+    asked, good, dropped = Counter[tuple[float, float]](), Counter[tuple[float, float]](), Counter[str]()
     kept: list[Conversation] = []
+    num_rounds = 0
     is_main = accelerate.PartialState().is_main_process
     with RowProgress(num_queries, "Synthetic queries", show_progress and is_main) as progress:
-        while len(kept) < num_queries and tally.num_asked < max_asked:
-            asked = tally.num_asked
-            share = max(tally.num_good / asked, LOWEST_YIELD) if asked else 1.0
-            count = min(options.round_size, max_asked - asked, math.ceil((num_queries - len(kept)) / share))
-            conversations = [options.plan(index) for index in range(asked, asked + count)]
+        while len(kept) < num_queries and (num_asked := asked.total()) < max_asked:
+            share = max(good.total() / num_asked, LOWEST_YIELD) if num_asked else 1.0
+            num_missing = num_queries - len(kept)
+            count = min(options.round_size, max_asked - num_asked, math.ceil(num_missing / share))
+            conversations = [options.plan(index) for index in range(num_asked, num_asked + count)]
             writer.write(conversations, progress)
             for conversation in conversations:
-                _compare_with_written(conversation, written)
-                tally.add(conversation)
-            good = [conversation for conversation in conversations if conversation.fault is None]
-            good = good[: num_queries - len(kept)]
-            kept += good
-            tally.num_rounds += 1
-            progress.advance(num_rows=len(good))
-    report = tally.build_report()
+                if conversation.fault is None and written is not None:
+                    is_repeated = written.find_and_add([normalize_text(conversation.turns)])[0]
+                    conversation.fault = "near_duplicate" if is_repeated else None
+            passed = [conversation for conversation in conversations if conversation.fault is None]
+            asked.update(conversation.sampling for conversation in conversations)
+            good.update(conversation.sampling for conversation in passed)
+            dropped.update(conversation.fault for conversation in conversations if conversation.fault is not None)
+            kept += passed[:num_missing]
+            num_rounds += 1
+            progress.advance(num_rows=min(len(passed), num_missing))
+    report = SynthesisReport(
+        num_queries=num_queries,
+        asked=asked.total(),
+        kept=len(kept),
+        surplus=good.total() - len(kept),
+        dropped=dict(dropped.most_common()),
+        by_sampling=[
+            {"temperature": temperature, "top_p": top_p, "asked": count, "good": good[temperature, top_p]}
+            for (temperature, top_p), count in sorted(asked.items())
+        ],
+        rounds=num_rounds,
+    )
     if not report.is_complete and is_main:
         logger.warning(
             "%d of %d queries were kept of %d asked for, the most that `max_asked` allows. Dropped: %s.",
@@ -200,32 +253,6 @@ def _index_test_set(prompts: Prompts | None, threshold: float | None) -> tuple[N
     return index, _hash(texts)
 
 
-def derive_pre_queries(options: SynthesisOptions, processing_class: ProcessingClass) -> list[list[int]]:
-    """The pre-query of each system prompt, with as many tools as a conversation may have."""
-    tools = options.tools[: max(options.num_tools)]
-    pre_queries = []
-    for system_prompt in options.system_prompts or (None,):
-        placed, shown = options.place_tools(system_prompt, tools)
-        pre_queries.append(
-            derive_pre_query(
-                processing_class,
-                system_prompt=placed,
-                tools=shown,
-                chat_template_kwargs=options.chat_template_kwargs,
-            )
-        )
-    return pre_queries
-
-
-def _compare_with_written(conversation: Conversation, written: NearDuplicateIndex | None) -> None:
-    if conversation.fault is None and written is not None:
-        text = normalize_text(conversation.turns)
-        if written.contains(text):
-            conversation.fault = "near_duplicate"
-        else:
-            written.add(text)
-
-
 def _build_dataset(
     conversations: Sequence[Conversation],
     source: str,
@@ -244,8 +271,7 @@ def _build_dataset(
         }
         for conversation in conversations
     ]
-    extra_features = Dataset.from_list([extra]).features if extra else {}
-    features = Features({**FEATURES, **extra_features})
+    features = Features({**FEATURES, **(Dataset.from_list([extra]).features if extra else {})})
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 

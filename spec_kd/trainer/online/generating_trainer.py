@@ -10,11 +10,10 @@ from trl.models import unwrap_model_for_generation
 from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Argument, JsonObject
-from spec_kd.trainer.online.completion_writer import CompletionWriter
-from spec_kd.trainer.online.generated_rows import find_prompt, read_rows
+from spec_kd.trainer.arguments import EvalDataset
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.prompt_rows import complete_evaluation_prompts
-from spec_kd.trainer.training_data import EvalDataset
+from spec_kd.trainer.online.rows import complete_evaluation_prompts, find_prompt, read_rows
+from spec_kd.trainer.online.writers import CompletionWriter
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 
 
@@ -39,9 +38,9 @@ class GeneratingTrainer(WhiteBoxDistillTrainer):
             return super().evaluate(eval_dataset, *args, **kwargs)
         writes = self._evaluates_prompts
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            prepared = complete_evaluation_prompts(eval_dataset, self.processing_class, self.args.lmbda, self.args.mode)
-            writes = prepared is not None
-            eval_dataset = eval_dataset if prepared is None else prepared
+            eval_dataset, writes = complete_evaluation_prompts(
+                eval_dataset, self.processing_class, self.args.lmbda, self.args.mode
+            )
         self._writes_completions, self._num_evaluated_batches = writes, 0
         try:
             return super().evaluate(eval_dataset, *args, **kwargs)
@@ -51,17 +50,15 @@ class GeneratingTrainer(WhiteBoxDistillTrainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: JsonObject, *args: Argument, **kwargs: Argument
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """As `SFTTrainer.prediction_step`."""
+        """As `SFTTrainer.prediction_step`, of completions that are generated if the dataset has prompts only."""
         if self._writes_completions:
-            inputs = self._complete_batch(inputs)
+            number = self._num_evaluated_batches
+            self._num_evaluated_batches += 1
+            rows = read_rows(inputs)
+            prompts = [find_prompt(row, f"Row {i} of evaluation batch {number}") for i, row in enumerate(rows)]
+            completions = self._write(prompts, f"{self.args.seed}:evaluation:{number}:{self.args.process_index}")
+            inputs = self.data_collator(list(map(self._writer.make_row, prompts, completions)))
         return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def _complete_batch(self, batch: JsonObject) -> JsonObject:
-        number = self._num_evaluated_batches
-        self._num_evaluated_batches += 1
-        prompts = [find_prompt(row, f"Row {i} of evaluation batch {number}") for i, row in enumerate(read_rows(batch))]
-        completions = self._write(prompts, f"{self.args.seed}:evaluation:{number}:{self.args.process_index}")
-        return self.data_collator(list(map(self._writer.make_row, prompts, completions)))
 
     def _write(self, prompts: list[list[int]], seed: str) -> Sequence[Completion]:
         # entered without prompts too: under ZeRO-3 all processes gather the parameters together

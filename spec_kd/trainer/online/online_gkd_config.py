@@ -1,16 +1,13 @@
 """Options of training on completions that are generated while it runs."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 
-from spec_kd.checks import check_choice, check_int, check_number
 from spec_kd.open_types import Arguments, JsonObject
-from spec_kd.options import document_own_options, option
-from spec_kd.sampling.options import SamplingOptions, check_truncation
-from spec_kd.trainer.online.model_writer import SOURCES
-from spec_kd.trainer.online.request_server import StreamingOptions
-from spec_kd.trainer.online.vllm_options import VLLMOptions
-from spec_kd.trainer.trl_distillation import DEFAULTS_OF_TRL, TRLDistillationOptions, translate_options
-from spec_kd.trainer.white_box_distill_config import WhiteBoxDistillConfig
+from spec_kd.options import check_choice, check_int, check_number, document_own_options, option, refuse
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.trainer.configs import WhiteBoxDistillConfig
+from spec_kd.trainer.online.options import INSTEAD, StreamingOptions, TRLDistillationOptions, VLLMOptions
+from spec_kd.trainer.online.writers import SOURCES
 
 MODES = ("on_policy", "streaming")
 # What options of on-policy runs have to be when requests are served
@@ -90,34 +87,15 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             check_number(name, getattr(self, name), 0, 1, reason="It is a probability.")
         check_choice("sample_from", self.sample_from, SOURCES)
         check_number("generation_temperature", self.generation_temperature, 0, reason="0 is greedy.")
-        check_truncation(self.top_k, self.top_p)
         self.max_new_tokens = self.resolve_length(self.max_new_tokens, type(self).max_new_tokens)
-        check_int("max_new_tokens", self.max_new_tokens)
+        self.build_sampling_options()
         check_int("num_iterations", self.num_iterations)
         check_int("generation_batch_size", self.generation_batch_size, is_optional=True)
         self.check_streaming(self.generation_temperature, self.per_device_train_batch_size)
         self.check_vllm(self.mode, self.lmbda, self.sample_from)
-        if self.use_transformers_continuous_batching and (
-            self.mode != "on_policy" or self.sample_from == "mixed" or self.use_vllm
-        ):
-            raise ValueError(
-                "`use_transformers_continuous_batching=True` is for completions that one model writes on policy, "
-                "without `mode='streaming'`, `sample_from='mixed'` and `use_vllm`. Set it to False."
-            )
+        self._check_rows()
         if self.mode == "streaming":
             self._set_up_streaming()
-        elif self.update_interval is not None:
-            raise ValueError(
-                f"`update_interval={self.update_interval}` counts served requests, which only `mode='streaming'` has. "
-                "Set `gradient_accumulation_steps`."
-            )
-        if self.lmbda > 0:
-            self._check_rows()
-        elif self.num_iterations > 1:
-            raise ValueError(
-                f"`num_iterations={self.num_iterations}` repeats generated completions, but `lmbda=0` generates none. "
-                "Raise `num_train_epochs` to repeat those of the dataset."
-            )
         super().__post_init__()
         self.teacher_model_init_kwargs = self.resolve_init_kwargs(self.teacher_model_init_kwargs)
         if self.mode == "streaming":
@@ -132,41 +110,68 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             top_p=self.top_p,
         )
 
-    def check_live_models(self, has_teacher: bool, has_reference: bool) -> None:
-        """Raises `ValueError` unless there are live models to ask about completions that are generated.
+    def check_inputs(self, teacher_model: object, ref_model: object, is_stream: bool) -> None:
+        """Raises `ValueError` unless there are live models to ask about completions, and a dataset that fits.
 
         Args:
-            has_teacher (`bool`): Whether there is a live target.
-            has_reference (`bool`): Whether there is a live reference draft.
+            teacher_model (*optional*), ref_model (*optional*):
+                Arguments of the trainer, in place of which these options may name a live target and reference draft.
+            is_stream (`bool`): Whether the training set is an `IterableDataset`.
         """
-        if not has_teacher:
-            raise ValueError(
+        selection, needs_model = self.build_loss().selection, self.lmbda > 0 and self.ref_model_name_or_path is None
+        refuse(
+            (
+                teacher_model is None and self.teacher_model_name_or_path is None,
                 "OnlineGKDTrainer needs a live `teacher_model`: a stored signal belongs to the dataset's completions, "
-                "not to generated ones. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer."
-            )
-        selection = self.build_loss().selection
-        if self.lmbda > 0 and selection is not None and selection.needs_reference and not has_reference:
-            raise ValueError(
-                f"`token_selection={selection.name!r}` needs a live `ref_model` with `lmbda={self.lmbda}`: the scores "
-                "of a `reference_forward_kl` column belong to the dataset's completions, not to generated ones. Pass "
-                "`ref_model`, or set `lmbda=0`."
-            )
+                "not to generated ones. Pass the target as a model, a path or a Hub id, or use WhiteBoxDistillTrainer.",
+            ),
+            (
+                needs_model and ref_model is None and selection is not None and selection.needs_reference,
+                f"`token_selection={self.token_selection!r}` needs a live `ref_model` with `lmbda={self.lmbda}`: the "
+                "scores of a `reference_forward_kl` column belong to the dataset's completions, not to generated ones. "
+                "Pass `ref_model`, or set `lmbda=0`.",
+            ),
+            (
+                self.num_iterations > 1 and is_stream,
+                f"`num_iterations={self.num_iterations}` repeats the examples of an optimizer step, which needs a "
+                "`Dataset` with a length. Set it to 1 for an `IterableDataset`.",
+            ),
+        )
 
     def _set_up_streaming(self) -> None:
-        for name, value in WHEN_STREAMING.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` has no use with `mode='streaming'`: every request is served "
-                    "once, by speculative decoding from the plain softmax. Leave it out."
-                )
+        for name, only in WHEN_STREAMING.items():
+            value = getattr(self, name)
+            message = (
+                f"`{name}={value!r}` has no use with `mode='streaming'`: every request is served once, by speculative "
+                "decoding from the plain softmax. Leave it out."
+            )
+            refuse((value != only, message))
         self.train_sampling_strategy = "sequential"
         if self.update_interval is not None:
             self.gradient_accumulation_steps = self.update_interval // self.per_device_train_batch_size
 
     @classmethod
     def translate(cls, values: JsonObject, source: type) -> JsonObject:
-        """As [`DraftConfig.translate`], of TRL's `GKDConfig` and `DistillationConfig`."""
-        return translate_options(values, source, {option.name for option in fields(cls) if option.init})
+        """As [`DraftConfig.translate`], of TRL's `GKDConfig` and `DistillationConfig`.
+
+        Both sample at the temperature that divides the logits of the loss; ours has an option for each.
+
+        Raises:
+            ValueError: For an option that has no meaning here and is not at its default; names what to use instead.
+        """
+        names = {each.__name__ for each in source.__mro__}
+        if not names & {"GKDConfig", "DistillationConfig"}:
+            return values
+        values = {**values, "generation_temperature": values["temperature"]}
+        if "DistillationConfig" in names:
+            values["lmbda"] = 1.0  # it always trains on what the draft writes
+        for each in (each for each in fields(source) if each.name not in cls.__dataclass_fields__):
+            value = values.pop(each.name, None)
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            advice = INSTEAD.get(each.name, "Leave it out, or see `OnlineGKDConfig` for what there is.")
+            message = f"`{each.name}={value!r}` of {source.__name__} has no meaning here. {advice}"
+            refuse((value not in (default, None), message))
+        return values
 
     def describe(self) -> str:
         """One sentence with the settings that a script of TRL may expect to be different."""
@@ -174,23 +179,46 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
             f"Divergence {self.divergence}{'' if self.beta is None else f' (beta={self.beta})'} at temperature "
             f"{self.temperature}, learning rate {self.learning_rate}; {self.lmbda:.0%} of the completions are "
             f"generated, at temperature {self.generation_temperature} and with at most {self.max_new_tokens} tokens "
-            f"(in TRL, {DEFAULTS_OF_TRL})."
+            "(in TRL, `GKDConfig` has beta=0.5 and temperature=0.9; `DistillationConfig` beta=1.0 and "
+            "learning_rate=1e-06)."
         )
 
     def _check_rows(self) -> None:
-        for name in ("packing", "padding_free"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"`{name}=True` joins examples, but `lmbda={self.lmbda}` gives single ones another "
-                    f"completion. Set `{name}=False`, or `lmbda=0` to train on the dataset's completions."
+        """Raises `ValueError` for options that do not fit where the completions of the rows come from."""
+        generates, share = self.lmbda > 0, f"`lmbda={self.lmbda}`"
+        is_one_writer = self.mode == "on_policy" and self.sample_from != "mixed" and not self.use_vllm
+        refuse(
+            (
+                self.use_transformers_continuous_batching and not is_one_writer,
+                "`use_transformers_continuous_batching=True` is for completions that one model writes on policy, "
+                "without `mode='streaming'`, `sample_from='mixed'` and `use_vllm`. Set it to False.",
+            ),
+            (
+                self.mode != "streaming" and self.update_interval is not None,
+                f"`update_interval={self.update_interval}` counts served requests, which only `mode='streaming'` has. "
+                "Set `gradient_accumulation_steps`.",
+            ),
+            (
+                not generates and self.num_iterations > 1,
+                f"`num_iterations={self.num_iterations}` repeats generated completions, but `lmbda=0` generates none. "
+                "Raise `num_train_epochs` to repeat those of the dataset.",
+            ),
+            *(
+                (
+                    generates and getattr(self, name),
+                    f"`{name}=True` joins examples, but {share} gives single ones another completion. Set "
+                    f"`{name}=False`, or `lmbda=0` to train on the dataset's completions.",
                 )
-        if self.assistant_only_loss:
-            raise ValueError(
-                f"`assistant_only_loss=True` trains on several turns of a row, but `lmbda={self.lmbda}` generates one "
-                "completion after a prompt. Make a row with `prompt` and `completion` of each turn."
-            )
-        if self.completion_only_loss is False:
-            raise ValueError(
-                f"`completion_only_loss=False` leaves no mark where the prompt ends, which `lmbda={self.lmbda}` needs "
-                "to generate from there. Drop it."
-            )
+                for name in ("packing", "padding_free")
+            ),
+            (
+                generates and self.assistant_only_loss,
+                f"`assistant_only_loss=True` trains on several turns of a row, but {share} generates one completion "
+                "after a prompt. Make a row with `prompt` and `completion` of each turn.",
+            ),
+            (
+                generates and self.completion_only_loss is False,
+                f"`completion_only_loss=False` leaves no mark where the prompt ends, which {share} needs to generate "
+                "from there. Drop it.",
+            ),
+        )

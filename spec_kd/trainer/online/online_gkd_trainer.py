@@ -27,22 +27,27 @@ from spec_kd.decoding.ragged_model import check_reversible
 from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import Arguments, Call, JsonObject
-from spec_kd.sampling.input_checks import get_max_length
-from spec_kd.trainer.arguments import BatchSamples, as_config, to_dict
-from spec_kd.trainer.online.completion_writer import CompletionWriter
-from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
-from spec_kd.trainer.online.generated_rows import check_row_room, draw_rows, find_prompt, read_rows
+from spec_kd.sampling.prompts import get_max_length
+from spec_kd.trainer.arguments import AnyDataset, BatchSamples, EvalDataset, as_config
+from spec_kd.trainer.configs import to_dict
 from spec_kd.trainer.online.generating_trainer import GeneratingTrainer
-from spec_kd.trainer.online.model_writer import ModelWriter
 from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-from spec_kd.trainer.online.prompt_rows import add_placeholders, complete_evaluation_prompts, is_prompts_only
 from spec_kd.trainer.online.request_server import RequestServer
+from spec_kd.trainer.online.rows import (
+    RepeatedWindows,
+    Window,
+    add_placeholders,
+    check_row_room,
+    complete_evaluation_prompts,
+    draw_rows,
+    find_prompt,
+    is_prompts_only,
+    read_rows,
+)
 from spec_kd.trainer.online.vllm_writer import VLLMWriter, check_vllm
-from spec_kd.trainer.online.window import RepeatedWindows, Window
+from spec_kd.trainer.online.writers import CompletionWriter, ContinuousBatchingWriter, ModelWriter
 from spec_kd.trainer.teachers.live import LiveTeacher
-from spec_kd.trainer.teachers.served import ServedTeacher, describe_served_signal
-from spec_kd.trainer.teachers.stored import check_stored_teacher
-from spec_kd.trainer.training_data import AnyDataset, EvalDataset
+from spec_kd.trainer.teachers.stored import ServedTeacher, check_stored_teacher, describe_served_signal
 from spec_kd.trainer.white_box_distill_trainer import WhiteBoxDistillTrainer
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
@@ -136,16 +141,9 @@ class OnlineGKDTrainer(GeneratingTrainer):
         if args.mode == "streaming":
             self._method = "online (streaming) distillation"
             self._tag_names = (*WhiteBoxDistillTrainer._tag_names, "online-speculative-decoding")
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
-        args.check_live_models(teacher_model is not None, ref_model is not None)
+        args.check_inputs(teacher_model, ref_model, isinstance(train_dataset, IterableDataset))
         if args.use_vllm:
             check_vllm(args, model, args.world_size)
-        if args.num_iterations > 1 and isinstance(train_dataset, IterableDataset):
-            raise ValueError(
-                f"`num_iterations={args.num_iterations}` repeats the examples of an optimizer step, which needs a "
-                "`Dataset` with a length. Set it to 1 for an `IterableDataset`."
-            )
         super().__init__(
             model,
             args,
@@ -172,8 +170,6 @@ class OnlineGKDTrainer(GeneratingTrainer):
             disable_dropout_in_model(self.model)
         if args.lmbda > 0:
             self._check_generation()  # before vLLM starts
-        if args.mode == "streaming":
-            self._teacher = self._build_served_teacher()
         self._writer = self._build_writer()
         self._window: Window | None = None
 
@@ -191,28 +187,28 @@ class OnlineGKDTrainer(GeneratingTrainer):
                     "well. Set `lmbda=1`, or write them with `spec_kd.generate_responses(target, prompts)`."
                 )
             train_dataset = add_placeholders(train_dataset, processing_class)
-        prepared = complete_evaluation_prompts(eval_dataset, processing_class, args.lmbda, args.mode)
-        self._evaluates_prompts = prepared is not None
-        return train_dataset, eval_dataset if prepared is None else prepared
-
-    def _build_served_teacher(self) -> ServedTeacher:
-        info = describe_served_signal(
-            self._readers["target"],
-            self.processing_class,
-            self.args.build_sampling_options(),
-            self.args.build_signal_spec(),
-            self.token_loss.temperature,
+        eval_dataset, self._evaluates_prompts = complete_evaluation_prompts(
+            eval_dataset, processing_class, args.lmbda, args.mode
         )
-        check_stored_teacher(info, self.token_loss, self.processing_class)
-        return ServedTeacher(info, cast(LiveTeacher, self._teacher))
+        return train_dataset, eval_dataset
 
     def _build_writer(self) -> CompletionWriter:
+        """The writer of completions; a server of requests is the teacher's source as well."""
         args, options = self.args, self.args.build_sampling_options()
         common = (options, self.processing_class, args.generation_batch_size)
         if args.use_vllm:
             return VLLMWriter(self.model, self.accelerator, self.processing_class, options, args)
         if args.mode == "streaming":
-            return RequestServer(*common, info=cast(ServedTeacher, self._teacher).info, streaming=args)
+            info = describe_served_signal(
+                self._readers["target"],
+                self.processing_class,
+                options,
+                args.build_signal_spec(),
+                self.token_loss.temperature,
+            )
+            check_stored_teacher(info, self.token_loss, self.processing_class)
+            self._teacher = ServedTeacher(info, cast(LiveTeacher, self._teacher))
+            return RequestServer(*common, info=info, streaming=args)
         if not args.use_transformers_continuous_batching:
             return ModelWriter(*common, sample_from=args.sample_from, mix=args.mix)
         config = ContinuousBatchingConfig(**to_dict(args.transformers_continuous_batching_config))
@@ -299,11 +295,8 @@ class OnlineGKDTrainer(GeneratingTrainer):
         rebuilt = []
         for batch, batch_rows in zip(batches, rows, strict=True):
             are_drawn = list(islice(flags, len(batch_rows)))
-            if any(are_drawn):
-                batch = collate(
-                    [next(generated) if is_one else row for is_one, row in zip(are_drawn, batch_rows, strict=True)]
-                )
-            rebuilt.append(batch)
+            new = [next(generated) if is_one else row for is_one, row in zip(are_drawn, batch_rows, strict=True)]
+            rebuilt.append(collate(new) if any(are_drawn) else batch)
         self._log_generation(completions, len(is_drawn), time.perf_counter() - start, device)
         responses = [[prompt, completion.ids] for prompt, completion in zip(prompts, completions, strict=True)]
         return Window(source=batches, batches=rebuilt, generated=responses)

@@ -11,79 +11,20 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
-from spec_kd.checks import check_choice, check_int
 from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse, split_tokens, unpack_sparse
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, TOKEN_COLUMNS
 from spec_kd.data.training_rows import IGNORED_LABEL
 from spec_kd.decoding import Round, generate_speculatively
-from spec_kd.decoding.rounds import CompletionInProgress
+from spec_kd.decoding.speculative import CompletionInProgress
 from spec_kd.engines.base import Completion
-from spec_kd.engines.sparse_recorder import SparseRecorder, stack_sparse
-from spec_kd.losses import SignalSpec, SparseDistribution
+from spec_kd.engines.transformers import SparseRecorder, stack_sparse
+from spec_kd.losses import SparseDistribution
 from spec_kd.open_types import Argument, JsonObject
-from spec_kd.options import document_options, option
-from spec_kd.sampling.drawing import derive_seed
-from spec_kd.sampling.generation import find_special_ids
+from spec_kd.sampling.generation import derive_seed, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.completion_writer import CompletionWriter
+from spec_kd.trainer.online.options import StreamingOptions
+from spec_kd.trainer.online.writers import CompletionWriter
 from spec_kd.vocabulary import ProcessingClass
-
-TRAINED_POSITIONS = ("rejected", "all")
-
-
-@document_options
-@dataclass
-class StreamingOptions:
-    """Options of learning from served requests (Online Speculative Decoding, arXiv 2310.07177)."""
-
-    update_interval: int | None = option(
-        "Requests that each process serves between two updates: a multiple of `per_device_train_batch_size`, which "
-        "sets `gradient_accumulation_steps`. By default these two decide.",
-        default=None,
-    )
-    num_assistant_tokens: int = option("Number of tokens drafted in a round (gamma).", default=5)
-    draft_sampling: str = option(
-        "Sampling rule of the draft: 'stochastic', the rule of the papers, or 'greedy', as most servers draft at any "
-        "temperature.",
-        default="stochastic",
-    )
-    trained_positions: str = option(
-        "Tokens that the loss is over: 'rejected', where the target corrected the draft, or 'all'.",
-        default="rejected",
-    )
-    served_signal: str = option(
-        "Part of the target's distribution that is kept at each token: a method of `generate_responses(..., "
-        "teacher_signal=...)` that serves the divergence.",
-        default="sampled_logprobs",
-    )
-    served_signal_size: int | None = option(
-        "Number of draws or of most likely ids that `served_signal` keeps; the method's own number by default.",
-        default=None,
-    )
-
-    def build_signal_spec(self) -> SignalSpec:
-        """What `served_signal` and `served_signal_size` ask for; raises `ValueError` if they do not go together."""
-        return SignalSpec(self.served_signal).sparse_method.build_spec(self.served_signal_size)
-
-    def check_streaming(self, temperature: float, batch_size: int) -> None:
-        """Raises `ValueError` for an option out of its range.
-
-        Args:
-            temperature (`float`): Sampling temperature.
-            batch_size (`int`): Requests of a batch, which `update_interval` must be a multiple of.
-        """
-        check_num_assistant_tokens(self.num_assistant_tokens)
-        check_sampling(temperature, self.draft_sampling)
-        check_choice("trained_positions", self.trained_positions, TRAINED_POSITIONS)
-        check_int("update_interval", self.update_interval, is_optional=True)
-        check_int("served_signal_size", self.served_signal_size, is_optional=True)
-        self.build_signal_spec()
-        if self.update_interval is not None and self.update_interval % batch_size:
-            raise ValueError(
-                f"`update_interval={self.update_interval}` is not a multiple of `per_device_train_batch_size="
-                f"{batch_size}`, and requests are learned in such batches. Change one of them."
-            )
 
 
 @dataclass(frozen=True)
@@ -158,12 +99,8 @@ class RequestServer(CompletionWriter):
         self, prompt: list[int], completion: ServedCompletion
     ) -> JsonObject:
         """A training row with the loss at the trained positions, and the target's signal at every token written."""
-        if self.streaming.trained_positions == "all":
-            labels = list(completion.ids)
-        else:
-            labels = [IGNORED_LABEL] * len(completion.ids)
-            for position in completion.rejected_positions:
-                labels[position] = completion.ids[position]
+        trains_all, rejected = self.streaming.trained_positions == "all", set(completion.rejected_positions)
+        labels = [id if trains_all or i in rejected else IGNORED_LABEL for i, id in enumerate(completion.ids)]
         name, entries = LOGPROB_COLUMN, list[Argument](completion.token_logprobs or ())
         if completion.sparse is not None:  # packed and unpacked, so that a signal is rounded as in a dataset
             content = pack_sparse(completion.sparse, self.info)

@@ -5,28 +5,23 @@ the tests run TRL's real class over stand-ins for `vllm.LLM` and for TRL's clien
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_config_model_id
 from spec_kd.engines.base import Completion
 from spec_kd.heads import count_rows, unwrap_peft
 from spec_kd.open_types import Argument, Call, JsonObject
+from spec_kd.options import refuse
 from spec_kd.sampling.generation import cut_after_eos, find_special_ids
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.completion_writer import CompletionWriter
-from spec_kd.trainer.online.model_writer import seeded
+from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
+from spec_kd.trainer.online.writers import CompletionWriter, seeded
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-    from spec_kd.trainer.online.online_gkd_config import OnlineGKDConfig
-
 
 RULED_OUT = -100.0
 """The lowest logit bias that vLLM's servers accept: a factor of 4e-44 on the probability."""
@@ -36,7 +31,7 @@ class VLLMWriter(CompletionWriter):
     """Writes completions with a copy of the draft in vLLM, which is given the draft's weights at each call.
 
     EOS ids, ids beyond the tokenizer's vocabulary and the draft's own generation config are treated as in
-    [`~spec_kd.trainer.online.model_writer.ModelWriter`]. Sampling in a colocated vLLM starts from the given seed; a
+    [`~spec_kd.trainer.online.writers.ModelWriter`]. Sampling in a colocated vLLM starts from the given seed; a
     server has its own, so that the same run need not give the same completions. With both, the batch may change a
     token, since the last bits of the logits depend on it.
 
@@ -56,11 +51,11 @@ class VLLMWriter(CompletionWriter):
 
     def __init__(
         self,
-        model: "PreTrainedModel | PeftModel",
+        model: PreTrainedModel | PeftModel,
         accelerator: Accelerator,
         processing_class: ProcessingClass,
         options: SamplingOptions,
-        args: "OnlineGKDConfig",
+        args: OnlineGKDConfig,
     ):
         draft = unwrap_peft(model)
         self._accelerator, self._options = accelerator, options
@@ -166,7 +161,7 @@ def import_vllm_generation() -> Call[Argument]:
     return VLLMGeneration
 
 
-def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftModel", num_processes: int) -> None:
+def check_vllm(args: OnlineGKDConfig, model: str | PreTrainedModel | PeftModel, num_processes: int) -> None:
     """Checks, before anything is loaded, that a [`VLLMWriter`] of the draft can be made.
 
     Args:
@@ -182,13 +177,15 @@ def check_vllm(args: "OnlineGKDConfig", model: "str | PreTrainedModel | PeftMode
     import_vllm_generation()
     if args.vllm_mode == "server":
         return
-    if not isinstance(model, str) and not get_config_model_id(model.config):
-        raise ValueError(
+    refuse(
+        (
+            not isinstance(model, str) and not get_config_model_id(model.config),
             "`vllm_mode='colocate'` loads the draft from its path, but the `model` given was made in memory. Save it "
-            "and pass the path, or set `use_vllm=False`."
-        )
-    if num_processes % args.vllm_tensor_parallel_size:
-        raise ValueError(
+            "and pass the path, or set `use_vllm=False`.",
+        ),
+        (
+            num_processes % args.vllm_tensor_parallel_size,
             f"`vllm_tensor_parallel_size={args.vllm_tensor_parallel_size}` does not divide the {num_processes} "
-            "processes of this training. Set it to a divisor."
-        )
+            "processes of this training. Set it to a divisor.",
+        ),
+    )

@@ -1,9 +1,12 @@
-"""A teacher in memory: loaded as TRL loads one, frozen, and asked for hidden states only."""
+"""All that a white-box loss and its trainer read of a teacher, and the teacher in memory.
+
+It is loaded as TRL loads one, frozen, and asked for hidden states only.
+"""
 
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -13,10 +16,67 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from spec_kd._private import get_config_model_id
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
 from spec_kd.loading import load_model
-from spec_kd.losses import TokenLoss
+from spec_kd.losses import Divergence, TokenLoss
+from spec_kd.losses.selection import TokenTargets
 from spec_kd.open_types import Argument, Chunk, JsonObject
-from spec_kd.trainer.arguments import InitKwargs, to_dict
-from spec_kd.trainer.teachers.base import Targets, Teacher
+from spec_kd.trainer.configs import InitKwargs, to_dict
+
+
+class Targets(Protocol):
+    """The target's distribution at the tokens of one batch."""
+
+    @property
+    def alpha_metric(self) -> str | None:
+        """Name of the metric that the loss's alpha is: exact, or an upper bound; `None` if alpha is unknown."""
+
+    @property
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters that the loss reads, and ZeRO-3 therefore has to gather; none by default."""
+        return []
+
+    def select(self, mask: torch.Tensor) -> TokenTargets:
+        """The tokens of the loss.
+
+        Args:
+            mask (`torch.Tensor`): bool `(B, T - 1)`, true where the *next* token belongs to the loss.
+        """
+
+    def compute_tail_mass(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Probability outside of the ids that are kept, float32 `(N,)`; `None`, the default, where all of it is kept.
+
+        Args:
+            labels (`torch.Tensor`): int64 `(B, T)`, -100 outside of the N tokens of the loss.
+        """
+        return None
+
+    def explain_non_finite(self, loss: TokenLoss) -> str | None:
+        """Why a loss over these targets is NaN or infinite, as sentences; `None`, the default, if they are no cause."""
+        return None
+
+
+class Teacher(Protocol):
+    """Where the target's distribution over a batch comes from.
+
+    Attributes:
+        name (`str`, *optional*): The target's path or Hub id.
+        model (`PreTrainedModel`, *optional*): The target, prepared for the devices; `None` without a live one.
+        columns (`tuple[str, ...]`): Columns of the dataset that are read.
+    """
+
+    name: str | None
+    model: PreTrainedModel | None
+    columns: tuple[str, ...]
+
+    def compute_targets(self, inputs: JsonObject) -> Targets:
+        """The target's distribution over a batch; columns of the teacher are taken out of `inputs`.
+
+        Args:
+            inputs (`dict[str, torch.Tensor]`): What the draft is called with, and the teacher's columns.
+        """
+
+    def describe_service(self, divergence: Divergence) -> str:
+        """How this teacher serves a divergence, for the model card; empty if it gives the whole distribution."""
+        return ""
 
 
 class LiveLogits:
@@ -74,20 +134,25 @@ class LiveTargets(Targets):
 
     def explain_non_finite(self, loss: TokenLoss) -> str | None:
         """As [`Targets.explain_non_finite`]: hidden states or logits that overflow, or ids that are ruled out."""
-        if not torch.isfinite(self.hidden).all():
-            return (
-                f"The teacher's hidden states overflow in {self.hidden.dtype}, with weights that are finite. Load it "
-                "in bfloat16 or float32 (`teacher_model_init_kwargs`)."
-            )
         logits = self.head(self.hidden[:, :1])
-        if (logits == -math.inf).any():
-            return (
+        causes = (
+            (
+                not torch.isfinite(self.hidden).all(),
+                f"The teacher's hidden states overflow in {self.hidden.dtype}, with weights that are finite. Load it "
+                "in bfloat16 or float32 (`teacher_model_init_kwargs`).",
+            ),
+            (
+                (logits == -math.inf).any(),
                 f"The teacher gives some ids a logit of -inf, and {loss.divergence.name!r} has no finite value where "
-                "only one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined there."
-            )
-        if not torch.isfinite(logits).all():
-            return "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32."
-        return None
+                "only one of the two models rules an id out. Use 'forward_kl', 'jsd' or 'tvd', which are defined "
+                "there.",
+            ),
+            (
+                not torch.isfinite(logits).all(),
+                "The teacher's logits overflow in its head's dtype. Load it in bfloat16 or float32.",
+            ),
+        )
+        return next((words for is_it, words in causes if is_it), None)
 
 
 class LiveTeacher(Teacher):
@@ -149,7 +214,5 @@ def load_teacher(
                 "model. Pass the teacher's path, or drop the arguments."
             )
         return teacher_model
-    kwargs = {**defaults, **to_dict(init_kwargs)}
-    if is_distributed:
-        kwargs["device_map"] = None
+    kwargs = defaults | to_dict(init_kwargs) | ({"device_map": None} if is_distributed else {})
     return cast(PreTrainedModel, load_model(teacher_model, **kwargs))  # an adapter has its base's attributes

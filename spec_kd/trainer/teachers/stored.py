@@ -1,4 +1,4 @@
-"""A teacher as columns of the dataset: the distribution that was stored when the target wrote, and no model."""
+"""Teachers that are columns of the dataset: what was stored when the target wrote, or what serving left of it."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,16 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
+from spec_kd._private import get_config_model_id
 from spec_kd.data.signal_checks import check_same_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.data.token_columns import LOGPROB_COLUMN, SPARSE_COLUMN, SPARSE_TENSORS
-from spec_kd.losses import Divergence, SparseTensors, TokenLoss
+from spec_kd.losses import Divergence, SignalSpec, SparseTensors, TokenLoss
 from spec_kd.open_types import JsonObject
-from spec_kd.trainer.teachers.base import Targets, Teacher
-from spec_kd.trainer.training_data import AnyDataset, EvalDataset
+from spec_kd.options import refuse
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.trainer.arguments import AnyDataset
+from spec_kd.trainer.teachers.live import LiveTeacher, Targets, Teacher
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids, fingerprint_tokenizer
 
 
@@ -81,6 +84,57 @@ class StoredTeacher(Teacher):
         return f"{self.info.sparse_method.describe_service(divergence)} from {self.info.method}"
 
 
+class ServedTeacher(StoredTeacher):
+    """For served completions, the signal that serving left; for any others (an evaluation set), the live target.
+
+    Args:
+        info (`TeacherInfo`): Describes the signal.
+        live (`LiveTeacher`): The target.
+    """
+
+    def __init__(self, info: TeacherInfo, live: LiveTeacher):
+        super().__init__(info)
+        self._live, self.model = live, live.model
+
+    def compute_targets(self, inputs: JsonObject) -> Targets:
+        """Takes the columns out of `inputs`, or runs the target over inputs without them."""
+        has_columns = any(name in inputs for name in self.tensor_names)
+        return super().compute_targets(inputs) if has_columns else self._live.compute_targets(inputs)
+
+
+def describe_served_signal(
+    target: PreTrainedModel,
+    processing_class: ProcessingClass,
+    options: SamplingOptions,
+    signal: SignalSpec,
+    temperature: float,
+) -> TeacherInfo:
+    """Describes what is kept of the target's distribution while it serves.
+
+    Args:
+        target (`PreTrainedModel`): The target.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer.
+        options (`SamplingOptions`): How requests are served.
+        signal (`SignalSpec`): What to keep, complete.
+        temperature (`float`): Temperature of the distribution that is kept: that of the loss.
+    """
+    name = get_config_model_id(target.config)
+    return TeacherInfo(
+        target_name=name,
+        target=name or type(target).__name__,
+        tokenizer=fingerprint_tokenizer(processing_class),
+        vocab_size=count_real_ids(processing_class),
+        engine="speculative decoding",
+        method=signal.method,
+        num_draws=signal.num_draws,
+        top_k=signal.top_k,
+        sampling_temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        logprobs_mode="processed",
+        logprobs_temperature=temperature,
+    )
+
+
 def read_teacher_info(dataset: Dataset | IterableDataset | None) -> TeacherInfo | None:
     """Describes the teacher columns of a dataset (of a stream, by its first row); `None` if there are none.
 
@@ -106,19 +160,6 @@ def find_target_name(dataset: AnyDataset | None) -> str | None:
     return info.target_name if info is not None else None
 
 
-def check_evaluation_signal(eval_dataset: EvalDataset | None, info: TeacherInfo) -> None:
-    """Raises `ValueError` unless every evaluation set has a signal of the training set's kind."""
-    datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
-    for name, dataset in datasets.items():
-        found = read_teacher_info(dataset)
-        if dataset is not None and (found is None or found.sparse_method != info.sparse_method):
-            what = "no teacher signal" if found is None else f"a teacher signal of {found.method!r}"
-            raise ValueError(
-                f"The {name} dataset has {what}, the training set one of {info.method!r}. Make both the same way, or "
-                "leave `eval_dataset` out and measure acceptance with `SpeculativeEvalCallback`."
-            )
-
-
 def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: ProcessingClass) -> None:
     """Checks, before any work, that the teacher's columns serve the loss.
 
@@ -134,19 +175,21 @@ def check_stored_teacher(info: TeacherInfo, loss: TokenLoss, processing_class: P
             f"than the draft's ({ids} ids, {fingerprint}): its ids mean other tokens. Pass the target's tokenizer as "
             "`processing_class` with a draft of its family, or train on the completions with BlackBoxSFTTrainer."
         )
-    if loss.temperature != info.logprobs_temperature:
-        raise ValueError(
+    sampled_at = info.sampling_temperature
+    sampling = "of unknown sampling" if sampled_at is None else f"sampled at temperature {sampled_at}"
+    refuse(
+        (
+            loss.temperature != info.logprobs_temperature,
             f"The teacher's log-probabilities are of its distribution at temperature {info.logprobs_temperature}, and "
             f"`temperature={loss.temperature}` would need the whole distribution. Set `temperature="
-            f"{info.logprobs_temperature}`, or use a live `teacher_model`."
-        )
-    if not info.sparse_method.keeps_ids and info.sampling_temperature != info.logprobs_temperature:
-        known = info.sampling_temperature is not None
-        sampling = f"sampled at temperature {info.sampling_temperature}" if known else "of unknown sampling"
-        raise ValueError(
+            f"{info.logprobs_temperature}`, or use a live `teacher_model`.",
+        ),
+        (
+            not info.sparse_method.keeps_ids and sampled_at != info.logprobs_temperature,
             f"The only signal is the log-probability of the written token ({info.logprobs_mode}, at temperature "
             f"{info.logprobs_temperature}), but the completions are {sampling}: the tokens are not drawn from that "
             "distribution, and the loss would be biased. Use processed log-probabilities, a signal such as "
-            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which needs no signal."
-        )
+            "'sampled_logprobs' (`score_completions` adds it), or BlackBoxSFTTrainer, which needs no signal.",
+        ),
+    )
     loss.check_served_by(info.sparse_method)

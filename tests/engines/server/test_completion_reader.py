@@ -57,7 +57,7 @@ def test_ids_and_logprobs_that_disagree_are_an_error(serve, prompts):
         answer["choices"][0]["token_ids"].pop()
         return answer
 
-    for edit, message in ((change_id, "its token 0 is id"), (drop_last, "ids and log-probabilities of")):
+    for edit, message in ((change_id, "its token 0 has the id"), (drop_last, "ids and log-probabilities of")):
         _, engine = serve(edit=edit)
         with pytest.raises(ServerRequestError, match=message):
             engine.generate(prompts, GREEDY)
@@ -70,7 +70,7 @@ def test_values_that_are_no_logprobs_are_an_error(serve, prompts, value):
         return answer
 
     _, engine = serve(edit=change_value)
-    with pytest.raises(ServerRequestError, match="is no log-probability"):
+    with pytest.raises(ServerRequestError, match="is not a log-probability"):
         engine.generate(prompts, GREEDY, TOKEN_ONLY)
 
 
@@ -185,8 +185,11 @@ def test_ends_that_were_not_asked_for_are_errors(serve, prompts):
     for traits, message in (
         ({"edit": answer_with(finish_reason="content_filter")}, "finish_reason is 'content_filter'"),
         ({"edit": answer_with(finish_reason=None)}, "finish_reason is None"),
-        ({"context": 15}, "ends for its length after 4 of 12 tokens, as the server's context is full"),
-        ({"edit": answer_with(token_ids=[70] * 13, logprobs=None)}, "13 tokens where 12 were the limit"),
+        (
+            {"context": 15},
+            "ends with finish_reason 'length' after 4 of 12 tokens, because the server's context is full",
+        ),
+        ({"edit": answer_with(token_ids=[70] * 13, logprobs=None)}, "13 tokens, more than the limit of 12"),
     ):
         _, engine = serve(**traits)
         with pytest.raises(ServerRequestError, match=message) as raised:

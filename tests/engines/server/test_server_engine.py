@@ -13,7 +13,7 @@ from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError
 from spec_kd.losses import SignalSpec
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.prompts import UnusablePromptError
 
 
 def compute_log_p(model, prompt, completion, temperature=1.0):
@@ -202,7 +202,7 @@ def test_an_echo_of_another_text_is_an_error(serve, prompts):
 
     for dialect, edit in (("vllm", add_bos), ("strings", change_token)):
         _, engine = serve(dialect, edit=edit)
-        with pytest.raises(ServerRequestError, match=r"echoed another row than was sent, first at .*\(0, "):
+        with pytest.raises(ServerRequestError, match=r"echoed another row than the one that was sent; .*\(0, "):
             engine.score(prompts[:1], [[70, 71]], TOKEN_ONLY)
 
 
@@ -240,7 +240,7 @@ def test_methods_that_servers_do_not_give_are_refused_before_any_request(serve, 
 @pytest.mark.parametrize("dialect", ["vllm", "strings"])
 def test_fewer_logprobs_than_asked_are_an_error(serve, prompts, dialect):
     _, engine = serve(dialect, most_logprobs=3)
-    with pytest.raises(ServerRequestError, match=r"the 3 most likely tokens at token .* 5 were asked .*--max-logprobs"):
+    with pytest.raises(ServerRequestError, match=r"lists 3 most likely tokens at .* 5 were asked .*--max-logprobs"):
         engine.generate(prompts, GREEDY, TOP_5)
     assert len(engine.generate(prompts, GREEDY, SignalSpec("top_k_tail", top_k=3))) == len(prompts)
 
@@ -263,7 +263,7 @@ def test_most_likely_tokens_that_share_a_name_are_counted(serve, prompts):
     ) as raised:
         merge("strings", text).generate(prompts, GREEDY, TOP_5)
     assert [c and c.ids for c in raised.value.completions] == [None, *(c.ids for c in whole[1:])]
-    with pytest.raises(ServerRequestError, match="the 4 most likely tokens at token 0"):
+    with pytest.raises(ServerRequestError, match="lists 4 most likely tokens at token 0"):
         merge("vllm", text).generate(prompts, GREEDY, TOP_5)
 
 
@@ -286,7 +286,7 @@ def test_text_alone_is_refused_unless_declared(serve, prompts):
         return answer
 
     _, engine = serve(edit=keep_text)
-    with pytest.raises(UnsupportedByEngineError, match=r"text alone.*is_text_only=True"):
+    with pytest.raises(UnsupportedByEngineError, match=r"only text.*is_text_only=True"):
         engine.generate(prompts, GREEDY)
 
     def keep_ids(answer):
@@ -297,7 +297,7 @@ def test_text_alone_is_refused_unless_declared(serve, prompts):
     assert engine.generate(prompts, GREEDY)[0].token_logprobs is None
     with pytest.raises(UnsupportedByEngineError, match=r"no log-probabilities.*'token_only'.*transformers engine"):
         engine.generate(prompts, GREEDY, TOKEN_ONLY)
-    with pytest.raises(UnsupportedByEngineError, match="gives no log-probabilities of exact ids"):
+    with pytest.raises(UnsupportedByEngineError, match="returns no log-probabilities of exact ids"):
         engine.score(prompts, prompts, TOKEN_ONLY)
 
 

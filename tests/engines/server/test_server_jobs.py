@@ -48,9 +48,7 @@ def generate(engine, prompts=TEXTS, **options):
 def warnings(caplog):
     """What the data room warned of."""
     caplog.set_level(logging.WARNING)
-    return lambda: [
-        record.getMessage() for record in caplog.records if record.name == "spec_kd.data.unidentified_tokens"
-    ]
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "spec_kd.data.outcomes"]
 
 
 def test_rows_without_ids_are_left_out_and_reported(serve, half_writer, prompts, tmp_path, warnings):

@@ -12,7 +12,7 @@ from spec_kd.engines import UnusablePromptError
 from spec_kd.engines.base import MissingCompletionsError
 from spec_kd.engines.server.client import ServerRequestError
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.sampling.prompt_batch import PromptBatch
+from spec_kd.sampling.prompts import PromptBatch
 
 PROMPTS = [f"{text} {i}" for i in range(4) for text in TEXTS[:5]]  # 20
 TOO_LONG = "This model's maximum context length is 16 tokens."

@@ -3,7 +3,7 @@ import re
 import pytest
 from example_report import NAN
 
-from spec_kd.evaluation.report import charts as report_charts
+from spec_kd.evaluation.report.sections import draw_block_efficiency, draw_positions, draw_speedup
 from spec_kd.reports import charts
 from spec_kd.reports.numbers import Interval
 
@@ -72,12 +72,12 @@ def test_block_efficiency_of_a_useless_draft_fills_no_chart():
 
 
 def test_charts_of_a_report(report, small_report):
-    chart = report_charts.draw_speedup(report, "t1", "8")
+    chart = draw_speedup(report, "t1", "8")
     assert [one.index for one in chart.series] == [0, 1] and chart.reference is not None
-    best = report.draft.setting("t1").at_best_gamma("8")
-    assert chart.series[1].label.endswith(
-        f"{best.predicted_speedup['8'].value:.2f}x at its best gamma, {best.num_assistant_tokens}"
-    )
-    assert len(report_charts.draw_block_efficiency(report, "greedy").series[0].dots) == 16
-    assert len(report_charts.draw_positions(report, "greedy").series[0].dots) == 5
-    assert report_charts.draw_speedup(small_report, "t0.7_greedy_draft", "1") is None
+    setting = report.draft.setting("t1")
+    best = setting.best_gamma["8"]
+    speedup = setting.at_gamma(best).predicted_speedup["8"].value
+    assert chart.series[1].label.endswith(f"{speedup:.2f}x at its best gamma, {best}")
+    assert len(draw_block_efficiency(report, "greedy").series[0].dots) == 16
+    assert len(draw_positions(report, "greedy").series[0].dots) == 5
+    assert draw_speedup(small_report, "t0.7_greedy_draft", "1") is None

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from example_report import AFTER, BEFORE, NAN
 
-from spec_kd.evaluation.report import formatting
+from spec_kd.evaluation.report.rendering import build_headline
 from spec_kd.reports import numbers
 from spec_kd.reports.numbers import Interval
 
@@ -28,7 +28,7 @@ def test_no_bounds_exclude_nothing():
 
 
 def test_headline(report):
-    headline = formatting.build_headline(report)
+    headline = build_headline(report)
     # alpha 0.62: (1 - 0.62^6) / 0.38 tokens a round
     assert headline.startswith(f"With “{AFTER}” a server drafting 5 tokens a round emits 2.48 tokens per target pass ")
     setting = report.draft.settings[0]
@@ -44,12 +44,12 @@ def test_headline_says_when_plain_decoding_is_faster(report):
     slow = [dataclasses.replace(g, predicted_speedup={"8": Interval(0.9, 0.8, 1.0)}) for g in setting.by_gamma]
     setting = dataclasses.replace(setting, by_gamma=slow, best_gamma={"8": 1}, assisted=None)
     draft = dataclasses.replace(report.draft, settings=[setting])
-    headline = formatting.build_headline(dataclasses.replace(report, drafts=[draft], comparisons=[]))
+    headline = build_headline(dataclasses.replace(report, drafts=[draft], comparisons=[]))
     assert headline.endswith("best gamma 1, predicted speed-up 0.90x (batch 8), slower than plain decoding.")
 
 
 def test_headline_of_one_prompt(small_report):
-    assert formatting.build_headline(small_report) == (
+    assert build_headline(small_report) == (
         "With “draft” a server drafting 1 token a round emits 1.50 tokens per target pass "
         "at temperature 0.7 with a greedy draft [–, –]."
     )

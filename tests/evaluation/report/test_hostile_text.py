@@ -9,12 +9,10 @@ from hostile import HOSTILE
 from markdown_it import MarkdownIt
 
 from spec_kd.escaping import CONTROLS, show_controls, to_one_line
+from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report.content import Breakdown, BreakdownRow, Comparison, CostReport, ShownPrompt
-from spec_kd.evaluation.report.html import render_html
-from spec_kd.evaluation.report.markdown import render_markdown
 from spec_kd.evaluation.report.plots import plot_report
-from spec_kd.evaluation.report.save import load_report, save_report
-from spec_kd.evaluation.statistics import Interval
+from spec_kd.evaluation.report.rendering import load_report, render_html, render_markdown, save_report
 
 SURE = Interval(0.5, 0.4, 0.6)
 

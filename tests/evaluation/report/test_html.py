@@ -4,10 +4,9 @@ from html.parser import HTMLParser
 import pytest
 from example_report import AFTER, BEFORE, LONG_PROMPT, PROMPT, TOKENS
 
-from spec_kd.evaluation.report.formatting import build_headline
-from spec_kd.evaluation.report.html import render_html
+from spec_kd.evaluation.report.rendering import build_headline, render_html
 from spec_kd.evaluation.report.sections import choose_shade
-from spec_kd.reports.html import show_whitespace
+from spec_kd.reports.rendering import show_whitespace
 
 VOID = {"meta", "br"}
 SECTIONS = ["Acceptance by position", "How many tokens to draft", "Costs", "Cross-check", "Where the draft fails"]

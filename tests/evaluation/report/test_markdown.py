@@ -5,8 +5,7 @@ import pytest
 from example_report import AFTER, LONG_PROMPT
 
 from spec_kd.escaping import escape_markdown as escape
-from spec_kd.evaluation.report.formatting import build_headline
-from spec_kd.evaluation.report.markdown import render_markdown
+from spec_kd.evaluation.report.rendering import build_headline, render_markdown
 from spec_kd.evaluation.report.sections import SHOWN_CHARACTERS
 
 

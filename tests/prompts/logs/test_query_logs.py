@@ -311,7 +311,7 @@ def test_a_killed_run_is_redone(tmp_path):
     write(path, [ask(question(n)) for n in range(3000)])
     code = (
         "import os\nfrom spec_kd.prompts.logs import prompt_store, query_logs\n"
-        "def kill(self, is_test):\n    os._exit(9)\n"
+        "def kill(self, *arguments):\n    os._exit(9)\n"
         "prompt_store.PromptStore.split = kill\n"
         f"query_logs.load_query_logs({str(path)!r}, {str(tmp_path / 'out')!r}, show_progress=False)"
     )

@@ -4,8 +4,8 @@ from tiny import build_tokenizer
 
 from spec_kd.engines.base import Completion, Engine
 from spec_kd.prompts.synthesis.synthesis import synthesize_queries
-from spec_kd.sampling.drawing import derive_seed
-from spec_kd.sampling.prompt_batch import UnusablePromptError
+from spec_kd.sampling.generation import derive_seed
+from spec_kd.sampling.prompts import UnusablePromptError
 
 TOOLS = [{"name": f"tool_{letter}", "parameters": {"type": "object", "properties": {}}} for letter in "abcd"]
 WORDS = (

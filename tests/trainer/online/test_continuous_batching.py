@@ -9,7 +9,7 @@ from transformers.generation import ContinuousBatchingConfig
 
 from spec_kd import OnlineGKDConfig, VocabularyMismatchError
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.continuous_batching import ContinuousBatchingWriter
+from spec_kd.trainer.online.writers import ContinuousBatchingWriter
 
 ROOM = {"num_blocks": 64, "max_batch_tokens": 64, "page_size": 32}
 CONTINUOUS = {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": ROOM}

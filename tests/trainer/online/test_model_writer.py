@@ -9,12 +9,20 @@ from tiny import build_llama
 from transformers import GenerationConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from spec_kd.sampling.input_checks import get_max_length
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.trainer.online.generated_rows import check_row_room, draw_rows, find_prompt, join_row, read_rows
-from spec_kd.trainer.online.model_writer import ModelWriter
-from spec_kd.trainer.online.prompt_rows import add_placeholders, is_prompts_only
-from spec_kd.trainer.online.window import RepeatedWindows, Window
+from spec_kd.sampling.prompts import get_max_length
+from spec_kd.trainer.online.rows import (
+    RepeatedWindows,
+    Window,
+    add_placeholders,
+    check_row_room,
+    draw_rows,
+    find_prompt,
+    is_prompts_only,
+    join_row,
+    read_rows,
+)
+from spec_kd.trainer.online.writers import ModelWriter
 
 PROMPTS = [[7, 8, 9, 10, 11], [20], [30, 31], [40, 41, 42, 43, 44, 45, 46], [50, 51, 52]]
 

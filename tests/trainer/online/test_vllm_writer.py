@@ -19,9 +19,9 @@ from spec_kd.engines.base import Completion
 from spec_kd.heads import unwrap_peft
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online import vllm_writer
-from spec_kd.trainer.online.model_writer import ModelWriter
-from spec_kd.trainer.online.vllm_options import VLLMOptions
+from spec_kd.trainer.online.options import VLLMOptions
 from spec_kd.trainer.online.vllm_writer import VLLMWriter, check_vllm, import_vllm_generation
+from spec_kd.trainer.online.writers import ModelWriter
 
 PROMPTS = [[7, 8, 9, 10, 11], [20], [30, 31], [40, 41, 42, 43, 44, 45, 46]]
 COLOCATED, SERVER = {"vllm_mode": "colocate"}, {"vllm_mode": "server"}

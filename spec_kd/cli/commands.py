@@ -1,0 +1,203 @@
+"""Every command with its options: what `--help` says of it, and which dataclasses it parses."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+
+import spec_kd
+from spec_kd.cli import recipe_format
+from spec_kd.cli.arguments import (
+    ConvertArguments,
+    CuratedFiles,
+    DraftArguments,
+    EvaluationFiles,
+    InitArguments,
+    LogFiles,
+    MixFiles,
+    ResponseFiles,
+    RunArguments,
+    SynthesisFiles,
+    TargetArguments,
+    TrainArguments,
+)
+from spec_kd.cli.parsing import Parser
+from spec_kd.cli.steps import Workspace
+from spec_kd.open_types import Argument, Call, JsonObject
+from spec_kd.options import suggest
+
+# Commands whose first argument is one of several: what `--help` and errors call it.
+KINDS = {"prompts": ("KIND", "kind of prompts"), "train": ("METHOD", "method")}
+TRAINING = (
+    " A stopped run continues from its last checkpoint. All options of TRL's SFTConfig and ModelConfig are accepted "
+    "too, and come last."
+)
+OF_TRAINING = (
+    "model_name_or_path", "target", "responses", "output_dir", "learning_rate", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "use_peft", "eval_strategy",
+    "save_steps", "report_to", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and its options, as [`Parser`] takes them.
+
+    Args:
+        description (`str`): What the command does.
+        common (`Sequence[str]`): Options that `--help` shows first.
+        build_groups (`Callable`): Returns the dataclasses by title. Some of them import heavy libraries.
+        epilog (`str`, *optional*), first (`str`, *optional*): As for [`Parser`].
+    """
+
+    description: str
+    common: Sequence[str]
+    build_groups: Callable[[], Mapping[str, type]]
+    epilog: str | None = None
+    first: str | None = None
+
+
+COMMANDS = {
+    "init": Command(
+        "Writes a recipe for `spec-kd run`, with comments, for a target and a draft. It compares their tokenizers and "
+        "configurations where they can be read, and chooses the method by that.",
+        ("target", "draft", "prompts", "scenario", "output"),
+        lambda: {"recipe": InitArguments},
+    ),
+    "run": Command(
+        "Runs a recipe: prompts, the target's completions, training, evaluation. All of it is checked before the first "
+        "step. A step whose inputs have not changed is not repeated, and one that was killed continues. `spec-kd init` "
+        "writes a recipe.",
+        ("recipe", "only_check"),
+        lambda: {"recipe": RunArguments},
+        recipe_format.__doc__,
+        first="recipe",
+    ),
+    "prompts logs": Command(
+        "Makes a prompt set of what users asked the target, from its logs.",
+        ("paths", "output_dir", "tokenizer", "redact", "test_fraction"),
+        lambda: {"files": LogFiles, "logs": spec_kd.LogOptions},
+    ),
+    "prompts curated": Command(
+        "Makes a prompt set of the questions of a dataset, without its completions.",
+        ("dataset", "output_dir", "prompt_column", "question_template", "test_fraction"),
+        lambda: {"files": CuratedFiles, "curated": spec_kd.CuratedOptions},
+    ),
+    "prompts mix": Command(
+        "Mixes several prompt sets, and writes a report.",
+        ("parts", "output_dir", "weights", "num_prompts"),
+        lambda: {"files": MixFiles, "mix": spec_kd.MixOptions},
+    ),
+    "synthesize": Command(
+        "Lets an aligned target write what users might ask it (Magpie, arXiv 2406.08464), filters it, and reports what "
+        "was dropped and why. A stopped job continues.",
+        ("target", "num_queries", "output_dir", "system_prompts", "languages", "test_fraction", "engine"),
+        lambda: {
+            "files": SynthesisFiles,
+            "synthesis": spec_kd.SynthesisOptions,
+            "filter": spec_kd.TextFilter,
+            "target": TargetArguments,
+        },
+    ),
+    "respond": Command(
+        "Lets the target complete every prompt. With --teacher_signal it stores what distillation needs of the "
+        "target's distribution, so that drafts train without the target. A stopped job continues after its last whole "
+        "shard. `accelerate launch -m spec_kd.cli respond ...` shares the shards between processes.",
+        ("target", "prompts", "output_dir", "teacher_signal", "max_new_tokens", "temperature", "engine"),
+        lambda: {"files": ResponseFiles, "responses": spec_kd.ResponseOptions, "target": TargetArguments},
+    ),
+    "train white_box": Command(
+        "Trains a draft on the target's distribution at every token, from a teacher signal or a live target."
+        + TRAINING,
+        (*OF_TRAINING, "divergence"),
+        lambda: group_training("white_box", spec_kd.WhiteBoxDistillConfig),
+    ),
+    "train black_box": Command(
+        "Trains a draft on the tokens of the target's responses." + TRAINING,
+        OF_TRAINING,
+        lambda: group_training("black_box", spec_kd.BlackBoxSFTConfig),
+    ),
+    "train online_gkd": Command(
+        "Trains a draft on completions that the draft, the target or both write during training." + TRAINING,
+        (*OF_TRAINING, "divergence"),
+        lambda: group_training("online_gkd", spec_kd.OnlineGKDConfig),
+    ),
+    "evaluate": Command(
+        "Measures drafts: acceptance and tokens per target pass on the target's responses, the costs on this machine, "
+        "the speed-up that follows, and where a draft fails. Writes report.html, .md, .json and .png. Without --target "
+        "the prompts must be responses with a teacher signal.",
+        ("drafts", "target", "prompts", "output_dir", "serving_engine", "fail_under", "num_prompts", "engine"),
+        lambda: {"files": EvaluationFiles, "evaluation": spec_kd.EvaluationOptions, "target": TargetArguments},
+    ),
+    "convert": Command(
+        "Converts what an earlier version wrote. A recipe, or a YAML file with options, gets today's names in a new "
+        "file beside it. A folder of a run or of a step is converted in place, so that finished steps do not run "
+        "again.",
+        ("path",),
+        lambda: {"source": ConvertArguments},
+        first="path",
+    ),
+}
+NO_STEPS = ("init", "run", "convert")
+
+
+def group_training(method: str, config_class: type) -> dict[str, type]:
+    """The options of a training by title: data and target, TRL's of a model, and the trainer's."""
+    return {"data": TrainArguments, "draft model": DraftArguments, f"{method} distillation": config_class}
+
+
+def build_parser(name: str) -> Parser:
+    """The parser of a command, such as `"train white_box"`."""
+    command = COMMANDS[name]
+    return Parser(
+        name, command.description, command.build_groups(), command.common, command.epilog, first=command.first
+    )
+
+
+def find_module(name: str) -> ModuleType:
+    """Imports the module that runs a command: the last word of its name, or `train` for every method."""
+    return import_module(f"spec_kd.cli.{'train' if name.startswith('train') else name.split()[-1]}")
+
+
+def list_kinds(command: str) -> list[str]:
+    """The words that may come after a command: methods of `train`, kinds of `prompts`."""
+    return [name.removeprefix(f"{command} ") for name in COMMANDS if name.startswith(f"{command} ")]
+
+
+def check_kind(command: str, kind: str) -> None:
+    """Raises `ValueError` for a word that may not come after a command."""
+    if kind not in list_kinds(command):
+        raise ValueError(f"there is no {KINDS[command][1]} {kind!r}.{suggest(kind, list_kinds(command))}")
+
+
+def parse(command: str, argv: Sequence[str]) -> tuple[Call[JsonObject], tuple[Argument, ...]]:
+    """Parses the options of a command; returns the function that runs it, and its arguments.
+
+    Raises:
+        ValueError: An option is wrong, or there is no such method or kind of prompts.
+        OSError: A file with options cannot be read.
+        SystemExit: Help was asked for, or the method or kind is missing.
+    """
+    if command in KINDS:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(describe_kinds(command), file=sys.stdout if argv else sys.stderr)
+            raise SystemExit(0 if argv else 2)
+        check_kind(command, argv[0])
+        command, argv = f"{command} {argv[0]}", argv[1:]
+    parser = build_parser(command)
+    arguments, module = parser.parse(argv), find_module(command)
+    if command.startswith("train"):
+        arguments = (module.TrainCall(command.split()[1], *arguments, parser.chosen),)
+    return module.run if command in NO_STEPS else partial(module.run, workspace=Workspace()), arguments
+
+
+def describe_kinds(command: str) -> str:
+    """The text of `--help` for a command whose first argument is one of several."""
+    kind, kinds = KINDS[command][0], list_kinds(command)
+    texts = {name: COMMANDS[f"{command} {name}"].description.removesuffix(TRAINING) for name in kinds}
+    width = max(map(len, kinds))
+    lines = [f"usage: spec-kd {command} {kind} [--config FILE.yaml] [--OPTION VALUE ...]", ""]
+    lines += [f"  {name:<{width}}  {text}" for name, text in texts.items()]
+    return "\n".join([*lines, "", f"`spec-kd {command} {kind} --help` lists the options of one."])
