@@ -10,7 +10,8 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.serving.recordings import Recording, pack, summarize
 DEFAULT_FOLDER = Path.home() / ".cache" / "spec_kd" / "tools" / "vllm"
 MAX_NEW_TOKENS = 64
 CHUNK = 16  # prompts at once
+POLL_INTERVAL = 0.5  # seconds
 ENGINE = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -65,22 +67,31 @@ def find_python() -> Path:
     return python
 
 
-def run_worker(job: dict[str, Any], folder: Path, cores: Sequence[int] | None) -> list[dict[str, Any]]:
-    """Runs the job in vLLM's environment; the answers are in the order of its prompts."""
+def run_worker(job: dict[str, Any], folder: Path, cores: Sequence[int] | None) -> Iterator[dict[str, Any]]:
+    """Runs the job in vLLM's environment and yields its answers, in the order of its prompts, as they come."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vllm-job.json").write_text(json.dumps(job))
-    answers = folder / "vllm-answers.jsonl"
-    worker = Path(__file__).with_name("vllm_worker.py").resolve()
-    command = [str(find_python()), str(worker), str((folder / "vllm-job.json").resolve()), str(answers.resolve())]
+    job_file, answers, log = (folder.resolve() / f"vllm-{name}" for name in ("job.json", "answers.jsonl", "log.txt"))
+    job_file.write_text(json.dumps(job))
+    answers.write_text("")
+    command = [str(find_python()), str(Path(__file__).with_name("vllm_worker.py").resolve()), job_file, answers]
     if cores is not None:
         command = ["taskset", "-c", ",".join(map(str, cores)), *command]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
-    log = folder / "vllm.log"
-    with log.open("w") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-    if status:
-        raise RuntimeError(f"vLLM failed with status {status}:\n{log.read_text(errors='replace')[-3000:]}")
-    return [json.loads(line) for line in answers.read_text().splitlines()]
+    with log.open("w") as output, answers.open() as lines:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        line = ""
+        while True:
+            has_ended = process.poll() is not None
+            while part := lines.readline():
+                line += part
+                if line.endswith("\n"):
+                    yield json.loads(line)
+                    line = ""
+            if has_ended:
+                break
+            time.sleep(POLL_INTERVAL)
+    if process.returncode:
+        raise RuntimeError(f"vLLM failed with status {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def describe(answer: dict[str, Any]) -> dict[str, Any]:

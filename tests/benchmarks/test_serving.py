@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.serving import record_llama_cpp, record_vllm
 from benchmarks.serving.models import cut_layers
 from benchmarks.serving.prompts import build_call_schema, find_prompt, read_prompts, read_tools, select_prompts
-from benchmarks.serving.recordings import Recording, pack, read_recording, summarize
+from benchmarks.serving.recordings import FOLDER, Recording, pack, read_recording, summarize
 from tests.tiny import build_llama, build_tokenizer
 
 TOOLS = [{"name": "add", "parameters": {"type": "object"}}, {"name": "sub", "parameters": {"type": "object"}}]
@@ -129,3 +129,72 @@ def test_a_missing_vllm_is_named_with_the_script_that_installs_it(tmp_path, monk
     monkeypatch.setenv("VLLM_CPU", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"build_vllm_cpu\.sh"):
         record_vllm.find_python()
+
+
+def install_script(folder, script: str) -> None:
+    """A shell script where the benchmark looks for vLLM's Python."""
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+
+
+def test_answers_are_taken_as_they_come_and_a_failed_engine_shows_its_log(tmp_path, monkeypatch):
+    install_script(
+        tmp_path, """printf '{"n": 1}\\n{"n"' > "$3"; sleep 0.2; printf ': 2}\\n' >> "$3"; echo no memory; exit 3"""
+    )
+    monkeypatch.setenv("VLLM_CPU", str(tmp_path))
+    monkeypatch.setattr(record_vllm, "POLL_INTERVAL", 0.02)
+    answers = record_vllm.run_worker({}, tmp_path / "work", cores=None)
+    assert next(answers) == {"n": 1} and next(answers) == {"n": 2}
+    with pytest.raises(RuntimeError, match="status 3:\nno memory"):
+        next(answers)
+
+
+def read_speculative(name: str) -> list[dict]:
+    return [record for record in read_recording(FOLDER / name) if not record["setting"].endswith("-0")]
+
+
+def get_num_draft_tokens(record: dict) -> int:
+    return int(record["setting"].split("-")[1])
+
+
+@pytest.mark.parametrize("name", ["llama_cpp.jsonl.gz", "vllm.jsonl.gz"])
+def test_the_rounds_of_a_committed_recording_add_up_to_its_totals(name):
+    records = read_speculative(name)
+    assert len({(record["setting"], record["prompt"]["sha256"]) for record in records}) == len(records) > 0
+    for record in records:
+        assert sum(record["drafted_per_round"]) == record["drafted"]
+        assert sum(record["accepted_per_round"]) == record["accepted"]
+        assert len(record["completion_ids"]) <= record["request"].get("n_predict", record["request"].get("max_tokens"))
+
+
+def test_llama_server_drafts_what_the_token_limit_leaves():
+    for record in read_speculative("llama_cpp.jsonl.gz"):
+        limit, written = record["request"]["n_predict"], 1  # the first token comes from the prompt's pass
+        for drafted, accepted in zip(record["drafted_per_round"], record["accepted_per_round"], strict=True):
+            assert drafted == min(get_num_draft_tokens(record), limit - written - 1) > 0
+            written += accepted + 1
+        # With one token left the server drafts nothing
+        written += written == limit - 1 and record["stop_type"] == "limit"
+        # An accepted EOS in the draft's last place is followed by one more token that is not put out
+        length = len(record["completion_ids"])
+        assert written == length or (record["ended_by_eos"] and written in (length - 1, length + 1))
+
+
+def test_vllm_drafts_the_full_number_past_the_end():
+    for record in read_speculative("vllm.jsonl.gz"):
+        assert set(record["drafted_per_round"]) <= {get_num_draft_tokens(record)}
+        written = 1 + sum(accepted + 1 for accepted in record["accepted_per_round"])
+        last = record["accepted_per_round"][-1] + 1 if record["accepted_per_round"] else 0
+        assert written - last < len(record["completion_ids"]) <= written or len(record["completion_ids"]) == 1
+
+
+def test_greedy_text_is_the_same_with_every_number_of_drafted_tokens_and_in_both_engines():
+    texts: dict[str, set] = {}
+    for name in ("llama_cpp.jsonl.gz", "vllm.jsonl.gz"):
+        for record in read_recording(FOLDER / name):
+            if record["setting"].startswith("greedy"):
+                texts.setdefault(record["prompt"]["sha256"], set()).add(tuple(record["completion_ids"]))
+    assert len(texts) == 48
+    assert sum(len(variants) == 1 for variants in texts.values()) >= 46  # float rounding may flip an argmax
