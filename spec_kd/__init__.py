@@ -46,6 +46,8 @@ _ROOMS = {
     "spec_kd.prompts.synthesis.options": ("SynthesisOptions",),
     "spec_kd.prompts.synthesis.synthesis": ("synthesize_queries",),
     "spec_kd.serving": ("serving_commands",),
+    "spec_kd.serving.check": ("check_serving",),
+    "spec_kd.serving.pair": ("ServingFinding",),
     "spec_kd.trainer": (
         "BlackBoxSFTConfig",
         "BlackBoxSFTTrainer",
@@ -95,6 +97,8 @@ if TYPE_CHECKING:
     from spec_kd.prompts.synthesis.options import SynthesisOptions
     from spec_kd.prompts.synthesis.synthesis import synthesize_queries
     from spec_kd.serving import serving_commands
+    from spec_kd.serving.check import check_serving
+    from spec_kd.serving.pair import ServingFinding
     from spec_kd.trainer import (
         BlackBoxSFTConfig,
         BlackBoxSFTTrainer,
@@ -124,6 +128,7 @@ __all__ = [
     "ServerEngine",
     "ServerOptions",
     "ServingCosts",
+    "ServingFinding",
     "SignalSpec",
     "SpeculationOptions",
     "SpeculativeEvalCallback",
@@ -138,6 +143,7 @@ __all__ = [
     "add_reference_scores",
     "align_vocabulary",
     "check_gates",
+    "check_serving",
     "describe_prompts",
     "evaluate_draft",
     "export_draft",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch._C._autograd import _get_current_graph_task_keep_graph as is_graph_retained
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gather_head_parameters
@@ -20,6 +20,7 @@ __all__ = [
     "gather_head_parameters",
     "get_config_model_id",
     "is_graph_retained",
+    "is_stateful",
     "list_loading_options",
     "suspend_zero3_init",
 ]
@@ -47,3 +48,12 @@ def list_loading_options() -> set[str]:
         names |= set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", source))
         names |= set(re.findall(r"""["'](\w+)["'] in kwargs""", source))
     return {name for name in names if not name.startswith("_")} - {"kwargs", "model_args"}
+
+
+def is_stateful(config: PreTrainedConfig) -> bool:
+    """Whether the causal model of a configuration has a state that `generate` cannot cut back to fewer tokens."""
+    try:
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.get_text_config())]
+        return getattr(kind, "_is_stateful")  # noqa: B009  # the mapping has types of pairs as well
+    except KeyError:  # code of a repository, or no causal model
+        return False

@@ -99,6 +99,11 @@ def load_config(model: Name | PreTrainedModel, init_kwargs: Arguments | None = N
     return AutoConfig.from_pretrained(os.fspath(model), **get_hub_options(init_kwargs))
 
 
+def get_name(model: Name | PreTrainedModel) -> str:
+    """The folder or Hub id of a model or of its name; empty for a model that was not loaded from one."""
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else get_config_model_id(model.config)
+
+
 def load_tokenizer(name: Name, init_kwargs: Arguments | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model; of an adapter without one, its base model's.
 
@@ -118,7 +123,7 @@ def find_tokenizer(
     model: Name | PreTrainedModel, init_kwargs: Arguments | None = None
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with a model (a path, a Hub id, or a model that knows where it came from), or `None`."""
-    name = model if isinstance(model, str | os.PathLike) else get_config_model_id(model.config)
+    name = get_name(model)
     if not name:
         return None
     try:
@@ -133,7 +138,7 @@ def find_processing_class(
     model: Name | PreTrainedModel, init_kwargs: Arguments | None = None
 ) -> PreTrainedTokenizerBase | ProcessorMixin | None:
     """The processor saved with a multimodal model, else as [`find_tokenizer`]."""
-    name = model if isinstance(model, str | os.PathLike) else get_config_model_id(model.config)
+    name = get_name(model)
     if not name:
         return None
     try:

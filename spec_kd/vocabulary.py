@@ -75,7 +75,7 @@ def check_same_tokenizer(
     draft, target = get_tokenizer(draft_processing_class), get_tokenizer(target_processing_class)
     if draft is target:
         return
-    differences = _compare_tokens(_get_ids(draft), _get_ids(target), names) or _compare_encodings(draft, target, names)
+    differences = compare_tokens(draft, target, names) or _compare_encodings(draft, target, names)
     if differences:
         raise VocabularyMismatchError(
             f"{names[0][:1].upper()}{names[0][1:]} and {names[1]} do not share a tokenizer, so their distributions "
@@ -89,7 +89,21 @@ def _get_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
-def _compare_tokens(draft: dict[str, int], target: dict[str, int], names: tuple[str, str]) -> list[str]:
+def compare_tokens(
+    draft_processing_class: ProcessingClass,
+    target_processing_class: ProcessingClass,
+    names: tuple[str, str] = ("draft", "target"),
+) -> list[str]:
+    """Differences between the tokens of two tokenizers, added tokens included, and between their ids.
+
+    Args:
+        draft_processing_class, target_processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): To compare.
+        names (`tuple[str, str]`, *optional*, defaults to `("draft", "target")`): What they are called in the result.
+
+    Returns:
+        `list[str]`: One sentence per kind of difference, empty if every token has the same id in both.
+    """
+    draft, target = (_get_ids(get_tokenizer(one)) for one in (draft_processing_class, target_processing_class))
     differences = []
     if len(draft) != len(target) or max(draft.values()) != max(target.values()):
         differences.append(
@@ -164,12 +178,26 @@ def describe_served_differences(
     Returns:
         `list[str]`: One sentence per difference, empty if there is none.
     """
+    classes = (draft_processing_class, target_processing_class)
+    return compare_templates(*classes) + compare_special_tokens(*classes)
+
+
+def compare_templates(draft_processing_class: ProcessingClass, target_processing_class: ProcessingClass) -> list[str]:
+    """A sentence if two processing classes have different chat templates, in a list; empty if they do not."""
+    templates = {str(getattr(one, "chat_template", None)) for one in (draft_processing_class, target_processing_class)}
+    return ["the chat templates of draft and target differ"] if len(templates) > 1 else []
+
+
+def compare_special_tokens(
+    draft_processing_class: ProcessingClass, target_processing_class: ProcessingClass
+) -> list[str]:
+    """Differences between the BOS, EOS and pad tokens of two tokenizers, and between those that they add to text.
+
+    Returns:
+        `list[str]`: One sentence per difference, empty if there is none.
+    """
     draft, target = get_tokenizer(draft_processing_class), get_tokenizer(target_processing_class)
     differences = []
-    if getattr(draft_processing_class, "chat_template", None) != getattr(
-        target_processing_class, "chat_template", None
-    ):
-        differences.append("the chat templates of draft and target differ")
     for name in ("bos", "eos", "pad"):
         ours, theirs = getattr(draft, f"{name}_token"), getattr(target, f"{name}_token")
         if ours != theirs:

@@ -2,8 +2,10 @@
 
 import inspect
 
+import pytest
 import torch
 from tiny import build_llama
+from transformers import LlamaConfig, MambaConfig, T5Config
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl import SFTTrainer
 
@@ -51,6 +53,13 @@ def test_sft_trainer_still_has_what_the_draft_trainers_override():
     for field in ("entropy", "is_top1", "label_mask", "aux_loss"):
         assert f"outputs.{field}" in source
     assert "_metrics" in inspect.getsource(SFTTrainer.log)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [(LlamaConfig(), False), (MambaConfig(), True), (T5Config(), False)], ids=type
+)
+def test_stateful_models_are_known(config, expected):
+    assert _private.is_stateful(config) is expected
 
 
 def test_loading_options_are_found():

@@ -7,6 +7,7 @@ from trl import ModelConfig
 
 from spec_kd.open_types import Arguments
 from spec_kd.options import check_int, check_number, document_options, option, refuse, suggest
+from spec_kd.serving import SERVING_ENGINES, find_serving_engine
 
 ENGINES = ("transformers", "vllm", "server")
 SCENARIOS = {
@@ -59,6 +60,30 @@ class RunArguments:
 
     recipe: str = option("Recipe, a YAML file; also as the first argument, without `--recipe`.")
     only_check: bool = option("Check the recipe, its files and its models, and do nothing else.", default=False)
+
+
+@document_options
+@dataclass(frozen=True)
+class CheckServingArguments:
+    """What is checked for which engines."""
+
+    draft: str = option("Draft: a folder or a name on the Hub.")
+    target: str = option("Target: a folder or a name on the Hub.")
+    serving_engine: list[str] = option(
+        f"Engines that will serve the draft: {', '.join(SERVING_ENGINES)}.", default_factory=lambda: ["vllm"]
+    )
+    tensor_parallel_size: int = option("Cards that share each layer.", 1)
+    max_length: int | None = option(
+        "Tokens of the longest sequence, prompt and completion; by default all that the target can read.", None
+    )
+    num_assistant_tokens: int | None = option("Tokens drafted in a round; by default not considered.", None)
+
+    def __post_init__(self) -> None:
+        for engine in self.serving_engine:
+            find_serving_engine(engine)
+        check_int("tensor_parallel_size", self.tensor_parallel_size)
+        check_int("max_length", self.max_length, is_optional=True)
+        check_int("num_assistant_tokens", self.num_assistant_tokens, is_optional=True)
 
 
 @document_options

@@ -10,6 +10,7 @@ from types import ModuleType
 import spec_kd
 from spec_kd.cli import recipe_format
 from spec_kd.cli.arguments import (
+    CheckServingArguments,
     ConvertArguments,
     CuratedFiles,
     DraftArguments,
@@ -131,6 +132,13 @@ COMMANDS = {
         ("drafts", "target", "prompts", "output_dir", "serving_engine", "fail_under", "num_prompts", "engine"),
         lambda: {"files": EvaluationFiles, "evaluation": spec_kd.EvaluationOptions, "target": TargetArguments},
     ),
+    "check-serving": Command(
+        "Finds what would make a serving engine refuse a draft, write wrong text with it, never draft, or draft less "
+        "than it could. Reads configurations and tokenizers, and no weights. The exit status is 3 if an engine refuses "
+        "the draft, writes wrong text or never drafts.",
+        ("draft", "target", "serving_engine"),
+        lambda: {"serving": CheckServingArguments},
+    ),
     "convert": Command(
         "Converts what an earlier version wrote. A recipe, or a YAML file with options, gets today's names in a new "
         "file beside it. A folder of a run or of a step is converted in place, so that finished steps do not run "
@@ -140,7 +148,7 @@ COMMANDS = {
         first="path",
     ),
 }
-NO_STEPS = ("init", "run", "convert")
+NO_STEPS = ("init", "run", "check-serving", "convert")
 
 
 def group_training(method: str, config_class: type) -> dict[str, type]:
@@ -158,7 +166,8 @@ def build_parser(name: str) -> Parser:
 
 def find_module(name: str) -> ModuleType:
     """Imports the module that runs a command: the last word of its name, or `train` for every method."""
-    return import_module(f"spec_kd.cli.{'train' if name.startswith('train') else name.split()[-1]}")
+    module = "train" if name.startswith("train") else name.split()[-1].replace("-", "_")
+    return import_module(f"spec_kd.cli.{module}")
 
 
 def list_kinds(command: str) -> list[str]:

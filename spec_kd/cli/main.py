@@ -23,7 +23,7 @@ from spec_kd.options import suggest
 from spec_kd.secrets import hide_secrets
 
 USAGE_EXIT_STATUS = 2
-FAILED_EXIT_STATUS = 3  # of an evaluation whose gates did not all pass
+FAILED_EXIT_STATUS = 3  # of an evaluation whose gates did not all pass, and of a draft that cannot be served
 INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
 TRACEBACK_VARIABLE = "SPEC_KD_TRACEBACK"
 
@@ -35,6 +35,7 @@ COMMANDS = {
     "respond": "Let the target complete a prompt set, and store its teacher signal if asked.",
     "train": "Train a draft: white_box, black_box or online_gkd.",
     "evaluate": "Measure acceptance, tokens per target pass and predicted speed-up of drafts, as a report.",
+    "check-serving": "Find what would make a serving engine refuse a draft, write wrong text, or not draft.",
     "convert": "Convert a recipe or a folder that an earlier version wrote.",
 }
 
@@ -115,7 +116,8 @@ def describe_commands() -> str:
             "`spec-kd COMMAND --help` lists the options of a command. `--config FILE.yaml` reads them from a file.",
             "A command that is repeated continues where it was stopped, or ends at once if it is finished.",
             "The last line on stdout is the result as JSON. Everything else goes to stderr.",
-            f"Exit status: 0; 2 for wrong input ({TRACEBACK_VARIABLE}=1 shows where); 3 below a `--fail_under`.",
+            f"Exit status: 0; 2 for wrong input ({TRACEBACK_VARIABLE}=1 shows where); 3 below a `--fail_under`, "
+            "or for a draft that cannot be served.",
         ]
     )
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
@@ -13,8 +13,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spec_kd.escaping import escape_markdown, is_hub_id, make_code_block, make_code_span, make_public_name, make_table
 from spec_kd.files import ADAPTER_CONFIG
-from spec_kd.open_types import JsonValue
+from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.serving import SERVING_ENGINES, serving_commands
+from spec_kd.serving.pair import ServingFinding
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
@@ -47,6 +48,8 @@ class CardFacts:
         base_name (`str`, *optional*): Folder or Hub id of the model that training began with.
         num_assistant_tokens (`int`, *optional*, defaults to `5`):
             Number of tokens drafted in a round, for the commands in the card.
+        serving_engines (`Sequence[str]`, *optional*, defaults to `()`): Engines that the draft was checked for.
+        findings (`Sequence[dict]`, *optional*, defaults to `()`): What was found, as fields of [`ServingFinding`].
     """
 
     method: str | None = None
@@ -59,6 +62,8 @@ class CardFacts:
     draft_name: str | None = None
     base_name: str | None = None
     num_assistant_tokens: int = 5
+    serving_engines: Sequence[str] = ()
+    findings: Sequence[JsonObject] = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -70,7 +75,7 @@ class CardFacts:
 
     def write(self) -> str:
         """The facts as JSON in an HTML comment, which [`read`] reads back from a card."""
-        values = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        values = {name: value for name, value in asdict(self).items() if value not in (None, {}, (), [])}
         # Escaped, so that no name ends the comment or begins another one.
         escapes = {ord(character): f"\\u{ord(character):04x}" for character in "-<>"}
         return FACTS_BEGIN + json.dumps(values).translate(escapes) + FACTS_END
@@ -102,6 +107,7 @@ class CardFacts:
             f"The loss is the {make_code_span(self.divergence)} divergence{at}." if self.divergence else "",
             self._tabulate(),
             self._show_usage(is_adapter),
+            self._show_findings(),
         )
         return "\n\n".join(part for part in parts if part)
 
@@ -149,6 +155,24 @@ class CardFacts:
         )
         return "\n\n".join(parts)
 
+    def _show_findings(self) -> str:
+        if not self.serving_engines:
+            return ""
+        engines = ", ".join(map(escape_markdown, self.serving_engines))
+        lines = ["### Checks for serving", ""]
+        if not self.findings:
+            return "\n".join([*lines, f"`check_serving` found nothing against this draft in {engines}."])
+        rows = [
+            [
+                escape_markdown(f"{found['engine']} {found['consequence']}"),
+                escape_markdown(f"{found['what']} {found['effect']}"),
+                escape_markdown(found["fix"]),
+            ]
+            for found in self.findings
+        ]
+        lines += [f"Of the pair with its target, by `check_serving` for {engines}:", ""]
+        return "\n".join([*lines, *make_table(["engine", "finding", "fix"], rows)])
+
 
 def extend_model_card(path: str | os.PathLike[str], facts: CardFacts) -> None:
     """Turns the card that `Trainer.create_model_card` wrote into the card of a draft.
@@ -172,7 +196,11 @@ def extend_model_card(path: str | os.PathLike[str], facts: CardFacts) -> None:
 
 
 def carry_model_card(
-    source: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], *, keep_name: bool = False
+    source: str | os.PathLike[str] | None,
+    output_dir: str | os.PathLike[str],
+    *,
+    keep_name: bool = False,
+    checked: tuple[Sequence[str], Sequence[ServingFinding]] | None = None,
 ) -> None:
     """Writes the card of an exported draft, from the facts in its earlier card if there is one.
 
@@ -183,6 +211,8 @@ def carry_model_card(
         output_dir (`str` or `os.PathLike`): Folder to which the draft was exported.
         keep_name (`bool`, *optional*, defaults to `False`):
             Whether a draft without a Hub id keeps its name. By default it gets the name of `output_dir`.
+        checked (`tuple`, *optional*):
+            The engines that this form of the draft was checked for, and what was found; by default those of its card.
     """
     path = Path(output_dir) / "README.md"
     if path.is_file() and not is_generated(path):
@@ -191,6 +221,8 @@ def carry_model_card(
     cards = [_load(Path(folder) / "README.md") for folder in (output_dir, source) if folder is not None]
     card = next((card for card in cards if CardFacts.read(card.text) is not None), cards[0])
     facts = CardFacts.read(card.text) or CardFacts(draft_name=_get_data(card).model_name)
+    if checked is not None:
+        facts = replace(facts, serving_engines=list(checked[0]), findings=list(map(asdict, checked[1])))
     if not keep_name and not _is_id(facts.draft_name):
         facts = replace(facts, draft_name=path.resolve().parent.name)
         _get_data(card).model_name = facts.draft_name

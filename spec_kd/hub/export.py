@@ -1,8 +1,10 @@
 """Exports a trained draft to a folder that every serving engine can load."""
 
 import copy
+import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +19,11 @@ from spec_kd.heads import unwrap_peft
 from spec_kd.hub.card import carry_model_card
 from spec_kd.loading import find_processing_class, load_model, load_tokenizer
 from spec_kd.options import check_int, read_path
+from spec_kd.serving import find_serving_engine
+from spec_kd.serving.check import check_saved_form
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
+
+logger = logging.getLogger(__name__)
 
 
 def export_draft(
@@ -27,6 +33,9 @@ def export_draft(
     processing_class: ProcessingClass | None = None,
     target_vocab_size: int | None = None,
     merge_adapter: bool = True,
+    target: PreTrainedModel | PeftModel | str | os.PathLike[str] | None = None,
+    serving_engines: Sequence[str] = (),
+    refuse_findings: bool = True,
 ) -> Path:
     """Saves a draft as servers need it: one model without an adapter, with as many vocabulary rows as the target.
 
@@ -49,6 +58,13 @@ def export_draft(
             see [`align_vocabulary`]; by default it stays as it is.
         merge_adapter (`bool`, *optional*, defaults to `True`):
             Whether the adapter of a PEFT draft is merged into its base model. `False` saves it as an adapter.
+        target (`PreTrainedModel`, `PeftModel` or path, *optional*):
+            The target, which `serving_engines` needs; a model must know the folder of its tokenizer.
+        serving_engines (`Sequence[str]`, *optional*, defaults to `()`):
+            Engines that will serve the draft. [`check_serving`] runs for each on the model that is to be saved, and the
+            model card shows what it found.
+        refuse_findings (`bool`, *optional*, defaults to `True`):
+            Whether a finding that makes the draft of no use in an engine is an error. Others are logged.
 
     Returns:
         `Path`: `output_dir`.
@@ -56,12 +72,16 @@ def export_draft(
     Raises:
         ValueError: Before anything is written: there is no processing class to align by, an adapter is to be aligned
             but not merged, the base model of an adapter that is not merged is in `output_dir`, an adapter is to be
-            merged into a quantized base model, the weights are partitioned by ZeRO-3, or tokens of the processing class
-            have ids beyond the target's rows.
+            merged into a quantized base model, the weights are partitioned by ZeRO-3, tokens of the processing class
+            have ids beyond the target's rows, or an engine cannot serve the draft.
         OSError: `output_dir` cannot be created, or there is no room for the files.
     """
     output_dir = Path(read_path("output_dir", output_dir))
     check_int("target_vocab_size", target_vocab_size, is_optional=True)
+    for engine in serving_engines:
+        find_serving_engine(engine)
+    if serving_engines and target is None:
+        raise ValueError("`serving_engines` needs `target`, the model that the draft will be served with.")
     finish_replacement(output_dir)
     source, is_ours = None, isinstance(draft, str | os.PathLike)  # a model that is loaded here may be changed
     if isinstance(draft, str | os.PathLike):
@@ -109,6 +129,13 @@ def export_draft(
         if target_vocab_size is not None and processing_class is not None:
             draft = cast(PreTrainedModel, draft if is_ours else copy.deepcopy(draft))
             align_vocabulary(draft, target_vocab_size, count_real_ids(processing_class))
+        findings = []
+        if target is not None and serving_engines:
+            findings = check_saved_form(
+                draft, processing_class, output_dir, target, serving_engines, refuse_errors=refuse_findings
+            )
+            for finding in findings:
+                logger.warning("%s", finding)
         with explain_full_disk(output_dir, "what was there before is complete"):
             draft.save_pretrained(str(staging))
             if processing_class is not None:
@@ -117,7 +144,7 @@ def export_draft(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    carry_model_card(source, output_dir)
+    carry_model_card(source, output_dir, checked=(serving_engines, findings))
     return output_dir
 
 

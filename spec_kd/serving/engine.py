@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.lookup import Lookup
+from spec_kd.serving.pair import PairCheck
 
 WORDS = {
     "greedy": "the draft proposes its most likely token x, which is accepted with the target's probability p(x)",
@@ -65,6 +66,8 @@ class ServingEngine:
         write_command (`Callable`):
             Writes the command from the draft's and the target's folder or Hub id and the number of drafted tokens.
         lookup (`Lookup`, *optional*): How it drafts without a draft model; `None` where it does not, or was not read.
+        checks (`tuple[PairCheck, ...]`, *optional*, defaults to `()`):
+            What a draft and its target must meet, and what the engine does with a pair that does not.
     """
 
     name: str
@@ -80,6 +83,7 @@ class ServingEngine:
     command_language: str
     write_command: Callable[[str, str, int], str]
     lookup: Lookup | None = None
+    checks: tuple[PairCheck, ...] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
 
     @property

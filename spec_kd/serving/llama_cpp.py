@@ -1,11 +1,24 @@
 """llama.cpp: `llama-server` with a standalone draft under `--spec-type draft-simple`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.gguf_vocabulary import read_gguf_vocabulary
 from spec_kd.serving.lookup import NGRAM_SIMPLE
+from spec_kd.serving.pair import Consequence, PairCheck, Problem, ServedPair
+from spec_kd.serving.rules import (
+    BEYOND_TRAINING,
+    COMMON_CHECKS,
+    SHARE_TOKENIZER,
+    find_missing_rows,
+    find_recurrent_draft,
+    find_recurrent_target,
+    refuse_quantization,
+)
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -19,6 +32,125 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
 
 
 COUNTING = Counting(first_round=1, counts_drafted_past_end=True, end="if_last")
+
+# Of common/speculative.cpp: a larger difference of sizes is refused, and ids below the second are not compared
+MAX_ROW_DIFFERENCE, FIRST_COMPARED_ID = 128, 5
+# Of conversion/base.py: methods that the converter can undo
+QUANTIZATIONS = ("bitnet", "fp8", "gptq", "compressed-tensors", "modelopt", "mxfp4")
+
+
+def find_other_tokenizer_type(pair: ServedPair) -> Iterator[Problem]:
+    """The tokenizers are of different types."""
+    draft, target = (read_gguf_vocabulary(model).kind for model in pair.models)
+    if draft != target:
+        yield f"The draft's tokenizer is of the type {draft}, the target's of {target}.", SHARE_TOKENIZER
+
+
+def find_other_added_token(pair: ServedPair) -> Iterator[Problem]:
+    """Another BOS or EOS token is added to text."""
+    draft, target = (read_gguf_vocabulary(model) for model in pair.models)
+    for name in ("bos", "eos"):
+        ours, theirs = getattr(draft, name), getattr(target, name)
+        if ours != theirs:
+            added = [f"adds id {one}" if one is not None else "adds none" for one in (ours, theirs)]
+            yield f"The draft {added[0]} as {name.upper()} to text, the target {added[1]}.", SHARE_TOKENIZER
+
+
+def find_distant_rows(pair: ServedPair) -> Iterator[Problem]:
+    """The numbers of vocabulary rows differ by more than llama.cpp allows."""
+    draft, target = pair.draft.rows, pair.target.rows
+    if abs(draft - target) > MAX_ROW_DIFFERENCE:
+        yield (
+            f"The draft has {draft} vocabulary rows, the target {target}: more than {MAX_ROW_DIFFERENCE} apart.",
+            f"Export the draft with `export_draft(..., target_vocab_size={target})`.",
+        )
+
+
+def find_surplus_rows(pair: ServedPair) -> Iterator[Problem]:
+    """The draft has rows for ids that the target does not have, though not too many."""
+    draft, target = pair.draft.rows, pair.target.rows
+    if target < draft <= target + MAX_ROW_DIFFERENCE:
+        yield (
+            f"The draft has {draft} vocabulary rows, the target only {target}.",
+            f"Export the draft with `export_draft(..., target_vocab_size={target})`.",
+        )
+
+
+def find_unpadded_rows(pair: ServedPair) -> Iterator[Problem]:
+    """A model has more rows than ids, and a tokenizer whose ids are not padded."""
+    for model in pair.models:
+        folder, ids = Path(model.name), max(model.tokens.values()) + 1
+        is_alone = folder.is_dir() and not (folder / "tokenizer.model").exists()
+        if is_alone and model.rows > ids and read_gguf_vocabulary(model).kind == "SentencePiece":
+            yield (
+                f"The {model.role} has {model.rows} vocabulary rows, and a SentencePiece tokenizer of {ids} ids "
+                "without `tokenizer.model`.",
+                f"Copy `tokenizer.model` of the original model into `{folder.name}`.",
+            )
+
+
+def find_lone_recurrent_draft(pair: ServedPair) -> Iterator[Problem]:
+    """The draft keeps a state that cannot be cut back, and the target does not."""
+    if not pair.target.is_recurrent:
+        yield from find_recurrent_draft(pair)
+
+
+def find_other_token_text(pair: ServedPair) -> Iterator[Problem]:
+    """An id stands for another text."""
+    draft, target = (read_gguf_vocabulary(model).texts for model in pair.models)
+    pairs = list(zip(draft, target, strict=False))[FIRST_COMPARED_ID:]
+    different = [number for number, (ours, theirs) in enumerate(pairs, FIRST_COMPARED_ID) if ours != theirs]
+    if different:
+        number = different[0]
+        yield (
+            f"Ids stand for other text ({len(different)} of them), such as {number}: {draft[number]!r} in the draft "
+            f"and {target[number]!r} in the target.",
+            SHARE_TOKENIZER,
+        )
+
+
+DOES_NOT_DRAFT: tuple[Consequence, str] = (
+    "does not draft",
+    'llama-server logs "the target and draft vocabs are not compatible" and serves the target alone.',
+)
+CHECKS = (
+    *COMMON_CHECKS,
+    *(
+        PairCheck(find, *DOES_NOT_DRAFT)
+        for find in (find_other_tokenizer_type, find_other_added_token, find_distant_rows, find_other_token_text)
+    ),
+    PairCheck(
+        find_surplus_rows,
+        "refuses",
+        'llama-server starts, and aborts with "failed to add token" as soon as the draft proposes such an id: '
+        "training leaves their rows as they were.",
+    ),
+    # `LlamaHfVocab` in gguf-py/gguf/vocab.py, which reads such a tokenizer.json, writes no rows beyond the ids
+    PairCheck(
+        find_unpadded_rows,
+        "refuses",
+        "llama-server stops with \"tensor 'token_embd.weight' has wrong shape\".",
+    ),
+    PairCheck(find_missing_rows, "refuses", "`convert_hf_to_gguf.py` stops at an assertion."),
+    PairCheck(
+        refuse_quantization(QUANTIZATIONS),
+        "refuses",
+        '`convert_hf_to_gguf.py` stops with "Quant method is not yet supported".',
+    ),
+    BEYOND_TRAINING,
+    # tools/server/server-context.cpp: such states have no partial removal, so the server works with checkpoints, but
+    # only if the target has such a state
+    PairCheck(
+        find_lone_recurrent_draft,
+        "refuses",
+        'llama-server starts, and aborts with "failed to remove sequence" at the first rejected token.',
+    ),
+    PairCheck(
+        find_recurrent_target,
+        "slower",
+        "Each round with a rejected token takes a second pass of the target, from a saved copy of its state.",
+    ),
+)
 
 LLAMA_CPP = ServingEngine(
     name="llama.cpp",
@@ -50,4 +182,5 @@ LLAMA_CPP = ServingEngine(
     command_language="bash",
     write_command=write_command,
     lookup=NGRAM_SIMPLE,
+    checks=CHECKS,
 )

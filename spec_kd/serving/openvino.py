@@ -1,8 +1,20 @@
 """OpenVINO GenAI: `LLMPipeline` with a `draft_model`."""
 
+from collections.abc import Iterator
+
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.pair import PairCheck, Problem, ServedPair
+from spec_kd.serving.rules import (
+    BEYOND_TRAINING,
+    COMMON_CHECKS,
+    OTHER_TEXT,
+    SHARE_TOKENIZER,
+    find_different_special_tokens,
+    find_recurrent_draft,
+    find_recurrent_target,
+)
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -22,6 +34,35 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
     )
 
 
+TEST_SENTENCE = "Could you please tell me something about OpenVINO.GenAI?"  # of `are_tokenizers_equal`
+
+
+def find_longer_sentence(pair: ServedPair) -> Iterator[Problem]:
+    """A test sentence has another number of ids."""
+    draft, target = (len(model.tokenizer(TEST_SENTENCE)["input_ids"]) for model in pair.models)
+    if draft != target:
+        yield f"The draft's tokenizer makes {draft} ids of a test sentence, the target's {target}.", SHARE_TOKENIZER
+
+
+CHECKS = (
+    *COMMON_CHECKS,
+    # `are_tokenizers_equal` compares these two
+    *(
+        PairCheck(find, "refuses", 'OpenVINO GenAI stops with "Tokenizers for draft and main models are different!".')
+        for find in (find_longer_sentence, find_different_special_tokens)
+    ),
+    OTHER_TEXT,
+    BEYOND_TRAINING,
+    # Checkpoints of such states are taken in dflash_strategy.cpp alone; stateful/fast_draft_strategy.cpp asserts
+    PairCheck(
+        find_recurrent_target,
+        "corrupts",
+        "On CPU and GPU rejected tokens stay in the target's state, and the text that follows is another one; on NPU "
+        "the pipeline does not start.",
+    ),
+    PairCheck(find_recurrent_draft, "drafts less", "On CPU and GPU rejected tokens stay in the draft's state."),
+)
+
 OPENVINO = ServingEngine(
     name="openvino",
     title="OpenVINO GenAI",
@@ -39,4 +80,5 @@ OPENVINO = ServingEngine(
     default_num_draft_tokens=5,
     command_language="python",
     write_command=write_command,
+    checks=CHECKS,
 )

@@ -3,6 +3,18 @@
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.pair import PairCheck
+from spec_kd.serving.rules import (
+    COMMON_CHECKS,
+    OTHER_SPECIAL_TOKENS,
+    find_different_tokens,
+    find_recurrent_draft,
+    find_sampling_defaults,
+    find_short_draft,
+    find_unequal_rows,
+    find_unsplittable_heads,
+    refuse_defaults,
+)
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -14,6 +26,45 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
         f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {num_draft_tokens + 1}"
     )
 
+
+CHECKS = (
+    *COMMON_CHECKS,
+    # `_validate_vocab_compatibility` in speculative/standalone_worker_v2.py
+    PairCheck(
+        find_unequal_rows,
+        "refuses",
+        'SGLang stops with "STANDALONE speculative decoding requires the draft model to share the same vocabulary".',
+    ),
+    PairCheck(
+        find_different_tokens, "refuses", 'SGLang stops with "the two tokenizers have different token-to-id mappings".'
+    ),
+    OTHER_SPECIAL_TOKENS,
+    # `_derive_context_length` in configs/model_config.py: the draft gets the target's context length
+    PairCheck(
+        find_short_draft,
+        "refuses",
+        'SGLang stops with "Target model\'s context_length is greater than the derived context_length", unless '
+        "`--context-length` is smaller.",
+    ),
+    # `commit_mamba_states_after_verify` is called for the target alone
+    PairCheck(
+        find_recurrent_draft, "drafts less", "SGLang rolls back the target's recurrent state, and not the draft's."
+    ),
+    PairCheck(
+        find_unsplittable_heads, "refuses", "The draft is split as the target is, and SGLang stops where it cannot be."
+    ),
+    PairCheck(
+        refuse_defaults("repetition_penalty"),
+        "drafts less",
+        "SGLang penalizes the target's logits by default, and not the draft's.",
+    ),
+    PairCheck(
+        find_sampling_defaults,
+        "drafts less",
+        "SGLang samples like that by default, and then accepts the draft's most likely token with the target's "
+        "probability for it.",
+    ),
+)
 
 SGLANG = ServingEngine(
     name="sglang",
@@ -33,4 +84,5 @@ SGLANG = ServingEngine(
     default_num_draft_tokens=3,
     command_language="bash",
     write_command=write_command,
+    checks=CHECKS,
 )

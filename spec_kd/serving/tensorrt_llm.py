@@ -3,6 +3,14 @@
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.pair import PairCheck
+from spec_kd.serving.rules import (
+    BEYOND_TRAINING,
+    COMMON_CHECKS,
+    OTHER_SPECIAL_TOKENS,
+    OTHER_TEXT,
+    find_unsplittable_heads,
+)
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -15,6 +23,16 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
         f"llm = LLM({target}, speculative_config=config, disable_overlap_scheduler=True)"
     )
 
+
+CHECKS = (
+    *COMMON_CHECKS,
+    OTHER_TEXT,
+    OTHER_SPECIAL_TOKENS,
+    BEYOND_TRAINING,
+    PairCheck(
+        find_unsplittable_heads, "refuses", "The draft is split as the target is, and an assertion about heads fails."
+    ),
+)
 
 TENSORRT_LLM = ServingEngine(
     name="tensorrt-llm",
@@ -30,4 +48,5 @@ TENSORRT_LLM = ServingEngine(
     default_num_draft_tokens=None,
     command_language="python",
     write_command=write_command,
+    checks=CHECKS,
 )

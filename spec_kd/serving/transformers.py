@@ -1,9 +1,21 @@
 """Transformers: assisted generation, `generate(assistant_model=...)`."""
 
+from collections.abc import Iterator
+
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.lookup import PROMPT_LOOKUP
+from spec_kd.serving.pair import PairCheck, Problem, ServedPair
+from spec_kd.serving.rules import (
+    BEYOND_TRAINING,
+    DENSE_DRAFT,
+    OTHER_SPECIAL_TOKENS,
+    OTHER_TEMPLATE,
+    OTHER_TEXT,
+    find_unequal_rows,
+    find_wide_draft,
+)
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -24,6 +36,57 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
     )
 
 
+def find_stateful_target(pair: ServedPair) -> Iterator[Problem]:
+    """The target's class is stateful."""
+    if pair.target.is_stateful:
+        yield f"`{pair.target.config.model_type}` targets are stateful.", "Serve the target without a draft model."
+
+
+def find_attention_free_draft(pair: ServedPair) -> Iterator[Problem]:
+    """No layer of the draft is attention."""
+    if pair.draft.is_recurrent and pair.draft.read("num_attention_heads") is None:
+        yield "The draft has no attention layer.", DENSE_DRAFT
+
+
+def find_early_end(pair: ServedPair) -> Iterator[Problem]:
+    """The draft's own defaults end a round early, or set another number of drafted tokens."""
+    wanted = {
+        "assistant_confidence_threshold": 0.0,
+        "num_assistant_tokens_schedule": "constant",
+        "num_assistant_tokens": pair.num_assistant_tokens,
+    }
+    for name, value in wanted.items():
+        default = pair.draft.read_default(name)
+        if None not in (default, value) and default != value:
+            yield (
+                f"`generation_config.json` of the draft sets `{name}` to {default}.",
+                f"Set `draft.generation_config.{name} = {value!r}`.",
+            )
+
+
+CHECKS = (
+    OTHER_TEMPLATE,
+    # `_validate_generation_mode` in generation/utils.py
+    PairCheck(
+        find_unequal_rows, "refuses", '`generate` stops with "The main and assistant models have different tokenizers".'
+    ),
+    OTHER_TEXT,
+    OTHER_SPECIAL_TOKENS,
+    BEYOND_TRAINING,
+    PairCheck(
+        find_stateful_target,
+        "refuses",
+        '`generate` stops with "assisted generation is not supported with stateful models".',
+    ),
+    PairCheck(
+        find_attention_free_draft,
+        "refuses",
+        '`generate` stops with "`get_seq_length` can only be called on Attention layers".',
+    ),
+    PairCheck(find_wide_draft, "slower", "The draft reads twice the bytes in each step."),
+    PairCheck(find_early_end, "drafts less", "`generate` reads these from the draft, and stops drafting accordingly."),
+)
+
 TRANSFORMERS = ServingEngine(
     name="transformers",
     title="transformers",
@@ -39,4 +102,5 @@ TRANSFORMERS = ServingEngine(
     command_language="python",
     write_command=write_command,
     lookup=PROMPT_LOOKUP,
+    checks=CHECKS,
 )

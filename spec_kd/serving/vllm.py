@@ -2,11 +2,26 @@
 
 import json
 import shlex
+from collections.abc import Iterator
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.lookup import VLLM_NGRAM
+from spec_kd.serving.pair import PairCheck, Problem, ServedPair
+from spec_kd.serving.rules import (
+    COMMON_CHECKS,
+    OTHER_SPECIAL_TOKENS,
+    OTHER_TEXT,
+    describe_length,
+    find_multimodal_rope,
+    find_other_precision,
+    find_recurrent_draft,
+    find_sampling_defaults,
+    find_unequal_rows,
+    find_unsplittable_heads,
+    refuse_defaults,
+)
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
@@ -14,6 +29,91 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
     options = {"method": "draft_model", "model": draft, "num_speculative_tokens": num_draft_tokens}
     return f"vllm serve {quote_argument(target)} --speculative-config {shlex.quote(json.dumps(options))}"
 
+
+# vllm/config/speculative.py: a path that has one of these is taken for a draft of that method, whatever `"method"` says
+METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
+
+
+def find_misread_name(pair: ServedPair) -> Iterator[Problem]:
+    """The draft's name looks like that of another method."""
+    for name in METHOD_NAMES:
+        if name in pair.draft.name.lower():
+            yield f"The draft's path has `{name}` in it.", "Give its folder another name."
+
+
+def find_short_draft(pair: ServedPair) -> Iterator[Problem]:
+    """The draft reads fewer tokens than a sequence and the tokens drafted after it may have."""
+    needed = pair.served_length
+    if needed is not None:
+        whole = pair.target.max_length or needed + (pair.num_assistant_tokens or 0)
+        needed = min(needed + (pair.num_assistant_tokens or 0), whole)
+    yield from describe_length(pair, needed)
+
+
+def find_min_p(pair: ServedPair) -> Iterator[Problem]:
+    """The target's defaults of generation set `min_p`."""
+    if value := pair.target.read_default("min_p"):
+        yield (
+            f"`generation_config.json` of the target sets `min_p` to {value:g}.",
+            "Start vLLM with `--generation-config vllm`, or take `min_p` out of the file.",
+        )
+
+
+CHECKS = (
+    *COMMON_CHECKS,
+    PairCheck(
+        find_unequal_rows,
+        "refuses",
+        'vLLM stops with "Target and draft model should have the same vocabulary size".',
+    ),
+    OTHER_TEXT,
+    OTHER_SPECIAL_TOKENS,
+    PairCheck(
+        find_short_draft,
+        "drafts less",
+        "vLLM drafts nothing for the whole batch while one sequence plus the drafted tokens is longer than that.",
+    ),
+    # `validate_same_kv_cache_group` in v1/spec_decode/llm_base_proposer.py; pull request 50146 lists what is missing
+    PairCheck(
+        find_recurrent_draft,
+        "refuses",
+        'vLLM stops with "All drafting layers should belong to the same kv cache group", or keeps the state of '
+        "rejected tokens.",
+    ),
+    PairCheck(
+        find_multimodal_rope,
+        "refuses",
+        'vLLM stops with "Speculative Decoding with draft models or parallel drafting does not support M-RoPE yet".',
+    ),
+    PairCheck(
+        find_unsplittable_heads,
+        "refuses",
+        "The draft's tensor parallelism is the target's, and vLLM stops with \"must be divisible by tensor parallel "
+        'size".',
+    ),
+    PairCheck(find_other_precision, "drafts less", "vLLM converts the draft to the target's data type."),
+    PairCheck(
+        find_misread_name, "refuses", "vLLM loads the draft as one of that method, and finds none of its weights."
+    ),
+    # `SamplingParams._validate_spec_decode`; defaults of requests come from the target's generation_config.json
+    PairCheck(
+        find_min_p,
+        "refuses",
+        'Each request fails: "The min_p and logit_bias sampling parameters are not yet supported with speculative '
+        'decoding".',
+    ),
+    PairCheck(
+        refuse_defaults("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        "drafts less",
+        "vLLM penalizes the target's logits by default, and not the draft's.",
+    ),
+    PairCheck(
+        find_sampling_defaults,
+        "drafts less",
+        "vLLM samples like that by default, and then accepts the draft's most likely token with the target's "
+        "probability for it.",
+    ),
+)
 
 VLLM = ServingEngine(
     name="vllm",
@@ -38,4 +138,5 @@ VLLM = ServingEngine(
     command_language="bash",
     write_command=write_command,
     lookup=VLLM_NGRAM,
+    checks=CHECKS,
 )

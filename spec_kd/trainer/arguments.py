@@ -1,6 +1,8 @@
 """What the trainers are given, as TRL's are: its types, how a configuration becomes ours, and checks of datasets."""
 
 import copy
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TypeAlias, TypeVar
@@ -69,6 +71,17 @@ def as_config(
 def get_load_options(args: DraftConfig, init_kwargs: InitKwargs) -> Arguments:
     """Arguments of `from_pretrained` for a model of the run, with the configuration's `trust_remote_code`."""
     return {"trust_remote_code": args.trust_remote_code, **to_dict(init_kwargs)}
+
+
+def check_output_dir(output_dir: str | None) -> None:
+    """Raises `ValueError` unless files can be written to `output_dir`; creates it."""
+    try:
+        os.makedirs(str(output_dir), exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir={output_dir!r}` cannot be written to ({error}). Pass a folder that can."
+        ) from error
 
 
 def check_tokens(processing_class: ProcessingClass | None, args: DraftConfig) -> None:

@@ -19,6 +19,7 @@ from spec_kd.options import (
     refuse,
 )
 from spec_kd.secrets import strip_secrets
+from spec_kd.serving import find_serving_engine
 
 InitKwargs = Arguments | str | None
 """Arguments of `from_pretrained` in a configuration, which turns JSON text into a dictionary."""
@@ -92,6 +93,17 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
         default=None,
     )
 
+    serving_engines: list[str] | None = option(
+        "Engines that the draft will be served by. `check_serving` runs for each before training, what it finds is "
+        "logged, and the model card shows it. None by default.",
+        default=None,
+    )
+    serving_target: str | None = option(
+        "Folder or Hub id of the target that `serving_engines` are checked with; by default the teacher, or the target "
+        "that the dataset names.",
+        default=None,
+    )
+
     def to_dict(self) -> JsonObject:
         """As `TrainingArguments.to_dict`, which trackers log, without secrets such as a token for the draft."""
         return strip_secrets(super().to_dict())
@@ -101,6 +113,8 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
         for check, bounds in BOUNDS.items():
             for name in (name for name in bounds if hasattr(self, name)):
                 check(name, getattr(self, name), **bounds[name])
+        for engine in self.serving_engines or ():
+            find_serving_engine(engine)
         self.output_dir = read_path("output_dir", self.output_dir, is_optional=True)
         self.logging_nan_inf_filter = False
         if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):

@@ -4,8 +4,8 @@ import copy
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from spec_kd.open_types import Arguments, Call, JsonObject
 from spec_kd.options import refuse
 from spec_kd.probes import check_is_causal_lm, check_packing, check_padding
 from spec_kd.secrets import strip_secrets
+from spec_kd.serving.check import ServingFinding, check_saved_form
 from spec_kd.trainer.arguments import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
@@ -45,6 +46,7 @@ from spec_kd.trainer.arguments import (
     as_config,
     check_dataset,
     check_datasets,
+    check_output_dir,
     check_tokens,
     find_columns,
     find_dataset_name,
@@ -136,6 +138,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             self.data_collator = TokenColumnCollator(self.data_collator)
         self._check_reading(self.model, "draft")
         self._check_export()
+        self._serving_findings = self._check_serving()
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
 
@@ -166,6 +169,26 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 "ids. Train with the target's tokenizer, and with a chat template that adds no tokens.",
             ),
         )
+
+    def _check_serving(self) -> list[ServingFinding]:
+        """What the engines asked for would make of the draft, in the form in which it will be saved; logs it."""
+        engines, target = self.args.serving_engines or (), self.args.serving_target or self._find_target_name()
+        if engines and not target:
+            raise ValueError(
+                "`serving_engines` needs to know the target. Set `serving_target` to its folder or Hub id."
+            )
+        findings = check_saved_form(
+            self.accelerator.unwrap_model(self.model), self.processing_class, str(self.args.output_dir), target,
+            engines, merge_adapter=self.args.merge_adapter,
+            rows=self._get_target_vocab_size() if self.args.align_vocabulary else None,
+        ) if engines else []  # fmt: skip
+        for finding in findings:
+            logger.warning(str(finding))
+        return findings
+
+    def _find_target_name(self) -> str | None:
+        """Folder or Hub id of the target, where it is known."""
+        return self.target_name
 
     def _bind(self, callback: TrainerCallback) -> None:
         if hasattr(callback, "bind"):
@@ -338,6 +361,8 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                     base_name=get_config_model_id(self.model.config),
                     metrics_before=before,
                     metrics=after,
+                    serving_engines=self.args.serving_engines or (),
+                    findings=list(map(asdict, self._serving_findings)),
                     **self._describe_training(),
                 ),
             )
@@ -354,17 +379,6 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
                 self.create_model_card()
             shutil.copy(own, card)
             carry_model_card(None, folder, keep_name=True)
-
-
-def check_output_dir(output_dir: str | None) -> None:
-    """Raises `ValueError` unless files can be written to `output_dir`; creates it."""
-    try:
-        os.makedirs(str(output_dir), exist_ok=True)
-        tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir={output_dir!r}` cannot be written to ({error}). Pass a folder that can."
-        ) from error
 
 
 Metrics = dict[str, float]

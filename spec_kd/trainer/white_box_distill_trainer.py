@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from spec_kd.data.token_columns import REFERENCE_COLUMN
 from spec_kd.finite import describe_bad_weight, find_nonfinite_parameter
 from spec_kd.heads import unwrap_peft
+from spec_kd.loading import get_name
 from spec_kd.open_types import Argument, Arguments, Call, JsonObject
 from spec_kd.probes import check_logits_are_known, check_plain_head, gives_auxiliary_loss
 from spec_kd.trainer.arguments import AnyDataset, EvalDataset, LossResult, as_config
@@ -113,6 +114,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         self.token_loss = args.build_loss()
         info = read_teacher_info(train_dataset) if teacher_model is None else None
         check_models(model, teacher_model, info, compute_loss_func, peft_config)
+        self._teacher_name = None if teacher_model is None else get_name(teacher_model)
         self._reads_reference_column = check_reference(self.token_loss, ref_model, train_dataset)
         models: dict[str, tuple[Argument, InitKwargs]] = {
             "draft": (model, args.model_init_kwargs),
@@ -199,6 +201,9 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
 
     def _get_target_vocab_size(self) -> int | None:
         return self._teacher_vocab_size or self.args.target_vocab_size
+
+    def _find_target_name(self) -> str | None:
+        return self._teacher_name or self.target_name
 
     def _describe_training(self) -> JsonObject:
         return {

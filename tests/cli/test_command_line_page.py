@@ -23,7 +23,7 @@ def test_every_command_has_its_table():
 
 
 def test_every_command_is_listed_with_its_text():
-    listed = dict(re.findall(r"^\| `spec-kd (\w+)` \| (.*?) \|$", TEXT, re.MULTILINE))
+    listed = dict(re.findall(r"^\| `spec-kd ([\w-]+)` \| (.*?) \|$", TEXT, re.MULTILINE))
     assert listed == COMMANDS
 
 

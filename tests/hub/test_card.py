@@ -188,7 +188,7 @@ def test_names_from_data_stay_text(tmp_path, name):
     assert not any(ord(character) < 32 and character != "\n" for character in text) and "\x9b" not in text
     # commands are blocks of their own, each with the name as one word
     blocks = re.findall(r"^(`{3,})bash\n(.*?)\n\1$", text, re.M | re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     words = shlex.split(blocks[0][1])
     assert words[:2] == ["vllm", "serve"] and len(words) == 5
     assert json.loads(words[4])["model"] == (show(name) if name else "x")

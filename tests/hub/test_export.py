@@ -128,3 +128,46 @@ def test_quantised_and_partitioned_drafts_are_refused(adapted, tokenizer, tmp_pa
     next(adapted.parameters()).ds_id = 0
     with pytest.raises(ValueError, match="ZeRO-3"):
         export_draft(adapted, tmp_path, processing_class=tokenizer)
+
+
+@pytest.fixture
+def served(tokenizer, tmp_path):
+    """Folder of a target with 288 rows."""
+    build_llama(seed=1, vocab_size=288).save_pretrained(tmp_path / "target")
+    tokenizer.save_pretrained(tmp_path / "target")
+    return tmp_path / "target"
+
+
+def test_a_draft_is_checked_for_engines_before_it_is_written(draft, tokenizer, served, tmp_path):
+    options = {"processing_class": tokenizer, "target": served, "serving_engines": ["vllm", "llama.cpp"]}
+    with pytest.raises(
+        ValueError, match=r"cannot be served like this:\n- vllm refuses: The draft has 261 vocabulary rows"
+    ):
+        export_draft(draft, tmp_path / "out", **options)
+    assert not list((tmp_path / "out").iterdir())
+    export_draft(draft, tmp_path / "out", **options, target_vocab_size=288)
+    assert "found nothing against this draft in vllm, llama.cpp" in (tmp_path / "out" / "README.md").read_text()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 288
+
+
+def test_findings_that_are_allowed_stand_in_the_card(adapted, tokenizer, served, tmp_path):
+    path = export_draft(
+        adapted, tmp_path / "out", processing_class=tokenizer, target=served, serving_engines=["vllm"],
+        merge_adapter=False, refuse_findings=False,
+    )  # fmt: skip
+    card = (path / "README.md").read_text()
+    assert "### Checks for serving" in card and "| vllm refuses | The draft is a LoRA adapter" in card
+    # the next form of the draft is another one
+    adapted.peft_config["default"].base_model_name_or_path = str(served)
+    export_draft(adapted, path, processing_class=tokenizer)
+    assert "### Checks for serving" not in (path / "README.md").read_text()
+
+
+def test_engines_need_a_target(draft, tokenizer, served, tmp_path):
+    with pytest.raises(ValueError, match="`serving_engines` needs `target`"):
+        export_draft(draft, tmp_path / "out", processing_class=tokenizer, serving_engines=["vllm"])
+    with pytest.raises(ValueError, match="`serving_engine` is 'vlm'"):
+        export_draft(draft, tmp_path / "out", processing_class=tokenizer, target=served, serving_engines=["vlm"])
+    with pytest.raises(ValueError, match="The draft has no tokenizer"):
+        export_draft(draft, tmp_path / "out", target=served, serving_engines=["vllm"])
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

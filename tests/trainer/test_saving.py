@@ -164,3 +164,42 @@ def test_a_card_that_somebody_wrote_stays(tokenizer, rows, options, tmp_path):
     text = card.read_text()
     assert "license: mit" in text and "# My draft" in text and "fine-tuned" not in text
     assert str(tmp_path) not in text  # PEFT adds the folder of the base
+
+
+def save_target(tokenizer, folder):
+    build_llama(seed=1, vocab_size=288).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_the_card_says_what_engines_would_make_of_the_draft(tokenizer, rows, options, tmp_path, align, caplog):
+    """The target's rows are 288, the draft's 261 unless they are aligned."""
+    target = save_target(tokenizer, tmp_path / "target")
+    trainer = WhiteBoxDistillTrainer(
+        model=build_llama(seed=0),
+        args=WhiteBoxDistillConfig(**options, serving_engines=["vllm", "llama.cpp"], align_vocabulary=align),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        teacher_model=target,
+    )
+    assert ("vllm refuses: The draft has 261 vocabulary rows" in caplog.text) is not align
+    trainer.train()
+    trainer.save_model()
+    card = (Path(options["output_dir"]) / "README.md").read_text()
+    assert ("| vllm refuses | The draft has 261 vocabulary rows" in card) is not align
+    assert ("found nothing against this draft in vllm, llama.cpp" in card) is align
+
+
+def test_engines_need_to_know_the_target(tokenizer, rows, options, tmp_path):
+    arguments = {
+        "model": build_llama(seed=0), "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer,
+    }  # fmt: skip
+    options = {**options, "serving_engines": ["sglang"]}
+    with pytest.raises(ValueError, match="Set `serving_target`"):
+        BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), **arguments)
+    options["serving_target"] = save_target(tokenizer, tmp_path / "target")
+    trainer = BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), **arguments)
+    assert [(one.engine, one.check) for one in trainer._serving_findings] == [("sglang", "unequal_rows")]
+    with pytest.raises(ValueError, match="`serving_engine` is 'vlm'"):
+        BlackBoxSFTConfig(**{**options, "serving_engines": ["vlm"]})
