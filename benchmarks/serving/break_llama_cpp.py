@@ -87,6 +87,12 @@ def complete(target: Path, draft: Path | None, log: Path, new_tokens: int) -> di
     }
 
 
+def read_last(folder: Path) -> str:
+    """The log of the server that was started last."""
+    logs = [path for path in (folder / "server.log", folder / "alone.log") if path.exists()]
+    return logs[0].read_text(errors="replace") if logs else ""
+
+
 def find_reason(text: str) -> str:
     """The first error in a server's log, or the assertion that stopped it."""
     found = re.search(r"^\S*\.cpp:\d+: (.*)$|^[\d.]+ E (.*)$", text, re.M)
@@ -105,7 +111,7 @@ def observe(pair: BrokenPair, folder: Path, errors: Mapping[str, str | None]) ->
         both = complete(folder / "target.gguf", folder / "draft.gguf", log, new_tokens)
     except (RuntimeError, OSError) as error:
         where = "start" if "did not start" in str(error) else "request"
-        return {"verdict": "refuses", "where": where, "message": find_reason(log.read_text(errors="replace"))}
+        return {"verdict": "refuses", "where": where, "message": find_reason(read_last(folder))}
     pairs = [(a, b) for a, b in zip(alone["tokens"], both["tokens"], strict=True) if a is not None and b is not None]
     equal = sum(a == b for a, b in pairs)
     verdict = "does not draft" if not both["drafted"] else "corrupts" if equal < len(pairs) else "drafts"
