@@ -172,8 +172,10 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
 
     def _check_serving(self) -> list[ServingFinding]:
         """What the engines asked for would make of the draft, in the form in which it will be saved; logs it."""
-        engines, target = self.args.serving_engines or (), self.args.serving_target or self._find_target_name()
-        if engines and not target:
+        if not (engines := self.args.serving_engines):
+            return []
+        target = self.args.serving_target or self._find_target_name()
+        if not target:
             raise ValueError(
                 "`serving_engines` needs to know the target. Set `serving_target` to its folder or Hub id."
             )
@@ -181,7 +183,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
             self.accelerator.unwrap_model(self.model), self.processing_class, str(self.args.output_dir), target,
             engines, merge_adapter=self.args.merge_adapter,
             rows=self._get_target_vocab_size() if self.args.align_vocabulary else None,
-        ) if engines else []  # fmt: skip
+        )  # fmt: skip
         for finding in findings:
             logger.warning(str(finding))
         return findings
