@@ -134,7 +134,7 @@ def write_model(
     quantization = changes.pop("quantization_config", None)
     options = {
         "vocab_size": ROWS, "num_hidden_layers": 2, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0,
-        "bos_token_id": None, "eos_token_id": 1, "tie_word_embeddings": True, "initializer_range": 0.1,
+        "bos_token_id": None, "eos_token_id": 1, "tie_word_embeddings": False, "initializer_range": 0.1,
         "dtype": "float32",
     }  # fmt: skip
     config = CONFIG_MAPPING[model_type](**{**options, **SIZES[model_type], **changes})
