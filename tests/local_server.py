@@ -63,6 +63,10 @@ class LocalServer:
             def do_POST(self) -> None:
                 server._handle(self)
 
+            def do_GET(self) -> None:
+                page = server.show(self.path)
+                send_bytes(self, (page or "{}").encode(), 404 if page is None else 200, Content_Type="text/plain")
+
             def log_message(self, *_: Any) -> None: ...
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -79,6 +83,10 @@ class LocalServer:
         self._http.shutdown()
         self._http.server_close()
 
+    def show(self, path: str) -> str | None:
+        """A page of the server; `None` where it has none."""
+        return None
+
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
@@ -92,6 +100,7 @@ class LocalServer:
             fault = self.faults.popleft() if self.faults else None
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        body = self._open(handler.path, body)
         handler.body, handler.answer = body, lambda **changes: self._answer({**body, **changes})[1]
         try:
             if fault is not None:
@@ -107,6 +116,10 @@ class LocalServer:
         finally:
             with self._lock:
                 self._in_flight -= 1
+
+    def _open(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The request in OpenAI's form."""
+        return body
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         prompt = body["prompt"]

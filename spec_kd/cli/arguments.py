@@ -6,7 +6,7 @@ from typing import cast
 from trl import ModelConfig
 
 from spec_kd.open_types import Arguments
-from spec_kd.options import check_int, check_number, document_options, option, refuse, suggest
+from spec_kd.options import check_int, check_number, check_text, document_options, option, refuse, suggest
 from spec_kd.serving import SERVING_ENGINES, find_serving_engine
 
 ENGINES = ("transformers", "vllm", "server")
@@ -280,3 +280,36 @@ class EvaluationFiles:
     def gates(self) -> list[str]:
         """The thresholds as [`~spec_kd.check_gates`] takes them."""
         return [f"{name}={threshold}" for name, threshold in (self.fail_under or {}).items()]
+
+
+@document_options
+@dataclass(frozen=True)
+class ObservationFiles:
+    """What `spec-kd observe` asks, reads and writes."""
+
+    url: str = option("Address of the server with the draft, such as http://localhost:8000.")
+    target: str = option("Target: a folder or a name on the Hub. Its tokenizer is read from there.")
+    prompts: str = option("Test prompts: a file, a folder or a name on the Hub, with the column `prompt`.")
+    output_dir: str = option("Folder for the answers and the report; one for each server.")
+    plain_url: str | None = option(
+        "Address of a server with the same target and no draft, for the speed-up; none by default.", None
+    )
+    draft: str | None = option(
+        "Draft that the server has: a folder or a name on the Hub, for what replay predicts; no prediction by default.",
+        None,
+    )
+    report: str | None = option("Report of `spec-kd evaluate` to add the observation to; none by default.", None)
+    responses: str | None = option(
+        "Own responses to the same prompts, for how much of a difference comes from other tokens; none by default.",
+        None,
+    )
+    split: str = option("Split of the prompts, for a folder or a name on the Hub.", "test")
+    num_prompts: int | None = option("Number of prompts to ask, the first ones; all by default.", None)
+
+    def __post_init__(self) -> None:
+        check_text("url", self.url)
+        check_int("num_prompts", self.num_prompts, is_optional=True)
+        if self.draft is None and self.responses is not None:
+            raise ValueError(
+                "`responses` is for a comparison with replay, which needs `draft`. Give it, or leave it out."
+            )

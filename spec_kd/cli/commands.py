@@ -18,6 +18,7 @@ from spec_kd.cli.arguments import (
     InitArguments,
     LogFiles,
     MixFiles,
+    ObservationFiles,
     ResponseFiles,
     RunArguments,
     SynthesisFiles,
@@ -138,6 +139,14 @@ COMMANDS = {
         "the draft, writes wrong text or never drafts.",
         ("draft", "target", "serving_engine"),
         lambda: {"serving": CheckServingArguments},
+    ),
+    "observe": Command(
+        "Asks a running server (vLLM, SGLang, llama-server) the test prompts, reads how many tokens it drafted and "
+        "accepted, and measures tokens a second; with --plain_url also without the draft. With --draft the report has "
+        "what replay predicts on the same tokens. Writes observed.html, .md and .json; with --report also the "
+        "evaluation with it.",
+        ("url", "target", "prompts", "output_dir", "serving_engine", "plain_url", "draft", "report", "num_prompts"),
+        lambda: {"files": ObservationFiles, "observation": spec_kd.ObservationOptions},
     ),
     "convert": Command(
         "Converts what an earlier version wrote. A recipe, or a YAML file with options, gets today's names in a new "

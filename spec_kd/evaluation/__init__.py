@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.evaluate import evaluate_draft
     from spec_kd.evaluation.gates import check_gates
     from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_ratio
+    from spec_kd.evaluation.observation.compare import compare_observed, describe_observation
+    from spec_kd.evaluation.observation.observe import observe_serving
+    from spec_kd.evaluation.observation.options import ObservationOptions
+    from spec_kd.evaluation.observation.records import Observation, ObservedRequest
+    from spec_kd.evaluation.observation.save import load_observed, save_observed
     from spec_kd.evaluation.options import EvaluationOptions
     from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
+    from spec_kd.evaluation.report.observed import ObservedReport
     from spec_kd.evaluation.response_replay import ReplayOptions, ResponseScores, replay, score_responses
 
 __all__ = [
@@ -22,6 +28,10 @@ __all__ = [
     "EvaluationOptions",
     "EvaluationReport",
     "Interval",
+    "Observation",
+    "ObservationOptions",
+    "ObservedReport",
+    "ObservedRequest",
     "ReplayOptions",
     "ResponseScores",
     "ServingCosts",
@@ -29,13 +39,18 @@ __all__ = [
     "bootstrap",
     "bootstrap_ratio",
     "check_gates",
+    "compare_observed",
+    "describe_observation",
     "evaluate_draft",
     "generate_assisted",
+    "load_observed",
     "load_report",
     "measure_assisted_costs",
     "measure_costs",
+    "observe_serving",
     "read_costs",
     "replay",
+    "save_observed",
     "save_report",
     "score_responses",
 ]
@@ -50,8 +65,14 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.evaluate": ("evaluate_draft",),
         "spec_kd.evaluation.gates": ("check_gates",),
         "spec_kd.evaluation.metrics": ("AcceptanceMetrics", "Interval", "bootstrap", "bootstrap_ratio"),
+        "spec_kd.evaluation.observation.compare": ("compare_observed", "describe_observation"),
+        "spec_kd.evaluation.observation.observe": ("observe_serving",),
+        "spec_kd.evaluation.observation.options": ("ObservationOptions",),
+        "spec_kd.evaluation.observation.records": ("Observation", "ObservedRequest"),
+        "spec_kd.evaluation.observation.save": ("load_observed", "save_observed"),
         "spec_kd.evaluation.options": ("EvaluationOptions",),
         "spec_kd.evaluation.report": ("EvaluationReport", "load_report", "save_report"),
+        "spec_kd.evaluation.report.observed": ("ObservedReport",),
         "spec_kd.evaluation.response_replay": ("ReplayOptions", "ResponseScores", "replay", "score_responses"),
     },
 )

@@ -80,6 +80,24 @@ def bootstrap_ratio(
     )
 
 
+def bootstrap_median(values: Array, *, num_resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Median over prompts with its bootstrap interval; see [`bootstrap`].
+
+    Args:
+        values (`np.ndarray`): One value for each prompt `(P,)`, at least one.
+        num_resamples (`int`, *optional*, defaults to `2000`): Number of resampled sets of prompts.
+        confidence (`float`, *optional*, defaults to `0.95`): Mass of the interval.
+        seed (`int`, *optional*, defaults to `0`): Seed of the resampling.
+    """
+    value = float(np.median(values))
+    if len(values) == 1:
+        return Interval(value, float("nan"), float("nan"))
+    draws = np.random.default_rng(seed).integers(0, len(values), size=(num_resamples, len(values)))
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.median(values[draws], axis=-1), [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
+
+
 def name_temperature(temperature: float) -> str:
     """`"greedy"` for 0.0, else `"t1"`, `"t0.7"`, ...: the name of the setting in reports and metrics."""
     return "greedy" if temperature == 0 else f"t{temperature:g}"

@@ -69,7 +69,7 @@ def set_fonts(figure: "Figure") -> None:
 
 
 def save_files(
-    output_dir: str | os.PathLike[str], stem: str, texts: Mapping[str, str], plot: Callable[[], "Figure"]
+    output_dir: str | os.PathLike[str], stem: str, texts: Mapping[str, str], plot: Callable[[], "Figure"] | None = None
 ) -> dict[str, Path]:
     """Writes `STEM.KIND` for each kind of text and, with matplotlib, `STEM.png`, over those that are there.
 
@@ -77,7 +77,8 @@ def save_files(
         output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
         stem (`str`): Name of the files.
         texts (`Mapping[str, str]`): Texts by kind, such as `"json"`.
-        plot (`Callable`): Makes the picture, or raises `ImportError` without matplotlib.
+        plot (`Callable`, *optional*):
+            Makes the picture, or raises `ImportError` without matplotlib; by default there is none.
 
     Returns:
         `dict[str, Path]`: The files by kind, with `"png"` only if it was written.
@@ -87,6 +88,8 @@ def save_files(
     paths = {kind: folder / f"{stem}.{kind}" for kind in texts}
     for kind, text in texts.items():
         write_text(paths[kind], text)
+    if plot is None:
+        return paths
     picture = folder / f"{stem}.png"
     picture.unlink(missing_ok=True)  # the picture of an older report would mislead
     try:

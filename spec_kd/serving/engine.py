@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.serving.lookup import Lookup
+from spec_kd.serving.observer import Observer
 from spec_kd.serving.pair import PairCheck
 
 WORDS = {
@@ -68,6 +69,7 @@ class ServingEngine:
         lookup (`Lookup`, *optional*): How it drafts without a draft model; `None` where it does not, or was not read.
         checks (`tuple[PairCheck, ...]`, *optional*, defaults to `()`):
             What a draft and its target must meet, and what the engine does with a pair that does not.
+        observer (`Observer`, *optional*): How a running server is asked what it drafted; `None` for what is no server.
     """
 
     name: str
@@ -84,6 +86,7 @@ class ServingEngine:
     write_command: Callable[[str, str, int], str]
     lookup: Lookup | None = None
     checks: tuple[PairCheck, ...] = ()
+    observer: Observer | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
+from spec_kd.open_types import JsonObject, Record
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.gguf_vocabulary import read_gguf_vocabulary
 from spec_kd.serving.lookup import NGRAM_SIMPLE
+from spec_kd.serving.observer import DraftCounts, Observer
 from spec_kd.serving.pair import Consequence, PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
@@ -30,6 +32,50 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
         f"llama-server -m target.gguf -md draft.gguf --spec-type draft-simple --spec-draft-n-max {num_draft_tokens}"
     )
 
+
+def build_body(body: JsonObject) -> JsonObject:
+    """A request to `/completion`, which returns ids where `/v1/completions` has them in log-probabilities alone."""
+    left_out = ("model", "logprobs", "return_token_ids", "return_tokens_as_token_ids", "stop_token_ids")
+    return {name: value for name, value in body.items() if name not in left_out} | {"return_tokens": True}
+
+
+def translate(answer: JsonObject) -> JsonObject:
+    """An answer of `/completion` in OpenAI's form."""
+    if "tokens" not in answer:
+        return answer
+    reason = "length" if answer.get("stop_type") == "limit" else "stop"
+    choice = {"text": answer.get("content"), "token_ids": answer["tokens"], "finish_reason": reason}
+    return {"choices": [choice], "usage": {"completion_tokens": answer.get("tokens_predicted")}, **answer}
+
+
+def read_counts(answer: Record) -> DraftCounts | None:
+    """`timings` of an answer, which has counts only if something was drafted; rounds are not among them."""
+    timings = answer.get("timings")
+    return timings and DraftCounts(timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
+
+
+def read_decoding_seconds(answer: Record) -> float | None:
+    """`predicted_ms`: from the end of the prompt's pass, which gives the first token, to the last token."""
+    milliseconds = (answer.get("timings") or {}).get("predicted_ms")
+    return milliseconds and milliseconds / 1000
+
+
+OBSERVER = Observer(
+    owner="llamacpp",
+    counters={
+        "drafted": "llamacpp:spec_decode_num_draft_tokens_total",
+        "accepted": "llamacpp:spec_decode_num_accepted_tokens_total",
+        "rounds": "llamacpp:spec_decode_num_drafts_total",
+        "accepted_by_position": "llamacpp:spec_decode_num_accepted_tokens_per_pos_total",
+    },
+    read_counts=read_counts,
+    metrics_hint="with `--metrics`",
+    drafting_hint="Was llama-server started with `-md`, but without `--spec-type draft-simple`?",
+    path="/completion",
+    build_body=build_body,
+    translate=translate,
+    read_decoding_seconds=read_decoding_seconds,
+)
 
 COUNTING = Counting(first_round=1, counts_drafted_past_end=True, end="if_last")
 
@@ -183,4 +229,5 @@ LLAMA_CPP = ServingEngine(
     write_command=write_command,
     lookup=NGRAM_SIMPLE,
     checks=CHECKS,
+    observer=OBSERVER,
 )

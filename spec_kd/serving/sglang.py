@@ -2,7 +2,9 @@
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
+from spec_kd.open_types import JsonObject, Record
 from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.observer import DraftCounts, Observer, find_first
 from spec_kd.serving.pair import PairCheck
 from spec_kd.serving.rules import (
     COMMON_CHECKS,
@@ -66,6 +68,56 @@ CHECKS = (
     ),
 )
 
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "stop_token_ids",
+)  # fmt: skip
+
+
+def build_body(body: JsonObject) -> JsonObject:
+    """A request to `/generate`, whose answers have `meta_info`, which those of `/v1/completions` do not have."""
+    sampling = {name: body[name] for name in SAMPLING_FIELDS if name in body}
+    seed = {"sampling_seed": body["seed"]} if "seed" in body else {}
+    return {"input_ids": body["prompt"], "sampling_params": {**sampling, **seed, "max_new_tokens": body["max_tokens"]}}
+
+
+def translate(answer: JsonObject) -> JsonObject:
+    """An answer of `/generate` in OpenAI's form."""
+    if "output_ids" not in answer or "meta_info" not in answer:
+        return answer
+    end = answer["meta_info"].get("finish_reason") or {}
+    choice = {
+        "text": answer.get("text"),
+        "token_ids": answer["output_ids"],
+        "finish_reason": end.get("type"),
+        "matched_stop": end.get("matched"),
+    }
+    return {"choices": [choice], **answer}
+
+
+def read_counts(answer: Record) -> DraftCounts | None:
+    """`meta_info` of an answer, whose counts are named differently from version to version."""
+    info = answer.get("meta_info") or {}
+    drafted = find_first(info, "spec_num_proposed_drafts", "spec_proposed_drafts", "spec_draft_token_num")
+    accepted = find_first(info, "spec_num_correct_drafts", "spec_accepted_drafts", "spec_accept_token_num")
+    if drafted is None or accepted is None:
+        return None
+    if histogram := find_first(info, "spec_correct_drafts_histogram", "spec_accept_histogram"):
+        return DraftCounts.of_histogram(drafted, accepted, histogram)
+    return DraftCounts(drafted, accepted, info.get("spec_verify_ct"))
+
+
+OBSERVER = Observer(
+    owner="sglang",
+    counters={"rounds": "sglang:spec_verify_calls_total"},  # tokens are only told as averages of an interval
+    read_counts=read_counts,
+    metrics_hint="with `--enable-metrics`",
+    drafting_hint="Was it started without `--speculative-algorithm STANDALONE`?",
+    path="/generate",
+    build_body=build_body,
+    translate=translate,
+)
+
 SGLANG = ServingEngine(
     name="sglang",
     title="SGLang",
@@ -85,4 +137,5 @@ SGLANG = ServingEngine(
     command_language="bash",
     write_command=write_command,
     checks=CHECKS,
+    observer=OBSERVER,
 )

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
+from spec_kd.open_types import Record
 from spec_kd.serving.engine import DraftingRule, ServingEngine
 from spec_kd.serving.lookup import VLLM_NGRAM
+from spec_kd.serving.observer import DraftCounts, Observer
 from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     COMMON_CHECKS,
@@ -115,6 +117,35 @@ CHECKS = (
     ),
 )
 
+
+def read_counts(answer: Record) -> DraftCounts | None:
+    """`metrics.speculative_decoding` of an answer."""
+    counts = (answer.get("metrics") or {}).get("speculative_decoding")
+    return counts and DraftCounts.of_histogram(
+        counts["num_draft_tokens"], counts["num_accepted_draft_tokens"], counts["acceptance_histogram"]
+    )
+
+
+def read_decoding_seconds(answer: Record) -> float | None:
+    """`metrics.generation_time_ms`, with `--enable-per-request-metrics`."""
+    milliseconds = (answer.get("metrics") or {}).get("generation_time_ms")
+    return milliseconds and milliseconds / 1000
+
+
+OBSERVER = Observer(
+    owner="vllm",
+    counters={
+        "drafted": "vllm:spec_decode_num_draft_tokens_total",
+        "accepted": "vllm:spec_decode_num_accepted_tokens_total",
+        "rounds": "vllm:spec_decode_num_drafts_total",
+        "accepted_by_position": "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+    },
+    read_counts=read_counts,
+    metrics_hint="with `--per-request-spec-decode-metrics detailed`, and without `--disable-log-stats`",
+    drafting_hint="Was it started without `--speculative-config`?",
+    read_decoding_seconds=read_decoding_seconds,
+)
+
 VLLM = ServingEngine(
     name="vllm",
     title="vLLM",
@@ -139,4 +170,5 @@ VLLM = ServingEngine(
     write_command=write_command,
     lookup=VLLM_NGRAM,
     checks=CHECKS,
+    observer=OBSERVER,
 )

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from engine_loops import pick, serve
 from tiny import build_llama
 
 from spec_kd.acceptance import expect_rounds
@@ -12,44 +13,6 @@ from spec_kd.evaluation.response_replay import replay, score_responses
 from spec_kd.serving import find_serving_engine
 
 LIMIT = 14
-
-
-def pick(model, ids):
-    with torch.no_grad():
-        return int(model(input_ids=torch.tensor([ids])).logits[0, -1, :261].argmax())
-
-
-def draft_tokens(draft, ids, count):
-    drafted = []
-    for _ in range(count):
-        drafted.append(pick(draft, ids + drafted))
-    return drafted
-
-
-def serve(engine, draft, target, prompt, gamma, eos):
-    """Greedy decoding by the loop of an engine: the text, and (drafted, accepted) of each round."""
-    text, rounds = [], []
-    if engine != "mlx-lm":
-        text.append(pick(target, prompt))  # the prompt's pass
-    while len(text) < LIMIT and (not text or text[-1] != eos):
-        left = LIMIT - len(text)
-        count = {"llama.cpp": min(gamma, left - 1), "mlx-lm": min(gamma, left)}.get(engine, gamma)
-        drafted = draft_tokens(draft, prompt + text, count)
-        chosen = [pick(target, prompt + text + drafted[:k]) for k in range(count + 1)]
-        accepted = 0
-        while accepted < count and drafted[accepted] == chosen[accepted]:
-            if engine == "llama.cpp" and chosen[accepted] == eos and accepted + 1 < count:
-                break
-            accepted += 1
-            if engine in ("mlx-lm", "sglang") and (chosen[accepted - 1] == eos or accepted == left):
-                break  # the request is over
-        if count:
-            rounds.append((count, accepted))
-        new = chosen[: accepted + 1]
-        if eos in new:
-            new = new[: new.index(eos) + 1]
-        text = (text + new)[:LIMIT]
-    return text, rounds
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +31,8 @@ def pair():
 def test_greedy_counts_are_those_of_the_engine(pair, prompts, engine, gamma, ends):
     draft, target = pair
     prompts = [list(ids) for ids in prompts[:6]]
-    eos = serve(engine, draft, target, prompts[0], gamma, -1)[0][6] if ends else -1
-    served = [serve(engine, draft, target, prompt, gamma, eos) for prompt in prompts]
+    eos = serve(engine, draft, target, prompts[0], gamma, -1, LIMIT)[0][6] if ends else -1
+    served = [serve(engine, draft, target, prompt, gamma, eos, LIMIT) for prompt in prompts]
     rows = [{"prompt_ids": p, "completion_ids": text} for p, (text, _) in zip(prompts, served, strict=True)]
     metrics = replay(
         draft, target, rows, temperature=0.0, max_new_tokens=LIMIT, num_assistant_tokens=gamma, serving_engine=engine

@@ -14,16 +14,24 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from spec_kd.engines.base import Completion, MissingCompletionsError
-from spec_kd.engines.server.connection import ServerOptions, Userinfo, explain_connection_error, hide_userinfo
-from spec_kd.open_types import JsonObject, JsonValue
+from spec_kd.engines.server.connection import (
+    ServerOptions,
+    Userinfo,
+    explain_connection_error,
+    hide_userinfo,
+    run_to_end,
+)
+from spec_kd.open_types import Call, JsonObject, JsonValue
 from spec_kd.secrets import hide_secrets
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 MAX_BACKOFF = 60.0  # seconds
 MAX_RETRY_AFTER = 300.0  # seconds; a server that wants more is not worth waiting for unattended
@@ -117,6 +125,9 @@ class CompletionsClient:
         fails_at_once: Collection[int] = (),
         names: Sequence[str] | None = None,
         refuse: Callable[[int, ServerRequestError], Result] | None = None,
+        url: str = "/completions",
+        translate: Callable[[JsonObject], JsonObject] | None = None,
+        tell_seconds: Callable[[int, float], None] | None = None,
     ) -> list[Result]:
         """Posts all bodies and reads the answers, in order.
 
@@ -132,6 +143,12 @@ class CompletionsClient:
                 Function from the index of a body and the server's refusal to a result. It is called if the server
                 refused the prompt: if its words say that the prompt is too long, or if it has answered another request.
                 By default such a refusal is raised.
+            url (`str`, *optional*, defaults to `"/completions"`):
+                Where to post: a path after `base_url`, or an address.
+            translate (`Callable`, *optional*):
+                Function from an answer in the server's own form to one in OpenAI's. By default it is in OpenAI's.
+            tell_seconds (`Callable`, *optional*):
+                Called with the index of a body and the seconds that its answer took, just before it is read.
 
         Returns:
             `list` of the results of `read` and `refuse`.
@@ -143,23 +160,50 @@ class CompletionsClient:
         if not bodies:
             return []
         names = names or [f"Prompt {index}" for index in range(len(bodies))]
-        return _run_to_end(self._post_all(bodies, read, fails_at_once, names, refuse))
+
+        async def post(client: "AsyncOpenAI", index: int) -> JsonObject:
+            answer, seconds = await self._repeat(
+                lambda: self._attempt(client, url, bodies[index], translate), index, names[index], fails_at_once
+            )
+            if tell_seconds is not None:
+                tell_seconds(index, seconds)
+            return answer
+
+        return run_to_end(self._post_all(len(bodies), post, read, refuse))
+
+    def fetch(self, url: str) -> str:
+        """Gets a page of the server as text, with the same attempts as a request.
+
+        Args:
+            url (`str`): A path after `base_url`, or an address.
+
+        Raises:
+            ServerRequestError: The page cannot be read.
+        """
+
+        async def fetch() -> str:
+            async with self._open() as client:
+                response = await self._repeat(
+                    lambda: self._send(lambda binary: client.get(url, cast_to=binary)), None, f"GET {url}", (500, 501)
+                )
+                return cast(str, response.text)
+
+        return run_to_end(fetch())
 
     async def _post_all(
         self,
-        bodies: Sequence[JsonObject],
+        num_bodies: int,
+        post: "Callable[[AsyncOpenAI, int], Awaitable[JsonObject]]",
         read: Callable[[int, JsonObject], Result],
-        fails_at_once: Collection[int],
-        names: Sequence[str],
         refuse: Callable[[int, ServerRequestError], Result] | None,
     ) -> list[Result]:
         places, jury = asyncio.Semaphore(self._options.max_concurrency), _Jury(self._has_answered)
 
-        async def post(index: int, body: JsonObject) -> Result:
+        async def post_one(index: int) -> Result:
             async with places:
                 jury.num_open += 1
                 try:
-                    answer = await self._post(client, index, names[index], body, fails_at_once)
+                    answer = await post(client, index)
                 except ServerRequestError as error:
                     if refuse is None or not await jury.blames_prompt(error):
                         raise
@@ -169,33 +213,43 @@ class CompletionsClient:
                 return read(index, answer)
 
         failures: BaseExceptionGroup | None = None
-        async with self._openai.AsyncOpenAI(
-            api_key=_read_key(self._options.api_key_env),
-            base_url=self._base_url,
-            timeout=self._options.timeout,
-            max_retries=0,
-            # on a connection that is kept, bytes left over from one answer would be read as the next answer
-            default_headers={"Connection": "close", **self._userinfo.headers},
-        ) as client:
+        async with self._open() as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(post(index, body)) for index, body in enumerate(bodies)]
+                    tasks = [group.create_task(post_one(index)) for index in range(num_bodies)]
             except BaseExceptionGroup as raised:
                 failures = raised
         if failures is not None:
             raise failures.exceptions[0]
         return [task.result() for task in tasks]
 
-    async def _post(
-        self, client: JsonValue, index: int, name: str, body: JsonObject, fails_at_once: Collection[int]
-    ) -> JsonObject:
+    def _open(self) -> "AsyncOpenAI":
+        return cast(
+            "AsyncOpenAI",
+            self._openai.AsyncOpenAI(
+                api_key=_read_key(self._options.api_key_env),
+                base_url=self._base_url,
+                timeout=self._options.timeout,
+                max_retries=0,
+                # on a connection that is kept, bytes left over from one answer would be read as the next answer
+                default_headers={"Connection": "close", **self._userinfo.headers},
+            ),
+        )
+
+    async def _repeat(
+        self,
+        attempt_once: Callable[[], Awaitable[Result | _Failure]],
+        index: int | None,
+        name: str,
+        fails_at_once: Collection[int],
+    ) -> Result:
         attempt = 0
         while True:
             attempt += 1
             await self._wait_for_turn()
-            answer, failure = await self._attempt(client, body)
-            if failure is None:
-                return answer
+            failure = await attempt_once()
+            if not isinstance(failure, _Failure):
+                return failure
             pause = failure.retry_after or 0.0
             ends = (
                 (not failure.is_transient or failure.status_code in fails_at_once, ""),
@@ -220,18 +274,40 @@ class CompletionsClient:
         self._next_start = start + 60.0 / (self._options.requests_per_minute or math.inf)
         await asyncio.sleep(start - now)
 
-    async def _attempt(self, client: JsonValue, body: JsonObject) -> tuple[JsonObject, _Failure | None]:
-        fields = {name: value for name, value in body.items() if name not in ("model", "prompt")}
-        create = client.completions.with_raw_response.create
+    async def _attempt(
+        self,
+        client: "AsyncOpenAI",
+        url: str,
+        body: JsonObject,
+        translate: Callable[[JsonObject], JsonObject] | None,
+    ) -> tuple[JsonObject, float] | _Failure:
+        """The answer to a body, and the seconds that it took."""
+        start = time.perf_counter()
+        response = await self._send(lambda binary: client.post(url, cast_to=binary, body=body))
+        seconds = time.perf_counter() - start
+        if isinstance(response, _Failure):
+            return response
+        try:
+            answer = json.loads(response.content)
+        except ValueError:  # of JSON, or of the characters in it
+            return _Failure("the answer is not JSON", is_transient=True)
+        answer = translate(answer) if translate is not None and isinstance(answer, dict) else answer
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            return _Failure(f"the answer has no `choices`: {self._shorten(json.dumps(answer))}", is_transient=True)
+        return answer, seconds
+
+    async def _send(self, send: Call[Awaitable[JsonValue]]) -> JsonValue:
+        """The response, or the [`_Failure`] why there is none."""
         try:
             # the client's own timeout counts from one read to the next
             async with asyncio.timeout(self._options.timeout):
-                response = await create(model=body["model"], prompt=body["prompt"], extra_body=fields)
+                return await send(self._openai.HttpxBinaryResponseContent)
         except (TimeoutError, self._openai.APITimeoutError):
-            return {}, _Failure(f"no complete answer within {self._options.timeout:g} s", is_transient=True)
+            return _Failure(f"no complete answer within {self._options.timeout:g} s", is_transient=True)
         except self._openai.APIStatusError as error:
             code, text = error.status_code, self._shorten(error.response.text)
-            return {}, _Failure(
+            return _Failure(
                 f"the server answered with HTTP status {code}: {text}",
                 is_transient=code in RETRIED_STATUS_CODES or code >= 500,
                 status_code=code,
@@ -239,15 +315,7 @@ class CompletionsClient:
             )
         except self._openai.APIConnectionError as error:
             reason, is_transient = explain_connection_error(error, self._base_url)
-            return {}, _Failure(f"the connection to {self._base_url} failed: {reason}", is_transient)
-        try:
-            answer = json.loads(response.http_response.content)
-        except ValueError:  # of JSON, or of the characters in it
-            return {}, _Failure("the answer is not JSON", is_transient=True)
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return {}, _Failure(f"the answer has no `choices`: {self._shorten(json.dumps(answer))}", is_transient=True)
-        return answer, None
+            return _Failure(f"the connection to {self._base_url} failed: {reason}", is_transient)
 
     def _shorten(self, text: str) -> str:
         """The words of a server, without the API key and the password, which some servers repeat."""
@@ -324,26 +392,3 @@ def _read_retry_after(headers: JsonValue) -> float | None:
     except ValueError:
         date = email.utils.parsedate_tz(value)
         return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
-
-
-def _run_to_end(coroutine: Coroutine[JsonValue, JsonValue, Result]) -> Result:
-    """Runs a coroutine to its end, on a thread of its own if a loop is already running."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Result]]] = Future()
-
-    async def start() -> Result:
-        started.set_result((asyncio.get_running_loop(), cast("asyncio.Task[Result]", asyncio.current_task())))
-        return await coroutine
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        running = pool.submit(asyncio.run, start())
-        try:
-            return running.result()
-        except BaseException:
-            if not running.done():  # interrupted from outside; the thread would run to the end of the batch
-                loop, task = started.result()
-                loop.call_soon_threadsafe(task.cancel)
-            raise

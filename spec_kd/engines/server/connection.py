@@ -1,15 +1,20 @@
 """How a server is reached: its options, its address, which may hold a password, and why a connection failed."""
 
+import asyncio
 import base64
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from spec_kd.open_types import Record
+from spec_kd.open_types import JsonValue, Record
 from spec_kd.options import check_choice, check_int, check_number, document_options, option
 from spec_kd.secrets import hide_secrets
+
+Result = TypeVar("Result")
 
 
 @document_options
@@ -85,6 +90,11 @@ def hide_userinfo(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def find_root(base_url: str) -> str:
+    """The address without its `/v1`, where servers have the pages that are not of OpenAI's API."""
+    return base_url.rstrip("/").removesuffix("/v1")
+
+
 class Userinfo:
     """User name and password of a URL, which are shown nowhere.
 
@@ -147,3 +157,26 @@ def _list_causes(error: BaseException) -> list[BaseException]:
             waiting += [found.__cause__, found.__context__]
             waiting += found.exceptions if isinstance(found, BaseExceptionGroup) else ()
     return list(causes.values())
+
+
+def run_to_end(coroutine: Coroutine[JsonValue, JsonValue, Result]) -> Result:
+    """Runs a coroutine to its end, on a thread of its own if a loop is already running."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Result]]] = Future()
+
+    async def start() -> Result:
+        started.set_result((asyncio.get_running_loop(), cast("asyncio.Task[Result]", asyncio.current_task())))
+        return await coroutine
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(asyncio.run, start())
+        try:
+            return running.result()
+        except BaseException:
+            if not running.done():  # interrupted from outside; the thread would run to the end of the batch
+                loop, task = started.result()
+                loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from spec_kd.engines.base import Completion, Engine, check_untruncated, join_rows
 from spec_kd.engines.server.client import CompletionsClient, RefusedPromptsError, ServerRequestError
 from spec_kd.engines.server.completion_reader import CompletionReader
-from spec_kd.engines.server.connection import ServerOptions, check_base_url, hide_userinfo
+from spec_kd.engines.server.connection import ServerOptions, check_base_url, find_root, hide_userinfo
 from spec_kd.engines.server.logprobs import (
     FullContextError,
     MalformedResponseError,
@@ -169,6 +169,70 @@ class ServerEngine(Engine):
             prompts, bodies, lambda i, a: self._reader.read_completion(a, signal, options.max_new_tokens, prompts[i])
         )
 
+    def observe(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        tell: Callable[[int, Completion, JsonObject, float], None],
+        seeds: Sequence[str],
+        *,
+        path: str | None = None,
+        build_body: Callable[[JsonObject], JsonObject] | None = None,
+        translate: Callable[[JsonObject], JsonObject] | None = None,
+    ) -> None:
+        """Writes a completion to each prompt as [`generate`], and tells of each as soon as it is there.
+
+        No log-probabilities are asked for, because a server spends time on them that would count as decoding.
+
+        Args:
+            prompts (`Sequence[list[int]]`): Ids of each prompt, at least one.
+            options (`SamplingOptions`): Options for all prompts.
+            tell (`Callable`):
+                Called with the index of a prompt, its completion, the server's whole answer and the seconds from the
+                request to the answer.
+            seeds (`Sequence[str]`): Text for each prompt, from which its sampling seed is derived above temperature 0.
+            path (`str`, *optional*):
+                Path from the root of the server's address, such as `"/completion"`; `/v1/completions` by default.
+            build_body (`Callable`, *optional*): Makes a body for `path` of one in OpenAI's form.
+            translate (`Callable`, *optional*): Makes an answer in OpenAI's form of one of `path`.
+
+        Raises:
+            Exception: As [`generate`]; also what `tell` raises, which cancels all open requests.
+        """
+        self.check(prompts, options, None)
+        seconds: dict[int, float] = {}
+        bodies = [
+            self._requests.build(
+                name_prompt(prompts, index),
+                ids,
+                options.max_new_tokens,
+                options.temperature,
+                None,
+                derive_seed(seeds[index], SEED_BITS) if options.temperature > 0 else None,
+            )
+            for index, ids in enumerate(prompts)
+        ]
+
+        def read(index: int, answer: JsonObject) -> Completion:
+            completion = self._reader.read_completion(answer, None, options.max_new_tokens, prompts[index])
+            tell(index, completion, answer, seconds[index])
+            return completion
+
+        form = {"url": find_root(self._base_url) + path, "translate": translate} if path is not None else {}
+        bodies = bodies if build_body is None else [build_body(body) for body in bodies]
+        self._collect(prompts, bodies, read, tell_seconds=seconds.__setitem__, **form)
+
+    def fetch(self, path: str) -> str:
+        """Gets a page of the server as text.
+
+        Args:
+            path (`str`): Path from the root of the server's address, such as `"/metrics"` or `"/v1/models"`.
+
+        Raises:
+            ServerRequestError: There is no such page, or it cannot be read.
+        """
+        return self._client.fetch(find_root(self._base_url) + path)
+
     def score(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], signal: SignalSpec, seed: str = ""
     ) -> list[Completion]:
@@ -208,6 +272,7 @@ class ServerEngine(Engine):
         prompts: Sequence[list[int]],
         bodies: list[JsonObject],
         read: Callable[[int, JsonObject], Completion],
+        **form: Argument,
     ) -> list[Completion]:
         def read_one(index: int, answer: JsonObject) -> Completion | UnidentifiedTokens | ServerRequestError:
             try:
@@ -223,7 +288,7 @@ class ServerEngine(Engine):
             return completion
 
         prompt_names = [name_prompt(prompts, index) for index in range(len(bodies))]
-        results = self._post_all(bodies, read_one, names=prompt_names, refuse=lambda index, error: error)
+        results = self._post_all(bodies, read_one, names=prompt_names, refuse=lambda index, error: error, **form)
         completions = [result if isinstance(result, Completion) else None for result in results]
         unidentified = [result.names if isinstance(result, UnidentifiedTokens) else [] for result in results]
         if refusals := {i: result for i, result in enumerate(results) if isinstance(result, ServerRequestError)}:

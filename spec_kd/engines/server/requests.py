@@ -105,7 +105,7 @@ class RequestBuilder:
         ids: Sequence[int],
         max_tokens: int,
         temperature: float,
-        num_logprobs: int = 1,
+        num_logprobs: int | None = 1,
         seed: int | None = None,
     ) -> JsonObject:
         """Builds the body that asks for one completion.
@@ -115,7 +115,8 @@ class RequestBuilder:
             ids (`Sequence[int]`): Ids of the prompt, which [`check_prompts`] has checked.
             max_tokens (`int`): Maximum number of tokens of the completion.
             temperature (`float`): Sampling temperature; 0 is greedy.
-            num_logprobs (`int`, *optional*, defaults to `1`): Number of most likely tokens to return at each token.
+            num_logprobs (`int`, *optional*, defaults to `1`): Number of most likely tokens to return at each token;
+                `None` asks for no log-probabilities, from which ids would be read if a server returns none.
             seed (`int`, *optional*): Sampling seed, which a server may ignore.
         """
         own = {"model": self._model, "max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}

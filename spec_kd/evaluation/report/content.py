@@ -7,9 +7,10 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import get_args, get_origin, get_type_hints
 
+from spec_kd.evaluation.report.observed import ObservedReport
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.reports.numbers import Interval
 
@@ -235,6 +236,7 @@ class EvaluationReport:
         serving_engine (`str`): Engine whose draft sampling was used.
         serving_rule (`str`): How that engine proposes and accepts a token, with a source.
         provenance (`dict[str, Any]`): Models, revisions, data, versions, machine, command, time; JSON values.
+        observed (`list[ObservedReport]`): What running servers did, see [`~spec_kd.compare_observed`].
     """
 
     drafts: list[DraftReport]
@@ -243,15 +245,20 @@ class EvaluationReport:
     serving_engine: str
     serving_rule: str
     provenance: JsonObject
+    observed: list[ObservedReport] = field(default_factory=list)
 
     @property
     def draft(self) -> DraftReport:
         """The last draft: the one the report is about."""
         return self.drafts[-1]
 
+    def with_observed(self, observed: ObservedReport) -> "EvaluationReport":
+        """The report with what a running server did, in the section "Predicted and observed"."""
+        return replace(self, observed=[*self.observed, observed])
+
     def to_json(self) -> str:
         """Strict JSON (no NaN: an undefined bound is null)."""
-        values = {"format": FORMAT, **_to_plain(self)}
+        values = {"format": FORMAT, **to_plain(self)}
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         # UTF-8 has no halves of surrogate pairs: these are written as JSON escapes
         return text.encode("utf-8", "backslashreplace").decode()
@@ -269,7 +276,7 @@ class EvaluationReport:
             if number == 1:
                 values["serving_engine"], values["serving_rule"] = values.pop("engine"), values.pop("engine_rule")
                 values["provenance"]["responses"] = values["provenance"].pop("texts")
-            report = _from_plain(cls, values) if number in (1, FORMAT) else None
+            report = from_plain(cls, values) if number in (1, FORMAT) else None
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is no evaluation report ({error!r}). Run the evaluation again.") from error
         if report is None:
@@ -277,32 +284,33 @@ class EvaluationReport:
         return report
 
 
-def _to_plain(value: JsonValue) -> JsonValue:
+def to_plain(value: JsonValue) -> JsonValue:
+    """A report, or a part of one, as JSON values; a number that is not finite is null."""
     if isinstance(value, Interval):
-        return {name: _to_plain(part) for name, part in value._asdict().items()}
+        return {name: to_plain(part) for name, part in value._asdict().items()}
     if is_dataclass(value):
-        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _to_plain(part) for key, part in value.items()}
+        return {str(key): to_plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_plain(part) for part in value]
+        return [to_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _from_plain(kind: JsonValue, value: JsonValue) -> JsonValue:
-    """The inverse of `_to_plain`, led by the type hints."""
+def from_plain(kind: JsonValue, value: JsonValue) -> JsonValue:
+    """The inverse of [`to_plain`], led by the type hints of `kind`."""
     if kind is Interval:
         return Interval(*(float("nan") if value[name] is None else value[name] for name in Interval._fields))
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{name: _from_plain(hints[name], part) for name, part in value.items()})
+        return kind(**{name: from_plain(hints[name], part) for name, part in value.items()})
     origin, args = get_origin(kind), get_args(kind)
     if origin is list:
-        return [_from_plain(args[0], part) for part in value]
+        return [from_plain(args[0], part) for part in value]
     if origin is dict:
-        return {key: _from_plain(args[1], part) for key, part in value.items()}
+        return {key: from_plain(args[1], part) for key, part in value.items()}
     if origin is tuple:
         return tuple(value)
     if origin is types.UnionType:
-        return None if value is None else _from_plain(args[0], value)
+        return None if value is None else from_plain(args[0], value)
     return float("nan") if kind is float and value is None else value

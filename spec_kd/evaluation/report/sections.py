@@ -9,6 +9,7 @@ from markupsafe import Markup
 from spec_kd.escaping import escape_markdown, make_code_block
 from spec_kd.evaluation.report import tables
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
+from spec_kd.evaluation.report.observed import list_observed_tables
 from spec_kd.reports.charts import LineChart, Series, draw_lines
 from spec_kd.reports.numbers import format_number
 from spec_kd.reports.rendering import Section, Table, fold, render_part, render_table
@@ -112,6 +113,16 @@ class CrossCheckSection(TableSection):
         return [render_part("show_paragraph", intro), *parts] if parts else []
 
 
+class ObservedSection(Section[EvaluationReport]):
+    """What running servers did, beside what replay predicts."""
+
+    title = "Predicted and observed"
+
+    def list_tables(self, report: EvaluationReport) -> list[Table]:
+        """The tables of each observation."""
+        return [table for one in report.observed for table in list_observed_tables(one)]
+
+
 class BreakdownSection(Section[EvaluationReport]):
     """alpha by properties of the tokens and of the prompts."""
 
@@ -188,6 +199,7 @@ SECTIONS: list[Section[EvaluationReport]] = [
     GammasSection(),
     TableSection("Costs", tables.tabulate_costs, tables.tabulate_speedups),
     CrossCheckSection("Cross-check", tables.tabulate_assisted),
+    ObservedSection(),
     TableSection("Not measured", tables.tabulate_unmeasured),
     BreakdownSection(),
     WorstPromptsSection(),

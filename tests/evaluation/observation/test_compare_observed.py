@@ -1,0 +1,154 @@
+"""Where a difference comes from, and the files that tell."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from example_report import build_report
+from tiny import build_llama
+
+from spec_kd import compare_observed, describe_observation, replay, save_observed, save_report
+from spec_kd.evaluation import Observation, ObservedRequest, load_observed, load_report
+from spec_kd.evaluation.metrics import Interval
+from spec_kd.evaluation.report import render_html, render_markdown
+from spec_kd.serving.observer import DraftCounts
+
+PROMPTS = [[7, 8, 9], [10, 11], [12, 13, 14, 15]]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    draft, target = build_llama(4), build_llama(4)
+    with torch.no_grad():
+        draft.lm_head.weight.add_(0.02 * torch.randn(draft.lm_head.weight.shape))
+    return draft, target
+
+
+def write(model, prompt, length):
+    ids = list(prompt)
+    for _ in range(length):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1, :261].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def observation(pair):
+    """What a server of other precision could have counted: one more accepted token on the second prompt."""
+    draft, target = pair
+    texts = [write(target, prompt, 10) for prompt in PROMPTS]
+    rows = [{"prompt_ids": p, "completion_ids": t} for p, t in zip(PROMPTS, texts, strict=True)]
+    metrics = replay(
+        draft, None, rows, temperature=0.0, max_new_tokens=10, num_assistant_tokens=2, serving_engine="llama.cpp"
+    )
+    requests = [
+        ObservedRequest(
+            row=i,
+            completion_ids=text,
+            finish_reason="length",
+            request_seconds=2.0,
+            decoding_seconds=1.0,
+            counts=DraftCounts(int(metrics.drafted[i]), int(metrics.accepted[i]) + (i == 1)),
+        )
+        for i, text in enumerate(texts)
+    ]
+    plain = [dataclasses.replace(one, decoding_seconds=1.0 + one.row, counts=None) for one in requests]
+    return Observation(
+        serving_engine="llama.cpp", model="target|<b>.gguf", temperature=0.0, max_new_tokens=10, concurrency=1,
+        num_assistant_tokens=2, prompt_ids=PROMPTS, requests=requests, plain_requests=plain,
+    )  # fmt: skip
+
+
+def test_a_difference_on_the_same_tokens(observation, pair):
+    report = compare_observed(observation, pair[0], None, show_progress=False)
+    assert [one.is_equal for one in report.prompts] == [True, False, True] and report.num_equal == 2
+    rate = report.metrics[0]
+    drafted = observation.drafted.sum()
+    assert rate.same_tokens.value == pytest.approx(1 / drafted) and rate.same_tokens.low == 0
+    assert rate.predicted.value == pytest.approx(rate.observed.value - 1 / drafted)
+    assert rate.earlier is rate.other_tokens is None
+
+
+def test_own_responses_split_the_difference(observation, pair):
+    own = [
+        {"prompt_ids": p, "completion_ids": write(pair[1], p, length)}
+        for p, length in zip(PROMPTS, (10, 4, 4), strict=True)
+    ]
+    own[2]["prompt_ids"] = [5, *own[2]["prompt_ids"]]
+    report = compare_observed(observation, pair[0], pair[1], responses=own, show_progress=False)
+    predicted = replay(
+        pair[0], None, own, temperature=0.0, max_new_tokens=10, num_assistant_tokens=2, serving_engine="llama.cpp",
+        show_progress=False,
+    )  # fmt: skip
+    rate = report.metrics[0]
+    assert rate.earlier == predicted.acceptance_rate
+    whole = rate.observed.value - rate.earlier.value
+    assert rate.same_tokens.value + rate.other_tokens.value == pytest.approx(whole)
+    assert rate.other_tokens.low <= rate.other_tokens.value <= rate.other_tokens.high
+    assert "1 of 3 own responses are the server's to the token" in report.notes[-2]
+    assert "they have 6.0 tokens and the server's 10.0" in report.notes[-2]
+    assert report.notes[-1].startswith("1 prompts have other ids")
+    with pytest.raises(ValueError, match="There are 2 `responses` and 3 prompts"):
+        compare_observed(observation, *pair, responses=own[:2])
+
+
+@pytest.fixture
+def evaluation():
+    report = build_report()
+    setting = next(one for one in report.draft.settings if one.temperature == 0)
+    draft = dataclasses.replace(report.draft, settings=[setting])
+    return dataclasses.replace(report, drafts=[draft], comparisons=[], serving_engine="llama.cpp")
+
+
+def test_an_earlier_report_splits_it_too_and_shows_it(observation, pair, evaluation, tmp_path):
+    observed = compare_observed(observation, pair[0], None, report=evaluation, show_progress=False)
+    rate, earlier = observed.metrics[0], evaluation.draft.settings[0].at_gamma(2).acceptance_rate
+    assert rate.earlier == earlier
+    assert rate.other_tokens.value == pytest.approx(rate.predicted.value - earlier.value)
+    assert observed.metrics[1].earlier is None  # the report has no mean acceptance length
+    report = evaluation.with_observed(observed)
+    save_report(report, tmp_path)
+    assert load_report(tmp_path).observed[0].prompts == observed.prompts
+    page, text = render_html(report), render_markdown(report)
+    titles = ["<h2>Costs</h2>", "<h2>Predicted and observed</h2>", "<h2>Where the draft fails</h2>"]
+    assert sorted(titles, key=page.index) == titles
+    for words in ("llama.cpp, temperature 0, 2 drafted tokens, 3 prompts", "acceptance rate (draft acceptance)"):
+        assert words in page and words in text
+    assert "Predicted and observed" not in render_html(evaluation)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"serving_engine": "vllm"}, "counts otherwise"), ({"drafts": None}, "has no metrics at the setting 'greedy'")],
+)
+def test_a_report_that_does_not_fit(observation, pair, evaluation, change, message):
+    if change.get("drafts", 0) is None:
+        change = {"drafts": [dataclasses.replace(evaluation.draft, settings=build_report().draft.settings[:1])]}
+    with pytest.raises(ValueError, match=message):
+        compare_observed(observation, *pair, report=dataclasses.replace(evaluation, **change))
+
+
+def test_files(observation, pair, tmp_path):
+    report = compare_observed(observation, pair[0], None, show_progress=False)
+    paths = save_observed(report, tmp_path)
+    loaded = load_observed(tmp_path)
+    assert loaded.prompts == report.prompts and loaded.speedup == report.speedup and loaded.notes == report.notes
+    page, text = paths["html"].read_text(), paths["md"].read_text()
+    assert "target|&lt;b&gt;.gguf in llama.cpp" in page and "<b>.gguf" not in text
+    assert "speed-up 2.00" in page  # the median of 1, 2 and 3
+    assert text.index("| 1 | 10 |") < text.index("| 0 | 10 |")  # what differs comes first
+    values = json.loads(paths["json"].read_text())
+    paths["json"].write_text(json.dumps({**values, "format": 9}))
+    with pytest.raises(ValueError, match="has format 9, but this version reads 1"):
+        load_observed(paths["json"])
+    paths["json"].write_text("[]")
+    with pytest.raises(ValueError, match="is no observation"):
+        load_observed(tmp_path)
+
+
+def test_without_a_draft_nothing_is_predicted(observation):
+    report = describe_observation(dataclasses.replace(observation, plain_requests=[]))
+    assert report.num_compared == 0 and report.metrics[0].predicted is None
+    assert "predicts" not in report.headline and "speed-up" not in report.headline
+    assert report.metrics[1].observed.value != report.metrics[1].observed.value  # llama.cpp tells no rounds
+    assert isinstance(report.metrics[0].observed, Interval)
