@@ -254,7 +254,7 @@ def _read_responses(responses: ResponseRows, max_new_tokens: int | None, vocab_s
         if missing:
             raise ValueError(
                 f"The responses have no {' and no '.join(missing)}, only {sorted(row)}. "
-                "`spec_kd.data.generate_responses` returns what is needed."
+                "`spec_kd.generate_responses` returns what is needed."
             )
         one = _Response(list(row["prompt_ids"]), list(row["completion_ids"]), row)
         for name, ids in (("prompt", one.prompt), ("completion", one.completion)):

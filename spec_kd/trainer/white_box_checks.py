@@ -93,7 +93,7 @@ def check_reference(loss: TokenLoss, ref_model: Model | None, train_dataset: Any
         (
             reads_scores and train_dataset is not None and REFERENCE_COLUMN not in find_token_columns(train_dataset),
             f"`token_selection={name!r}` compares the draft with a reference draft. Pass `ref_model`, or "
-            f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`).",
+            f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.add_reference_scores`).",
         ),
     )
     return reads_scores
