@@ -147,7 +147,7 @@ class SpeculativeEvalCallback(TrainerCallback):
             if self.trainer.is_fsdp_enabled:
                 raise ValueError(
                     "SpeculativeEvalCallback cannot read models sharded by FSDP. Train with DDP or DeepSpeed, or "
-                    "evaluate the saved draft with `spec_kd.evaluation.response_replay`."
+                    "evaluate the saved draft with `spec_kd.evaluate_draft`."
                 )
             # `EarlyStoppingCallback` stops counting if it runs before the metric is there
             handler = self.trainer.callback_handler

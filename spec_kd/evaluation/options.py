@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
-from spec_kd.serving import find_serving_engine
+from spec_kd.serving import SERVING_ENGINES, find_serving_engine
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -47,8 +47,7 @@ class EvaluationOptions:
     """
 
     serving_engine: str = option(
-        "Engine that will serve the draft, which decides how the draft is sampled: `transformers`, `vllm`, `sglang`, "
-        "`llama.cpp` or `tensorrt-llm`.",
+        f"Engine that will serve the draft, which decides how the draft is sampled: {', '.join(SERVING_ENGINES)}.",
         default="transformers",
     )
     draft_samplings: list[str] | None = option(

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_sampling, expect_rounds
+from spec_kd.decoding.options import DRAFT_SAMPLING_HELP
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.stored_responses import check_stored_logprobs, read_stored_sparse
 from spec_kd.evaluation.token_scores import SCORES, score_from_stored, score_from_target
@@ -39,11 +40,7 @@ class ReplayOptions:
         "Limit that the responses were written under. [`replay`] needs it.", default=None
     )
     vocab_size: int | None = option("Number of real ids. By default the rows that both heads have.", default=None)
-    draft_sampling: str = option(
-        "How the draft is sampled: `stochastic` is the lossless rule of the papers and of transformers; `greedy` "
-        "drafts the most likely token at any temperature, as most servers do. The two are equal at temperature 0.",
-        default="stochastic",
-    )
+    draft_sampling: str = option(DRAFT_SAMPLING_HELP, default="stochastic")
     top_k: int = option(
         "Number of most likely ids that responses and a stochastic draft are sampled from; 0 for all. Needs a target.",
         default=0,
