@@ -26,6 +26,13 @@ try:
 except ImportError:  # Windows, which does not remove a file that is open
     fcntl = None  # type: ignore[assignment]  # nothing of it is called there
 
+# Builders of `datasets`, by the ending of a file with rows.
+BUILDERS = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}  # fmt: skip
 PART_SUFFIX = ".part"
 LOCK_FILE = "lock"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -64,7 +64,7 @@ def test_an_unknown_way_to_logits_is_refused_by_name(dtype):
         return output
 
     model.forward = scaled
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM \(teacher\) makes its logits in a way"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM \(teacher\) computes its logits in a way"):
         check_logits_are_known(model, "teacher")
 
 

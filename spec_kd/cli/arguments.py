@@ -34,12 +34,12 @@ class InitArguments:
         default=None,
     )
     serving_engine: str = option(
-        "Engine that will serve the draft: transformers, vllm, sglang, llama.cpp or tensorrt-llm.",
-        default="transformers",
+        f"Engine that will serve the draft: {', '.join(SERVING_ENGINES)}.", default="transformers"
     )
     output: str = option("File for the recipe. An existing file is not overwritten.", default="recipe.yaml")
 
     def __post_init__(self) -> None:
+        find_serving_engine(self.serving_engine)
         if self.scenario is not None and self.scenario not in SCENARIOS:
             raise ValueError(f"`scenario` is {self.scenario!r}.{suggest(self.scenario, SCENARIOS)}")
         if (self.find_scenario() == "synthetic") != (self.prompts is None):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from spec_kd.files import BUILDERS
 from spec_kd.open_types import Argument, JsonObject, Record
 from spec_kd.options import read_path
 
@@ -15,10 +16,6 @@ PATH_OPTIONS = frozenset(
      "teacher_model_name_or_path", "responses_dir", "serving_target", "test_sets", "tokenizer", "tool_catalog")
 )  # fmt: skip
 FILES_ONLY = ("paths", "tool_catalog", "deepspeed")  # never a name on the Hub
-BUILDERS = {
-    ".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
-    ".txt": "text",
-}  # fmt: skip
 
 
 def read_paths(name: str, value: Argument) -> Argument:

@@ -14,8 +14,8 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from spec_kd.cli.paths import BUILDERS, check_exists, list_files
-from spec_kd.files import replacing
+from spec_kd.cli.paths import check_exists, list_files
+from spec_kd.files import BUILDERS, replacing
 from spec_kd.open_types import JsonObject
 from spec_kd.options import read_path, refuse
 from spec_kd.prompts.curated_files import load_file

@@ -47,6 +47,7 @@ class Workspace:
         if output_dir is not None:
             check_formats(output_dir)
             Path(output_dir).mkdir(parents=True, exist_ok=True)
+            sweep(Path(output_dir))  # a killed run may have been writing the hashes
         self.fingerprints = Fingerprints(Path(output_dir, HASHES_FILE) if output_dir is not None else None)
 
     def do(

@@ -6,6 +6,13 @@ from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
 from spec_kd.options import check_int, document_options, option
 from spec_kd.sampling.options import SamplingOptions
 
+# Texts of options that other groups of options have as well.
+NUM_ASSISTANT_TOKENS_HELP = "Number of tokens drafted in a round (gamma)."
+DRAFT_SAMPLING_HELP = (
+    "How the draft proposes tokens: `stochastic` samples them, as in the papers and in transformers; `greedy` takes "
+    "the most likely ones at any temperature, as most servers do. The two are equal at temperature 0."
+)
+
 
 @document_options
 @dataclass(frozen=True)
@@ -16,12 +23,8 @@ class SpeculationOptions(SamplingOptions):
     """
 
     temperature: float = option("Temperature of both models; 0 is greedy.", default=0.0)
-    num_assistant_tokens: int = option("Number of tokens drafted in a round (gamma).", default=5)
-    draft_sampling: str = option(
-        "How the draft proposes tokens: `stochastic` samples them, as in the paper and in transformers; `greedy` takes "
-        "the most likely ones at any temperature, as most servers do. The two are equal at temperature 0.",
-        default="stochastic",
-    )
+    num_assistant_tokens: int = option(NUM_ASSISTANT_TOKENS_HELP, default=5)
+    draft_sampling: str = option(DRAFT_SAMPLING_HELP, default="stochastic")
     batch_size: int = option(
         "Number of prompts at a time, the longest first. A complete one makes room for the next. Sampled completions "
         "depend on it.",

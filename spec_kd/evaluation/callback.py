@@ -46,7 +46,7 @@ class SpeculativeEvalCallback(TrainerCallback):
 
     Args:
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            Prompts as [`~spec_kd.data.generate_responses`] takes them. Or responses that it made with a
+            Prompts as [`~spec_kd.generate_responses`] takes them. Or responses that it made with a
             `teacher_signal`: the draft is then replayed on these, at their temperatures, and no target is needed.
         target (`PreTrainedModel`, *optional*):
             The target. By default `teacher_model` of the bound trainer, if it has one; not needed with such responses.
@@ -147,7 +147,7 @@ class SpeculativeEvalCallback(TrainerCallback):
             if self.trainer.is_fsdp_enabled:
                 raise ValueError(
                     "SpeculativeEvalCallback cannot read models sharded by FSDP. Train with DDP or DeepSpeed, or "
-                    "evaluate the saved draft with `spec_kd.evaluation.response_replay`."
+                    "evaluate the saved draft with `spec_kd.evaluate_draft`."
                 )
             # `EarlyStoppingCallback` stops counting if it runs before the metric is there
             handler = self.trainer.callback_handler

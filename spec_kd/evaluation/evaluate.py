@@ -49,7 +49,7 @@ def evaluate_draft(
         target (`PreTrainedModel`, `str`, `Engine` or `None`):
             The target. `None` if `prompts` are responses with a `teacher_signal`, which are evaluated without it.
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            Prompts as [`~spec_kd.data.generate_responses`] takes them, or the responses that it returned.
+            Prompts as [`~spec_kd.generate_responses`] takes them, or the responses that it returned.
         options (`EvaluationOptions`, *optional*): What is measured; the defaults of [`EvaluationOptions`] by default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. Loaded with the target by default; required without a target.

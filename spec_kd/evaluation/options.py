@@ -9,7 +9,7 @@ from spec_kd.counting import REPLAY_SAMPLINGS
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
-from spec_kd.serving import ServingEngine, find_serving_engine
+from spec_kd.serving import SERVING_ENGINE_HELP, ServingEngine, find_serving_engine
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -48,8 +48,7 @@ class EvaluationOptions:
     """
 
     serving_engine: str = option(
-        "Engine that will serve the draft, which decides how the draft is sampled and what is counted: `transformers`, "
-        "`vllm`, `sglang`, `llama.cpp`, `tensorrt-llm`, `mlx-lm` or `openvino`.",
+        SERVING_ENGINE_HELP,
         default="transformers",
     )
     draft_samplings: list[str] | None = option(

@@ -22,7 +22,7 @@ from spec_kd.progress import RowProgress
 from spec_kd.sampling.generation import generate_batch
 from spec_kd.sampling.options import SamplingOptions, check_truncation
 from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
-from spec_kd.serving import ServingEngine, find_serving_engine
+from spec_kd.serving import SERVING_ENGINE_HELP, ServingEngine, find_serving_engine
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 ResponseRows = Iterable[Mapping[str, Sequence[int]]]
@@ -43,8 +43,7 @@ class ReplayOptions:
     )
     vocab_size: int | None = option("Number of real ids. By default the rows that both heads have.", default=None)
     serving_engine: str = option(
-        "Engine that will serve the draft, which decides how the draft is sampled and what is counted: `transformers`, "
-        "`vllm`, `sglang`, `llama.cpp`, `tensorrt-llm`, `mlx-lm` or `openvino`.",
+        SERVING_ENGINE_HELP,
         default="transformers",
     )
     draft_sampling: str | None = option(
@@ -331,7 +330,7 @@ def _read_responses(responses: ResponseRows, max_new_tokens: int | None, vocab_s
         if missing:
             raise ValueError(
                 f"The responses have no {' and no '.join(missing)}, only {sorted(row)}. "
-                "`spec_kd.data.generate_responses` returns what is needed."
+                "`spec_kd.generate_responses` returns what is needed."
             )
         one = _Response(list(row["prompt_ids"]), list(row["completion_ids"]), row)
         for name, ids in (("prompt", one.prompt), ("completion", one.completion)):

@@ -18,7 +18,7 @@ from spec_kd.finite import check_finite_weights
 from spec_kd.heads import unwrap_peft
 from spec_kd.hub.card import carry_model_card
 from spec_kd.loading import find_processing_class, load_model, load_tokenizer
-from spec_kd.options import check_int, read_path
+from spec_kd.options import check_int, read_path, refuse
 from spec_kd.serving import find_serving_engine
 from spec_kd.serving.check import check_saved_form
 from spec_kd.vocabulary import ProcessingClass, align_vocabulary, count_real_ids
@@ -91,7 +91,7 @@ def export_draft(
         raise ValueError(f"`draft` is {draft!r:.80}, but must be a model or its path.")
     adapter = draft if isinstance(draft, PeftModel) else None
     is_adapter_kept = adapter is not None and not merge_adapter
-    for is_refused, reason in (
+    refuse(
         (
             any(hasattr(parameter, "ds_id") for parameter in draft.parameters()),
             "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path.",
@@ -114,9 +114,7 @@ def export_draft(
             f"The adapter's base model is in `{output_dir}`, and saving the adapter there would remove it. Choose "
             "another `output_dir`, or merge the adapter.",
         ),
-    ):
-        if is_refused:
-            raise ValueError(reason)
+    )
     check_finite_weights(draft, "draft")
     staging = output_dir / STAGING
     try:

@@ -17,7 +17,7 @@ import torch
 from spec_kd.losses.divergences import Divergence, TokenDivergence
 from spec_kd.losses.registry import DIVERGENCES, check_class
 from spec_kd.open_types import Array, Chunk
-from spec_kd.options import check_int, refuse
+from spec_kd.options import check_int
 
 AlphaEstimate: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
@@ -181,7 +181,8 @@ class SparseMethod(ABC):
         """A request for this method, with `size` as its number; raises `ValueError` for a size it has no use for."""
         if self.size_name is not None:
             return SignalSpec(self.name, **{self.size_name: size or self.default_size})
-        refuse((size is not None, f"The method {self.name!r} has no use for a size, got {size}. Leave it out."))
+        if size is not None:
+            raise ValueError(f"The method {self.name!r} has no use for a size, got {size}. Leave it out.")
         return SignalSpec(self.name)
 
     @abstractmethod

@@ -7,15 +7,9 @@ import pandas
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from spec_kd.files import BUILDERS
 from spec_kd.open_types import Argument
 from spec_kd.prompts.logs.text_decoding import BOM, MARKS
-
-BUILDERS = {
-    ".jsonl": "json", ".ndjson": "json", ".json": "json",
-    ".csv": "csv", ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}  # fmt: skip
 
 
 def load_file(path: str, split: str) -> Dataset:

@@ -10,11 +10,22 @@ from spec_kd.serving.tensorrt_llm import TENSORRT_LLM
 from spec_kd.serving.transformers import TRANSFORMERS
 from spec_kd.serving.vllm import VLLM
 
-__all__ = ["SERVING_ENGINES", "DraftingRule", "ServingEngine", "find_serving_engine", "serving_commands"]
+__all__ = [
+    "SERVING_ENGINES",
+    "SERVING_ENGINE_HELP",
+    "DraftingRule",
+    "ServingEngine",
+    "find_serving_engine",
+    "serving_commands",
+]
 
 SERVING_ENGINES: dict[str, ServingEngine] = {
     engine.name: engine for engine in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM, MLX_LM, OPENVINO)
 }
+SERVING_ENGINE_HELP = (
+    "Engine that will serve the draft, which decides how the draft is sampled and what is counted: "
+    f"{', '.join(SERVING_ENGINES)}."
+)
 
 
 def find_serving_engine(name: str) -> ServingEngine:

@@ -135,14 +135,12 @@ def check_dataset(
     """Raises `ValueError` unless a dataset says what the target wrote, in a form that will be prepared."""
     columns = find_columns(dataset)
     is_told, makes_text = args.assume_target_completions, formatting_func is not None and columns
-    refuse(
-        (
-            makes_text and not ID_COLUMNS & columns and not is_told,
+    if makes_text and not ID_COLUMNS & columns and not is_told:
+        raise ValueError(
             f"`formatting_func` makes one text of each row of the {name} dataset, without saying which part the target "
             "wrote. If it wrote all of it, set `assume_target_completions=True`; otherwise give `prompt` and "
-            "`completion`.",
+            "`completion`."
         )
-    )
     check_training_columns(dataset, name, assume_target_completions=is_told)
     has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or is_told
     refuse(

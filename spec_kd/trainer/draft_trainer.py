@@ -77,8 +77,7 @@ class DraftTrainer(FiniteGuard, ResumableTraining, SFTTrainer):
     args: DraftConfig
     model: PreTrainedModel
     processing_class: ProcessingClass
-    # TRL has a list, which it only reads
-    _tag_names: tuple[str, ...] = ("trl", "sft", "spec_kd", "speculative-decoding", "draft-model")  # type: ignore[assignment]  # TRL has a list
+    _tag_names: tuple[str, ...] = ("trl", "sft", "spec_kd", "speculative-decoding", "draft-model")  # type: ignore[assignment]  # a list in TRL, which reads it only
     _config_class: type[DraftConfig] = DraftConfig
     _method: str
     _card_tags: str | list[str] | None = None

@@ -93,7 +93,7 @@ def check_reference(loss: TokenLoss, ref_model: Model | None, train_dataset: Any
         (
             reads_scores and train_dataset is not None and REFERENCE_COLUMN not in find_token_columns(train_dataset),
             f"`token_selection={name!r}` compares the draft with a reference draft. Pass `ref_model`, or "
-            f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.data.add_reference_scores`).",
+            f"a dataset with a `{REFERENCE_COLUMN}` column (`spec_kd.add_reference_scores`).",
         ),
     )
     return reads_scores
@@ -116,21 +116,17 @@ def check_stored_run(
     datasets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
     for name, dataset in datasets.items():
         found = read_teacher_info(dataset)
-        what = "no teacher signal" if found is None else f"a teacher signal of {found.method!r}"
-        refuse(
-            (
-                dataset is not None and (found is None or found.sparse_method != info.sparse_method),
+        if dataset is not None and (found is None or found.sparse_method != info.sparse_method):
+            what = "no teacher signal" if found is None else f"a teacher signal of {found.method!r}"
+            raise ValueError(
                 f"The {name} dataset has {what}, the training set one of {info.method!r}. Make both the same way, or "
-                "leave `eval_dataset` out and measure acceptance with `SpeculativeEvalCallback`.",
+                "leave `eval_dataset` out and measure acceptance with `SpeculativeEvalCallback`."
             )
-        )
-    refuse(
-        (
-            args.completion_only_loss is False,
+    if args.completion_only_loss is False:
+        raise ValueError(
             "`completion_only_loss=False` trains on the prompts as well, of which the dataset's teacher signal says "
-            "nothing. Drop it, or pass a `teacher_model`.",
+            "nothing. Drop it, or pass a `teacher_model`."
         )
-    )
 
 
 @dataclass(frozen=True)

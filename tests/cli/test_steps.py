@@ -94,3 +94,12 @@ def test_secrets_are_no_inputs_and_are_not_written_down(do, tmp_path):
     assert "hf_" not in text and '"revision": "v1"' in text
     # another token gives access to the same
     assert do(change(**{**secret, "hub_token": "hf_0123456789"}))["is_reused"]
+
+
+def test_a_half_written_file_of_a_killed_run_is_removed(tmp_path):
+    left = tmp_path / "..hashes.json.92c69f9b.part"
+    left.write_text("{")
+    other = tmp_path / "notes.part"
+    other.write_text("not ours")
+    Workspace(str(tmp_path))
+    assert not left.exists() and other.exists()

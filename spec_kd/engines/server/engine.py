@@ -12,7 +12,8 @@ from spec_kd.engines.server.logprobs import (
     UnidentifiedTokens,
     UnidentifiedTokensError,
 )
-from spec_kd.engines.server.requests import RequestBuilder, verify_scoring
+from spec_kd.engines.server.requests import RequestBuilder
+from spec_kd.engines.server.scoring import verify_scoring
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument, JsonObject, JsonValue
 from spec_kd.options import resolve_options

@@ -173,8 +173,10 @@ def _find_fields(record: Record, request: Record) -> JsonObject:
 
 
 def _find_scalar(sources: Sequence[Record], keys: Sequence[str]) -> JsonValue:
-    values = [source[key] for key in keys for source in sources if key in source]
-    return next((value for value in values if value not in (None, "") and not isinstance(value, dict | list)), None)
+    for value in [source[key] for key in keys for source in sources if key in source]:
+        if value not in (None, "") and not isinstance(value, dict | list):
+            return value
+    return None
 
 
 def read_time(value: JsonValue) -> float | None:

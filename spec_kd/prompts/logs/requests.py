@@ -44,7 +44,8 @@ def find_part(record: Record, wanted: Sequence[str], places: Sequence[str] = REQ
     """
     if _has_value(record, wanted):
         return record
-    for part in (parse_json(record[key]) for key in places if key in record):
+    for key in places:
+        part = parse_json(record[key]) if key in record else None
         for inner in (part, part.get("body")) if isinstance(part, dict) else ():
             if isinstance(inner, dict) and _has_value(inner, wanted):
                 return inner
@@ -53,7 +54,10 @@ def find_part(record: Record, wanted: Sequence[str], places: Sequence[str] = REQ
 
 def _has_value(part: Record, keys: Sequence[str]) -> bool:
     """Whether one of the keys has a value; LiteLLM writes `"{}"` for a value that it did not keep."""
-    return any((value := part.get(key)) and value not in ("{}", "[]") for key in keys)
+    for key in keys:  # noqa: SIM110  # `any` over a generator takes twice as long, and each record comes here often
+        if (value := part.get(key)) and value not in ("{}", "[]"):
+            return True
+    return False
 
 
 def read_request(record: Record) -> Request | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spec_kd.open_types import JsonObject
-from spec_kd.options import check_int, check_ints, check_number, document_options, option
+from spec_kd.options import check_int, check_ints, check_number, document_options, option, refuse
 from spec_kd.prompts.deduplication import check_threshold
 from spec_kd.prompts.tool_catalog import Tool, dump_tools, load_tool_catalog, wrap_tool
 from spec_kd.sampling.options import check_truncation
@@ -112,7 +112,7 @@ class SynthesisOptions:
         for top_p in self.top_p:
             check_truncation(0, top_p)
         has_place = any(TOOLS_PLACEHOLDER in prompt for prompt in self.system_prompts)
-        for is_wrong, reason in (
+        refuse(
             (
                 self.tools and max(self.num_tools) > len(self.tools),
                 f"`num_tools` asks for {max(self.num_tools)} tools, but the catalog has {len(self.tools)}.",
@@ -126,9 +126,7 @@ class SynthesisOptions:
                 "A system prompt contains `{tools}`, so it tells the target its tools and belongs to the prompt: set "
                 "`keep_system_prompt=True`.",
             ),
-        ):
-            if is_wrong:
-                raise ValueError(reason)
+        )
 
     @cached_property
     def tools(self) -> list[Tool]:

@@ -140,12 +140,11 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
 
     def _set_up_streaming(self) -> None:
         for name, only in WHEN_STREAMING.items():
-            value = getattr(self, name)
-            message = (
-                f"`{name}={value!r}` has no use with `mode='streaming'`: every request is served once, by speculative "
-                "decoding from the plain softmax. Leave it out."
-            )
-            refuse((value != only, message))
+            if (value := getattr(self, name)) != only:
+                raise ValueError(
+                    f"`{name}={value!r}` has no use with `mode='streaming'`: every request is served once, by "
+                    "speculative decoding from the plain softmax. Leave it out."
+                )
         self.train_sampling_strategy = "sequential"
         if self.update_interval is not None:
             self.gradient_accumulation_steps = self.update_interval // self.per_device_train_batch_size
@@ -168,9 +167,9 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
         for each in (each for each in fields(source) if each.name not in cls.__dataclass_fields__):
             value = values.pop(each.name, None)
             default = each.default if each.default_factory is MISSING else each.default_factory()
-            advice = INSTEAD.get(each.name, "Leave it out, or see `OnlineGKDConfig` for what there is.")
-            message = f"`{each.name}={value!r}` of {source.__name__} has no meaning here. {advice}"
-            refuse((value not in (default, None), message))
+            if value not in (default, None):
+                advice = INSTEAD.get(each.name, "Leave it out, or see `OnlineGKDConfig` for what there is.")
+                raise ValueError(f"`{each.name}={value!r}` of {source.__name__} has no meaning here. {advice}")
         return values
 
     def describe(self) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from spec_kd.acceptance import check_num_assistant_tokens, check_sampling
+from spec_kd.decoding.options import DRAFT_SAMPLING_HELP, NUM_ASSISTANT_TOKENS_HELP
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Arguments
 from spec_kd.options import check_choice, check_int, document_options, option, refuse
@@ -32,12 +33,8 @@ class StreamingOptions:
         "sets `gradient_accumulation_steps`. By default these two decide.",
         default=None,
     )
-    num_assistant_tokens: int = option("Number of tokens drafted in a round (gamma).", default=5)
-    draft_sampling: str = option(
-        "Sampling rule of the draft: 'stochastic', the rule of the papers, or 'greedy', as most servers draft at any "
-        "temperature.",
-        default="stochastic",
-    )
+    num_assistant_tokens: int = option(NUM_ASSISTANT_TOKENS_HELP, default=5)
+    draft_sampling: str = option(DRAFT_SAMPLING_HELP, default="stochastic")
     trained_positions: str = option(
         "Tokens that the loss is over: 'rejected', where the target corrected the draft, or 'all'.",
         default="rejected",

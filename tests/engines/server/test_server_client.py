@@ -335,7 +335,7 @@ def test_without_the_openai_package_the_error_says_what_to_install(serve, monkey
 def test_the_modules_can_be_imported_without_the_openai_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     paths = sorted(Path(server_client.__file__).parent.glob("*.py"))
-    assert len(paths) == 7
+    assert len(paths) == 8
     for path in paths:
         spec = importlib.util.spec_from_file_location(f"fresh_{path.stem}", path)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
