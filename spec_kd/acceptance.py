@@ -100,6 +100,7 @@ class Rounds:
     Args:
         target_calls (`torch.Tensor`): Target forward passes `(P,)`, without the prompt's where it drafts nothing.
         accepted (`torch.Tensor`): Drafted tokens that were accepted, as [`Counting`] says `(P,)`.
+        accepted_variance (`torch.Tensor`): Variance of that number over runs that write the same text `(P,)`.
         drafted (`torch.Tensor`): Drafted tokens, as [`Counting`] says `(P,)`.
         drafting_rounds (`torch.Tensor`): Rounds that drafted at least one token `(P,)`.
         accepted_by_position (`torch.Tensor`): Rounds in which drafted token k = 1..gamma was accepted `(P, gamma)`.
@@ -108,6 +109,7 @@ class Rounds:
 
     target_calls: torch.Tensor
     accepted: torch.Tensor
+    accepted_variance: torch.Tensor
     drafted: torch.Tensor
     drafting_rounds: torch.Tensor
     accepted_by_position: torch.Tensor
@@ -128,9 +130,10 @@ def expect_rounds(
 
     With u(i) the probability that a round starts at token i, u(first round) = 1 and, for g drafted tokens,
     u(i + k + 1) += u(i) * prod_{j<k} a_{i+j} * (1 - a_{i+k} if k < g else 1). Everything else is a sum over rounds
-    weighted by u. g is gamma, or what the limit leaves: max_new_tokens - i - 1 with one reserved token. By the counting
-    of the papers a round that reaches the text's last token (its EOS) by acceptance ends there without a bonus token,
-    and `drafted` is an upper bound for engines that let a draft stop at an EOS of its own.
+    weighted by u. For the variance, the same recursion carries on the mean and the mean square of what was accepted
+    before a round. g is gamma, or what the limit leaves: max_new_tokens - i - 1 with one reserved token. By the
+    counting of the papers a round that reaches the text's last token (its EOS) by acceptance ends there without a bonus
+    token, and `drafted` is an upper bound for engines that let a draft stop at an EOS of its own.
 
     Args:
         acceptance (`torch.Tensor`):
@@ -177,14 +180,16 @@ def expect_rounds(
     if looked_up is not None:
         widest = max(gamma, int(looked_up.drafted.max()))
         a = torch.nn.functional.pad(a, (0, widest - gamma))
-    starts = a.new_zeros(num_texts, longest + widest + 1)  # u(i)
-    starts[:, first] = 1
+    # u(i), and the mean and the mean square of what was accepted before, times u(i)
+    moments = a.new_zeros(3, num_texts, longest + widest + 1)
+    moments[0, :, first] = 1
     accepted, drafted = a.new_zeros(num_texts, widest), a.new_zeros(num_texts, widest)
     calls, drafting_rounds = a.new_zeros(num_texts), a.new_zeros(num_texts)
     k = torch.arange(widest, device=a.device)
     for i in range(first, longest):
         room = widest if counting.reserved_tokens is None else max_new_tokens - i - counting.reserved_tokens
-        u = starts[:, i] * (i < lengths)  # (P,)
+        before = moments[:, :, i, None] * (i < lengths)[:, None]  # (3, P, 1)
+        u = before[0, :, 0]  # (P,)
         g = torch.full_like(lengths, min(gamma, room) * has_draft)[:, None]  # (P, 1)
         chances = a[:, i : i + widest]  # (P, widest)
         if looked_up is not None:
@@ -192,17 +197,25 @@ def expect_rounds(
             g = torch.where(is_found, looked_up.drafted[:, i, None].clamp(max=room), g)
             chances = torch.where(is_found, (k < looked_up.accepted[:, i, None]).to(a), chances)
         is_drafted = k < g  # (P, widest)
-        reach = u[:, None] * (chances * is_drafted).cumprod(dim=-1)  # (P, widest): token k is accepted
-        reach_before = torch.cat([u[:, None], reach], dim=-1)  # (P, widest + 1)
-        starts[:, i + 1 : i + widest + 2] += reach_before - torch.nn.functional.pad(reach, (0, 1))
+        reach = (chances * is_drafted).cumprod(dim=-1)  # (P, widest): token k is accepted in such a round
+        left = (lengths - i)[:, None]  # (P, 1)
+        is_counted = torch.ones_like(reach)
+        if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
+            is_counted = is_counted.masked_fill((k == left - 1) & (k < g - 1), 0.0)
+        stops = torch.nn.functional.pad(reach, (1, 0), value=1.0) - torch.nn.functional.pad(reach, (0, 1))
+        gain = torch.nn.functional.pad(is_counted.cumsum(dim=-1), (1, 0))  # (P, widest + 1): tokens counted by then
+        after = moments[:, :, i + 1 : i + widest + 2]
+        after[0] += stops * before[0]
+        after[1] += stops * (before[1] + gain * before[0])
+        after[2] += stops * (before[2] + 2 * gain * before[1] + gain**2 * before[0])
+        moments[:, :, i] -= before[:, :, 0]  # moved on
         calls += u
         drafting_rounds += u * (g[:, 0] > 0)
-        left = (lengths - i)[:, None]  # (P, 1)
-        if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
-            reach = reach.masked_fill((k == left - 1) & (k < g - 1), 0.0)
-        accepted += reach
+        accepted += u[:, None] * reach * is_counted
         drafted += u[:, None] * is_drafted * ((k < left) | counting.counts_drafted_past_end)
-    return Rounds(calls, accepted.sum(dim=-1), drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
+    mean, square = moments[1:].sum(dim=-1)  # (P,) each: every text has ended
+    variance = (square - mean**2).clamp(min=0.0)
+    return Rounds(calls, accepted.sum(dim=-1), variance, drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
 
 
 def check_num_assistant_tokens(num_assistant_tokens: int) -> None:

@@ -1,5 +1,6 @@
 """Checked against the recursion of the definition, a simulation of the rounds, and cases done by hand."""
 
+import itertools
 from functools import lru_cache
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spec_kd.acceptance import (
+    LookedUp,
     check_sampling,
     compute_alpha,
     compute_greedy_draft_alpha,
@@ -16,6 +18,7 @@ from spec_kd.acceptance import (
     expect_rounds,
     match_tokens,
 )
+from spec_kd.counting import Counting
 
 
 def count_calls_by_recursion(a, gamma, max_new_tokens):
@@ -83,6 +86,51 @@ def test_all_sums_equal_a_simulation(room):
         samples = np.stack(column).reshape(4000, -1)
         error = samples.std(axis=0) / np.sqrt(4000) + 1e-9
         assert (np.abs(samples.mean(axis=0) - expected.numpy().ravel()) < 4 * error).all(), position
+
+
+def count_accepted(bits, gamma, limit, counting):
+    """Accepted tokens of one run, in which drafted token i of the text (and past its end) is accepted if `bits[i]`."""
+    n, i, total = len(bits) - (gamma if counting.end == "passed" else 0), counting.first_round, 0
+    while i < n:
+        g = gamma if counting.reserved_tokens is None else max(0, min(gamma, limit - i - counting.reserved_tokens))
+        k = 0
+        while k < g and i + k < len(bits) and bits[i + k]:
+            k += 1
+        total += k - (counting.end == "if_last" and i + k == n and k < g)
+        i += k + 1
+    return total
+
+
+@pytest.mark.parametrize(
+    "counting",
+    [
+        Counting(),
+        Counting(first_round=1, counts_drafted_past_end=True, end="if_last"),
+        Counting(first_round=1, reserved_tokens=None, counts_drafted_past_end=True, end="passed"),
+    ],
+)
+@pytest.mark.parametrize(("length", "gamma", "room"), [(1, 2, 3), (6, 3, 0), (8, 2, 3), (7, 4, 9)])
+def test_the_variance_of_the_accepted_tokens_is_that_of_all_outcomes(counting, length, gamma, room):
+    rng = np.random.default_rng(length)
+    past = gamma * (counting.end == "passed")
+    a = rng.uniform(0.2, 1, size=length + past)
+    a[length // 2] = 1.0  # certain tokens too
+    mean = square = 0.0
+    for bits in itertools.product((0, 1), repeat=length + past):
+        chance = np.where(bits, a, 1 - a).prod()
+        count = count_accepted(bits, gamma, length + room, counting)
+        mean, square = mean + chance * count, square + chance * count**2
+    past_end = torch.from_numpy(a[None, length:]) if past else None
+    rounds = expect_rounds(torch.from_numpy(a[:length]), gamma, length + room, counting=counting, past_end=past_end)
+    assert rounds.accepted.item() == pytest.approx(mean)
+    assert rounds.accepted_variance.item() == pytest.approx(square - mean**2, abs=1e-9)
+    assert (square - mean**2 > 0.1) == (length > 1)
+
+
+def test_what_was_looked_up_leaves_nothing_to_chance():
+    found = LookedUp(torch.tensor([[0, 3, 0, 0, 2]]), torch.tensor([[0, 2, 0, 0, 1]]))
+    rounds = expect_rounds(torch.full((5,), 0.5), 2, 9, looked_up=found, has_draft=False)
+    assert (rounds.accepted.item(), rounds.accepted_variance.item()) == (3, 0)
 
 
 def test_a_padded_batch_equals_its_texts_one_by_one():

@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 DOMAINS = ("function_calling", "biology", "general")
 PROMPTS_PER_DOMAIN = 16
-MAX_PROMPT_TOKENS = 512  # so that a recording stays quick on one core
+NUM_MANY = 300
+# So that a recording stays quick on one core
+MAX_PROMPT_TOKENS = 512
+MAX_SHORT_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,38 @@ def read_prompts(
                 yield Prompt(domain, split, line, row["prompt"], ids)
 
 
-def select_prompts(data_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts that every engine is asked: 16 of each domain, and 48 of function calling for structured output."""
+@dataclass(frozen=True)
+class SelectedPrompts:
+    """The prompts that every engine is asked.
+
+    Args:
+        mixed (list of `Prompt`): 16 of each domain.
+        calls (list of `Prompt`): 48 of function calling, for structured output.
+        many (list of `Prompt`): 300, for what chance decides: the mixed ones and short ones of the other two domains.
+    """
+
+    mixed: list[Prompt]
+    calls: list[Prompt]
+    many: list[Prompt]
+
+    def get(self, setting: str) -> list[Prompt]:
+        """The prompts that are asked in a setting."""
+        return {"schema": self.calls, "probabilistic": self.many}.get(setting.split("-")[0], self.mixed)
+
+
+def select_prompts(data_dir: Path, tokenizer: PreTrainedTokenizerBase) -> SelectedPrompts:
+    """The first prompts of each domain that are short enough."""
     read = {domain: read_prompts(data_dir, domain, tokenizer, max_tokens=MAX_PROMPT_TOKENS) for domain in DOMAINS}
     calls = list(islice(read["function_calling"], PROMPTS_PER_DOMAIN * len(DOMAINS)))
-    rest = [prompt for domain in DOMAINS[1:] for prompt in islice(read[domain], PROMPTS_PER_DOMAIN)]
-    return calls[:PROMPTS_PER_DOMAIN] + rest, calls
+    others = {domain: list(islice(read[domain], PROMPTS_PER_DOMAIN)) for domain in DOMAINS[1:]}
+    mixed = calls[:PROMPTS_PER_DOMAIN] + [prompt for domain in others.values() for prompt in domain]
+    more = (NUM_MANY - len(mixed)) // len(others)
+    short = [
+        prompt
+        for domain in others
+        for prompt in islice((one for one in read[domain] if len(one.ids) <= MAX_SHORT_TOKENS), more)
+    ]
+    return SelectedPrompts(mixed, calls, mixed + short)
 
 
 def find_prompt(data_dir: Path, place: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Prompt:

@@ -23,24 +23,28 @@ from benchmarks.serving.models import make_gguf_pair
 from benchmarks.serving.recordings import Recording, pack, summarize
 
 MAX_NEW_TOKENS = 64
+MAX_MANY_TOKENS = 24  # where 300 prompts are asked
 PARALLEL = 8  # requests at once: one thread reads the weights once for all of them
 FLAGS = ["-ctk", "f32", "-ctv", "f32", "-fa", "off", "--cache-ram", "0"]
 DRAFT_FLAGS = ["-ctkd", "f32", "-ctvd", "f32"]
-GREEDY = {"temperature": 0.0}
-SAMPLED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "n_probs": 0}
+GREEDY = {"temperature": 0.0, "n_predict": MAX_NEW_TOKENS}
+SAMPLED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "n_probs": 0, "n_predict": MAX_NEW_TOKENS}
+SHORT = {**SAMPLED, "n_predict": MAX_MANY_TOKENS}
+# 4 tokens that followed the last earlier occurrence of the last 2
+NGRAM = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "4"]
 
-# Setting -> (drafted tokens, more flags of the server, options of a request)
+# Setting -> (tokens that the draft proposes, more flags of the server, options of a request)
 SETTINGS: dict[str, tuple[int, list[str], dict[str, Any]]] = {
     "greedy-0": (0, [], GREEDY),
     "greedy-2": (2, [], GREEDY),
     "greedy-4": (4, [], GREEDY),
     "greedy-6": (6, [], GREEDY),
     "sampled-4": (4, [], SAMPLED),
-    "probabilistic-4": (4, ["--spec-draft-sampling", "probabilistic"], SAMPLED),
+    "probabilistic-4": (4, ["--spec-draft-sampling", "probabilistic"], SHORT),
+    "ngram-4": (0, NGRAM, GREEDY),
     "schema-0": (0, [], GREEDY),
     "schema-4": (4, [], GREEDY),
 }
-DEFAULT_SETTINGS = [setting for setting in SETTINGS if not setting.startswith("schema")]
 
 ROUND = re.compile(r"\bid\s+(\d+) \| task .*accepted\s+(\d+)/\s*(\d+) draft tokens")
 
@@ -68,7 +72,7 @@ def wait_for_rounds(log: Path, start: int, slot: int, num_drafted: int) -> tuple
 def ask(server: LlamaServer, prompt: real.Prompt, slot: int, options: dict[str, Any]) -> dict[str, Any]:
     """What the server did for one prompt in one of its slots."""
     start = server.log.stat().st_size
-    answer = server.complete(prompt.ids, MAX_NEW_TOKENS, id_slot=slot, **options)
+    answer = server.complete(prompt.ids, options["n_predict"], id_slot=slot, **options)
     timings = answer["timings"]
     drafted, accepted = wait_for_rounds(server.log, start, slot, timings.get("draft_n", 0))
     if answer["tokens_evaluated"] != len(prompt.ids):
@@ -104,7 +108,7 @@ def record_setting(
         slot = slots.get()
         answer = ask(server, prompt, slot, body)
         slots.put(slot)
-        request = {"n_predict": MAX_NEW_TOKENS, **options, "seed": seed}
+        request = {**options, "seed": seed}
         recording.append({"setting": setting, "prompt": prompt.describe(), **answer, "request": request, **engine})
         print(f"{setting} {seed}: {answer['accepted']} of {answer['drafted']}, {answer['stop_type']}", flush=True)
 
@@ -134,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/test.jsonl.")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/serving"))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=DEFAULT_SETTINGS)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--cores", nargs="+", type=int, help="Cores that the server may use (default: all).")
     parser.add_argument("--pack", action="store_true", help="Write the compressed recording into the project.")
     arguments = parser.parse_args()
@@ -142,10 +146,9 @@ def main() -> None:
     pair = make_gguf_pair(arguments.work_dir)
     tokenizer = AutoTokenizer.from_pretrained(arguments.work_dir / "target")
     recording = Recording(arguments.work_dir / "recordings" / "llama_cpp.jsonl")
-    mixed, calls = real.select_prompts(arguments.data_dir, tokenizer)
+    prompts = real.select_prompts(arguments.data_dir, tokenizer)
     for setting in arguments.settings:
-        prompts = calls if setting.startswith("schema") else mixed
-        record_setting(recording, setting, prompts, pair, arguments.cores)
+        record_setting(recording, setting, prompts.get(setting), pair, arguments.cores)
     for setting, total in summarize(recording.path).items():
         print(setting, total)
     if arguments.pack:

@@ -23,6 +23,7 @@ from benchmarks.serving.recordings import Recording, pack, summarize
 
 DEFAULT_FOLDER = Path.home() / ".cache" / "spec_kd" / "tools" / "vllm"
 MAX_NEW_TOKENS = 64
+MAX_MANY_TOKENS = 24  # where 300 prompts are asked
 CHUNK = 16  # prompts at once
 POLL_INTERVAL = 0.5  # seconds
 ENGINE = {
@@ -40,8 +41,11 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-GREEDY = {"temperature": 0.0}
-SAMPLED = {"temperature": 1.0}
+GREEDY = {"temperature": 0.0, "max_tokens": MAX_NEW_TOKENS}
+SAMPLED = {"temperature": 1.0, "max_tokens": MAX_NEW_TOKENS}
+SHORT = {**SAMPLED, "max_tokens": MAX_MANY_TOKENS}
+# 4 tokens that followed the first occurrence of the last 3, or else 2
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 3}
 
 # Setting -> (keys of the speculative config, keys of SamplingParams)
 SETTINGS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
@@ -50,7 +54,8 @@ SETTINGS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "greedy-4": ({"num_speculative_tokens": 4}, GREEDY),
     "greedy-6": ({"num_speculative_tokens": 6}, GREEDY),
     "sampled-4": ({"num_speculative_tokens": 4}, SAMPLED),
-    "probabilistic-4": ({"num_speculative_tokens": 4, "draft_sample_method": "probabilistic"}, SAMPLED),
+    "probabilistic-4": ({"num_speculative_tokens": 4, "draft_sample_method": "probabilistic"}, SHORT),
+    "ngram-4": (NGRAM, GREEDY),
     "schema-0": (None, GREEDY),
     "schema-4": ({"num_speculative_tokens": 4}, GREEDY),
 }
@@ -117,6 +122,7 @@ def record_setting(
     if not missing:
         return
     speculation, sampling = SETTINGS[setting]
+    draft = {"method": "draft_model", "model": str(pair[1].resolve())}
     asked = [
         {
             "ids": list(prompt.ids),
@@ -127,10 +133,9 @@ def record_setting(
     ]
     job = {
         "target": str(pair[0].resolve()),
-        "draft": str(pair[1].resolve()),
         "engine": ENGINE,
-        "speculation": speculation,
-        "sampling": {**sampling, "max_tokens": MAX_NEW_TOKENS},
+        "speculation": speculation if speculation is None or "method" in speculation else {**draft, **speculation},
+        "sampling": sampling,
         "chunk": CHUNK,
         "prompts": asked,
     }
@@ -154,9 +159,9 @@ def main() -> None:
     pair = make_pair(arguments.work_dir)
     tokenizer = AutoTokenizer.from_pretrained(pair[0])
     recording = Recording(arguments.work_dir / "recordings" / "vllm.jsonl")
-    mixed, calls = real.select_prompts(arguments.data_dir, tokenizer)
+    prompts = real.select_prompts(arguments.data_dir, tokenizer)
     for setting in arguments.settings:
-        record_setting(recording, setting, calls if setting.startswith("schema") else mixed, pair, arguments.cores)
+        record_setting(recording, setting, prompts.get(setting), pair, arguments.cores)
     for setting, total in summarize(recording.path).items():
         print(setting, total)
     if arguments.pack:

@@ -2,8 +2,8 @@
 
     VLLM/.venv/bin/python vllm_worker.py job.json answers.jsonl
 
-The job names `target` and `draft` (folders), `speculation` (keys of vLLM's speculative config, or null), `sampling`
-(keys of `SamplingParams`), `engine` (more arguments of `LLM`), `chunk` (prompts at once) and `prompts`: objects with
+The job names `target` (a folder), `speculation` (vLLM's speculative config, or null), `sampling` (keys of
+`SamplingParams`), `engine` (more arguments of `LLM`), `chunk` (prompts at once) and `prompts`: objects with
 `ids`, `seed` and, for structured output, `schema`. Each prompt gives one line, in the order of the job.
 """
 
@@ -44,7 +44,7 @@ def main(job_path: str, output_path: str) -> None:
 
     options = dict(job["engine"])
     if job["speculation"] is not None:
-        options["speculative_config"] = {"method": "draft_model", "model": job["draft"], **job["speculation"]}
+        options["speculative_config"] = job["speculation"]
         options["per_request_spec_decode_metrics"] = "detailed"
     llm = LLM(model=job["target"], disable_log_stats=False, **options)
     runner = "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1"

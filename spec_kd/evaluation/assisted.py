@@ -150,10 +150,10 @@ def generate_assisted(
             "logits_processor": processors + build_warpers(options.temperature, options.top_k, options.top_p),
         }
         if measure_speed:  # warms both up
-            _RecordedRun(target, prompt_ids[0], options.seed, assistant_model=draft, **shared)
+            RecordedRun(target, prompt_ids[0], options.seed, assistant_model=draft, **shared)
             _Run(target, prompt_ids[0], options.seed, **shared)
         for seed, prompt in enumerate(prompt_ids, options.seed):
-            runs.append(_RecordedRun(target, prompt, seed, assistant_model=draft, **shared))
+            runs.append(RecordedRun(target, prompt, seed, assistant_model=draft, **shared))
             if measure_speed:  # at once, so that a machine that changes its pace does so for both
                 plain_runs.append(_Run(target, prompt, seed, **shared))
 
@@ -264,22 +264,23 @@ class _Run(BaseStreamer):
         pass
 
 
-class _RecordedRun(_Run):
+class RecordedRun(_Run):
     """Pairs what goes into each pass of the target (drafted tokens) with what comes out of it (emitted tokens)."""
 
     def __init__(self, target: PreTrainedModel, prompt: Sequence[int], seed: int, **options: Argument):
         self.rounds: list[Round] = []
         self._prompt_length = len(prompt)
         self._candidates: list[int] = []
-        with target.register_forward_pre_hook(self.record_call, with_kwargs=True):
+        with target.register_forward_pre_hook(self._record_call, with_kwargs=True):
             super().__init__(target, prompt, seed, **options)
         self.rounds = leave_out_drafts_after_end(self.rounds)
 
-    def record_call(self, _module: torch.nn.Module, _args: tuple[object, ...], kwargs: Arguments) -> None:
+    def _record_call(self, _module: torch.nn.Module, _args: tuple[object, ...], kwargs: Arguments) -> None:
         # The first call reads the prompt as well, later ones the last emitted token.
         self._candidates = kwargs["input_ids"][0, 1 if self.rounds else self._prompt_length :].tolist()
 
     def put(self, value: torch.Tensor) -> None:
+        """Pairs new tokens with the pass that wrote them."""
         super().put(value)
         if self.first_at is not None:
             self.rounds.append(_build_round(self._candidates, value.flatten().tolist()))

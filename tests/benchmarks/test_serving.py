@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.serving import prompts as prompt_selection
 from benchmarks.serving import record_llama_cpp, record_vllm
 from benchmarks.serving.models import cut_layers
 from benchmarks.serving.prompts import build_call_schema, find_prompt, read_prompts, read_tools, select_prompts
@@ -18,25 +19,31 @@ SYSTEM = f"You call functions. The tools [of this user], listed as JSON:\n{json.
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """Twenty prompts in each domain; every fifth is too long."""
+    """24 prompts in each domain; every fifth is too long."""
     for domain in ("function_calling", "biology", "general"):
         (tmp_path / domain).mkdir()
         with (tmp_path / domain / "test.jsonl").open("w") as file:
-            for number in range(20):
+            for number in range(24):
                 content = f"{domain} {number}" + (" long" * 200 if number % 5 == 0 else "")
                 prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
                 file.write(json.dumps({"prompt": prompt, "completion": []}) + "\n")
     return tmp_path
 
 
-def test_prompts_keep_their_line_and_long_ones_are_left_out(data_dir):
+def test_prompts_keep_their_line_and_long_ones_are_left_out(data_dir, monkeypatch):
+    monkeypatch.setattr(prompt_selection, "MAX_SHORT_TOKENS", 512)  # a token for a byte in the tiny tokenizer
     tokenizer = build_tokenizer()
     prompts = list(read_prompts(data_dir, "biology", tokenizer, max_tokens=512))
-    assert [prompt.line for prompt in prompts] == [number for number in range(20) if number % 5]
+    assert [prompt.line for prompt in prompts] == [number for number in range(24) if number % 5]
     assert tokenizer.decode(prompts[0].ids).endswith("biology 1<|end|><|assistant|>")
-    mixed, calls = select_prompts(data_dir, tokenizer)
-    assert [prompt.domain for prompt in mixed] == ["function_calling"] * 16 + ["biology"] * 16 + ["general"] * 16
-    assert calls[:16] == mixed[:16]
+    selected = select_prompts(data_dir, tokenizer)
+    domains = [prompt.domain for prompt in selected.get("greedy-4")]
+    assert domains == ["function_calling"] * 16 + ["biology"] * 16 + ["general"] * 16
+    assert selected.get("schema-0") == selected.calls and selected.calls[:16] == selected.mixed[:16]
+    assert selected.get("probabilistic-4") == selected.many and selected.many[:48] == selected.mixed
+    assert [(prompt.domain, prompt.line) for prompt in selected.many[48:]] == [
+        (domain, line) for domain in ("biology", "general") for line in (21, 22, 23)
+    ]
 
 
 def test_a_recorded_prompt_is_found_again_and_another_one_is_refused(data_dir):
@@ -45,8 +52,8 @@ def test_a_recorded_prompt_is_found_again_and_another_one_is_refused(data_dir):
     assert find_prompt(data_dir, prompt.describe(), tokenizer) == prompt
     with pytest.raises(ValueError, match=r"Line 1 of general/test\.jsonl gives other token ids"):
         find_prompt(data_dir, {**prompt.describe(), "sha256": "0"}, tokenizer)
-    with pytest.raises(ValueError, match="has no line 20"):
-        find_prompt(data_dir, {**prompt.describe(), "line": 20}, tokenizer)
+    with pytest.raises(ValueError, match="has no line 24"):
+        find_prompt(data_dir, {**prompt.describe(), "line": 24}, tokenizer)
 
 
 def test_the_schema_of_calls_names_the_tools_of_the_prompt(data_dir):
