@@ -2,24 +2,47 @@
 
     python -m benchmarks.serving.compare --data_dir DATA --work_dir outputs/serving [--engines llama.cpp vllm]
 
-Replay reads the very tokens that the engine wrote, with the counting of that engine. Where a prompt differs, the gap
-between the two largest logits of the target or the draft at the nearest call tells whether float rounding decided.
+Replay reads the very tokens that the engine wrote, with the counting of that engine. Where a prompt differs, the gaps
+between the two largest logits of target and draft, where the engine first decided otherwise, tell whether float
+rounding did it. Scores are kept in `<work_dir>/scores`: delete that folder after a change of replay.
 """
 
 import argparse
+import hashlib
 import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.serving import prompts as real
 from benchmarks.serving.recordings import FOLDER, read_recording
-from spec_kd.evaluation.response_replay import ReplayOptions, score_responses
+from spec_kd.acceptance import Rounds, expect_rounds
+from spec_kd.evaluation.lookup_replay import replay_lookup
+from spec_kd.evaluation.response_replay import ReplayOptions, ResponseScores, score_responses
+from spec_kd.sampling.generation import generate_batch
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.serving import find_serving_engine
+from spec_kd.serving.lookup import Propose, propose_after_last, propose_after_longest, propose_before_eos
 
-FILES = {"llama.cpp": "llama_cpp.jsonl", "vllm": "vllm.jsonl"}
-MAX_NEW_TOKENS = 64
+OUTPUT = Path(__file__).parents[1] / "results" / "serving" / "compared.json"
+README = Path(__file__).with_name("README.md")
+TABLE = re.compile(r"(?<=<!-- compared -->\n).*?(?=<!-- end -->)", re.S)
+FILES = {"llama.cpp": "llama_cpp.jsonl", "vllm": "vllm.jsonl", "transformers": "transformers.jsonl"}
+LIMITS = ("n_predict", "max_tokens", "max_new_tokens")  # names of the token limit in a request
+MAX_DRAFT_TOKENS = 6  # of all settings
+# What `ngram-4` looks up in each engine, as its recording script sets it
+LOOKUPS: dict[str, Propose] = {
+    "llama.cpp": partial(propose_after_last, size_n=2, size_m=4),
+    "vllm": partial(propose_after_longest, min_ngram=2, max_ngram=3),
+    "transformers": partial(propose_before_eos, max_ngram=2, eos_ids=(2,)),
+}
+Records = Sequence[Mapping[str, Any]]
 
 
 def find_recording(engine: str, work_dir: Path) -> Path:
@@ -28,41 +51,195 @@ def find_recording(engine: str, work_dir: Path) -> Path:
     return own if own.exists() else FOLDER / f"{FILES[engine]}.gz"
 
 
+def get_limit(record: Mapping[str, Any]) -> int:
+    """The token limit of a request."""
+    return next(record["request"][name] for name in LIMITS if name in record["request"])
+
+
+def keep(folder: Path, key: object, build: Callable[[], Any]) -> Any:
+    """What `build` returns, kept in a file that is named by `key`."""
+    path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.pt"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(build(), path)
+    return torch.load(path, weights_only=False)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Draft and target, with what they say of texts, kept in a folder.
+
+    Args:
+        draft (`PreTrainedModel`), target (`PreTrainedModel`): The models, in float32.
+        folder (`Path`): Where scores are kept.
+    """
+
+    draft: PreTrainedModel
+    target: PreTrainedModel
+    folder: Path
+
+    def score(self, rows: list[dict[str, Any]], options: ReplayOptions) -> ResponseScores:
+        """Scores of the rows; those of greedy texts are the same for every number of drafted tokens."""
+        return keep(
+            self.folder,
+            (options, options.counting, rows),
+            lambda: score_responses(
+                self.draft, self.target, rows, options, num_past_end_tokens=MAX_DRAFT_TOKENS, description="scores"
+            ),
+        )
+
+    def go_on(self, rows: list[dict[str, Any]], num_tokens: int) -> list[list[int]]:
+        """What the greedy target writes after each row, through its EOS."""
+        texts = [[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
+        options = SamplingOptions(temperature=0.0, max_new_tokens=num_tokens)
+        size = self.target.config.vocab_size
+
+        def write() -> list[list[int]]:
+            batches = [texts[start : start + 8] for start in range(0, len(texts), 8)]
+            written = [
+                generate_batch(self.target, batch, options, eos_ids=(), pad_id=0, vocab_size=size, seed="")
+                for batch in batches
+            ]
+            return [ids for part in written for ids in part.tolist()]
+
+        return keep(self.folder, ("go on", num_tokens, texts), write)
+
+    def measure_gaps(self, row: dict[str, Any], at: int) -> dict[str, float]:
+        """Gaps between the two largest logits of each model before token `at` of a completion or of what follows it."""
+        ids = [*row["prompt_ids"], *row["completion_ids"]]
+        beyond = at - len(row["completion_ids"])
+        if beyond > 0:
+            ids += self.go_on([row], beyond)[0]
+        ids = torch.tensor([ids[: len(row["prompt_ids"]) + at]])
+        gaps = {}
+        for role in ("target", "draft"):
+            with torch.no_grad():
+                first, second = getattr(self, role)(ids, logits_to_keep=1).logits[0, -1].topk(2).values.tolist()
+            gaps[role] = round(first - second, 6)
+        return gaps
+
+
+def find_disagreement(record: Mapping[str, Any], chances: Sequence[float], counting_end: str) -> int | None:
+    """First token of a completion, or of what follows it, that the engine accepted or rejected against replay.
+
+    `chances` are replay's, 0 or 1 for each token; `None` if the rounds agree with all of them.
+    """
+    at, length = 1, len(record["completion_ids"])
+    for drafted, accepted in zip(record["drafted_per_round"], record["accepted_per_round"], strict=True):
+        for k in range(min(drafted, accepted + 1)):
+            is_uncounted_eos = counting_end == "if_last" and at + k == length - 1 and record["ended_by_eos"]
+            if at + k < len(chances) and chances[at + k] != (k < accepted) and not is_uncounted_eos:
+                return at + k
+        at += accepted + 1
+    return None
+
+
+def count_in_text(record: Mapping[str, Any]) -> int:
+    """Accepted tokens of the completion itself, without those that the engine accepted after its end."""
+    at, total = 1, 0
+    for accepted in record["accepted_per_round"]:
+        total += min(accepted, len(record["completion_ids"]) - at)
+        at += accepted + 1
+    return total
+
+
+def list_counts(rounds: Any) -> list[list[float]]:
+    """Accepted and drafted tokens of each prompt; `rounds` has both as arrays or tensors."""
+    return [[float(a), float(d)] for a, d in zip(rounds.accepted, rounds.drafted, strict=True)]
+
+
 def compare_setting(
-    engine: str, setting: str, records: list[dict[str, Any]], ids: dict[str, list[int]], pair: tuple[Any, Any]
+    engine: str, setting: str, records: Records, ids: Mapping[str, Sequence[int]], pair: Pair
 ) -> dict[str, Any]:
-    """Predicted and observed counts of one setting; greedy drafts leave nothing to chance but what follows the end."""
-    draft, target = pair
-    num_tokens = int(setting.rsplit("-", 1)[1])
-    rows = [{"prompt_ids": ids[r["prompt"]["sha256"]], "completion_ids": r["completion_ids"]} for r in records]
-    options = ReplayOptions(
-        temperature=0.0 if setting.startswith("greedy") else 1.0,
-        max_new_tokens=MAX_NEW_TOKENS,
-        serving_engine=engine,
-        draft_sampling="stochastic" if setting.startswith("probabilistic") else None,
-    )
-    scores = score_responses(draft, target, rows, options, num_past_end_tokens=num_tokens, description=setting)
-    metrics = scores.replay(num_tokens, MAX_NEW_TOKENS)
-    different = [
-        {
-            "row": i,
-            "predicted": [round(float(metrics.accepted[i]), 3), round(float(metrics.drafted[i]), 3)],
-            "observed": [r["accepted"], r["drafted"]],
-            "tokens": len(r["completion_ids"]),
-            "ended_by_eos": r["ended_by_eos"],
-        }
-        for i, r in enumerate(records)
-        if (round(float(metrics.accepted[i]), 6), round(float(metrics.drafted[i]), 6)) != (r["accepted"], r["drafted"])
-    ]
+    """Predicted and observed counts of one setting, and each prompt in which they differ."""
+    kind, num_tokens = setting.split("-")[0], int(setting.split("-")[1])
+    limit = get_limit(records[0])
+    rows = [{"prompt_ids": list(ids[r["prompt"]["sha256"]]), "completion_ids": r["completion_ids"]} for r in records]
+    observed = [[r["accepted"], r["drafted"]] for r in records]
+    result: dict[str, Any] = {"engine": engine, "setting": setting, "prompts": len(records)}
+    counting = find_serving_engine(engine).counting
+    scores: ResponseScores | None = None
+    if kind == "ngram":
+        past = pair.go_on(rows, num_tokens) if counting.end == "passed" else None
+        rounds: Any = replay_lookup(
+            rows, engine, max_new_tokens=limit, temperature=0.0, propose=LOOKUPS[engine], num_lookup_tokens=num_tokens,
+            continuations=past,
+        )  # fmt: skip
+    else:
+        options = ReplayOptions(
+            temperature=0.0 if kind == "greedy" else 1.0,
+            max_new_tokens=limit,
+            serving_engine=engine,
+            draft_sampling="stochastic" if kind == "probabilistic" else None,
+        )
+        scores, counting = pair.score(rows, options), options.counting
+        rounds = replay_rounds(scores, num_tokens, limit, scores.past_end)
+        if kind != "greedy" and counting.end == "passed":  # what is accepted after the end is left to chance
+            result["with_tokens_after_the_end"] = sum_up(list_counts(rounds), observed)
+            rounds = replay_rounds(scores, num_tokens, limit, None)
+            observed = [[count_in_text(r), r["drafted"]] for r in records]
+    predicted = list_counts(rounds)
+    result |= sum_up(predicted, observed)
+    if kind == "probabilistic":
+        difference = result["accepted"]["observed"] - float(rounds.accepted.sum())
+        result["standard_deviation"] = round(float(rounds.accepted_variance.sum()) ** 0.5, 2)
+        return {**result, "z": round(difference / float(rounds.accepted_variance.sum()) ** 0.5, 2)}
+    different = [i for i, (ours, theirs) in enumerate(zip(predicted, observed, strict=True)) if differ(ours, theirs)]
+    listed = []
+    for i in different:
+        one = {"prompt": records[i]["prompt"], "tokens": len(rows[i]["completion_ids"])}
+        one |= {"predicted": predicted[i], "observed": observed[i]}
+        if scores is not None:
+            chances = scores.acceptance[i, : one["tokens"]].tolist()
+            chances += [] if scores.past_end is None or kind != "greedy" else scores.past_end[i].tolist()
+            at = find_disagreement(records[i], chances, counting.end)
+            one["first_difference"] = at
+            one["logit_gaps"] = None if at is None else pair.measure_gaps(rows[i], at)
+        listed.append(one)
+    return {**result, "equal": len(records) - len(different), "different": listed}
+
+
+def replay_rounds(scores: ResponseScores, num_tokens: int, limit: int, past_end: torch.Tensor | None) -> Rounds:
+    """What replay expects of the rounds, with their variance."""
+    return expect_rounds(scores.acceptance, num_tokens, limit, scores.lengths, scores.counting, past_end)
+
+
+def differ(predicted: Sequence[float], observed: Sequence[float]) -> bool:
+    return any(abs(ours - theirs) > 1e-6 for ours, theirs in zip(predicted, observed, strict=True))
+
+
+def sum_up(predicted: list[list[float]], observed: list[list[float]]) -> dict[str, dict[str, float]]:
+    """Totals of accepted and drafted tokens."""
     return {
-        "engine": engine,
-        "setting": setting,
-        "prompts": len(records),
-        "equal": len(records) - len(different),
-        "predicted": [round(float(metrics.accepted.sum()), 2), round(float(metrics.drafted.sum()), 2)],
-        "observed": [sum(r["accepted"] for r in records), sum(r["drafted"] for r in records)],
-        "different": different,
+        name: {
+            "predicted": round(sum(counts[i] for counts in predicted), 2),
+            "observed": round(sum(counts[i] for counts in observed), 2),
+        }
+        for i, name in enumerate(("accepted", "drafted"))
     }
+
+
+def tabulate(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the README: one row for each engine and setting."""
+    lines = ["", "| engine | setting | prompts | accepted: predicted | observed | drafted: predicted | observed | |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for one in results:
+        counts = [f"{one[name][side]:,g}" for name in ("accepted", "drafted") for side in ("predicted", "observed")]
+        if "z" in one:
+            verdict = f"z = {one['z']:+.2f}, standard deviation {one['standard_deviation']:g}"
+        else:
+            verdict = f"equal on {one['equal']} of {one['prompts']} prompts"
+        name = find_serving_engine(one["engine"]).title
+        lines.append(f"| {name} | `{one['setting']}` | {one['prompts']} | {' | '.join(counts)} | {verdict} |")
+    return "\n".join([*lines, "", ""])
+
+
+def write_results(results: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Writes the comparison as JSON and, where the project keeps it, the table of the README."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if output == OUTPUT:
+        README.write_text(TABLE.sub(lambda _: tabulate(results), README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def main() -> None:
@@ -70,27 +247,30 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/test.jsonl.")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/serving"))
     parser.add_argument("--engines", nargs="+", choices=FILES, default=list(FILES))
-    parser.add_argument("--output", type=Path, help="File for the comparison, JSON.")
+    parser.add_argument("--settings", nargs="+", help="Settings to compare (default: all that were recorded).")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="File for the comparison, JSON.")
     arguments = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.work_dir / "target")
-    mixed, calls = real.select_prompts(arguments.data_dir, tokenizer)
-    ids = {prompt.describe()["sha256"]: prompt.ids for prompt in [*mixed, *calls]}
-    draft, target = (
-        AutoModelForCausalLM.from_pretrained(arguments.work_dir / name, dtype=torch.float32)
+    selected = real.select_prompts(arguments.data_dir, tokenizer)
+    ids = {prompt.describe()["sha256"]: prompt.ids for prompt in [*selected.mixed, *selected.calls, *selected.many]}
+    models = [
+        AutoModelForCausalLM.from_pretrained(arguments.work_dir / name, dtype=torch.float32).eval()
         for name in ("draft", "target")
-    )
-    results = []
+    ]
+    pair = Pair(*models, arguments.work_dir / "scores")
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
     for engine in arguments.engines:
         by_setting: dict[str, list[dict[str, Any]]] = {}
         for record in read_recording(find_recording(engine, arguments.work_dir)):
             by_setting.setdefault(record["setting"], []).append(record)
-        for setting, records in by_setting.items():
-            if not setting.endswith("-0") and not setting.startswith("schema"):
-                results.append(compare_setting(engine, setting, records, ids, (draft, target)))
-                print(json.dumps(results[-1]), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        for setting in arguments.settings or by_setting:
+            if setting in by_setting and not setting.endswith("-0") and not setting.startswith("schema"):
+                new = compare_setting(engine, setting, by_setting[setting], ids, pair)
+                print(json.dumps(new), flush=True)
+                others = [one for one in results if (one["engine"], one["setting"]) != (engine, setting)]
+                results = sorted([*others, new], key=lambda one: (list(FILES).index(one["engine"]), one["setting"]))
+                write_results(results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PROMPTS_PER_DOMAIN = 16
 NUM_MANY = 300
 # So that a recording stays quick on one core
 MAX_PROMPT_TOKENS = 512
-MAX_SHORT_TOKENS = 128
+MAX_SHORT_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SelectedPrompts:
     Args:
         mixed (list of `Prompt`): 16 of each domain.
         calls (list of `Prompt`): 48 of function calling, for structured output.
-        many (list of `Prompt`): 300, for what chance decides: the mixed ones and short ones of the other two domains.
+        many (list of `Prompt`): 300 short ones of the other two domains, for what chance decides.
     """
 
     mixed: list[Prompt]
@@ -80,17 +80,15 @@ class SelectedPrompts:
 
 def select_prompts(data_dir: Path, tokenizer: PreTrainedTokenizerBase) -> SelectedPrompts:
     """The first prompts of each domain that are short enough."""
-    read = {domain: read_prompts(data_dir, domain, tokenizer, max_tokens=MAX_PROMPT_TOKENS) for domain in DOMAINS}
-    calls = list(islice(read["function_calling"], PROMPTS_PER_DOMAIN * len(DOMAINS)))
-    others = {domain: list(islice(read[domain], PROMPTS_PER_DOMAIN)) for domain in DOMAINS[1:]}
-    mixed = calls[:PROMPTS_PER_DOMAIN] + [prompt for domain in others.values() for prompt in domain]
-    more = (NUM_MANY - len(mixed)) // len(others)
-    short = [
-        prompt
-        for domain in others
-        for prompt in islice((one for one in read[domain] if len(one.ids) <= MAX_SHORT_TOKENS), more)
-    ]
-    return SelectedPrompts(mixed, calls, mixed + short)
+
+    def take(domain: str, count: int, max_tokens: int = MAX_PROMPT_TOKENS) -> list[Prompt]:
+        return list(islice(read_prompts(data_dir, domain, tokenizer, max_tokens=max_tokens), count))
+
+    calls = take("function_calling", PROMPTS_PER_DOMAIN * len(DOMAINS))
+    others = DOMAINS[1:]
+    mixed = [prompt for domain in others for prompt in take(domain, PROMPTS_PER_DOMAIN)]
+    many = [prompt for domain in others for prompt in take(domain, NUM_MANY // len(others), MAX_SHORT_TOKENS)]
+    return SelectedPrompts(calls[:PROMPTS_PER_DOMAIN] + mixed, calls, many)
 
 
 def find_prompt(data_dir: Path, place: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Prompt:

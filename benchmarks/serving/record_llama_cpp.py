@@ -23,7 +23,7 @@ from benchmarks.serving.models import make_gguf_pair
 from benchmarks.serving.recordings import Recording, pack, summarize
 
 MAX_NEW_TOKENS = 64
-MAX_MANY_TOKENS = 24  # where 300 prompts are asked
+MAX_MANY_TOKENS = 16  # where 300 prompts are asked
 PARALLEL = 8  # requests at once: one thread reads the weights once for all of them
 FLAGS = ["-ctk", "f32", "-ctv", "f32", "-fa", "off", "--cache-ram", "0"]
 DRAFT_FLAGS = ["-ctkd", "f32", "-ctvd", "f32"]

@@ -23,7 +23,7 @@ from benchmarks.serving.recordings import Recording, pack, summarize
 
 DEFAULT_FOLDER = Path.home() / ".cache" / "spec_kd" / "tools" / "vllm"
 MAX_NEW_TOKENS = 64
-MAX_MANY_TOKENS = 24  # where 300 prompts are asked
+MAX_MANY_TOKENS = 16  # where 300 prompts are asked
 CHUNK = 16  # prompts at once
 POLL_INTERVAL = 0.5  # seconds
 ENGINE = {

@@ -22,11 +22,12 @@ def replay_lookup(
     num_lookup_tokens: int | None = None,
     scores: ResponseScores | None = None,
     num_assistant_tokens: int = 5,
+    continuations: Sequence[Sequence[int]] | None = None,
 ) -> AcceptanceMetrics:
     """Computes the metrics of n-gram drafting, or of any other lookup, on responses of the target; no model is run.
 
     A token that was looked up is accepted where the response has it, at any temperature, so these metrics are exact for
-    the responses that are given. Tokens accepted after the end of a response are not counted.
+    the responses that are given. Tokens accepted after the end of a response are counted with `continuations` only.
 
     Args:
         responses (`Dataset` or iterable of dicts):
@@ -40,6 +41,9 @@ def replay_lookup(
         scores (`ResponseScores`, *optional*):
             Scores of a draft on the same responses, which then drafts wherever nothing is found. By default no draft.
         num_assistant_tokens (`int`, *optional*, defaults to `5`): Number of tokens that this draft drafts in a round.
+        continuations (`Sequence[Sequence[int]]`, *optional*):
+            What the target would go on with after each response, for engines that count what is accepted there. A
+            greedy target's are as certain as its responses.
 
     Raises:
         ValueError: If the engine has no lookup and `propose` is missing, an option is below 1, or a response is empty
@@ -52,9 +56,12 @@ def replay_lookup(
     lengths = torch.tensor([len(completion) for _, completion in texts])
     found = torch.zeros(2, len(texts), int(lengths.max()), dtype=torch.int64)  # drafted and accepted
     for row, (prompt, completion) in enumerate(texts):
+        written = list(completion)
+        if continuations is not None and engine.counting.end == "passed":
+            written += continuations[row]
         for at in range(engine.counting.first_round, len(completion)):
             drafted = propose(prompt + completion[:at], num_tokens)
-            found[:, row, at] = torch.tensor([len(drafted), count_equal(drafted, completion[at:])])
+            found[:, row, at] = torch.tensor([len(drafted), count_equal(drafted, written[at:])])
     no_draft = torch.zeros(found.shape[1:], dtype=torch.float64)
     rounds = expect_rounds(
         no_draft if scores is None else scores.acceptance,

@@ -211,7 +211,7 @@ LLAMA_CPP = ServingEngine(
         "`common_sampler_sample_and_accept_n` in common/sampling.cpp of llama.cpp (October 2026); drafts that are less "
         "sure than `--spec-draft-p-min` end early there, which is not modeled"
     ),
-    is_observed=False,
+    is_observed=True,
     vocabulary=(
         "the same type of tokenizer, bos and eos; sizes that differ by at most 128; the same token texts from id 5 on"
     ),

@@ -152,7 +152,7 @@ VLLM = ServingEngine(
     rules=(DraftingRule("greedy"), DraftingRule("stochastic", '"draft_sample_method": "probabilistic"', 0)),
     counting=Counting(first_round=1, reserved_tokens=None, counts_drafted_past_end=True, end="passed"),
     source='vLLM 0.32, `draft_sample_method="greedy"`, the default',
-    is_observed=False,
+    is_observed=True,
     vocabulary="`config.vocab_size` of draft and target must be equal; tokenizers are not compared",
     length="nothing is drafted for a batch in which one text and its draft would pass the draft's `max_model_len`",
     counters="`vllm:spec_decode_num_draft_tokens` and `vllm:spec_decode_num_accepted_tokens` under `/metrics`",

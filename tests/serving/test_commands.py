@@ -4,6 +4,7 @@ import ast
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,11 @@ def test_the_transformers_snippet_runs(tokenizer, tmp_path, capsys):
     torch.manual_seed(0)
     exec(compile(snippet, "snippet", "exec"), {})
     assert capsys.readouterr().out.splitlines()[-1].startswith("Hello")
+
+
+def test_the_limits_name_the_engines_that_were_not_seen_running():
+    """`is_observed` and docs/limits.md say the same."""
+    text = " ".join((Path(__file__).parents[2] / "docs" / "limits.md").read_text().split())
+    sentence = next(part for part in text.split(". ") if "is taken from their sources" in part)
+    named = {engine.name for engine in SERVING_ENGINES.values() if engine.title in sentence}
+    assert named == {engine.name for engine in SERVING_ENGINES.values() if not engine.is_observed}
