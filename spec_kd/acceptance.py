@@ -125,6 +125,7 @@ def expect_rounds(
     past_end: torch.Tensor | None = None,
     looked_up: LookedUp | None = None,
     has_draft: bool = True,
+    allowed_off_text: torch.Tensor | None = None,
 ) -> Rounds:
     """Exact expectation over all rounds of speculative decoding that could have written a text.
 
@@ -147,6 +148,10 @@ def expect_rounds(
             default. They matter only if `counting.end` is `"passed"`.
         looked_up (`LookedUp`, *optional*): Rounds whose tokens are looked up instead of drafted by a model.
         has_draft (`bool`, *optional*, defaults to `True`): Whether a model drafts where nothing was looked up.
+        allowed_off_text (`torch.Tensor`, *optional*):
+            Number of tokens that a grammar allows in a draft that leaves the text at a token, from that token on:
+            int64 `(P, N + 1)`, the last place for a draft that reaches the end of the text. It matters only if
+            `counting.cuts_refused`; by default nothing is refused.
 
     Returns:
         [`Rounds`] of P texts (P = 1 for a single one).
@@ -212,10 +217,29 @@ def expect_rounds(
         calls += u
         drafting_rounds += u * (g[:, 0] > 0)
         accepted += u[:, None] * reach * is_counted
-        drafted += u[:, None] * is_drafted * ((k < left) | counting.counts_drafted_past_end)
+        is_proposed = is_drafted * ((k < left) | counting.counts_drafted_past_end)
+        if allowed_off_text is not None and counting.cuts_refused:
+            is_proposed = is_proposed * _expect_uncut(chances * (k < left), allowed_off_text[:, i : i + widest])
+        drafted += u[:, None] * is_proposed
     mean, square = moments[1:].sum(dim=-1)  # (P,) each: every text has ended
     variance = (square - mean**2).clamp(min=0.0)
     return Rounds(calls, accepted.sum(dim=-1), variance, drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
+
+
+def _expect_uncut(chances: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Probability that token k of a draft stands before the first one that the grammar refuses, `(P, K)`.
+
+    Args:
+        chances (`torch.Tensor`): Probability that token k is the text's if all before it are, `(P, K)`.
+        allowed (`torch.Tensor`): Number of tokens that are allowed from token k on if it is not, int64 `(P, <= K)`.
+    """
+    size = chances.shape[-1]
+    on_text = chances.cumprod(dim=-1)
+    leaves = torch.cat([torch.ones_like(on_text[:, :1]), on_text[:, :-1]], dim=-1) - on_text  # (P, K): first at token k
+    allowed = torch.nn.functional.pad(allowed.to(chances.device), (0, size - allowed.shape[-1]))
+    distance = torch.arange(size, device=chances.device) - torch.arange(size, device=chances.device)[:, None]  # (K, K)
+    is_uncut = (distance >= 0) & (distance < allowed[:, :, None])  # (P, K, K): left at a token, token k is allowed
+    return on_text + (leaves[:, :, None] * is_uncut).sum(dim=1)
 
 
 def check_num_assistant_tokens(num_assistant_tokens: int) -> None:

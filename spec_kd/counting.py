@@ -22,12 +22,15 @@ class Counting:
             What an accepted EOS counts for: `"counted"`, one accepted token, the round's last; `"if_last"`, the same,
             but only if the draft ends with it; `"passed"`, one of the round's tokens, and those accepted after it are
             counted too.
+        cuts_refused (`bool`, *optional*, defaults to `False`):
+            Whether a draft is cut before its first token that a grammar refuses, and what is cut is not counted.
     """
 
     first_round: int = 0
     reserved_tokens: int | None = 1
     counts_drafted_past_end: bool = False
     end: str = "counted"
+    cuts_refused: bool = False
 
 
 PAPER_COUNTING = Counting()

@@ -5,21 +5,25 @@ import functools
 import torch
 
 
-def pick(model, ids):
-    """The most likely id after `ids`."""
-    return int(_score(model, tuple(ids)).argmax())
+def pick(model, ids, is_allowed=None):
+    """The most likely id after `ids`, of those that are allowed."""
+    return int(_mask(_score(model, tuple(ids)), is_allowed).argmax())
 
 
-def sample(model, ids):
+def sample(model, ids, is_allowed=None):
     """An id drawn at temperature 1, always the same one after the same ids."""
     random = torch.Generator().manual_seed(hash(tuple(ids)) % 2**31)
-    return int(torch.multinomial(_score(model, tuple(ids)).softmax(-1), 1, generator=random))
+    return int(torch.multinomial(_mask(_score(model, tuple(ids)), is_allowed).softmax(-1), 1, generator=random))
 
 
 @functools.lru_cache(maxsize=20_000)
 def _score(model, ids):
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids])).logits[0, -1, :261]
+
+
+def _mask(scores, is_allowed):
+    return scores if is_allowed is None else scores.masked_fill(~is_allowed, -torch.inf)
 
 
 def draft_tokens(draft, ids, count):
@@ -29,16 +33,29 @@ def draft_tokens(draft, ids, count):
     return drafted
 
 
-def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick):
-    """Decoding by the loop of an engine, with greedy drafts: the text, and (drafted, accepted) of each round."""
+def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick, allow=None):
+    """Decoding by the loop of an engine, with greedy drafts: the text, and (drafted, accepted) of each round.
+
+    `allow` tells which ids may follow a text, as a mask of the ids or `None` for a text that is over or not allowed.
+    """
+
+    def write(tokens):
+        is_allowed = allow(tokens) if allow else None
+        return choose(target, prompt + tokens, is_allowed)
+
     text, rounds = [], []
     if engine != "mlx-lm":
-        text.append(choose(target, prompt))  # the prompt's pass
+        text.append(write([]))  # the prompt's pass
     while len(text) < limit and (not text or text[-1] != eos):
         left = limit - len(text)
         count = {"llama.cpp": min(gamma, left - 1), "mlx-lm": min(gamma, left)}.get(engine, gamma)
         drafted = draft_tokens(draft, prompt + text, count)
-        chosen = [choose(target, prompt + text + drafted[:k]) for k in range(count + 1)]
+        if engine == "vllm" and allow:  # the scheduler cuts what the grammar refuses
+            allowed = [allow(text + drafted[:k]) for k in range(count)]
+            refused = [k for k in range(count) if allowed[k] is None or not allowed[k][drafted[k]]]
+            drafted = drafted[: refused[0] if refused else count]
+            count = len(drafted)
+        chosen = [write(text + drafted[:k]) for k in range(count + 1)]
         accepted = 0
         while accepted < count and drafted[accepted] == chosen[accepted]:
             if engine == "llama.cpp" and chosen[accepted] == eos and accepted + 1 < count:
@@ -46,7 +63,7 @@ def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick):
             accepted += 1
             if engine in ("mlx-lm", "sglang") and (chosen[accepted - 1] == eos or accepted == left):
                 break  # the request is over
-        if count:
+        if count or (engine == "vllm" and allow):  # which counts a step whose draft is refused whole
             rounds.append((count, accepted))
         new = chosen[: accepted + 1]
         if eos in new:

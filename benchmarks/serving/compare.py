@@ -24,7 +24,8 @@ from benchmarks.serving import prompts as real
 from benchmarks.serving.recordings import FOLDER, read_recording
 from spec_kd.acceptance import Rounds, expect_rounds
 from spec_kd.evaluation.lookup_replay import replay_lookup
-from spec_kd.evaluation.response_replay import ReplayOptions, ResponseScores, score_responses
+from spec_kd.evaluation.options import ReplayOptions
+from spec_kd.evaluation.response_replay import ResponseScores, score_responses
 from spec_kd.sampling.generation import generate_batch
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.serving import find_serving_engine

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.observation.options import ObservationOptions
     from spec_kd.evaluation.observation.records import Observation, ObservedRequest
     from spec_kd.evaluation.observation.save import load_observed, save_observed
-    from spec_kd.evaluation.options import EvaluationOptions
+    from spec_kd.evaluation.options import EvaluationOptions, ReplayOptions
     from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
     from spec_kd.evaluation.report.observed import ObservedReport
-    from spec_kd.evaluation.response_replay import ReplayOptions, ResponseScores, replay, score_responses
+    from spec_kd.evaluation.response_replay import ResponseScores, replay, score_responses
 
 __all__ = [
     "AcceptanceMetrics",
@@ -70,9 +70,9 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.observation.options": ("ObservationOptions",),
         "spec_kd.evaluation.observation.records": ("Observation", "ObservedRequest"),
         "spec_kd.evaluation.observation.save": ("load_observed", "save_observed"),
-        "spec_kd.evaluation.options": ("EvaluationOptions",),
+        "spec_kd.evaluation.options": ("EvaluationOptions", "ReplayOptions"),
         "spec_kd.evaluation.report": ("EvaluationReport", "load_report", "save_report"),
         "spec_kd.evaluation.report.observed": ("ObservedReport",),
-        "spec_kd.evaluation.response_replay": ("ReplayOptions", "ResponseScores", "replay", "score_responses"),
+        "spec_kd.evaluation.response_replay": ("ResponseScores", "replay", "score_responses"),
     },
 )

@@ -17,8 +17,8 @@ from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
 from spec_kd.data.responses import generate_responses
 from spec_kd.evaluation.assisted import generate_assisted
 from spec_kd.evaluation.metrics import AcceptanceMetrics, name_temperature
-from spec_kd.evaluation.options import DEFAULT_TEMPERATURES
-from spec_kd.evaluation.response_replay import ReplayOptions, replay
+from spec_kd.evaluation.options import DEFAULT_TEMPERATURES, ReplayOptions
+from spec_kd.evaluation.response_replay import replay
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
 from spec_kd.open_types import Argument, Arguments

@@ -6,7 +6,8 @@ import torch
 
 from spec_kd.acceptance import LookedUp, expect_rounds
 from spec_kd.evaluation.metrics import AcceptanceMetrics
-from spec_kd.evaluation.response_replay import ResponseRows, ResponseScores
+from spec_kd.evaluation.response_replay import ResponseScores
+from spec_kd.evaluation.response_rows import ResponseRows
 from spec_kd.options import check_int
 from spec_kd.serving import ServingEngine, find_serving_engine
 from spec_kd.serving.lookup import Propose

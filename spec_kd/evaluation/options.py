@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spec_kd.counting import REPLAY_SAMPLINGS
+from spec_kd.counting import REPLAY_SAMPLINGS, Counting
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
 from spec_kd.serving import SERVING_ENGINE_HELP, ServingEngine, find_serving_engine
+from spec_kd.serving.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -209,3 +210,77 @@ class EvaluationOptions:
             temperatures=list(self.temperatures or temperatures or DEFAULT_TEMPERATURES),
             max_new_tokens=self.max_new_tokens or max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
         )
+
+
+@document_options
+@dataclass(frozen=True)
+class ReplayOptions:
+    """How the responses were sampled, and how a draft is.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    temperature: float = option("Temperature that the responses were sampled at; 0.0 is greedy. It has no default.")
+    max_new_tokens: int | None = option(
+        "Limit that the responses were written under. [`replay`] needs it.", default=None
+    )
+    vocab_size: int | None = option("Number of real ids. By default the rows that both heads have.", default=None)
+    serving_engine: str = option(
+        SERVING_ENGINE_HELP,
+        default="transformers",
+    )
+    draft_sampling: str | None = option(
+        "How the draft is sampled: `stochastic` is the lossless rule of the papers and of transformers; `greedy` "
+        "drafts the most likely token at any temperature, as most servers do; `matching` drafts a sample, which the "
+        "target's own sample has to equal. They are equal at temperature 0. The rule of `serving_engine` by default.",
+        default=None,
+    )
+    top_k: int = option(
+        "Number of most likely ids that responses and a stochastic draft are sampled from; 0 for all. Needs a target.",
+        default=0,
+    )
+    top_p: float = option(
+        "Probability mass of the most likely ids that responses and a stochastic draft are sampled from; 1.0 for all. "
+        "Needs a target.",
+        default=1.0,
+    )
+    batch_size: int = option("Number of responses that a model reads at a time.", default=8)
+    json_schema: JsonSchema = option(JSON_SCHEMA_HELP, default=None)
+    grammar: str | None = option(GRAMMAR_HELP, default=None)
+
+    def __post_init__(self) -> None:
+        from spec_kd.acceptance import check_sampling
+
+        check_sampling(self.temperature, self.sampling, REPLAY_SAMPLINGS)
+        check_truncation(self.top_k, self.top_p)
+        check_int("batch_size", self.batch_size)
+        check_int("max_new_tokens", self.max_new_tokens, is_optional=True)
+        check_int("vocab_size", self.vocab_size, is_optional=True)
+        if self.response_format is not None:
+            self.check_structured_output()
+
+    @property
+    def response_format(self) -> ResponseFormat | None:
+        """What completions are held to; `None` for free text."""
+        return ResponseFormat.of_options(self.json_schema, self.grammar)
+
+    def check_structured_output(self) -> None:
+        """Raises `ValueError` where it is not known what the engine does with a draft under a grammar."""
+        self.engine.check_structured_output(self.temperature > 0 and (self.top_k > 0 or self.top_p < 1))
+
+    @property
+    def engine(self) -> ServingEngine:
+        """What is known of `serving_engine`."""
+        return find_serving_engine(self.serving_engine)
+
+    @property
+    def counting(self) -> Counting:
+        """What the serving engine counts."""
+        # Greedy decoding is one rule, the default, however the draft would be sampled
+        return self.engine.counting if self.temperature == 0 else self.engine.find_counting(self.sampling)
+
+    @property
+    def sampling(self) -> str:
+        """`draft_sampling`, or that of the serving engine."""
+        return self.engine.draft_sampling if self.draft_sampling is None else self.draft_sampling

@@ -11,7 +11,7 @@ from spec_kd.acceptance import (
     match_tokens,
 )
 from spec_kd.losses import SparseTensors
-from spec_kd.sampling.generation import NO_IDS, build_warpers
+from spec_kd.sampling.generation import NO_IDS, build_warpers, draw_ids
 
 SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
 """Rows that the functions return, float64; NaN where a score is unknown."""
@@ -101,6 +101,36 @@ def score_from_stored(
         return _stack(acceptance, acceptance)
     alpha, low, high = sparse.method.estimate_alpha(sparse, log_q.gather(-1, sparse.ids))
     return _stack(acceptance, acceptance if alpha is None else alpha, low, high)
+
+
+def draw_misses(
+    draft_logits: torch.Tensor,
+    target_logits: torch.Tensor | None,
+    temperature: float,
+    draft_sampling: str,
+    generator: torch.Generator,
+    draft_top_k: int | None = None,
+) -> torch.Tensor:
+    """What the draft proposes where its token is not accepted: its choice, or for a stochastic one a sample.
+
+    A stochastic draft's rejected tokens are distributed as max(q - p, 0), normalized.
+
+    Args:
+        draft_logits (`torch.Tensor`): `(n, V)`.
+        target_logits (`torch.Tensor`, *optional*): `(n, V)`; only a sample needs them.
+        temperature (`float`): Temperature of the completions, 0.0 for greedy.
+        draft_sampling (`str`): `"stochastic"`, or another.
+        generator (`torch.Generator`): Generator on the device of the logits.
+        draft_top_k (`int`, *optional*): Truncation of a sampled draft; `None` or 0 for none.
+
+    Returns:
+        `torch.Tensor`: int64 `(n,)`.
+    """
+    if temperature == 0 or draft_sampling == "greedy" or target_logits is None:
+        return draft_logits.argmax(dim=-1)
+    q = build_warpers(temperature, draft_top_k or 0)(NO_IDS, draft_logits).softmax(dim=-1)
+    p = build_warpers(temperature)(NO_IDS, target_logits.to(q.device)).softmax(dim=-1)
+    return draw_ids((q - p).clamp(min=0), generator)
 
 
 def _at(log: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,26 @@ class DraftingRule:
 
 
 @dataclass(frozen=True)
+class StructuredOutput:
+    """What an engine does with a draft where a JSON schema or a grammar masks the target, as it does at every position.
+
+    What is cut from a draft, and not counted, is said by [`Counting`][spec_kd.counting.Counting].
+
+    Args:
+        source (`str`): Where this is stated, with the version that was read.
+        masks_draft (`bool`, *optional*, defaults to `False`):
+            Whether the draft is masked too. Otherwise it proposes what it likes, and no refused token is accepted.
+        samples_unmasked (`bool`, *optional*, defaults to `False`):
+            Whether a token is sampled without the mask first, and again with it only if it is refused. By top-k or
+            top-p this gives another distribution than a mask before them.
+    """
+
+    source: str
+    masks_draft: bool = False
+    samples_unmasked: bool = False
+
+
+@dataclass(frozen=True)
 class ServingEngine:
     """An engine that serves a target with a standalone draft.
 
@@ -70,6 +90,8 @@ class ServingEngine:
         checks (`tuple[PairCheck, ...]`, *optional*, defaults to `()`):
             What a draft and its target must meet, and what the engine does with a pair that does not.
         observer (`Observer`, *optional*): How a running server is asked what it drafted; `None` for what is no server.
+        structured_output (`StructuredOutput`, *optional*):
+            What a draft does where a grammar masks the target; `None` where it was not read.
     """
 
     name: str
@@ -87,12 +109,35 @@ class ServingEngine:
     lookup: Lookup | None = None
     checks: tuple[PairCheck, ...] = ()
     observer: Observer | None = None
+    structured_output: StructuredOutput | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def draft_sampling(self) -> str:
         """Sampling of the default rule."""
         return self.rules[0].sampling
+
+    @property
+    def masked_models(self) -> tuple[str, ...]:
+        """The models that a JSON schema or a grammar masks: `"target"`, and `"draft"` where the engine masks it."""
+        return ("target", "draft") if self.structured_output and self.structured_output.masks_draft else ("target",)
+
+    def check_structured_output(self, is_truncated: bool) -> None:
+        """Raises `ValueError` where it is not known what the engine does with a draft under a grammar.
+
+        Args:
+            is_truncated (`bool`): Whether the target samples by top-k or top-p.
+        """
+        if self.structured_output is None:
+            raise ValueError(
+                f"What {self.title} does with a draft under a JSON schema or a grammar is not known. Choose another "
+                "`serving_engine`."
+            )
+        if is_truncated and self.structured_output.samples_unmasked:
+            raise ValueError(
+                f"{self.title} cuts by `top_k` and `top_p` before it masks, which is not modeled under a JSON schema "
+                "or a grammar. Leave them out, and send requests without them."
+            )
 
     def find_counting(self, draft_sampling: str) -> Counting:
         """What the engine counts by the rule with this sampling."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import JsonObject, Record
-from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.gguf_vocabulary import read_gguf_vocabulary
 from spec_kd.serving.lookup import NGRAM_SIMPLE
 from spec_kd.serving.observer import DraftCounts, Observer
@@ -229,5 +229,9 @@ LLAMA_CPP = ServingEngine(
     write_command=write_command,
     lookup=NGRAM_SIMPLE,
     checks=CHECKS,
+    structured_output=StructuredOutput(
+        "`common_sampler_sample` and the two functions after it in common/sampling.cpp of llama.cpp (October 2026)",
+        samples_unmasked=True,
+    ),
     observer=OBSERVER,
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from spec_kd.counting import Counting
-from spec_kd.serving.engine import DraftingRule, ServingEngine, write_flags
+from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput, write_flags
 from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
@@ -85,4 +85,9 @@ MLX_LM = ServingEngine(
     command_language="bash",
     write_command=write_command,
     checks=CHECKS,
+    structured_output=StructuredOutput(
+        "`speculative_generate_step` in mlx_lm/generate.py of MLX-LM 0.32.0, which gives the caller's "
+        "`logits_processors` to both models; the server takes no schema",
+        masks_draft=True,
+    ),
 )

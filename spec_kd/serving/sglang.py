@@ -3,7 +3,7 @@
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import JsonObject, Record
-from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.observer import DraftCounts, Observer, find_first
 from spec_kd.serving.pair import PairCheck
 from spec_kd.serving.rules import (
@@ -137,5 +137,6 @@ SGLANG = ServingEngine(
     command_language="bash",
     write_command=write_command,
     checks=CHECKS,
+    structured_output=StructuredOutput("`generate_token_bitmask` in srt/speculative/spec_utils.py of SGLang 0.5.23"),
     observer=OBSERVER,
 )

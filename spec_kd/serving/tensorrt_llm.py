@@ -2,7 +2,7 @@
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
-from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.pair import PairCheck
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
@@ -49,4 +49,9 @@ TENSORRT_LLM = ServingEngine(
     command_language="python",
     write_command=write_command,
     checks=CHECKS,
+    structured_output=StructuredOutput(
+        "`_create_draft_request` in _torch/speculative/model_drafter.py of TensorRT-LLM, which gives the draft the "
+        "target's `guided_decoding_params`",
+        masks_draft=True,
+    ),
 )

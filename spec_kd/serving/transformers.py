@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
-from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.lookup import PROMPT_LOOKUP
 from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
@@ -103,4 +103,10 @@ TRANSFORMERS = ServingEngine(
     write_command=write_command,
     lookup=PROMPT_LOOKUP,
     checks=CHECKS,
+    # Only processors that read nothing but the ids will do: others lose count of rejected tokens
+    structured_output=StructuredOutput(
+        "`AssistedCandidateGenerator` in transformers/generation/candidate_generator.py (5.23), which gives the draft "
+        "the target's logits processors, such as that of `prefix_allowed_tokens_fn`",
+        masks_draft=True,
+    ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import Record
-from spec_kd.serving.engine import DraftingRule, ServingEngine
+from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.lookup import VLLM_NGRAM
 from spec_kd.serving.observer import DraftCounts, Observer
 from spec_kd.serving.pair import PairCheck, Problem, ServedPair
@@ -150,7 +150,9 @@ VLLM = ServingEngine(
     name="vllm",
     title="vLLM",
     rules=(DraftingRule("greedy"), DraftingRule("stochastic", '"draft_sample_method": "probabilistic"', 0)),
-    counting=Counting(first_round=1, reserved_tokens=None, counts_drafted_past_end=True, end="passed"),
+    counting=Counting(
+        first_round=1, reserved_tokens=None, counts_drafted_past_end=True, end="passed", cuts_refused=True
+    ),
     source='vLLM 0.32, `draft_sample_method="greedy"`, the default',
     is_observed=True,
     vocabulary="`config.vocab_size` of draft and target must be equal; tokenizers are not compared",
@@ -170,5 +172,8 @@ VLLM = ServingEngine(
     write_command=write_command,
     lookup=VLLM_NGRAM,
     checks=CHECKS,
+    structured_output=StructuredOutput(
+        "`StructuredOutputManager.grammar_bitmask` and `update_draft_token_ids_in_output` of the scheduler, vLLM 0.32"
+    ),
     observer=OBSERVER,
 )

@@ -1,15 +1,14 @@
 import copy
-import importlib
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
+from spec_kd.evaluation import response_scoring
 from spec_kd.evaluation.response_replay import replay, score_responses
+from spec_kd.evaluation.response_scoring import ResponseScorer
 from spec_kd.finite import NonFiniteError
-
-replay_module = importlib.import_module("spec_kd.evaluation.response_replay")  # the package has a function of that name
 
 
 def compute_reference(draft, target, rows, temperature, draft_sampling, vocab_size=261):
@@ -41,7 +40,7 @@ def compute_reference(draft, target, rows, temperature, draft_sampling, vocab_si
     [(0.0, "stochastic"), (0.7, "stochastic"), (1.0, "stochastic"), (0.7, "greedy"), (0.0, "greedy")],
 )
 def test_scores_equal_a_dense_reference(pair, prompts, tools, temperature, draft_sampling, monkeypatch):
-    monkeypatch.setattr(replay_module, "MAX_LOGITS", 261 * 7)  # several uneven chunks
+    monkeypatch.setattr(response_scoring, "MAX_LOGITS", 261 * 7)  # several uneven chunks
     draft, target = pair
     rows = tools.write_texts(target, prompts, 10, temperature, eos_token_id=None)
     rows[2]["completion_ids"] = rows[2]["completion_ids"][:3]
@@ -117,7 +116,7 @@ def test_modes_are_restored_also_after_an_error(pair, prompts, tools, monkeypatc
         assert not draft.training and not torch.is_grad_enabled()
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(replay_module, "score_from_target", fail)
+    monkeypatch.setattr(response_scoring, "score_from_target", fail)
     with pytest.raises(RuntimeError, match="inside"):
         replay(draft, target, rows, temperature=1.0, max_new_tokens=4)
     assert tools.snapshot(draft, target) == before and torch.is_grad_enabled()
@@ -159,7 +158,7 @@ ROW = {"prompt_ids": [5], "completion_ids": [6, 7]}
 )
 def test_bad_input_is_refused_before_any_model_runs(pair, rows, options, message, monkeypatch):
     draft, target = pair
-    monkeypatch.setattr(replay_module, "_score_batch", lambda *_: pytest.fail("a model ran"))
+    monkeypatch.setattr(ResponseScorer, "_score_batch", lambda *_: pytest.fail("a model ran"))
     with pytest.raises(ValueError, match=message):
         replay(draft, target, rows, **{"temperature": 0.0, "max_new_tokens": 4, **options})
 

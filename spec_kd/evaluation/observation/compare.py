@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, name_temperature
 from spec_kd.evaluation.observation.records import Observation
+from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.observed import HEADLINE, ObservedMetric, ObservedPrompt, ObservedReport
-from spec_kd.evaluation.response_replay import ReplayOptions, replay
+from spec_kd.evaluation.response_replay import replay
 from spec_kd.loading import load_model
 from spec_kd.open_types import Array, Record
 from spec_kd.serving import find_serving_engine

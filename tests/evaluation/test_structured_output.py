@@ -1,0 +1,237 @@
+"""Replay under a grammar: against brute force over the whole vocabulary, and loops that decode as engines do."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from engine_loops import pick, sample, serve
+from tiny import build_llama
+from toy_grammar import EOS, GRAMMAR, NUM_IDS, make_allow, write_under
+
+from spec_kd.data.responses import generate_responses
+from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.evaluation.response_replay import replay, score_responses
+from spec_kd.evaluation.structured import TokenMasks, fill_empty_alternatives, unpack
+from spec_kd.serving import find_serving_engine
+from spec_kd.serving.response_format import ResponseFormat
+
+pytest.importorskip("xgrammar")
+LIMIT = 10
+FORMAT = ResponseFormat("grammar", GRAMMAR)
+
+
+@pytest.fixture(scope="module")
+def pair(tokenizer):
+    """(draft, target) that like the grammar's tokens, but propose others often enough."""
+    target = build_llama(3, layers=4, tie=False)
+    draft = build_llama(3, layers=4, tie=False)
+    with torch.no_grad():
+        for p in draft.parameters():
+            p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+        for model in (draft, target):
+            model.lm_head.weight[tokenizer("abcdefghijklm,,]").input_ids] *= 2.5
+    return draft, target
+
+
+@pytest.fixture(scope="module")
+def allow(tokenizer):
+    return make_allow(tokenizer)
+
+
+def write_rows(target, prompts, temperature, allow):
+    return [
+        {"prompt_ids": prompt, "completion_ids": write_under(target, prompt, LIMIT, temperature, allow, seed)}
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+def compute_reference(draft, target, row, temperature, sampling, engine, allow):
+    """a_i and alpha of each token, from float64 logits of each text and the toy grammar's own masks."""
+    ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+    start = len(row["prompt_ids"]) - 1
+    with torch.no_grad():
+        q, p = (m(input_ids=ids).logits[0, start:-1, :NUM_IDS].double() for m in (draft, target))
+    tokens = row["completion_ids"]
+    refused = ~torch.stack([allow(tokens[:i]) for i in range(len(tokens))])
+    p = p.masked_fill(refused, -torch.inf)
+    if engine in ("transformers", "mlx-lm"):
+        q = q.masked_fill(refused, -torch.inf)
+    tokens = torch.tensor(tokens)
+    index, choice = torch.arange(len(tokens)), q.argmax(-1)
+    if temperature == 0:
+        a = (choice == tokens).double()
+        return a, a
+    p, q = (p / temperature).softmax(-1), q / temperature
+    if engine == "llama.cpp" and sampling == "stochastic":
+        q = q.masked_fill(q < q.topk(10).values[:, -1:], -torch.inf)
+    q = q.softmax(-1)
+    if sampling == "greedy":
+        return (choice == tokens).double(), p[index, choice]
+    if sampling == "matching":
+        return q[index, tokens], (p * q).sum(-1)
+    return (q / p)[index, tokens].clamp(max=1), torch.minimum(p, q).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("engine", "sampling"),
+    [
+        ("llama.cpp", "greedy"), ("llama.cpp", "stochastic"), ("vllm", "greedy"), ("vllm", "stochastic"),
+        ("sglang", "greedy"), ("transformers", "stochastic"), ("tensorrt-llm", "greedy"), ("mlx-lm", "matching"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_scores_equal_a_dense_reference(pair, prompts, tokenizer, allow, engine, sampling, temperature):
+    draft, target = pair
+    rows = write_rows(target, prompts, temperature, allow)
+    masked = engine if engine != "tensorrt-llm" else "transformers"  # both models, as there
+    scores = score_responses(
+        draft, target, rows, temperature=temperature, serving_engine=engine, draft_sampling=sampling, batch_size=5,
+        grammar=GRAMMAR, processing_class=tokenizer,
+    )  # fmt: skip
+    for i, row in enumerate(rows):
+        a, alpha = compute_reference(draft, target, row, temperature, sampling, masked, allow)
+        torch.testing.assert_close(scores.acceptance[i, : len(a)], a, atol=1e-5, rtol=0)
+        torch.testing.assert_close(scores.values["alpha"][i, : len(a)], alpha, atol=1e-5, rtol=0)
+    if temperature > 0:
+        free = score_responses(
+            draft, target, rows, temperature=temperature, serving_engine=engine, draft_sampling=sampling
+        )
+        assert (scores.alpha_sum - free.alpha_sum).abs().max() > 0.5  # the mask matters
+
+
+@pytest.mark.parametrize("choose", [pick, sample])
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm", "sglang"])
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_counts_are_those_of_the_engine(pair, prompts, tokenizer, allow, engine, gamma, choose):
+    draft, target = pair
+    served = [serve(engine, draft, target, prompt, gamma, EOS, LIMIT, choose, allow) for prompt in prompts]
+    rows = [{"prompt_ids": p, "completion_ids": text} for p, (text, _) in zip(prompts, served, strict=True)]
+    temperature = 0.0 if choose is pick else 1.0
+    scores = score_responses(
+        draft, target, rows, temperature=temperature, serving_engine=engine, num_past_end_tokens=gamma,
+        grammar=GRAMMAR, processing_class=tokenizer,
+    )  # fmt: skip
+    metrics = scores.replay(gamma, LIMIT)
+    rounds = [rounds for _, rounds in served]
+    ends = [text[-1] == EOS for text, _ in served]
+    assert any(ends) and not all(ends)
+    # At temperature 1 vLLM's tokens after the limit are known in expectation only
+    exact = [i for i in range(len(rows)) if choose is pick or engine != "vllm" or ends[i]]
+    assert [metrics.accepted[i] for i in exact] == [sum(accepted for _, accepted in rounds[i]) for i in exact]
+    assert metrics.target_calls.tolist() == [len(one) for one in rounds] or engine == "llama.cpp"
+    if find_serving_engine(engine).counting.counts_drafted_past_end:
+        assert metrics.drafted.tolist() == [sum(count for count, _ in one) for one in rounds]
+    assert 0 < metrics.accepted.sum() < metrics.drafted.sum()
+    if engine == "vllm":  # drafts are cut
+        assert metrics.drafted.sum() < sum(len(one) for one in rounds) * gamma
+
+
+def test_a_sampled_draft_is_cut_as_often_as_in_many_runs(pair, prompts, tokenizer, allow):
+    """vLLM's probabilistic drafts on one text: what replay expects, against rounds that are drawn."""
+    draft, target = pair
+    gamma, prompt = 2, prompts[0]
+    text = write_under(target, prompt, LIMIT, 1.0, allow, seed=5)
+    row = {"prompt_ids": prompt, "completion_ids": text}
+    with torch.no_grad():
+        logits = [target(input_ids=torch.tensor([prompt + text[:i]])).logits[0, -1].double() for i in range(len(text))]
+    p = [one.masked_fill(~allow(text[:i]), -torch.inf).softmax(-1) for i, one in enumerate(logits)]
+    random, cache, runs, drafted_in_all = torch.Generator().manual_seed(0), {}, 150, 0
+
+    def propose(ids):
+        if tuple(ids) not in cache:
+            with torch.no_grad():
+                cache[tuple(ids)] = draft(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+        return cache[tuple(ids)]
+
+    for _ in range(runs):
+        at = 1
+        while at < len(text):
+            # A draft that keeps to the text as long as its tokens are accepted there, as in a run that wrote this text
+            drafted, accepted = [], 0
+            while len(drafted) < gamma and at + accepted < len(text) and accepted == len(drafted):
+                q, i = propose(prompt + text[: at + accepted]), at + accepted
+                if torch.rand(1, generator=random) < min(1.0, (q[text[i]] / p[i][text[i]]).item()):
+                    drafted.append(text[i])
+                    accepted += 1
+                else:
+                    drafted.append(int(torch.multinomial((q - p[i]).clamp(min=0), 1, generator=random)))
+            while len(drafted) < gamma:
+                drafted.append(int(torch.multinomial(propose(prompt + text[:at] + drafted), 1, generator=random)))
+            for k, token in enumerate(drafted):
+                is_allowed = allow(text[:at] + drafted[:k])
+                if is_allowed is None or not is_allowed[token]:
+                    break
+                drafted_in_all += 1
+            at += accepted + 1
+    metrics = replay(
+        draft, target, [row] * 100, temperature=1.0, max_new_tokens=LIMIT, num_assistant_tokens=gamma, batch_size=100,
+        serving_engine="vllm", draft_sampling="stochastic", grammar=GRAMMAR, processing_class=tokenizer,
+    )  # fmt: skip
+    assert metrics.drafted.mean() == pytest.approx(drafted_in_all / runs, rel=0.1)
+
+
+def test_masks_are_those_of_the_grammar(tokenizer, allow):
+    masks = TokenMasks(tokenizer, NUM_IDS, [EOS])
+    for text in ("[a]", "[abc,d]", "[x,yz,abc]"):
+        ids = [*tokenizer(text).input_ids, EOS]
+        allowed = unpack(masks.build(FORMAT, (), ids), NUM_IDS)
+        assert allowed.tolist() == torch.stack([allow(ids[:i]) for i in range(len(ids))]).tolist()
+        assert masks.build(FORMAT, ids[:3], ids[3:]).equal(masks.build(FORMAT, (), ids)[3:])
+        drafts = {0: ids, 2: [EOS], len(ids): [EOS]}
+        assert masks.count_allowed(FORMAT, ids, drafts) == {0: len(ids), 2: 0, len(ids): 0}
+
+
+def test_a_json_schema_masks_its_keys_and_rows_have_formats_of_their_own(pair, tokenizer):
+    draft, target = pair
+    schema = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"], "additionalProperties": False}
+    rows = [
+        {"prompt_ids": [7, 8], "completion_ids": tokenizer(text).input_ids, "response_format": wanted}
+        for text, wanted in (
+            ('{"n":1}', json.dumps({"type": "json_schema", "json_schema": {"schema": schema}})),
+            ("[ab]", {"type": "grammar", "grammar": GRAMMAR}),
+            ("free", None),
+            ("free", {"type": "text"}),
+        )
+    ]
+    options = {"temperature": 1.0, "serving_engine": "llama.cpp", "processing_class": tokenizer}
+    scores = score_responses(draft, target, rows, **options, measure_entropy=True)
+    free = score_responses(draft, target, [{**row, "response_format": None} for row in rows], **options)
+    entropy = scores.values["target_entropy"]
+    assert entropy[0, 3] == 0 and entropy[1, 0] == 0  # only `n` and only `[` are allowed there
+    assert (scores.alpha_sum == free.alpha_sum).tolist() == [False, False, True, True]
+
+
+def test_a_completion_that_does_not_fit_is_named_with_its_token(pair, tokenizer):
+    rows = [{"prompt_ids": [7], "completion_ids": tokenizer(text).input_ids} for text in ("[ab]", "[ab ]")]
+    options = {"temperature": 0.0, "max_new_tokens": LIMIT, "serving_engine": "llama.cpp"}
+    with pytest.raises(ValueError, match=r"Token 3 of the completion of row 1 \(id \d+\) does not fit its grammar"):
+        replay(*pair, rows, **options, grammar=GRAMMAR, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="Pass `processing_class`"):
+        replay(*pair, rows, **options, grammar=GRAMMAR)
+    with pytest.raises(ValueError, match="row 0 has a grammar that XGrammar cannot read"):
+        replay(*pair, rows, **options, grammar="root ::= (", processing_class=tokenizer)
+    with pytest.raises(ValueError, match="OpenVINO GenAI does with a draft under a JSON schema or a grammar is not"):
+        replay(*pair, rows, **{**options, "serving_engine": "openvino"}, grammar=GRAMMAR, processing_class=tokenizer)
+    with pytest.raises(ValueError, match=r"llama\.cpp cuts by `top_k` and `top_p` before it masks"):
+        replay(*pair, rows, **{**options, "temperature": 1.0}, top_k=5, grammar=GRAMMAR, processing_class=tokenizer)
+
+
+def test_stored_log_probabilities_are_not_enough(pair, prompts, tokenizer):
+    draft, target = pair
+    rows = generate_responses(
+        TransformersEngine(target, tokenizer), Dataset.from_dict({"prompt_ids": prompts[:2]}), max_new_tokens=3,
+        temperature=1.0, teacher_signal="token_only", show_progress=False,
+    )  # fmt: skip
+    anything = "root ::= [^z]*"
+    rows = rows.add_column("response_format", [json.dumps({"type": "grammar", "grammar": anything})] * 2)
+    options = {"temperature": 1.0, "serving_engine": "llama.cpp", "processing_class": tokenizer}
+    with pytest.raises(ValueError, match="Stored log-probabilities do not say how a grammar masks"):
+        score_responses(draft, None, rows, **options)
+
+
+def test_empty_alternatives_get_their_quotes():
+    grammar = 'root ::= | " " | "\\"|" ( | [|)] ) # a | comment\nws ::= ( "a" | ) \n'
+    filled = fill_empty_alternatives(grammar)
+    assert filled == 'root ::= "" | " " | "\\"|" ( "" | [|)] ) # a | comment\nws ::= ( "a" | "" ) \n'
+    assert fill_empty_alternatives(filled) == filled
