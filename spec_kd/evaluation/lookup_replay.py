@@ -52,15 +52,18 @@ def replay_lookup(
     """
     engine = find_serving_engine(serving_engine)
     propose, num_tokens = _choose_lookup(engine, propose, num_lookup_tokens)
+    counting, min_tokens_left = engine.counting, 1
+    if engine.lookup is not None and scores is None:
+        counting, min_tokens_left = engine.lookup.counting or counting, engine.lookup.min_tokens_left
     check_int("num_assistant_tokens", num_assistant_tokens)
     texts = [(list(row["prompt_ids"]), list(row["completion_ids"])) for row in responses]
     lengths = torch.tensor([len(completion) for _, completion in texts])
     found = torch.zeros(2, len(texts), int(lengths.max()), dtype=torch.int64)  # drafted and accepted
     for row, (prompt, completion) in enumerate(texts):
         written = list(completion)
-        if continuations is not None and engine.counting.end == "passed":
+        if continuations is not None and counting.end == "passed":
             written += continuations[row]
-        for at in range(engine.counting.first_round, len(completion)):
+        for at in range(counting.first_round, min(len(completion), max_new_tokens - min_tokens_left + 1)):
             drafted = propose(prompt + completion[:at], num_tokens)
             found[:, row, at] = torch.tensor([len(drafted), count_equal(drafted, written[at:])])
     no_draft = torch.zeros(found.shape[1:], dtype=torch.float64)
@@ -69,7 +72,7 @@ def replay_lookup(
         num_assistant_tokens,
         max_new_tokens,
         lengths,
-        engine.counting,
+        counting,
         None if scores is None else scores.past_end,
         LookedUp(*found),
         has_draft=scores is not None,
@@ -77,7 +80,7 @@ def replay_lookup(
     return AcceptanceMetrics.of(
         rounds,
         lengths,
-        engine.counting,
+        counting,
         temperature=temperature,
         num_assistant_tokens=rounds.accepted_by_position.shape[-1],
         draft_sampling="greedy" if scores is None else scores.draft_sampling,

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from spec_kd.counting import Counting
+
 WIDTH = 4  # bytes of an id, so that a search for bytes is a search for ids
 
 Propose = Callable[[Sequence[int], int], Sequence[int]]
@@ -19,6 +21,8 @@ class Lookup:
         num_draft_tokens (`int`): Tokens drafted in a round by default.
         flags (`str`): What turns it on.
         source (`str`): Where it is written, with the version that was read.
+        counting (`Counting`, *optional*): What is counted, where it differs from rounds with a draft model.
+        min_tokens_left (`int`, *optional*, defaults to `1`): Tokens that the limit must leave for a round to draft.
     """
 
     name: str
@@ -26,6 +30,8 @@ class Lookup:
     num_draft_tokens: int
     flags: str
     source: str
+    counting: Counting | None = None
+    min_tokens_left: int = 1
 
 
 def find_ngram(text: bytes, ngram: bytes, start: int = 0) -> Iterator[int]:
@@ -137,6 +143,9 @@ PROMPT_LOOKUP = Lookup(
     num_draft_tokens=10,
     flags="generate(prompt_lookup_num_tokens=10)",
     source="`PromptLookupCandidateGenerator` in transformers/generation/candidate_generator.py (5.23)",
+    # It looks at the limit only where one token is left
+    counting=Counting(reserved_tokens=0),
+    min_tokens_left=2,
 )
 NGRAM_SIMPLE = Lookup(
     name="ngram-simple",

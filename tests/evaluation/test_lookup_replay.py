@@ -7,6 +7,7 @@ import torch
 from tiny import build_llama
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
+from spec_kd.evaluation.assisted import RecordedRun
 from spec_kd.evaluation.lookup_replay import replay_lookup
 from spec_kd.evaluation.response_replay import score_responses
 from spec_kd.serving.lookup import CompletionStore, propose_after_last, propose_after_longest, propose_before_eos
@@ -78,6 +79,43 @@ def test_replay_counts_what_a_server_would():
     assert list(zip(metrics.drafted, metrics.accepted, metrics.drafting_rounds, strict=True)) == expected
     assert 0 < metrics.accepted.sum() < metrics.drafted.sum()
     assert (metrics.tokens == 29).all()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("limit", [14, 24])
+def test_replay_counts_what_transformers_looks_up(limit, ends):
+    """`generate(prompt_lookup_num_tokens=...)` itself; it drafts past its limit, but not for a last token alone."""
+    target = build_llama(3, layers=4).eval()
+    prompts = [make_text(seed, 12, ids=3) for seed in range(12)]
+    options = {"do_sample": False, "max_new_tokens": limit, "prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 2}
+    eos = [RecordedRun(target, prompts[0], 0, **options).completion[2]] if ends else []
+    runs = [RecordedRun(target, prompt, 0, eos_token_id=eos or None, **options) for prompt in prompts]
+    rows = [{"prompt_ids": prompt, "completion_ids": run.completion} for prompt, run in zip(prompts, runs, strict=True)]
+    metrics = replay_lookup(
+        rows,
+        "transformers",
+        max_new_tokens=limit,
+        temperature=0.0,
+        propose=lambda ids, k: propose_before_eos(ids, k, 2, eos),
+        num_lookup_tokens=4,
+    )
+    assert metrics.drafted.tolist() == [sum(one.drafted for one in run.rounds) for run in runs]
+    assert metrics.accepted.tolist() == [sum(one.accepted for one in run.rounds) for run in runs]
+    assert metrics.target_calls.tolist() == [len(run.rounds) for run in runs]
+    assert 0 < metrics.accepted.sum() < metrics.drafted.sum()
+
+
+def test_tokens_found_after_the_end_count_where_the_engine_counts_them():
+    rows = [{"prompt_ids": [7, 8, 9, 5, 6, 7], "completion_ids": [8, 9]}]
+    common = {"max_new_tokens": 2, "temperature": 0.0, "num_lookup_tokens": 4}
+
+    def propose(ids, k):
+        return propose_after_longest(ids, k, 1, 2)
+
+    for continuation, accepted in (([5, 6, 1], 3), ([5, 1, 1], 2), ([1, 1, 1], 1)):
+        metrics = replay_lookup(rows, "vllm", propose=propose, continuations=[continuation], **common)
+        assert (metrics.accepted.item(), metrics.drafted.item()) == (accepted, 4)
+    assert replay_lookup(rows, "vllm", propose=propose, **common).accepted.item() == 1
 
 
 def test_a_draft_takes_over_where_nothing_is_found(prompts, tools):
