@@ -35,7 +35,7 @@ _ROOMS = {
         "save_report",
     ),
     "spec_kd.finite": ("NonFiniteError",),
-    "spec_kd.hub": ("export_draft",),
+    "spec_kd.hub": ("export_draft", "export_gguf"),
     "spec_kd.losses": (
         "Divergence",
         "SignalSpec",
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
         save_report,
     )
     from spec_kd.finite import NonFiniteError
-    from spec_kd.hub import export_draft
+    from spec_kd.hub import export_draft, export_gguf
     from spec_kd.losses import (
         Divergence,
         SignalSpec,
@@ -166,6 +166,7 @@ __all__ = [
     "describe_prompts",
     "evaluate_draft",
     "export_draft",
+    "export_gguf",
     "fused_linear_divergence",
     "generate_assisted",
     "generate_responses",

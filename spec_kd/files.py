@@ -41,6 +41,9 @@ STAGING, SEALED = ".export.part", ".export"
 FILE_LIST = ".files.json"
 # What an earlier save may have left: engines that load every weight file of a folder would load these too.
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*", ADAPTER_CONFIG)
+SERVING_FILE = "serving.json"
+# In a model's folder: what loading it does not read, and what a trainer writes again each time.
+NOT_OF_MODEL = (".md", "training_args.bin", SERVING_FILE)
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say that write without Python: torch's zip writer gives no reason at all.
 FULL_DISK_WORDS = (
@@ -69,34 +72,47 @@ def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Itera
     Raises:
         `FullDiskError`: There is no room for it.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
     digest = ""
-    try:
-        with explain_full_disk(path, kept), open(temporary, "x+b") as file:
-            _mark_in_use(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if sum_path is not None:
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if is_intact(path, sum_path) and read_sum(sum_path) == digest:
-                    return
-                sum_path.unlink(missing_ok=True)
-            if os.name == "nt":
-                file.close()
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_full_disk(path, kept), scratch_file(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if sum_path is not None:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if is_intact(path, sum_path) and read_sum(sum_path) == digest:
+                return
+            sum_path.unlink(missing_ok=True)
+        if os.name == "nt":
+            file.close()
+        os.replace(file.name, path)
     if sum_path is not None:
         with replacing(sum_path, kept=kept) as file:
             file.write(digest.encode())
+
+
+@contextmanager
+def scratch_file(path: Path) -> Iterator[BinaryIO]:
+    """A hidden file beside `path` that is removed when the block ends, and by [`sweep`] if the process is killed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
+    try:
+        with open(temporary, "x+b") as file:
+            _mark_in_use(file)
+            yield file
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     r"""Writes UTF-8 with `\n` as it stands; an older file stays whole until the new one is."""
     with replacing(Path(path)) as file:
         file.write(text.encode("utf-8"))
+
+
+def list_model_files(folder: Path) -> list[Path]:
+    """The visible files directly in a model's folder that say what the model is, sorted by name."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return [path for path in files if not path.name.endswith(NOT_OF_MODEL)]
 
 
 def read_sum(sum_path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""llama.cpp for benchmarks: models converted to GGUF, and `llama-server` started and stopped.
+"""llama.cpp for benchmarks: its tools found, and `llama-server` started and stopped.
 
 `benchmarks/serving/build_llama_cpp.sh` builds the tools; LLAMA_CPP names another folder with the same layout.
 """
@@ -28,42 +28,6 @@ def find_tools() -> Path:
             f"There is no bin/llama-server in {folder}. Run benchmarks/serving/build_llama_cpp.sh, or set LLAMA_CPP."
         )
     return folder
-
-
-def convert_to_gguf(model_dir: Path, output: Path, dtype: str = "f16") -> Path:
-    """Writes the model in `model_dir` as one GGUF file; an `output` that exists is left as it is.
-
-    Args:
-        model_dir (`Path`): A model with its tokenizer, as `save_pretrained` leaves them.
-        output (`Path`): The file to write.
-        dtype (`str`, *optional*, defaults to `"f16"`):
-            `"f32"`, `"f16"` or `"bf16"`, or a type of llama-quantize such as `"Q8_0"` and `"Q4_K_M"`.
-    """
-    if output.exists():
-        return output
-    tools = find_tools()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    if dtype.lower() in ("f32", "f16", "bf16"):
-        # The link is resolved, because the converter looks for its own `gguf` package beside itself
-        converter = (tools / "convert_hf_to_gguf.py").resolve()
-        script = [str(tools / ".venv" / "bin" / "python"), str(converter), str(model_dir)]
-        run_quietly([*script, "--outtype", dtype.lower(), "--outfile", str(partial)])
-    else:
-        full = convert_to_gguf(model_dir, output.with_name(f"{output.stem}-f32.gguf"), "f32")
-        run_quietly([str(tools / "bin" / "llama-quantize"), str(full), str(partial), dtype])
-    os.replace(partial, output)
-    return output
-
-
-def run_quietly(command: Sequence[str]) -> None:
-    """Runs a command; raises `RuntimeError` with the end of what it printed if it fails."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if result.returncode:
-        raise RuntimeError(
-            f"{command[0]} failed with status {result.returncode}:\n{(result.stdout + result.stderr)[-3000:]}"
-        )
 
 
 @dataclass(frozen=True)

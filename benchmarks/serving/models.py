@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.serving.llama_cpp import convert_to_gguf
+from benchmarks.serving.llama_cpp import find_tools
 from experiments.smollm2.get_target import convert, download_gguf
+from spec_kd import export_gguf
 
 DROPPED_LAYERS = (7, 14, 21)
 
@@ -54,9 +55,11 @@ def save_whole(folder: Path, save) -> None:
 
 
 def make_gguf_pair(work_dir: Path, dtype: str = "f32") -> tuple[Path, Path]:
-    """GGUF files of target and draft in `work_dir`."""
+    """GGUF files of target and draft in `work_dir`, in a type of `export_gguf`."""
+    tools = find_tools()
     target, draft = (
-        convert_to_gguf(model, model.with_name(f"{model.name}-{dtype}.gguf"), dtype) for model in make_pair(work_dir)
+        export_gguf(model, model.with_name(f"{model.name}-{dtype}.gguf"), llama_cpp_dir=tools, quantization=dtype)
+        for model in make_pair(work_dir)
     )
     return target, draft
 

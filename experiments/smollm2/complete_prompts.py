@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from benchmarks.serving.llama_cpp import convert_to_gguf, run_llama_server
+from benchmarks.serving.llama_cpp import find_tools, run_llama_server
 from experiments.smollm2.conversations import MAX_NEW_TOKENS, load_part
-from spec_kd import ServerEngine, generate_responses
+from spec_kd import ServerEngine, export_gguf, generate_responses
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
     tokenizer = AutoTokenizer.from_pretrained(target)
     prompts = load_part(arguments.data_dir, arguments.domain, arguments.part, tokenizer).remove_columns("completion")
-    gguf = convert_to_gguf(target, target.parent / f"{target.name}-f16.gguf")
+    gguf = export_gguf(target, target.parent / f"{target.name}-f16.gguf", llama_cpp_dir=find_tools())
     with run_llama_server(gguf, folder / "server.log", threads=arguments.threads, parallel=4) as server:
         engine = ServerEngine("target", tokenizer, f"{server.url}/v1", max_concurrency=4)
         responses = generate_responses(

@@ -7,11 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spec_kd.cli.paths import list_files
-from spec_kd.files import compute_sum, read_json_object, write_text
+from spec_kd.files import compute_sum, list_model_files, read_json_object, write_text
 from spec_kd.open_types import JsonObject, Record
-
-# In a model's folder: what loading it does not read, and what a trainer writes again each time.
-NOT_OF_MODEL = (".md", "training_args.bin")
 
 
 class Fingerprints:
@@ -47,8 +44,7 @@ class Fingerprints:
         """The hash of the files directly in a model's folder; a name on the Hub as it is."""
         if source is None or not Path(source).is_dir():
             return source
-        files = [f for f in sorted(Path(source).iterdir()) if f.is_file() and not f.name.startswith(".")]
-        return self._of_folder(Path(source), [f for f in files if not f.name.endswith(NOT_OF_MODEL)])
+        return self._of_folder(Path(source), list_model_files(Path(source)))
 
     def _of_folder(self, folder: Path, files: Iterable[Path]) -> str:
         return hash_json({str(file.relative_to(folder)): self._of_file(file) for file in files})

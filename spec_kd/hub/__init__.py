@@ -2,5 +2,6 @@
 
 from spec_kd.hub.card import CardFacts, carry_model_card, extend_model_card
 from spec_kd.hub.export import export_draft
+from spec_kd.hub.gguf import export_gguf
 
-__all__ = ["CardFacts", "carry_model_card", "export_draft", "extend_model_card"]
+__all__ = ["CardFacts", "carry_model_card", "export_draft", "export_gguf", "extend_model_card"]
