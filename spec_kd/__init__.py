@@ -35,7 +35,7 @@ _ROOMS = {
         "save_report",
     ),
     "spec_kd.finite": ("NonFiniteError",),
-    "spec_kd.hub": ("export_draft", "export_gguf"),
+    "spec_kd.hub": ("ExportOptions", "GGUFError", "ServingFile", "export_draft", "export_gguf"),
     "spec_kd.losses": (
         "Divergence",
         "SignalSpec",
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
         save_report,
     )
     from spec_kd.finite import NonFiniteError
-    from spec_kd.hub import export_draft, export_gguf
+    from spec_kd.hub import ExportOptions, GGUFError, ServingFile, export_draft, export_gguf
     from spec_kd.losses import (
         Divergence,
         SignalSpec,
@@ -131,6 +131,8 @@ __all__ = [
     "Divergence",
     "EvaluationOptions",
     "EvaluationReport",
+    "ExportOptions",
+    "GGUFError",
     "LogOptions",
     "MixOptions",
     "NonFiniteError",
@@ -145,6 +147,7 @@ __all__ = [
     "ServerEngine",
     "ServerOptions",
     "ServingCosts",
+    "ServingFile",
     "ServingFinding",
     "SignalSpec",
     "SpeculationOptions",

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,7 +93,7 @@ def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Itera
 
 
 @contextmanager
-def scratch_file(path: Path) -> Iterator[BinaryIO]:
+def scratch_file(path: Path) -> Iterator[BufferedRandom]:
     """A hidden file beside `path` that is removed when the block ends, and by [`sweep`] if the process is killed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
     try:
@@ -288,7 +289,8 @@ def _move_in(sealed: Path, output_dir: Path) -> None:
         (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, output_dir / name)
     # The configuration of an adapter makes its folder one: without it, a full model beside it counts.
-    stale = {path for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern) if path.name not in names}
+    patterns = (*WEIGHT_PATTERNS, SERVING_FILE)  # which states the sums of the weights before
+    stale = {path for pattern in patterns for path in output_dir.glob(pattern) if path.name not in names}
     for path in sorted(stale, key=lambda path: (path.name != ADAPTER_CONFIG, path.name)):
         path.unlink()
     shutil.rmtree(sealed)

@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving import prompts as real
-from benchmarks.serving.compare import MAX_NEW_TOKENS, find_recording
+from benchmarks.serving.compare import find_recording
 from benchmarks.serving.llama_cpp import run_llama_server
 from benchmarks.serving.models import make_gguf_pair
+from benchmarks.serving.record_llama_cpp import MAX_NEW_TOKENS
 from benchmarks.serving.recordings import read_recording
 from spec_kd import compare_observed, observe_serving
 from spec_kd.evaluation.report.content import to_plain
@@ -28,6 +29,8 @@ RESULTS = Path(__file__).parents[1] / "results" / "serving" / "quantized.json"
 TYPES = ("f16", "Q8_0", "Q4_0", "Q4_K_M")
 NUM_DRAFT_TOKENS = 4
 PARALLEL = 8
+# Without repacked weights no AMX kernel runs: in virtual machines that hide the permission, those stop the server
+FLAGS = ["--cache-ram", "0", "--metrics", "--no-repack"]
 
 
 def measure(
@@ -49,7 +52,7 @@ def measure(
         parallel=PARALLEL,
         context_length=1024,
         cores=arguments.cores,
-        flags=["--cache-ram", "0", "--metrics"],
+        flags=FLAGS,
     ) as server:
         observation = observe_serving(
             server.url,
@@ -106,11 +109,11 @@ def main() -> None:
         {"prompt_ids": list(prompt.ids), "completion_ids": recorded[prompt.describe()["sha256"]]} for prompt in prompts
     ]
     draft = AutoModelForCausalLM.from_pretrained(arguments.work_dir / "draft", dtype=torch.float32)
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for quantization in arguments.types:
-        results[quantization] = measure(quantization, prompts, float_rows, draft, arguments)
-        print(json.dumps({name: value for name, value in results[quantization].items() if name != "by_prompt"}))
-        write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+        result = measure(quantization, prompts, float_rows, draft, arguments)
+        print(json.dumps({name: value for name, value in result.items() if name != "by_prompt"}), flush=True)
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        write_text(RESULTS, json.dumps({**results, quantization: result}) + "\n")
 
 
 if __name__ == "__main__":

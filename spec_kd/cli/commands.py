@@ -15,6 +15,7 @@ from spec_kd.cli.arguments import (
     CuratedFiles,
     DraftArguments,
     EvaluationFiles,
+    ExportFiles,
     InitArguments,
     LogFiles,
     MixFiles,
@@ -140,6 +141,14 @@ COMMANDS = {
         ("draft", "target", "serving_engine"),
         lambda: {"serving": CheckServingArguments},
     ),
+    "export": Command(
+        "Saves a draft as servers load it: without an adapter, with as many vocabulary rows as the target. With "
+        "--serving_engines it checks the draft for these engines, and writes serving.json: commands, checks, expected "
+        "acceptance, sums of the files. With --llama_cpp_dir it also writes GGUF files of draft and target; whole ones "
+        "of the same models are used again.",
+        ("draft", "output_dir", "target", "target_vocab_size", "serving_engines", "llama_cpp_dir", "quantization"),
+        lambda: {"files": ExportFiles, "export": spec_kd.ExportOptions},
+    ),
     "observe": Command(
         "Asks a running server (vLLM, SGLang, llama-server) the test prompts, reads how many tokens it drafted and "
         "accepted, and measures tokens a second; with --plain_url also without the draft. With --draft the report has "
@@ -157,7 +166,7 @@ COMMANDS = {
         first="path",
     ),
 }
-NO_STEPS = ("init", "run", "check-serving", "convert")
+NO_STEPS = ("init", "run", "check-serving", "export", "convert")
 
 
 def group_training(method: str, config_class: type) -> dict[str, type]:

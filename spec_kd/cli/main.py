@@ -36,6 +36,7 @@ COMMANDS = {
     "train": "Train a draft: white_box, black_box or online_gkd.",
     "evaluate": "Measure acceptance, tokens per target pass and predicted speed-up of drafts, as a report.",
     "check-serving": "Find what would make a serving engine refuse a draft, write wrong text, or not draft.",
+    "export": "Save a draft as servers load it, with what they need to know, and GGUF files for llama.cpp.",
     "observe": "Ask a running server the test prompts: what it drafted, accepted and wrote a second.",
     "convert": "Convert a recipe or a folder that an earlier version wrote.",
 }

@@ -5,21 +5,25 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import EllipsisType
 from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spec_kd.escaping import escape_markdown, is_hub_id, make_code_block, make_code_span, make_public_name, make_table
 from spec_kd.files import ADAPTER_CONFIG
-from spec_kd.open_types import JsonObject, JsonValue
+from spec_kd.hub.serving_file import ServingFile
+from spec_kd.open_types import Arguments, JsonObject, JsonValue
+from spec_kd.reports.numbers import RATE_DIGITS, Interval, format_interval
 from spec_kd.serving import SERVING_ENGINES, serving_commands
-from spec_kd.serving.pair import ServingFinding
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
 FACTS_BEGIN, FACTS_END = "<!-- spec_kd: facts ", " -->"
+# Expected metrics that a card shows, with what they are called there
+EXPECTED = {"acceptance_rate": "acceptance rate", "block_efficiency": "tokens per target pass"}
 NAMES = ("target_name", "dataset_name", "draft_name", "base_name")
 # Parts of TRL's card that are about a chat model, and the placeholder in PEFT's empty card.
 TRL_OPENING = re.compile(
@@ -50,6 +54,9 @@ class CardFacts:
             Number of tokens drafted in a round, for the commands in the card.
         serving_engines (`Sequence[str]`, *optional*, defaults to `()`): Engines that the draft was checked for.
         findings (`Sequence[dict]`, *optional*, defaults to `()`): What was found, as fields of [`ServingFinding`].
+        expected (`Mapping`, *optional*, defaults to `{}`):
+            Expected metrics by engine and setting, as in [`ServedDraft`][spec_kd.hub.serving_file.ServedDraft].
+        gguf_files (`Sequence[str]`, *optional*, defaults to `()`): GGUF files of the repository.
     """
 
     method: str | None = None
@@ -64,6 +71,8 @@ class CardFacts:
     num_assistant_tokens: int = 5
     serving_engines: Sequence[str] = ()
     findings: Sequence[JsonObject] = ()
+    expected: Mapping[str, Mapping[str, JsonObject]] = field(default_factory=dict)
+    gguf_files: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -89,7 +98,7 @@ class CardFacts:
             facts = cls(**{name: value for name, value in values.items() if name in known})
             facts.render(is_adapter=False)  # fails for values of other types, because anybody can edit a card
             return facts
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, KeyError):
             return None
 
     def render(self, is_adapter: bool) -> str:
@@ -107,6 +116,7 @@ class CardFacts:
             f"The loss is the {make_code_span(self.divergence)} divergence{at}." if self.divergence else "",
             self._tabulate(),
             self._show_usage(is_adapter),
+            self._show_expected(),
             self._show_findings(),
         )
         return "\n\n".join(part for part in parts if part)
@@ -155,6 +165,27 @@ class CardFacts:
         )
         return "\n\n".join(parts)
 
+    def _show_expected(self) -> str:
+        """Expected acceptance by engine, and the GGUF files; empty without either."""
+        rows = [
+            [
+                escape_markdown(engine),
+                escape_markdown(setting),
+                *(format_interval(Interval(**metrics[name]), RATE_DIGITS) for name in EXPECTED),
+            ]
+            for engine, settings in self.expected.items()
+            for setting, metrics in settings.items()
+        ]
+        header = ["engine", "setting", *EXPECTED.values()]
+        gguf = ", ".join(map(make_code_span, self.gguf_files))
+        parts = (
+            f"With {self.num_assistant_tokens} drafted tokens a round:" if rows else "",
+            "\n".join(make_table(header, rows)) if rows else "",
+            f"GGUF files: {gguf}." if gguf else "",
+        )
+        shown = [part for part in parts if part]
+        return "\n\n".join(["### Expected when served", *shown]) if shown else ""
+
     def _show_findings(self) -> str:
         if not self.serving_engines:
             return ""
@@ -200,7 +231,7 @@ def carry_model_card(
     output_dir: str | os.PathLike[str],
     *,
     keep_name: bool = False,
-    checked: tuple[Sequence[str], Sequence[ServingFinding]] | None = None,
+    serving: ServingFile | EllipsisType | None = ...,
 ) -> None:
     """Writes the card of an exported draft, from the facts in its earlier card if there is one.
 
@@ -211,8 +242,8 @@ def carry_model_card(
         output_dir (`str` or `os.PathLike`): Folder to which the draft was exported.
         keep_name (`bool`, *optional*, defaults to `False`):
             Whether a draft without a Hub id keeps its name. By default it gets the name of `output_dir`.
-        checked (`tuple`, *optional*):
-            The engines that this form of the draft was checked for, and what was found; by default those of its card.
+        serving (`ServingFile`, *optional*):
+            What is known of serving this form of the draft, or `None` for nothing; by default what its card says.
     """
     path = Path(output_dir) / "README.md"
     if path.is_file() and not is_generated(path):
@@ -221,12 +252,26 @@ def carry_model_card(
     cards = [_load(Path(folder) / "README.md") for folder in (output_dir, source) if folder is not None]
     card = next((card for card in cards if CardFacts.read(card.text) is not None), cards[0])
     facts = CardFacts.read(card.text) or CardFacts(draft_name=_get_data(card).model_name)
-    if checked is not None:
-        facts = replace(facts, serving_engines=list(checked[0]), findings=list(map(asdict, checked[1])))
+    if serving is not ...:
+        facts = replace(facts, **describe_serving(serving))
     if not keep_name and not _is_id(facts.draft_name):
         facts = replace(facts, draft_name=path.resolve().parent.name)
         _get_data(card).model_name = facts.draft_name
     _save(card, path, facts)
+
+
+def describe_serving(serving: ServingFile | None) -> Arguments:
+    """The facts of a card that are those of `serving.json`, by name."""
+    if serving is None:
+        return {"serving_engines": (), "findings": (), "expected": {}, "gguf_files": ()}
+    return {
+        "target_name": serving.target,
+        "num_assistant_tokens": serving.num_assistant_tokens,
+        "serving_engines": list(serving.engines),
+        "findings": [found for served in serving.engines.values() for found in served.findings],
+        "expected": {name: served.expected for name, served in serving.engines.items() if served.expected},
+        "gguf_files": [name for name in serving.files if name.endswith(".gguf")],
+    }
 
 
 def is_generated(path: Path) -> bool:

@@ -46,6 +46,10 @@ HINTS = (
         "This llama.cpp does not know the architecture {0}: update it, or serve the model with another engine.",
     ),
     (
+        re.compile(r"pre-tokenizer was not recognized"),
+        "This llama.cpp does not know the tokenizer: save the unchanged one of a model that it knows with the weights.",
+    ),
+    (
         re.compile(r"No module named '([\w.]+)'"),
         "Its Python (`{python}`) has no {0}: install llama.cpp's requirements/requirements-convert_hf_to_gguf.txt into "
         "it, or into a `.venv` in the folder of llama.cpp.",

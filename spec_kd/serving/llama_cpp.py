@@ -24,13 +24,20 @@ from spec_kd.serving.rules import (
 
 
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
-    """The commands that convert both models to GGUF and start `llama-server` with them."""
+    """The commands that convert both models to GGUF, where they are not, and start `llama-server` with them."""
+    names = ((draft, "draft.gguf"), (target, "target.gguf"))
+    files = [name if name.endswith(".gguf") else output for name, output in names]
+    converted = [
+        f"python convert_hf_to_gguf.py {quote_argument(name)} --outfile {output}"
+        for name, output in names
+        if output in files
+    ]
     # Without `--spec-type` the draft is loaded and never used
-    return (
-        f"python convert_hf_to_gguf.py {quote_argument(draft)} --outfile draft.gguf\n"
-        f"python convert_hf_to_gguf.py {quote_argument(target)} --outfile target.gguf\n"
-        f"llama-server -m target.gguf -md draft.gguf --spec-type draft-simple --spec-draft-n-max {num_draft_tokens}"
+    served = (
+        f"llama-server -m {quote_argument(files[1])} -md {quote_argument(files[0])} "
+        f"--spec-type draft-simple --spec-draft-n-max {num_draft_tokens}"
     )
+    return "\n".join([*converted, served])
 
 
 def build_body(body: JsonObject) -> JsonObject:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.serving import mlx_worker, record_llama_cpp, record_vllm, worker
 from benchmarks.serving import prompts as prompt_selection
-from benchmarks.serving import record_llama_cpp, record_vllm
 from benchmarks.serving.compare import get_limit
 from benchmarks.serving.models import cut_layers
 from benchmarks.serving.prompts import build_call_schema, find_prompt, read_prompts, read_tools, select_prompts
@@ -134,7 +134,7 @@ def test_answers_of_vllm_get_the_names_of_a_recording():
 def test_a_missing_vllm_is_named_with_the_script_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"build_vllm_cpu\.sh"):
-        record_vllm.find_python()
+        record_vllm.WORKER.find_python()
 
 
 def install_script(folder, script: str) -> None:
@@ -150,11 +150,16 @@ def test_answers_are_taken_as_they_come_and_a_failed_engine_shows_its_log(tmp_pa
         tmp_path, """printf '{"n": 1}\\n{"n"' > "$3"; sleep 0.2; printf ': 2}\\n' >> "$3"; echo no memory; exit 3"""
     )
     monkeypatch.setenv("VLLM_CPU", str(tmp_path))
-    monkeypatch.setattr(record_vllm, "POLL_INTERVAL", 0.02)
-    answers = record_vllm.run_worker({}, tmp_path / "work", cores=None)
+    monkeypatch.setattr(worker, "POLL_INTERVAL", 0.02)
+    answers = record_vllm.WORKER.run({}, tmp_path / "work", cores=None)
     assert next(answers) == {"n": 1} and next(answers) == {"n": 2}
     with pytest.raises(RuntimeError, match="status 3:\nno memory"):
         next(answers)
+
+
+def test_rounds_of_mlx_end_with_the_token_of_the_target():
+    assert mlx_worker.count_rounds([False, True, True, False, False, True]) == [0, 2, 0, 1]
+    assert mlx_worker.count_rounds([True, True]) == [2] and mlx_worker.count_rounds([False]) == [0]
 
 
 def read_speculative(name: str, without: tuple[str, ...] = ()) -> list[dict]:

@@ -252,6 +252,26 @@ class EvaluationReport:
         """The last draft: the one the report is about."""
         return self.drafts[-1]
 
+    def expect(self, num_assistant_tokens: int) -> JsonObject:
+        """What the report says of its draft with so many drafted tokens, for `serving.json`.
+
+        Args:
+            num_assistant_tokens (`int`): Tokens drafted in a round.
+
+        Returns:
+            `dict[str, dict]`: The fields of [`GammaReport`] as JSON values, by the name of the setting.
+
+        Raises:
+            ValueError: The report has no metrics for that number.
+        """
+        try:
+            return {one.name: to_plain(one.at_gamma(num_assistant_tokens)) for one in self.draft.settings}
+        except KeyError:
+            raise ValueError(
+                f"The report has no metrics with {num_assistant_tokens} drafted tokens. Evaluate again with "
+                f"`gammas=[{num_assistant_tokens}]`."
+            ) from None
+
     def with_observed(self, observed: ObservedReport) -> "EvaluationReport":
         """The report with what a running server did, in the section "Predicted and observed"."""
         return replace(self, observed=[*self.observed, observed])
