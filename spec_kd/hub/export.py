@@ -193,8 +193,10 @@ def _describe_serving(
     expected: Mapping[str, dict[str, JsonObject]],
 ) -> ServingFile:
     """What `serving.json` says of a draft that is in its folder; writes the GGUF files first."""
-    is_path = isinstance(target, str | os.PathLike)
-    place = os.fspath(target) if is_path else get_config_model_id(unwrap_peft(target).config)
+    if isinstance(target, str | os.PathLike):
+        place = os.fspath(target)
+    else:
+        place = get_config_model_id(unwrap_peft(target).config)
     names = {"draft": make_public_name(folder), "target": make_public_name(place or "target")}
     files = {path.name: compute_sum(path) for path in list_model_files(folder)}
     served = dict.fromkeys(dict.fromkeys(options.serving_engines), names)
