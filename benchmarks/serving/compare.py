@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.serving import prompts as real
 from benchmarks.serving.recordings import FOLDER, read_recording
@@ -35,6 +35,7 @@ OUTPUT = Path(__file__).parents[1] / "results" / "serving" / "compared.json"
 README = Path(__file__).with_name("README.md")
 TABLE = re.compile(r"(?<=<!-- compared -->\n).*?(?=<!-- end -->)", re.S)
 FILES = {"llama.cpp": "llama_cpp.jsonl", "vllm": "vllm.jsonl", "transformers": "transformers.jsonl"}
+GREEDY = ("greedy", "schema")  # settings at temperature 0
 LIMITS = ("n_predict", "max_tokens", "max_new_tokens")  # names of the token limit in a request
 MAX_DRAFT_TOKENS = 6  # of all settings
 # What `ngram-4` looks up in each engine, as its recording script sets it
@@ -72,11 +73,13 @@ class Pair:
 
     Args:
         draft (`PreTrainedModel`), target (`PreTrainedModel`): The models, in float32.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of both.
         folder (`Path`): Where scores are kept.
     """
 
     draft: PreTrainedModel
     target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     folder: Path
 
     def score(self, rows: list[dict[str, Any]], options: ReplayOptions) -> ResponseScores:
@@ -85,7 +88,13 @@ class Pair:
             self.folder,
             (options, options.counting, rows),
             lambda: score_responses(
-                self.draft, self.target, rows, options, num_past_end_tokens=MAX_DRAFT_TOKENS, description="scores"
+                self.draft,
+                self.target,
+                rows,
+                options,
+                num_past_end_tokens=MAX_DRAFT_TOKENS,
+                processing_class=self.tokenizer,
+                description="scores",
             ),
         )
 
@@ -149,13 +158,23 @@ def list_counts(rounds: Any) -> list[list[float]]:
     return [[float(a), float(d)] for a, d in zip(rounds.accepted, rounds.drafted, strict=True)]
 
 
+def build_row(record: Mapping[str, Any], prompt: real.Prompt, kind: str) -> dict[str, Any]:
+    """What replay reads: the tokens, and the grammar or the JSON schema that they were held to."""
+    row: dict[str, Any] = {"prompt_ids": list(prompt.ids), "completion_ids": record["completion_ids"]}
+    if kind == "schema":
+        schema = {"type": "json_schema", "json_schema": {"schema": real.build_call_schema(real.read_tools(prompt))}}
+        grammar = {"type": "grammar", "grammar": record.get("grammar")}
+        row["response_format"] = json.dumps(grammar if "grammar" in record else schema)
+    return row
+
+
 def compare_setting(
-    engine: str, setting: str, records: Records, ids: Mapping[str, Sequence[int]], pair: Pair
+    engine: str, setting: str, records: Records, prompts: Mapping[str, real.Prompt], pair: Pair
 ) -> dict[str, Any]:
     """Predicted and observed counts of one setting, and each prompt in which they differ."""
     kind, num_tokens = setting.split("-")[0], int(setting.split("-")[1])
     limit = get_limit(records[0])
-    rows = [{"prompt_ids": list(ids[r["prompt"]["sha256"]]), "completion_ids": r["completion_ids"]} for r in records]
+    rows = [build_row(record, prompts[record["prompt"]["sha256"]], kind) for record in records]
     observed = [[r["accepted"], r["drafted"]] for r in records]
     result: dict[str, Any] = {"engine": engine, "setting": setting, "prompts": len(records)}
     counting = find_serving_engine(engine).counting
@@ -168,14 +187,14 @@ def compare_setting(
         )  # fmt: skip
     else:
         options = ReplayOptions(
-            temperature=0.0 if kind == "greedy" else 1.0,
+            temperature=0.0 if kind in GREEDY else 1.0,
             max_new_tokens=limit,
             serving_engine=engine,
             draft_sampling="stochastic" if kind == "probabilistic" else None,
         )
         scores, counting = pair.score(rows, options), options.counting
         rounds = replay_rounds(scores, num_tokens, limit, scores.past_end)
-        if kind != "greedy" and counting.end == "passed":  # what is accepted after the end is left to chance
+        if kind not in GREEDY and counting.end == "passed":  # what is accepted after the end is left to chance
             result["with_tokens_after_the_end"] = sum_up(list_counts(rounds), observed)
             rounds = replay_rounds(scores, num_tokens, limit, None)
             observed = [[count_in_text(r), r["drafted"]] for r in records]
@@ -192,7 +211,7 @@ def compare_setting(
         one |= {"predicted": predicted[i], "observed": observed[i]}
         if scores is not None:
             chances = scores.acceptance[i, : one["tokens"]].tolist()
-            chances += [] if scores.past_end is None or kind != "greedy" else scores.past_end[i].tolist()
+            chances += [] if scores.past_end is None or kind not in GREEDY else scores.past_end[i].tolist()
             at = find_disagreement(records[i], chances, counting.end)
             one["first_difference"] = at
             one["logit_gaps"] = None if at is None else pair.measure_gaps(rows[i], at)
@@ -202,7 +221,10 @@ def compare_setting(
 
 def replay_rounds(scores: ResponseScores, num_tokens: int, limit: int, past_end: torch.Tensor | None) -> Rounds:
     """What replay expects of the rounds, with their variance."""
-    return expect_rounds(scores.acceptance, num_tokens, limit, scores.lengths, scores.counting, past_end)
+    return expect_rounds(
+        scores.acceptance, num_tokens, limit, scores.lengths, scores.counting, past_end,
+        allowed_off_text=scores.allowed_off_text,
+    )  # fmt: skip
 
 
 def differ(predicted: Sequence[float], observed: Sequence[float]) -> bool:
@@ -254,20 +276,20 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.work_dir / "target")
     selected = real.select_prompts(arguments.data_dir, tokenizer)
-    ids = {prompt.describe()["sha256"]: prompt.ids for prompt in [*selected.mixed, *selected.calls, *selected.many]}
+    prompts = {one.describe()["sha256"]: one for one in [*selected.mixed, *selected.calls, *selected.many]}
     models = [
         AutoModelForCausalLM.from_pretrained(arguments.work_dir / name, dtype=torch.float32).eval()
         for name in ("draft", "target")
     ]
-    pair = Pair(*models, arguments.work_dir / "scores")
+    pair = Pair(*models, tokenizer, arguments.work_dir / "scores")
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
     for engine in arguments.engines:
         by_setting: dict[str, list[dict[str, Any]]] = {}
         for record in read_recording(find_recording(engine, arguments.work_dir)):
             by_setting.setdefault(record["setting"], []).append(record)
         for setting in arguments.settings or by_setting:
-            if setting in by_setting and not setting.endswith("-0") and not setting.startswith("schema"):
-                new = compare_setting(engine, setting, by_setting[setting], ids, pair)
+            if setting in by_setting and not setting.endswith("-0"):
+                new = compare_setting(engine, setting, by_setting[setting], prompts, pair)
                 print(json.dumps(new), flush=True)
                 others = [one for one in results if (one["engine"], one["setting"]) != (engine, setting)]
                 results = sorted([*others, new], key=lambda one: (list(FILES).index(one["engine"]), one["setting"]))

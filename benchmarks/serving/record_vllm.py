@@ -19,7 +19,7 @@ from benchmarks.serving.recordings import Recording, pack, summarize
 from benchmarks.serving.worker import Worker
 
 MAX_NEW_TOKENS = 64
-MAX_MANY_TOKENS = 16  # where 300 prompts are asked
+MAX_MANY_TOKENS = 8  # where 300 prompts are asked
 CHUNK = 16  # prompts at once
 ENGINE = {
     "dtype": "float32",

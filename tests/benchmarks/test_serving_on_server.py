@@ -40,7 +40,7 @@ def pair(tmp_path_factory):
         patch.setenv("LLAMA_CPP", str(Path(PATH).parents[1]))
         errors = convert([(folder / name, folder / f"{name}.gguf") for name in ("target", "draft")])
     assert set(errors.values()) == {None}
-    return compare.Pair(draft, target, folder / "scores"), folder
+    return compare.Pair(draft, target, build_tokenizer(), folder / "scores"), folder
 
 
 @pytest.mark.parametrize("setting", ["greedy-4", "ngram-4"])
@@ -67,7 +67,7 @@ def test_replay_counts_what_the_server_counts(pair, setting, monkeypatch):
                 records.append({**ask(server, prompt, 0, request), "prompt": prompt.describe(), "request": request})
             except HTTPError as error:
                 assert error.code == 400  # random bytes that are no text
-    ids = {prompt.describe()["sha256"]: prompt.ids for prompt in prompts}
-    result = compare.compare_setting("llama.cpp", setting, records, ids, models)
+    asked = {prompt.describe()["sha256"]: prompt for prompt in prompts}
+    result = compare.compare_setting("llama.cpp", setting, records, asked, models)
     assert result["prompts"] >= 8 and result["different"] == []
     assert 0 < result["accepted"]["observed"] < result["drafted"]["observed"]
