@@ -23,11 +23,12 @@ class RowProgress:
         description (`str`): Before the bar.
         is_shown (`bool`, *optional*, defaults to `True`): Whether this process shows it.
         num_done (`int`, *optional*, defaults to `0`): Rows that were done before; they count as no speed.
+        unit (`str`, *optional*, defaults to `"rows"`): What is counted.
     """
 
-    def __init__(self, total: int, description: str, is_shown: bool = True, num_done: int = 0):
+    def __init__(self, total: int, description: str, is_shown: bool = True, num_done: int = 0, unit: str = "rows"):
         is_disabled = not is_shown or are_progress_bars_disabled() or not is_progress_bar_enabled()
-        self._bar = tqdm(total=total, desc=description, unit=" rows", initial=num_done, disable=is_disabled)
+        self._bar = tqdm(total=total, desc=description, unit=f" {unit}", initial=num_done, disable=is_disabled)
         self._start, self._num_tokens, self._num_rows, self._num_parts = time.monotonic(), 0, 0, 0
 
     def __enter__(self) -> "RowProgress":

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
     from spec_kd.evaluation.assisted_costs import measure_assisted_costs
     from spec_kd.evaluation.callback import SpeculativeEvalCallback
-    from spec_kd.evaluation.cost import ServingCosts, measure_costs, read_costs
+    from spec_kd.evaluation.cost import ServingCosts, measure_costs, read_costs, write_costs
     from spec_kd.evaluation.evaluate import evaluate_draft
     from spec_kd.evaluation.gates import check_gates
     from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_ratio
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.report import EvaluationReport, load_report, save_report
     from spec_kd.evaluation.report.observed import ObservedReport
     from spec_kd.evaluation.response_replay import ResponseScores, replay, score_responses
+    from spec_kd.evaluation.server_costs import SyntheticSpeed, measure_server_costs, measure_synthetic_speed
+    from spec_kd.evaluation.server_options import ServerTimingOptions
 
 __all__ = [
     "AcceptanceMetrics",
@@ -34,8 +36,10 @@ __all__ = [
     "ObservedRequest",
     "ReplayOptions",
     "ResponseScores",
+    "ServerTimingOptions",
     "ServingCosts",
     "SpeculativeEvalCallback",
+    "SyntheticSpeed",
     "bootstrap",
     "bootstrap_ratio",
     "check_gates",
@@ -47,12 +51,15 @@ __all__ = [
     "load_report",
     "measure_assisted_costs",
     "measure_costs",
+    "measure_server_costs",
+    "measure_synthetic_speed",
     "observe_serving",
     "read_costs",
     "replay",
     "save_observed",
     "save_report",
     "score_responses",
+    "write_costs",
 ]
 
 __getattr__, __dir__ = import_lazily(
@@ -61,7 +68,7 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.assisted": ("AssistedMetrics", "generate_assisted"),
         "spec_kd.evaluation.assisted_costs": ("measure_assisted_costs",),
         "spec_kd.evaluation.callback": ("SpeculativeEvalCallback",),
-        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs", "read_costs"),
+        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs", "read_costs", "write_costs"),
         "spec_kd.evaluation.evaluate": ("evaluate_draft",),
         "spec_kd.evaluation.gates": ("check_gates",),
         "spec_kd.evaluation.metrics": ("AcceptanceMetrics", "Interval", "bootstrap", "bootstrap_ratio"),
@@ -74,5 +81,7 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.report": ("EvaluationReport", "load_report", "save_report"),
         "spec_kd.evaluation.report.observed": ("ObservedReport",),
         "spec_kd.evaluation.response_replay": ("ResponseScores", "replay", "score_responses"),
+        "spec_kd.evaluation.server_costs": ("SyntheticSpeed", "measure_server_costs", "measure_synthetic_speed"),
+        "spec_kd.evaluation.server_options": ("ServerTimingOptions",),
     },
 )

@@ -155,7 +155,7 @@ def fit_rounds(round_steps: Mapping[int, float], bare: ServingCosts, step: float
     """
     gammas, total = np.array(list(round_steps), dtype=float), np.array(list(round_steps.values()))
     bare_step = cast(float, bare.target_step_seconds)
-    verify = np.array([1.0 + (bare.verify_cost[gamma] - 1.0) * bare_step / step for gamma in round_steps])
+    verify = np.array([1.0 + (cast(float, bare.verify(gamma)) - 1.0) * bare_step / step for gamma in round_steps])
     slope, intercept = np.polyfit(gammas, total - verify, 1)
     if intercept < 0:
         slope, intercept = ((total - verify) / gammas).mean(), 0.0

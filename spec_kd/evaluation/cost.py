@@ -1,8 +1,7 @@
 """What a round of speculative decoding costs, so that acceptance becomes a speed-up.
 
-Costs are measured in two ways: as bare passes of the models, which are the costs of an engine without overhead, and
-inside transformers' assisted generation (`assisted_costs.py`). A file of costs that were measured in a server can
-replace them.
+Costs are measured in three ways: as bare passes of the models, which are the costs of an engine without overhead;
+inside transformers' assisted generation (`assisted_costs.py`); and in llama-server (`server_costs.py`).
 """
 
 import copy
@@ -14,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficiency, predict_speedup
+from spec_kd.files import write_text
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Arguments
-from spec_kd.options import check_int, check_ints, check_number
+from spec_kd.options import check_int, check_ints, check_number, refuse
 from spec_kd.sampling.prompts import find_causal_lm, get_max_length
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
@@ -37,61 +38,104 @@ class MeasurementError(RuntimeError):
 class ServingCosts:
     """Costs of a round of speculative decoding, in steps of the target (a pass over one new token).
 
+    They are given as parts, `cost_ratio` and `verify_cost`, or as whole rounds, `round_cost`.
+
     Args:
-        cost_ratio (`float`): c, the time of a draft step over that of a target step.
-        verify_cost (`Mapping[int, float]`):
+        cost_ratio (`float`, *optional*): c, the time of a draft step over that of a target step.
+        verify_cost (`Mapping[int, float]`, *optional*):
             v by gamma: the time of a target pass over gamma + 1 tokens over that of a pass over one token. It is
             interpolated between the gammas given; v(0) = 1.
         round_overhead (`float`, *optional*, defaults to `0.0`): Other costs of a round in this engine.
         batch_size (`int`, *optional*, defaults to `1`): Number of sequences at a time.
         target_step_seconds (`float`, *optional*): Seconds of a target step, where it was measured.
         source (`str`, *optional*, defaults to `"given"`): Origin of the numbers, for the report.
+        round_cost (`Mapping[int, float]`, *optional*):
+            The time of a whole round by gamma, over that of a step of plain decoding. It is interpolated between the
+            gammas given, and from 1 at gamma 0.
+        round_cost_range (`Mapping[int, Sequence[float]]`, *optional*):
+            Lowest and highest single measurement of `round_cost`, where it was measured.
 
     Raises:
-        ValueError: If a cost is negative or not finite, or `verify_cost` is empty.
+        ValueError: If a cost is negative or not finite, or not given in exactly one of the two ways.
     """
 
-    cost_ratio: float
-    verify_cost: Mapping[int, float]
+    cost_ratio: float | None = None
+    verify_cost: Mapping[int, float] | None = None
     round_overhead: float = 0.0
     batch_size: int = 1
     target_step_seconds: float | None = None
     source: str = "given"
+    round_cost: Mapping[int, float] | None = None
+    round_cost_range: Mapping[int, Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.verify_cost, Mapping) or not self.verify_cost:
-            raise ValueError(
-                f"`verify_cost` is {self.verify_cost!r}, but must give a positive cost for some gammas >= 1, such as "
-                "{5: 1.1}: a target pass over 6 tokens in steps of the target."
-            )
-        for gamma, cost in self.verify_cost.items():
-            check_int("verify_cost (gamma)", gamma)
-            check_number(f"verify_cost[{gamma}]", cost, above=0)
-        check_number("cost_ratio", self.cost_ratio, 0)
+        name = "verify_cost" if self.round_cost is None else "round_cost"
+        refuse(
+            (
+                self.round_cost is not None
+                and (self.verify_cost is not None or self.cost_ratio is not None or self.round_overhead),
+                "`round_cost` is the whole round. Leave `cost_ratio`, `verify_cost` and `round_overhead` out.",
+            ),
+            (
+                not isinstance(self._by_gamma, Mapping) or not self._by_gamma,
+                f"`{name}` is {self._by_gamma!r}, but must give a positive cost for some gammas >= 1, such as "
+                + ("{5: 1.1}: a target pass over 6 tokens" if self.round_cost is None else "{5: 1.6}: a round")
+                + " in steps of the target.",
+            ),
+        )
+        for gamma, cost in self._by_gamma.items():
+            check_int(f"{name} (gamma)", gamma)
+            check_number(f"{name}[{gamma}]", cost, above=0)
+        check_number("cost_ratio", self.cost_ratio, 0, is_optional=self.round_cost is not None)
         check_number("round_overhead", self.round_overhead, 0)
         check_int("batch_size", self.batch_size)
         check_number("target_step_seconds", self.target_step_seconds, above=0, is_optional=True)
+        for gamma, bounds in (self.round_cost_range or {}).items():
+            check_int("round_cost_range (gamma)", gamma)
+            for bound in bounds:
+                check_number(f"round_cost_range[{gamma}]", bound, above=0)
+
+    @property
+    def _by_gamma(self) -> Mapping[int, float]:
+        return cast(Mapping[int, float], self.verify_cost if self.round_cost is None else self.round_cost)
 
     @property
     def max_gamma(self) -> int:
-        """The highest gamma whose verification cost is known."""
-        return max(self.verify_cost)
+        """The highest gamma whose cost is known."""
+        return max(self._by_gamma)
 
-    def verify(self, gamma: int) -> float:
-        """v(gamma), interpolated; raises `ValueError` for a gamma above the highest known one."""
+    def _interpolate(self, gamma: int) -> float:
         check_num_assistant_tokens(gamma)
         if gamma > self.max_gamma:
             raise ValueError(
                 f"The cost of verifying {gamma} drafted tokens is not known, only up to {self.max_gamma}. Measure or "
-                "give `verify_cost` for it."
+                "give it."
             )
-        known = {0: 1.0, **self.verify_cost}
+        known = {0: 1.0, **self._by_gamma}
         gammas = sorted(known)
         return float(np.interp(gamma, gammas, [known[g] for g in gammas]))
 
+    def verify(self, gamma: int) -> float | None:
+        """v(gamma), interpolated; `None` where whole rounds were measured.
+
+        Raises:
+            ValueError: `gamma` is above the highest known one.
+        """
+        return self._interpolate(gamma) if self.round_cost is None else None
+
     def predict_speedup(self, block_efficiency: float, gamma: int) -> float:
         """[`~spec_kd.acceptance.predict_speedup`] at these costs."""
-        return predict_speedup(block_efficiency, gamma, self.cost_ratio, self.verify(gamma), self.round_overhead)
+        # A whole round is a verification to which nothing is added
+        parts = self.cost_ratio or 0.0, self._interpolate(gamma), self.round_overhead
+        return predict_speedup(block_efficiency, gamma, *parts)
+
+    def find_round_cost(self, gamma: int) -> float:
+        """Time of a whole round over that of a step of plain decoding, interpolated.
+
+        Raises:
+            ValueError: `gamma` is above the highest known one.
+        """
+        return 1 / self.predict_speedup(1.0, gamma)
 
     def find_break_even_alpha(self, max_gamma: int | None = None) -> float:
         """The lowest acceptance of a drafted token at which some gamma is faster than plain decoding.
@@ -120,6 +164,7 @@ class ServingCosts:
 
 KNOWN = tuple(field.name for field in fields(ServingCosts))
 NEEDED = ("cost_ratio", "verify_cost")
+BY_GAMMA = ("verify_cost", "round_cost", "round_cost_range")
 EXAMPLE = '[{"batch_size": 1, "cost_ratio": 0.08, "verify_cost": {"1": 1.0, "5": 1.06}, "source": "my server"}]'
 
 
@@ -143,17 +188,29 @@ def read_costs(path: str | os.PathLike[str]) -> list[ServingCosts]:
     return [_make_costs(path, table) for table in tables]
 
 
+def write_costs(costs: Sequence[ServingCosts], path: str | os.PathLike[str]) -> None:
+    """Writes costs as a JSON file that [`read_costs`] reads.
+
+    Args:
+        costs (`Sequence[ServingCosts]`): The costs, one for each batch size.
+        path (`str` or `os.PathLike`): The file; its folder is there.
+    """
+    tables = [{name: value for name, value in vars(one).items() if value is not None} for one in costs]
+    write_text(path, json.dumps(tables, indent=1) + "\n")
+
+
 def _make_costs(path: str | os.PathLike[str], table: object) -> ServingCosts:
     own = table if isinstance(table, dict) else {}
-    unknown, missing = sorted(set(own) - set(KNOWN)), [name for name in NEEDED if name not in own]
+    needed = () if "round_cost" in own else NEEDED
+    unknown, missing = sorted(set(own) - set(KNOWN)), [name for name in needed if name not in own]
     if unknown or missing:
         raise ValueError(
             f"`{path}` has costs {table!r}, which lack {missing} and have the unknown {unknown}. Known are "
             f"{list(KNOWN)}: it should be like {EXAMPLE}."
         )
     try:
-        gammas = {int(gamma): float(cost) for gamma, cost in own["verify_cost"].items()}
-        return ServingCosts(**{**own, "verify_cost": gammas})
+        gammas = {name: {int(gamma): value for gamma, value in own[name].items()} for name in BY_GAMMA if own.get(name)}
+        return ServingCosts(**{**own, **gammas})
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"`{path}` has costs that cannot be: {error}. It should be like {EXAMPLE}.") from error
 

@@ -224,6 +224,14 @@ def find_costs(
 
 
 def describe_costs(costs: ServingCosts, gammas: Sequence[int]) -> CostReport:
-    """The costs as the report has them, for those of the gammas whose verification cost is known."""
-    verify_cost = {str(gamma): costs.verify(gamma) for gamma in gammas if gamma <= costs.max_gamma}
-    return CostReport(**{**vars(costs), "verify_cost": verify_cost})
+    """The costs as the report has them, for those of the gammas whose cost is known."""
+    known = [gamma for gamma in gammas if gamma <= costs.max_gamma]
+    return CostReport(
+        batch_size=costs.batch_size,
+        cost_ratio=costs.cost_ratio,
+        verify_cost={str(gamma): cost for gamma in known if (cost := costs.verify(gamma)) is not None},
+        round_overhead=costs.round_overhead,
+        round_cost={str(gamma): costs.find_round_cost(gamma) for gamma in known},
+        target_step_seconds=costs.target_step_seconds,
+        source=costs.source,
+    )

@@ -23,6 +23,17 @@ from spec_kd.serving.rules import (
 )
 
 
+def list_draft_flags(draft: str, num_draft_tokens: int) -> list[str]:
+    """The flags of `llama-server` that load a draft, a GGUF file, and draft with it."""
+    # Without `--spec-type` the draft is loaded and never used
+    return ["-md", draft, "--spec-type", "draft-simple", "--spec-draft-n-max", str(num_draft_tokens)]
+
+
+# Shares of rounds in which drafted token k = 1, 2, ... is accepted, by chance and not by the target, one for each
+# (`common_speculative_synth_rates_resolve` in common/speculative.cpp). A drafted end of the text is never accepted.
+SYNTHETIC_FLAG = "--spec-synth-rates"
+
+
 def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
     """The commands that convert both models to GGUF, where they are not, and start `llama-server` with them."""
     names = ((draft, "draft.gguf"), (target, "target.gguf"))
@@ -32,12 +43,8 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
         for name, output in names
         if output in files
     ]
-    # Without `--spec-type` the draft is loaded and never used
-    served = (
-        f"llama-server -m {quote_argument(files[1])} -md {quote_argument(files[0])} "
-        f"--spec-type draft-simple --spec-draft-n-max {num_draft_tokens}"
-    )
-    return "\n".join([*converted, served])
+    flags = " ".join(list_draft_flags(quote_argument(files[0]), num_draft_tokens))
+    return "\n".join([*converted, f"llama-server -m {quote_argument(files[1])} {flags}"])
 
 
 def build_body(body: JsonObject) -> JsonObject:

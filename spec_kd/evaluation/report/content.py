@@ -169,19 +169,22 @@ class CostReport:
 
     Args:
         batch_size (`int`): Sequences at a time.
-        cost_ratio (`float`): c, a draft step over a target step.
+        cost_ratio (`float`, *optional*): c, a draft step over a target step; `None` where whole rounds were measured.
         verify_cost (`dict[str, float]`):
-            v(gamma) by gamma (as text): the time of a target pass over gamma + 1 tokens over that of one token.
+            v(gamma) by gamma (as text): the time of a target pass over gamma + 1 tokens over that of one token; empty
+            where whole rounds were measured.
         round_overhead (`float`): Other costs of a round.
+        round_cost (`dict[str, float]`, *optional*): The whole round by gamma (as text).
         target_step_seconds (`float`, *optional*): Seconds of a target step, where it was measured.
         source (`str`): Origin of the numbers.
     """
 
     batch_size: int
-    cost_ratio: float
+    cost_ratio: float | None
     verify_cost: dict[str, float]
     round_overhead: float
     source: str
+    round_cost: dict[str, float] = field(default_factory=dict)
     target_step_seconds: float | None = None
 
 

@@ -126,6 +126,7 @@ def tabulate_costs(report: EvaluationReport) -> Table:
             format_number(cost.cost_ratio, RATE_DIGITS),
             format_number(cost.verify_cost.get(str(gamma)), RATE_DIGITS),
             format_number(cost.round_overhead, RATE_DIGITS),
+            format_number(cost.round_cost.get(str(gamma)), RATE_DIGITS),
             format_number(None if cost.target_step_seconds is None else 1000 * cost.target_step_seconds),
             _describe_break_even(draft, cost),
             cost.source,
@@ -133,8 +134,9 @@ def tabulate_costs(report: EvaluationReport) -> Table:
         for draft in report.drafts
         for cost in draft.costs
     ]
-    header = ["draft", "batch size", "cost ratio", f"verify cost at gamma {gamma}", "round overhead", "target step, ms"]
-    return Table(title="Costs of a round", header=[*header, "break-even alpha", "source"], rows=rows, labels=2)
+    header = ["draft", "batch size", "cost ratio", f"verify cost at gamma {gamma}", "round overhead"]
+    header += [f"round at gamma {gamma}", "target step, ms", "break-even alpha", "source"]
+    return Table(title="Costs of a round", header=header, rows=rows, labels=2)
 
 
 def tabulate_unmeasured(report: EvaluationReport) -> Table:

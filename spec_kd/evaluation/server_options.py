@@ -1,0 +1,51 @@
+"""How llama-server is timed: the options of [`~spec_kd.measure_server_costs`] and of its command."""
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spec_kd.options import check_int, check_ints, document_options, option
+
+DEFAULT_ROUND_GAMMAS = (1, 2, 4, 8)
+Rates = tuple[float, ...]
+"""Shares of rounds in which drafted token k = 1, 2, ... is accepted; none for plain decoding."""
+
+
+@document_options
+@dataclass(frozen=True, kw_only=True)
+class ServerTimingOptions:
+    """How rounds are timed in llama-server.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    server: str = option("Program `llama-server`: a path, or a name on the PATH.", default="llama-server")
+    server_flags: str = option(
+        "More flags of the server, those that it serves with; none by default. The command line needs an equals sign: "
+        "`--server_flags='-ngl 99'`.",
+        default="",
+    )
+    batch_sizes: list[int] = option("Numbers of requests at a time.", default_factory=lambda: [1])
+    context_length: int = option("Number of tokens of the prompt.", default=256)
+    num_rounds: int = option("Number of rounds that are timed together.", default=16)
+    repeats: int = option("Number of times that each setting is timed, in turn with the others.", default=5)
+
+    def __post_init__(self) -> None:
+        check_ints("batch_sizes", self.batch_sizes)
+        for name in ("context_length", "num_rounds", "repeats"):
+            check_int(name, getattr(self, name))
+        try:
+            shlex.split(self.server_flags)
+        except ValueError as error:
+            raise ValueError(f"`server_flags` is {self.server_flags!r}, which no shell could read: {error}.") from error
+
+
+def check_acceptance_rates(rates: Sequence[float]) -> None:
+    """Raises `ValueError` unless these are shares of rounds, none higher than the one before it."""
+    if not rates or not all(0 <= after <= before <= 1 for before, after in itertools.pairwise((1.0, *rates))):
+        raise ValueError(
+            f"`acceptance_rates` is {list(rates)}, but must be shares from 0 to 1, one for each drafted token, none "
+            "higher than the one before it: a token is accepted only after those before it."
+        )

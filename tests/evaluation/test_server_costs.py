@@ -1,0 +1,175 @@
+"""Costs of a server whose times are made up, and of a real one where SPEC_KD_LLAMA_SERVER names it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import fake_llama_server as fake
+import pytest
+
+from spec_kd.evaluation import (
+    ServingCosts,
+    measure_server_costs,
+    measure_synthetic_speed,
+    read_costs,
+    write_costs,
+)
+from spec_kd.evaluation.cost import MeasurementError
+from spec_kd.evaluation.server_timing import RECORD
+from spec_kd.serving.llama_server import LlamaServerError
+
+FAST = {"num_rounds": 4, "repeats": 1, "show_progress": False}
+
+
+@pytest.fixture
+def program(tmp_path):
+    """The fake server as a program."""
+    path = tmp_path / "bin" / "llama-server"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{fake.__file__}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """GGUF files of draft and target that nobody reads."""
+    paths = [tmp_path / name for name in ("draft.gguf", "target.gguf")]
+    for path in paths:
+        path.write_bytes(b"GGUF")
+    return paths
+
+
+@pytest.fixture
+def set_traits(monkeypatch):
+    return lambda **traits: monkeypatch.setenv("FAKE_LLAMA_SERVER", json.dumps(traits))
+
+
+def get_true_cost(gamma):
+    return fake.ROUND[gamma] + fake.ACCEPTED * gamma / 2
+
+
+def test_costs_of_a_server_are_found_again(program, pair):
+    [costs] = measure_server_costs(*pair, server=str(program), gammas=(1, 3, 6), **FAST)
+    assert costs.batch_size == 1 and costs.target_step_seconds == pytest.approx(fake.STEP / 1000)
+    for gamma in (1, 3, 6):
+        assert costs.round_cost[gamma] == pytest.approx(get_true_cost(gamma))
+        ends = [fake.ROUND[gamma], fake.ROUND[gamma] + fake.ACCEPTED * gamma]
+        assert costs.round_cost_range[gamma] == pytest.approx(ends)
+    assert costs.predict_speedup(2.5, 3) == pytest.approx(2.5 / get_true_cost(3))
+
+
+def test_requests_at_a_time(program, pair):
+    costs = measure_server_costs(*pair, server=str(program), gammas=(2,), batch_sizes=[1, 3], **FAST)
+    assert [one.batch_size for one in costs] == [1, 3]
+    steps = [one.target_step_seconds * 1000 / fake.STEP for one in costs]
+    assert steps == pytest.approx([1, 1 + 2 * fake.SLOWER])
+    assert [one.round_cost[2] for one in costs] == pytest.approx([get_true_cost(2)] * 2)
+
+
+def test_a_machine_that_changes_its_pace_is_seen_through(program, pair, set_traits, tmp_path):
+    """Settings are compared within a repetition; in one of three somebody else was busy."""
+    slow_repetition, one_slow_setting = [4.0] * 3, [1.0, 3.0, 1.0]
+    set_traits(paces=[*slow_repetition, *one_slow_setting, 2.0, 2.0, 2.0], starts=str(tmp_path / "starts"))
+    [costs] = measure_server_costs(*pair, server=str(program), gammas=(2,), **{**FAST, "repeats": 3})
+    assert costs.round_cost[2] == pytest.approx(get_true_cost(2))
+    assert costs.target_step_seconds == pytest.approx(2 * fake.STEP / 1000)
+    assert costs.round_cost_range[2] == pytest.approx([fake.ROUND[2], 3 * fake.ROUND[2]])
+
+
+def test_a_killed_measurement_continues(program, pair, set_traits, tmp_path):
+    starts = tmp_path / "starts"
+    options = {"server": str(program), "gammas": (2, 4), "output_dir": tmp_path / "out", **FAST}
+    set_traits(starts=str(starts))
+    whole = measure_server_costs(*pair, **options)
+    assert starts.read_text().count("start") == 5
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    del record["seconds"]["1,1,1,1 #1"]
+    (tmp_path / "out" / RECORD).write_text(json.dumps(record))
+    assert measure_server_costs(*pair, **options) == whole
+    assert starts.read_text().count("start") == 6
+    with pytest.raises(ValueError, match="holds timings with other num_rounds"):
+        measure_server_costs(*pair, **{**options, "num_rounds": 5})
+    # more repetitions are the same measurement, continued
+    measure_server_costs(*pair, **{**options, "repeats": 2})
+    assert starts.read_text().count("start") == 11
+
+
+def test_speed_at_given_acceptance_rates(program, pair):
+    options = {**FAST, "num_rounds": 400, "server": str(program)}
+    [speed] = measure_synthetic_speed(*pair, [0.8, 0.5, 0.1], **options)
+    round_cost = fake.ROUND[3] + 1.4 * fake.ACCEPTED
+    assert speed.speedup == pytest.approx(2.4 / round_cost, rel=1e-2)  # the rounds accept by chance
+    assert speed.plain_tokens_per_second == pytest.approx(1000 / fake.STEP)
+    assert speed.tokens_per_second == pytest.approx(speed.speedup * speed.plain_tokens_per_second)
+    assert speed.speedup_range == [speed.speedup] * 2
+
+
+@pytest.mark.parametrize("rates", [[], [0.5, 0.6], [1.2], [0.5, -0.1], [float("nan")]])
+def test_rates_that_cannot_be_are_refused(program, pair, rates):
+    with pytest.raises(ValueError, match="`acceptance_rates` is .* none higher than the one before it"):
+        measure_synthetic_speed(*pair, rates, server=str(program))
+
+
+@pytest.mark.parametrize(
+    ("traits", "flags", "error", "message"),
+    [
+        ({"lacks": "--spec-synth-rates"}, "", ValueError, "has no --spec-synth-rates"),
+        ({}, "--flash", LlamaServerError, "did not start.*invalid argument: --flash"),
+        ({"dies": True}, "", LlamaServerError, r"ended with status 134 during a request.*GGML_ASSERT\(false\)"),
+        ({"drafts": 0.5}, "", MeasurementError, "--spec-draft-p-min"),
+        ({"silent": True}, "", MeasurementError, "has no `timings`"),
+        ({"paces": [1.0, 0.0], "starts": "STARTS"}, "", MeasurementError, "took no longer than one of"),
+        ({}, "'", ValueError, "`server_flags` is .* which no shell could read"),
+    ],
+)
+def test_a_server_that_cannot_be_timed(program, pair, set_traits, tmp_path, traits, flags, error, message):
+    set_traits(**{name: str(tmp_path / "starts") if value == "STARTS" else value for name, value in traits.items()})
+    with pytest.raises(error, match=f"(?s){message}"):
+        measure_server_costs(*pair, server=str(program), server_flags=flags, gammas=(2,), **FAST)
+
+
+def test_files_that_are_not_there(program, pair):
+    with pytest.raises(FileNotFoundError, match="`nowhere/llama-server` is no program"):
+        measure_server_costs(*pair, server="nowhere/llama-server")
+    with pytest.raises(FileNotFoundError, match=r"`draft` is `nothing\.gguf`, which is no file"):
+        measure_server_costs("nothing.gguf", pair[1], server=str(program))
+
+
+def test_no_server_is_left_behind(program, pair, tmp_path):
+    logs = tmp_path / "out"
+    measure_server_costs(*pair, server=str(program), gammas=(1,), output_dir=logs, **FAST)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(str(pair[1]).encode() in command for command in commands)
+    assert {path.name for path in logs.glob("*.log")} == {"llama-server-0.log", "llama-server-1.log"}
+
+
+def test_costs_as_a_file(tmp_path):
+    whole = ServingCosts(
+        round_cost={1: 1.5, 4: 2.75}, round_cost_range={1: [1.4, 1.6], 4: [2.5, 3.0]}, target_step_seconds=0.02
+    )
+    parts = ServingCosts(cost_ratio=0.1, verify_cost={4: 1.4}, round_overhead=0.1, batch_size=8)
+    write_costs([whole, parts], tmp_path / "costs.json")
+    assert read_costs(tmp_path / "costs.json") == [whole, parts]
+    assert whole.find_round_cost(4) == 2.75 and whole.find_round_cost(2) == pytest.approx(1.5 + 1.25 / 3)
+    assert parts.find_round_cost(4) == pytest.approx(0.4 + 1.4 + 0.1)
+    assert whole.verify(4) is None and whole.max_gamma == 4
+
+
+@pytest.mark.skipif("SPEC_KD_LLAMA_SERVER" not in os.environ, reason="SPEC_KD_LLAMA_SERVER names no llama-server")
+def test_a_real_server():
+    """SPEC_KD_LLAMA_PAIR names the GGUF files of a draft and its target, with a colon between them."""
+    draft, target = os.environ["SPEC_KD_LLAMA_PAIR"].split(":")
+    options = {
+        "server": os.environ["SPEC_KD_LLAMA_SERVER"],
+        "server_flags": "--threads 1",
+        "context_length": 32,
+        **FAST,
+    }
+    one, two = measure_server_costs(draft, target, gammas=(2, 4), batch_sizes=[1, 2], **options)
+    for costs in (one, two):
+        assert 1 < costs.round_cost[2] < costs.round_cost[4]
+    assert two.target_step_seconds > one.target_step_seconds
+    [speed] = measure_synthetic_speed(draft, target, [0.9, 0.8], **options)
+    assert speed.speedup == pytest.approx(one.predict_speedup(2.7, 2), rel=0.5)
