@@ -1,9 +1,10 @@
 """A program with the flags, the pages and the rounds of llama-server, whose times are made up.
 
-A round that drafts k tokens takes `ROUND[k]` steps, and `ACCEPTED` more for each accepted token. Each further
-request at a time makes all `SLOWER`. Traits come from the environment as JSON in FAKE_LLAMA_SERVER: `paces` (a step
-takes so many times longer in the first, second, ... start of the program, counted in the file `starts`), `lacks` (a flag that this build does not know), `dies` (at the first
-completion), `drafts` (the part of the drafted tokens that it proposes), `silent` (answers without `timings`).
+A round that drafts k tokens takes `ROUND[k]` steps, and `ACCEPTED` more for each accepted token. Each further request
+at a time makes all slower by `SLOWER`. Traits come from the environment as JSON in FAKE_LLAMA_SERVER: `paces` (a step
+takes so many times longer in the first, second, ... start of the program, counted in the file `starts`), `lacks` (a
+flag that this build does not know), `dies` (at the first completion), `drafts` (the part of the drafted tokens that it
+proposes), `silent` (answers without `timings`).
 """
 
 import json

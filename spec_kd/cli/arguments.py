@@ -5,8 +5,9 @@ from typing import cast
 
 from trl import ModelConfig
 
+from spec_kd.evaluation.server_options import DEFAULT_ROUND_GAMMAS, check_acceptance_rates
 from spec_kd.open_types import Arguments
-from spec_kd.options import check_int, check_number, check_text, document_options, option, refuse, suggest
+from spec_kd.options import check_int, check_ints, check_number, check_text, document_options, option, refuse, suggest
 from spec_kd.serving import SERVING_ENGINES, find_serving_engine
 
 ENGINES = ("transformers", "vllm", "server")
@@ -303,6 +304,27 @@ class ExportFiles:
     def __post_init__(self) -> None:
         if self.report is not None and self.target is None:
             raise ValueError("`report` is for `serving.json`, which needs `target` and `serving_engines`. Give them.")
+
+
+@document_options
+@dataclass(frozen=True)
+class ServerCostFiles:
+    """What `spec-kd measure-costs` times and writes."""
+
+    draft: str = option("Draft: a GGUF file.")
+    target: str = option("Target: a GGUF file.")
+    output_dir: str = option("Folder for costs.json, the timings and the server's logs.")
+    gammas: list[int] = option("Numbers of drafted tokens to time.", default_factory=lambda: list(DEFAULT_ROUND_GAMMAS))
+    acceptance_rates: list[float] | None = option(
+        "Shares of the rounds in which drafted token 1, 2, ... is accepted, as a report has them. The server's speed "
+        "at these is measured, and written to speed.json. By default costs are measured.",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        check_ints("gammas", self.gammas)
+        if self.acceptance_rates is not None:
+            check_acceptance_rates(self.acceptance_rates)
 
 
 @document_options

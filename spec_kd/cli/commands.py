@@ -22,6 +22,7 @@ from spec_kd.cli.arguments import (
     ObservationFiles,
     ResponseFiles,
     RunArguments,
+    ServerCostFiles,
     SynthesisFiles,
     TargetArguments,
     TrainArguments,
@@ -156,6 +157,13 @@ COMMANDS = {
         "evaluation with it.",
         ("url", "target", "prompts", "output_dir", "serving_engine", "plain_url", "draft", "report", "num_prompts"),
         lambda: {"files": ObservationFiles, "observation": spec_kd.ObservationOptions},
+    ),
+    "measure-costs": Command(
+        "Times rounds of your llama-server with a draft, for several numbers of drafted tokens, and its plain steps. "
+        "Writes costs.json, which `spec-kd evaluate --costs` reads. With --acceptance_rates it measures the server's "
+        "speed at these instead, for a draft that is not trained yet. A stopped measurement continues.",
+        ("draft", "target", "output_dir", "server", "server_flags", "gammas", "batch_sizes", "acceptance_rates"),
+        lambda: {"files": ServerCostFiles, "timing": spec_kd.ServerTimingOptions},
     ),
     "convert": Command(
         "Converts what an earlier version wrote. A recipe, or a YAML file with options, gets today's names in a new "

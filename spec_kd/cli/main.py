@@ -38,6 +38,7 @@ COMMANDS = {
     "check-serving": "Find what would make a serving engine refuse a draft, write wrong text, or not draft.",
     "export": "Save a draft as servers load it, with what they need to know, and GGUF files for llama.cpp.",
     "observe": "Ask a running server the test prompts: what it drafted, accepted and wrote a second.",
+    "measure-costs": "Time what a round costs in your llama-server, for `evaluate --costs`.",
     "convert": "Convert a recipe or a folder that an earlier version wrote.",
 }
 

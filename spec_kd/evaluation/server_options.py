@@ -22,10 +22,10 @@ class ServerTimingOptions:
     """
 
     server: str = option("Program `llama-server`: a path, or a name on the PATH.", default="llama-server")
-    server_flags: str = option(
+    server_flags: str | None = option(
         "More flags of the server, those that it serves with; none by default. The command line needs an equals sign: "
         "`--server_flags='-ngl 99'`.",
-        default="",
+        default=None,
     )
     batch_sizes: list[int] = option("Numbers of requests at a time.", default_factory=lambda: [1])
     context_length: int = option("Number of tokens of the prompt.", default=256)
@@ -37,7 +37,7 @@ class ServerTimingOptions:
         for name in ("context_length", "num_rounds", "repeats"):
             check_int(name, getattr(self, name))
         try:
-            shlex.split(self.server_flags)
+            shlex.split(self.server_flags or "")
         except ValueError as error:
             raise ValueError(f"`server_flags` is {self.server_flags!r}, which no shell could read: {error}.") from error
 

@@ -129,7 +129,10 @@ def _time_setting(
         num_draft_tokens=gamma,
         parallel=slots,
         context_length=256 * math.ceil((options.context_length + long + gamma + 2) / 256),
-        flags=[*shlex.split(options.server_flags), *([SYNTHETIC_FLAG, ",".join(map(str, rates))] if rates else [])],
+        flags=[
+            *shlex.split(options.server_flags or ""),
+            *([SYNTHETIC_FLAG, ",".join(map(str, rates))] if rates else []),
+        ],
     ) as server:
         ids: list[int] = server.post("/tokenize", {"content": TEXT})["tokens"]
         ids = ids * math.ceil((options.context_length + slots) / len(ids))

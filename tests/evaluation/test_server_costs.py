@@ -1,7 +1,6 @@
-"""Costs of a server whose times are made up, and of a real one where SPEC_KD_LLAMA_SERVER names it."""
+"""Costs of a server whose times are made up; `tests/benchmarks/test_serving_on_server.py` times a real one."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -108,7 +107,7 @@ def test_speed_at_given_acceptance_rates(program, pair):
 
 @pytest.mark.parametrize("rates", [[], [0.5, 0.6], [1.2], [0.5, -0.1], [float("nan")]])
 def test_rates_that_cannot_be_are_refused(program, pair, rates):
-    with pytest.raises(ValueError, match="`acceptance_rates` is .* none higher than the one before it"):
+    with pytest.raises(ValueError, match=r"`acceptance_rates` is .* none higher than the one before it"):
         measure_synthetic_speed(*pair, rates, server=str(program))
 
 
@@ -155,21 +154,3 @@ def test_costs_as_a_file(tmp_path):
     assert whole.find_round_cost(4) == 2.75 and whole.find_round_cost(2) == pytest.approx(1.5 + 1.25 / 3)
     assert parts.find_round_cost(4) == pytest.approx(0.4 + 1.4 + 0.1)
     assert whole.verify(4) is None and whole.max_gamma == 4
-
-
-@pytest.mark.skipif("SPEC_KD_LLAMA_SERVER" not in os.environ, reason="SPEC_KD_LLAMA_SERVER names no llama-server")
-def test_a_real_server():
-    """SPEC_KD_LLAMA_PAIR names the GGUF files of a draft and its target, with a colon between them."""
-    draft, target = os.environ["SPEC_KD_LLAMA_PAIR"].split(":")
-    options = {
-        "server": os.environ["SPEC_KD_LLAMA_SERVER"],
-        "server_flags": "--threads 1",
-        "context_length": 32,
-        **FAST,
-    }
-    one, two = measure_server_costs(draft, target, gammas=(2, 4), batch_sizes=[1, 2], **options)
-    for costs in (one, two):
-        assert 1 < costs.round_cost[2] < costs.round_cost[4]
-    assert two.target_step_seconds > one.target_step_seconds
-    [speed] = measure_synthetic_speed(draft, target, [0.9, 0.8], **options)
-    assert speed.speedup == pytest.approx(one.predict_speedup(2.7, 2), rel=0.5)

@@ -126,16 +126,16 @@ def tabulate_costs(report: EvaluationReport) -> Table:
             format_number(cost.cost_ratio, RATE_DIGITS),
             format_number(cost.verify_cost.get(str(gamma)), RATE_DIGITS),
             format_number(cost.round_overhead, RATE_DIGITS),
-            format_number(cost.round_cost.get(str(gamma)), RATE_DIGITS),
             format_number(None if cost.target_step_seconds is None else 1000 * cost.target_step_seconds),
             _describe_break_even(draft, cost),
+            format_number(cost.round_cost.get(str(gamma)), RATE_DIGITS),
             cost.source,
         ]
         for draft in report.drafts
         for cost in draft.costs
     ]
-    header = ["draft", "batch size", "cost ratio", f"verify cost at gamma {gamma}", "round overhead"]
-    header += [f"round at gamma {gamma}", "target step, ms", "break-even alpha", "source"]
+    header = ["draft", "batch size", "cost ratio", f"verify cost at gamma {gamma}", "round overhead", "target step, ms"]
+    header += ["break-even alpha", f"whole round at gamma {gamma}", "source"]
     return Table(title="Costs of a round", header=header, rows=rows, labels=2)
 
 
