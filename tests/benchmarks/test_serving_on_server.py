@@ -18,6 +18,7 @@ from benchmarks.serving.broken_pairs import NUM_IDS, build_tokenizer, write_mode
 from benchmarks.serving.llama_cpp import run_llama_server
 from benchmarks.serving.prompts import Prompt
 from benchmarks.serving.record_llama_cpp import DRAFT_FLAGS, FLAGS, GREEDY, NGRAM, ask
+from spec_kd import measure_server_costs, measure_synthetic_speed
 
 PATH = os.environ.get("SPEC_KD_LLAMA_SERVER")
 LIMIT = 24
@@ -71,3 +72,14 @@ def test_replay_counts_what_the_server_counts(pair, setting, monkeypatch):
     result = compare.compare_setting("llama.cpp", setting, records, asked, models)
     assert result["prompts"] >= 8 and result["different"] == []
     assert 0 < result["accepted"]["observed"] < result["drafted"]["observed"]
+
+
+def test_rounds_are_timed(pair, tmp_path):
+    """Times of a tiny pair say nothing; that the server takes the flags, drafts and tells its times does."""
+    models = [pair[1] / f"{name}.gguf" for name in ("draft", "target")]
+    options = {"server": PATH, "server_flags": "--threads 1", "num_rounds": 64, "repeats": 1, "show_progress": False}
+    one, two = measure_server_costs(*models, gammas=(2, 6), batch_sizes=[1, 2], output_dir=tmp_path, **options)
+    assert 1 < one.round_cost[2] < one.round_cost[6]
+    assert two.batch_size == 2 and two.target_step_seconds > 0 and set(two.round_cost) == {2, 6}
+    [speed] = measure_synthetic_speed(*models, [0.9, 0.8], **options)
+    assert speed.tokens_per_second > 0 and speed.speedup == pytest.approx(one.predict_speedup(2.7, 2), rel=0.5)
