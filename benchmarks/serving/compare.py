@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from benchmarks.serving import prompts as real
 from benchmarks.serving.recordings import FOLDER, read_recording
 from spec_kd.acceptance import Rounds, expect_rounds
+from spec_kd.counting import Counting
 from spec_kd.evaluation.lookup_replay import replay_lookup
 from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_replay import ResponseScores, score_responses
@@ -34,7 +35,13 @@ from spec_kd.serving.lookup import Propose, propose_after_last, propose_after_lo
 OUTPUT = Path(__file__).parents[1] / "results" / "serving" / "compared.json"
 README = Path(__file__).with_name("README.md")
 TABLE = re.compile(r"(?<=<!-- compared -->\n).*?(?=<!-- end -->)", re.S)
-FILES = {"llama.cpp": "llama_cpp.jsonl", "vllm": "vllm.jsonl", "transformers": "transformers.jsonl"}
+FILES = {
+    "llama.cpp": "llama_cpp.jsonl",
+    "vllm": "vllm.jsonl",
+    "transformers": "transformers.jsonl",
+    "mlx-lm": "mlx.jsonl",
+    "openvino": "openvino.jsonl",
+}
 GREEDY = ("greedy", "schema")  # settings at temperature 0
 LIMITS = ("n_predict", "max_tokens", "max_new_tokens")  # names of the token limit in a request
 MAX_DRAFT_TOKENS = 6  # of all settings
@@ -129,15 +136,16 @@ class Pair:
         return gaps
 
 
-def find_disagreement(record: Mapping[str, Any], chances: Sequence[float], counting_end: str) -> int | None:
+def find_disagreement(record: Mapping[str, Any], chances: Sequence[float], counting: Counting) -> int | None:
     """First token of a completion, or of what follows it, that the engine accepted or rejected against replay.
 
-    `chances` are replay's, 0 or 1 for each token; `None` if the rounds agree with all of them.
+    `chances` are replay's, 0 or 1 for each token; `None` if the rounds agree with all of them, or are not recorded.
     """
-    at, length = 1, len(record["completion_ids"])
-    for drafted, accepted in zip(record["drafted_per_round"], record["accepted_per_round"], strict=True):
+    at, length = counting.first_round, len(record["completion_ids"])
+    rounds = zip(record.get("drafted_per_round", ()), record.get("accepted_per_round", ()), strict=True)
+    for drafted, accepted in rounds:
         for k in range(min(drafted, accepted + 1)):
-            is_uncounted_eos = counting_end == "if_last" and at + k == length - 1 and record["ended_by_eos"]
+            is_uncounted_eos = counting.end == "if_last" and at + k == length - 1 and record["ended_by_eos"]
             if at + k < len(chances) and chances[at + k] != (k < accepted) and not is_uncounted_eos:
                 return at + k
         at += accepted + 1
@@ -212,7 +220,7 @@ def compare_setting(
         if scores is not None:
             chances = scores.acceptance[i, : one["tokens"]].tolist()
             chances += [] if scores.past_end is None or kind not in GREEDY else scores.past_end[i].tolist()
-            at = find_disagreement(records[i], chances, counting.end)
+            at = find_disagreement(records[i], chances, counting)
             one["first_difference"] = at
             one["logit_gaps"] = None if at is None else pair.measure_gaps(rows[i], at)
         listed.append(one)

@@ -3,8 +3,8 @@
     MLX/.venv/bin/python mlx_worker.py job.json answers.jsonl
 
 The job names `target` and `draft` (folders), `num_draft_tokens`, `max_tokens` and `prompts` (lists of ids). Each prompt
-gives one line, in the order of the job. MLX-LM tells for each token whether the draft proposed it, and no more: rounds
-and drafted tokens are the calls of both models.
+gives one line, in the order of the job. MLX-LM tells for each token whether the draft proposed it, and no more: the
+drafted tokens are counted from the calls of both models.
 """
 
 import json
@@ -12,19 +12,29 @@ import sys
 from typing import Any
 
 
-class Counted:
-    """A model that counts its calls."""
+class Watched:
+    """A model that notes its calls.
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.calls = 0
+    Args:
+        model (`Any`): A model of MLX-LM.
+        name (`str`): What it notes.
+        calls (list of `str`): Where.
+    """
+
+    def __init__(self, model: Any, name: str, calls: list[str]) -> None:
+        self.model, self.name, self.calls = model, name, calls
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.calls += 1
+        self.calls.append(self.name)
         return self.model(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
+
+
+def count_drafted(calls: list[str]) -> list[int]:
+    """Calls of the draft before each call of the target, without the first of both, which read the prompt."""
+    return [len(drafted) for drafted in "".join(call[0] for call in calls[2:]).split("t")[:-1]]
 
 
 def count_rounds(from_draft: list[bool]) -> list[int]:
@@ -50,7 +60,8 @@ def main(job_path: str, output_path: str) -> None:
     }
     with open(output_path, "w", encoding="utf-8") as file:
         for ids in job["prompts"]:
-            models = Counted(target), Counted(draft)
+            calls: list[str] = []
+            models = Watched(target, "target", calls), Watched(draft, "draft", calls)
             steps = list(
                 mlx_lm.stream_generate(
                     models[0],
@@ -67,8 +78,7 @@ def main(job_path: str, output_path: str) -> None:
                 "finish_reason": steps[-1].finish_reason,
                 "accepted": sum(step.from_draft for step in steps),
                 "accepted_per_round": count_rounds([step.from_draft for step in steps]),
-                "drafted": models[1].calls - 1,
-                "target_calls": models[0].calls - 1,
+                "drafted_per_round": count_drafted(calls),
                 "version": f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__} on {mx.default_device()}",
                 "dtypes": sorted(dtypes),
             }

@@ -9,6 +9,8 @@ quantized target wrote, and once on those that llama-server wrote with the float
 
 import argparse
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from spec_kd import compare_observed, observe_serving
 from spec_kd.evaluation.report.content import to_plain
 from spec_kd.files import write_text
 
+README = Path(__file__).with_name("README.md")
+TABLE = re.compile(r"(?<=<!-- quantized -->\n).*?(?=<!-- end -->)", re.S)
 RESULTS = Path(__file__).parents[1] / "results" / "serving" / "quantized.json"
 TYPES = ("f16", "Q8_0", "Q4_0", "Q4_K_M")
 NUM_DRAFT_TOKENS = 4
@@ -90,6 +94,32 @@ def measure(
     }
 
 
+def tabulate(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of the README: one row for each type."""
+    lines = [
+        "",
+        "| type | target, draft (MB) | accepted / drafted | acceptance rate | replay in float32, same tokens "
+        "| difference | replay on the float target's tokens | its completions |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in sorted(results.items(), key=lambda pair: TYPES.index(pair[0])):
+        sizes = ", ".join(f"{one['bytes'][role] / 1e6:.0f}" for role in ("target", "draft"))
+        rate = one["acceptance_rate"]
+        difference = rate["same_tokens"]
+        cells = [
+            f"`{name}`",
+            sizes,
+            f"{one['accepted']:,} / {one['drafted']:,}",
+            f"{rate['observed']['value']:.4f}",
+            f"{rate['predicted']['value']:.4f}",
+            f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]",
+            f"{rate['earlier']['value']:.4f}",
+            f"{one['completions_of_the_float_target']} of {one['prompts']}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/test.jsonl.")
@@ -113,7 +143,10 @@ def main() -> None:
         result = measure(quantization, prompts, float_rows, draft, arguments)
         print(json.dumps({name: value for name, value in result.items() if name != "by_prompt"}), flush=True)
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        write_text(RESULTS, json.dumps({**results, quantization: result}) + "\n")
+        results[quantization] = result
+        write_text(RESULTS, json.dumps(results) + "\n")
+        table = tabulate(results)
+        write_text(README, TABLE.sub(lambda _, table=table: table, README.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ def describe(answer: dict[str, Any]) -> dict[str, Any]:
         "completion_ids": answer["completion_ids"],
         "stop_type": answer["finish_reason"],
         "ended_by_eos": answer["finish_reason"] == "stop",
-        "drafted": answer["drafted"],
+        "drafted": sum(answer["drafted_per_round"]),
         "accepted": answer["accepted"],
+        "drafted_per_round": answer["drafted_per_round"],
         "accepted_per_round": answer["accepted_per_round"],
-        "target_calls": answer["target_calls"],
         "dtypes": answer["dtypes"],
         "version": answer["version"],
     }

@@ -171,7 +171,7 @@ class CardFacts:
             [
                 escape_markdown(engine),
                 escape_markdown(setting),
-                *(format_interval(Interval(**metrics[name]), RATE_DIGITS) for name in EXPECTED),
+                *(format_interval(read_interval(metrics[name]), RATE_DIGITS) for name in EXPECTED),
             ]
             for engine, settings in self.expected.items()
             for setting, metrics in settings.items()
@@ -258,6 +258,11 @@ def carry_model_card(
         facts = replace(facts, draft_name=path.resolve().parent.name)
         _get_data(card).model_name = facts.draft_name
     _save(card, path, facts)
+
+
+def read_interval(values: JsonObject) -> Interval:
+    """An interval of `serving.json`, where an undefined number is null."""
+    return Interval(*(float("nan") if values[name] is None else values[name] for name in Interval._fields))
 
 
 def describe_serving(serving: ServingFile | None) -> Arguments:

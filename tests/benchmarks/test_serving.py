@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.serving import mlx_worker, record_llama_cpp, record_vllm, worker
+from benchmarks.serving import mlx_worker, record_llama_cpp, record_mlx, record_openvino, record_vllm, worker
 from benchmarks.serving import prompts as prompt_selection
 from benchmarks.serving.compare import get_limit
 from benchmarks.serving.models import cut_layers
@@ -160,6 +160,24 @@ def test_answers_are_taken_as_they_come_and_a_failed_engine_shows_its_log(tmp_pa
 def test_rounds_of_mlx_end_with_the_token_of_the_target():
     assert mlx_worker.count_rounds([False, True, True, False, False, True]) == [0, 2, 0, 1]
     assert mlx_worker.count_rounds([True, True]) == [2] and mlx_worker.count_rounds([False]) == [0]
+    calls = ["draft", "target", *["draft"] * 4, "target", *["draft"] * 2, "target", "target", "draft"]
+    assert mlx_worker.count_drafted(calls) == [4, 2, 0]
+
+
+def test_a_watched_model_notes_its_calls():
+    calls = []
+    model = mlx_worker.Watched(len, "draft", calls)
+    assert model([1, 2]) == 2 and calls == ["draft"] and model.__name__ == "len"
+
+
+def test_answers_of_mlx_and_openvino_get_the_names_of_a_recording():
+    told = {"completion_ids": [5, 6, 2], "version": "v", "accepted": 1}
+    rounds = {"accepted_per_round": [1, 0], "drafted_per_round": [4, 4], "dtypes": ["float32"], "finish_reason": "stop"}
+    record = record_mlx.describe({**told, **rounds})
+    assert record["drafted"] == 8 and record["ended_by_eos"] and record["dtypes"] == ["float32"]
+    record = record_openvino.describe({**told, "drafted": 4, "eos_token_id": 2})
+    assert (record["drafted"], record["accepted"], record["stop_type"]) == (4, 1, "eos")
+    assert not record_openvino.describe({**told, "drafted": 4, "eos_token_id": 7})["ended_by_eos"]
 
 
 def read_speculative(name: str, without: tuple[str, ...] = ()) -> list[dict]:

@@ -84,6 +84,17 @@ def test_a_card_without_metrics_or_without_a_start(tmp_path):
     assert "divergence" not in card.text
 
 
+def test_expected_numbers_that_are_not_known_are_dashes():
+    interval = {"value": 0.5, "low": None, "high": None}
+    expected = {"vllm": {"greedy": {"acceptance_rate": interval, "block_efficiency": {**interval, "value": None}}}}
+    facts = CardFacts(expected=expected, gguf_files=["gguf/draft-Q8_0.gguf"])
+    assert CardFacts.read(facts.write()) == facts
+    text = facts.render(is_adapter=False)
+    assert "| vllm | greedy | 0.500 [–, –] | – |" in text and "GGUF files: `gguf/draft-Q8_0.gguf`." in text
+    del expected["vllm"]["greedy"]["acceptance_rate"]  # by anybody who edits the card
+    assert CardFacts.read(facts.write()) is None
+
+
 def write_card(folder, **options):
     folder.mkdir(parents=True, exist_ok=True)
     extend_model_card(folder, CardFacts(**{**OPTIONS, **options}))
