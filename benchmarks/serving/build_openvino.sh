@@ -20,6 +20,8 @@ python3 -m venv "$folder/.venv"
 pip="$folder/.venv/bin/pip"
 "$pip" install --quiet --upgrade pip
 "$pip" install --quiet "openvino-genai==$version" "optimum-intel[openvino]==2.2.0"
+# Text models do not need it, and its wheel on PyPI does not fit every build of torch
+"$pip" uninstall --quiet --yes torchvision
 "$folder/.venv/bin/python" -c "import openvino_genai; print('OpenVINO GenAI', openvino_genai.get_version())"
 echo "$version" > "$folder/version"
 echo "OpenVINO GenAI $version is ready in $folder"

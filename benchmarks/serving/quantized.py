@@ -69,7 +69,7 @@ def measure(
             num_assistant_tokens=NUM_DRAFT_TOKENS,
             output_dir=folder / quantization,
         )
-    report = compare_observed(observation, draft, responses=float_rows, batch_size=4, show_progress=False)
+    report = compare_observed(observation, draft, None, responses=float_rows, batch_size=4, show_progress=False)
     rate = report.metrics[0]
     same = sum(
         request.completion_ids == row["completion_ids"]
