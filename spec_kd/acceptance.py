@@ -105,6 +105,10 @@ class Rounds:
         drafting_rounds (`torch.Tensor`): Rounds that drafted at least one token `(P,)`.
         accepted_by_position (`torch.Tensor`): Rounds in which drafted token k = 1..gamma was accepted `(P, gamma)`.
         drafted_by_position (`torch.Tensor`): Rounds in which token k was drafted `(P, gamma)`.
+        known_drafts (`torch.Tensor`): Rounds whose draft has n = 0..gamma tokens, the limit aside `(P, gamma + 1)`.
+        open_drafts (`torch.Tensor`):
+            Rounds whose draft has at least n = 1..gamma tokens; how many is not known `(P, gamma)`. Drafts that end
+            early are open once a token is refused: the draft goes on from its own token, which the text does not have.
     """
 
     target_calls: torch.Tensor
@@ -114,6 +118,26 @@ class Rounds:
     drafting_rounds: torch.Tensor
     accepted_by_position: torch.Tensor
     drafted_by_position: torch.Tensor
+    known_drafts: torch.Tensor
+    open_drafts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class EarlyEnds:
+    """Where drafts end because the draft model is not sure of a token.
+
+    Args:
+        is_sure (`torch.Tensor`):
+            Whether the draft is sure enough of the token that it proposes at each position of each text, bool `(P, N)`.
+        keeps_token (`bool`): Whether the first token that the draft is not sure of is drafted, as the last one.
+        knows_refused (`bool`):
+            Whether `is_sure` is about the proposed token where it is not the text's token, too, as it is for a greedy
+            draft. It matters only if such a token is kept.
+    """
+
+    is_sure: torch.Tensor
+    keeps_token: bool
+    knows_refused: bool
 
 
 def expect_rounds(
@@ -126,6 +150,8 @@ def expect_rounds(
     looked_up: LookedUp | None = None,
     has_draft: bool = True,
     allowed_off_text: torch.Tensor | None = None,
+    early_ends: EarlyEnds | None = None,
+    block_log_ratio: torch.Tensor | None = None,
 ) -> Rounds:
     """Exact expectation over all rounds of speculative decoding that could have written a text.
 
@@ -135,6 +161,19 @@ def expect_rounds(
     before a round. g is gamma, or what the limit leaves: max_new_tokens - i - 1 with one reserved token. By the
     counting of the papers a round that reaches the text's last token (its EOS) by acceptance ends there without a bonus
     token, and `drafted` is an upper bound for engines that let a draft stop at an EOS of its own.
+
+    Drafts that end early: as long as tokens are accepted the draft reads the text, so that the place where it ends is
+    that of the text, and all is exact but the length of drafts with a refused token (`open_drafts`). `drafted` counts
+    these at their least length.
+
+    Block verification (arXiv 2403.10444): with w_k = prod_{j<=k} q(x_j) / p(x_j) over the first k tokens of a round,
+    P(at least k tokens are accepted | the text is x) = min(1, w_1, ..., w_k), which takes the place of prod a. Proof:
+    the rule accepts at least k tokens of a draft X with probability b_k(X), where b_0 = 1 and
+    b_k = min(1, b_{k-1} p(X_k) / q(X_k)) (its h_k is made so that this holds). It is lossless, so the first k tokens
+    written have probability P_k(x) = prod p, and P(at least k accepted | x) = prod q(x_j) b_k(x) / P_k(x) = w_k b_k(x).
+    That is the minimum, because w_k b_k = min(w_k, w_{k-1} b_{k-1}). What follows changes nothing: a round that accepts
+    k tokens goes on with max(b_k p - q, 0), and w_k max(b_k - q(x) / p(x), 0) = m_k - m_{k+1} with m the minimum, so
+    P(exactly k | the whole text) is that difference; later rounds draw anew.
 
     Args:
         acceptance (`torch.Tensor`):
@@ -152,6 +191,10 @@ def expect_rounds(
             Number of tokens that a grammar allows in a draft that leaves the text at a token, from that token on:
             int64 `(P, N + 1)`, the last place for a draft that reaches the end of the text. It matters only if
             `counting.cuts_refused`; by default nothing is refused.
+        early_ends (`EarlyEnds`, *optional*): Where drafts end early; by default each has gamma tokens.
+        block_log_ratio (`torch.Tensor`, *optional*):
+            log q(x) - log p(x) of the text's tokens, `(P, N)`: drafts are verified as blocks, and `acceptance` is not
+            read. By default each token is verified by itself.
 
     Returns:
         [`Rounds`] of P texts (P = 1 for a single one).
@@ -175,6 +218,10 @@ def expect_rounds(
             not (((a >= 0) & (a <= 1)) | ~is_text).all(),
             "An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.",
         ),
+        (
+            looked_up is not None and early_ends is not None,
+            "Drafts that are looked up do not end early. Pass `looked_up` or `early_ends`, not both.",
+        ),
     )
     lengths = lengths.to(a.device)
     a = torch.nn.functional.pad(a.masked_fill(~is_text, 0.0), (0, gamma))  # (P, N + gamma)
@@ -185,29 +232,47 @@ def expect_rounds(
     if looked_up is not None:
         widest = max(gamma, int(looked_up.drafted.max()))
         a = torch.nn.functional.pad(a, (0, widest - gamma))
+    log_ratio = None
+    if block_log_ratio is not None:
+        beyond = ~torch.nn.functional.pad(is_text, (0, widest))
+        log_ratio = torch.nn.functional.pad(block_log_ratio.to(a), (0, widest)).masked_fill(beyond, -torch.inf)
+    # The number of sure tokens in a row, at every token: a draft that begins there has as many if all are accepted
+    run = None
+    if early_ends is not None:
+        is_sure = early_ends.is_sure.to(a.device) | ~is_text
+        sure = torch.nn.functional.pad(is_sure.to(a), (0, widest), value=1.0).unfold(1, widest, 1)  # (P, N + 1, widest)
+        run = sure.cumprod(dim=-1).sum(dim=-1).long() + early_ends.keeps_token  # (P, N + 1)
     # u(i), and the mean and the mean square of what was accepted before, times u(i)
     moments = a.new_zeros(3, num_texts, longest + widest + 1)
     moments[0, :, first] = 1
     accepted, drafted = a.new_zeros(num_texts, widest), a.new_zeros(num_texts, widest)
     calls, drafting_rounds = a.new_zeros(num_texts), a.new_zeros(num_texts)
+    known, unknown = a.new_zeros(num_texts, widest + 1), a.new_zeros(num_texts, widest)
     k = torch.arange(widest, device=a.device)
     for i in range(first, longest):
         room = widest if counting.reserved_tokens is None else max_new_tokens - i - counting.reserved_tokens
         before = moments[:, :, i, None] * (i < lengths)[:, None]  # (3, P, 1)
         u = before[0, :, 0]  # (P,)
-        g = torch.full_like(lengths, min(gamma, room) * has_draft)[:, None]  # (P, 1)
+        whole = torch.full_like(lengths, gamma * has_draft)[:, None]  # (P, 1): tokens of a draft, the limit aside
         chances = a[:, i : i + widest]  # (P, widest)
+        if run is not None:
+            whole = torch.minimum(whole, run[:, i, None])
         if looked_up is not None:
             is_found = looked_up.drafted[:, i, None] > 0
-            g = torch.where(is_found, looked_up.drafted[:, i, None].clamp(max=room), g)
+            whole = torch.where(is_found, looked_up.drafted[:, i, None], whole)
             chances = torch.where(is_found, (k < looked_up.accepted[:, i, None]).to(a), chances)
+        g = whole.clamp(max=room)
         is_drafted = k < g  # (P, widest)
-        reach = (chances * is_drafted).cumprod(dim=-1)  # (P, widest): token k is accepted in such a round
+        if log_ratio is None:
+            reach = (chances * is_drafted).cumprod(dim=-1)  # (P, widest): token k is accepted in such a round
+        else:
+            reach = log_ratio[:, i : i + widest].cumsum(dim=-1).cummin(dim=-1).values.clamp(max=0).exp() * is_drafted
         left = (lengths - i)[:, None]  # (P, 1)
         is_counted = torch.ones_like(reach)
         if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
             is_counted = is_counted.masked_fill((k == left - 1) & (k < g - 1), 0.0)
-        stops = torch.nn.functional.pad(reach, (1, 0), value=1.0) - torch.nn.functional.pad(reach, (0, 1))
+        reach_before = torch.nn.functional.pad(reach, (1, 0), value=1.0)  # (P, widest + 1)
+        stops = reach_before - torch.nn.functional.pad(reach, (0, 1))
         gain = torch.nn.functional.pad(is_counted.cumsum(dim=-1), (1, 0))  # (P, widest + 1): tokens counted by then
         after = moments[:, :, i + 1 : i + widest + 2]
         after[0] += stops * before[0]
@@ -217,13 +282,25 @@ def expect_rounds(
         calls += u
         drafting_rounds += u * (g[:, 0] > 0)
         accepted += u[:, None] * reach * is_counted
-        is_proposed = is_drafted * ((k < left) | counting.counts_drafted_past_end)
+        if early_ends is None or run is None:
+            known.scatter_add_(1, whole, u[:, None])
+            is_proposed = is_drafted * ((k < left) | counting.counts_drafted_past_end)
+        else:  # a draft with a refused token, or with tokens after the end, goes on unseen
+            known.scatter_add_(1, whole, u[:, None] * reach_before.gather(1, g))
+            place = torch.minimum(k, left.clamp(min=1) - 1)  # (P, widest)
+            refused = u[:, None] * stops[:, :-1] * is_drafted
+            is_last = (place + 1 == run[:, i, None]) & (early_ends.keeps_token and early_ends.knows_refused)
+            is_known = (place == gamma - 1) | is_last
+            known.scatter_add_(1, place + 1, refused * is_known)
+            unknown.scatter_add_(1, place, refused * ~is_known)
+            is_proposed = reach_before[:, :-1] * is_drafted * (k < left)
         if allowed_off_text is not None and counting.cuts_refused:
             is_proposed = is_proposed * _expect_uncut(chances * (k < left), allowed_off_text[:, i : i + widest])
         drafted += u[:, None] * is_proposed
     mean, square = moments[1:].sum(dim=-1)  # (P,) each: every text has ended
     variance = (square - mean**2).clamp(min=0.0)
-    return Rounds(calls, accepted.sum(dim=-1), variance, drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
+    sums = (accepted.sum(dim=-1), variance, drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
+    return Rounds(calls, *sums, known, unknown)
 
 
 def _expect_uncut(chances: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -264,6 +341,20 @@ def expect_block_efficiency(alpha: float, gamma: int) -> float:
     return float(sum(alpha**k for k in range(gamma + 1)))
 
 
+def compute_round_cost(
+    num_draft_steps: int, cost_ratio: float, verify_cost: float, round_overhead: float = 0.0
+) -> float:
+    """Draft steps x c + v + overhead: the time of a round, in steps of the target.
+
+    Args:
+        num_draft_steps (`int`): Passes of the draft in the round.
+        cost_ratio (`float`): c, a draft step over a target step.
+        verify_cost (`float`): v(gamma), a target pass over gamma + 1 tokens over one over one token.
+        round_overhead (`float`): What else a round costs in this engine.
+    """
+    return num_draft_steps * cost_ratio + verify_cost + round_overhead
+
+
 def predict_speedup(
     block_efficiency: float, gamma: int, cost_ratio: float, verify_cost: float, round_overhead: float = 0.0
 ) -> float:
@@ -273,9 +364,7 @@ def predict_speedup(
 
     Args:
         block_efficiency (`float`): Tokens per target pass at this gamma.
-        gamma (`int`): Tokens drafted in a round.
-        cost_ratio (`float`): c, a draft step over a target step.
-        verify_cost (`float`): v(gamma), a target pass over gamma + 1 tokens over one over one token.
-        round_overhead (`float`): What else a round costs in this engine.
+        gamma (`int`): Tokens drafted in a round, each by a pass of the draft.
+        cost_ratio (`float`), verify_cost (`float`), round_overhead (`float`): As in [`compute_round_cost`].
     """
-    return block_efficiency / (gamma * cost_ratio + verify_cost + round_overhead)
+    return block_efficiency / compute_round_cost(gamma, cost_ratio, verify_cost, round_overhead)
