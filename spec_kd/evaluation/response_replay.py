@@ -14,7 +14,7 @@ from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_rows import ResponseRows, make_masks, read_responses
 from spec_kd.evaluation.response_scoring import ResponseScorer
 from spec_kd.evaluation.stored_responses import check_stored_logprobs
-from spec_kd.evaluation.token_scores import SCORES
+from spec_kd.evaluation.token_scores import CONFIDENCE, SCORES
 from spec_kd.open_types import Argument
 from spec_kd.options import check_int, resolve_options
 from spec_kd.progress import RowProgress
@@ -30,7 +30,8 @@ class ResponseScores:
         values (`dict[str, torch.Tensor]`):
             Scores of every position by the names of `token_scores.SCORES`, float64 `(P, N)` on the CPU, right padded
             with zeros: `"acceptance"` (a_i) and `"alpha"`; where they are known, also `"alpha_low"` and `"alpha_high"`
-            (bounds from a stored top-k) and `"target_entropy"` (nats).
+            (bounds from a stored top-k), `"target_entropy"` (nats), `"log_ratio"` (log q - log p of the text's token,
+            for stochastic drafts) and `"confidence"` (where the engine can end drafts early).
         lengths (`torch.Tensor`): Number of tokens of each completion, int64 `(P,)`.
         temperature (`float`): Temperature that the responses were sampled at.
         draft_sampling (`str`): `"stochastic"`, `"greedy"` or `"matching"`.
@@ -239,7 +240,7 @@ def score_responses(
         if counts_refused:
             allowed = continuations.count_allowed(read, scores, written)
     return ResponseScores(
-        values={name: scores[name] for name in SCORES if name in scores},
+        values={name: scores[name] for name in (*SCORES, CONFIDENCE) if name in scores},
         lengths=torch.tensor([len(one.completion) for one in read]),
         temperature=float(options.temperature),
         draft_sampling=options.sampling,

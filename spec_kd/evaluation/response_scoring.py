@@ -11,7 +11,14 @@ from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_rows import Response
 from spec_kd.evaluation.stored_responses import read_stored_sparse
 from spec_kd.evaluation.structured import TokenMasks, free_words, unpack
-from spec_kd.evaluation.token_scores import SCORES, draw_misses, score_from_stored, score_from_target
+from spec_kd.evaluation.token_scores import (
+    CONFIDENCE,
+    SCORES,
+    draw_misses,
+    measure_confidence,
+    score_from_stored,
+    score_from_target,
+)
 from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
 from spec_kd.probes import check_padding
@@ -19,7 +26,7 @@ from spec_kd.progress import RowProgress
 from spec_kd.sampling.generation import seed_generator
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
-COLUMNS = (*SCORES, "miss")
+COLUMNS = (*SCORES, CONFIDENCE, "miss")
 """What is known of each token: its scores, and the id that the draft proposes where it is not accepted; NaN if not."""
 
 
@@ -119,12 +126,17 @@ class ResponseScorer:
                     None if sparse is None else sparse[chunk].to(expected.device),
                     draft_top_k,
                 )
-            misses = torch.full_like(part[:1], torch.nan)
+            confidence, misses = torch.full_like(part[:2], torch.nan).split(1)
+            if options.engine.early_end is not None:
+                confidence[0] = measure_confidence(
+                    draft_logits, expected, options.temperature, options.sampling, options.engine.early_end,
+                    options.top_k, options.top_p, draft_top_k,
+                )  # fmt: skip
             if self.draws_misses:
                 misses[0] = draw_misses(
                     draft_logits, logits.get("target"), options.temperature, options.sampling, generator, draft_top_k
                 )
-            scores.append(torch.cat([part, misses]).cpu())
+            scores.append(torch.cat([part, confidence, misses]).cpu())
         return torch.cat(scores, dim=-1)
 
 

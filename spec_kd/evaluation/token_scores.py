@@ -12,9 +12,12 @@ from spec_kd.acceptance import (
 )
 from spec_kd.losses import SparseTensors
 from spec_kd.sampling.generation import NO_IDS, build_warpers, draw_ids
+from spec_kd.serving.engine import EarlyEnd
 
-SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy")
-"""Rows that the functions return, float64; NaN where a score is unknown."""
+SCORES = ("acceptance", "alpha", "alpha_low", "alpha_high", "target_entropy", "log_ratio")
+"""Rows that the scoring functions return, float64; NaN where a score is unknown."""
+CONFIDENCE = "confidence"
+"""Name of what [`measure_confidence`] returns."""
 
 
 def score_from_target(
@@ -41,7 +44,7 @@ def score_from_target(
         draft_top_k (`int`, *optional*): Truncation of a sampled draft instead; `None` for that of the target.
 
     Returns:
-        `torch.Tensor`: `(5, n)`, see `SCORES`.
+        `torch.Tensor`: `(6, n)`, see `SCORES`.
     """
     warp = build_warpers(temperature, top_k, top_p)
     choice = draft_logits.argmax(dim=-1)
@@ -59,8 +62,10 @@ def score_from_target(
     log_q = draft_warp(NO_IDS, draft_logits).log_softmax(dim=-1)
     if draft_sampling == "matching":
         return _stack(_at(log_q, tokens).exp(), (log_p.exp() * log_q.exp()).sum(-1), entropy=entropy)
-    acceptance = compute_token_acceptance(_at(log_p, tokens), _at(log_q, tokens))
-    return _stack(acceptance, compute_alpha(log_p.exp(), log_q.exp()), entropy=entropy)
+    token_log_p, token_log_q = _at(log_p, tokens), _at(log_q, tokens)
+    acceptance = compute_token_acceptance(token_log_p, token_log_q)
+    alpha = compute_alpha(log_p.exp(), log_q.exp())
+    return _stack(acceptance, alpha, entropy=entropy, log_ratio=token_log_q - token_log_p)
 
 
 def score_from_stored(
@@ -87,7 +92,7 @@ def score_from_stored(
         draft_top_k (`int`, *optional*): Truncation of a sampled draft; `None` or 0 for none.
 
     Returns:
-        `torch.Tensor`: `(5, n)`, see `SCORES`.
+        `torch.Tensor`: `(6, n)`, see `SCORES`.
     """
     if draft_sampling == "greedy":
         matches = match_tokens(draft_logits.argmax(dim=-1), tokens)
@@ -96,11 +101,44 @@ def score_from_stored(
     if draft_sampling == "matching":
         acceptance = _at(log_q, tokens).exp()
         return _stack(acceptance, acceptance)
-    acceptance = compute_token_acceptance(token_log_p, _at(log_q, tokens))
+    token_log_q = _at(log_q, tokens)
+    acceptance, log_ratio = compute_token_acceptance(token_log_p, token_log_q), token_log_q - token_log_p
     if sparse is None:
-        return _stack(acceptance, acceptance)
+        return _stack(acceptance, acceptance, log_ratio=log_ratio)
     alpha, low, high = sparse.method.estimate_alpha(sparse, log_q.gather(-1, sparse.ids))
-    return _stack(acceptance, acceptance if alpha is None else alpha, low, high)
+    return _stack(acceptance, acceptance if alpha is None else alpha, low, high, log_ratio=log_ratio)
+
+
+def measure_confidence(
+    draft_logits: torch.Tensor,
+    tokens: torch.Tensor,
+    temperature: float,
+    draft_sampling: str,
+    early_end: EarlyEnd,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    draft_top_k: int | None = None,
+) -> torch.Tensor:
+    """The probability that an engine compares with the threshold at which it ends a draft.
+
+    Args:
+        draft_logits (`torch.Tensor`): `(n, V)`.
+        tokens (`torch.Tensor`): The text's tokens, int64 `(n,)`.
+        temperature (`float`), draft_sampling (`str`), top_k (`int`), top_p (`float`), draft_top_k (`int`, *optional*):
+            As for [`score_from_target`].
+        early_end (`EarlyEnd`): The engine's rule.
+
+    Returns:
+        `torch.Tensor`: float64 `(n,)`; of the most likely token for a greedy draft, so also where it is not the text's.
+    """
+    is_sampled = temperature > 0 and draft_sampling != "greedy"
+    if early_end.top_k is not None or not is_sampled:
+        cut: tuple[int, float] = (early_end.top_k or 0, 1.0)
+    else:
+        cut = (top_k, top_p) if draft_top_k is None else (draft_top_k, 1.0)
+    log_q = build_warpers(temperature if is_sampled else 1.0, *cut)(NO_IDS, draft_logits).log_softmax(dim=-1)
+    is_of_text = is_sampled and early_end.is_of_token
+    return (_at(log_q, tokens) if is_of_text else log_q.amax(dim=-1)).double().exp()
 
 
 def draw_misses(
@@ -143,7 +181,8 @@ def _stack(
     low: torch.Tensor | None = None,
     high: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
+    log_ratio: torch.Tensor | None = None,
 ) -> torch.Tensor:
     unknown = torch.full_like(acceptance, float("nan"), dtype=torch.float64)
-    rows = (acceptance, alpha, low, high, entropy)
+    rows = (acceptance, alpha, low, high, entropy, log_ratio)
     return torch.stack([unknown if row is None else row.double() for row in rows])

@@ -1,7 +1,8 @@
 """What is known of an engine that serves a draft: all that replay, evaluation, cards and commands read of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
@@ -66,6 +67,44 @@ class StructuredOutput:
 
 
 @dataclass(frozen=True)
+class EarlyEnd:
+    """How an engine ends a draft at a token that the draft model is not sure of.
+
+    The probability is that of the draft model at temperature 1, or at the request's temperature where it samples.
+
+    Args:
+        flags (`str`): What sets the threshold in the engine, with `{threshold}` in its place.
+        keeps_token (`bool`): Whether the first token below the threshold is drafted, as the last one.
+        is_of_token (`bool`):
+            Whether the probability is that of the drafted token. Otherwise it is that of the most likely one, which
+            differs where the draft is sampled.
+        top_k (`int`, *optional*):
+            Number of most likely ids over which the probability is renormalized. By default those that a sampled draft
+            chooses from, and all for a greedy one.
+        note (`str`, *optional*, defaults to `""`): What else a reader must know of it, as a sentence.
+    """
+
+    flags: str
+    keeps_token: bool
+    is_of_token: bool
+    top_k: int | None = None
+    note: str = ""
+
+
+class CommandWriter(Protocol):
+    """Writes the command of an engine."""
+
+    def __call__(self, draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
+        """The command.
+
+        Args:
+            draft (`str`), target (`str`): Folders or Hub ids.
+            num_draft_tokens (`int`): Number of drafted tokens.
+            flags (`Sequence[str]`, *optional*): Further settings, in the engine's own form as [`DraftingRule`] has it.
+        """
+
+
+@dataclass(frozen=True)
 class ServingEngine:
     """An engine that serves a target with a standalone draft.
 
@@ -84,14 +123,20 @@ class ServingEngine:
             [`AcceptanceMetrics`][spec_kd.evaluation.AcceptanceMetrics].
         default_num_draft_tokens (`int`, *optional*): Tokens drafted in a round by default; `None` if it must be given.
         command_language (`str`): `"bash"` or `"python"`.
-        write_command (`Callable`):
-            Writes the command from the draft's and the target's folder or Hub id and the number of drafted tokens.
+        write_command (`CommandWriter`): Writes the command that serves the pair.
         lookup (`Lookup`, *optional*): How it drafts without a draft model; `None` where it does not, or was not read.
         checks (`tuple[PairCheck, ...]`, *optional*, defaults to `()`):
             What a draft and its target must meet, and what the engine does with a pair that does not.
         observer (`Observer`, *optional*): How a running server is asked what it drafted; `None` for what is no server.
         structured_output (`StructuredOutput`, *optional*):
             What a draft does where a grammar masks the target; `None` where it was not read.
+        early_end (`EarlyEnd`, *optional*):
+            How it ends drafts where the draft model is not sure; `None` where it does not, or by a rule not modeled.
+        block_flags (`str`, *optional*, defaults to `""`):
+            What makes it verify a sampled draft as a block; empty where it cannot.
+        batch_size_flags (`str`, *optional*, defaults to `""`):
+            What sets the number of drafted tokens by batch size, with `{ranges}` in place of a JSON list of
+            `[first batch size, last batch size, drafted tokens]`; empty where there is one number for all.
     """
 
     name: str
@@ -105,11 +150,14 @@ class ServingEngine:
     counters: str
     default_num_draft_tokens: int | None
     command_language: str
-    write_command: Callable[[str, str, int], str]
+    write_command: CommandWriter
     lookup: Lookup | None = None
     checks: tuple[PairCheck, ...] = ()
     observer: Observer | None = None
     structured_output: StructuredOutput | None = None
+    early_end: EarlyEnd | None = None
+    block_flags: str = ""
+    batch_size_flags: str = ""
     figures: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -139,14 +187,19 @@ class ServingEngine:
                 "or a grammar. Leave them out, and send requests without them."
             )
 
+    def find_rule(self, draft_sampling: str) -> DraftingRule | None:
+        """The rule with this sampling; `None` where the engine has no such rule."""
+        return next((rule for rule in self.rules if rule.sampling == draft_sampling), None)
+
     def find_counting(self, draft_sampling: str) -> Counting:
         """What the engine counts by the rule with this sampling."""
-        own = (rule.counting for rule in self.rules if rule.sampling == draft_sampling)
-        return next(own, None) or self.counting
+        rule = self.find_rule(draft_sampling)
+        return self.counting if rule is None or rule.counting is None else rule.counting
 
     def find_draft_top_k(self, draft_sampling: str) -> int | None:
         """`draft_top_k` of the rule with this sampling; `None` where the engine has no such rule."""
-        return next((rule.draft_top_k for rule in self.rules if rule.sampling == draft_sampling), None)
+        rule = self.find_rule(draft_sampling)
+        return None if rule is None else rule.draft_top_k
 
 
 def write_flags(flags: Mapping[str, object]) -> str:

@@ -1,13 +1,13 @@
 """llama.cpp: `llama-server` with a standalone draft under `--spec-type draft-simple`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import JsonObject, Record
-from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
+from spec_kd.serving.engine import DraftingRule, EarlyEnd, ServingEngine, StructuredOutput
 from spec_kd.serving.gguf_vocabulary import read_gguf_vocabulary
 from spec_kd.serving.lookup import NGRAM_SIMPLE
 from spec_kd.serving.observer import DraftCounts, Observer
@@ -34,7 +34,7 @@ def list_draft_flags(draft: str, num_draft_tokens: int) -> list[str]:
 SYNTHETIC_FLAG = "--spec-synth-rates"
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """The commands that convert both models to GGUF, where they are not, and start `llama-server` with them."""
     names = ((draft, "draft.gguf"), (target, "target.gguf"))
     files = [name if name.endswith(".gguf") else output for name, output in names]
@@ -43,8 +43,8 @@ def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
         for name, output in names
         if output in files
     ]
-    flags = " ".join(list_draft_flags(quote_argument(files[0]), num_draft_tokens))
-    return "\n".join([*converted, f"llama-server -m {quote_argument(files[1])} {flags}"])
+    loaded = " ".join([*list_draft_flags(quote_argument(files[0]), num_draft_tokens), *flags])
+    return "\n".join([*converted, f"llama-server -m {quote_argument(files[1])} {loaded}"])
 
 
 def build_body(body: JsonObject) -> JsonObject:
@@ -222,8 +222,8 @@ LLAMA_CPP = ServingEngine(
     ),
     counting=COUNTING,
     source=(
-        "`common_sampler_sample_and_accept_n` in common/sampling.cpp of llama.cpp (October 2026); drafts that are less "
-        "sure than `--spec-draft-p-min` end early there, which is not modeled"
+        "`common_sampler_sample_and_accept_n` in common/sampling.cpp of llama.cpp (October 2026), with "
+        "`--spec-draft-p-min` 0, the default"
     ),
     is_observed=True,
     vocabulary=(
@@ -248,4 +248,6 @@ LLAMA_CPP = ServingEngine(
         samples_unmasked=True,
     ),
     observer=OBSERVER,
+    # `common_speculative_impl_draft_simple` in common/speculative.cpp
+    early_end=EarlyEnd("--spec-draft-p-min {threshold}", keeps_token=False, is_of_token=False, top_k=10),
 )

@@ -1,6 +1,6 @@
 """MLX-LM: `mlx_lm.server` and `mlx_lm.generate` with `--draft-model`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from spec_kd.counting import Counting
 from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput, write_flags
@@ -20,10 +20,10 @@ from spec_kd.serving.rules import (
 )
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """The command that starts MLX-LM's server with a draft model."""
-    flags = write_flags({"--model": target, "--draft-model": draft, "--num-draft-tokens": num_draft_tokens})
-    return f"mlx_lm.server {flags}"
+    own = write_flags({"--model": target, "--draft-model": draft, "--num-draft-tokens": num_draft_tokens})
+    return " ".join(["mlx_lm.server", own, *flags])
 
 
 # Of mlx_lm/utils.py: methods whose weights are converted; others do not fit the layers

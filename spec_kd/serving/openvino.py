@@ -1,6 +1,6 @@
 """OpenVINO GenAI: `LLMPipeline` with a `draft_model`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
@@ -17,20 +17,21 @@ from spec_kd.serving.rules import (
 )
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """Python code that converts both models and generates with them."""
     exports = "".join(
         f'subprocess.run(["optimum-cli", "export", "openvino", "--model", {quote_python(name)}, '
         f'"--task", "text-generation-with-past", "{folder}"], check=True)\n'
         for name, folder in ((target, "target_openvino"), (draft, "draft_openvino"))
     )
+    options = ", ".join(["max_new_tokens=64", f"num_assistant_tokens={num_draft_tokens}", *flags])
     return (
         "import subprocess\n\n"
         "import openvino_genai\n\n"
         f"{exports}\n"
         'draft = openvino_genai.draft_model("draft_openvino", "CPU")\n'
         'pipeline = openvino_genai.LLMPipeline("target_openvino", "CPU", draft_model=draft)\n'
-        f'print(pipeline.generate("Hello", max_new_tokens=64, num_assistant_tokens={num_draft_tokens}))'
+        f'print(pipeline.generate("Hello", {options}))'
     )
 
 

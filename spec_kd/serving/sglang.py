@@ -1,5 +1,7 @@
 """SGLang: a standalone draft under `--speculative-algorithm STANDALONE`."""
 
+from collections.abc import Sequence
+
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import JsonObject, Record
@@ -19,13 +21,13 @@ from spec_kd.serving.rules import (
 )
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """The command that starts SGLang with a draft model."""
     # A chain of drafted tokens: top-k 1, and the token that starts the round counts as one more
     return (
         f"python -m sglang.launch_server --model-path {quote_argument(target)} --speculative-algorithm STANDALONE "
         f"--speculative-draft-model-path {quote_argument(draft)} --speculative-num-steps {num_draft_tokens} "
-        f"--speculative-eagle-topk 1 --speculative-num-draft-tokens {num_draft_tokens + 1}"
+        + " ".join(["--speculative-eagle-topk 1", f"--speculative-num-draft-tokens {num_draft_tokens + 1}", *flags])
     )
 
 

@@ -1,5 +1,7 @@
 """TensorRT-LLM: a standalone draft under `DraftTargetDecodingConfig`."""
 
+from collections.abc import Sequence
+
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
@@ -13,13 +15,14 @@ from spec_kd.serving.rules import (
 )
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """Python code that loads both models."""
     draft, target = quote_python(draft), quote_python(target)
+    options = ", ".join([f"max_draft_len={num_draft_tokens}", f"speculative_model={draft}", *flags])
     return (
         "from tensorrt_llm import LLM\n"
         "from tensorrt_llm.llmapi import DraftTargetDecodingConfig\n\n"
-        f"config = DraftTargetDecodingConfig(max_draft_len={num_draft_tokens}, speculative_model={draft})\n"
+        f"config = DraftTargetDecodingConfig({options})\n"
         f"llm = LLM({target}, speculative_config=config, disable_overlap_scheduler=True)"
     )
 

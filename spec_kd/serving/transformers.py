@@ -1,10 +1,10 @@
 """Transformers: assisted generation, `generate(assistant_model=...)`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_python
-from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
+from spec_kd.serving.engine import DraftingRule, EarlyEnd, ServingEngine, StructuredOutput
 from spec_kd.serving.lookup import PROMPT_LOOKUP
 from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
@@ -18,18 +18,22 @@ from spec_kd.serving.rules import (
 )
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """Python code that generates with both models."""
     draft, target = quote_python(draft), quote_python(target)
+    options = {
+        "num_assistant_tokens": str(num_draft_tokens),
+        "num_assistant_tokens_schedule": '"constant"',
+        "assistant_confidence_threshold": "0.0",
+    } | dict(flag.split("=", 1) for flag in flags)
+    settings = "\n".join(f"draft.generation_config.{name} = {value}" for name, value in options.items())
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({target})\n"
         f'target = AutoModelForCausalLM.from_pretrained({target}, dtype="auto", device_map="auto")\n'
         f'draft = AutoModelForCausalLM.from_pretrained({draft}, dtype="auto", device_map="auto")\n'
         "# Read from the draft's config only; the default stops drafting at tokens it is less than 40 % sure of\n"
-        f"draft.generation_config.num_assistant_tokens = {num_draft_tokens}\n"
-        'draft.generation_config.num_assistant_tokens_schedule = "constant"\n'
-        "draft.generation_config.assistant_confidence_threshold = 0.0\n\n"
+        f"{settings}\n\n"
         'inputs = tokenizer("Hello", return_tensors="pt").to(target.device)\n'
         "output = target.generate(**inputs, assistant_model=draft, do_sample=False, max_new_tokens=64)\n"
         "print(tokenizer.decode(output[0], skip_special_tokens=True))"
@@ -108,5 +112,12 @@ TRANSFORMERS = ServingEngine(
         "`AssistedCandidateGenerator` in transformers/generation/candidate_generator.py (5.23), which gives the draft "
         "the target's logits processors, such as that of `prefix_allowed_tokens_fn`",
         masks_draft=True,
+    ),
+    # `ConfidenceCriteria` and `AssistedCandidateGenerator.update_candidate_strategy`
+    early_end=EarlyEnd(
+        "assistant_confidence_threshold={threshold}",
+        keeps_token=True,
+        is_of_token=True,
+        note="With scikit-learn installed, `generate` moves the threshold from round to round.",
     ),
 )

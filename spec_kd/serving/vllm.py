@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
@@ -26,9 +26,10 @@ from spec_kd.serving.rules import (
 )
 
 
-def write_command(draft: str, target: str, num_draft_tokens: int) -> str:
+def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """The command that starts `vllm serve` with a draft model."""
     options = {"method": "draft_model", "model": draft, "num_speculative_tokens": num_draft_tokens}
+    options |= json.loads(f"{{{', '.join(flags)}}}")
     return f"vllm serve {quote_argument(target)} --speculative-config {shlex.quote(json.dumps(options))}"
 
 
@@ -176,4 +177,7 @@ VLLM = ServingEngine(
         "`StructuredOutputManager.grammar_bitmask` and `update_draft_token_ids_in_output` of the scheduler, vLLM 0.32"
     ),
     observer=OBSERVER,
+    # Of the V2 runner, vllm/v1/worker/gpu; the V1 runner takes a sampled draft for a greedy one then
+    block_flags='"rejection_sample_method": "block"',
+    batch_size_flags='"num_speculative_tokens_per_batch_size": {ranges}',
 )
