@@ -39,7 +39,7 @@ _ROOMS = {
         "save_report",
     ),
     "spec_kd.finite": ("NonFiniteError",),
-    "spec_kd.hub": ("ExportOptions", "GGUFError", "ServingFile", "export_draft", "export_gguf"),
+    "spec_kd.hub": ("ExportOptions", "GGUFError", "ServingFile", "export_draft", "export_gguf", "recommend_in_card"),
     "spec_kd.losses": (
         "Divergence",
         "SignalSpec",
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
         save_report,
     )
     from spec_kd.finite import NonFiniteError
-    from spec_kd.hub import ExportOptions, GGUFError, ServingFile, export_draft, export_gguf
+    from spec_kd.hub import ExportOptions, GGUFError, ServingFile, export_draft, export_gguf, recommend_in_card
     from spec_kd.losses import (
         Divergence,
         SignalSpec,
@@ -190,6 +190,7 @@ __all__ = [
     "measure_synthetic_speed",
     "mix_prompts",
     "observe_serving",
+    "recommend_in_card",
     "register_divergence",
     "register_sparse_method",
     "replay",

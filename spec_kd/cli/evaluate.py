@@ -91,13 +91,17 @@ def run(
             output_dir=responses_dir,
         )
         paths = spec_kd.save_report(report, files.output_dir)
+        advice = report.draft.recommendations
         return {
             "draft": report.draft.name,
             "metrics": collect_metrics(report, report.draft),
+            "configurations": [] if advice is None else list(map(asdict, advice.configurations)),
             "report": {kind: str(path) for kind, path in paths.items()},
         }
 
     result = workspace.do(files.output_dir, "evaluate", inputs, PRODUCTS, work)
+    for one in result.get("configurations", ()):
+        tell(f"evaluate: recommended for {one['title']}:\n{one['command']}")
     return {**result, **hold_against(files.gates, files.output_dir)}
 
 

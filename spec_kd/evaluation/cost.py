@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import check_num_assistant_tokens, expect_block_efficiency, predict_speedup
+from spec_kd.acceptance import (
+    check_num_assistant_tokens,
+    compute_round_cost,
+    expect_block_efficiency,
+    predict_speedup,
+)
 from spec_kd.files import write_text
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Arguments
@@ -122,6 +127,20 @@ class ServingCosts:
             ValueError: `gamma` is above the highest known one.
         """
         return self._interpolate(gamma) if self.round_cost is None else None
+
+    def price_round(self, num_drafted: int, num_draft_steps: int) -> float:
+        """[`~spec_kd.acceptance.compute_round_cost`] at these costs; the target verifies 0 tokens by a plain step.
+
+        Where whole rounds were measured, a draft step without a drafted token costs no more than one with it.
+
+        Args:
+            num_drafted (`int`): Tokens that are verified.
+            num_draft_steps (`int`): Passes of the draft.
+        """
+        if self.round_cost is not None:
+            return self._interpolate(num_draft_steps) if num_draft_steps else 1.0
+        verify_cost = self._interpolate(num_drafted) if num_drafted else 1.0
+        return compute_round_cost(num_draft_steps, self.cost_ratio or 0.0, verify_cost, self.round_overhead)
 
     def predict_speedup(self, block_efficiency: float, gamma: int) -> float:
         """[`~spec_kd.acceptance.predict_speedup`] at these costs."""

@@ -14,7 +14,8 @@ from spec_kd.evaluation.assisted_costs import measure_assisted_costs
 from spec_kd.evaluation.cost import DEFAULT_CONTEXT, ServingCosts, fit_context, measure_costs
 from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap_ratio
 from spec_kd.evaluation.options import EvaluationOptions, Setting
-from spec_kd.evaluation.provenance import describe_model
+from spec_kd.evaluation.provenance import IN_MEMORY, describe_model
+from spec_kd.evaluation.recommendations import Candidate, find_candidates, list_ways, recommend
 from spec_kd.evaluation.report.content import AssistedReport, CostReport, DraftReport
 from spec_kd.evaluation.response_replay import score_responses
 from spec_kd.evaluation.setting_report import ResponseDescription, describe_setting
@@ -55,6 +56,7 @@ class DraftMeter:
         responses (`Mapping[float, Dataset]`): Responses of the target by temperature.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
         show_progress (`bool`): Whether to show progress bars.
+        target_name (`str`, *optional*): Folder or Hub id of the target, for the engine's command.
     """
 
     def __init__(
@@ -64,9 +66,11 @@ class DraftMeter:
         responses: Mapping[float, Dataset],
         processing_class: ProcessingClass,
         show_progress: bool,
+        target_name: str | None = None,
     ):
         self.options, self.target, self.responses = options, target, responses
         self.processing_class, self.show_progress = processing_class, show_progress
+        self.target_name = target_name
         self.described = {
             temperature: ResponseDescription(rows, processing_class, options.columns)
             for temperature, rows in responses.items()
@@ -88,6 +92,8 @@ class DraftMeter:
         unmeasured: list[str] = []
         costs = find_costs(self.options, draft, self.target, unmeasured)
         settings, headlines = [], {}
+        candidates: list[Candidate] = []
+        limit = cast(int, self.options.max_new_tokens)
         if self.target is None and self.options.engine.counting.end == "passed":
             unmeasured.append(
                 f"{self.options.engine.title} also counts tokens that are accepted after the end of a response. They "
@@ -110,9 +116,7 @@ class DraftMeter:
                 num_past_end_tokens=max(self.options.all_gammas),
                 description=f"{name}, {setting.name}" if self.show_progress else None,
             )
-            by_gamma = {
-                gamma: scores.replay(gamma, cast(int, self.options.max_new_tokens)) for gamma in self.options.all_gammas
-            }
+            by_gamma = {gamma: scores.replay(gamma, limit) for gamma in self.options.all_gammas}
             headline = headlines[setting.name] = by_gamma[self.options.num_assistant_tokens]
             assisted = None
             # transformers samples the draft as it samples the target
@@ -121,9 +125,20 @@ class DraftMeter:
                 assisted = measure_or_say(f"Assisted generation ({setting.name})", run, unmeasured)
             described = self.described[setting.temperature]
             settings.append(describe_setting(setting.name, scores, by_gamma, self.options, costs, described, assisted))
+            if costs:
+                ways = list_ways(scores, by_gamma, self.options.engine, limit)
+                candidates += find_candidates(setting.name, scores, ways, headline.tokens, costs)
         known = [describe_costs(one, self.options.all_gammas) for one in costs]
-        report = DraftReport(name=name, settings=settings, costs=known, unmeasured=unmeasured)
-        return MeasuredDraft(report, describe_model(draft, path), headlines)
+        provenance = describe_model(draft, path)
+        draft_name = "DRAFT" if provenance["name"] == IN_MEMORY else provenance["name"]
+        report = DraftReport(
+            name=name,
+            settings=settings,
+            costs=known,
+            unmeasured=unmeasured,
+            recommendations=recommend(candidates, self.options.engine, draft_name, self.target_name or "TARGET"),
+        )
+        return MeasuredDraft(report, provenance, headlines)
 
     def _run_assisted(
         self,

@@ -89,7 +89,8 @@ def evaluate_draft(
         responses = _write_responses(target, prompts, options, output_dir, processing_class, show_progress)
     responses = {temperature: responses[temperature] for temperature in options.temperatures or ()}
     target_model = target.target if isinstance(target, TransformersEngine) else None
-    meter = DraftMeter(options, target_model, responses, processing_class, show_progress)
+    target_name = None if target is None else target.target_name
+    meter = DraftMeter(options, target_model, responses, processing_class, show_progress, target_name)
     measured = {name: meter.measure(name, draft, draft_init_kwargs or {}) for name, draft in named.items()}
     engine = find_serving_engine(options.serving_engine)
     known = {rule.sampling: rule.words for rule in engine.rules}

@@ -21,6 +21,7 @@ from spec_kd.heads import unwrap_peft
 from spec_kd.open_types import JsonObject
 from spec_kd.version import __version__
 
+IN_MEMORY = "(in memory)"  # the name of a model that was not loaded from anywhere
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
@@ -34,7 +35,7 @@ def describe_model(model: PreTrainedModel, name: str | None = None) -> JsonObjec
     """
     model = unwrap_peft(model)
     return {
-        "name": name or get_config_model_id(model.config) or "(in memory)",
+        "name": name or get_config_model_id(model.config) or IN_MEMORY,
         "architecture": type(model).__name__,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),

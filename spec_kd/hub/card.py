@@ -17,7 +17,7 @@ from spec_kd.files import ADAPTER_CONFIG
 from spec_kd.hub.serving_file import ServingFile
 from spec_kd.open_types import Arguments, JsonObject, JsonValue
 from spec_kd.reports.numbers import RATE_DIGITS, Interval, format_interval
-from spec_kd.serving import SERVING_ENGINES, serving_commands
+from spec_kd.serving import SERVING_ENGINES, find_serving_engine, serving_commands
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
 BEGIN, END = "<!-- spec_kd: begin -->", "<!-- spec_kd: end -->"
@@ -57,6 +57,8 @@ class CardFacts:
         expected (`Mapping`, *optional*, defaults to `{}`):
             Expected metrics by engine and setting, as in [`ServedDraft`][spec_kd.hub.serving_file.ServedDraft].
         gguf_files (`Sequence[str]`, *optional*, defaults to `()`): GGUF files of the repository.
+        configurations (`Sequence[dict]`, *optional*, defaults to `()`):
+            Recommended settings of an engine, as fields of [`~spec_kd.serving.configuration.EngineConfiguration`].
     """
 
     method: str | None = None
@@ -73,6 +75,7 @@ class CardFacts:
     findings: Sequence[JsonObject] = ()
     expected: Mapping[str, Mapping[str, JsonObject]] = field(default_factory=dict)
     gguf_files: Sequence[str] = ()
+    configurations: Sequence[JsonObject] = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -117,6 +120,7 @@ class CardFacts:
             self._tabulate(),
             self._show_usage(is_adapter),
             self._show_expected(),
+            self._show_configurations(),
             self._show_findings(),
         )
         return "\n\n".join(part for part in parts if part)
@@ -185,6 +189,23 @@ class CardFacts:
         )
         shown = [part for part in parts if part]
         return "\n\n".join(["### Expected when served", *shown]) if shown else ""
+
+    def _show_configurations(self) -> str:
+        if not self.configurations:
+            return ""
+        parts = [
+            "### Recommended configuration",
+            "Chosen by the predicted speed-up of this draft at the costs of one machine, and not run for this card.",
+        ]
+        for one in self.configurations:
+            engine = find_serving_engine(one["serving_engine"])
+            names = (self.draft_name or "DRAFT", self.target_name or "TARGET")
+            command = engine.write_command(*names, int(one["num_assistant_tokens"]), list(map(str, one["flags"])))
+            parts += [
+                f"{engine.title}, {escape_markdown(one['title'])}:",
+                make_code_block(command, engine.command_language),
+            ]
+        return "\n\n".join(parts)
 
     def _show_findings(self) -> str:
         if not self.serving_engines:

@@ -31,6 +31,11 @@ def test_costs_of_another_machine(call, options, tmp_path):
     costs.write_text(json.dumps([table, {**table, "batch_size": 8, "cost_ratio": 0.5}]))
     options[options.index("none")] = costs
     assert call(*options)[0] == 0
+    for _ in range(2):  # also where the report is reused
+        status, result, errors = call(*options)
+        assert status == 0 and "recommended for greedy decoding, batch size 1" in errors
+        assert result["configurations"][0]["command"] in errors and "/target" in errors
+        assert result["configurations"][0]["serving_engine"] == "transformers"
     shown = json.loads((tmp_path / "report" / "report.json").read_text())["drafts"][1]["costs"]
     assert [(own["batch_size"], own["cost_ratio"], own["source"]) for own in shown] == [
         (1, 0.1, "vLLM on a card"),

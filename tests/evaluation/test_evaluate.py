@@ -76,6 +76,30 @@ def test_speedup_follows_from_the_costs(pair, questions, options):
     assert beyond.draft.setting("t1").best_gamma == {"1": 8}  # nothing is known for batch size 8
 
 
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_what_to_set_in_the_engine_follows_from_the_same_replay(pair, questions, options, engine):
+    samplings = ["greedy", "stochastic"] if engine == "vllm" else None
+    report = evaluate_draft(*pair, questions, serving_engine=engine, draft_samplings=samplings, **options)
+    advice = report.draft.recommendations
+    for setting in report.draft.settings:
+        plans = {(p.batch_size, p.method): p for p in advice.plans if p.setting == setting.name}
+        for size in (1, 8):
+            fixed = plans[size, "fixed"]
+            assert fixed.num_assistant_tokens == setting.best_gamma[str(size)]
+            expected = setting.get_speedups(str(size))[fixed.num_assistant_tokens]
+            assert fixed.predicted_speedup.value == pytest.approx(expected.value) == fixed.highest_speedup
+        assert ((1, "threshold") in plans) is (engine == "transformers") and (8, "threshold") not in plans
+        is_sampled = setting.temperature > 0 and setting.draft_sampling == "stochastic"
+        assert ((1, "block") in plans) is (engine == "vllm" and is_sampled)
+    if engine == "transformers":
+        early = next(p for p in advice.plans if p.method == "threshold")
+        assert early.predicted_speedup.value <= early.highest_speedup and early.drafted[0] <= early.drafted[1]
+    chosen = [(p.temperature, p.batch_size) for p in advice.plans if p.is_recommended]
+    assert sorted(chosen) == [(t, size) for t in (0.0, 1.0) for size in (1, 8)]
+    assert all("TARGET" in one.command and "DRAFT" in one.command for one in advice.configurations)
+    assert evaluate_draft(*pair, questions, **{**options, "costs": None}).draft.recommendations is None
+
+
 def test_breakdowns_and_worst_prompts(pair, tokenizer, questions, options):
     report = evaluate_draft(*pair, questions, group_by="domain", num_shown_prompts=2, **options)
     setting = report.draft.setting("greedy")

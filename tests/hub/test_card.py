@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shlex
@@ -9,7 +10,8 @@ from markdown_it import MarkdownIt
 from trl.trainer.utils import generate_model_card
 
 from spec_kd.escaping import is_hub_id, make_public_name
-from spec_kd.hub import CardFacts, carry_model_card, extend_model_card
+from spec_kd.hub import CardFacts, carry_model_card, extend_model_card, recommend_in_card
+from spec_kd.serving.configuration import EngineConfiguration
 
 BEFORE = {"eval_alpha_greedy": 0.25, "eval_block_efficiency": 1.5}
 AFTER = {"eval_alpha_greedy": 0.5, "eval_block_efficiency": 2.25, "eval_speedup": 1.3}
@@ -252,3 +254,37 @@ def test_pefts_card_names_no_folder_of_this_machine(tmp_path):
     carry_model_card(None, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert str(tmp_path) not in text and "More Information" not in text and "Model ID" not in text
+
+
+def test_recommended_settings_are_commands_of_the_cards_own_names(card_path):
+    early = EngineConfiguration(
+        title="greedy decoding, batch size 1",
+        serving_engine="llama.cpp",
+        num_assistant_tokens=6,
+        flags=["--spec-draft-p-min 0.4"],
+        command="of another machine: /home/me/draft",
+        language="bash",
+    )
+    with pytest.raises(ValueError, match=r"is no card of a draft\. Save the draft"):
+        recommend_in_card(card_path, [early])
+    extend_model_card(card_path, CardFacts(draft_name="me/my-draft", **OPTIONS))
+    for number in (5, 6):  # the second replaces the first
+        recommend_in_card(card_path.parent, [dataclasses.replace(early, num_assistant_tokens=number)])
+    text = card_path.read_text()
+    section = text[text.index("### Recommended configuration") :]
+    assert "llama.cpp, greedy decoding, batch size 1:" in section and "/home/me" not in section
+    commands = section.partition("```bash\n")[2].partition("\n```")[0]
+    assert commands.endswith("--spec-draft-n-max 6 --spec-draft-p-min 0.4")
+    assert "me/my-draft" in commands and "org/target" in commands
+    assert text.count("### Recommended configuration") == 1
+    assert CardFacts.read(text).configurations[0]["flags"] == ["--spec-draft-p-min 0.4"]
+    extend_model_card(card_path, CardFacts(draft_name="me/my-draft", **OPTIONS))
+    assert "Recommended" not in card_path.read_text()
+
+
+@pytest.mark.parametrize("damage", [{"serving_engine": "x"}, {"num_assistant_tokens": "many"}, {"flags": None}, None])
+def test_damaged_settings_are_no_facts(damage):
+    good = {"title": "t", "serving_engine": "vllm", "num_assistant_tokens": 2, "flags": []}
+    assert CardFacts.read(CardFacts(configurations=[good]).write()).configurations == [good]
+    bad = "x" if damage is None else {**good, **damage}
+    assert CardFacts.read(CardFacts(configurations=[bad]).write()) is None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import get_args, get_origin, get_type_hints
 
 from spec_kd.evaluation.report.observed import ObservedReport
+from spec_kd.evaluation.report.recommended import Recommendations
 from spec_kd.open_types import JsonObject, JsonValue
 from spec_kd.reports.numbers import Interval
 
@@ -197,12 +198,14 @@ class DraftReport:
         settings (`list[SettingReport]`): Its settings, in the report's order.
         costs (`list[CostReport]`): Its costs at each batch size, where they are known.
         unmeasured (`list[str]`): A sentence for everything that was asked for and could not be measured.
+        recommendations (`Recommendations`, *optional*): What to set in the serving engine, where costs are known.
     """
 
     name: str
     settings: list[SettingReport]
     costs: list[CostReport] = field(default_factory=list)
     unmeasured: list[str] = field(default_factory=list)
+    recommendations: Recommendations | None = None
 
     def setting(self, name: str) -> SettingReport:
         """The setting of that name; raises `KeyError` if the draft has none."""

@@ -10,6 +10,7 @@ from spec_kd.escaping import escape_markdown, make_code_block
 from spec_kd.evaluation.report import tables
 from spec_kd.evaluation.report.content import EvaluationReport, ShownPrompt
 from spec_kd.evaluation.report.observed import list_observed_tables
+from spec_kd.evaluation.report.recommended_section import RecommendedSection
 from spec_kd.reports.charts import LineChart, Series, draw_lines
 from spec_kd.reports.numbers import format_number
 from spec_kd.reports.rendering import Section, Table, fold, render_part, render_table
@@ -198,6 +199,7 @@ SECTIONS: list[Section[EvaluationReport]] = [
     PositionsSection(),
     GammasSection(),
     TableSection("Costs", tables.tabulate_costs, tables.tabulate_speedups),
+    RecommendedSection(),
     CrossCheckSection("Cross-check", tables.tabulate_assisted),
     ObservedSection(),
     TableSection("Not measured", tables.tabulate_unmeasured),
