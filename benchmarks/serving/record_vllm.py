@@ -35,6 +35,7 @@ WORKER = Worker(
     variable="VLLM_CPU",
     build="build_vllm_cpu.sh",
     environment={
+        "VLLM_TARGET_DEVICE": "cpu",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound to a busy core, vLLM hangs
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "OMP_NUM_THREADS": "1",
