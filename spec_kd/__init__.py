@@ -14,6 +14,7 @@ _ROOMS = {
     "spec_kd.data.responses": ("generate_responses", "score_completions"),
     "spec_kd.engines": ("ServerEngine", "ServerOptions", "TransformersEngine", "VLLMEngine"),
     "spec_kd.decoding": ("SpeculationOptions", "generate_speculatively"),
+    "spec_kd.drafts": ("DraftShapeOptions", "InitialDraft", "init_draft"),
     "spec_kd.evaluation": (
         "AcceptanceMetrics",
         "EvaluationOptions",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from spec_kd.data.response_options import ResponseOptions, ScoreOptions
     from spec_kd.data.responses import generate_responses, score_completions
     from spec_kd.decoding import SpeculationOptions, generate_speculatively
+    from spec_kd.drafts import DraftShapeOptions, InitialDraft, init_draft
     from spec_kd.engines import ServerEngine, ServerOptions, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
         AcceptanceMetrics,
@@ -137,10 +139,12 @@ __all__ = [
     "BlackBoxSFTTrainer",
     "CuratedOptions",
     "Divergence",
+    "DraftShapeOptions",
     "EvaluationOptions",
     "EvaluationReport",
     "ExportOptions",
     "GGUFError",
+    "InitialDraft",
     "LogOptions",
     "MixOptions",
     "NonFiniteError",
@@ -184,6 +188,7 @@ __all__ = [
     "generate_assisted",
     "generate_responses",
     "generate_speculatively",
+    "init_draft",
     "load_curated_prompts",
     "load_query_logs",
     "measure_server_costs",

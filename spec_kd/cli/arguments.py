@@ -89,6 +89,27 @@ class CheckServingArguments:
 
 @document_options
 @dataclass(frozen=True)
+class InitDraftFiles:
+    """What `spec-kd init-draft` reads and writes."""
+
+    target: str = option("Target: a folder or a name on the Hub.")
+    output_dir: str = option("Folder for the draft.")
+    donor: str | None = option(
+        "Model that the draft is made from: a folder or a name on the Hub; the target by default.", default=None
+    )
+    responses: str | None = option(
+        "Responses of the target, the sample text that decides which layers, heads and directions are kept; none by "
+        "default.",
+        default=None,
+    )
+    temperature: float = option("Temperature that the responses were sampled at; 0 is greedy.", default=0.0)
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, 0)
+
+
+@document_options
+@dataclass(frozen=True)
 class ConvertArguments:
     """What to convert."""
 

@@ -17,6 +17,7 @@ from spec_kd.cli.arguments import (
     EvaluationFiles,
     ExportFiles,
     InitArguments,
+    InitDraftFiles,
     LogFiles,
     MixFiles,
     ObservationFiles,
@@ -111,6 +112,12 @@ COMMANDS = {
         "shard. `accelerate launch -m spec_kd.cli respond ...` shares the shards between processes.",
         ("target", "prompts", "output_dir", "teacher_signal", "max_new_tokens", "temperature", "engine"),
         lambda: {"files": ResponseFiles, "responses": spec_kd.ResponseOptions, "target": TargetArguments},
+    ),
+    "init-draft": Command(
+        "Makes a draft for a target that has no small sibling: layers and widths cut from the target or from another "
+        "donor, or fresh layers on its embeddings. The draft has to be trained after that.",
+        ("target", "output_dir", "responses", "num_hidden_layers", "hidden_size", "fresh_layers", "donor"),
+        lambda: {"files": InitDraftFiles, "shape": spec_kd.DraftShapeOptions},
     ),
     "train white_box": Command(
         "Trains a draft on the target's distribution at every token, from a teacher signal or a live target."
