@@ -2,8 +2,8 @@
 
     python -m experiments.smollm2.tune_target --domain function_calling --data_dir DATA
 
-A killed run continues from its last checkpoint. `<work_dir>/<domain>/adapter` is what the project keeps;
-`<work_dir>/<domain>/target` is the merged model.
+A killed run continues from its last checkpoint. The project keeps the adapters in `kept/<domain>/adapter`, in float16;
+where one is there, nothing is trained. `<work_dir>/<domain>/target` is the merged model.
 """
 
 import argparse
@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoTokenizer
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from experiments.smollm2.conversations import load_part
+
+KEPT = Path(__file__).parent / "kept"
 
 
 def has_fast_bf16() -> bool:
@@ -62,7 +64,7 @@ def train_adapter(arguments: argparse.Namespace, folder: Path) -> None:
     trainer.train(
         resume_from_checkpoint=get_last_checkpoint(config.output_dir) if (folder / "tuning").exists() else None
     )
-    trainer.model.save_pretrained(folder / "adapter")
+    trainer.model.half().save_pretrained(folder / "adapter")  # as it is kept
     record = {"seconds_since_last_start": time.monotonic() - started, "log": trainer.state.log_history}
     (folder / "tuning.json").write_text(json.dumps(record, indent=1))
 
@@ -72,15 +74,19 @@ def main() -> None:
     parser.add_argument("--domain", choices=("function_calling", "biology"), required=True)
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/train.jsonl.")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
-    parser.add_argument("--epochs", type=float, default=1.0, help="Passes over the conversations (default: 1).")
+    parser.add_argument("--epochs", type=float, default=0.5, help="Passes over the conversations (default: 0.5).")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder = arguments.work_dir / arguments.domain
-    if not (folder / "adapter").exists():
-        train_adapter(arguments, folder)
+    adapter = KEPT / arguments.domain / "adapter"
+    if not adapter.exists():
+        adapter = folder / "adapter"
+        if not adapter.exists():
+            train_adapter(arguments, folder)
     if not (folder / "target").exists():
-        model = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter", dtype=torch.float32).merge_and_unload()
+        base = AutoModelForCausalLM.from_pretrained(arguments.work_dir / "target", dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         model.save_pretrained(folder / "target")
         AutoTokenizer.from_pretrained(arguments.work_dir / "target").save_pretrained(folder / "target")
     print(f"The target of {arguments.domain} is in {folder / 'target'}.")
