@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from benchmarks.serving import prompts as real
 from benchmarks.serving.recordings import FOLDER, read_recording
-from spec_kd.acceptance import Rounds, expect_rounds
+from spec_kd.acceptance import expect_rounds
 from spec_kd.counting import Counting
 from spec_kd.evaluation.lookup_replay import replay_lookup
 from spec_kd.evaluation.options import ReplayOptions
@@ -45,6 +45,7 @@ FILES = {
 GREEDY = ("greedy", "schema")  # settings at temperature 0
 LIMITS = ("n_predict", "max_tokens", "max_new_tokens")  # names of the token limit in a request
 MAX_DRAFT_TOKENS = 6  # of all settings
+ROWS_AT_ONCE = 60  # scored before they are kept
 # What `ngram-4` looks up in each engine, as its recording script sets it
 LOOKUPS: dict[str, Propose] = {
     "llama.cpp": partial(propose_after_last, size_n=2, size_m=4),
@@ -89,21 +90,20 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     folder: Path
 
-    def score(self, rows: list[dict[str, Any]], options: ReplayOptions) -> ResponseScores:
-        """Scores of the rows; those of greedy texts are the same for every number of drafted tokens."""
-        return keep(
-            self.folder,
-            (options, options.counting, rows),
-            lambda: score_responses(
-                self.draft,
-                self.target,
-                rows,
-                options,
-                num_past_end_tokens=MAX_DRAFT_TOKENS,
-                processing_class=self.tokenizer,
-                description="scores",
-            ),
-        )
+    def score(self, rows: list[dict[str, Any]], options: ReplayOptions) -> list[ResponseScores]:
+        """Scores of the rows, some at a time; those of greedy texts are the same for all numbers of drafted tokens."""
+        past_end = MAX_DRAFT_TOKENS if options.temperature == 0 else 0
+        return [
+            keep(
+                self.folder,
+                (options, options.counting, past_end, part),
+                partial(
+                    score_responses, self.draft, self.target, part, options, num_past_end_tokens=past_end,
+                    processing_class=self.tokenizer, description="scores",
+                ),
+            )
+            for part in (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
+        ]  # fmt: skip
 
     def go_on(self, rows: list[dict[str, Any]], num_tokens: int) -> list[list[int]]:
         """What the greedy target writes after each row, through its EOS."""
@@ -186,13 +186,12 @@ def compare_setting(
     observed = [[r["accepted"], r["drafted"]] for r in records]
     result: dict[str, Any] = {"engine": engine, "setting": setting, "prompts": len(records)}
     counting = find_serving_engine(engine).counting
-    scores: ResponseScores | None = None
+    scores: list[ResponseScores] = []
+    rounds: list[Any]
     if kind == "ngram":
         past = pair.go_on(rows, num_tokens) if counting.end == "passed" else None
-        rounds: Any = replay_lookup(
-            rows, engine, max_new_tokens=limit, temperature=0.0, propose=LOOKUPS[engine], num_lookup_tokens=num_tokens,
-            continuations=past,
-        )  # fmt: skip
+        lookup = {"propose": LOOKUPS[engine], "num_lookup_tokens": num_tokens, "continuations": past}
+        rounds = [replay_lookup(rows, engine, max_new_tokens=limit, temperature=0.0, **lookup)]
     else:
         options = ReplayOptions(
             temperature=0.0 if kind in GREEDY else 1.0,
@@ -201,38 +200,37 @@ def compare_setting(
             draft_sampling="stochastic" if kind == "probabilistic" else None,
         )
         scores, counting = pair.score(rows, options), options.counting
-        rounds = replay_rounds(scores, num_tokens, limit, scores.past_end)
+        rounds = [
+            expect_rounds(
+                one.acceptance, num_tokens, limit, one.lengths, counting, one.past_end,
+                allowed_off_text=one.allowed_off_text,
+            )
+            for one in scores
+        ]  # fmt: skip
         if kind not in GREEDY and counting.end == "passed":  # what is accepted after the end is left to chance
-            result["with_tokens_after_the_end"] = sum_up(list_counts(rounds), observed)
-            rounds = replay_rounds(scores, num_tokens, limit, None)
-            observed = [[count_in_text(r), r["drafted"]] for r in records]
-    predicted = list_counts(rounds)
+            in_text = [[count_in_text(r), r["drafted"]] for r in records]
+            result["accepted_after_the_end"] = sum(r["accepted"] for r in records) - sum(one[0] for one in in_text)
+            observed = in_text
+    predicted = [counts for one in rounds for counts in list_counts(one)]
     result |= sum_up(predicted, observed)
     if kind == "probabilistic":
-        difference = result["accepted"]["observed"] - float(rounds.accepted.sum())
-        result["standard_deviation"] = round(float(rounds.accepted_variance.sum()) ** 0.5, 2)
-        return {**result, "z": round(difference / float(rounds.accepted_variance.sum()) ** 0.5, 2)}
+        deviation = sum(float(one.accepted_variance.sum()) for one in rounds) ** 0.5
+        difference = result["accepted"]["observed"] - sum(accepted for accepted, _ in predicted)
+        return {**result, "standard_deviation": round(deviation, 2), "z": round(difference / deviation, 2)}
     different = [i for i, (ours, theirs) in enumerate(zip(predicted, observed, strict=True)) if differ(ours, theirs)]
     listed = []
     for i in different:
         one = {"prompt": records[i]["prompt"], "tokens": len(rows[i]["completion_ids"])}
         one |= {"predicted": predicted[i], "observed": observed[i]}
-        if scores is not None:
-            chances = scores.acceptance[i, : one["tokens"]].tolist()
-            chances += [] if scores.past_end is None or kind not in GREEDY else scores.past_end[i].tolist()
+        if scores:
+            ours, row = scores[i // ROWS_AT_ONCE], i % ROWS_AT_ONCE
+            chances = ours.acceptance[row, : one["tokens"]].tolist()
+            chances += [] if ours.past_end is None else ours.past_end[row].tolist()
             at = find_disagreement(records[i], chances, counting)
             one["first_difference"] = at
             one["logit_gaps"] = None if at is None else pair.measure_gaps(rows[i], at)
         listed.append(one)
     return {**result, "equal": len(records) - len(different), "different": listed}
-
-
-def replay_rounds(scores: ResponseScores, num_tokens: int, limit: int, past_end: torch.Tensor | None) -> Rounds:
-    """What replay expects of the rounds, with their variance."""
-    return expect_rounds(
-        scores.acceptance, num_tokens, limit, scores.lengths, scores.counting, past_end,
-        allowed_off_text=scores.allowed_off_text,
-    )  # fmt: skip
 
 
 def differ(predicted: Sequence[float], observed: Sequence[float]) -> bool:

@@ -98,7 +98,7 @@ def test_sampled_drafts_are_judged_by_the_spread_of_their_rounds(pair, asked):
     options = compare.ReplayOptions(
         temperature=1.0, max_new_tokens=LIMIT, serving_engine="vllm", draft_sampling="stochastic"
     )
-    chances = pair.score(rows, options)
+    (chances,) = pair.score(rows, options)
     generator, values = random.Random(0), []
     for _ in range(40):
         records = [
