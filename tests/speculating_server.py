@@ -22,7 +22,8 @@ class SpeculatingServer(LocalServer):
         gamma (`int`): Tokens drafted in a round.
         **traits:
             Those of `LocalServer`, and `tells` (`False`: answers say nothing of drafts), `counts` (`False`: there is no
-            `/metrics`), `choose` (how the target picks a token), `names` (`False`: there is no `/v1/models`).
+            `/metrics`), `choose` (how the target picks a token), `names` (`False`: there is no `/v1/models`),
+            `allow` (which ids may follow a text, for requests with the toy grammar).
     """
 
     def __init__(self, engine: str, target: Any, draft: Any, tokenizer: Any, gamma: int = 3, **traits: Any):
@@ -61,26 +62,29 @@ class SpeculatingServer(LocalServer):
         assert "logprobs" not in body  # they would cost time that counts as decoding
         if self.engine == "sglang":
             sampling = body["sampling_params"]
-            return {"prompt": body["input_ids"], "max_tokens": sampling["max_new_tokens"], **sampling}
+            own = {"prompt": body["input_ids"], "max_tokens": sampling["max_new_tokens"]}
+            return {**own, "grammar": sampling.get("ebnf"), **sampling}
         assert self.engine == "vllm" or (body["return_tokens"] and "model" not in body)
-        return body
+        return {**body, "grammar": body.get("structured_outputs", body).get("grammar")}
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         prompt, limit = list(body["prompt"]), body["max_tokens"]
         if len(prompt) + limit > self.traits.get("context", 10**6):
             return 400, {"error": {"message": "the prompt is longer than the context"}}
         choose, eos = self.traits.get("choose", pick), self.tokenizer.eos_token_id
+        allow = self.traits["allow"] if body["grammar"] else None
         with self._model_lock, torch.no_grad():
             if self.draft is None:
                 ids: list[int] = []
                 while len(ids) < limit and eos not in ids:
-                    ids.append(choose(self.model, prompt + ids))
+                    ids.append(choose(self.model, prompt + ids, allow and allow(ids)))
                 rounds = []
             else:
-                ids, rounds = serve(self.engine, self.draft, self.model, prompt, self.gamma, eos, limit, choose)
+                ids, rounds = serve(self.engine, self.draft, self.model, prompt, self.gamma, eos, limit, choose, allow)
         with self._count_lock:
             self.rounds += rounds
-        return 200, getattr(self, f"_answer_{OWNERS[self.engine]}")(prompt, ids, rounds)
+        answer = getattr(self, f"_answer_{OWNERS[self.engine]}")(prompt, ids, rounds)
+        return 200, answer | ({"generation_settings": {"grammar": body["grammar"] or ""}} if "tokens" in answer else {})
 
     def _answer_vllm(self, prompt: list[int], ids: list[int], rounds: list[tuple[int, int]]) -> dict[str, Any]:
         reason = "stop" if ids[-1] == self.tokenizer.eos_token_id else "length"

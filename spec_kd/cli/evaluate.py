@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import spec_kd
 from spec_kd.cli.arguments import EvaluationFiles, TargetArguments
@@ -20,7 +19,10 @@ from spec_kd.vocabulary import ProcessingClass
 
 PRODUCTS = ("report.json", "report.md", "report.html", "report.png")
 NOT_INPUTS = ("drafts", "prompts", "output_dir", "responses_dir", "fail_under")
-OF_RESPONSES = ("temperatures", "top_k", "top_p", "max_new_tokens", "batch_size", "num_prompts", "split", "seed")
+OF_RESPONSES = (
+    "temperatures", "top_k", "top_p", "max_new_tokens", "batch_size", "num_prompts", "split", "seed", "json_schema",
+    "grammar",
+)  # fmt: skip
 
 EvaluationCall = tuple[EvaluationFiles, spec_kd.EvaluationOptions, TargetArguments]
 
@@ -58,8 +60,9 @@ def run(
     if target.target is not None:
         check_target(target)
     chosen = list_options(files, NOT_INPUTS) | list_options(options)
-    if "costs" in chosen:  # a file counts by its content
-        chosen["costs"] = workspace.fingerprints.of_data(cast(str, options.costs))
+    for name in ("costs", "json_schema", "grammar"):
+        if name in chosen:  # a file counts by its content
+            chosen[name] = workspace.fingerprints.of_data(chosen[name])
     common = {
         "target": list_inputs(target, workspace.fingerprints),
         "prompts": workspace.fingerprints.of_data(files.prompts),

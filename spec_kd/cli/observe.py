@@ -40,6 +40,9 @@ def run(files: ObservationFiles, options: spec_kd.ObservationOptions, workspace:
         },
         "options": list_options(files, NOT_INPUTS) | list_options(options),
     }
+    for name in ("json_schema", "grammar"):  # a file counts by its content
+        if name in inputs["options"]:
+            inputs["options"][name] = workspace.fingerprints.of_data(inputs["options"][name])
     if not workspace.is_finished(files.output_dir, inputs):
         for name, path in (("draft", files.draft), ("target", files.target if needs_target else None)):
             if path is not None:
@@ -67,6 +70,7 @@ def run(files: ObservationFiles, options: spec_kd.ObservationOptions, workspace:
                 files.target if needs_target else None,
                 responses=own and take_first(own, files.num_prompts),
                 report=earlier,
+                processing_class=processing_class,
             )
         paths = {"observed": spec_kd.save_observed(observed, files.output_dir)["html"]}
         if earlier is not None:

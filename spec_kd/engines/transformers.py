@@ -25,6 +25,7 @@ from spec_kd.probes import check_padding, group_for_generation
 from spec_kd.sampling.generation import cut_after_eos, derive_seed, find_special_ids, generate_batch
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.sampling.prompts import (
+    PromptBatch,
     check_prompt_ids,
     check_room,
     find_causal_lm,
@@ -33,6 +34,8 @@ from spec_kd.sampling.prompts import (
     pick_prompts,
     report_progress,
 )
+from spec_kd.sampling.response_format import ResponseFormat, hash_formats
+from spec_kd.sampling.token_masks import AllowedIdsOnly, TokenMasks
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 MAX_SCORED_LOGITS = 2**24
@@ -56,6 +59,9 @@ class TransformersEngine(Engine):
             Tokenizer of the target; loaded from where the target came from by default.
         init_kwargs (`dict`, *optional*):
             Arguments of `from_pretrained` for a target given by name, such as `trust_remote_code`.
+        response_formats (`Sequence[ResponseFormat | None]`, *optional*):
+            What each row of the dataset is held to, `None` for free text; one alone holds for all rows. By default all
+            completions are free text.
 
     Attributes:
         target (`PreTrainedModel`): The model, without a wrapper of PEFT.
@@ -78,19 +84,28 @@ class TransformersEngine(Engine):
         processing_class: ProcessingClass | None = None,
         *,
         init_kwargs: Arguments | None = None,
+        response_formats: Sequence[ResponseFormat | None] | None = None,
     ):
         self.target, self.processing_class = _load(target, processing_class, init_kwargs or {})
         self.target_name = target if isinstance(target, str) else get_config_model_id(self.target.config) or None
         self.eos_ids, self.pad_id = find_special_ids(self.target, self.processing_class)
         self.vocab_size = count_real_ids(self.processing_class)
+        self.response_formats = list(response_formats or ())
+        self._masks: TokenMasks | None = None
+        if any(self.response_formats):
+            self._masks = TokenMasks(self.processing_class, self.vocab_size, self.eos_ids)
+            for row, wanted in enumerate(self.response_formats):
+                if wanted is not None:
+                    self._masks.check(wanted, (), f"row {row}")
 
     def describe(self) -> dict[str, object]:
-        """A hash of the target's weights, its vocabulary and EOS ids, and how a seed becomes a completion."""
+        """A hash of the target's weights, its vocabulary and EOS ids, how a seed becomes a completion, and formats."""
         return {
             "eos_token_ids": self.eos_ids,
             "real_vocab_size": self.vocab_size,
             "sampler": "one draw a token",
             "target": hash_model(self.target),
+            **({"response_formats": hash_formats(self.response_formats)} if self._masks is not None else {}),
         }
 
     def check(self, prompts: Sequence[list[int]], options: SamplingOptions | None, signal: SignalSpec | None) -> None:
@@ -144,6 +159,7 @@ class TransformersEngine(Engine):
             pad_id=self.pad_id,
             vocab_size=self.vocab_size,
             seed=seed,
+            on_logits=self._list_processors(prompts),
             on_scores=() if recorder is None else (recorder,),
         )  # (B, T)
         completions = [cut_after_eos(ids, self.eos_ids) for ids in written.tolist()]
@@ -151,6 +167,14 @@ class TransformersEngine(Engine):
             return [Completion(ids, reason) for ids, reason in completions]
         recorder.close(written[:, -1])
         return [Completion(ids, reason, *recorder.read(row, len(ids))) for row, (ids, reason) in enumerate(completions)]
+
+    def _list_processors(self, prompts: Sequence[list[int]]) -> list[LogitsProcessor]:
+        if self._masks is None:
+            return []
+        rows = prompts.rows if isinstance(prompts, PromptBatch) else range(len(prompts))
+        formats = self.response_formats
+        wanted = [formats[0] if len(formats) == 1 else formats[row] for row in rows]
+        return [AllowedIdsOnly(self._masks, wanted, max(map(len, prompts)))]
 
     @torch.no_grad()
     def score(

@@ -1,6 +1,6 @@
 """What will this draft do in my server? All metrics of one draft or several, in one call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -17,9 +17,11 @@ from spec_kd.evaluation.metrics import compare_drafts
 from spec_kd.evaluation.options import EvaluationOptions
 from spec_kd.evaluation.provenance import describe_responses, describe_surroundings, describe_target
 from spec_kd.evaluation.report.content import EvaluationReport
+from spec_kd.evaluation.response_rows import list_formats
 from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_temperature
 from spec_kd.open_types import Argument, Arguments
 from spec_kd.options import check_text, read_path, resolve_options
+from spec_kd.sampling.response_format import ResponseFormat
 from spec_kd.serving import find_serving_engine
 from spec_kd.vocabulary import ProcessingClass
 
@@ -49,7 +51,8 @@ def evaluate_draft(
         target (`PreTrainedModel`, `str`, `Engine` or `None`):
             The target. `None` if `prompts` are responses with a `teacher_signal`, which are evaluated without it.
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            Prompts as [`~spec_kd.generate_responses`] takes them, or the responses that it returned.
+            Prompts as [`~spec_kd.generate_responses`] takes them, or the responses that it returned. A column
+            `response_format` says what each completion is held to, as for [`~spec_kd.replay`].
         options (`EvaluationOptions`, *optional*): What is measured; the defaults of [`EvaluationOptions`] by default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. Loaded with the target by default; required without a target.
@@ -69,7 +72,9 @@ def evaluate_draft(
     options = resolve_options(EvaluationOptions, options, given)
     output_dir = read_path("output_dir", output_dir, is_optional=True)
     named = _name_drafts(drafts)
-    options.check_columns(prepare_prompts(prompts)[0].column_names)
+    dataset = prepare_prompts(prompts)[0]
+    options.check_columns(dataset.column_names)
+    formats = list_formats(dataset, options.response_format)
     options.check_target(is_here=isinstance(target, str | nn.Module | TransformersEngine))
     if target is None:
         responses = split_by_temperature(prompts)
@@ -86,6 +91,8 @@ def evaluate_draft(
         check_target(target)
         options = options.fill_in()
         target, processing_class = as_engine(target, processing_class)
+        if formats:
+            target = _hold_to_formats(target, processing_class, options, formats)
         responses = _write_responses(target, prompts, options, output_dir, processing_class, show_progress)
     responses = {temperature: responses[temperature] for temperature in options.temperatures or ()}
     target_model = target.target if isinstance(target, TransformersEngine) else None
@@ -114,6 +121,22 @@ def evaluate_draft(
             **describe_surroundings(),
         },
     )
+
+
+def _hold_to_formats(
+    target: Engine,
+    processing_class: ProcessingClass,
+    options: EvaluationOptions,
+    formats: Sequence[ResponseFormat | None],
+) -> TransformersEngine:
+    """The target with the formats that it holds the completion of each row to."""
+    options.check_structured_output()
+    if not isinstance(target, TransformersEngine):
+        raise ValueError(
+            "Under a JSON schema or a grammar the target must be a transformers model. For a server, ask it with "
+            "`observe_serving`, and pass its observation to `compare_observed`."
+        )
+    return TransformersEngine(target.target, processing_class, response_formats=formats)
 
 
 def _write_responses(

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_rows import Response
 from spec_kd.evaluation.response_scoring import ResponseScorer
-from spec_kd.evaluation.structured import TokenMasks
 from spec_kd.sampling.generation import generate_batch
 from spec_kd.sampling.options import SamplingOptions
-from spec_kd.serving.response_format import ResponseFormat
+from spec_kd.sampling.response_format import ResponseFormat
+from spec_kd.sampling.token_masks import TokenMasks
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from spec_kd.counting import REPLAY_SAMPLINGS, Counting
 from spec_kd.evaluation.metrics import name_temperature
 from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
+from spec_kd.sampling.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
 from spec_kd.serving import SERVING_ENGINE_HELP, ServingEngine, find_serving_engine
-from spec_kd.serving.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -95,6 +95,8 @@ class EvaluationOptions:
     show_prompt_text: bool = option("Whether to show the text of these prompts beside their completions.", default=True)
     batch_size: int = option("Number of responses that a model reads or writes at a time.", default=8)
     seed: int = option("Sampling seed of the responses.", default=0)
+    json_schema: JsonSchema = option(JSON_SCHEMA_HELP, default=None)
+    grammar: str | None = option(GRAMMAR_HELP, default=None)
 
     def __post_init__(self) -> None:
         from spec_kd.acceptance import check_sampling
@@ -115,6 +117,8 @@ class EvaluationOptions:
         check_ints("batch_sizes", self.batch_sizes)
         check_flag("show_prompt_text", self.show_prompt_text)
         self.read_costs()
+        if self.response_format is not None:
+            self.check_structured_output()
         is_ever_checked = "stochastic" in self.samplings or 0.0 in (self.temperatures or DEFAULT_TEMPERATURES)
         if self.num_assisted_prompts and not is_ever_checked:
             raise ValueError(
@@ -127,6 +131,22 @@ class EvaluationOptions:
     def engine(self) -> ServingEngine:
         """What is known of `serving_engine`."""
         return find_serving_engine(self.serving_engine)
+
+    @property
+    def response_format(self) -> ResponseFormat | None:
+        """What completions are held to; `None` for free text."""
+        return ResponseFormat.of_options(self.json_schema, self.grammar)
+
+    def check_structured_output(self) -> None:
+        """Raises `ValueError` for what cannot be measured where completions are held to a format."""
+        self.engine.check_structured_output(
+            max(self.temperatures or DEFAULT_TEMPERATURES) > 0 and (self.top_k > 0 or self.top_p < 1)
+        )
+        if self.num_assisted_prompts:
+            raise ValueError(
+                "`num_assisted_prompts` runs assisted generation, which writes free text. Set it to 0, or leave out "
+                "the JSON schema or grammar."
+            )
 
     @property
     def samplings(self) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from spec_kd.evaluation.options import ReplayOptions
-from spec_kd.evaluation.structured import TokenMasks
-from spec_kd.open_types import Record
+from spec_kd.open_types import JsonValue, Record
 from spec_kd.sampling.generation import find_special_ids
-from spec_kd.serving.response_format import ResponseFormat
+from spec_kd.sampling.response_format import ResponseFormat
+from spec_kd.sampling.token_masks import TokenMasks
 from spec_kd.vocabulary import ProcessingClass
 
 ResponseRows = Iterable[Mapping[str, Sequence[int]]]
@@ -53,7 +54,7 @@ def read_responses(responses: ResponseRows, options: ReplayOptions, vocab_size: 
                 f"The responses have no {' and no '.join(missing)}, only {sorted(row)}. "
                 "`spec_kd.generate_responses` returns what is needed."
             )
-        wanted = ResponseFormat.of_request(row.get("response_format"), f"`response_format` of row {i}")
+        wanted = read_format(row.get("response_format"), i)
         one = Response(list(row["prompt_ids"]), list(row["completion_ids"]), row, wanted or options.response_format)
         for name, ids in (("prompt", one.prompt), ("completion", one.completion)):
             if not ids:
@@ -72,6 +73,22 @@ def read_responses(responses: ResponseRows, options: ReplayOptions, vocab_size: 
     if not read:
         raise ValueError("There are no responses to replay. Pass at least one of the target.")
     return read
+
+
+def list_formats(dataset: Dataset, default: ResponseFormat | None) -> list[ResponseFormat | None]:
+    """What the completion of each row is held to, by its `response_format`, else `default`; empty if all are free.
+
+    Raises:
+        ValueError: A `response_format` names no format.
+    """
+    column = dataset["response_format"] if "response_format" in dataset.column_names else [None] * len(dataset)
+    formats = [read_format(value, i) or default for i, value in enumerate(column)]
+    return formats if any(formats) else []
+
+
+def read_format(value: JsonValue, row: int) -> ResponseFormat | None:
+    """What the `response_format` of a row says; raises `ValueError` that names the row."""
+    return ResponseFormat.of_request(value, f"`response_format` of row {row}")
 
 
 def make_masks(

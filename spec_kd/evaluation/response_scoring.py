@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_rows import Response
 from spec_kd.evaluation.stored_responses import read_stored_sparse
-from spec_kd.evaluation.structured import TokenMasks, free_words, unpack
 from spec_kd.evaluation.token_scores import (
     CONFIDENCE,
     SCORES,
@@ -24,6 +23,7 @@ from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.generation import seed_generator
+from spec_kd.sampling.token_masks import TokenMasks, free_words, unpack
 
 MAX_LOGITS = 2**25  # logits of one model held at a time: 128 MiB in float32
 COLUMNS = (*SCORES, CONFIDENCE, "miss")

@@ -1,5 +1,6 @@
 """llama.cpp: `llama-server` with a standalone draft under `--spec-type draft-simple`."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import JsonObject, Record
+from spec_kd.sampling.response_format import GRAMMAR, ResponseFormat
 from spec_kd.serving.engine import DraftingRule, EarlyEnd, ServingEngine, StructuredOutput
 from spec_kd.serving.gguf_vocabulary import read_gguf_vocabulary
 from spec_kd.serving.lookup import NGRAM_SIMPLE
@@ -74,6 +76,17 @@ def read_decoding_seconds(answer: Record) -> float | None:
     return milliseconds and milliseconds / 1000
 
 
+def write_format(wanted: ResponseFormat) -> JsonObject:
+    """`json_schema` or `grammar` of `/completion`."""
+    return {wanted.kind: wanted.text if wanted.kind == GRAMMAR else json.loads(wanted.text)}
+
+
+def read_format(answer: Record) -> ResponseFormat | None:
+    """`generation_settings.grammar`, which llama-server makes of a JSON schema by rules of its own."""
+    grammar = (answer.get("generation_settings") or {}).get("grammar")
+    return ResponseFormat(GRAMMAR, grammar) if grammar else None
+
+
 OBSERVER = Observer(
     owner="llamacpp",
     counters={
@@ -83,12 +96,14 @@ OBSERVER = Observer(
         "accepted_by_position": "llamacpp:spec_decode_num_accepted_tokens_per_pos_total",
     },
     read_counts=read_counts,
+    write_format=write_format,
     metrics_hint="with `--metrics`",
     drafting_hint="Was llama-server started with `-md`, but without `--spec-type draft-simple`?",
     path="/completion",
     build_body=build_body,
     translate=translate,
     read_decoding_seconds=read_decoding_seconds,
+    read_format=read_format,
 )
 
 COUNTING = Counting(first_round=1, counts_drafted_past_end=True, end="if_last")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, zip_longest
 
 from spec_kd.open_types import JsonObject, JsonValue, Record
+from spec_kd.sampling.response_format import ResponseFormat
 
 # One sample of the text format of Prometheus: a name, labels, a value
 SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)", re.M)
@@ -76,6 +77,7 @@ class Observer:
         owner (`str`): What it calls itself as `owned_by` under `/v1/models`.
         counters (`Mapping[str, str]`): Names of its counters under `/metrics`, by field of [`DraftCounts`].
         read_counts (`Callable`): Reads the [`DraftCounts`] of a request from its answer; `None` if it tells nothing.
+        write_format (`Callable`): Fields of a request, in OpenAI's form, that hold the completion to a format.
         metrics_hint (`str`): What makes it tell, a clause after "Start the server".
         drafting_hint (`str`): What may be wrong if it drafts nothing, a question.
         path (`str`, *optional*):
@@ -84,17 +86,22 @@ class Observer:
         translate (`Callable`, *optional*): Makes an answer in OpenAI's form of one in its own.
         read_decoding_seconds (`Callable`, *optional*):
             Reads from an answer the seconds from its first to its last token; `None` if it does not tell.
+        read_format (`Callable`, *optional*):
+            Reads from an answer what the server really held it to, such as a grammar that it made of a JSON schema;
+            `None` if it does not tell.
     """
 
     owner: str
     counters: Mapping[str, str]
     read_counts: Callable[[Record], DraftCounts | None]
+    write_format: Callable[[ResponseFormat], JsonObject]
     metrics_hint: str
     drafting_hint: str
     path: str | None = None
     build_body: Callable[[JsonObject], JsonObject] = field(default=keep)
     translate: Callable[[JsonObject], JsonObject] = field(default=keep)
     read_decoding_seconds: Callable[[Record], float | None] = field(default=say_nothing)
+    read_format: Callable[[Record], ResponseFormat | None] = field(default=say_nothing)
 
     def read_metrics(self, page: str) -> DraftCounts | None:
         """The counters on a page of `/metrics`, of all its engines together; `None` for a page of something else.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
 from spec_kd.open_types import JsonObject, Record
+from spec_kd.sampling.response_format import GRAMMAR, ResponseFormat
 from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.observer import DraftCounts, Observer, find_first
 from spec_kd.serving.pair import PairCheck
@@ -72,7 +73,7 @@ CHECKS = (
 
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "stop_token_ids",
+    "stop_token_ids", "json_schema", "ebnf",
 )  # fmt: skip
 
 
@@ -109,10 +110,16 @@ def read_counts(answer: Record) -> DraftCounts | None:
     return DraftCounts(drafted, accepted, info.get("spec_verify_ct"))
 
 
+def write_format(wanted: ResponseFormat) -> JsonObject:
+    """`ebnf` or `json_schema` of the sampling parameters, both as text."""
+    return {"ebnf" if wanted.kind == GRAMMAR else "json_schema": wanted.text}
+
+
 OBSERVER = Observer(
     owner="sglang",
     counters={"rounds": "sglang:spec_verify_calls_total"},  # tokens are only told as averages of an interval
     read_counts=read_counts,
+    write_format=write_format,
     metrics_hint="with `--enable-metrics`",
     drafting_hint="Was it started without `--speculative-algorithm STANDALONE`?",
     path="/generate",

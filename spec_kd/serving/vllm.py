@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
-from spec_kd.open_types import Record
+from spec_kd.open_types import JsonObject, Record
+from spec_kd.sampling.response_format import GRAMMAR, ResponseFormat
 from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.lookup import VLLM_NGRAM
 from spec_kd.serving.observer import DraftCounts, Observer
@@ -133,6 +134,12 @@ def read_decoding_seconds(answer: Record) -> float | None:
     return milliseconds and milliseconds / 1000
 
 
+def write_format(wanted: ResponseFormat) -> JsonObject:
+    """`structured_outputs` of `/v1/completions`."""
+    given = {"grammar": wanted.text} if wanted.kind == GRAMMAR else {"json": json.loads(wanted.text)}
+    return {"structured_outputs": given}
+
+
 OBSERVER = Observer(
     owner="vllm",
     counters={
@@ -142,6 +149,7 @@ OBSERVER = Observer(
         "accepted_by_position": "vllm:spec_decode_num_accepted_tokens_per_pos_total",
     },
     read_counts=read_counts,
+    write_format=write_format,
     metrics_hint="with `--per-request-spec-decode-metrics detailed`, and without `--disable-log-stats`",
     drafting_hint="Was it started without `--speculative-config`?",
     read_decoding_seconds=read_decoding_seconds,

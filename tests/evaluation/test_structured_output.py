@@ -9,12 +9,15 @@ from engine_loops import pick, sample, serve
 from tiny import build_llama
 from toy_grammar import EOS, GRAMMAR, NUM_IDS, make_allow, write_under
 
+from spec_kd import evaluate_draft
 from spec_kd.data.responses import generate_responses
-from spec_kd.engines.transformers import TransformersEngine
+from spec_kd.engines import ServerEngine, TransformersEngine
+from spec_kd.evaluation.assisted import RecordedRun, _neutral_pair
 from spec_kd.evaluation.response_replay import replay, score_responses
-from spec_kd.evaluation.structured import TokenMasks, fill_empty_alternatives, unpack
+from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.response_format import ResponseFormat
+from spec_kd.sampling.token_masks import TokenMasks, fill_empty_alternatives, unpack
 from spec_kd.serving import find_serving_engine
-from spec_kd.serving.response_format import ResponseFormat
 
 pytest.importorskip("xgrammar")
 LIMIT = 10
@@ -209,7 +212,7 @@ def test_a_completion_that_does_not_fit_is_named_with_its_token(pair, tokenizer)
         replay(*pair, rows, **options, grammar=GRAMMAR, processing_class=tokenizer)
     with pytest.raises(ValueError, match="Pass `processing_class`"):
         replay(*pair, rows, **options, grammar=GRAMMAR)
-    with pytest.raises(ValueError, match="row 0 has a grammar that XGrammar cannot read"):
+    with pytest.raises(ValueError, match="The grammar of row 0 cannot be read by XGrammar"):
         replay(*pair, rows, **options, grammar="root ::= (", processing_class=tokenizer)
     with pytest.raises(ValueError, match="OpenVINO GenAI does with a draft under a JSON schema or a grammar is not"):
         replay(*pair, rows, **{**options, "serving_engine": "openvino"}, grammar=GRAMMAR, processing_class=tokenizer)
@@ -235,3 +238,72 @@ def test_empty_alternatives_get_their_quotes():
     filled = fill_empty_alternatives(grammar)
     assert filled == 'root ::= "" | " " | "\\"|" ( "" | [|)] ) # a | comment\nws ::= ( "a" | "" ) \n'
     assert fill_empty_alternatives(filled) == filled
+
+
+def test_an_evaluation_writes_and_replays_under_formats(pair, prompts, tokenizer, allow, tmp_path):
+    draft, target = pair
+    wanted = json.dumps({"type": "grammar", "grammar": GRAMMAR})
+    rows = Dataset.from_dict({"prompt_ids": prompts, "response_format": [wanted] * 6 + [None] * 6})
+    options = {
+        "processing_class": tokenizer, "max_new_tokens": LIMIT, "temperatures": [0.0], "gammas": [2], "costs": "none",
+        "num_assistant_tokens": 2, "serving_engine": "vllm", "show_progress": False,
+    }  # fmt: skip
+    report = evaluate_draft(draft, target, rows, output_dir=str(tmp_path), **options)
+    written = generate_responses(
+        TransformersEngine(target, tokenizer, response_formats=[FORMAT] * 6 + [None] * 6), rows,
+        max_new_tokens=LIMIT, temperature=0.0, show_progress=False,
+    )  # fmt: skip
+    for seed, (prompt, row) in enumerate(zip(prompts, written, strict=True)):
+        text = write_under(target, prompt, LIMIT, 0.0, allow, seed)
+        assert (row["completion_ids"] == text) is (seed < 6)
+    metrics = replay(
+        draft, target, written, temperature=0.0, max_new_tokens=LIMIT, num_assistant_tokens=2, serving_engine="vllm",
+        processing_class=tokenizer, show_progress=False,
+    )  # fmt: skip
+    setting = report.draft.settings[0]
+    assert setting.at_gamma(2).acceptance_rate == metrics.acceptance_rate
+    with pytest.raises(ValueError, match="`num_assisted_prompts` runs assisted generation, which writes free text"):
+        evaluate_draft(draft, target, rows, **options, grammar=GRAMMAR, num_assisted_prompts=1)
+    elsewhere = ServerEngine("target", tokenizer, "http://localhost:1/v1")
+    with pytest.raises(ValueError, match="the target must be a transformers model"):
+        evaluate_draft(draft, elsewhere, rows, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_assisted_generation_of_transformers_is_replayed(pair, prompts, tokenizer, allow, temperature):
+    """The real thing: `generate(assistant_model=..., prefix_allowed_tokens_fn=...)`, round by round."""
+    draft, target = pair
+    options = SamplingOptions(temperature=temperature, max_new_tokens=LIMIT)
+    runs = []
+    with _neutral_pair(target, draft, options, 3, EOS) as config:
+        for seed, prompt in enumerate(prompts * (1 if temperature == 0 else 3)):
+
+            def list_allowed(_, ids, prompt=prompt):
+                is_allowed = allow(ids[len(prompt) :].tolist())
+                return [EOS] if is_allowed is None else is_allowed.nonzero().flatten().tolist()
+
+            runs.append(
+                RecordedRun(
+                    target, prompt, seed, assistant_model=draft, generation_config=config,
+                    prefix_allowed_tokens_fn=list_allowed,
+                )
+            )  # fmt: skip
+    rows = [
+        {"prompt_ids": prompt, "completion_ids": run.completion}
+        for prompt, run in zip(prompts * len(runs), runs, strict=False)
+    ]
+    metrics = replay(
+        draft, target, rows, temperature=temperature, max_new_tokens=LIMIT, num_assistant_tokens=3, grammar=GRAMMAR,
+        processing_class=tokenizer, show_progress=False,
+    )  # fmt: skip
+    accepted = torch.tensor([sum(one.accepted for one in run.rounds) for run in runs])
+    if temperature == 0:
+        assert metrics.accepted.tolist() == accepted.tolist()
+        assert metrics.target_calls.tolist() == [len(run.rounds) for run in runs]
+        free = replay(
+            draft, target, rows, temperature=0.0, max_new_tokens=LIMIT, num_assistant_tokens=3, show_progress=False
+        )
+        assert metrics.accepted.sum() > free.accepted.sum()  # forced tokens are proposed
+    else:
+        error = (accepted - torch.from_numpy(metrics.accepted)).double()
+        assert abs(error.mean()) < 3 * error.std() / len(runs) ** 0.5

@@ -180,6 +180,7 @@ class ServerEngine(Engine):
         path: str | None = None,
         build_body: Callable[[JsonObject], JsonObject] | None = None,
         translate: Callable[[JsonObject], JsonObject] | None = None,
+        fields: Sequence[JsonObject] | None = None,
     ) -> None:
         """Writes a completion to each prompt as [`generate`], and tells of each as soon as it is there.
 
@@ -196,6 +197,7 @@ class ServerEngine(Engine):
                 Path from the root of the server's address, such as `"/completion"`; `/v1/completions` by default.
             build_body (`Callable`, *optional*): Makes a body for `path` of one in OpenAI's form.
             translate (`Callable`, *optional*): Makes an answer in OpenAI's form of one of `path`.
+            fields (`Sequence[dict]`, *optional*): Further fields of each body, before `build_body`; none by default.
 
         Raises:
             Exception: As [`generate`]; also what `tell` raises, which cancels all open requests.
@@ -219,6 +221,7 @@ class ServerEngine(Engine):
             tell(index, completion, answer, seconds[index])
             return completion
 
+        bodies = bodies if fields is None else [{**body, **more} for body, more in zip(bodies, fields, strict=True)]
         form = {"url": find_root(self._base_url) + path, "translate": translate} if path is not None else {}
         bodies = bodies if build_body is None else [build_body(body) for body in bodies]
         self._collect(prompts, bodies, read, tell_seconds=seconds.__setitem__, **form)

@@ -16,6 +16,7 @@ from spec_kd.evaluation.response_replay import replay
 from spec_kd.loading import load_model
 from spec_kd.open_types import Array, Record
 from spec_kd.serving import find_serving_engine
+from spec_kd.vocabulary import ProcessingClass
 
 NAN = float("nan")
 Model = PreTrainedModel | str
@@ -43,6 +44,7 @@ def compare_observed(
     report: EvaluationReport | None = None,
     num_assistant_tokens: int | None = None,
     draft_sampling: str | None = None,
+    processing_class: ProcessingClass | None = None,
     batch_size: int = 8,
     show_progress: bool = True,
 ) -> ObservedReport:
@@ -65,6 +67,8 @@ def compare_observed(
         report (`EvaluationReport`, *optional*): An earlier evaluation for the same engine.
         num_assistant_tokens (`int`, *optional*): Tokens drafted in a round; by default what the server told.
         draft_sampling (`str`, *optional*): How the server drafts; the rule of its engine by default.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The target's. It is needed if the server held completions to a JSON schema or a grammar.
         batch_size (`int`, *optional*, defaults to `8`): Number of responses that a model reads at a time.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
@@ -94,7 +98,15 @@ def compare_observed(
 
     def predict(rows: Sequence[Record]) -> AcceptanceMetrics:
         draft, target = cast(PreTrainedModel, models[0]), models[1]
-        return replay(draft, target, rows, options, num_assistant_tokens=gamma, show_progress=show_progress)
+        return replay(
+            draft,
+            target,
+            rows,
+            options,
+            num_assistant_tokens=gamma,
+            processing_class=processing_class,
+            show_progress=show_progress,
+        )
 
     predicted = predict(observation.list_responses())
     if own is not None:

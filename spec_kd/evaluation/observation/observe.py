@@ -15,10 +15,12 @@ from spec_kd.engines.server.logprobs import UnidentifiedTokensError
 from spec_kd.evaluation.observation.options import ObservationOptions
 from spec_kd.evaluation.observation.records import Observation, ObservedRequest
 from spec_kd.evaluation.observation.store import DRAFT, PLAIN, ObservationStore
+from spec_kd.evaluation.response_rows import list_formats
 from spec_kd.open_types import Argument, JsonObject
 from spec_kd.options import resolve_options
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.prompts import PromptBatch
+from spec_kd.sampling.response_format import ResponseFormat, hash_formats
 from spec_kd.serving import SERVING_ENGINES
 from spec_kd.serving.observer import DraftCounts
 from spec_kd.vocabulary import ProcessingClass
@@ -48,7 +50,8 @@ def observe_serving(
     Args:
         url (`str`): Address of a server with the draft, such as `"http://localhost:8000"`.
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
-            Prompts as [`~spec_kd.data.generate_responses`] takes them.
+            Prompts as [`~spec_kd.data.generate_responses`] takes them. A column `response_format` says what each
+            completion is held to, as for [`~spec_kd.replay`]; it is sent in the engine's own form.
         options (`ObservationOptions`, *optional*): What is asked; the defaults of [`ObservationOptions`] by default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
         plain_url (`str`, *optional*):
@@ -68,17 +71,20 @@ def observe_serving(
         ServerRequestError: A request failed for good.
     """
     options = resolve_options(ObservationOptions, options, given)
-    prompt_ids = list(render_prompt_ids(prepare_prompts(prompts)[1], processing_class))
-    servers = {DRAFT: _Server(url, options, processing_class)}
+    dataset, rows = prepare_prompts(prompts)
+    prompt_ids = list(render_prompt_ids(rows, processing_class))
+    formats = list_formats(dataset, options.response_format)
+    servers = {DRAFT: _Server(url, options, processing_class, formats)}
     if plain_url is not None:
         if find_root(plain_url) == find_root(url):
             raise ValueError("`plain_url` is the address of the server with the draft. Start another one without it.")
-        servers[PLAIN] = _Server(plain_url, options, processing_class)
+        servers[PLAIN] = _Server(plain_url, options, processing_class, formats)
     engine = servers[DRAFT].engine
     fingerprint = {
         **options.list_values(),
         "prompts": hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest(),
         "target": engine.describe(),
+        **({"formats": hash_formats(formats)} if formats else {}),
     }
     store = ObservationStore(output_dir, fingerprint)
     with store.alone():
@@ -109,8 +115,14 @@ def observe_serving(
 class _Server:
     """One server: what it is, its counters, and requests to it."""
 
-    def __init__(self, url: str, options: ObservationOptions, processing_class: ProcessingClass):
-        self.options, self.observer = options, options.observer
+    def __init__(
+        self,
+        url: str,
+        options: ObservationOptions,
+        processing_class: ProcessingClass,
+        formats: Sequence[ResponseFormat | None],
+    ):
+        self.options, self.observer, self.formats = options, options.observer, formats
         self.url = hide_userinfo(find_root(url))
         base_url = f"{find_root(url)}/v1"
         self.engine = ServerEngine(options.model or "", processing_class, base_url, options.server)
@@ -152,8 +164,10 @@ class _Server:
         self, rows: Sequence[int], prompt_ids: Sequence[list[int]], side: str, store: ObservationStore
     ) -> dict[int, str]:
         """Sends the prompts of these rows and keeps each answer; returns why some cannot be used, by row."""
+        formats = [self.formats[row] if self.formats else None for row in rows]
 
         def tell(index: int, completion: Completion, answer: JsonObject, seconds: float) -> None:
+            held_to = formats[index] and (self.observer.read_format(answer) or formats[index])
             request = ObservedRequest(
                 row=rows[index],
                 completion_ids=completion.ids,
@@ -161,6 +175,7 @@ class _Server:
                 request_seconds=seconds,
                 decoding_seconds=self.observer.read_decoding_seconds(answer),
                 counts=self.observer.read_counts(answer),
+                response_format=None if held_to is None else held_to.to_request(),
             )
             if side == PLAIN and request.counts is not None and request.counts.activity:
                 raise ValueError(f"The server at {self.url} drafts too. `plain_url` must be one without a draft.")
@@ -176,6 +191,7 @@ class _Server:
                 path=self.observer.path,
                 build_body=self.observer.build_body if native else None,
                 translate=self.observer.translate if native else None,
+                fields=[{} if wanted is None else self.observer.write_format(wanted) for wanted in formats],
             )
         except MissingCompletionsError as error:
             return {rows[index]: reason for index, reason in error.reasons.items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import check_choice, check_int, check_text, document_options, option, resolve_options
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sampling.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
 from spec_kd.serving import SERVING_ENGINES, ServingEngine, find_serving_engine
 from spec_kd.serving.observer import Observer
 
@@ -43,12 +44,15 @@ class ObservationOptions:
         default=None,
     )
 
+    json_schema: JsonSchema = option(JSON_SCHEMA_HELP, default=None)
+    grammar: str | None = option(GRAMMAR_HELP, default=None)
+
     def __post_init__(self) -> None:
         check_choice("serving_engine", self.serving_engine, OBSERVED_ENGINES)
         check_text("model", self.model, is_optional=True)
         check_int("concurrency", self.concurrency)
         check_int("num_assistant_tokens", self.num_assistant_tokens, is_optional=True)
-        self.sampling  # noqa: B018  # checks its own fields
+        self.sampling, self.response_format  # noqa: B018  # check their own fields
         if self.server_kwargs and self.server.is_text_only:
             raise ValueError("`is_text_only` gives text without ids, of which nothing can be replayed. Leave it out.")
 
@@ -68,6 +72,11 @@ class ObservationOptions:
         return SamplingOptions(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
 
     @property
+    def response_format(self) -> ResponseFormat | None:
+        """What completions are held to; `None` for free text."""
+        return ResponseFormat.of_options(self.json_schema, self.grammar)
+
+    @property
     def server(self) -> "ServerOptions":
         """How the server is asked."""
         from spec_kd.engines.server.connection import ServerOptions
@@ -77,6 +86,7 @@ class ObservationOptions:
 
     def list_values(self) -> JsonObject:
         """What the metrics depend on, beside the server and what it is sent, as JSON values."""
-        left_out = ("model", "num_assistant_tokens", "server_kwargs")  # the engine describes what it sends of these
+        # The engine describes what it sends of the first three, and formats are those of the rows
+        left_out = ("model", "num_assistant_tokens", "server_kwargs", "json_schema", "grammar")
         values = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {**values, "temperature": float(self.temperature)}

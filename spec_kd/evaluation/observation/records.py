@@ -24,6 +24,8 @@ class ObservedRequest:
         request_seconds (`float`): Seconds from the request to its whole answer.
         decoding_seconds (`float`, *optional*): Seconds from the first to the last token, as the server tells.
         counts (`DraftCounts`, *optional*): What the server tells of the drafts of this request.
+        response_format (`dict`, *optional*):
+            What the completion was held to, as [`~spec_kd.replay`] reads it; `None` for free text.
     """
 
     row: int
@@ -32,6 +34,7 @@ class ObservedRequest:
     request_seconds: float
     decoding_seconds: float | None = None
     counts: DraftCounts | None = None
+    response_format: JsonObject | None = None
 
     @property
     def known_counts(self) -> DraftCounts | None:
@@ -169,8 +172,15 @@ class Observation:
         return sum(plain.get(one.row) == one.completion_ids for one in self.requests)
 
     def list_responses(self) -> list[JsonObject]:
-        """Prompt and completion of each request with the draft, as [`~spec_kd.replay`] reads them."""
-        return [{"prompt_ids": self.prompt_ids[one.row], "completion_ids": one.completion_ids} for one in self.requests]
+        """Prompt, completion and format of each request with the draft, as [`~spec_kd.replay`] reads them."""
+        return [
+            {
+                "prompt_ids": self.prompt_ids[one.row],
+                "completion_ids": one.completion_ids,
+                "response_format": one.response_format,
+            }
+            for one in self.requests
+        ]
 
     def _list(self, name: str) -> Array | None:
         values = [getattr(request.known_counts, name, None) for request in self.requests]

@@ -14,9 +14,13 @@ from datasets import Dataset
 from engine_loops import sample
 from speculating_server import SpeculatingServer, alternates
 from tiny import build_llama, build_tokenizer
+from toy_grammar import GRAMMAR, make_allow
 
 from spec_kd import compare_observed, describe_observation, observe_serving
 from spec_kd.engines.server.client import ServerRequestError
+from spec_kd.evaluation import ObservationOptions
+from spec_kd.sampling.response_format import ResponseFormat
+from spec_kd.serving import find_serving_engine
 
 LIMIT = 12
 ENGINES = ["vllm", "llama.cpp", "sglang"]
@@ -100,6 +104,54 @@ def test_a_sampled_text_decides_which_greedy_drafts_are_accepted(start, observe,
     report = compare_observed(observation, *pair, num_assistant_tokens=3, show_progress=False)
     assert report.num_equal == report.num_compared == 10
     assert observation.accepted.sum() > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_server_counts_under_a_grammar(start, pair, prompts, tokenizer, engine, tmp_path):
+    pytest.importorskip("xgrammar")
+    server = start(engine, allow=make_allow(tokenizer))
+    wanted = json.dumps({"type": "grammar", "grammar": GRAMMAR})
+    rows = prompts.add_column("response_format", [wanted] * 8 + [None] * 2)
+    options = {"serving_engine": engine, "max_new_tokens": LIMIT, "show_progress": False, "output_dir": tmp_path}
+    observation = observe_serving(server.base_url, rows, processing_class=tokenizer, **options)
+    assert [one.response_format is None for one in observation.requests] == [False] * 8 + [True] * 2
+    again = observe_serving(server.base_url, rows, processing_class=tokenizer, **options)
+    assert again.requests == observation.requests and len(server.requests) == 10  # from the disk
+    draft, target = pair
+    given = {"num_assistant_tokens": 3, "show_progress": False}
+    report = compare_observed(observation, draft, target, processing_class=tokenizer, **given)
+    assert report.num_equal == report.num_compared == 10
+    assert 0 < observation.accepted.sum() < observation.drafted.sum()
+    with pytest.raises(ValueError, match="Pass `processing_class`"):
+        compare_observed(observation, draft, target, **given)
+    with pytest.raises(ValueError, match="holds an observation with other options"):
+        observe_serving(server.base_url, prompts, processing_class=tokenizer, **options)
+
+
+SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
+
+
+@pytest.mark.parametrize(
+    ("engine", "schema", "grammar"),
+    [
+        ("vllm", {"structured_outputs": {"json": SCHEMA}}, {"structured_outputs": {"grammar": GRAMMAR}}),
+        ("llama.cpp", {"json_schema": SCHEMA}, {"grammar": GRAMMAR}),
+        ("sglang", {"json_schema": json.dumps(SCHEMA)}, {"ebnf": GRAMMAR}),
+    ],
+)
+def test_a_format_is_sent_in_the_form_of_the_engine(engine, schema, grammar, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(SCHEMA))
+    observer = find_serving_engine(engine).observer
+    for given, fields in (({"json_schema": SCHEMA}, schema), ({"json_schema": str(file)}, schema),
+                          ({"grammar": GRAMMAR}, grammar)):  # fmt: skip
+        wanted = ObservationOptions(serving_engine=engine, **given).response_format
+        assert observer.write_format(wanted) == fields
+        assert observer.read_format({}) is None
+    if engine == "llama.cpp":
+        told = observer.read_format({"generation_settings": {"grammar": GRAMMAR}})
+        assert told == ResponseFormat("grammar", GRAMMAR)
+        assert observer.read_format({"generation_settings": {"grammar": ""}}) is None
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import torch
+from transformers import LogitsProcessor
 
 from spec_kd.open_types import Argument
-from spec_kd.serving.response_format import GRAMMAR, ResponseFormat
+from spec_kd.sampling.response_format import GRAMMAR, ResponseFormat
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 WORD_BITS = 32  # of XGrammar's masks
@@ -46,8 +47,8 @@ class TokenMasks:
         try:
             self._match(wanted)
         except RuntimeError as error:
-            raise ValueError(f"{name} has a {wanted.kind} that XGrammar cannot read: {error}") from error
-        num_allowed = self.count_allowed(wanted, (), {0: completion})[0]
+            raise ValueError(f"The {wanted.kind} of {name} cannot be read by XGrammar: {error}") from error
+        num_allowed = self.count_allowed(wanted, completion, {0: completion})[0]
         if num_allowed < len(completion):
             raise ValueError(
                 f"Token {num_allowed} of the completion of {name} (id {completion[num_allowed]}) does not fit its "
@@ -105,6 +106,30 @@ class TokenMasks:
                 compiled = self._compiler.compile_json_schema(wanted.text)
             self._compiled[wanted] = compiled
         return self._xgrammar.GrammarMatcher(self._compiled[wanted])
+
+
+class AllowedIdsOnly(LogitsProcessor):
+    """Rules out the ids that the format of a row does not allow. It reads nothing but the ids, so drafts may be undone.
+
+    Args:
+        masks (`TokenMasks`): Masks for the tokenizer.
+        wanted (`Sequence[ResponseFormat | None]`): Format of each row; `None` for free text.
+        prompt_length (`int`): Number of ids before the completion, padding included.
+    """
+
+    def __init__(self, masks: TokenMasks, wanted: Sequence[ResponseFormat | None], prompt_length: int):
+        self._masks, self._wanted, self._prompt_length = masks, wanted, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores `(B, V)` with -inf at the ids that are not allowed."""
+        written = input_ids[:, self._prompt_length :].tolist()
+        words = [
+            free_words(1, self._masks.vocab_size) if wanted is None else self._masks.build(wanted, ids, (0,))
+            for wanted, ids in zip(self._wanted, written, strict=True)
+        ]
+        is_refused = ~unpack(torch.cat(words), self._masks.vocab_size).to(scores.device)
+        scores[:, : self._masks.vocab_size].masked_fill_(is_refused, -torch.inf)
+        return scores
 
 
 def free_words(num_tokens: int, vocab_size: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Formats that completions must have: a JSON schema or a grammar, as options, rows and requests name them."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,11 @@ class ResponseFormat:
         if not isinstance(schema, Mapping):
             raise ValueError(f"The JSON schema of {name} is {schema!r:.80}, but must be an object.")
         return cls(JSON_SCHEMA, json.dumps(schema))
+
+
+def hash_formats(formats: Sequence[ResponseFormat | None]) -> str:
+    """SHA-256 of what rows are held to."""
+    return hashlib.sha256(json.dumps([one and one.to_request() for one in formats]).encode()).hexdigest()
 
 
 def _read_file(option: str, path: str) -> str:
