@@ -26,6 +26,7 @@ ENGINE = {
     "enforce_eager": True,
     "max_model_len": 1024,
     "max_num_seqs": CHUNK,
+    "max_num_batched_tokens": CHUNK * real.MAX_PROMPT_TOKENS,  # a seeded request that is read in parts fails on CPUs
     "enable_prefix_caching": False,
     "generation_config": "vllm",
 }
