@@ -22,7 +22,13 @@ def convert(model: str, folder: Path) -> str:
         from optimum.intel import OVConfig
 
         partial = output.with_suffix(".partial")
-        main_export(model, partial, task="text-generation-with-past", ov_config=OVConfig(dtype="fp32"))
+        main_export(
+            model,
+            partial,
+            task="text-generation-with-past",
+            ov_config=OVConfig(dtype="fp32"),
+            convert_tokenizer=True,
+        )
         os.replace(partial, output)
     return str(output)
 
