@@ -5,10 +5,11 @@ from typing import cast
 
 from trl import ModelConfig
 
-from spec_kd.evaluation.server_options import DEFAULT_ROUND_GAMMAS, check_acceptance_rates
+from spec_kd.evaluation.server_options import DEFAULT_ROUND_GAMMAS
 from spec_kd.open_types import Arguments
 from spec_kd.options import check_int, check_ints, check_number, check_text, document_options, option, refuse, suggest
 from spec_kd.serving import SERVING_ENGINES, find_serving_engine
+from spec_kd.serving.engine import check_acceptance_rates
 
 ENGINES = ("transformers", "vllm", "server")
 SCENARIOS = {

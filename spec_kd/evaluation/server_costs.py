@@ -1,16 +1,20 @@
-"""What a round costs in llama-server itself, and how fast the server is at acceptance rates that are given."""
+"""What a round costs in a server itself, and how fast llama-server is at acceptance rates that are given."""
 
 import itertools
 import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from spec_kd.evaluation.cost import ServingCosts
-from spec_kd.evaluation.server_options import DEFAULT_ROUND_GAMMAS, ServerTimingOptions, check_acceptance_rates
+from spec_kd.evaluation.observation.records import Observation, ObservedRequest
+from spec_kd.evaluation.server_options import DEFAULT_ROUND_GAMMAS, ServerTimingOptions
 from spec_kd.evaluation.server_timing import time_settings
 from spec_kd.open_types import Argument
-from spec_kd.options import check_ints, resolve_options
+from spec_kd.options import check_ints, refuse, resolve_options
+from spec_kd.serving import find_serving_engine
+from spec_kd.serving.engine import check_acceptance_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,3 +145,53 @@ def measure_synthetic_speed(
             )
         )
     return speeds
+
+
+def read_observed_costs(observation: Observation) -> ServingCosts:
+    """Costs of a round from requests that a server answered with and without a draft, such as vLLM's.
+
+    They hold for the number of drafted tokens that the server was started with. The rounds of each prompt are compared
+    with the plain steps of the same prompt, and the median counts.
+
+    Args:
+        observation (`Observation`):
+            Requests of [`~spec_kd.observe_serving`] with `plain_url`, to servers that tell their own times (llama.cpp;
+            vLLM with `--enable-per-request-metrics`) and counts of each request.
+
+    Raises:
+        ValueError: Times, counts, the number of drafted tokens or the requests without the draft are missing.
+    """
+    gamma, plain = observation.num_assistant_tokens, {one.row: one for one in observation.plain_requests}
+    refuse(
+        (not plain, "The server was asked with the draft alone. Observe it with `plain_url` too."),
+        (
+            not observation.has_decoding_seconds,
+            "The server did not tell how long it decoded. Start vLLM with `--enable-per-request-metrics`.",
+        ),
+        (gamma is None, "It is not known how many tokens the server drafts. Observe it with `num_assistant_tokens`."),
+    )
+    timed = [
+        (_count_rounds(one), one.decoding_seconds or 0.0, plain[one.row])
+        for one in observation.requests
+        if one.row in plain and len(one.completion_ids) > 1 and len(plain[one.row].completion_ids) > 1
+    ]
+    steps = [(other.decoding_seconds or 0.0) / (len(other.completion_ids) - 1) for _, _, other in timed]
+    ratios = [seconds / rounds / step for (rounds, seconds, _), step in zip(timed, steps, strict=True)]
+    if not ratios:
+        raise ValueError("No completion of the server has two tokens, so nothing was timed. Ask it for longer ones.")
+    title = find_serving_engine(observation.serving_engine).title
+    return ServingCosts(
+        round_cost={cast(int, gamma): statistics.median(ratios)},
+        round_cost_range={cast(int, gamma): [min(ratios), max(ratios)]},
+        batch_size=observation.concurrency,
+        target_step_seconds=statistics.median(steps),
+        source=f"{len(ratios)} requests to {title}, with and without the draft",
+    )
+
+
+def _count_rounds(request: ObservedRequest) -> int:
+    """Target passes after the prompt's own: those that the server tells of, or those that the counts leave."""
+    counts = request.known_counts
+    if counts is None or counts.accepted is None:
+        raise ValueError("The server tells nothing of the drafts of each request, so its rounds are not known.")
+    return counts.rounds or len(request.completion_ids) - 1 - counts.accepted

@@ -1,8 +1,6 @@
 """How llama-server is timed: the options of [`~spec_kd.measure_server_costs`] and of its command."""
 
-import itertools
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spec_kd.options import check_int, check_ints, document_options, option
@@ -28,7 +26,7 @@ class ServerTimingOptions:
         default=None,
     )
     batch_sizes: list[int] = option("Numbers of requests at a time.", default_factory=lambda: [1])
-    context_length: int = option("Number of tokens of the prompt.", default=256)
+    context_length: int = option("Number of tokens of the prompt; give what is usual in your requests.", default=256)
     num_rounds: int = option("Number of rounds that are timed together.", default=16)
     repeats: int = option("Number of times that each setting is timed, in turn with the others.", default=5)
 
@@ -40,12 +38,3 @@ class ServerTimingOptions:
             shlex.split(self.server_flags or "")
         except ValueError as error:
             raise ValueError(f"`server_flags` is {self.server_flags!r}, which no shell could read: {error}.") from error
-
-
-def check_acceptance_rates(rates: Sequence[float]) -> None:
-    """Raises `ValueError` unless these are shares of rounds, none higher than the one before it."""
-    if not rates or not all(0 <= after <= before <= 1 for before, after in itertools.pairwise((1.0, *rates))):
-        raise ValueError(
-            f"`acceptance_rates` is {list(rates)}, but must be shares from 0 to 1, one for each drafted token, none "
-            "higher than the one before it: a token is accepted only after those before it."
-        )

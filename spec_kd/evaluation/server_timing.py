@@ -23,10 +23,11 @@ from spec_kd.files import alone_in, explain_full_disk, read_json_object, write_t
 from spec_kd.open_types import JsonObject
 from spec_kd.options import read_path
 from spec_kd.progress import RowProgress
-from spec_kd.serving.llama_cpp import OBSERVER, SYNTHETIC_FLAG
+from spec_kd.serving.llama_cpp import OBSERVER, SYNTHETIC_FLAG, write_rates
 from spec_kd.serving.llama_server import LlamaServer, find_llama_server, run_llama_server
 
 RECORD = "timings.json"
+PLAIN_STEPS = 4  # for each round that is timed: about as long
 LEAST_DRAFTED = 0.9  # of what rounds draft that no limit cuts short
 TEXT = (
     "The cell is the basic unit of life. Every living thing is made of one or more cells, and every cell comes from "
@@ -120,7 +121,7 @@ def _time_setting(
     gamma, slots = len(rates), max(options.batch_sizes)
     # The limit leaves fewer drafted tokens to the last rounds, which a short and a long request have in common
     short = gamma + 2
-    long = short + round(options.num_rounds * (1 + sum(rates)))
+    long = short + round(options.num_rounds * (1 + sum(rates) if rates else PLAIN_STEPS))
     with run_llama_server(
         program,
         pair[1],
@@ -131,7 +132,7 @@ def _time_setting(
         context_length=256 * math.ceil((options.context_length + long + gamma + 2) / 256),
         flags=[
             *shlex.split(options.server_flags or ""),
-            *([SYNTHETIC_FLAG, ",".join(map(str, rates))] if rates else []),
+            *([SYNTHETIC_FLAG, write_rates(rates)] if rates else []),
         ],
     ) as server:
         ids: list[int] = server.post("/tokenize", {"content": TEXT})["tokens"]
@@ -140,7 +141,7 @@ def _time_setting(
         seconds = {}
         for size in options.batch_sizes:
             # The first requests leave the prompts in the caches, so that those that are timed begin together
-            _, begun, whole = (_ask(server, prompts[:size], n, gamma, repeat) for n in (short, short, long))
+            _, begun, whole = (_ask(server, prompts[:size], n, gamma, repeat) for n in (2, short, long))
             seconds[size] = (whole[0] - begun[0]) / max(whole[1] - begun[1], 1)
             if seconds[size] <= 0:
                 raise MeasurementError(

@@ -1,6 +1,7 @@
 """What is known of an engine that serves a draft: all that replay, evaluation, cards and commands read of it."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -124,6 +125,9 @@ class ServingEngine:
         default_num_draft_tokens (`int`, *optional*): Tokens drafted in a round by default; `None` if it must be given.
         command_language (`str`): `"bash"` or `"python"`.
         write_command (`CommandWriter`): Writes the command that serves the pair.
+        write_synthetic_command (`Callable`, *optional*):
+            Writes a command that accepts drafted tokens by chance, from draft, target and acceptance rates, to time the
+            engine at these; `None` where it cannot.
         lookup (`Lookup`, *optional*): How it drafts without a draft model; `None` where it does not, or was not read.
         checks (`tuple[PairCheck, ...]`, *optional*, defaults to `()`):
             What a draft and its target must meet, and what the engine does with a pair that does not.
@@ -151,6 +155,7 @@ class ServingEngine:
     default_num_draft_tokens: int | None
     command_language: str
     write_command: CommandWriter
+    write_synthetic_command: Callable[[str, str, Sequence[float]], str] | None = None
     lookup: Lookup | None = None
     checks: tuple[PairCheck, ...] = ()
     observer: Observer | None = None
@@ -200,6 +205,15 @@ class ServingEngine:
         """`draft_top_k` of the rule with this sampling; `None` where the engine has no such rule."""
         rule = self.find_rule(draft_sampling)
         return None if rule is None else rule.draft_top_k
+
+
+def check_acceptance_rates(rates: Sequence[float]) -> None:
+    """Raises `ValueError` unless these are shares of rounds, none higher than the one before it."""
+    if not rates or not all(0 <= after <= before <= 1 for before, after in itertools.pairwise((1.0, *rates))):
+        raise ValueError(
+            f"`acceptance_rates` is {list(rates)}, but must be shares from 0 to 1, one for each drafted token, none "
+            "higher than the one before it: a token is accepted only after those before it."
+        )
 
 
 def write_flags(flags: Mapping[str, object]) -> str:

@@ -49,6 +49,17 @@ def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequenc
     return "\n".join([*converted, f"llama-server -m {quote_argument(files[1])} {loaded}"])
 
 
+def write_synthetic_command(draft: str, target: str, acceptance_rates: Sequence[float]) -> str:
+    """The same, accepting drafted tokens at these rates."""
+    command = write_command(draft, target, len(acceptance_rates))
+    return f"{command} {SYNTHETIC_FLAG} {write_rates(acceptance_rates)}"
+
+
+def write_rates(acceptance_rates: Sequence[float]) -> str:
+    """Acceptance rates as llama-server reads them."""
+    return ",".join(map(str, acceptance_rates))
+
+
 def build_body(body: JsonObject) -> JsonObject:
     """A request to `/completion`, which returns ids where `/v1/completions` has them in log-probabilities alone."""
     left_out = ("model", "logprobs", "return_token_ids", "return_tokens_as_token_ids", "stop_token_ids")
@@ -256,6 +267,7 @@ LLAMA_CPP = ServingEngine(
     default_num_draft_tokens=3,
     command_language="bash",
     write_command=write_command,
+    write_synthetic_command=write_synthetic_command,
     lookup=NGRAM_SIMPLE,
     checks=CHECKS,
     structured_output=StructuredOutput(

@@ -34,6 +34,14 @@ def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequenc
     return f"vllm serve {quote_argument(target)} --speculative-config {shlex.quote(json.dumps(options))}"
 
 
+def write_synthetic_command(draft: str, target: str, acceptance_rates: Sequence[float]) -> str:
+    """The same, accepting drafted tokens at these rates; vLLM on a CPU refuses it (an assert of its sampler)."""
+    # `_resolve_synthetic_acceptance_rates` in config/speculative.py: shares of rounds, one for each drafted token
+    rates = list(acceptance_rates)
+    flags = ['"rejection_sample_method": "synthetic"', f'"synthetic_acceptance_rates": {json.dumps(rates)}']
+    return write_command(draft, target, len(rates), flags)
+
+
 # vllm/config/speculative.py: a path that has one of these is taken for a draft of that method, whatever `"method"` says
 METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 
@@ -179,6 +187,7 @@ VLLM = ServingEngine(
     default_num_draft_tokens=None,
     command_language="bash",
     write_command=write_command,
+    write_synthetic_command=write_synthetic_command,
     lookup=VLLM_NGRAM,
     checks=CHECKS,
     structured_output=StructuredOutput(

@@ -8,6 +8,8 @@ import fake_llama_server as fake
 import pytest
 
 from spec_kd.evaluation import (
+    Observation,
+    ObservedRequest,
     ServingCosts,
     measure_server_costs,
     measure_synthetic_speed,
@@ -15,8 +17,10 @@ from spec_kd.evaluation import (
     write_costs,
 )
 from spec_kd.evaluation.cost import MeasurementError
+from spec_kd.evaluation.server_costs import read_observed_costs
 from spec_kd.evaluation.server_timing import RECORD
 from spec_kd.serving.llama_server import LlamaServerError
+from spec_kd.serving.observer import DraftCounts
 
 FAST = {"num_rounds": 4, "repeats": 1, "show_progress": False}
 
@@ -154,3 +158,39 @@ def test_costs_as_a_file(tmp_path):
     assert whole.find_round_cost(4) == 2.75 and whole.find_round_cost(2) == pytest.approx(1.5 + 1.25 / 3)
     assert parts.find_round_cost(4) == pytest.approx(0.4 + 1.4 + 0.1)
     assert whole.verify(4) is None and whole.max_gamma == 4
+
+
+def observe_made_up(gamma, num_plain=3, tells_rounds=True, seconds=0.02):
+    """Three prompts whose rounds take 2.5 steps, on a machine that gets slower from prompt to prompt."""
+    requests, plain = [], []
+    for row, (length, accepted) in enumerate(((31, 20), (21, 5), (1, 0))):
+        rounds, step = length - 1 - accepted, seconds and seconds * (1 + row)
+        counts = DraftCounts(rounds * 3, accepted, rounds if tells_rounds else None)
+        common = {"row": row, "completion_ids": [7] * length, "finish_reason": "length", "request_seconds": 9.0}
+        requests.append(ObservedRequest(**common, decoding_seconds=step and 2.5 * rounds * step, counts=counts))
+        plain.append(ObservedRequest(**common, decoding_seconds=step and (length - 1) * step))
+    return Observation(
+        serving_engine="vllm", model="target", temperature=0.0, max_new_tokens=31, concurrency=4,
+        num_assistant_tokens=gamma, prompt_ids=[[1]] * 3, requests=requests, plain_requests=plain[:num_plain],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tells_rounds", [True, False])
+def test_costs_of_observed_requests(tells_rounds):
+    costs = read_observed_costs(observe_made_up(3, tells_rounds=tells_rounds))
+    assert costs.round_cost == {3: pytest.approx(2.5)} and costs.round_cost_range == {3: pytest.approx([2.5, 2.5])}
+    assert costs.batch_size == 4 and costs.target_step_seconds == pytest.approx(0.03)
+    assert costs.source == "2 requests to vLLM, with and without the draft"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_plain": 0}, "Observe it with `plain_url` too"),
+        ({"seconds": None}, "--enable-per-request-metrics"),
+        ({"gamma": None}, "`num_assistant_tokens`"),
+    ],
+)
+def test_observed_requests_that_tell_too_little(options, message):
+    with pytest.raises(ValueError, match=message):
+        read_observed_costs(observe_made_up(**{"gamma": 3, **options}))

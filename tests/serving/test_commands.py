@@ -95,6 +95,22 @@ def test_a_real_shell_runs_nothing_of_the_names(tmp_path):
         words = words[26:]
 
 
+def test_drafted_tokens_are_accepted_by_chance():
+    rates = [0.75, 0.5, 0.25]
+    commands = {
+        name: engine.write_synthetic_command("me/draft", "org/target", rates)
+        for name, engine in SERVING_ENGINES.items()
+        if engine.write_synthetic_command
+    }
+    assert set(commands) == {"vllm", "llama.cpp"}
+    plain = serving_commands("me/draft", "org/target", 3)
+    assert commands["llama.cpp"] == f"{plain['llama.cpp']} --spec-synth-rates 0.75,0.5,0.25"
+    before, after = (
+        json.loads(get_option(shlex.split(one["vllm"]), "--speculative-config")) for one in (plain, commands)
+    )
+    assert after == {**before, "rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
+
+
 def test_a_null_character_is_refused():
     with pytest.raises(ValueError, match=r"`target_name='a.x00b'` holds a null character"):
         serving_commands("draft", "a\0b")
