@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving.run_commands --data_dir DATA --work_dir outputs/serving [--engines llama.cpp vllm]
 
-A command that starts a server has to answer real prompts and to draft, which `observe_serving` finds out; a snippet of
-Python has to print text. The scripts beside this one install the engines. The result is written as JSON.
+A server that is started has to answer real prompts and to draft, which `observe_serving` finds out where the server
+tells it. Other servers, and snippets of Python, have to write text. The scripts beside this one install the engines.
+The result is written as JSON.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.serving import prompts as real
 from benchmarks.serving.models import make_pair
-from benchmarks.serving.record_vllm import ENVIRONMENT as VLLM_ENVIRONMENT
+from benchmarks.serving.record_vllm import WORKER as VLLM
+from benchmarks.serving.worker import TOOLS
 from spec_kd import observe_serving, serving_commands
+from spec_kd.serving import SERVING_ENGINES
 
-TOOLS = Path.home() / ".cache" / "spec_kd" / "tools"
 RESULT = Path("benchmarks/results/serving/commands.json")
 NUM_DRAFT_TOKENS = 4
 MAX_NEW_TOKENS = 32
@@ -59,7 +61,7 @@ def list_places() -> dict[str, Place]:
     return {
         "transformers": Place(Path(sys.executable).parent),
         "llama.cpp": Place(llama / "bin", (llama / "convert_hf_to_gguf.py").resolve().parent, 8080),
-        "vllm": Place(TOOLS / "vllm" / ".venv" / "bin", None, 8000, VLLM_ENVIRONMENT),
+        "vllm": Place(TOOLS / "vllm" / ".venv" / "bin", None, 8000, dict(VLLM.environment)),
         "mlx-lm": Place(TOOLS / "mlx" / ".venv" / "bin", None, 8080),
         "openvino": Place(TOOLS / "openvino" / ".venv" / "bin"),
     }
@@ -102,6 +104,17 @@ def wait_for_server(process: subprocess.Popen[bytes], url: str, log: Path) -> No
     raise RuntimeError(f"The server does not answer after {START_TIMEOUT:.0f} s:\n{log.read_text()[-3000:]}")
 
 
+def complete(url: str) -> str:
+    """What a server without counters writes after a word."""
+    body = json.dumps({"prompt": "Hello", "max_tokens": MAX_NEW_TOKENS, "temperature": 0}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=START_TIMEOUT) as response:
+        text: str = json.load(response)["choices"][0]["text"]
+    if not text:
+        raise RuntimeError("The server answered without text.")
+    return text
+
+
 def run_engine(engine: str, place: Place, pair: tuple[Path, Path], prompts: list[Any], folder: Path) -> dict[str, Any]:
     """What came of the command of one engine."""
     draft, target = (str(path.resolve()) for path in pair)
@@ -120,6 +133,8 @@ def run_engine(engine: str, place: Place, pair: tuple[Path, Path], prompts: list
     url = f"http://127.0.0.1:{place.port}"
     with start(command, place, folder, log) as process:
         wait_for_server(process, url, log)
+        if SERVING_ENGINES[engine].observer is None:
+            return found | {"printed": complete(url)[:200]}
         observation = observe_serving(
             url,
             prompts,
