@@ -35,7 +35,7 @@ from spec_kd.serving import SERVING_ENGINES
 RESULT = Path("benchmarks/results/serving/commands.json")
 NUM_DRAFT_TOKENS = 4
 MAX_NEW_TOKENS = 32
-START_TIMEOUT = 900.0  # seconds; vLLM reads and compiles for minutes on a busy core
+START_TIMEOUT = 1800.0  # seconds; vLLM reads and compiles for minutes on a busy core
 
 
 @dataclass(frozen=True)
