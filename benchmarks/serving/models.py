@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools
 from experiments.smollm2.get_target import convert, download_gguf
@@ -62,6 +62,27 @@ def make_gguf_pair(work_dir: Path, dtype: str = "f32") -> tuple[Path, Path]:
         for model in make_pair(work_dir)
     )
     return target, draft
+
+
+def make_narrow_draft(work_dir: Path, dtype: str = "f32") -> Path:
+    """GGUF file of a draft with random weights that is a third as wide as the target, with four layers.
+
+    It proposes nothing that is accepted, and costs what a trained draft of its shape costs.
+    """
+    folder = work_dir / "narrow"
+
+    def build(partial: Path) -> None:
+        sizes = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64}
+        config = AutoConfig.from_pretrained(work_dir / "target")
+        config.update({**sizes, "num_attention_heads": 3, "num_key_value_heads": 1})
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(work_dir / "target").save_pretrained(partial)
+
+    if not folder.exists():
+        save_whole(folder, build)
+    output = work_dir / f"narrow-{dtype}.gguf"
+    return export_gguf(folder, output, llama_cpp_dir=find_tools(), quantization=dtype)
 
 
 def main() -> None:
