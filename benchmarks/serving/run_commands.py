@@ -143,11 +143,17 @@ def run_engine(engine: str, place: Place, pair: tuple[Path, Path], prompts: list
             max_new_tokens=MAX_NEW_TOKENS,
             num_assistant_tokens=NUM_DRAFT_TOKENS,
         )
-    totals = {name: getattr(observation, name) for name in ("drafted", "accepted")}
+    counts = observation.totals  # of the server's counters, which the command need not be changed to see
+    drafted, accepted = (
+        (counts.drafted, counts.accepted)
+        if counts is not None
+        else (int(observation.drafted.sum()), int(observation.accepted.sum()))
+    )
     return found | {
         "prompts": len(observation.requests),
         "tokens": sum(len(one.completion_ids) for one in observation.requests),
-        **{name: None if value is None else int(sum(value)) for name, value in totals.items()},
+        "drafted": drafted,
+        "accepted": accepted,
     }
 
 

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from spec_kd.options import check_int, check_ints, document_options, option
+from spec_kd.options import check_flag, check_int, check_ints, document_options, option
 
 DEFAULT_ROUND_GAMMAS = (1, 2, 4, 8)
 Rates = tuple[float, ...]
@@ -29,11 +29,17 @@ class ServerTimingOptions:
     context_length: int = option("Number of tokens of the prompt; give what is usual in your requests.", default=256)
     num_rounds: int = option("Number of rounds that are timed together.", default=16)
     repeats: int = option("Number of times that each setting is timed, in turn with the others.", default=5)
+    keep_servers: bool = option(
+        "Whether the servers of all settings run at once and take turns by requests, since the pace of a machine "
+        "changes. `False` starts one after the other, for a GPU that has room for one.",
+        default=True,
+    )
 
     def __post_init__(self) -> None:
         check_ints("batch_sizes", self.batch_sizes)
         for name in ("context_length", "num_rounds", "repeats"):
             check_int(name, getattr(self, name))
+        check_flag("keep_servers", self.keep_servers)
         try:
             shlex.split(self.server_flags or "")
         except ValueError as error:

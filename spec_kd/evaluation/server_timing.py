@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def time_settings(
 ) -> dict[tuple[Rates, int], list[float]]:
     """Seconds of a round (of a step, where nothing is drafted) in each repetition, by setting and batch size.
 
-    The settings take turns, each in a server of its own, so that the pace of the machine may change. With an
+    The settings take turns, each in a server of its own, so that the pace of the machine may change. By default all
+    servers run until the end, and a turn is a request. With an
     `output_dir` every one is kept as it comes, and a killed run continues.
     """
     pair = [Path(read_path(name, path)) for name, path in (("draft", draft), ("target", target))]
@@ -70,11 +72,21 @@ def time_settings(
             record = _Record(folder / RECORD, {"files": states, **kept})
             turns = list(itertools.product(range(options.repeats), dict.fromkeys(settings)))
             num_done = sum(turn in record for turn in turns)
-            with RowProgress(len(turns), "Server costs", show_progress, num_done, unit="settings") as progress:
+            with (
+                RowProgress(len(turns), "Server costs", show_progress, num_done, unit="settings") as progress,
+                ExitStack() as running,
+            ):
+                servers: dict[Rates, LlamaServer] = {}
                 for repeat, rates in turns:
-                    if (repeat, rates) not in record:
-                        record.add(repeat, rates, _time_setting(program, pair, rates, options, folder, repeat))
-                        progress.advance()
+                    if (repeat, rates) in record:
+                        continue
+                    if rates not in servers:
+                        if not options.keep_servers:
+                            running.close()
+                            servers.clear()
+                        servers[rates] = running.enter_context(_run_server(program, pair, rates, options, folder))
+                    record.add(repeat, rates, _time_setting(servers[rates], rates, options, repeat))
+                    progress.advance()
     return {
         (rates, size): [record.get(repeat, rates)[size] for repeat in range(options.repeats)]
         for rates in settings
@@ -114,40 +126,53 @@ def _name(repeat: int, rates: Rates) -> str:
     return f"{','.join(f'{rate:g}' for rate in rates) or 'plain'} #{repeat + 1}"
 
 
-def _time_setting(
-    program: str, pair: Sequence[Path], rates: Rates, options: ServerTimingOptions, folder: Path, repeat: int
-) -> dict[int, float]:
-    """Seconds of a round by batch size, in a server of its own."""
-    gamma, slots = len(rates), max(options.batch_sizes)
-    # The limit leaves fewer drafted tokens to the last rounds, which a short and a long request have in common
-    short = gamma + 2
-    long = short + round(options.num_rounds * (1 + sum(rates) if rates else PLAIN_STEPS))
-    with run_llama_server(
+def _count_tokens(rates: Rates, options: ServerTimingOptions) -> tuple[int, int]:
+    """Tokens of a short and of a long request.
+
+    The limit leaves fewer drafted tokens to the last rounds, which both have in common.
+    """
+    short = len(rates) + 2
+    return short, short + round(options.num_rounds * (1 + sum(rates) if rates else PLAIN_STEPS))
+
+
+def _run_server(
+    program: str, pair: Sequence[Path], rates: Rates, options: ServerTimingOptions, folder: Path
+) -> AbstractContextManager[LlamaServer]:
+    """A server of this setting, with room for the long request."""
+    gamma = len(rates)
+    room = options.context_length + _count_tokens(rates, options)[1] + gamma + 2
+    return run_llama_server(
         program,
         pair[1],
-        folder / f"llama-server-{gamma}.log",
+        folder / f"llama-server-{f'{gamma}-{sum(rates):g}' if rates else 'plain'}.log",
         draft=pair[0] if rates else None,
         num_draft_tokens=gamma,
-        parallel=slots,
-        context_length=256 * math.ceil((options.context_length + long + gamma + 2) / 256),
+        parallel=max(options.batch_sizes),
+        context_length=256 * math.ceil(room / 256),
         flags=[
             *shlex.split(options.server_flags or ""),
             *([SYNTHETIC_FLAG, write_rates(rates)] if rates else []),
         ],
-    ) as server:
-        ids: list[int] = server.post("/tokenize", {"content": TEXT})["tokens"]
-        ids = ids * math.ceil((options.context_length + slots) / len(ids))
-        prompts = [ids[slot : slot + options.context_length] for slot in range(slots)]
-        seconds = {}
-        for size in options.batch_sizes:
-            # The first requests leave the prompts in the caches, so that those that are timed begin together
-            _, begun, whole = (_ask(server, prompts[:size], n, gamma, repeat) for n in (2, short, long))
-            seconds[size] = (whole[0] - begun[0]) / max(whole[1] - begun[1], 1)
-            if seconds[size] <= 0:
-                raise MeasurementError(
-                    f"A request of {long} tokens took no longer than one of {short}, as on a busy machine. Repeat it "
-                    "when the machine is idle, or raise `num_rounds`."
-                )
+    )
+
+
+def _time_setting(server: LlamaServer, rates: Rates, options: ServerTimingOptions, repeat: int) -> dict[int, float]:
+    """Seconds of a round by batch size."""
+    short, long = _count_tokens(rates, options)
+    slots = max(options.batch_sizes)
+    ids: list[int] = server.post("/tokenize", {"content": TEXT})["tokens"]
+    ids = ids * math.ceil((options.context_length + slots) / len(ids))
+    prompts = [ids[slot : slot + options.context_length] for slot in range(slots)]
+    seconds = {}
+    for size in options.batch_sizes:
+        # The first requests leave the prompts in the caches, so that those that are timed begin together
+        _, begun, whole = (_ask(server, prompts[:size], n, len(rates), repeat) for n in (2, short, long))
+        seconds[size] = (whole[0] - begun[0]) / max(whole[1] - begun[1], 1)
+        if seconds[size] <= 0:
+            raise MeasurementError(
+                f"A request of {long} tokens took no longer than one of {short}, as on a busy machine. Repeat it "
+                "when the machine is idle, or raise `num_rounds`."
+            )
     return seconds
 
 

@@ -22,7 +22,7 @@ from spec_kd.evaluation.server_timing import RECORD
 from spec_kd.serving.llama_server import LlamaServerError
 from spec_kd.serving.observer import DraftCounts
 
-FAST = {"num_rounds": 4, "repeats": 1, "show_progress": False}
+FAST = {"num_rounds": 4, "repeats": 1, "keep_servers": False, "show_progress": False}
 
 
 @pytest.fixture
@@ -79,6 +79,15 @@ def test_a_machine_that_changes_its_pace_is_seen_through(program, pair, set_trai
     assert costs.round_cost[2] == pytest.approx(get_true_cost(2))
     assert costs.target_step_seconds == pytest.approx(2 * fake.STEP / 1000)
     assert costs.round_cost_range[2] == pytest.approx([fake.ROUND[2], 3 * fake.ROUND[2]])
+
+
+def test_all_servers_run_until_the_end_and_take_turns(program, pair, set_traits, tmp_path):
+    starts = tmp_path / "starts"
+    set_traits(starts=str(starts))
+    options = {**FAST, "repeats": 3, "keep_servers": True}
+    [costs] = measure_server_costs(*pair, server=str(program), gammas=(2,), **options)
+    assert starts.read_text().count("start") == 3
+    assert costs.round_cost[2] == pytest.approx(get_true_cost(2))
 
 
 def test_a_killed_measurement_continues(program, pair, set_traits, tmp_path):
@@ -145,7 +154,9 @@ def test_no_server_is_left_behind(program, pair, tmp_path):
     measure_server_costs(*pair, server=str(program), gammas=(1,), output_dir=logs, **FAST)
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(str(pair[1]).encode() in command for command in commands)
-    assert {path.name for path in logs.glob("*.log")} == {"llama-server-0.log", "llama-server-1.log"}
+    assert {path.name for path in logs.glob("*.log")} == {
+        f"llama-server-{setting}.log" for setting in ("plain", "1-0", "1-1")
+    }
 
 
 def test_costs_as_a_file(tmp_path):
