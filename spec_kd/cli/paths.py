@@ -10,10 +10,11 @@ from spec_kd.options import read_path
 
 # Options that name a file, a folder or something on the Hub: `~` is the home folder, and empty text is refused.
 PATH_OPTIONS = frozenset(
-    ("accelerator_config", "chat_template_path", "costs", "dataset", "deepspeed", "draft", "drafts", "fsdp_config",
-     "grammar", "json_schema", "llama_cpp_dir", "model_name_or_path", "output", "output_dir", "parts", "path", "paths",
-     "prompts", "recipe", "ref_model_name_or_path", "report", "responses", "resume_from_checkpoint", "target",
-     "teacher_model_name_or_path", "responses_dir", "serving_target", "test_sets", "tokenizer", "tool_catalog")
+    ("accelerator_config", "chat_template_path", "costs", "dataset", "deepspeed", "donor", "draft", "drafts",
+     "fsdp_config", "grammar", "json_schema", "llama_cpp_dir", "model_name_or_path", "output", "output_dir", "parts",
+     "path", "paths", "prompts", "recipe", "ref_model_name_or_path", "report", "responses", "responses_dir",
+     "resume_from_checkpoint", "serving_target", "target", "teacher_model_name_or_path", "test_sets", "tokenizer",
+     "tool_catalog")
 )  # fmt: skip
 FILES_ONLY = ("paths", "tool_catalog", "deepspeed")  # never a name on the Hub
 

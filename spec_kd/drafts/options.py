@@ -10,29 +10,35 @@ WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_va
 @document_options
 @dataclass(frozen=True)
 class DraftShapeOptions:
-    """Shape of a new draft, in the words of a Hugging Face config. Everything that is left out stays as in the donor.
+    """Shape of a new draft, in the words of a Hugging Face config.
 
     Raises:
         ValueError: If a value is out of its range, or two of them contradict each other.
     """
 
     num_hidden_layers: int | None = option(
-        "Number of layers. Those that change the hidden states most on sample text are kept.", default=None
+        "Number of layers, the donor's by default. Those that change the hidden states most on sample text are kept.",
+        default=None,
     )
     layers: list[int] | None = option(
-        "Layers of the donor to keep, counted from 0, in place of `num_hidden_layers`.", default=None
+        "Layers of the donor to keep, counted from 0, in place of `num_hidden_layers`; all by default.", default=None
     )
     hidden_size: int | None = option(
-        "Width of the hidden states, which are projected onto their principal directions on sample text.", default=None
+        "Width of the hidden states, the donor's by default. They are projected onto their principal directions on "
+        "sample text.",
+        default=None,
     )
     intermediate_size: int | None = option(
-        "Number of neurons in each feed-forward layer. Those that write most on sample text are kept.", default=None
+        "Number of neurons in each feed-forward layer, the donor's by default. Those that write most on sample text "
+        "are kept.",
+        default=None,
     )
     num_attention_heads: int | None = option(
-        "Number of attention heads. Those that write most on sample text are kept.", default=None
+        "Number of attention heads, the donor's by default. Those that write most on sample text are kept.",
+        default=None,
     )
     num_key_value_heads: int | None = option(
-        "Number of key and value heads, a divisor of `num_attention_heads`.", default=None
+        "Number of key and value heads, a divisor of `num_attention_heads`; the donor's by default.", default=None
     )
     tie_word_embeddings: bool | None = option(
         "Whether embedding and head share one matrix. By default they do if the donor's do and `hidden_size` stays: a "

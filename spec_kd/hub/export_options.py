@@ -39,7 +39,7 @@ class ExportOptions:
         "folder, see `export_gguf`; no GGUF files by default.",
         default=None,
     )
-    quantization: str = option(f"Type of the GGUF files: {', '.join(QUANTIZATIONS)}.", default="f16")
+    quantization: str = option(f"Type of the weights in GGUF: {', '.join(QUANTIZATIONS)}.", default="f16")
 
     def __post_init__(self) -> None:
         check_int("target_vocab_size", self.target_vocab_size, is_optional=True)
