@@ -114,11 +114,15 @@ def measure_synthetic_speed(
     at these rates; each gives 1 + their sum tokens on average.
 
     Args:
-        draft (`str` or `os.PathLike`), target (`str` or `os.PathLike`): The GGUF files.
+        draft (`str` or `os.PathLike`): The draft's GGUF file.
+        target (`str` or `os.PathLike`): The target's GGUF file.
         acceptance_rates (`Sequence[float]`):
             Shares of the rounds in which drafted token k = 1, 2, ... is accepted, as `acceptance_rate_per_position` of
             [`~spec_kd.replay`] and of reports has them; one for each drafted token, none higher than the one before it.
-        options, output_dir, show_progress, given: As for [`measure_server_costs`].
+        options (`ServerTimingOptions`, *optional*): As for [`measure_server_costs`].
+        output_dir (`str` or `os.PathLike`, *optional*): As for [`measure_server_costs`].
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+        given: Fields of [`ServerTimingOptions`] as keywords.
 
     Returns:
         `list[SyntheticSpeed]`, one for each batch size.

@@ -37,14 +37,16 @@ def check_serving(
     record of the engine names.
 
     Args:
-        draft, target (`PreTrainedModel` or path): Models, their folders, or their Hub ids.
+        draft (`PreTrainedModel` or path): The draft, its folder, or its Hub id.
+        target (`PreTrainedModel` or path): The target.
         serving_engine (`str`, *optional*, defaults to `"vllm"`): Engine that will serve them.
         tensor_parallel_size (`int`, *optional*, defaults to `1`): Cards that share each layer.
         max_length (`int`, *optional*):
             Tokens of the longest sequence, prompt and completion; by default all that the target can read.
         num_assistant_tokens (`int`, *optional*): Tokens drafted in a round; by default not considered.
-        draft_processing_class, target_processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            Tokenizers or processors; by default those that are stored with the models.
+        draft_processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The draft's tokenizer or processor; by default the one that is stored with it.
+        target_processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The same of the target.
 
     Returns:
         `list[ServingFinding]`: In the order of the record; empty if nothing was found.
