@@ -165,7 +165,7 @@ def main() -> None:
         # By turns: work beside it on the machine slows passes over one token less than those over several
         folder, setting = work_dir / f"costs-{name}-{number}", f"{name}-{number}"
         for repeat in range(arguments.repeats):
-            options = {**TIMING, "context_length": context, "server": server, "repeats": repeat + 1}
+            options = {**TIMING, "context_length": context, "server": server, "repeats": 2 * (repeat + 1)}
             [costs[name, number]] = measure_server_costs(
                 drafts[name], target, gammas=[number], output_dir=folder, **options
             )
