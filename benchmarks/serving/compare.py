@@ -268,7 +268,8 @@ def write_results(results: Sequence[Mapping[str, Any]], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if output == OUTPUT:
-        README.write_text(TABLE.sub(lambda _: tabulate(results), README.read_text(encoding="utf-8")), encoding="utf-8")
+        page = README.read_text(encoding="utf-8")
+        README.write_text(TABLE.sub(lambda _: tabulate(results), page, count=1), encoding="utf-8")
 
 
 def main() -> None:

@@ -146,7 +146,7 @@ def main() -> None:
         results[quantization] = result
         write_text(RESULTS, json.dumps(results) + "\n")
         table = tabulate(results)
-        write_text(README, TABLE.sub(lambda _, table=table: table, README.read_text(encoding="utf-8")))
+        write_text(README, TABLE.sub(lambda _, table=table: table, README.read_text(encoding="utf-8"), count=1))
 
 
 if __name__ == "__main__":

@@ -200,7 +200,8 @@ def main() -> None:
             results["speed"].append(describe(name, number, of_number, metrics[number], costs[name, number]))
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    README.write_text(TABLE.sub(lambda _: tabulate(results), README.read_text(encoding="utf-8")), encoding="utf-8")
+    page = README.read_text(encoding="utf-8")
+    README.write_text(TABLE.sub(lambda _: tabulate(results), page, count=1), encoding="utf-8")
     print(tabulate(results))
 
 
