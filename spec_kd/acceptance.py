@@ -173,7 +173,7 @@ def expect_rounds(
     written have probability P_k(x) = prod p, and P(at least k accepted | x) = prod q(x_j) b_k(x) / P_k(x) = w_k b_k(x).
     That is the minimum, because w_k b_k = min(w_k, w_{k-1} b_{k-1}). What follows changes nothing: a round that accepts
     k tokens goes on with max(b_k p - q, 0), and w_k max(b_k - q(x) / p(x), 0) = m_k - m_{k+1} with m the minimum, so
-    P(exactly k | the whole text) is that difference; later rounds draw anew.
+    P(exactly k | the whole text) is that difference. Later rounds are independent.
 
     Args:
         acceptance (`torch.Tensor`):

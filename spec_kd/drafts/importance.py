@@ -39,7 +39,7 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList) or len(layers) != model.config.get_text_config().num_hidden_layers:
         raise ValueError(
             f"The layers of {type(model).__name__} are not a plain list, so none can be taken out. Choose another "
-            "donor, or set `fresh_layers=True`."
+            "donor."
         )
     return layers
 

@@ -132,6 +132,18 @@ def init_draft(
     processing_class = processing_class or _load_processing_class("target", target)
     model = _load("donor", target if donor is None else donor)
     target_config = load_config(target).get_text_config()
+    if options.tie_word_embeddings and not model.config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            "The donor's head is a matrix of its own, which would be lost. Leave `tie_word_embeddings` out."
+        )
+    if (
+        getattr(model.get_decoder(), "norm", None) is None
+        or getattr(model.get_output_embeddings(), "bias", None) is not None
+    ):
+        raise ValueError(
+            f"{type(model).__name__} has no `norm` before its head, or a head with a bias, which a plain Llama cannot "
+            "take over. Choose another donor."
+        )
     if not options.fresh_layers:
         needs_samples, widths = _check_shape(model, options)
     else:
@@ -156,7 +168,7 @@ def init_draft(
     draft, layers = _build(model, options, widths, texts if needs_samples else [], show_progress)
     matched = transplant_vocabulary(draft, own, tokenizer) if is_transplanted else None
     align_vocabulary(draft, max(target_config.vocab_size, count_real_ids(tokenizer)), count_real_ids(tokenizer))
-    _adopt(draft, target_config, target)
+    _adopt(draft, target_config)
     alpha = None
     if rows:
         judge = _load("target", target) if temperature > 0 else None
@@ -266,8 +278,6 @@ def _build(
     if any(widths[name] != getattr(config, name, None) for name in WIDTHS):
         activity = measure_activity(draft, texts, reads_parts=True, description=description)
         return slice_widths(draft, activity, widths, is_tied), layers
-    if is_tied and not config.tie_word_embeddings:
-        raise ValueError("The donor's head is a matrix of its own. Leave `tie_word_embeddings` out.")
     if config.tie_word_embeddings and not is_tied:
         head = draft.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -297,7 +307,7 @@ def _find_rope_theta(config: PretrainedConfig) -> float:
     return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10_000.0)
 
 
-def _adopt(draft: PreTrainedModel, config: PretrainedConfig, target: Model) -> None:
+def _adopt(draft: PreTrainedModel, config: PretrainedConfig) -> None:
     """Gives a draft the target's context length and special ids, in place."""
     own = draft.config.get_text_config()
     own.max_position_embeddings = getattr(config, "max_position_embeddings", own.max_position_embeddings)

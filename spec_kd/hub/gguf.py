@@ -31,7 +31,7 @@ from spec_kd.options import check_choice, read_path
 logger = logging.getLogger(__name__)
 
 CONVERTER = "convert_hf_to_gguf.py"
-# Types of the converter, and those that the quantizer makes of what it wrote
+# Types that the converter writes, and types that the quantizer makes from its file
 FLOATS, QUANTIZED = ("f32", "f16", "bf16"), ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 QUANTIZATIONS = (*FLOATS, *QUANTIZED)
 # The smallest type that a quantized file can be made from without rounding twice

@@ -8,6 +8,8 @@ from transformers import (
     AutoTokenizer,
     GemmaConfig,
     GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -339,9 +341,16 @@ def test_widths_of_another_family_are_refused(tokenizer, responses):
     assert make(target, tokenizer, responses, num_hidden_layers=1).draft.config.num_hidden_layers == 1
 
 
-def test_a_head_of_its_own_cannot_be_tied(tokenizer):
-    with pytest.raises(ValueError, match="matrix of its own"):
-        make(build_llama(layers=2, tie=False), tokenizer, layers=[0], tie_word_embeddings=True)
+@pytest.mark.parametrize("options", [{"layers": [0]}, {"hidden_size": 16}, {"fresh_layers": True}], ids=str)
+def test_a_head_of_its_own_cannot_be_tied(tokenizer, responses, options):
+    with pytest.raises(ValueError, match="matrix of its own, which would be lost"):
+        make(build_llama(layers=2, tie=False), tokenizer, responses, tie_word_embeddings=True, **options)
+
+
+def test_a_donor_without_a_norm_before_its_head_is_refused(tokenizer):
+    target = GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=32, n_layer=2, n_head=4))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has no `norm`"):
+        make(target, tokenizer, fresh_layers=True, num_attention_heads=4)
 
 
 def test_a_shared_matrix_can_be_split(tokenizer):

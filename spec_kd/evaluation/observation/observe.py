@@ -1,4 +1,4 @@
-"""Asks a running server, with and without a draft, and keeps what it wrote, counted and took."""
+"""Asks a running server, with and without a draft, and keeps its completions, counts and times."""
 
 import hashlib
 import json
