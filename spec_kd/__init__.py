@@ -9,6 +9,7 @@ from spec_kd.lazy_imports import import_lazily
 from spec_kd.version import __version__ as __version__
 
 _ROOMS = {
+    "spec_kd.data.corpus": ("tokenize_corpus",),
     "spec_kd.data.reference_scores": ("add_reference_scores",),
     "spec_kd.data.response_options": ("ResponseOptions", "ScoreOptions"),
     "spec_kd.data.responses": ("generate_responses", "score_completions"),
@@ -72,6 +73,7 @@ _ROOMS = {
 }
 
 if TYPE_CHECKING:
+    from spec_kd.data.corpus import tokenize_corpus
     from spec_kd.data.reference_scores import add_reference_scores
     from spec_kd.data.response_options import ResponseOptions, ScoreOptions
     from spec_kd.data.responses import generate_responses, score_completions
@@ -204,6 +206,7 @@ __all__ = [
     "score_completions",
     "serving_commands",
     "synthesize_queries",
+    "tokenize_corpus",
 ]
 
 __getattr__, __dir__ = import_lazily(__name__, _ROOMS)

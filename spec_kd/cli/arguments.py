@@ -238,6 +238,27 @@ class ResponseFiles:
 
 @document_options
 @dataclass(frozen=True)
+class CorpusFiles:
+    """What `spec-kd score` reads and writes."""
+
+    corpus: str = option(
+        "Text that the target did not write: rows of text, conversations, or prompts with completions. A file, a "
+        "folder or a name on the Hub."
+    )
+    output_dir: str = option("Folder for the scored rows, where a stopped job continues.")
+    split: str = option("Split of the corpus, for a folder or a name on the Hub.", "train")
+    num_rows: int | None = option("Number of rows of the corpus to read, the first ones; all by default.", None)
+    max_length: int | None = option("Maximum number of tokens of a scored row; longer text becomes several.", 1024)
+    text_field: str = option("Column of plain text.", "text")
+
+    def __post_init__(self) -> None:
+        check_int("num_rows", self.num_rows, is_optional=True)
+        check_int("max_length", self.max_length, 2, is_optional=True)
+        check_text("text_field", self.text_field)
+
+
+@document_options
+@dataclass(frozen=True)
 class TrainArguments:
     """What a training reads besides the trainer's own arguments."""
 

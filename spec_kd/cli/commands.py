@@ -12,6 +12,7 @@ from spec_kd.cli import recipe_format
 from spec_kd.cli.arguments import (
     CheckServingArguments,
     ConvertArguments,
+    CorpusFiles,
     CuratedFiles,
     DraftArguments,
     EvaluationFiles,
@@ -112,6 +113,13 @@ COMMANDS = {
         "shard. `accelerate launch -m spec_kd.cli respond ...` shares the shards between processes.",
         ("target", "prompts", "output_dir", "teacher_signal", "max_new_tokens", "temperature", "engine"),
         lambda: {"files": ResponseFiles, "responses": spec_kd.ResponseOptions, "target": TargetArguments},
+    ),
+    "score": Command(
+        "Lets the target read text that it did not write, and stores what distillation needs of its distribution at "
+        "every token. `spec-kd train white_box` trains a draft on it without the target. A stopped job continues after "
+        "its last whole shard, and `accelerate launch` shares the shards, as with `respond`.",
+        ("target", "corpus", "output_dir", "teacher_signal", "max_length", "num_rows", "engine"),
+        lambda: {"files": CorpusFiles, "scores": spec_kd.ScoreOptions, "target": TargetArguments},
     ),
     "init-draft": Command(
         "Makes a draft for a target that has no small sibling: layers and widths cut from the target or from another "

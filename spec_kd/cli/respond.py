@@ -39,8 +39,7 @@ def run(
     }
 
     def work() -> JsonObject:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            accelerate.PartialState(cpu=True)  # accelerate has to be told that processes share the work on a CPU
+        share_on_cpu()
         prompts = take_first(load_rows(files.prompts, files.split, option="prompts"), files.num_prompts)
         model, processing_class = load_target(target)
         rows = spec_kd.generate_responses(
@@ -54,3 +53,9 @@ def run(
         }
 
     return workspace.do(files.output_dir, "respond", inputs, PRODUCTS, work)
+
+
+def share_on_cpu() -> None:
+    """Tells accelerate, where there is no accelerator, that several processes share the work on the CPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        accelerate.PartialState(cpu=True)

@@ -154,7 +154,8 @@ def build_trainer(call: TrainCall, rows: Dataset) -> DraftTrainer:
         info = read_teacher_info(rows)
         # replay needs no target for greedy rows, and for those with log p at their sampling temperature
         can_replay = info is not None and info.sampling_temperature in (0.0, info.logprobs_temperature)
-        if is_live or can_replay:
+        has_prompts = bool({"prompt", "prompt_ids"} & set(rows.column_names))
+        if has_prompts and (is_live or can_replay):
             limit = max(map(len, held_out["completion_ids"])) if "completion_ids" in rows.column_names else None
             callbacks.append(
                 spec_kd.SpeculativeEvalCallback(

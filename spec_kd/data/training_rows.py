@@ -51,8 +51,9 @@ def check_training_columns(
     accepted = ", ".join(" + ".join(f"`{column}`" for column in columns) for columns in ACCEPTED_COLUMNS)
     raise ValueError(
         f"The {name} dataset has the columns {sorted(first)}, which do not say what the target wrote. Needed is one "
-        f"of: {accepted}. If the target wrote all of the text, set `assume_target_completions=True`. If the rows are "
-        "prompts, complete them with `spec_kd.generate_responses(target, prompts)`."
+        f"of: {accepted}. If the target wrote all of the text, set `assume_target_completions=True`. To train "
+        "on text of others, use WhiteBoxDistillTrainer with `completion_only_loss=False`. If the rows are prompts, "
+        "complete them with `spec_kd.generate_responses(target, prompts)`."
     )
 
 
@@ -101,7 +102,8 @@ def to_training_rows(
         return _join_ids(dataset, token_columns, completion_only_loss is not False)
     if not ({"prompt", "completion"} <= columns or columns & {"messages", "conversations"}):
         return dataset
-    if not {"prompt", "completion"} <= columns and accelerate.PartialState().is_main_process:
+    says_who = {"prompt", "completion"} <= columns or completion_only_loss is False  # or it does not matter
+    if not says_who and accelerate.PartialState().is_main_process:
         logger.warning(
             "%s dataset: every assistant turn of its conversations counts as written by the target.", name.capitalize()
         )

@@ -134,15 +134,15 @@ def check_dataset(
 ) -> None:
     """Raises `ValueError` unless a dataset says what the target wrote, in a form that will be prepared."""
     columns = find_columns(dataset)
-    is_told, makes_text = args.assume_target_completions, formatting_func is not None and columns
-    if makes_text and not ID_COLUMNS & columns and not is_told:
+    makes_text = formatting_func is not None and columns
+    if makes_text and not ID_COLUMNS & columns and not args.accepts_any_text:
         raise ValueError(
             f"`formatting_func` makes one text of each row of the {name} dataset, without saying which part the target "
             "wrote. If it wrote all of it, set `assume_target_completions=True`; otherwise give `prompt` and "
             "`completion`."
         )
-    check_training_columns(dataset, name, assume_target_completions=is_told)
-    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or is_told
+    check_training_columns(dataset, name, assume_target_completions=args.accepts_any_text)
+    has_spans = {"prompt", "completion"} <= columns or args.assistant_only_loss or args.accepts_any_text
     refuse(
         (
             IMAGE_COLUMNS & columns and not has_spans,

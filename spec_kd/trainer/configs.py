@@ -104,6 +104,11 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
         default=None,
     )
 
+    @property
+    def accepts_any_text(self) -> bool:
+        """Whether rows may leave open what the target wrote, since all of their tokens are trained on."""
+        return self.assume_target_completions
+
     def to_dict(self) -> JsonObject:
         """As `TrainingArguments.to_dict`, which trackers log, without secrets such as a token for the draft."""
         return strip_secrets(super().to_dict())
@@ -143,6 +148,9 @@ class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # field
     """Configuration of [`WhiteBoxDistillTrainer`].
 
     It has the options of [`~trl.SFTConfig`] and [`DraftConfig`], and those below.
+
+    `completion_only_loss=False` trains on every token of any text, whoever wrote it: prompts, all turns of
+    conversations, and rows that have nothing but `text`.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 (TRL's name)
@@ -235,6 +243,11 @@ class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # field
         )
         super().__post_init__()  # turns JSON text into dicts
         self.build_loss()
+
+    @property
+    def accepts_any_text(self) -> bool:
+        """As [`DraftConfig.accepts_any_text`]: the target's distribution is known at every token, whoever wrote it."""
+        return super().accepts_any_text or self.completion_only_loss is False
 
     def build_loss(self) -> TokenLoss:
         """The loss that these options describe; raises `ValueError` for options that do not fit each other."""
