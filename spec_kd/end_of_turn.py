@@ -1,4 +1,4 @@
-"""Ids that end a completion: those at which the target's server stops."""
+"""What the chat template writes around a message: the ids that end a completion, and the marks of a prompt."""
 
 import re
 from collections.abc import Iterable
@@ -46,15 +46,8 @@ def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) 
     Returns:
         `int`, *optional*: `None` without a chat template, and where it writes no added token after a reply.
     """
-    if not processing_class.chat_template:
-        return None
-    wrap = (lambda text: [{"type": "text", "text": text}]) if isinstance(processing_class, ProcessorMixin) else str
-    messages: JsonValue = [{"role": "user", "content": wrap("Hi")}, {"role": "assistant", "content": wrap(PROBE)}]
-    try:
-        rendered = cast(str, processing_class.apply_chat_template(messages, tokenize=False))
-    except (TemplateError, TypeError, ValueError, KeyError):  # a template of other messages: known ends have to do
-        return None
-    if PROBE not in rendered:
+    rendered = _render_probe(processing_class, ("user", "Hi"), ("assistant", PROBE))
+    if rendered is None:
         return None
     after = rendered.rpartition(PROBE)[2]
     tokenizer = get_tokenizer(processing_class)
@@ -65,6 +58,47 @@ def find_turn_end_id(processing_class: ProcessingClass, end_ids: Iterable[int]) 
     # a model writes no line break between two ends: the template adds what comes after it to the whole conversation
     is_other = end is not None and end[0] > first[0] and "\n" in after[first[0] + len(first[1]) : end[0]]
     return texts[(first if end is None or is_other else end)[1]]
+
+
+def find_template_marks(processing_class: ProcessingClass) -> list[str]:
+    """The texts that mark a prompt as rendered by the chat template: one of them stands in every such prompt.
+
+    They are the added tokens that the template writes around a message, but for white space and for what the tokenizer
+    adds to any text (BOS). A template without such tokens is known by the text between the message and the completion.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's tokenizer.
+
+    Returns:
+        `list[str]`: Empty without a chat template, and where it writes nothing of its own.
+    """
+    # the generation prompt can open a reasoning, which a prompt without the template may do as well
+    turn, prompt = (
+        _render_probe(processing_class, ("user", PROBE), add_generation_prompt=one) for one in (False, True)
+    )
+    if turn is None or prompt is None:
+        return []
+    tokenizer = get_tokenizer(processing_class)
+    added = get_texts(tokenizer, set(tokenizer.added_tokens_decoder) - set(tokenizer("")["input_ids"]))
+    marks = [text for text in added if text.strip() and text in turn]
+    return marks or [text for text in [prompt.rpartition(PROBE)[2].strip()] if text]
+
+
+def _render_probe(
+    processing_class: ProcessingClass, *turns: tuple[str, str], add_generation_prompt: bool = False
+) -> str | None:
+    """A conversation of roles and texts, by the chat template; `None` without one, or if it does not show `PROBE`."""
+    if not processing_class.chat_template:
+        return None
+    wrap = (lambda text: [{"type": "text", "text": text}]) if isinstance(processing_class, ProcessorMixin) else str
+    messages: JsonValue = [{"role": role, "content": wrap(text)} for role, text in turns]
+    try:
+        rendered = processing_class.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+    except (TemplateError, TypeError, ValueError, KeyError):  # a template of other messages: known ends have to do
+        return None
+    return cast(str, rendered) if PROBE in rendered else None
 
 
 def get_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from spec_kd.evaluation.report.content import (
     SettingReport,
     ShownPrompt,
 )
+from spec_kd.evaluation.report.left_out import LeftOut, LeftOutMetric
 
 NAN = float("nan")
 BEFORE, AFTER = "org/draft-generic", "outputs/draft_<script>alert('name')</script>"
@@ -109,6 +110,20 @@ def build_worst(is_greedy: bool) -> list[ShownPrompt]:
     ]
 
 
+def build_left_out(alpha: float) -> list[LeftOut]:
+    return [
+        LeftOut(
+            kind="looping",
+            responses=16,
+            share=0.125,
+            metrics=[
+                LeftOutMetric(name="alpha", of_all=around(alpha, 0.012), without=around(alpha - 0.05, 0.02)),
+                LeftOutMetric(name="block_efficiency", of_all=around(2.48, 0.1), without=around(2.2, 0.1)),
+            ],
+        )
+    ]
+
+
 def build_setting(name: str, temperature: float, alpha: float, full: bool) -> SettingReport:
     batch_sizes = (1, 8) if full else ()
     by_gamma = [build_gamma(alpha, gamma, batch_sizes) for gamma in GAMMAS]
@@ -145,6 +160,7 @@ def build_setting(name: str, temperature: float, alpha: float, full: bool) -> Se
         )
         if full and is_t1
         else None,
+        left_out=build_left_out(alpha) if full else [],
     )
 
 

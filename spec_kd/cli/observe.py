@@ -61,7 +61,7 @@ def run(files: ObservationFiles, options: spec_kd.ObservationOptions, workspace:
             output_dir=Path(files.output_dir, "requests"),
         )
         if files.draft is None:
-            observed = spec_kd.describe_observation(observation)
+            observed = spec_kd.describe_observation(observation, processing_class)
         else:
             own = None if files.responses is None else load_rows(files.responses, option="responses")
             observed = spec_kd.compare_observed(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts, measure_costs, read_costs, write_costs
     from spec_kd.evaluation.evaluate import evaluate_draft
     from spec_kd.evaluation.gates import check_gates
+    from spec_kd.evaluation.looping import find_loop
     from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_ratio
     from spec_kd.evaluation.observation.compare import compare_observed, describe_observation
     from spec_kd.evaluation.observation.observe import observe_serving
@@ -46,6 +47,7 @@ __all__ = [
     "compare_observed",
     "describe_observation",
     "evaluate_draft",
+    "find_loop",
     "generate_assisted",
     "load_observed",
     "load_report",
@@ -71,6 +73,7 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs", "read_costs", "write_costs"),
         "spec_kd.evaluation.evaluate": ("evaluate_draft",),
         "spec_kd.evaluation.gates": ("check_gates",),
+        "spec_kd.evaluation.looping": ("find_loop",),
         "spec_kd.evaluation.metrics": ("AcceptanceMetrics", "Interval", "bootstrap", "bootstrap_ratio"),
         "spec_kd.evaluation.observation.compare": ("compare_observed", "describe_observation"),
         "spec_kd.evaluation.observation.observe": ("observe_serving",),

@@ -16,6 +16,7 @@ from spec_kd.decoding import Round
 from spec_kd.decoding.speculative import leave_out_drafts_after_end
 from spec_kd.evaluation.cost import synchronize
 from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap
+from spec_kd.evaluation.text_kinds import find_kinds
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import Argument, Arguments, Array
 from spec_kd.options import resolve_options
@@ -172,6 +173,7 @@ def generate_assisted(
         num_assistant_tokens=num_assistant_tokens,
         draft_sampling="stochastic",
         method="assisted",
+        kinds=find_kinds(prompt_ids, [run.completion for run in runs]),
         completion_ids=[run.completion for run in runs],
         rounds=[run.rounds for run in runs],
         timing=GenerationTiming(

@@ -37,6 +37,8 @@ class SpeculativeEvalCallback(TrainerCallback):
     The target writes one response to each prompt at each temperature, once. Logged are `eval_alpha_greedy`,
     `eval_alpha_t1`, ... (each on responses sampled so) and, for the first temperature, `eval_acceptance_rate`,
     `eval_block_efficiency` and `eval_acceptance_rate_pos_1`, ...; for the others the same with a suffix (`_t1`).
+    Beside them stand the shares of looping completions (`eval_share_looping`) and of prompts without the chat template
+    (`eval_share_untemplated`), and alpha and block efficiency without these (`eval_alpha_without_looping_greedy`, ...).
     `method="assisted"` also logs `eval_tokens_per_second_assisted`, `eval_tokens_per_second_plain` and `eval_speedup`.
     Each of them can be `metric_for_best_model` (with `greater_is_better=True`), and all reach every tracker.
     TensorBoard, W&B and Trackio also get a picture of the acceptance by position if matplotlib is installed.
@@ -264,7 +266,7 @@ class SpeculativeEvalCallback(TrainerCallback):
             "num_assistant_tokens": self.num_assistant_tokens,
             "vocab_size": options.vocab_size or count_real_ids(processing_class),
         }
-        replayed = replay(draft, target, responses, options, **common)
+        replayed = replay(draft, target, responses, options, processing_class=processing_class, **common)
         if self.method == "replay" or target is None:
             return replayed
         assisted = generate_assisted(
@@ -276,4 +278,4 @@ class SpeculativeEvalCallback(TrainerCallback):
             measure_speed=True,
             **common,
         )
-        return replace(assisted, alpha_sum=replayed.alpha_sum, alpha_tokens=replayed.alpha_tokens)
+        return replace(assisted, alpha_sum=replayed.alpha_sum, alpha_tokens=replayed.alpha_tokens, kinds=replayed.kinds)

@@ -8,6 +8,7 @@ from spec_kd.acceptance import LookedUp, expect_rounds
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.response_replay import ResponseScores
 from spec_kd.evaluation.response_rows import ResponseRows
+from spec_kd.evaluation.text_kinds import find_kinds
 from spec_kd.options import check_int
 from spec_kd.serving import ServingEngine, find_serving_engine
 from spec_kd.serving.lookup import Propose
@@ -85,6 +86,7 @@ def replay_lookup(
         num_assistant_tokens=rounds.accepted_by_position.shape[-1],
         draft_sampling="greedy" if scores is None else scores.draft_sampling,
         method="replay",
+        kinds=find_kinds([prompt for prompt, _ in texts], [completion for _, completion in texts]),
     )
 
 

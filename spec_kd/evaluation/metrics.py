@@ -4,7 +4,7 @@ Intervals are bootstrap intervals over prompts (Efron and Tibshirani 1993, perce
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from spec_kd.counting import Counting
 from spec_kd.evaluation.report.content import Comparison
+from spec_kd.evaluation.report.left_out import LeftOut
+from spec_kd.evaluation.text_kinds import describe_kinds
 from spec_kd.open_types import Argument, Array, Call
 from spec_kd.reports.numbers import Interval
 
@@ -122,6 +124,9 @@ class AcceptanceMetrics:
         method (`str`): `"replay"` or `"assisted"`.
         alpha_sum (`np.ndarray`, *optional*): Sum of alpha over the positions of the target's completion `(P,)`.
         alpha_tokens (`np.ndarray`, *optional*): Tokens of these completions `(P,)`.
+        kinds (`Mapping[str, np.ndarray]`, *optional*, defaults to `{}`):
+            Which responses loop and which prompts lack the chat template, bool `(P,)` each by
+            [`~spec_kd.evaluation.text_kinds.find_kinds`].
     """
 
     tokens: Array
@@ -136,6 +141,7 @@ class AcceptanceMetrics:
     method: str
     alpha_sum: Array | None = None
     alpha_tokens: Array | None = None
+    kinds: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -151,6 +157,27 @@ class AcceptanceMetrics:
             accepted_by_position=rounds.accepted_by_position.numpy(),
             **facts,
         )
+
+    def select(self, is_chosen: Array) -> "AcceptanceMetrics":
+        """The metrics of some prompts alone, as if no others had been there.
+
+        Args:
+            is_chosen (`np.ndarray`): Which prompts, bool `(P,)`.
+        """
+        values = {one.name: getattr(self, one.name) for one in fields(AcceptanceMetrics)}
+        chosen = {name: value[is_chosen] for name, value in values.items() if isinstance(value, np.ndarray)}
+        kinds = {kind: mask[is_chosen] for kind, mask in self.kinds.items()}
+        return AcceptanceMetrics(**values | chosen | {"kinds": kinds})
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Alpha and block efficiency with and without each kind of response."""
+
+        def measure(is_chosen: Array) -> dict[str, Interval | None]:
+            chosen = self.select(is_chosen)
+            return {"alpha": chosen.alpha, "block_efficiency": chosen.block_efficiency}
+
+        return describe_kinds(self.kinds, measure)
 
     @property
     def alpha(self) -> Interval | None:
@@ -185,6 +212,9 @@ class AcceptanceMetrics:
     def to_metrics(self, prefix: str = "eval", suffix: str = "") -> dict[str, float]:
         """The values without intervals, for a log. alpha always carries its setting (`eval_alpha_t1`).
 
+        Shares of looping completions and of prompts without the chat template are among them, and alpha and block
+        efficiency without these where there are some and others.
+
         Args:
             prefix (`str`, *optional*, defaults to `"eval"`): Prefix of every name.
             suffix (`str`, *optional*, defaults to `""`): Suffix of every name but alpha's, such as `"_t1"`.
@@ -195,8 +225,15 @@ class AcceptanceMetrics:
         }
         for k, rate in enumerate(self.acceptance_rate_per_position, start=1):
             metrics[f"{prefix}_acceptance_rate_pos_{k}{suffix}"] = rate.value
+        setting = name_temperature(self.temperature)
         if self.alpha is not None:
-            metrics = {f"{prefix}_alpha_{name_temperature(self.temperature)}": self.alpha.value, **metrics}
+            metrics = {f"{prefix}_alpha_{setting}": self.alpha.value, **metrics}
+        for one in self.left_out:
+            metrics[f"{prefix}_share_{one.kind}{suffix}"] = one.share
+            for metric in one.metrics if one.responses else ():
+                if metric.without is not None:
+                    end = f"_{setting}" if metric.name == "alpha" else suffix
+                    metrics[f"{prefix}_{metric.name}_without_{one.kind}{end}"] = metric.without.value
         return metrics
 
 

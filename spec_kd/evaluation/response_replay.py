@@ -1,6 +1,6 @@
 """Exact acceptance metrics from one teacher-forced pass over responses of the target; nothing is generated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -14,8 +14,9 @@ from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_rows import ResponseRows, make_masks, read_responses
 from spec_kd.evaluation.response_scoring import ResponseScorer
 from spec_kd.evaluation.stored_responses import check_stored_logprobs
+from spec_kd.evaluation.text_kinds import find_kinds
 from spec_kd.evaluation.token_scores import CONFIDENCE, SCORES
-from spec_kd.open_types import Argument
+from spec_kd.open_types import Argument, Array
 from spec_kd.options import check_int, resolve_options
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
@@ -43,6 +44,8 @@ class ResponseScores:
         allowed_off_text (`torch.Tensor`, *optional*):
             Number of tokens that a grammar allows in a draft that leaves the text at a token, int64 `(P, N + 1)`, for
             engines that cut the others. `None` counts all of them as drafted.
+        kinds (`dict[str, np.ndarray]`, *optional*, defaults to `{}`):
+            Which responses loop and which prompts lack the chat template, see [`AcceptanceMetrics`].
     """
 
     values: dict[str, torch.Tensor]
@@ -53,6 +56,7 @@ class ResponseScores:
     counting: Counting = PAPER_COUNTING
     past_end: torch.Tensor | None = None
     allowed_off_text: torch.Tensor | None = None
+    kinds: dict[str, Array] = field(default_factory=dict)
 
     @property
     def acceptance(self) -> torch.Tensor:
@@ -101,6 +105,7 @@ class ResponseScores:
             method="replay",
             alpha_sum=self.alpha_sum.numpy(),
             alpha_tokens=self.lengths.numpy(),
+            kinds=self.kinds,
         )
 
 
@@ -132,7 +137,8 @@ def replay(
         options (`ReplayOptions`, *optional*): How the responses were sampled, and how a draft is.
         num_assistant_tokens (`int`, *optional*, defaults to `5`): Number of tokens drafted in a round.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            The target's. It is needed if the server held completions to a JSON schema or a grammar.
+            The target's. It is needed if the server held completions to a JSON schema or a grammar, and tells which
+            prompts lack the chat template.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`. `temperature` and
             `max_new_tokens` are needed.
@@ -248,4 +254,5 @@ def score_responses(
         counting=options.counting,
         past_end=past_end,
         allowed_off_text=allowed,
+        kinds=find_kinds([one.prompt for one in read], [one.completion for one in read], processing_class),
     )

@@ -114,6 +114,7 @@ def describe_setting(
         breakdowns=[breakdown for breakdown in breakdowns if breakdown is not None],
         worst=[responses.show(int(row), scores, headline, options.show_prompt_text) for row in worst],
         assisted=assisted,
+        left_out=headline.left_out,
     )
 
 

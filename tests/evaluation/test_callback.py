@@ -83,6 +83,10 @@ def test_figures_before_during_and_after(build, pair, tokenizer):
         "eval_block_efficiency_t1",
         "eval_acceptance_rate_pos_1_t1",
         "eval_acceptance_rate_pos_2_t1",
+        "eval_share_looping",
+        "eval_share_looping_t1",
+        "eval_share_untemplated",
+        "eval_share_untemplated_t1",
     }
     for temperature, name, suffix in ((0.0, "greedy", ""), (1.0, "t1", "_t1")):
         texts = generate_responses(

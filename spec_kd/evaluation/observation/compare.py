@@ -30,9 +30,15 @@ class _Metric(NamedTuple):
     denominator: Array | None = None
 
 
-def describe_observation(observation: Observation) -> ObservedReport:
-    """What a server did, as a report without predictions; see [`compare_observed`]."""
-    return _describe(observation, None, {}, [])
+def describe_observation(observation: Observation, processing_class: ProcessingClass | None = None) -> ObservedReport:
+    """What a server did, as a report without predictions; see [`compare_observed`].
+
+    Args:
+        observation (`Observation`): What the server did.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+            The target's, which tells which prompts lack the chat template.
+    """
+    return _describe(observation, None, {}, [], processing_class)
 
 
 def compare_observed(
@@ -68,7 +74,8 @@ def compare_observed(
         num_assistant_tokens (`int`, *optional*): Tokens drafted in a round; by default what the server told.
         draft_sampling (`str`, *optional*): How the server drafts; the rule of its engine by default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
-            The target's. It is needed if the server held completions to a JSON schema or a grammar.
+            The target's. It is needed if the server held completions to a JSON schema or a grammar, and tells which
+            prompts lack the chat template.
         batch_size (`int`, *optional*, defaults to `8`): Number of responses that a model reads at a time.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
@@ -113,7 +120,7 @@ def compare_observed(
         used = [own[request.row] for request in observation.requests]
         earlier = _list_headline(predict(used))
         notes += _describe_texts(observation, used)
-    return _describe(observation, predicted, earlier, notes, gamma)
+    return _describe(observation, predicted, earlier, notes, processing_class, gamma)
 
 
 def _find_earlier(
@@ -167,6 +174,7 @@ def _describe(
     predicted: AcceptanceMetrics | None,
     earlier: Mapping[str, _Metric],
     notes: Sequence[str],
+    processing_class: ProcessingClass | None,
     gamma: int | None = None,
 ) -> ObservedReport:
     engine = find_serving_engine(observation.serving_engine)
@@ -185,6 +193,7 @@ def _describe(
         speedup=observation.speedup,
         timing="without the prompt's pass, by the server" if observation.has_decoding_seconds else "whole requests",
         notes=[*_list_notes(observation), *notes],
+        left_out=observation.list_left_out(processing_class),
     )
 
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from spec_kd.evaluation.metrics import Interval, bootstrap_median, bootstrap_ratio
+from spec_kd.evaluation.report.left_out import LeftOut
+from spec_kd.evaluation.text_kinds import describe_kinds, find_kinds
 from spec_kd.open_types import Array, JsonObject
 from spec_kd.serving.observer import DraftCounts
+from spec_kd.vocabulary import ProcessingClass
 
 NAN = float("nan")
 
@@ -170,6 +173,40 @@ class Observation:
         """Prompts with the same completion with and without the draft."""
         plain = {one.row: one.completion_ids for one in self.plain_requests}
         return sum(plain.get(one.row) == one.completion_ids for one in self.requests)
+
+    def select(self, is_chosen: Array) -> "Observation":
+        """Some requests alone. The server's counters, which are of all of them, are left out.
+
+        Args:
+            is_chosen (`np.ndarray`): Which requests, bool `(P,)`; plain ones to the same prompts go with them.
+        """
+        requests = [one for one, is_kept in zip(self.requests, is_chosen, strict=True) if is_kept]
+        rows = {one.row for one in requests}
+        plain = [one for one in self.plain_requests if one.row in rows]
+        return replace(self, requests=requests, plain_requests=plain, counters=None, counted_requests=0)
+
+    def list_left_out(self, processing_class: ProcessingClass | None = None) -> list[LeftOut]:
+        """The metrics with and without looping completions and prompts that lack the chat template.
+
+        Completions are judged as the target wrote them without the draft, where it was asked.
+
+        Args:
+            processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
+                The target's. Without it nothing is said of the prompts.
+        """
+        plain = {one.row: one.completion_ids for one in self.plain_requests}
+        completions = [plain.get(one.row, one.completion_ids) for one in self.requests]
+        prompts = [self.prompt_ids[one.row] for one in self.requests]
+
+        def measure(is_chosen: Array) -> dict[str, Interval | None]:
+            chosen = self if is_chosen.all() else self.select(is_chosen)
+            return {
+                "acceptance_rate": chosen.acceptance_rate,
+                "mean_acceptance_length": chosen.mean_acceptance_length,
+                "speedup": chosen.speedup if plain else None,
+            }
+
+        return describe_kinds(find_kinds(prompts, completions, processing_class), measure)
 
     def list_responses(self) -> list[JsonObject]:
         """Prompt, completion and format of each request with the draft, as [`~spec_kd.replay`] reads them."""

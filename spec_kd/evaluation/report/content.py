@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import get_args, get_origin, get_type_hints
 
+from spec_kd.evaluation.report.left_out import LeftOut
 from spec_kd.evaluation.report.observed import ObservedReport
 from spec_kd.evaluation.report.recommended import Recommendations
 from spec_kd.open_types import JsonObject, JsonValue
@@ -133,6 +134,9 @@ class SettingReport:
         breakdowns (`list[Breakdown]`): Where the draft fails.
         worst (`list[ShownPrompt]`): Prompts with the lowest block efficiency, worst first.
         assisted (`AssistedReport`, *optional*): Real assisted generation, if it was run.
+        left_out (`list[LeftOut]`):
+            alpha and block efficiency, at the report's gamma, without looping completions and without prompts that lack
+            the chat template.
     """
 
     name: str
@@ -150,6 +154,7 @@ class SettingReport:
     breakdowns: list[Breakdown] = field(default_factory=list)
     worst: list[ShownPrompt] = field(default_factory=list)
     assisted: AssistedReport | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def at_gamma(self, num_assistant_tokens: int) -> GammaReport:
         """The metrics at one gamma; raises `KeyError` for a gamma that was not asked for."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from spec_kd.evaluation.report.left_out import TITLE, LeftOut, list_cells, list_header
 from spec_kd.reports.numbers import DASH, RATE_DIGITS, Interval, format_interval, format_number
 from spec_kd.reports.rendering import Table
 
@@ -84,6 +85,8 @@ class ObservedReport:
         speedup (`Interval`): Median over prompts of tokens a second with the draft over those without it.
         timing (`str`): What the times are of, in words.
         notes (`list[str]`): What a reader must know beside the numbers, in sentences.
+        left_out (`list[LeftOut]`):
+            Metrics without looping completions and without prompts that lack the chat template.
     """
 
     serving_engine: str
@@ -100,6 +103,7 @@ class ObservedReport:
     speedup: Interval
     timing: str
     notes: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def num_equal(self) -> int:
@@ -131,10 +135,11 @@ HEADLINE = ("acceptance rate", "mean acceptance length")
 
 
 def list_observed_tables(observed: ObservedReport) -> list[Table]:
-    """The metrics, the speed, the prompts and the notes of one observation."""
+    """The metrics, the speed, what is left out, the prompts and the notes of one observation."""
     return [
         tabulate_observed_metrics(observed),
         tabulate_speed(observed),
+        Table(title=TITLE, header=list_header(observed.left_out), rows=list(map(list_cells, observed.left_out))),
         tabulate_observed_prompts(observed),
         Table(title="Notes", header=["what"], rows=[[note] for note in observed.notes]),
     ]

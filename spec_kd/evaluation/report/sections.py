@@ -30,6 +30,8 @@ GLOSSARY = {
     "verify cost": "Time of a target pass over gamma + 1 tokens over that of a pass over one.",
     "predicted speed-up": "block efficiency / (gamma x cost ratio + verify cost + overhead of a round).",
     "break-even alpha": "Acceptance below which even the best gamma is no faster than plain decoding.",
+    "looping completion": "A completion that repeats itself at its end, or over half of it; it is accepted easily.",
+    "prompt without the chat template": "A prompt that lacks what the target's template writes around every message.",
     "replay": "Acceptance computed from one pass over the target's completions; nothing is generated.",
     "interval": "In brackets: 95 % bootstrap interval over prompts; that of a difference is paired.",
 }
@@ -196,6 +198,7 @@ class TermsSection(Section[EvaluationReport]):
 
 SECTIONS: list[Section[EvaluationReport]] = [
     MetricsSection("Metrics", tables.tabulate_metrics, tables.tabulate_comparisons),
+    TableSection("Loops and templates", tables.tabulate_left_out),
     PositionsSection(),
     GammasSection(),
     TableSection("Costs", tables.tabulate_costs, tables.tabulate_speedups),

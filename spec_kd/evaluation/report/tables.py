@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 
 from spec_kd.evaluation.report.content import BreakdownRow, CostReport, DraftReport, EvaluationReport, SettingReport
+from spec_kd.evaluation.report.left_out import TITLE, list_cells, list_header
 from spec_kd.open_types import Record
 from spec_kd.reports.numbers import DASH, RATE_DIGITS, format_interval, format_number, is_apart_from_zero
 from spec_kd.reports.rendering import Table
@@ -66,6 +67,14 @@ def _describe_alpha(setting: SettingReport) -> str:
         return setting.alpha_kind
     low, high = (format_number(bound, RATE_DIGITS) for bound in setting.alpha_bounds)
     return f"{setting.alpha_kind}, bounded by {low} and {high}"
+
+
+def tabulate_left_out(report: EvaluationReport) -> Table:
+    """Metrics at the report's gamma with and without looping completions and prompts that lack the chat template."""
+    found = [(draft, setting, one) for draft, setting in walk_settings(report) for one in setting.left_out]
+    rows = [[setting.name, draft.name, *list_cells(one)] for draft, setting, one in found]
+    header = ["setting", "draft", *list_header([one for *_, one in found])]
+    return Table(title=TITLE, header=header, rows=rows, labels=3)
 
 
 def tabulate_comparisons(report: EvaluationReport) -> Table:

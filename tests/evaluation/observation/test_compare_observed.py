@@ -9,6 +9,7 @@ from example_report import build_report
 from tiny import build_llama
 
 from spec_kd import compare_observed, describe_observation, replay, save_observed, save_report
+from spec_kd.data.prompt_rendering import render_prompt_ids
 from spec_kd.evaluation import Observation, ObservedRequest, load_observed, load_report
 from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report import render_html, render_markdown
@@ -152,3 +153,63 @@ def test_without_a_draft_nothing_is_predicted(observation):
     assert "predicts" not in report.headline and "speed-up" not in report.headline
     assert report.metrics[1].observed.value != report.metrics[1].observed.value  # llama.cpp tells no rounds
     assert isinstance(report.metrics[0].observed, Interval)
+
+
+def test_loops_and_untemplated_prompts_are_told_apart(tokenizer):
+    """The plain completions are judged, and metrics without them are those of the other requests."""
+    prompts = [
+        next(render_prompt_ids([{"prompt": [{"role": "user", "content": "Hi"}]}], tokenizer)) if i else [90, 91]
+        for i in range(4)
+    ]
+    requests = [
+        ObservedRequest(
+            row=i, completion_ids=list(range(9, 39)), finish_reason="length", request_seconds=1.0, decoding_seconds=1.0,
+            counts=DraftCounts(20, 10 + i, 10),
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    plain = [dataclasses.replace(one, decoding_seconds=1.0 + one.row, counts=None) for one in requests]
+    plain[3] = dataclasses.replace(plain[3], completion_ids=[9, 8] * 15)
+    observation = Observation(
+        serving_engine="llama.cpp", model="target.gguf", temperature=0.0, max_new_tokens=30, concurrency=1,
+        num_assistant_tokens=2, prompt_ids=prompts, requests=requests, plain_requests=plain,
+        counters=DraftCounts(80, 46, 40), counted_requests=4,
+    )  # fmt: skip
+    report = describe_observation(observation, tokenizer)
+    by_kind = {one.kind: one for one in report.left_out}
+    assert {kind: one.responses for kind, one in by_kind.items()} == {
+        "looping": 1, "untemplated": 1, "looping_or_untemplated": 2,
+    }  # fmt: skip
+    rate, length, speedup = by_kind["looping_or_untemplated"].metrics
+    assert (rate.of_all.value, rate.without.value) == (46 / 80, 23 / 40)
+    assert (length.of_all.value, length.without.value) == (1 + 46 / 40, 1 + 23 / 20)
+    assert (speedup.of_all.value, speedup.without.value) == (2.5, 2.5)
+    assert by_kind["looping"].metrics[2].without.value == 2.0
+    assert by_kind["looping"].metrics[0].without.value == 33 / 60
+    assert [one.kind for one in describe_observation(observation).left_out] == ["looping"]
+    of_draft = describe_observation(dataclasses.replace(observation, plain_requests=[]), tokenizer).left_out[0]
+    assert of_draft.responses == 0 and [one.name for one in of_draft.metrics] == [
+        "acceptance_rate",
+        "mean_acceptance_length",
+    ]
+
+
+def test_without_counts_of_each_request_only_the_speed_is_known(observation):
+    """Counters of all requests say nothing of some of them."""
+    requests = [dataclasses.replace(one, counts=None) for one in observation.requests]
+    text = [5] * 30
+    requests[0] = dataclasses.replace(requests[0], completion_ids=text)
+    plain = [dataclasses.replace(observation.plain_requests[0], completion_ids=text), *observation.plain_requests[1:]]
+    counted = dataclasses.replace(
+        observation, requests=requests, plain_requests=plain, counters=DraftCounts(20, 10, 10), counted_requests=3
+    )
+    rate, _, speedup = describe_observation(counted).left_out[0].metrics
+    assert rate.of_all.value == 0.5 and rate.without.value != rate.without.value
+    assert speedup.without.value == speedup.without.value
+
+
+def test_observed_texts_that_loop_are_in_the_files(observation, tmp_path):
+    report = describe_observation(observation)
+    save_observed(report, tmp_path)
+    assert repr(load_observed(tmp_path).left_out) == repr(report.left_out)  # NaN equals NaN in text
+    assert "looping completions" in (tmp_path / "observed.md").read_text()

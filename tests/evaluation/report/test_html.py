@@ -9,8 +9,8 @@ from spec_kd.evaluation.report.sections import choose_shade
 from spec_kd.reports.rendering import show_whitespace
 
 VOID = {"meta", "br"}
-SECTIONS = ["Acceptance by position", "How many tokens to draft", "Costs", "Cross-check", "Where the draft fails"]
-SECTIONS += ["Worst prompts", "Provenance", "Terms"]
+SECTIONS = ["Loops and templates", "Acceptance by position", "How many tokens to draft", "Costs", "Cross-check"]
+SECTIONS += ["Where the draft fails", "Worst prompts", "Provenance", "Terms"]
 
 
 class Page(HTMLParser):

@@ -22,8 +22,8 @@ def split_tables(text):
 
 def test_tables_are_whole(text):
     found = list(split_tables(text))
-    # metrics, differences, 2 x (gammas, positions), costs, speed-ups, cross-check, 2 x 3 breakdowns, provenance
-    assert len(found) == 16
+    # metrics, differences, loops, 2 x (gammas, positions), costs, speed-ups, cross-check, 2 x 3 breakdowns, provenance
+    assert len(found) == 17
     for table in found:
         assert len({len(row) for row in table}) == 1 and set(table[1]) == {"---"} and len(table) > 2
 

@@ -25,6 +25,14 @@ def test_settings_that_only_one_draft_has(report):
     ]
 
 
+def test_what_is_left_out(report):
+    table = tables.tabulate_left_out(report)
+    assert [row[:2] for row in table.rows] == [["t1", BEFORE], ["t1", AFTER], ["greedy", BEFORE], ["greedy", AFTER]]
+    cells = dict(zip(table.header, table.rows[1], strict=True))
+    assert (cells["left out"], cells["responses"], cells["share"]) == ("looping completions", "16", "12.5%")
+    assert (cells["alpha"], cells["alpha without them"]) == ("0.620 [0.608, 0.632]", "0.570 [0.550, 0.590]")
+
+
 def test_comparisons(report):
     rows = tables.tabulate_comparisons(report).rows
     pair = f"{AFTER} minus {BEFORE}"
