@@ -10,24 +10,23 @@ from spec_kd.evaluation.looping import Loop, find_loop
 OPENING = list(range(1000, 1030))
 
 
-def search(ids, max_period=64, min_repeats=3, min_tokens=24, min_share=0.5):
+def search(ids, max_period=128, min_repeats=3, min_tokens=24, long_tokens=96, min_share=0.5):
     """An independent reference: every period and every start, token by token."""
     for period in range(1, max_period + 1):
         for start in range(len(ids) - period + 1):
-            if start and ids[start - 1] == ids[start - 1 + period : start + period][:1]:
-                continue
             if start and start - 1 + period < len(ids) and ids[start - 1] == ids[start - 1 + period]:
                 continue
             end = start + period
             while end < len(ids) and ids[end] == ids[end - period]:
                 end += 1
-            is_long = end - start >= max(period * min_repeats, min_tokens)
-            if is_long and (end == len(ids) or end - start >= min_share * len(ids)):
-                return Loop(start, end - start, period)
+            length = end - start
+            is_often = length >= min_repeats * period or (length >= 2 * period and length >= long_tokens)
+            if is_often and length >= min_tokens and (end == len(ids) or length >= min_share * len(ids)):
+                return Loop(start, length, period)
     return None
 
 
-@pytest.mark.parametrize(("period", "repeats"), [(1, 24), (3, 8), (20, 3), (64, 3)])
+@pytest.mark.parametrize(("period", "repeats"), [(1, 24), (3, 8), (20, 3), (31, 3), (48, 2), (128, 2)])
 def test_a_loop_at_the_end(period, repeats):
     unit = list(range(period))
     text = OPENING + unit * repeats
@@ -64,9 +63,11 @@ def test_no_loop(ids):
 
 def test_thresholds():
     text = OPENING + list(range(40)) * 2
-    assert find_loop(text, min_repeats=2) == Loop(30, 80, 40)
+    assert find_loop(text) is None  # twice, and short
+    assert find_loop(text, min_repeats=2) == find_loop(text, long_tokens=80) == Loop(30, 80, 40)
     assert find_loop(text, min_repeats=2, max_period=39) is None
     assert find_loop(text, min_repeats=2, min_tokens=81) is None
+    assert find_loop(list(range(129)) * 2) is None and find_loop(list(range(129)) * 2, max_period=129).period == 129
 
 
 def test_all_periods_and_places_as_a_plain_search_finds_them():
