@@ -15,7 +15,16 @@ _ROOMS = {
     "spec_kd.data.responses": ("generate_responses", "score_completions"),
     "spec_kd.engines": ("ServerEngine", "ServerOptions", "TransformersEngine", "VLLMEngine"),
     "spec_kd.decoding": ("SpeculationOptions", "generate_speculatively"),
-    "spec_kd.drafts": ("DraftShapeOptions", "InitialDraft", "init_draft"),
+    "spec_kd.drafts": (
+        "DraftPlan",
+        "DraftPlanOptions",
+        "DraftShapeOptions",
+        "InitialDraft",
+        "PlannedShape",
+        "ShortRun",
+        "init_draft",
+        "plan_draft",
+    ),
     "spec_kd.evaluation": (
         "AcceptanceMetrics",
         "EvaluationOptions",
@@ -79,7 +88,16 @@ if TYPE_CHECKING:
     from spec_kd.data.response_options import ResponseOptions, ScoreOptions
     from spec_kd.data.responses import generate_responses, score_completions
     from spec_kd.decoding import SpeculationOptions, generate_speculatively
-    from spec_kd.drafts import DraftShapeOptions, InitialDraft, init_draft
+    from spec_kd.drafts import (
+        DraftPlan,
+        DraftPlanOptions,
+        DraftShapeOptions,
+        InitialDraft,
+        PlannedShape,
+        ShortRun,
+        init_draft,
+        plan_draft,
+    )
     from spec_kd.engines import ServerEngine, ServerOptions, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
         AcceptanceMetrics,
@@ -143,6 +161,8 @@ __all__ = [
     "BlackBoxSFTTrainer",
     "CuratedOptions",
     "Divergence",
+    "DraftPlan",
+    "DraftPlanOptions",
     "DraftShapeOptions",
     "EvaluationOptions",
     "EvaluationReport",
@@ -157,6 +177,7 @@ __all__ = [
     "ObservedReport",
     "OnlineGKDConfig",
     "OnlineGKDTrainer",
+    "PlannedShape",
     "ReplayOptions",
     "ResponseOptions",
     "ScoreOptions",
@@ -166,6 +187,7 @@ __all__ = [
     "ServingCosts",
     "ServingFile",
     "ServingFinding",
+    "ShortRun",
     "SignalSpec",
     "SpeculationOptions",
     "SpeculativeEvalCallback",
@@ -200,6 +222,7 @@ __all__ = [
     "measure_synthetic_speed",
     "mix_prompts",
     "observe_serving",
+    "plan_draft",
     "recommend_in_card",
     "register_divergence",
     "register_sparse_method",

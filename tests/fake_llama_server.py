@@ -1,6 +1,7 @@
 """A program with the flags, the pages and the rounds of llama-server, whose times are made up.
 
-A round that drafts k tokens takes `ROUND[k]` steps, and `ACCEPTED` more for each accepted token. Each further request
+A round that drafts k tokens takes `ROUND[k]` steps, and `ACCEPTED` more for each accepted token. A step of a model in a
+file `draft.gguf` takes `DRAFT_STEP` of them. Each further request
 at a time makes all slower by `SLOWER`. Traits come from the environment as JSON in FAKE_LLAMA_SERVER: `paces` (a step
 takes so many times longer in the first, second, ... start of the program, counted in the file `starts`), `lacks` (a
 flag that this build does not know), `dies` (at the first completion), `drafts` (the part of the drafted tokens that it
@@ -18,11 +19,12 @@ from pathlib import Path
 STEP = 20.0  # milliseconds, of one request at a time
 ROUND = {k: 1.3 + 0.2 * k + 0.05 * k * k for k in range(1, 17)} | {0: 1.1}
 ACCEPTED = 0.02
+DRAFT_STEP = 0.125
 SLOWER = 0.25  # for each further request at a time
 WAIT = 0.2  # seconds in which requests meet
 TRAITS = json.loads(os.environ.get("FAKE_LLAMA_SERVER", "{}"))
-VALUED = ("--port", "--spec-draft-n-max", "--spec-synth-rates", "--ctx-size", "--parallel")
-FLAGS = ("-m", "-md", "--spec-type", "--host", "--no-webui", "--threads", "--threads-batch", *VALUED)
+VALUED = ("-m", "--port", "--spec-draft-n-max", "--spec-synth-rates", "--ctx-size", "--parallel")
+FLAGS = ("-md", "--spec-type", "--host", "--no-webui", "--threads", "--threads-batch", *VALUED)
 
 
 def read_flags(argv: list[str]) -> dict[str, str]:
@@ -62,7 +64,7 @@ def main() -> None:
     with starts.open("a") as file:
         print("start", file=file)
     paces = TRAITS.get("paces", [1.0])
-    pace = paces[number % len(paces)]
+    pace = paces[number % len(paces)] * (DRAFT_STEP if Path(flags["-m"]).name == "draft.gguf" else 1)
     gamma, rates = int(flags.get("--spec-draft-n-max", 0)), flags.get("--spec-synth-rates", "")
     chances = [float(rate) for rate in rates.split(",")] if rates else [0.0] * gamma
     assert len(chances) == gamma

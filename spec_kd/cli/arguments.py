@@ -104,9 +104,31 @@ class InitDraftFiles:
         default=None,
     )
     temperature: float = option("Temperature that the responses were sampled at; 0 is greedy.", default=0.0)
+    costs: str | None = option(
+        "JSON file with costs of a draft of this shape, for the cost of its step in the result; none by default.",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, 0)
+
+
+@document_options
+@dataclass(frozen=True)
+class PlanDraftFiles:
+    """What `spec-kd plan-draft` reads and writes."""
+
+    target: str = option("Target: a folder or a name on the Hub.")
+    output_dir: str = option("Folder for the plan, where a stopped measurement continues.")
+    responses: str | None = option(
+        "Responses of the target, which `run_minutes` needs: a file, a folder or a name on the Hub; none by default.",
+        default=None,
+    )
+    costs: str | None = option(
+        "JSON file with the costs of each shape, in the order of the shapes, as `spec-kd measure-costs` writes them; "
+        "by default costs are measured.",
+        default=None,
+    )
 
 
 @document_options

@@ -22,6 +22,7 @@ from spec_kd.cli.arguments import (
     LogFiles,
     MixFiles,
     ObservationFiles,
+    PlanDraftFiles,
     ResponseFiles,
     RunArguments,
     ServerCostFiles,
@@ -120,6 +121,29 @@ COMMANDS = {
         "its last whole shard, and `accelerate launch` shares the shards, as with `respond`.",
         ("target", "corpus", "output_dir", "teacher_signal", "max_length", "num_rows", "engine"),
         lambda: {"files": CorpusFiles, "scores": spec_kd.ScoreOptions, "target": TargetArguments},
+    ),
+    "plan-draft": Command(
+        "Compares shapes of a draft before one is trained: what a round costs, which acceptance it needs to break even "
+        "and to reach a wished speed-up, and, with --run_minutes, which acceptance it reaches in equal time. Names a "
+        "shape, or says that none can pay. Costs are timed in your llama-server with --llama_cpp_dir, else in "
+        "transformers. Writes plan.md, .json and .png. A stopped measurement continues.",
+        (
+            "target",
+            "output_dir",
+            "shapes",
+            "wished_speedup",
+            "llama_cpp_dir",
+            "server",
+            "server_flags",
+            "gammas",
+            "responses",
+            "run_minutes",
+        ),  # fmt: skip
+        lambda: {
+            "files": PlanDraftFiles,
+            "plan": spec_kd.DraftPlanOptions,
+            "timing": spec_kd.ServerTimingOptions,
+        },
     ),
     "init-draft": Command(
         "Makes a draft for a target that has no small sibling: layers and widths cut from the target or from another "

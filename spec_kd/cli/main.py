@@ -34,6 +34,7 @@ COMMANDS = {
     "synthesize": "Let the target write a prompt set.",
     "respond": "Let the target complete a prompt set, and store its teacher signal if asked.",
     "score": "Let the target read text that it did not write, and store its teacher signal.",
+    "plan-draft": "Compare shapes of a draft: what they cost, which acceptance they need, and what they reach.",
     "init-draft": "Make a draft from the target, or from another donor, before any training.",
     "train": "Train a draft: white_box, black_box or online_gkd.",
     "evaluate": "Measure acceptance, tokens per target pass and predicted speed-up of drafts, as a report.",

@@ -13,8 +13,8 @@ PATH_OPTIONS = frozenset(
     ("accelerator_config", "chat_template_path", "costs", "dataset", "deepspeed", "donor", "draft", "drafts",
      "fsdp_config", "grammar", "json_schema", "llama_cpp_dir", "model_name_or_path", "output", "output_dir", "parts",
      "path", "paths", "prompts", "recipe", "ref_model_name_or_path", "report", "responses", "responses_dir",
-     "resume_from_checkpoint", "serving_target", "target", "teacher_model_name_or_path", "test_sets", "tokenizer",
-     "tool_catalog")
+     "resume_from_checkpoint", "serving_target", "target", "target_gguf", "teacher_model_name_or_path", "test_sets",
+     "tokenizer", "tool_catalog")
 )  # fmt: skip
 FILES_ONLY = ("paths", "tool_catalog", "deepspeed")  # never a name on the Hub
 

@@ -9,28 +9,28 @@ from typing import cast
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spec_kd.drafts.importance import find_layers, measure_activity
 from spec_kd.drafts.options import WIDTHS, DraftShapeOptions
+from spec_kd.drafts.shapes import build_llama, choose_tying, fit_to_target, resolve_widths
 from spec_kd.drafts.slicing import (
-    check_can_be_sliced,
     choose_layers,
-    count_widths,
     cut_layers,
     find_principal_directions,
     place_embeddings,
     slice_widths,
 )
 from spec_kd.drafts.transplant import transplant_vocabulary
+from spec_kd.evaluation.cost import ServingCosts
 from spec_kd.evaluation.response_replay import ResponseRows, score_responses
 from spec_kd.finite import check_finite_weights
 from spec_kd.hub import export_draft
 from spec_kd.loading import find_processing_class, load_config, load_model, load_tokenizer
-from spec_kd.open_types import Argument, Arguments
+from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
 from spec_kd.sampling.prompts import find_causal_lm
-from spec_kd.vocabulary import ProcessingClass, align_vocabulary, compare_tokens, count_real_ids, get_tokenizer
+from spec_kd.vocabulary import ProcessingClass, compare_tokens, get_tokenizer
 
 Model = PreTrainedModel | str | os.PathLike[str]
 STATES_PER_TEXT = 512  # tokens of a sample that are read, so that long texts do not outweigh short ones
@@ -47,6 +47,8 @@ class InitialDraft:
         alpha (`float`, *optional*): Mean acceptance on the sample responses; `None` without them.
         matched_ids (`float`, *optional*):
             Share of the target's ids that one token of the donor stands for; `None` if the tokenizers are equal.
+        cost_ratio (`float`, *optional*):
+            c, the time of a draft step over that of a target step; `None` if no costs of this shape were given.
     """
 
     draft: PreTrainedModel
@@ -54,6 +56,7 @@ class InitialDraft:
     layers: list[int]
     alpha: float | None = None
     matched_ids: float | None = None
+    cost_ratio: float | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -75,9 +78,10 @@ class InitialDraft:
         """One line on what the draft is."""
         of_donor = f"layers {self.layers} of the donor" if self.layers else "fresh layers"
         alpha = "" if self.alpha is None else f", alpha {self.alpha:.3f} before training"
+        cost = "" if self.cost_ratio is None else f", a step costs {self.cost_ratio:.3f} of the target's"
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters ({self.num_head_parameters / 1e6:.1f} M in the head, "
-            f"{self.num_bytes / 1e6:.0f} MB in 16 bits), {of_donor}{alpha}"
+            f"{self.num_bytes / 1e6:.0f} MB in 16 bits), {of_donor}{alpha}{cost}"
         )
 
     def save_pretrained(self, output_dir: str | os.PathLike[str]) -> None:
@@ -92,6 +96,7 @@ def init_draft(
     donor: Model | None = None,
     responses: ResponseRows | None = None,
     temperature: float = 0.0,
+    costs: ServingCosts | None = None,
     processing_class: ProcessingClass | None = None,
     donor_processing_class: ProcessingClass | None = None,
     show_progress: bool = True,
@@ -114,6 +119,8 @@ def init_draft(
             to cut widths.
         temperature (`float`, *optional*, defaults to `0.0`):
             Temperature that the responses were sampled at. Above 0, `target` is run to measure alpha.
+        costs (`ServingCosts`, *optional*):
+            Costs of a draft of this shape, such as those of [`~spec_kd.plan_draft`], for `cost_ratio` of the result.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's; loaded from `target` by default.
         donor_processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
@@ -129,8 +136,8 @@ def init_draft(
             or `responses` are missing.
     """
     options = resolve_options(DraftShapeOptions, options, given)
-    processing_class = processing_class or _load_processing_class("target", target)
-    model = _load("donor", target if donor is None else donor)
+    processing_class = processing_class or load_processing_class("target", target)
+    model = load_whole_model("donor", target if donor is None else donor)
     target_config = load_config(target).get_text_config()
     if options.tie_word_embeddings and not model.config.get_text_config().tie_word_embeddings:
         raise ValueError(
@@ -144,13 +151,7 @@ def init_draft(
             f"{type(model).__name__} has no `norm` before its head, or a head with a bias, which a plain Llama cannot "
             "take over. Choose another donor."
         )
-    if not options.fresh_layers:
-        needs_samples, widths = _check_shape(model, options)
-    else:
-        needs_samples, widths = (
-            options.hidden_size not in (None, model.config.hidden_size),
-            _fresh_widths(model, options),
-        )
+    needs_samples, widths = resolve_widths(model, options)
     rows = None if responses is None else list(islice(responses, options.num_samples))
     if needs_samples and not rows:
         raise ValueError(
@@ -160,24 +161,25 @@ def init_draft(
     tokenizer = get_tokenizer(processing_class)
     own = tokenizer
     if donor is not None:
-        own = get_tokenizer(donor_processing_class or _load_processing_class("donor", donor))
+        own = get_tokenizer(donor_processing_class or load_processing_class("donor", donor))
     is_transplanted = own is not tokenizer and bool(compare_tokens(own, tokenizer))
     texts = [[*row["prompt_ids"], *row["completion_ids"]][:STATES_PER_TEXT] for row in rows or ()]
     if is_transplanted:
         texts = [own(text, add_special_tokens=False)["input_ids"] for text in tokenizer.batch_decode(texts)]
     draft, layers = _build(model, options, widths, texts if needs_samples else [], show_progress)
     matched = transplant_vocabulary(draft, own, tokenizer) if is_transplanted else None
-    align_vocabulary(draft, max(target_config.vocab_size, count_real_ids(tokenizer)), count_real_ids(tokenizer))
-    _adopt(draft, target_config)
+    fit_to_target(draft, target_config, tokenizer)
+    draft.requires_grad_(True)  # the donor may be a frozen target
     alpha = None
     if rows:
-        judge = _load("target", target) if temperature > 0 else None
+        judge = load_whole_model("target", target) if temperature > 0 else None
         scores = score_responses(draft, judge, rows, temperature=temperature)
         alpha = float(scores.alpha_sum.sum() / scores.lengths.sum())
-    return InitialDraft(draft, processing_class, layers, alpha, matched)
+    return InitialDraft(draft, processing_class, layers, alpha, matched, None if costs is None else costs.cost_ratio)
 
 
-def _load(role: str, model: Model) -> PreTrainedModel:
+def load_whole_model(role: str, model: Model) -> PreTrainedModel:
+    """A model, given itself or its name, loaded in float32; raises `ValueError` for an adapter or a NaN in a weight."""
     loaded = load_model(model, dtype=torch.float32, device_map=None) if isinstance(model, str | os.PathLike) else model
     if is_peft_model(loaded):
         raise ValueError(f"The {role} has an adapter. Merge it first: `spec_kd.export_draft` does.")
@@ -185,7 +187,8 @@ def _load(role: str, model: Model) -> PreTrainedModel:
     return find_causal_lm(cast(PreTrainedModel, loaded), role)
 
 
-def _load_processing_class(role: str, model: Model) -> ProcessingClass:
+def load_processing_class(role: str, model: Model) -> ProcessingClass:
+    """What was saved with a model; raises `ValueError` or `OSError` if there is nothing."""
     found = find_processing_class(model)
     if found is None:
         if isinstance(model, str | os.PathLike):
@@ -193,57 +196,6 @@ def _load_processing_class(role: str, model: Model) -> ProcessingClass:
         name = "processing_class" if role == "target" else "donor_processing_class"
         raise ValueError(f"The {role} does not know the folder of its tokenizer. Pass `{name}`.")
     return found
-
-
-def _check_shape(model: PreTrainedModel, options: DraftShapeOptions) -> tuple[bool, dict[str, int]]:
-    """Whether sample text is needed, and the widths; raises `ValueError` for a shape that the donor cannot give."""
-    config, num_layers = model.config.get_text_config(), len(find_layers(model))
-    kept = max(options.layers, default=0) + 1 if options.layers is not None else options.num_hidden_layers or 1
-    if kept > num_layers:
-        raise ValueError(f"The donor has {num_layers} layers, and {options.layers or kept} are asked for.")
-    widths: Arguments = {name: getattr(options, name) or getattr(config, name, None) for name in WIDTHS}
-    is_sliced = any(widths[name] != getattr(config, name, None) for name in WIDTHS)
-    if is_sliced:
-        check_can_be_sliced(model)
-        larger = [
-            f"{name}={widths[name]} (donor: {old})" for name, old in count_widths(config).items() if widths[name] > old
-        ]
-        if larger:
-            raise ValueError(
-                f"A donor cannot grow: {', '.join(larger)}. Choose smaller widths, or `fresh_layers=True`."
-            )
-        heads, shared = widths["num_attention_heads"], widths["num_key_value_heads"]
-        most = config.num_attention_heads // config.num_key_value_heads
-        if heads % shared or heads // shared > most:
-            raise ValueError(
-                f"`num_attention_heads={heads}` and `num_key_value_heads={shared}` do not fit: a key and value head of "
-                f"the donor serves {most} heads. Choose a multiple of `num_key_value_heads`, at most {most} times it."
-            )
-    return is_sliced or (options.num_hidden_layers or num_layers) < num_layers, widths
-
-
-def _fresh_widths(model: PreTrainedModel, options: DraftShapeOptions) -> dict[str, int]:
-    """Widths of a draft with fresh layers: those given, else in the proportions of Llama for its hidden size."""
-    config = model.config.get_text_config()
-    hidden_size = options.hidden_size or config.hidden_size
-    if hidden_size > config.hidden_size:
-        raise ValueError(
-            f"`hidden_size={hidden_size}` is larger than the donor's {config.hidden_size}, whose embeddings are "
-            "projected. Choose a smaller one."
-        )
-    heads = options.num_attention_heads or max(1, hidden_size // 64)
-    shared = options.num_key_value_heads or heads
-    if hidden_size % heads or heads % shared or hidden_size // heads % 2:
-        raise ValueError(
-            f"`hidden_size={hidden_size}` does not split into {heads} heads of an even width, or these not into "
-            f"{shared} key and value heads. Set `num_attention_heads` and `num_key_value_heads`."
-        )
-    return {
-        "hidden_size": hidden_size,
-        "intermediate_size": options.intermediate_size or 64 * max(1, round(hidden_size * 8 / 3 / 64)),
-        "num_attention_heads": heads,
-        "num_key_value_heads": shared,
-    }
 
 
 def _build(
@@ -255,14 +207,12 @@ def _build(
 ) -> tuple[PreTrainedModel, list[int]]:
     """The draft with the donor's vocabulary, and the layers of the donor that it has."""
     config = model.config.get_text_config()
-    is_narrower = widths["hidden_size"] != config.hidden_size
-    is_tied = options.tie_word_embeddings
-    if is_tied is None:
-        is_tied = bool(config.tie_word_embeddings) and not is_narrower
+    is_tied = choose_tying(config, options, widths)
     description = "Sample text" if show_progress else None
     if options.fresh_layers:
         activity = measure_activity(model, texts, reads_parts=False, description=description) if texts else None
-        draft = _build_fresh(config, options, widths, is_tied)
+        num_layers = options.num_hidden_layers or config.num_hidden_layers
+        draft = build_llama(config, widths, num_layers, is_tied, options.seed)
         rotation = torch.eye(config.hidden_size, dtype=torch.float64)
         if activity is not None:
             rotation = find_principal_directions([activity.states[0], activity.states[-1]], widths["hidden_size"])
@@ -283,35 +233,3 @@ def _build(
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         draft.config.get_text_config().tie_word_embeddings = draft.config.tie_word_embeddings = False
     return draft, layers
-
-
-def _build_fresh(
-    config: PretrainedConfig, options: DraftShapeOptions, widths: dict[str, int], is_tied: bool
-) -> PreTrainedModel:
-    """A Llama with random weights and the donor's number of rows."""
-    built = AutoConfig.for_model(
-        "llama",
-        **widths,
-        vocab_size=config.vocab_size,
-        num_hidden_layers=options.num_hidden_layers or config.num_hidden_layers,
-        rope_parameters={"rope_type": "default", "rope_theta": _find_rope_theta(config)},
-        tie_word_embeddings=is_tied,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        return AutoModelForCausalLM.from_config(built, dtype=torch.float32)
-
-
-def _find_rope_theta(config: PretrainedConfig) -> float:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10_000.0)
-
-
-def _adopt(draft: PreTrainedModel, config: PretrainedConfig) -> None:
-    """Gives a draft the target's context length and special ids, in place."""
-    own = draft.config.get_text_config()
-    own.max_position_embeddings = getattr(config, "max_position_embeddings", own.max_position_embeddings)
-    ids = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    for name, value in ids.items():
-        setattr(own, name, value)
-    draft.generation_config = GenerationConfig(**ids)

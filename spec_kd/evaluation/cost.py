@@ -27,7 +27,7 @@ from spec_kd.acceptance import (
 )
 from spec_kd.files import write_text
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import Arguments
+from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import check_int, check_ints, check_number, refuse
 from spec_kd.sampling.prompts import find_causal_lm, get_max_length
 
@@ -46,7 +46,9 @@ class ServingCosts:
     They are given as parts, `cost_ratio` and `verify_cost`, or as whole rounds, `round_cost`.
 
     Args:
-        cost_ratio (`float`, *optional*): c, the time of a draft step over that of a target step.
+        cost_ratio (`float`, *optional*):
+            c, the time of a draft step over that of a target step. With `round_cost` it says which part of a round is
+            drafting, where that is known.
         verify_cost (`Mapping[int, float]`, *optional*):
             v by gamma: the time of a target pass over gamma + 1 tokens over that of a pass over one token. It is
             interpolated between the gammas given; v(0) = 1.
@@ -77,9 +79,8 @@ class ServingCosts:
         name = "verify_cost" if self.round_cost is None else "round_cost"
         refuse(
             (
-                self.round_cost is not None
-                and (self.verify_cost is not None or self.cost_ratio is not None or self.round_overhead),
-                "`round_cost` is the whole round. Leave `cost_ratio`, `verify_cost` and `round_overhead` out.",
+                self.round_cost is not None and (self.verify_cost is not None or self.round_overhead),
+                "`round_cost` is the whole round. Leave `verify_cost` and `round_overhead` out.",
             ),
             (
                 not isinstance(self._by_gamma, Mapping) or not self._by_gamma,
@@ -121,32 +122,35 @@ class ServingCosts:
         return float(np.interp(gamma, gammas, [known[g] for g in gammas]))
 
     def verify(self, gamma: int) -> float | None:
-        """v(gamma), interpolated; `None` where whole rounds were measured.
+        """v(gamma), interpolated; of whole rounds what the draft's steps leave, or `None` if these are not known.
 
         Raises:
             ValueError: `gamma` is above the highest known one.
         """
-        return self._interpolate(gamma) if self.round_cost is None else None
+        if self.round_cost is None:
+            return self._interpolate(gamma)
+        return None if self.cost_ratio is None else self._interpolate(gamma) - gamma * self.cost_ratio
 
     def price_round(self, num_drafted: int, num_draft_steps: int) -> float:
         """[`~spec_kd.acceptance.compute_round_cost`] at these costs; the target verifies 0 tokens by a plain step.
 
-        Where whole rounds were measured, a draft step without a drafted token costs no more than one with it.
+        Where whole rounds were measured and `cost_ratio` is not known, a draft step without a drafted token costs no
+        more than one with it.
 
         Args:
             num_drafted (`int`): Tokens that are verified.
             num_draft_steps (`int`): Passes of the draft.
         """
-        if self.round_cost is not None:
+        if self.round_cost is not None and self.cost_ratio is None:
             return self._interpolate(num_draft_steps) if num_draft_steps else 1.0
-        verify_cost = self._interpolate(num_drafted) if num_drafted else 1.0
+        verify_cost = cast(float, self.verify(num_drafted)) if num_drafted else 1.0
         return compute_round_cost(num_draft_steps, self.cost_ratio or 0.0, verify_cost, self.round_overhead)
 
     def predict_speedup(self, block_efficiency: float, gamma: int) -> float:
         """[`~spec_kd.acceptance.predict_speedup`] at these costs."""
         # A whole round is a verification to which nothing is added
-        parts = self.cost_ratio or 0.0, self._interpolate(gamma), self.round_overhead
-        return predict_speedup(block_efficiency, gamma, *parts)
+        cost_ratio = (self.cost_ratio or 0.0) if self.round_cost is None else 0.0
+        return predict_speedup(block_efficiency, gamma, cost_ratio, self._interpolate(gamma), self.round_overhead)
 
     def find_round_cost(self, gamma: int) -> float:
         """Time of a whole round over that of a step of plain decoding, interpolated.
@@ -156,29 +160,42 @@ class ServingCosts:
         """
         return 1 / self.predict_speedup(1.0, gamma)
 
-    def find_break_even_alpha(self, max_gamma: int | None = None) -> float:
-        """The lowest acceptance of a drafted token at which some gamma is faster than plain decoding.
+    def predict_best_speedup(self, alpha: float, max_gamma: int | None = None) -> tuple[float, int]:
+        """The highest speed-up over gamma where every token is accepted with probability alpha, and its gamma.
 
         It holds for tokens that are accepted independently with equal probability (arXiv 2211.17192, eq. 1).
 
         Args:
+            alpha (`float`): Acceptance of a drafted token.
             max_gamma (`int`, *optional*): Highest gamma to consider; the highest with a known cost by default.
+        """
+        gammas = range(1, min(max_gamma or self.max_gamma, self.max_gamma) + 1)
+        speedups = {g: self.predict_speedup(expect_block_efficiency(alpha, g), g) for g in gammas}
+        best = max(speedups, key=speedups.__getitem__)
+        return speedups[best], best
+
+    def find_needed_alpha(self, speedup: float, max_gamma: int | None = None) -> float:
+        """The lowest acceptance of a drafted token at which some gamma is faster than `speedup` times plain decoding.
+
+        Args:
+            speedup (`float`): Speed-up to reach; 1.0 is break-even.
+            max_gamma (`int`, *optional*): As for [`predict_best_speedup`], whose assumption it shares.
 
         Returns:
             `float`, or NaN if even a perfect draft is no faster.
         """
-        gammas = range(1, min(max_gamma or self.max_gamma, self.max_gamma) + 1)
-
-        def is_faster(alpha: float) -> bool:
-            return any(self.predict_speedup(expect_block_efficiency(alpha, g), g) > 1.0 for g in gammas)
-
-        if not is_faster(1.0):
-            return float("nan")
         low, high = 0.0, 1.0
+        if not self.predict_best_speedup(high, max_gamma)[0] > speedup:
+            return float("nan")
         while high - low > 1e-4:
             middle = (low + high) / 2
-            low, high = (low, middle) if is_faster(middle) else (middle, high)
+            is_faster = self.predict_best_speedup(middle, max_gamma)[0] > speedup
+            low, high = (low, middle) if is_faster else (middle, high)
         return high
+
+    def find_break_even_alpha(self, max_gamma: int | None = None) -> float:
+        """[`find_needed_alpha`] for a speed-up of 1: from there on a draft pays."""
+        return self.find_needed_alpha(1.0, max_gamma)
 
 
 KNOWN = tuple(field.name for field in fields(ServingCosts))
@@ -204,7 +221,7 @@ def read_costs(path: str | os.PathLike[str]) -> list[ServingCosts]:
     tables = tables if isinstance(tables, list) else [tables]
     if not tables:
         raise ValueError(f"`{path}` has no costs in it. It should be like {EXAMPLE}.")
-    return [_make_costs(path, table) for table in tables]
+    return [make_costs(path, table) for table in tables]
 
 
 def write_costs(costs: Sequence[ServingCosts], path: str | os.PathLike[str]) -> None:
@@ -214,11 +231,16 @@ def write_costs(costs: Sequence[ServingCosts], path: str | os.PathLike[str]) -> 
         costs (`Sequence[ServingCosts]`): The costs, one for each batch size.
         path (`str` or `os.PathLike`): The file; its folder is there.
     """
-    tables = [{name: value for name, value in vars(one).items() if value is not None} for one in costs]
-    write_text(path, json.dumps(tables, indent=1) + "\n")
+    write_text(path, json.dumps(list(map(list_costs, costs)), indent=1) + "\n")
 
 
-def _make_costs(path: str | os.PathLike[str], table: object) -> ServingCosts:
+def list_costs(costs: ServingCosts) -> JsonObject:
+    """The arguments of the costs that are known, of which [`make_costs`] makes them again."""
+    return {name: value for name, value in vars(costs).items() if value is not None}
+
+
+def make_costs(path: str | os.PathLike[str], table: object) -> ServingCosts:
+    """[`ServingCosts`] from the JSON object with its arguments; errors name the file that it stands in."""
     own = table if isinstance(table, dict) else {}
     needed = () if "round_cost" in own else NEEDED
     unknown, missing = sorted(set(own) - set(KNOWN)), [name for name in needed if name not in own]

@@ -101,8 +101,9 @@ class Way:
             return (total + self.calls * cost.round_overhead,) * 2
         steps = [n if self.keeps_token else min(n + 1, self.gamma) for n in range(self.gamma + 1)]
         highest = np.array([cost.price_round(n, count) for n, count in enumerate(steps)])
-        # Of whole rounds it is not known what the step for a token that is not kept costs
-        lowest = highest if cost.round_cost is None else np.array([cost.price_round(n, n) for n in range(len(steps))])
+        # Of whole rounds alone it is not known what the step for a token that is not kept costs
+        is_known = cost.cost_ratio is not None
+        lowest = highest if is_known else np.array([cost.price_round(n, n) for n in range(len(steps))])
         least = np.minimum.accumulate(lowest[::-1])[::-1][1:]  # (gamma,): the cheapest of n tokens or more
         most = np.maximum.accumulate(highest[::-1])[::-1][1:]
         return self.known @ lowest + self.at_least @ least, self.known @ highest + self.at_least @ most

@@ -44,6 +44,7 @@ def measure_server_costs(
     options: ServerTimingOptions | None = None,
     *,
     gammas: Sequence[int] = DEFAULT_ROUND_GAMMAS,
+    measure_draft_step: bool = False,
     output_dir: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
     **given: Argument,
@@ -59,6 +60,9 @@ def measure_server_costs(
         target (`str` or `os.PathLike`): The target's GGUF file.
         options (`ServerTimingOptions`, *optional*): How rounds are timed; its defaults by default.
         gammas (`Sequence[int]`, *optional*, defaults to `(1, 2, 4, 8)`): Numbers of drafted tokens.
+        measure_draft_step (`bool`, *optional*, defaults to `False`):
+            Whether the draft alone is timed too, in a server of its own, for `cost_ratio`: its plain steps over those
+            of the target.
         output_dir (`str` or `os.PathLike`, *optional*):
             Folder for the timings, with which a killed run continues, and the server's logs. By default nothing is
             kept.
@@ -77,7 +81,7 @@ def measure_server_costs(
     options = resolve_options(ServerTimingOptions, options, given)
     check_ints("gammas", gammas)
     ends = {gamma: ((0.0,) * gamma, (1.0,) * gamma) for gamma in gammas}
-    settings = [(), *itertools.chain.from_iterable(ends.values())]
+    settings = [(), *([None] if measure_draft_step else []), *itertools.chain.from_iterable(ends.values())]
     seconds = time_settings(draft, target, settings, options, output_dir, show_progress)
     costs = []
     for size in options.batch_sizes:
@@ -86,8 +90,10 @@ def measure_server_costs(
             gamma: [[a / b for a, b in zip(seconds[rates, size], steps, strict=True)] for rates in both]
             for gamma, both in ends.items()
         }
+        shares = [a / b for a, b in zip(seconds[None, size], steps, strict=True)] if measure_draft_step else []
         costs.append(
             ServingCosts(
+                cost_ratio=statistics.median(shares) if shares else None,
                 round_cost={gamma: statistics.mean(map(statistics.median, both)) for gamma, both in ratios.items()},
                 round_cost_range={gamma: [min(map(min, both)), max(map(max, both))] for gamma, both in ratios.items()},
                 batch_size=size,

@@ -8,6 +8,8 @@ from spec_kd.options import check_flag, check_int, check_ints, document_options,
 DEFAULT_ROUND_GAMMAS = (1, 2, 4, 8)
 Rates = tuple[float, ...]
 """Shares of rounds in which drafted token k = 1, 2, ... is accepted; none for plain decoding."""
+TimedSetting = Rates | None
+"""Rates of a pair, or `None` for plain decoding by the draft alone."""
 
 
 @document_options

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from spec_kd.evaluation.cost import MeasurementError
-from spec_kd.evaluation.server_options import Rates, ServerTimingOptions
+from spec_kd.evaluation.server_options import ServerTimingOptions, TimedSetting
 from spec_kd.files import alone_in, explain_full_disk, read_json_object, write_text
 from spec_kd.open_types import JsonObject
 from spec_kd.options import read_path
@@ -41,11 +41,11 @@ TEXT = (
 def time_settings(
     draft: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    settings: Sequence[Rates],
+    settings: Sequence[TimedSetting],
     options: ServerTimingOptions,
     output_dir: str | os.PathLike[str] | None,
     show_progress: bool,
-) -> dict[tuple[Rates, int], list[float]]:
+) -> dict[tuple[TimedSetting, int], list[float]]:
     """Seconds of a round (of a step, where nothing is drafted) in each repetition, by setting and batch size.
 
     The settings take turns, each in a server of its own, so that the pace of the machine may change. By default all
@@ -76,7 +76,7 @@ def time_settings(
                 RowProgress(len(turns), "Server costs", show_progress, num_done, unit="settings") as progress,
                 ExitStack() as running,
             ):
-                servers: dict[Rates, LlamaServer] = {}
+                servers: dict[TimedSetting, LlamaServer] = {}
                 for repeat, rates in turns:
                     if (repeat, rates) in record:
                         continue
@@ -110,41 +110,42 @@ class _Record:
                 )
             self._seconds = found["seconds"]
 
-    def __contains__(self, turn: tuple[int, Rates]) -> bool:
+    def __contains__(self, turn: tuple[int, TimedSetting]) -> bool:
         return _name(*turn) in self._seconds
 
-    def get(self, repeat: int, rates: Rates) -> dict[int, float]:
+    def get(self, repeat: int, rates: TimedSetting) -> dict[int, float]:
         return {int(size): seconds for size, seconds in self._seconds[_name(repeat, rates)].items()}
 
-    def add(self, repeat: int, rates: Rates, seconds: dict[int, float]) -> None:
+    def add(self, repeat: int, rates: TimedSetting, seconds: dict[int, float]) -> None:
         self._seconds[_name(repeat, rates)] = {str(size): value for size, value in seconds.items()}
         whole = {"fingerprint": self._fingerprint, "seconds": self._seconds}
         write_text(self._path, json.dumps(whole, indent=1) + "\n")
 
 
-def _name(repeat: int, rates: Rates) -> str:
-    return f"{','.join(f'{rate:g}' for rate in rates) or 'plain'} #{repeat + 1}"
+def _name(repeat: int, rates: TimedSetting) -> str:
+    setting = "draft alone" if rates is None else ",".join(f"{rate:g}" for rate in rates) or "plain"
+    return f"{setting} #{repeat + 1}"
 
 
-def _count_tokens(rates: Rates, options: ServerTimingOptions) -> tuple[int, int]:
+def _count_tokens(rates: TimedSetting, options: ServerTimingOptions) -> tuple[int, int]:
     """Tokens of a short and of a long request.
 
     The limit leaves fewer drafted tokens to the last rounds, which both have in common.
     """
-    short = len(rates) + 2
+    short = len(rates or ()) + 2
     return short, short + round(options.num_rounds * (1 + sum(rates) if rates else PLAIN_STEPS))
 
 
 def _run_server(
-    program: str, pair: Sequence[Path], rates: Rates, options: ServerTimingOptions, folder: Path
+    program: str, pair: Sequence[Path], rates: TimedSetting, options: ServerTimingOptions, folder: Path
 ) -> AbstractContextManager[LlamaServer]:
     """A server of this setting, with room for the long request."""
-    gamma = len(rates)
+    gamma, name = len(rates or ()), "draft" if rates is None else "plain"
     room = options.context_length + _count_tokens(rates, options)[1] + gamma + 2
     return run_llama_server(
         program,
-        pair[1],
-        folder / f"llama-server-{f'{gamma}-{sum(rates):g}' if rates else 'plain'}.log",
+        pair[0] if rates is None else pair[1],
+        folder / f"llama-server-{f'{gamma}-{sum(rates):g}' if rates else name}.log",
         draft=pair[0] if rates else None,
         num_draft_tokens=gamma,
         parallel=max(options.batch_sizes),
@@ -156,7 +157,9 @@ def _run_server(
     )
 
 
-def _time_setting(server: LlamaServer, rates: Rates, options: ServerTimingOptions, repeat: int) -> dict[int, float]:
+def _time_setting(
+    server: LlamaServer, rates: TimedSetting, options: ServerTimingOptions, repeat: int
+) -> dict[int, float]:
     """Seconds of a round by batch size."""
     short, long = _count_tokens(rates, options)
     slots = max(options.batch_sizes)
@@ -166,7 +169,7 @@ def _time_setting(server: LlamaServer, rates: Rates, options: ServerTimingOption
     seconds = {}
     for size in options.batch_sizes:
         # The first requests leave the prompts in the caches, so that those that are timed begin together
-        _, begun, whole = (_ask(server, prompts[:size], n, len(rates), repeat) for n in (2, short, long))
+        _, begun, whole = (_ask(server, prompts[:size], n, len(rates or ()), repeat) for n in (2, short, long))
         seconds[size] = (whole[0] - begun[0]) / max(whole[1] - begun[1], 1)
         if seconds[size] <= 0:
             raise MeasurementError(

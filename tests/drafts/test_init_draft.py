@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from spec_kd import init_draft
+from spec_kd import ServingCosts, init_draft
 from spec_kd.drafts.importance import measure_activity
 from spec_kd.drafts.slicing import choose_heads, choose_layers, find_principal_directions
 from spec_kd.drafts.transplant import match_tokens, read_token_bytes
@@ -351,6 +351,17 @@ def test_a_donor_without_a_norm_before_its_head_is_refused(tokenizer):
     target = GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=32, n_layer=2, n_head=4))
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no `norm`"):
         make(target, tokenizer, fresh_layers=True, num_attention_heads=4)
+
+
+def test_the_cost_of_a_step_is_known_where_costs_are(tokenizer):
+    target = build_llama(layers=2).requires_grad_(False)
+    costs = ServingCosts(cost_ratio=0.03, round_cost={2: 1.3})
+    found = make(target, tokenizer, layers=[0], costs=costs)
+    assert found.cost_ratio == 0.03 and "a step costs 0.030 of the target's" in found.summary
+    assert make(target, tokenizer, layers=[0]).cost_ratio is None
+    assert make(target, tokenizer, layers=[0], costs=ServingCosts(round_cost={2: 1.3})).cost_ratio is None
+    assert all(weight.requires_grad for weight in found.draft.parameters())  # of a frozen target
+    assert not any(weight.requires_grad for weight in target.parameters())
 
 
 def test_a_shared_matrix_can_be_split(tokenizer):

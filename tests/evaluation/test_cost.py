@@ -39,8 +39,35 @@ def test_break_even_is_where_the_best_gamma_gains_nothing():
 
 
 @pytest.mark.parametrize(
+    "costs",
+    [
+        ServingCosts(cost_ratio=0.05, verify_cost={1: 1.1, 2: 1.3, 4: 1.5}, round_overhead=0.1),
+        ServingCosts(round_cost={1: 1.3, 2: 1.4, 3: 1.65}),
+        ServingCosts(round_cost={4: 3.0}),
+    ],
+)
+@pytest.mark.parametrize("speedup", [1.0, 1.5, 2.2])
+def test_the_acceptance_that_a_speedup_needs(costs, speedup):
+    """Against the closed form of eq. 1 of arXiv 2211.17192 on a fine grid, and against the root for one gamma."""
+    grid = np.linspace(0, 1, 20_001)[:-1]
+    gammas = np.arange(1, costs.max_gamma + 1)
+    tokens = (1 - grid[:, None] ** (gammas + 1)) / (1 - grid[:, None])  # (alpha, gamma)
+    speedups = tokens / np.array([costs.find_round_cost(int(gamma)) for gamma in gammas])
+    reached = np.flatnonzero(speedups.max(axis=1) > speedup)
+    found = costs.find_needed_alpha(speedup)
+    assert math.isnan(found) if not len(reached) else found == pytest.approx(grid[reached[0]], abs=2e-4)
+    for alpha, row in list(zip(grid, speedups, strict=True))[::4999]:
+        best, gamma = costs.predict_best_speedup(float(alpha))
+        assert best == pytest.approx(row.max()) and gamma == gammas[row.argmax()]
+    one = 1 + costs.find_needed_alpha(speedup, max_gamma=1)
+    assert math.isnan(one) or one == pytest.approx(max(1, speedup * costs.find_round_cost(1)), abs=2e-4)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"round_cost": {2: 1.5}, "verify_cost": {2: 1.1}}, "Leave `verify_cost` and `round_overhead` out"),
+        ({"round_cost": {2: 1.5}, "round_overhead": 0.1}, "Leave `verify_cost` and `round_overhead` out"),
         ({"verify_cost": {}}, "positive cost"),
         ({"verify_cost": {0: 1.0}}, "is 0, but must be at least 1"),
         ({"verify_cost": {1: -1.0}}, "is -1.0, but must be above 0"),

@@ -77,6 +77,12 @@ def test_whole_rounds_bound_the_step_for_a_token_that_is_dropped():
     least, most = make_way(THRESHOLD, known=(4, 3, 3), keeps_token=False).price(whole)
     assert least == pytest.approx([4 * 1 + 3 * 1.4 + 3 * 1.6]) and most == pytest.approx([4 * 1.4 + 3 * 1.6 + 3 * 1.6])
     assert make_way().price(whole) == (pytest.approx([16]), pytest.approx([16]))
+    # with c they are known like parts, and so is what drafting while the target verifies would cost
+    known = ServingCosts(cost_ratio=0.1, round_cost={1: 0.1 + 1.2, 2: 0.2 + 1.3})
+    way = make_way(THRESHOLD, known=(4, 3, 3), keeps_token=False)
+    for priced in (*way.price(known), *way.price(COSTS)):
+        assert priced == pytest.approx([4 * 1.1 + 3 * (0.2 + 1.2) + 3 * 1.5])
+    assert make_way(PARALLEL, first_steps=np.array([4.0])).price(known)[0] == pytest.approx([4 * 1 + 6 * 1.2])
     with pytest.raises(ValueError, match="not known what drafting costs"):
         make_way(PARALLEL, first_steps=np.array([4.0])).price(whole)
 

@@ -63,6 +63,21 @@ def test_costs_of_a_server_are_found_again(program, pair):
     assert costs.predict_speedup(2.5, 3) == pytest.approx(2.5 / get_true_cost(3))
 
 
+def test_the_draft_alone_is_timed_too(program, pair, set_traits, tmp_path):
+    starts = tmp_path / "starts"
+    set_traits(starts=str(starts))
+    options = {"server": str(program), "gammas": (1, 3), "output_dir": tmp_path / "out", **FAST}
+    [costs] = measure_server_costs(*pair, measure_draft_step=True, **options)
+    assert costs.cost_ratio == pytest.approx(fake.DRAFT_STEP)
+    assert costs.round_cost == pytest.approx({gamma: get_true_cost(gamma) for gamma in (1, 3)})
+    assert costs.verify(3) == pytest.approx(get_true_cost(3) - 3 * fake.DRAFT_STEP)
+    assert costs.predict_speedup(2.5, 3) == pytest.approx(2.5 / get_true_cost(3))
+    assert starts.read_text().count("start") == 6
+    [without] = measure_server_costs(*pair, **options)  # the timings are there already
+    assert (without.cost_ratio, without.round_cost) == (None, costs.round_cost)
+    assert starts.read_text().count("start") == 6
+
+
 def test_requests_at_a_time(program, pair):
     costs = measure_server_costs(*pair, server=str(program), gammas=(2,), batch_sizes=[1, 3], **FAST)
     assert [one.batch_size for one in costs] == [1, 3]
@@ -164,8 +179,9 @@ def test_costs_as_a_file(tmp_path):
         round_cost={1: 1.5, 4: 2.75}, round_cost_range={1: [1.4, 1.6], 4: [2.5, 3.0]}, target_step_seconds=0.02
     )
     parts = ServingCosts(cost_ratio=0.1, verify_cost={4: 1.4}, round_overhead=0.1, batch_size=8)
-    write_costs([whole, parts], tmp_path / "costs.json")
-    assert read_costs(tmp_path / "costs.json") == [whole, parts]
+    both = ServingCosts(cost_ratio=0.1, round_cost={2: 1.5})
+    write_costs([whole, parts, both], tmp_path / "costs.json")
+    assert read_costs(tmp_path / "costs.json") == [whole, parts, both]
     assert whole.find_round_cost(4) == 2.75 and whole.find_round_cost(2) == pytest.approx(1.5 + 1.25 / 3)
     assert parts.find_round_cost(4) == pytest.approx(0.4 + 1.4 + 0.1)
     assert whole.verify(4) is None and whole.max_gamma == 4
