@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from spec_kd.drafts.init_draft import InitialDraft, init_draft
+from spec_kd.drafts.options import DraftShapeOptions
 from spec_kd.lazy_imports import import_lazily
 
 if TYPE_CHECKING:
-    from spec_kd.drafts.init_draft import InitialDraft, init_draft
-    from spec_kd.drafts.options import DraftShapeOptions
     from spec_kd.drafts.plan import plan_draft
     from spec_kd.drafts.plan_options import DraftPlanOptions
     from spec_kd.drafts.plan_report import DraftPlan, PlannedShape, ShortRun
@@ -25,8 +25,6 @@ __all__ = [
 __getattr__, __dir__ = import_lazily(
     __name__,
     {
-        "spec_kd.drafts.init_draft": ("InitialDraft", "init_draft"),
-        "spec_kd.drafts.options": ("DraftShapeOptions",),
         "spec_kd.drafts.plan": ("plan_draft",),
         "spec_kd.drafts.plan_options": ("DraftPlanOptions",),
         "spec_kd.drafts.plan_report": ("DraftPlan", "PlannedShape", "ShortRun"),

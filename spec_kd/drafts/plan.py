@@ -260,12 +260,8 @@ def _describe_runs(options: DraftPlanOptions, rows: Dataset | None) -> JsonObjec
 
 
 def _describe(target: Model) -> JsonObject:
-    """What the target is: the sums of its files, its name on the Hub, or the config of a model."""
+    """What the target is: the config of a model, the sums of the files in a folder, or the name on the Hub."""
     if isinstance(target, PreTrainedModel):
         return {"config": json.loads(target.config.to_json_string(use_diff=False))}
-    folder = Path(target)
-    return (
-        {path.name: compute_sum(path) for path in list_model_files(folder)}
-        if folder.is_dir()
-        else {"name": str(target)}
-    )
+    files = list_model_files(Path(target)) if Path(target).is_dir() else []
+    return {path.name: compute_sum(path) for path in files} or {"name": str(target)}

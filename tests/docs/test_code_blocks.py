@@ -49,6 +49,7 @@ REPLACEMENTS = {
     "hidden_size=192": "hidden_size=16",
     "intermediate_size=512": "intermediate_size=32",
     "num_attention_heads=3": "num_attention_heads=2",
+    '"128x2", "192x4"': '"16x1", "16x2"',
 }
 
 
