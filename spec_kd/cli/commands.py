@@ -138,7 +138,7 @@ COMMANDS = {
             "gammas",
             "responses",
             "run_minutes",
-        ),  # fmt: skip
+        ),
         lambda: {
             "files": PlanDraftFiles,
             "plan": spec_kd.DraftPlanOptions,
