@@ -274,6 +274,11 @@ def expect_rounds(
         reach_before = torch.nn.functional.pad(reach, (1, 0), value=1.0)  # (P, widest + 1)
         stops = reach_before - torch.nn.functional.pad(reach, (0, 1))
         gain = torch.nn.functional.pad(is_counted.cumsum(dim=-1), (1, 0))  # (P, widest + 1): tokens counted by then
+        uncounted = torch.zeros_like(u)[:, None]  # (P, 1): probability that the round ends the text and is not counted
+        if not counting.counts_last_round:
+            ends_text = torch.arange(widest + 1, device=a.device) >= left - 1
+            uncounted = (stops * ends_text).sum(dim=-1, keepdim=True)
+            gain = gain.masked_fill(ends_text, 0.0)
         after = moments[:, :, i + 1 : i + widest + 2]
         after[0] += stops * before[0]
         after[1] += stops * (before[1] + gain * before[0])
@@ -281,10 +286,10 @@ def expect_rounds(
         moments[:, :, i] -= before[:, :, 0]  # moved on
         calls += u
         drafting_rounds += u * (g[:, 0] > 0)
-        accepted += u[:, None] * reach * is_counted
+        accepted += u[:, None] * (reach - uncounted).clamp(min=0.0) * is_counted
         if early_ends is None or run is None:
             known.scatter_add_(1, whole, u[:, None])
-            is_proposed = is_drafted * ((k < left) | counting.counts_drafted_past_end)
+            is_proposed = is_drafted * ((k < left) | counting.counts_drafted_past_end) * (1 - uncounted)
         else:  # a draft with a refused token, or with tokens after the end, goes on unseen
             known.scatter_add_(1, whole, u[:, None] * reach_before.gather(1, g))
             place = torch.minimum(k, left.clamp(min=1) - 1)  # (P, widest)
@@ -293,7 +298,7 @@ def expect_rounds(
             is_known = (place == gamma - 1) | is_last
             known.scatter_add_(1, place + 1, refused * is_known)
             unknown.scatter_add_(1, place, refused * ~is_known)
-            is_proposed = reach_before[:, :-1] * is_drafted * (k < left)
+            is_proposed = (reach_before[:, :-1] - uncounted).clamp(min=0.0) * is_drafted * (k < left)
         if allowed_off_text is not None and counting.cuts_refused:
             is_proposed = is_proposed * _expect_uncut(chances * (k < left), allowed_off_text[:, i : i + widest])
         drafted += u[:, None] * is_proposed

@@ -24,6 +24,11 @@ class Counting:
             counted too.
         cuts_refused (`bool`, *optional*, defaults to `False`):
             Whether a draft is cut before its first token that a grammar refuses, and what is cut is not counted.
+        draft_ends_at_eos (`bool`, *optional*, defaults to `False`):
+            Whether a draft ends at an EOS of its own. The expected number of drafted tokens is then an upper bound,
+            since what a draft writes after its first refused token is not known.
+        counts_last_round (`bool`, *optional*, defaults to `True`):
+            Whether the drafted and accepted tokens of the round that ends the text are counted.
     """
 
     first_round: int = 0
@@ -31,6 +36,8 @@ class Counting:
     counts_drafted_past_end: bool = False
     end: str = "counted"
     cuts_refused: bool = False
+    draft_ends_at_eos: bool = False
+    counts_last_round: bool = True
 
 
 PAPER_COUNTING = Counting()

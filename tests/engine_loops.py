@@ -48,8 +48,11 @@ def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick, allow=N
         text.append(write([]))  # the prompt's pass
     while len(text) < limit and (not text or text[-1] != eos):
         left = limit - len(text)
-        count = {"llama.cpp": min(gamma, left - 1), "mlx-lm": min(gamma, left)}.get(engine, gamma)
+        count = {"mlx-lm": min(gamma, left), "vllm": gamma, "sglang": gamma}.get(engine, min(gamma, left - 1))
         drafted = draft_tokens(draft, prompt + text, count)
+        if engine == "openvino" and eos in drafted:
+            drafted = drafted[: drafted.index(eos) + 1]
+            count = len(drafted)
         if engine == "vllm" and allow:  # the scheduler cuts what the grammar refuses
             allowed = [allow(text + drafted[:k]) for k in range(count)]
             refused = [k for k in range(count) if allowed[k] is None or not allowed[k][drafted[k]]]
@@ -63,10 +66,11 @@ def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick, allow=N
             accepted += 1
             if engine in ("mlx-lm", "sglang") and (chosen[accepted - 1] == eos or accepted == left):
                 break  # the request is over
-        if count or (engine == "vllm" and allow):  # which counts a step whose draft is refused whole
-            rounds.append((count, accepted))
         new = chosen[: accepted + 1]
         if eos in new:
             new = new[: new.index(eos) + 1]
         text = (text + new)[:limit]
+        is_counted = engine != "openvino" or (len(text) < limit and text[-1] != eos)
+        if is_counted and (count or (engine == "vllm" and allow)):  # which counts a step whose draft is refused whole
+            rounds.append((count, accepted))
     return text, rounds

@@ -96,7 +96,8 @@ def count_accepted(bits, gamma, limit, counting):
         k = 0
         while k < g and i + k < len(bits) and bits[i + k]:
             k += 1
-        total += k - (counting.end == "if_last" and i + k == n and k < g)
+        is_counted = counting.counts_last_round or i + k + 1 < n
+        total += is_counted * (k - (counting.end == "if_last" and i + k == n and k < g))
         i += k + 1
     return total
 
@@ -107,6 +108,7 @@ def count_accepted(bits, gamma, limit, counting):
         Counting(),
         Counting(first_round=1, counts_drafted_past_end=True, end="if_last"),
         Counting(first_round=1, reserved_tokens=None, counts_drafted_past_end=True, end="passed"),
+        Counting(first_round=1, counts_last_round=False),
     ],
 )
 @pytest.mark.parametrize(("length", "gamma", "room"), [(1, 2, 3), (6, 3, 0), (8, 2, 3), (7, 4, 9)])
@@ -125,6 +127,8 @@ def test_the_variance_of_the_accepted_tokens_is_that_of_all_outcomes(counting, l
     assert rounds.accepted.item() == pytest.approx(mean)
     assert rounds.accepted_variance.item() == pytest.approx(square - mean**2, abs=1e-9)
     assert (square - mean**2 > 0.1) == (length > 1)
+    accepted = rounds.accepted_by_position
+    assert accepted.sum().item() == pytest.approx(mean) and (accepted >= 0).all()
 
 
 def test_what_was_looked_up_leaves_nothing_to_chance():

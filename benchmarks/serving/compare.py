@@ -45,6 +45,7 @@ FILES = {
 GREEDY = ("greedy", "schema")  # settings at temperature 0
 LIMITS = ("n_predict", "max_tokens", "max_new_tokens")  # names of the token limit in a request
 MAX_DRAFT_TOKENS = 6  # of all settings
+TOLERANCE = 1e-6  # of a count
 ROWS_AT_ONCE = 60  # scored before they are kept
 # What `ngram-4` looks up in each engine, as its recording script sets it
 LOOKUPS: dict[str, Propose] = {
@@ -120,6 +121,27 @@ class Pair:
             return [ids for part in written for ids in part.tolist()]
 
         return keep(self.folder, ("go on", num_tokens, texts), write)
+
+    def count_drafted(
+        self, row: dict[str, Any], chances: Sequence[float], num_tokens: int, limit: int, counting: Counting
+    ) -> int:
+        """Drafted tokens of a greedy text whose drafts end at their EOS, the draft run again round by round."""
+        length, at, total = len(row["completion_ids"]), counting.first_round, 0
+        while at < length:
+            room = min(num_tokens, limit - at - (counting.reserved_tokens or 0))
+            accepted = 0
+            while accepted < min(room, length - at) and chances[at + accepted]:
+                accepted += 1
+            if counting.counts_last_round or at + accepted + 1 < length:
+                ids = [*row["prompt_ids"], *row["completion_ids"][:at]]
+                options = SamplingOptions(temperature=0.0, max_new_tokens=max(room, 1))
+                eos_ids, size = [self.tokenizer.eos_token_id], self.draft.config.vocab_size
+                written = generate_batch(
+                    self.draft, [ids], options, eos_ids=eos_ids, pad_id=0, vocab_size=size, seed=""
+                )
+                total += written.shape[1] if room > 0 else 0
+            at += accepted + 1
+        return total
 
     def measure_gaps(self, row: dict[str, Any], at: int) -> dict[str, float]:
         """Gaps between the two largest logits of each model before token `at` of a completion or of what follows it."""
@@ -217,6 +239,11 @@ def compare_setting(
         deviation = sum(float(one.accepted_variance.sum()) for one in rounds) ** 0.5
         difference = result["accepted"]["observed"] - sum(accepted for accepted, _ in predicted)
         return {**result, "standard_deviation": round(deviation, 2), "z": round(difference / deviation, 2)}
+    if counting.draft_ends_at_eos and scores:
+        chances = [a for one in scores for a in one.acceptance.tolist()]
+        result["drafted_to_eos"] = sum(
+            pair.count_drafted(row, one, num_tokens, limit, counting) for row, one in zip(rows, chances, strict=True)
+        )
     different = [i for i, (ours, theirs) in enumerate(zip(predicted, observed, strict=True)) if differ(ours, theirs)]
     listed = []
     for i in different:
@@ -234,7 +261,7 @@ def compare_setting(
 
 
 def differ(predicted: Sequence[float], observed: Sequence[float]) -> bool:
-    return any(abs(ours - theirs) > 1e-6 for ours, theirs in zip(predicted, observed, strict=True))
+    return any(abs(ours - theirs) > TOLERANCE for ours, theirs in zip(predicted, observed, strict=True))
 
 
 def sum_up(predicted: list[list[float]], observed: list[list[float]]) -> dict[str, dict[str, float]]:
@@ -258,6 +285,11 @@ def tabulate(results: Sequence[Mapping[str, Any]]) -> str:
             verdict = f"z = {one['z']:+.2f}, standard deviation {one['standard_deviation']:g}"
         else:
             verdict = f"equal on {one['equal']} of {one['prompts']} prompts"
+            if one["different"]:
+                other = sum(prompt["predicted"][0] != prompt["observed"][0] for prompt in one["different"])
+                verdict += f", accepted tokens on {one['prompts'] - other}"
+            if "drafted_to_eos" in one:
+                verdict += f"; {one['drafted_to_eos']:,g} drafted if drafts end at their EOS"
         name = find_serving_engine(one["engine"]).title
         lines.append(f"| {name} | `{one['setting']}` | {one['prompts']} | {' | '.join(counts)} | {verdict} |")
     return "\n".join([*lines, "", ""])
