@@ -239,11 +239,6 @@ def compare_setting(
         deviation = sum(float(one.accepted_variance.sum()) for one in rounds) ** 0.5
         difference = result["accepted"]["observed"] - sum(accepted for accepted, _ in predicted)
         return {**result, "standard_deviation": round(deviation, 2), "z": round(difference / deviation, 2)}
-    if counting.draft_ends_at_eos and scores:
-        chances = [a for one in scores for a in one.acceptance.tolist()]
-        result["drafted_to_eos"] = sum(
-            pair.count_drafted(row, one, num_tokens, limit, counting) for row, one in zip(rows, chances, strict=True)
-        )
     different = [i for i, (ours, theirs) in enumerate(zip(predicted, observed, strict=True)) if differ(ours, theirs)]
     listed = []
     for i in different:
@@ -254,6 +249,8 @@ def compare_setting(
             chances = ours.acceptance[row, : one["tokens"]].tolist()
             chances += [] if ours.past_end is None else ours.past_end[row].tolist()
             at = find_disagreement(records[i], chances, counting)
+            if counting.draft_ends_at_eos:
+                one["drafted_to_eos"] = pair.count_drafted(rows[i], chances, num_tokens, limit, counting)
             one["first_difference"] = at
             one["logit_gaps"] = None if at is None else pair.measure_gaps(rows[i], at)
         listed.append(one)
@@ -285,11 +282,10 @@ def tabulate(results: Sequence[Mapping[str, Any]]) -> str:
             verdict = f"z = {one['z']:+.2f}, standard deviation {one['standard_deviation']:g}"
         else:
             verdict = f"equal on {one['equal']} of {one['prompts']} prompts"
-            if one["different"]:
-                other = sum(prompt["predicted"][0] != prompt["observed"][0] for prompt in one["different"])
-                verdict += f", accepted tokens on {one['prompts'] - other}"
-            if "drafted_to_eos" in one:
-                verdict += f"; {one['drafted_to_eos']:,g} drafted if drafts end at their EOS"
+            ended = [prompt for prompt in one["different"] if "drafted_to_eos" in prompt]
+            if ended:
+                known = sum(p["observed"] == [p["predicted"][0], p["drafted_to_eos"]] for p in ended)
+                verdict += f", on {one['equal'] + known} where drafts end at their EOS"
         name = find_serving_engine(one["engine"]).title
         lines.append(f"| {name} | `{one['setting']}` | {one['prompts']} | {' | '.join(counts)} | {verdict} |")
     return "\n".join([*lines, "", ""])

@@ -1,0 +1,121 @@
+"""Makes the draft of a domain and trains it: on conversations that the target read, then on its own completions.
+
+    python -m experiments.smollm2.train_draft --domain function_calling --phase pretrain
+    python -m experiments.smollm2.train_draft --domain function_calling --phase train
+
+Both phases read stored signals, so that the target is not there. A killed run continues from its last checkpoint.
+`<work_dir>/<domain>/<run>/<phase>` is the draft after a phase.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint
+
+from experiments.smollm2.score_text import load_responses
+from experiments.smollm2.tune_target import has_fast_bf16
+from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
+
+# As `plan_draft` names them: width and layers
+SHAPES: dict[str, dict[str, int]] = {
+    "192x4": {
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "intermediate_size": 512,
+    },
+    "256x4": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 704,
+    },
+}
+# Phase -> what it reads, and its learning rate
+PHASES: dict[str, tuple[str, float]] = {"pretrain": ("conversations", 2e-3), "train": ("completions", 1e-3)}
+
+
+def make_draft(folder: Path, target: Path, responses: Dataset, shape: str) -> None:
+    """The draft before training: fresh layers on the target's embeddings, projected."""
+    found = init_draft(str(target), responses=responses, fresh_layers=True, **SHAPES[shape])
+    print(found.summary, flush=True)
+    found.save_pretrained(folder)
+
+
+def train(run: Path, phase: str, start: Path, scored: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains the draft in `start` and saves it in `<run>/<phase>`; returns the log."""
+    text, learning_rate = PHASES[phase]
+    rows = Dataset.from_parquet(str(scored / text / "responses.parquet"))
+    held_out = Dataset.from_parquet(str(scored / "validation" / "responses.parquet"))
+    config = WhiteBoxDistillConfig(
+        output_dir=str(run / f"{phase}-checkpoints"),
+        max_length=1024,
+        per_device_train_batch_size=arguments.batch_size,
+        num_train_epochs=arguments.epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        weight_decay=0.01,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        eval_steps=200,
+        logging_steps=20,
+        save_steps=100,
+        save_total_limit=1,
+        use_cpu=True,
+        bf16=has_fast_bf16(),
+        gradient_checkpointing=False,
+        model_init_kwargs={"dtype": "float32"},
+        report_to="none",
+        seed=arguments.seed,
+    )
+    trainer = WhiteBoxDistillTrainer(
+        model=str(start),
+        args=config,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=AutoTokenizer.from_pretrained(start),
+        callbacks=[SpeculativeEvalCallback(held_out, temperatures=(0.0,), num_assistant_tokens=3)],
+    )
+    checkpoints = Path(config.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(config.output_dir) if checkpoints.exists() else None)
+    trainer.save_model(str(run / phase))
+    return {"log": trainer.state.log_history}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
+    parser.add_argument("--phase", choices=PHASES, required=True)
+    parser.add_argument("--shape", choices=SHAPES, default="192x4")
+    parser.add_argument("--epochs", type=float, default=3.0, help="Passes over the text (default: 3).")
+    parser.add_argument("--batch_size", type=int, default=4, help="Rows of a step (default: 4).")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    folder = arguments.work_dir / arguments.domain
+    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
+    run = folder / f"{arguments.shape}-seed{arguments.seed}"
+    if not (run / "init").exists():
+        make_draft(run / "init", target, load_responses(folder, "draft"), arguments.shape)
+    start = run / ("init" if arguments.phase == "pretrain" else "pretrain")
+    started = time.monotonic()
+    record = train(run, arguments.phase, start, folder / "scored", arguments)
+    record |= {"seconds_since_last_start": time.monotonic() - started, "epochs": arguments.epochs}
+    (run / f"{arguments.phase}.json").write_text(json.dumps(record, indent=1))
+    print(f"The draft after {arguments.phase} is in {run / arguments.phase}.")
+
+
+if __name__ == "__main__":
+    main()
