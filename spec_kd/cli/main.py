@@ -9,7 +9,9 @@ threshold of `--fail_under`; 1, with a traceback, for a bug.
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argv[0]
     try:
         run, arguments = parse_command(argv)
-        with output_to_stderr() as stdout:
+        with stop_as_interruption(), output_to_stderr() as stdout:
             result = run(*arguments)
             if is_main_process():
                 print(json.dumps(to_json({"command": command, **result}), ensure_ascii=False), file=stdout, flush=True)
@@ -126,6 +128,19 @@ def describe_commands() -> str:
             "or for a draft that cannot be served.",
         ]
     )
+
+
+@contextmanager
+def stop_as_interruption() -> Iterator[None]:
+    """Lets SIGTERM end the command as Ctrl+C does, so that servers and other processes that it started are stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

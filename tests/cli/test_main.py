@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -82,6 +84,23 @@ def test_an_interruption_is_said_and_has_its_status(monkeypatch, call):
     monkeypatch.setattr("spec_kd.cli.respond.run", interrupt)
     status, _, errors = call("respond", "--prompts", "x", "--output_dir", "y")
     assert status == 130 and "continues from here" in errors
+
+
+def test_sigterm_ends_a_command_as_an_interruption(monkeypatch, call):
+    stopped = []
+
+    def wait(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            stopped.append("server")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("spec_kd.cli.respond.run", wait)
+    status, _, errors = call("respond", "--prompts", "x", "--output_dir", "y")
+    assert status == 130 and "continues from here" in errors and stopped == ["server"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_json_has_no_nan():
