@@ -43,7 +43,7 @@ def main() -> None:
     url = f"http://127.0.0.1:{PORT}"
     with start(command, list_places()["vllm"], folder, log) as process:
         wait_for_server(process, url, log)
-        engine = ServerEngine("target", tokenizer, f"{url}/v1", max_concurrency=CONCURRENCY)
+        engine = ServerEngine("target", tokenizer, f"{url}/v1", max_concurrency=CONCURRENCY, timeout=900)
         for part in arguments.parts:
             prompts = load_part(arguments.data_dir, arguments.domain, part, tokenizer).remove_columns("completion")
             started = time.monotonic()
