@@ -2,17 +2,23 @@
 
     python -m experiments.smollm2.complete_prompts --domain function_calling --data_dir DATA
 
-A killed run continues after its last whole shard. `<work_dir>/<domain>/completions/<part>` holds the responses.
+A killed run continues after its last whole shard. `<work_dir>/<domain>/completions/<part>` holds the responses. The
+project keeps the ids of the completions, without the prompts, in `kept/<domain>/completions`; where a part is there,
+the target is not asked.
 """
 
 import argparse
+import gzip
+import hashlib
+import json
 import time
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.serving.run_commands import list_places, start, wait_for_server
-from experiments.smollm2.conversations import MAX_NEW_TOKENS, load_part
+from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, load_part
 from spec_kd import ServerEngine, generate_responses
 
 CONCURRENCY = 48
@@ -23,6 +29,35 @@ COMMAND = (
     "--max-model-len 1024 --max-num-seqs {concurrency} --max-num-batched-tokens 4096 --no-enable-prefix-caching "
     "--generation-config vllm"
 )
+
+
+def hash_ids(ids: list[int]) -> str:
+    """A short name of a prompt, so that a completion is never given to another one."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def keep(responses: Dataset, path: Path) -> None:
+    """Writes the completions, one line each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"prompt": hash_ids(row["prompt_ids"]), "completion_ids": row["completion_ids"]}) + "\n"
+        for row in responses
+    ]
+    with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write("".join(lines).encode())
+
+
+def restore(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, path: Path) -> Dataset:
+    """The responses to these prompts as they were kept; raises `ValueError` if they are of other prompts."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        kept = [json.loads(line) for line in file]
+    rows = []
+    for row, one in zip(prompts, kept, strict=True):
+        prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        if hash_ids(prompt_ids) != one["prompt"]:
+            raise ValueError(f"{path} holds completions of other prompts. Ask the target again, or get the same data.")
+        rows.append({"prompt": row["prompt"], "prompt_ids": prompt_ids, "completion_ids": one["completion_ids"]})
+    return Dataset.from_list(rows)
 
 
 def main() -> None:
@@ -38,23 +73,36 @@ def main() -> None:
     # The general set belongs to the target that nobody moved
     target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
     tokenizer = AutoTokenizer.from_pretrained(target)
+    prompts = {
+        part: load_part(arguments.data_dir, arguments.domain, part, tokenizer).remove_columns("completion")
+        for part in arguments.parts
+    }
+    kept = {part: KEPT / arguments.domain / "completions" / f"{part}.jsonl.gz" for part in arguments.parts}
+    for part in [part for part in arguments.parts if kept[part].exists()]:
+        output = folder / "completions" / part / "responses.parquet"
+        if not output.exists():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            restore(prompts[part], tokenizer, kept[part]).to_parquet(str(output))
+        del prompts[part]
+    if not prompts:
+        return
     command = COMMAND.format(target=target.resolve(), cores=arguments.cores, port=PORT, concurrency=CONCURRENCY)
     log = folder / "server.log"
     url = f"http://127.0.0.1:{PORT}"
     with start(command, list_places()["vllm"], folder, log) as process:
         wait_for_server(process, url, log)
         engine = ServerEngine("target", tokenizer, f"{url}/v1", max_concurrency=CONCURRENCY, timeout=900)
-        for part in arguments.parts:
-            prompts = load_part(arguments.data_dir, arguments.domain, part, tokenizer).remove_columns("completion")
+        for part, asked in prompts.items():
             started = time.monotonic()
             responses = generate_responses(
                 engine,
-                prompts,
+                asked,
                 max_new_tokens=MAX_NEW_TOKENS,
                 temperature=0.0,
                 shard_size=5 * CONCURRENCY,
                 output_dir=str(folder / "completions" / part),
             )
+            keep(responses, kept[part])
             num_tokens = sum(map(len, responses["completion_ids"]))
             seconds = time.monotonic() - started
             print(f"{arguments.domain} ({part}): {len(responses)} completions, {num_tokens} tokens, {seconds:.0f} s")

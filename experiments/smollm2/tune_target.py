@@ -17,9 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from experiments.smollm2.conversations import load_part
-
-KEPT = Path(__file__).parent / "kept"
+from experiments.smollm2.conversations import KEPT, load_part
 
 
 def has_fast_bf16() -> bool:
