@@ -195,10 +195,12 @@ def test_the_rounds_of_a_committed_recording_add_up_to_its_totals(name):
     records = read_speculative(name)
     assert len({(record["setting"], record["prompt"]["sha256"]) for record in records}) == len(records) > 0
     for record in records:
-        assert sum(record["drafted_per_round"]) == record["drafted"]
-        assert sum(record["accepted_per_round"]) == record["accepted"]
+        assert 0 <= record["accepted"] <= record["drafted"]
+        if not name.startswith("openvino"):  # which tells totals alone
+            assert sum(record["drafted_per_round"]) == record["drafted"]
+            assert sum(record["accepted_per_round"]) == record["accepted"]
         assert len(record["completion_ids"]) <= get_limit(record)
-        assert max(record["drafted_per_round"], default=0) <= get_num_draft_tokens(record)
+        assert max(record.get("drafted_per_round", ()), default=0) <= get_num_draft_tokens(record)
 
 
 def test_llama_server_drafts_what_the_token_limit_leaves():

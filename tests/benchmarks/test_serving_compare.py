@@ -137,6 +137,11 @@ def test_the_table_of_the_readme_is_that_of_the_committed_comparison():
         if "z" in one:
             assert abs(one["z"]) < 3
         else:
-            assert one["equal"] >= 0.95 * one["prompts"]
-            for other in one["different"]:
+            unexplained = [
+                other
+                for other in one["different"]
+                if other["observed"] != [other["predicted"][0], other.get("drafted_to_eos")]
+            ]
+            assert len(unexplained) <= 0.05 * one["prompts"]
+            for other in unexplained:
                 assert "logit_gaps" not in other or min(other["logit_gaps"].values()) < 1e-3
