@@ -92,14 +92,11 @@ def predict(
 def describe(
     name: str, number: int, records: Sequence[Mapping[str, Any]], metrics: AcceptanceMetrics, costs: ServingCosts
 ) -> dict[str, Any]:
-    """A row of the table: one draft and number of drafted tokens.
-
-    The last rounds of a completion draft what its limit leaves, and cost less: replay knows how many that are.
-    """
+    """A row of the table: one draft and number of drafted tokens."""
     plain, draft = (np.array([record[side]["ms"] for record in records]) for side in ("plain", "draft"))
     observed = bootstrap_ratio(plain, draft)
-    drafted = float(metrics.drafted.sum() / metrics.target_calls.sum())
-    cost = float(np.interp(drafted, [0, number], [1, costs.find_round_cost(number)]))
+    drafted, target_calls = metrics.drafted.sum(), metrics.target_calls.sum()
+    cost = float(costs.price_rounds(drafted, target_calls, number))
     predicted = metrics.block_efficiency.value / cost
     is_same = [record["plain"]["completion_ids"] == record["draft"]["completion_ids"] for record in records]
     passes = sum(len(r["draft"]["completion_ids"]) - 1 - r["draft"]["accepted"] for r in records)
@@ -112,7 +109,7 @@ def describe(
         "round_cost": round(costs.find_round_cost(number), 3),
         "round_cost_range": [round(bound, 3) for bound in (costs.round_cost_range or {})[number]],
         "observed_round_cost": round(float(draft.sum() / passes / (plain.sum() / tokens)), 3),
-        "drafted_per_round": round(drafted, 3),
+        "drafted_per_round": round(float(drafted / target_calls), 3),
         "predicted_round_cost": round(cost, 3),
         "block_efficiency": round(metrics.block_efficiency.value, 3),
         "observed_block_efficiency": round(tokens / passes, 3),

@@ -413,13 +413,19 @@ class ObservationFiles:
         "Own responses to the same prompts, for how much of a difference comes from other tokens; none by default.",
         None,
     )
+    costs: str | None = option(
+        "Costs of a round in this engine for the predicted speed-up, such as costs.json of `spec-kd measure-costs`; "
+        "none by default.",
+        None,
+    )
     split: str = option("Split of the prompts, for a folder or a name on the Hub.", "test")
     num_prompts: int | None = option("Number of prompts to ask, the first ones; all by default.", None)
 
     def __post_init__(self) -> None:
         check_text("url", self.url)
         check_int("num_prompts", self.num_prompts, is_optional=True)
-        if self.draft is None and self.responses is not None:
-            raise ValueError(
-                "`responses` is for a comparison with replay, which needs `draft`. Give it, or leave it out."
-            )
+        for name in ("responses", "costs"):
+            if self.draft is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is for a comparison with replay, which needs `draft`. Give it, or leave it out."
+                )

@@ -74,9 +74,9 @@ COMMANDS = {
         lambda: {"recipe": InitArguments},
     ),
     "run": Command(
-        "Runs a recipe: prompts, the target's completions, training, evaluation. All of it is checked before the first "
-        "step. A step whose inputs have not changed is not repeated, and one that was killed continues. `spec-kd init` "
-        "writes a recipe.",
+        "Runs a recipe: prompts, the target's completions, a draft, training, evaluation, export, and what a server "
+        "does with the draft. All of it is checked before the first step. A step whose inputs have not changed is not "
+        "repeated, and one that was killed continues. `spec-kd init` writes a recipe.",
         ("recipe", "only_check"),
         lambda: {"recipe": RunArguments},
         recipe_format.__doc__,

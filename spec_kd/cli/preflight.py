@@ -1,14 +1,19 @@
 """Checks of a recipe's files, models and tokenizers, before the first step."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import spec_kd
 from spec_kd.cli import train
+from spec_kd.cli.arguments import InitDraftFiles
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.paths import check_exists
-from spec_kd.cli.recipe import Recipe, naming
+from spec_kd.cli.recipe import Recipe
+from spec_kd.cli.recipe_sections import naming
+from spec_kd.cli.recipe_serving import ServingSteps
 from spec_kd.cli.respond import ResponseCall
 from spec_kd.cli.rows import load_rows
 from spec_kd.cli.target import check_target, load_processing_class
@@ -16,9 +21,11 @@ from spec_kd.data.responses import describe_teacher
 from spec_kd.data.teacher_signal import TeacherInfo
 from spec_kd.engines import Engine
 from spec_kd.engines.vllm import LOGPROBS_MODES
+from spec_kd.hub.gguf import find_tools
 from spec_kd.loading import load_tokenizer
 from spec_kd.open_types import Arguments
 from spec_kd.prompts.logs.prompt_store import FEATURES
+from spec_kd.serving.llama_server import find_llama_server
 from spec_kd.trainer.arguments import get_load_options
 from spec_kd.trainer.teachers.stored import check_stored_teacher
 from spec_kd.vocabulary import ProcessingClass, check_same_tokenizer
@@ -33,14 +40,16 @@ def check_sources(recipe: Recipe) -> None:
         OSError: A file or a model does not exist.
         ImportError: A package is not installed.
     """
-    method, config, draft = (
-        recipe.train.method,
-        cast(spec_kd.WhiteBoxDistillConfig, recipe.train.config),
-        recipe.train.draft,
-    )
-    name = cast(str, draft.model_name_or_path)
+    method, config = recipe.train.method, cast(spec_kd.WhiteBoxDistillConfig, recipe.train.config)
     *_, target = recipe.evaluate
     check_target(target)
+    training = recipe.train
+    if recipe.init is not None:
+        with naming("init"):
+            check_init(recipe.init[0])
+        # the draft that will be made has the target's tokenizer, and modules of the same names
+        training = replace(training, draft=replace(training.draft, model_name_or_path=target.target))
+    name = cast(str, training.draft.model_name_or_path)
     processing_class = load_processing_class(target)
     if not getattr(processing_class, "chat_template", None):
         raise ValueError(f"the tokenizer of the target `{target.target}` has no chat template.")
@@ -50,20 +59,42 @@ def check_sources(recipe: Recipe) -> None:
     for part_name, part in recipe.parts.items():
         with naming(f"prompts: {part_name}"):
             part.module.check(*part.call)
-    load_options = get_load_options(config, {"revision": draft.model_revision})
+    load_options = get_load_options(config, {"revision": training.draft.model_revision})
     check_model("draft", name, load_options)
     with naming_model("tokenizer of the draft", name):
         draft_class = load_tokenizer(name, load_options)
     if method != "black_box":
         check_same_tokenizer(draft_class, processing_class)
     with naming("train"):
-        train.check_call(recipe.train)
+        train.check_call(training)
         check_teacher(recipe)
         is_stored = method == "white_box" and config.teacher_model_name_or_path is None
         if is_stored and recipe.respond is not None and (info := describe_signal(recipe.respond, processing_class)):
             check_stored_teacher(info, config.build_loss(), processing_class)
     with naming("evaluate"):
         check_evaluation_prompts(recipe)
+    check_tools(recipe.serving)
+
+
+def check_init(files: InitDraftFiles) -> None:
+    """Raises `ValueError` or `OSError` for models and responses from which no draft can be made."""
+    for role, source in {"target": files.target, "donor": files.donor}.items():
+        if source is not None:
+            check_model(role, source)
+    if files.responses is not None and not files.responses.startswith(f"{Path(files.output_dir).parent}/"):
+        check_exists("responses", files.responses)
+
+
+def check_tools(serving: ServingSteps) -> None:
+    """Raises `ValueError` or `OSError` for a llama.cpp, or a file with costs, that is not there."""
+    if serving.export is not None and serving.export[1].llama_cpp_dir is not None:
+        with naming("export"):
+            find_tools(serving.export[1].llama_cpp_dir, serving.export[1].quantization)
+    with naming("observe"):
+        if serving.servers is not None:
+            find_llama_server(str(serving.servers.options.server))
+        if serving.observe is not None and serving.costs is None:
+            check_exists("costs", serving.observe[0].costs)
 
 
 def check_teacher(recipe: Recipe) -> None:

@@ -1,35 +1,28 @@
 """Reads a recipe into the arguments of its steps; `spec_kd.cli.recipe_format` describes recipes."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import spec_kd
 from spec_kd.cli import evaluate, mix, respond, train
-from spec_kd.cli.arguments import MixFiles, TargetArguments
+from spec_kd.cli.arguments import InitDraftFiles, MixFiles, TargetArguments
 from spec_kd.cli.commands import build_parser, check_kind, find_module, list_kinds
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.paths import place_paths, read_paths
-from spec_kd.cli.yaml_files import check_keys, read_yaml, refuse_old_names
+from spec_kd.cli.recipe_sections import SECTIONS, as_mapping, check_names, is_given, naming, read_section
+from spec_kd.cli.recipe_serving import ServingBuilder, ServingSteps
+from spec_kd.cli.yaml_files import read_yaml, refuse_old_names
 from spec_kd.losses import SPARSE_METHODS
-from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
+from spec_kd.open_types import Argument, JsonObject, JsonValue
 from spec_kd.options import refuse, suggest
 
-SECTIONS = ("target", "draft", "output_dir", "seed", "prompts", "respond", "train", "evaluate")
-REQUIRED = ("target", "draft", "output_dir", "prompts", "train")
+REQUIRED = ("target", "output_dir", "prompts", "train")
 SCENARIOS = {"historical": "prompts logs", "curated": "prompts curated", "synthetic": "synthesize"}
 MIX = "mix"
 NUM_EVALUATION_PROMPTS = 200
-SET_BY_RECIPE = {
-    "prompts": ("output_dir", "target"),
-    MIX: ("output_dir", "parts"),
-    "respond": ("output_dir", "target", "prompts", "split"),
-    "train": ("output_dir", "target", "responses", "split", "model_name_or_path"),
-    "evaluate": ("output_dir", "target", "drafts", "responses_dir"),
-}
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,10 @@ class Recipe:
         parts (`dict[str, Part]`): The parts of the prompts by name.
         mix (`tuple[MixFiles, MixOptions]`): How the parts become training and test prompts.
         respond (`ResponseCall`, *optional*): How the target completes the prompts; `None` if it does not.
+        init (`tuple[InitDraftFiles, DraftShapeOptions]`, *optional*): How a draft is made; `None` if one is given.
         train (`TrainCall`): How the draft learns.
         evaluate (`EvaluationCall`): How the draft is measured.
+        serving (`ServingSteps`): How it is brought into an engine.
     """
 
     path: str
@@ -69,8 +64,10 @@ class Recipe:
     parts: dict[str, Part]
     mix: tuple[MixFiles, spec_kd.MixOptions]
     respond: respond.ResponseCall | None
+    init: tuple[InitDraftFiles, spec_kd.DraftShapeOptions] | None
     train: train.TrainCall
     evaluate: evaluate.EvaluationCall
+    serving: ServingSteps
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -87,21 +84,30 @@ def load_recipe(path: str | Path) -> Recipe:
     values = read_yaml(path)
     refuse_old_names(path, values)
     with naming(str(path)):
-        _check_names(values, SECTIONS)
+        check_names(values, SECTIONS)
         if missing := [name for name in REQUIRED if values.get(name) is None]:
             raise ValueError(f"{' and '.join(f'`{name}`' for name in missing)} missing.")
-        given = {name: values[name] for name in ("draft", "output_dir")}
+        has_init, has_draft = is_given(values, "init"), values.get("draft") is not None
+        refuse(
+            (not has_init and not has_draft, "`draft` missing. Give one, or let the section `init` make one."),
+            (has_init and has_draft, "`draft` names a draft and `init` makes one. Leave one of them out."),
+        )
+        given = {name: values[name] for name in ("draft", "output_dir") if values.get(name) is not None}
         refuse(*((not isinstance(v, str), f"`{name}` must be text, got {v!r}.") for name, v in given.items()))
         values["output_dir"] = read_paths("output_dir", values["output_dir"])
         builder = _Builder(values, os.path.dirname(path))
+        evaluation = builder.build_evaluate()
+        serving = ServingBuilder(values, builder.folder, builder.output_dir, builder.target["target"], evaluation)
         recipe = Recipe(
             path=str(path),
             output_dir=builder.output_dir,
             parts={name: builder.build_part(name, part) for name, part in builder.prompts.items()},
             mix=builder.build_mix(),
-            respond=builder.build_respond(),
+            respond=(responses := builder.build_respond()),
+            init=builder.build_init(responses),
             train=builder.build_train(),
-            evaluate=builder.build_evaluate(),
+            evaluate=evaluation,
+            serving=serving.build(),
         )
         _check_together(recipe)
     return recipe
@@ -117,24 +123,26 @@ class _Builder:
         self.seed = {"seed": values["seed"]} if "seed" in values else {}
         with naming("target"):
             target = values["target"]
-            target = {"name": target} if isinstance(target, str) else dict(_as_mapping(target))
-            _check_names(target, ("name", "engine", "base_url", "served_model_name", "engine_kwargs"))
+            target = {"name": target} if isinstance(target, str) else dict(as_mapping(target))
+            check_names(target, ("name", "engine", "base_url", "served_model_name", "engine_kwargs"))
             if not isinstance(target.get("name"), str):
                 raise ValueError("`name` is missing: a folder or a name on the Hub.")
             name = read_paths("name", target.pop("name"))
             self.target = place_paths({"target": name, **target}, folder)
             Parser("run", "", {"target": TargetArguments}).parse_values(self.target)
-        self.draft = place_paths({"draft": values["draft"]}, folder)["draft"]
-        self.prompts = dict(_as_mapping(values["prompts"], "prompts"))
+        self.has_init, self.has_responses = is_given(values, "init"), values.get("respond") is not False
+        self.initial_draft = f"{self.output_dir}/initial_draft"
+        if not self.has_init:
+            self.initial_draft = place_paths({"draft": values["draft"]}, folder)["draft"]
+        self.responses = f"{self.output_dir}/responses/{respond.PRODUCTS[0]}" if self.has_responses else None
+        self.prompts = dict(as_mapping(values["prompts"], "prompts"))
         self.mix = self.prompts.pop(MIX, None) or {}
         if not self.prompts:
             raise ValueError(f"`prompts` has no part. Give one or several of {', '.join(SCENARIOS)}.")
 
     def read(self, section: JsonValue, kind: str) -> JsonObject:
         """A section with its paths placed; raises `ValueError` for an option that the recipe sets."""
-        section = place_paths(_as_mapping({} if section is None else section), self.folder)
-        refuse(*((name in section, f"`{name}` is set by the recipe. Leave it out.") for name in SET_BY_RECIPE[kind]))
-        return section
+        return read_section(section, kind, self.folder)
 
     def build_part(self, name: str, part: JsonValue) -> Part:
         with naming(f"prompts: {name}"):
@@ -179,7 +187,7 @@ class _Builder:
             return call
 
     def build_respond(self) -> respond.ResponseCall | None:
-        if self.values.get("respond") is False:
+        if not self.has_responses:
             return None
         with naming("respond"):
             given = {**self.target, **self.seed, **self.read(self.values.get("respond"), "respond")}
@@ -189,6 +197,15 @@ class _Builder:
     def find_prompts(self, split: str) -> str:
         return f"{self.output_dir}/prompts/{split}.arrow"
 
+    def build_init(self, call: respond.ResponseCall | None) -> tuple[InitDraftFiles, spec_kd.DraftShapeOptions] | None:
+        if not self.has_init:
+            return None
+        with naming("init"):
+            sample = {} if call is None else {"responses": self.responses, "temperature": call[1].temperature}
+            given = {**self.seed, **sample, **self.read(self.values["init"], "init")}
+            given |= {"target": self.target["target"], "output_dir": self.initial_draft}
+            return build_parser("init-draft").parse_values(given)
+
     def build_train(self) -> train.TrainCall:
         with naming("train"):
             section = self.read(self.values["train"], "train")
@@ -196,15 +213,13 @@ class _Builder:
                 raise ValueError(f"`method` is missing: {', '.join(list_kinds('train'))}.")
             method = section.pop("method")
             check_kind("train", method)
-            has_responses = self.values.get("respond") is not False
-            responses = f"{self.output_dir}/responses/{respond.PRODUCTS[0]}"
             given = {
                 **self.seed,
                 **section,
                 "output_dir": f"{self.output_dir}/draft",
                 "target": self.target["target"],
-                "model_name_or_path": self.draft,
-                "responses": responses if has_responses else self.find_prompts("train"),
+                "model_name_or_path": self.initial_draft,
+                "responses": self.responses or self.find_prompts("train"),
             }
             parser = build_parser(f"train {method}")
             arguments, draft, config = parser.parse_values(given)
@@ -221,7 +236,7 @@ class _Builder:
                 **self.target,
                 **self.seed,
                 **section,
-                "drafts": {"before": self.draft, "after": f"{self.output_dir}/draft"},
+                "drafts": {"before": self.initial_draft, "after": f"{self.output_dir}/draft"},
                 "responses_dir": f"{self.output_dir}/test_responses",
                 "output_dir": f"{self.output_dir}/evaluation",
             }
@@ -254,24 +269,3 @@ def _check_together(recipe: Recipe) -> None:
     ):
         with naming("train: (from `respond: teacher_signal`)"):
             config.build_loss().check_served_by(SPARSE_METHODS[signal])
-
-
-def _as_mapping(section: JsonValue, name: str = "the section") -> Record:
-    if not isinstance(section, Mapping):
-        raise ValueError(f"{name} must hold `name: value` pairs, got {section!r}.")
-    check_keys(section, name)
-    return section
-
-
-def _check_names(section: Record, known: tuple[str, ...]) -> None:
-    refuse(*((name not in known, f"there is no `{name}`.{suggest(str(name), known)}") for name in section))
-
-
-@contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Names the section of the recipe in errors."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        kind = next((kind for kind in (ValueError, FileNotFoundError) if isinstance(error, kind)), type(error))
-        raise kind(f"{where}: {error}") from error

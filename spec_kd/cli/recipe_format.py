@@ -1,8 +1,8 @@
-"""A recipe is one YAML file for a whole pipeline: from prompts to an evaluated draft.
+"""A recipe is one YAML file for a whole pipeline: from prompts to a draft that an engine serves.
 
 ```yaml
 target: my-org/Qwen2.5-7B-medical      # folder or name on the Hub; or a mapping, see below
-draft: Qwen/Qwen2.5-0.5B-Instruct      # folder or name on the Hub
+draft: Qwen/Qwen2.5-0.5B-Instruct      # folder or name on the Hub; or a section `init`, see below
 output_dir: runs/medical               # gets one folder for each step
 seed: 0                                # seed of every step that sets none
 
@@ -38,9 +38,21 @@ evaluate:                              # options of `spec-kd evaluate`
   serving_engine: vllm
   num_prompts: 200                     # the default of a recipe
   fail_under: {block_efficiency: 2.5}  # exit status 3 below it
+
+export:                                # options of `spec-kd export`
+  serving_engines: [vllm]              # the default is the engine of `evaluate`
+
+check:                                 # options of `spec-kd check-serving`; may be empty
+
+observe:                               # options of `spec-kd observe`, for servers that run by then
+  url: http://localhost:8000           # with the draft
+  plain_url: http://localhost:8001     # without it
 ```
 
-`target`, `draft`, `output_dir`, `prompts` and `train` are required.
+`target`, `draft` or `init`, `output_dir`, `prompts` and `train` are required. The steps run in this order: prompts,
+respond, init, train, evaluate, export, check, costs, observe. Those without a section are left out, but for `respond`
+and `evaluate`, which have defaults. If a threshold of `fail_under` is not reached, or `check` finds an error, the steps
+after it do not run.
 
 **Paths.** A relative path of an input is relative to the folder of the recipe. A name such as `my-org/target` is a path
 if that folder has a file or folder of this name, and otherwise a name on the Hub. `output_dir` is relative to the
@@ -52,6 +64,30 @@ options. A section may set another `engine` for itself. Training loads a live ta
 
 **Responses.** `respond: false` trains on the completions that the prompts come with: those of logs, and those of
 curated datasets with `keep_completions: true`.
+
+**A draft of your own.** A section `init`, in place of `draft`, makes the draft from the target, or from another
+`donor`, with the options of `spec-kd init-draft`: `init: {num_hidden_layers: 4, hidden_size: 192}`. The responses are
+its sample text.
+
+**In the engine.** `export` writes the draft and its `serving.json` to `exported`, with the acceptance that the
+evaluation found if it was for the same engine. `observe` asks the first 100 test prompts. With `llama_cpp_dir` in
+`export`, `serving_engine: llama.cpp` and no `url`, it starts two llama-servers, with the draft and without it.
+`server_flags`, `context_length` (2048 tokens) and `server`, the program, say how. Their rounds are timed before that,
+with the options of `spec-kd measure-costs` in a section `costs`, so that the run ends with a predicted and an observed
+speed-up. `costs: false` leaves that out. From a target alone to a server:
+
+```yaml
+target: my-org/Qwen2.5-7B-medical
+output_dir: runs/medical
+prompts: {synthetic: {num_queries: 5000}}
+init: {num_hidden_layers: 4, hidden_size: 512}
+train: {method: white_box, learning_rate: 1e-3, num_train_epochs: 5}
+evaluate: {serving_engine: llama.cpp, num_assistant_tokens: 3}
+export: {llama_cpp_dir: ~/llama.cpp, quantization: Q8_0}
+check:
+costs: {context_length: 512}
+observe: {server_flags: "--threads 4"}
+```
 
 **Test prompts.** `evaluate` uses the test prompts of all parts unless it sets `prompts`. Synthetic prompts that repeat
 one of them are dropped, unless the part sets its own `test_sets`.

@@ -1,12 +1,13 @@
-"""`spec-kd run recipe.yaml`: from raw input to an evaluated draft."""
+"""`spec-kd run recipe.yaml`: from raw input to an evaluated draft, and to one that an engine serves."""
 
 import os
 from pathlib import Path
 
-from spec_kd.cli import evaluate, mix, respond, train
+from spec_kd.cli import evaluate, init_draft, mix, respond, train
 from spec_kd.cli.arguments import RunArguments
 from spec_kd.cli.preflight import check_sources
 from spec_kd.cli.recipe import Recipe, load_recipe
+from spec_kd.cli.recipe_serving import run_serving
 from spec_kd.cli.steps import Workspace, check_formats, tell
 from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.files import write_text
@@ -39,7 +40,8 @@ def run_recipe(recipe: Recipe) -> JsonObject:
         recipe (`Recipe`): Recipe of `load_recipe`.
 
     Returns:
-        `dict`: Which steps ran and which were reused, and of the evaluation the metrics and the gates.
+        `dict`: Which steps ran and which were reused; of the evaluation the metrics and the gates; of the export, the
+        check and the observation what they found. Steps after a gate that is not reached do not run.
 
     Raises:
         ValueError: No part has test prompts; also what a step raises.
@@ -56,8 +58,12 @@ def run_recipe(recipe: Recipe) -> JsonObject:
         )
     if recipe.respond is not None:
         results["responses"] = respond.run(*recipe.respond, workspace)
+    if recipe.init is not None:
+        results["initial_draft"] = init_draft.run(*recipe.init, workspace)
     results["draft"] = train.run(recipe.train, workspace)
     results["evaluation"] = evaluated = evaluate.run(*recipe.evaluate, workspace)
+    served = run_serving(recipe.serving, workspace) if evaluated.get("has_passed", True) else {}
+    results |= served
     # a copy, with `[hidden]` for the tokens and passwords in it
     text = Path(recipe.path).read_text(encoding="utf-8")
     write_text(Path(recipe.output_dir, "recipe.yaml"), hide_secrets(text, read_yaml(recipe.path)))
@@ -66,4 +72,6 @@ def run_recipe(recipe: Recipe) -> JsonObject:
         "output_dir": recipe.output_dir,
         "steps": {name: "reused" if result["is_reused"] else "done" for name, result in results.items()},
         **{name: evaluated[name] for name in ("metrics", "report", "gates", "has_passed") if name in evaluated},
+        **served,
+        **({"has_passed": False} if not served.get("check", {}).get("has_passed", True) else {}),
     }

@@ -27,7 +27,7 @@ from spec_kd.acceptance import (
 )
 from spec_kd.files import write_text
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.open_types import Arguments, Array, JsonObject
 from spec_kd.options import check_int, check_ints, check_number, refuse
 from spec_kd.sampling.prompts import find_causal_lm, get_max_length
 
@@ -159,6 +159,18 @@ class ServingCosts:
             ValueError: `gamma` is above the highest known one.
         """
         return 1 / self.predict_speedup(1.0, gamma)
+
+    def price_rounds(self, drafted: Array, target_calls: Array, gamma: int) -> Array:
+        """Cost of the average round of each completion, between that of a plain step and that of a whole round.
+
+        The last rounds of a completion draft what its limit leaves, and cost less; replay knows how many that are.
+
+        Args:
+            drafted (`np.ndarray`): Drafted tokens `(P,)`.
+            target_calls (`np.ndarray`): Target passes `(P,)`, at least one each.
+            gamma (`int`): Tokens drafted in a whole round.
+        """
+        return np.interp(drafted / target_calls, [0, gamma], [1, self.find_round_cost(gamma)])
 
     def predict_best_speedup(self, alpha: float, max_gamma: int | None = None) -> tuple[float, int]:
         """The highest speed-up over gamma where every token is accepted with probability alpha, and its gamma.

@@ -185,6 +185,11 @@ def export_draft(
     return output_dir
 
 
+def find_gguf(quantization: str) -> dict[str, str]:
+    """The GGUF files of `"draft"` and `"target"`, by their paths in the folder of an exported draft."""
+    return {role: f"{GGUF_FOLDER}/{role}-{quantization}.gguf" for role in ("draft", "target")}
+
+
 def _describe_serving(
     folder: Path,
     target: PreTrainedModel | PeftModel | str | os.PathLike[str],
@@ -201,7 +206,7 @@ def _describe_serving(
     files = {path.name: compute_sum(path) for path in list_model_files(folder)}
     served = dict.fromkeys(dict.fromkeys(options.serving_engines), names)
     if options.llama_cpp_dir is not None:
-        gguf = {role: f"{GGUF_FOLDER}/{role}-{options.quantization}.gguf" for role in names}
+        gguf = find_gguf(options.quantization)
         for role, model in (("draft", folder), ("target", place)):
             export_gguf(
                 model, folder / gguf[role], llama_cpp_dir=options.llama_cpp_dir, quantization=options.quantization

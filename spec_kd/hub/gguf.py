@@ -142,18 +142,23 @@ def find_tools(llama_cpp_dir: str | os.PathLike[str], quantization: str) -> Tool
     folder = Path(read_path("llama_cpp_dir", llama_cpp_dir))
     if not (folder / CONVERTER).is_file():
         raise ValueError(f"`llama_cpp_dir={str(folder)!r}` has no {CONVERTER}. Give the folder of llama.cpp's source.")
-    name = "llama-quantize.exe" if os.name == "nt" else "llama-quantize"
-    places = [folder / place / name for place in ("bin", "build/bin", "build/bin/Release", ".")]
-    quantizer = next((place for place in places if place.is_file()), places[1])
+    quantizer = find_program(folder, "llama-quantize")
     if quantization in QUANTIZED and not quantizer.is_file():
         raise ValueError(
-            f"`quantization={quantization!r}` needs {name}, which is neither in `{folder}` nor in its `bin` or "
-            "`build/bin`. Build it: `cmake -B build && cmake --build build --target llama-quantize`."
+            f"`quantization={quantization!r}` needs {quantizer.name}, which is neither in `{folder}` nor in its `bin` "
+            "or `build/bin`. Build it: `cmake -B build && cmake --build build --target llama-quantize`."
         )
     pythons = (folder / ".venv/bin/python", folder / ".venv/Scripts/python.exe", Path(sys.executable))
     python = next(python for python in pythons if python.exists())
     # The converter looks for its own packages beside itself, so a link to it is followed
     return Tools(python, (folder / CONVERTER).resolve(), quantizer)
+
+
+def find_program(llama_cpp_dir: str | os.PathLike[str], name: str) -> Path:
+    """A program in a folder of llama.cpp, such as `"llama-server"`, or where a build would have it."""
+    folder, name = Path(read_path("llama_cpp_dir", llama_cpp_dir)), f"{name}.exe" if os.name == "nt" else name
+    places = [folder / place / name for place in ("bin", "build/bin", "build/bin/Release", ".")]
+    return next((place for place in places if place.is_file()), places[1])
 
 
 def _find_model(model: str | os.PathLike[str]) -> Path:

@@ -1,13 +1,15 @@
 """Sets what a server did beside what replay predicts on the very tokens that it wrote."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple, cast
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, name_temperature
+from spec_kd.evaluation.cost import ServingCosts
+from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_median, name_temperature
 from spec_kd.evaluation.observation.records import Observation
 from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.report.content import EvaluationReport
@@ -51,6 +53,7 @@ def compare_observed(
     num_assistant_tokens: int | None = None,
     draft_sampling: str | None = None,
     processing_class: ProcessingClass | None = None,
+    costs: Sequence[ServingCosts] = (),
     batch_size: int = 8,
     show_progress: bool = True,
 ) -> ObservedReport:
@@ -76,6 +79,8 @@ def compare_observed(
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. It is needed if the server held completions to a JSON schema or a grammar, and tells which
             prompts lack the chat template.
+        costs (`Sequence[ServingCosts]`, *optional*, defaults to `()`):
+            Costs of a round in this engine, from which replay predicts the speed-up of each prompt.
         batch_size (`int`, *optional*, defaults to `8`): Number of responses that a model reads at a time.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
@@ -83,11 +88,13 @@ def compare_observed(
         [`ObservedReport`]; `report.with_observed(...)` adds it to an evaluation, [`~spec_kd.save_observed`] writes it.
 
     Raises:
-        ValueError: The number of drafted tokens is unknown, or `report` or `responses` do not fit the observation.
+        ValueError: The number of drafted tokens is unknown, or `report`, `responses` or `costs` do not fit the
+            observation.
     """
     gamma = num_assistant_tokens or observation.num_assistant_tokens
     if gamma is None:
         raise ValueError("The server did not tell how many tokens it drafts in a round. Pass `num_assistant_tokens`.")
+    priced = _find_costs(observation, costs, gamma)
     own = None if responses is None else list(responses)
     if own is not None and len(own) != len(observation.prompt_ids):
         raise ValueError(
@@ -120,7 +127,33 @@ def compare_observed(
         used = [own[request.row] for request in observation.requests]
         earlier = _list_headline(predict(used))
         notes += _describe_texts(observation, used)
-    return _describe(observation, predicted, earlier, notes, processing_class, gamma)
+    speedup = None if priced is None else _predict_speedup(predicted, priced)
+    described = _describe(observation, predicted, earlier, notes, processing_class, gamma)
+    return replace(described, predicted_speedup=speedup)
+
+
+def _find_costs(observation: Observation, costs: Sequence[ServingCosts], gamma: int) -> ServingCosts | None:
+    """The costs at as many requests at a time; `None` without any."""
+    found = [one for one in costs if one.batch_size == observation.concurrency and gamma <= one.max_gamma]
+    if costs and not found:
+        known = ", ".join(f"{one.batch_size} at a time up to {one.max_gamma} drafted tokens" for one in costs)
+        raise ValueError(
+            f"`costs` are of {known}, but the server had {observation.concurrency} at a time with {gamma} drafted "
+            "tokens. Measure these, or leave `costs` out."
+        )
+    return found[0] if found else None
+
+
+def _predict_speedup(predicted: AcceptanceMetrics, costs: ServingCosts) -> Interval:
+    """Median over prompts, as the observed speed-up; prompts that the first pass completes have none."""
+    tokens, target_calls, drafted = (
+        column[predicted.target_calls > 0] for column in (predicted.tokens, predicted.target_calls, predicted.drafted)
+    )
+    if not len(tokens):
+        return Interval(NAN, NAN, NAN)
+    return bootstrap_median(
+        tokens / target_calls / costs.price_rounds(drafted, target_calls, predicted.num_assistant_tokens)
+    )
 
 
 def _find_earlier(

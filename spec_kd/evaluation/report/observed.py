@@ -83,6 +83,9 @@ class ObservedReport:
         plain_tokens_per_second (`float`): The same without it; NaN if it was not asked.
         request_seconds (`float`): Mean time of a whole request with the draft.
         speedup (`Interval`): Median over prompts of tokens a second with the draft over those without it.
+        predicted_speedup (`Interval`, *optional*):
+            The same by replay of the server's tokens and the costs of a round, without the prompt's pass; `None`
+            without costs.
         timing (`str`): What the times are of, in words.
         notes (`list[str]`): What a reader must know beside the numbers, in sentences.
         left_out (`list[LeftOut]`):
@@ -104,6 +107,7 @@ class ObservedReport:
     timing: str
     notes: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    predicted_speedup: Interval | None = None
 
     @property
     def num_equal(self) -> int:
@@ -128,6 +132,8 @@ class ObservedReport:
             parts.append(f"counts as replay predicts on {self.num_equal} of {self.num_compared} prompts")
         if self.speedup.value == self.speedup.value:  # not NaN
             parts.append(f"speed-up {format_interval(self.speedup)}")
+        if self.predicted_speedup is not None:
+            parts.append(f"predicted speed-up {format_interval(self.predicted_speedup)}")
         return "; ".join(parts) + "."
 
 
@@ -175,13 +181,15 @@ def tabulate_speed(observed: ObservedReport) -> Table:
     """Tokens a second, time per token and time of a request."""
     rates = [("with the draft", observed.tokens_per_second), ("without it", observed.plain_tokens_per_second)]
     rows = [
-        [name, format_number(rate), format_number(1000 / rate if rate else None), DASH, DASH]
+        [name, format_number(rate), format_number(1000 / rate if rate else None), DASH, DASH, DASH]
         for name, rate in rates
         if rate == rate  # not NaN
     ]
     if rows:
-        rows[0][3:] = [format_number(observed.request_seconds), format_interval(observed.speedup)]
+        speedups = (observed.speedup, observed.predicted_speedup)
+        rows[0][3:] = [format_number(observed.request_seconds), *map(format_interval, speedups)]
     header = ["requests", "tokens/s", "ms per token", "seconds per request", "speed-up, median of prompts"]
+    header.append("the same, predicted")
     return Table(title=f"Speed at {observed.concurrency} at a time ({observed.timing})", header=header, rows=rows)
 
 

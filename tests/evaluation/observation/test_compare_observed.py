@@ -8,11 +8,12 @@ import torch
 from example_report import build_report
 from tiny import build_llama
 
-from spec_kd import compare_observed, describe_observation, replay, save_observed, save_report
+from spec_kd import ServingCosts, compare_observed, describe_observation, replay, save_observed, save_report
 from spec_kd.data.prompt_rendering import render_prompt_ids
 from spec_kd.evaluation import Observation, ObservedRequest, load_observed, load_report
 from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report import render_html, render_markdown
+from spec_kd.evaluation.report.observed import tabulate_speed
 from spec_kd.serving.observer import DraftCounts
 
 PROMPTS = [[7, 8, 9], [10, 11], [12, 13, 14, 15]]
@@ -213,3 +214,25 @@ def test_observed_texts_that_loop_are_in_the_files(observation, tmp_path):
     save_observed(report, tmp_path)
     assert repr(load_observed(tmp_path).left_out) == repr(report.left_out)  # NaN equals NaN in text
     assert "looping completions" in (tmp_path / "observed.md").read_text()
+
+
+def test_the_speedup_is_predicted_by_costs(observation, pair):
+    """Of each prompt by its own rounds, the shorter last ones included."""
+    costs = [ServingCosts(round_cost={1: 5.0}, batch_size=8), ServingCosts(round_cost={2: 1.5})]
+    report = compare_observed(observation, pair[0], None, costs=costs, show_progress=False)
+    metrics = replay(
+        pair[0], None, observation.list_responses(), temperature=0.0, max_new_tokens=10, num_assistant_tokens=2,
+        serving_engine="llama.cpp", show_progress=False,
+    )  # fmt: skip
+    expected = [
+        tokens / (calls + 0.5 * drafted / 2)
+        for tokens, calls, drafted in zip(metrics.tokens, metrics.target_calls, metrics.drafted, strict=True)
+    ]
+    assert metrics.drafted.sum() < 2 * metrics.target_calls.sum()  # a limit of 10 tokens cuts rounds short
+    assert report.predicted_speedup.value == pytest.approx(sorted(expected)[1])
+    assert f"predicted speed-up {sorted(expected)[1]:.2f}" in report.headline
+    cells = dict(zip(tabulate_speed(report).header, tabulate_speed(report).rows[0], strict=True))
+    assert cells["the same, predicted"].startswith(f"{sorted(expected)[1]:.2f} [")
+    with pytest.raises(ValueError, match="8 at a time up to 1 drafted tokens, but the server had 1"):
+        compare_observed(observation, pair[0], None, costs=costs[:1])
+    assert compare_observed(observation, pair[0], None, show_progress=False).predicted_speedup is None

@@ -1,0 +1,62 @@
+"""What all sections of a recipe have in common: their names, what the recipe sets, and errors that name them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from spec_kd.cli.paths import place_paths
+from spec_kd.cli.yaml_files import check_keys
+from spec_kd.open_types import JsonObject, JsonValue, Record
+from spec_kd.options import refuse, suggest
+
+# In the order of the steps
+SECTIONS = (
+    "target", "draft", "output_dir", "seed", "prompts", "respond", "init", "train", "evaluate", "export", "check",
+    "costs", "observe",
+)  # fmt: skip
+SET_BY_RECIPE = {
+    "prompts": ("output_dir", "target"),
+    "mix": ("output_dir", "parts"),
+    "respond": ("output_dir", "target", "prompts", "split"),
+    "init": ("output_dir", "target"),
+    "train": ("output_dir", "target", "responses", "split", "model_name_or_path"),
+    "evaluate": ("output_dir", "target", "drafts", "responses_dir"),
+    "export": ("output_dir", "target", "draft", "report"),
+    "check": ("target", "draft"),
+    "costs": ("output_dir", "target", "draft", "acceptance_rates"),
+    "observe": ("output_dir", "target", "draft", "prompts", "split", "responses", "report"),
+}
+
+
+def read_section(section: JsonValue, kind: str, folder: str) -> JsonObject:
+    """A section with its paths placed in the folder of the recipe; raises `ValueError` for what the recipe sets."""
+    section = place_paths(as_mapping({} if section is None else section), folder)
+    refuse(*((name in section, f"`{name}` is set by the recipe. Leave it out.") for name in SET_BY_RECIPE[kind]))
+    return section
+
+
+def is_given(values: Record, name: str) -> bool:
+    """Whether a recipe has a section, even an empty one, and not `false` in its place."""
+    return name in values and values[name] is not False
+
+
+def as_mapping(section: JsonValue, name: str = "the section") -> Record:
+    """The section; raises `ValueError` if it does not hold `name: value` pairs."""
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{name} must hold `name: value` pairs, got {section!r}.")
+    check_keys(section, name)
+    return section
+
+
+def check_names(section: Record, known: tuple[str, ...]) -> None:
+    """Raises `ValueError` for a name that is not among the known ones."""
+    refuse(*((name not in known, f"there is no `{name}`.{suggest(str(name), known)}") for name in section))
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Names the section of the recipe in errors."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        kind = next((kind for kind in (ValueError, FileNotFoundError) if isinstance(error, kind)), type(error))
+        raise kind(f"{where}: {error}") from error
