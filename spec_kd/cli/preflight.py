@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,7 +10,7 @@ from spec_kd.cli import train
 from spec_kd.cli.arguments import InitDraftFiles
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.paths import check_exists
-from spec_kd.cli.recipe import Recipe
+from spec_kd.cli.recipe import PlanCall, Recipe
 from spec_kd.cli.recipe_sections import naming
 from spec_kd.cli.recipe_serving import ServingSteps
 from spec_kd.cli.respond import ResponseCall
@@ -46,7 +45,7 @@ def check_sources(recipe: Recipe) -> None:
     training = recipe.train
     if recipe.init is not None:
         with naming("init"):
-            check_init(recipe.init[0])
+            check_init(recipe.init[0], recipe.output_dir)
         # the draft that will be made has the target's tokenizer, and modules of the same names
         training = replace(training, draft=replace(training.draft, model_name_or_path=target.target))
     name = cast(str, training.draft.model_name_or_path)
@@ -74,15 +73,30 @@ def check_sources(recipe: Recipe) -> None:
     with naming("evaluate"):
         check_evaluation_prompts(recipe)
     check_tools(recipe.serving)
+    if recipe.plan is not None:
+        with naming("plan"):
+            check_plan(recipe)
 
 
-def check_init(files: InitDraftFiles) -> None:
+def check_init(files: InitDraftFiles, output_dir: str) -> None:
     """Raises `ValueError` or `OSError` for models and responses from which no draft can be made."""
     for role, source in {"target": files.target, "donor": files.donor}.items():
         if source is not None:
             check_model(role, source)
-    if files.responses is not None and not files.responses.startswith(f"{Path(files.output_dir).parent}/"):
+    if files.responses is not None and not files.responses.startswith(f"{output_dir}/"):
         check_exists("responses", files.responses)
+
+
+def check_plan(recipe: Recipe) -> None:
+    """Raises `ValueError` or `OSError` for what a plan needs and is not there."""
+    files, options, timing = cast(PlanCall, recipe.plan)
+    for name, source in {"costs": files.costs, "target_gguf": options.target_gguf}.items():
+        check_exists(name, source)
+    if files.responses is not None and not files.responses.startswith(f"{recipe.output_dir}/"):
+        check_exists("responses", files.responses)
+    if options.llama_cpp_dir is not None:
+        find_tools(options.llama_cpp_dir, options.quantization)
+        find_llama_server(timing.server)
 
 
 def check_tools(serving: ServingSteps) -> None:

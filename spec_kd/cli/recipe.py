@@ -8,21 +8,26 @@ from types import ModuleType
 
 import spec_kd
 from spec_kd.cli import evaluate, mix, respond, train
-from spec_kd.cli.arguments import InitDraftFiles, MixFiles, TargetArguments
+from spec_kd.cli.arguments import InitDraftFiles, MixFiles, PlanDraftFiles, TargetArguments
 from spec_kd.cli.commands import build_parser, check_kind, find_module, list_kinds
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.paths import place_paths, read_paths
 from spec_kd.cli.recipe_sections import SECTIONS, as_mapping, check_names, is_given, naming, read_section
 from spec_kd.cli.recipe_serving import ServingBuilder, ServingSteps
 from spec_kd.cli.yaml_files import read_yaml, refuse_old_names
+from spec_kd.drafts.options import WIDTHS
 from spec_kd.losses import SPARSE_METHODS
-from spec_kd.open_types import Argument, JsonObject, JsonValue
+from spec_kd.open_types import Argument, JsonObject, JsonValue, Record
 from spec_kd.options import refuse, suggest
 
 REQUIRED = ("target", "output_dir", "prompts", "train")
 SCENARIOS = {"historical": "prompts logs", "curated": "prompts curated", "synthetic": "synthesize"}
 MIX = "mix"
 NUM_EVALUATION_PROMPTS = 200
+PLANNED = ("num_hidden_layers", "layers", "fresh_layers", *WIDTHS)
+
+
+PlanCall = tuple[PlanDraftFiles, spec_kd.DraftPlanOptions, spec_kd.ServerTimingOptions]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Recipe:
         parts (`dict[str, Part]`): The parts of the prompts by name.
         mix (`tuple[MixFiles, MixOptions]`): How the parts become training and test prompts.
         respond (`ResponseCall`, *optional*): How the target completes the prompts; `None` if it does not.
+        plan (`PlanCall`, *optional*): How the shape of the draft is chosen; `None` if the recipe says it.
         init (`tuple[InitDraftFiles, DraftShapeOptions]`, *optional*): How a draft is made; `None` if one is given.
         train (`TrainCall`): How the draft learns.
         evaluate (`EvaluationCall`): How the draft is measured.
@@ -64,6 +70,7 @@ class Recipe:
     parts: dict[str, Part]
     mix: tuple[MixFiles, spec_kd.MixOptions]
     respond: respond.ResponseCall | None
+    plan: PlanCall | None
     init: tuple[InitDraftFiles, spec_kd.DraftShapeOptions] | None
     train: train.TrainCall
     evaluate: evaluate.EvaluationCall
@@ -87,27 +94,32 @@ def load_recipe(path: str | Path) -> Recipe:
         check_names(values, SECTIONS)
         if missing := [name for name in REQUIRED if values.get(name) is None]:
             raise ValueError(f"{' and '.join(f'`{name}`' for name in missing)} missing.")
-        has_init, has_draft = is_given(values, "init"), values.get("draft") is not None
+        has_init, has_draft = makes_draft(values), values.get("draft") is not None
         refuse(
-            (not has_init and not has_draft, "`draft` missing. Give one, or let the section `init` make one."),
-            (has_init and has_draft, "`draft` names a draft and `init` makes one. Leave one of them out."),
+            (
+                not has_init and not has_draft,
+                "`draft` missing. Give one, or let a section `init` or `plan` make one.",
+            ),
+            (has_init and has_draft, "`draft` names a draft, and `init` or `plan` makes one. Leave one of them out."),
         )
         given = {name: values[name] for name in ("draft", "output_dir") if values.get(name) is not None}
         refuse(*((not isinstance(v, str), f"`{name}` must be text, got {v!r}.") for name, v in given.items()))
         values["output_dir"] = read_paths("output_dir", values["output_dir"])
         builder = _Builder(values, os.path.dirname(path))
         evaluation = builder.build_evaluate()
-        serving = ServingBuilder(values, builder.folder, builder.output_dir, builder.target["target"], evaluation)
+        names = (builder.folder, builder.output_dir, builder.target["target"])
+        serving = ServingBuilder(values, *names, evaluation).build()
         recipe = Recipe(
             path=str(path),
             output_dir=builder.output_dir,
             parts={name: builder.build_part(name, part) for name, part in builder.prompts.items()},
             mix=builder.build_mix(),
             respond=(responses := builder.build_respond()),
+            plan=builder.build_plan(responses, serving),
             init=builder.build_init(responses),
             train=builder.build_train(),
             evaluate=evaluation,
-            serving=serving.build(),
+            serving=serving,
         )
         _check_together(recipe)
     return recipe
@@ -130,7 +142,7 @@ class _Builder:
             name = read_paths("name", target.pop("name"))
             self.target = place_paths({"target": name, **target}, folder)
             Parser("run", "", {"target": TargetArguments}).parse_values(self.target)
-        self.has_init, self.has_responses = is_given(values, "init"), values.get("respond") is not False
+        self.has_init, self.has_responses = makes_draft(values), values.get("respond") is not False
         self.initial_draft = f"{self.output_dir}/initial_draft"
         if not self.has_init:
             self.initial_draft = place_paths({"draft": values["draft"]}, folder)["draft"]
@@ -197,12 +209,31 @@ class _Builder:
     def find_prompts(self, split: str) -> str:
         return f"{self.output_dir}/prompts/{split}.arrow"
 
+    def find_sample(self, call: respond.ResponseCall | None) -> JsonObject:
+        """The responses that a draft is planned and made on."""
+        return {} if call is None else {"responses": self.responses, "temperature": call[1].temperature}
+
+    def build_plan(self, call: respond.ResponseCall | None, serving: ServingSteps) -> PlanCall | None:
+        if not is_given(self.values, "plan"):
+            return None
+        with naming("plan"):
+            section = self.read(self.values["plan"], "plan")
+            given = {
+                **self.find_sample(call),
+                **({} if "costs" in section else serving.list_timing_options()),
+                **section,
+            }
+            given |= {"target": self.target["target"], "output_dir": f"{self.output_dir}/plan"}
+            return build_parser("plan-draft").parse_values(given)
+
     def build_init(self, call: respond.ResponseCall | None) -> tuple[InitDraftFiles, spec_kd.DraftShapeOptions] | None:
         if not self.has_init:
             return None
         with naming("init"):
-            sample = {} if call is None else {"responses": self.responses, "temperature": call[1].temperature}
-            given = {**self.seed, **sample, **self.read(self.values["init"], "init")}
+            section = self.read(self.values.get("init"), "init")
+            if is_given(self.values, "plan") and (said := [name for name in PLANNED if name in section]):
+                raise ValueError(f"`{said[0]}` is chosen by `plan`. Leave one of the two out.")
+            given = {**self.seed, **self.find_sample(call), **section}
             given |= {"target": self.target["target"], "output_dir": self.initial_draft}
             return build_parser("init-draft").parse_values(given)
 
@@ -243,6 +274,11 @@ class _Builder:
             call = build_parser("evaluate").parse_values(given)
             evaluate.check(*call)
             return call
+
+
+def makes_draft(values: Record) -> bool:
+    """Whether a recipe makes the draft that training begins with."""
+    return is_given(values, "init") or is_given(values, "plan")
 
 
 def _check_together(recipe: Recipe) -> None:

@@ -49,10 +49,10 @@ observe:                               # options of `spec-kd observe`, for serve
   plain_url: http://localhost:8001     # without it
 ```
 
-`target`, `draft` or `init`, `output_dir`, `prompts` and `train` are required. The steps run in this order: prompts,
-respond, init, train, evaluate, export, check, costs, observe. Those without a section are left out, but for `respond`
-and `evaluate`, which have defaults. If a threshold of `fail_under` is not reached, or `check` finds an error, the steps
-after it do not run.
+`target`, `output_dir`, `prompts`, `train` and one of `draft`, `init` and `plan` are required. The steps run in this
+order: prompts, respond, plan, init, train, evaluate, export, check, costs, observe. Those without a section are left
+out, but for `respond` and `evaluate`, which have defaults. If no shape of `plan` can pay, a threshold of `fail_under`
+is not reached, or `check` finds an error, the steps after it do not run, and the exit status is 3.
 
 **Paths.** A relative path of an input is relative to the folder of the recipe. A name such as `my-org/target` is a path
 if that folder has a file or folder of this name, and otherwise a name on the Hub. `output_dir` is relative to the
@@ -67,7 +67,9 @@ curated datasets with `keep_completions: true`.
 
 **A draft of your own.** A section `init`, in place of `draft`, makes the draft from the target, or from another
 `donor`, with the options of `spec-kd init-draft`: `init: {num_hidden_layers: 4, hidden_size: 192}`. The responses are
-its sample text.
+its sample text. A section `plan`, with the options of `spec-kd plan-draft`, chooses the shape: by costs in the
+llama.cpp of `export` if there is one, and with `run_minutes` by short runs on the responses. `init` then says no shape,
+and may be left out.
 
 **In the engine.** `export` writes the draft and its `serving.json` to `exported`, with the acceptance that the
 evaluation found if it was for the same engine. `observe` asks the first 100 test prompts. With `llama_cpp_dir` in
@@ -80,7 +82,7 @@ speed-up. `costs: false` leaves that out. From a target alone to a server:
 target: my-org/Qwen2.5-7B-medical
 output_dir: runs/medical
 prompts: {synthetic: {num_queries: 5000}}
-init: {num_hidden_layers: 4, hidden_size: 512}
+plan: {run_minutes: 10}
 train: {method: white_box, learning_rate: 1e-3, num_train_epochs: 5}
 evaluate: {serving_engine: llama.cpp, num_assistant_tokens: 3}
 export: {llama_cpp_dir: ~/llama.cpp, quantization: Q8_0}

@@ -10,13 +10,14 @@ from spec_kd.options import refuse, suggest
 
 # In the order of the steps
 SECTIONS = (
-    "target", "draft", "output_dir", "seed", "prompts", "respond", "init", "train", "evaluate", "export", "check",
-    "costs", "observe",
+    "target", "draft", "output_dir", "seed", "prompts", "respond", "plan", "init", "train", "evaluate", "export",
+    "check", "costs", "observe",
 )  # fmt: skip
 SET_BY_RECIPE = {
     "prompts": ("output_dir", "target"),
     "mix": ("output_dir", "parts"),
     "respond": ("output_dir", "target", "prompts", "split"),
+    "plan": ("output_dir", "target"),
     "init": ("output_dir", "target"),
     "train": ("output_dir", "target", "responses", "split", "model_name_or_path"),
     "evaluate": ("output_dir", "target", "drafts", "responses_dir"),

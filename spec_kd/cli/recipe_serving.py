@@ -41,6 +41,18 @@ class ServingSteps:
     observe: tuple[ObservationFiles, spec_kd.ObservationOptions] | None = None
     servers: OwnServers | None = None
 
+    def list_timing_options(self) -> JsonObject:
+        """How rounds are timed in the llama.cpp that the draft is exported for; empty without one."""
+        if self.export is None or self.export[1].llama_cpp_dir is None:
+            return {}
+        folder, own = self.export[1].llama_cpp_dir, None if self.servers is None else self.servers.options
+        return {
+            "llama_cpp_dir": folder,
+            "quantization": self.export[1].quantization,
+            "server": str(find_program(folder, "llama-server")) if own is None else own.server,
+            "server_flags": None if own is None else own.server_flags,
+        }
+
 
 @dataclass(frozen=True)
 class ServingBuilder:

@@ -1,9 +1,11 @@
 """`spec-kd run recipe.yaml`: from raw input to an evaluated draft, and to one that an engine serves."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from spec_kd.cli import evaluate, init_draft, mix, respond, train
+from spec_kd.cli import evaluate, init_draft, mix, plan_draft, respond, train
 from spec_kd.cli.arguments import RunArguments
 from spec_kd.cli.preflight import check_sources
 from spec_kd.cli.recipe import Recipe, load_recipe
@@ -13,6 +15,8 @@ from spec_kd.cli.yaml_files import read_yaml
 from spec_kd.files import write_text
 from spec_kd.open_types import JsonObject
 from spec_kd.secrets import hide_secrets
+
+SHOWN = ("plan", "export", "check", "costs", "observation")  # steps whose results are part of the run's
 
 
 def run(arguments: RunArguments) -> JsonObject:
@@ -40,38 +44,56 @@ def run_recipe(recipe: Recipe) -> JsonObject:
         recipe (`Recipe`): Recipe of `load_recipe`.
 
     Returns:
-        `dict`: Which steps ran and which were reused; of the evaluation the metrics and the gates; of the export, the
-        check and the observation what they found. Steps after a gate that is not reached do not run.
+        `dict`: Which steps ran and which were reused; of the evaluation the metrics and the gates; the results of the
+        steps in `SHOWN`. A run ends early after a plan in which no shape can pay, a gate that is not reached, and a
+        check that finds an error; `has_passed` is then `False`.
 
     Raises:
         ValueError: No part has test prompts; also what a step raises.
     """
     workspace = Workspace(recipe.output_dir)
-    results = {}
-    # synthetic parts last: they do not repeat the test prompts of the others
-    for name, part in sorted(recipe.parts.items(), key=lambda item: item[1].scenario == "synthetic"):
-        results[f"parts/{name}"] = part.module.run(*part.call, workspace)
-    results["prompts"] = mix.run(*recipe.mix, workspace)
-    if results["prompts"]["num_test"] == 0 and recipe.evaluate[0].prompts.startswith(f"{recipe.output_dir}/"):
-        raise ValueError(
-            "No part has test prompts to evaluate on. Raise a part's `test_fraction`, or give `evaluate: prompts`."
-        )
-    if recipe.respond is not None:
-        results["responses"] = respond.run(*recipe.respond, workspace)
-    if recipe.init is not None:
-        results["initial_draft"] = init_draft.run(*recipe.init, workspace)
-    results["draft"] = train.run(recipe.train, workspace)
-    results["evaluation"] = evaluated = evaluate.run(*recipe.evaluate, workspace)
-    served = run_serving(recipe.serving, workspace) if evaluated.get("has_passed", True) else {}
-    results |= served
+    results = dict(_run_steps(recipe, workspace))
     # a copy, with `[hidden]` for the tokens and passwords in it
     text = Path(recipe.path).read_text(encoding="utf-8")
     write_text(Path(recipe.output_dir, "recipe.yaml"), hide_secrets(text, read_yaml(recipe.path)))
     tell(f"run: {recipe.output_dir}")
+    evaluated = results.get("evaluation", {})
+    verdicts = [result["has_passed"] for result in results.values() if "has_passed" in result]
     return {
         "output_dir": recipe.output_dir,
         "steps": {name: "reused" if result["is_reused"] else "done" for name, result in results.items()},
-        **{name: evaluated[name] for name in ("metrics", "report", "gates", "has_passed") if name in evaluated},
-        **served,
-        **({"has_passed": False} if not served.get("check", {}).get("has_passed", True) else {}),
+        **{name: evaluated[name] for name in ("metrics", "report", "gates") if name in evaluated},
+        **{name: results[name] for name in SHOWN if name in results},
+        **({"has_passed": all(verdicts)} if verdicts else {}),
     }
+
+
+def _run_steps(recipe: Recipe, workspace: Workspace) -> Iterator[tuple[str, JsonObject]]:
+    """Runs each step and yields its name and its result; ends after one that says that the others have no use."""
+    # synthetic parts last: they do not repeat the test prompts of the others
+    for name, part in sorted(recipe.parts.items(), key=lambda item: item[1].scenario == "synthetic"):
+        yield f"parts/{name}", part.module.run(*part.call, workspace)
+    mixed = mix.run(*recipe.mix, workspace)
+    if mixed["num_test"] == 0 and recipe.evaluate[0].prompts.startswith(f"{recipe.output_dir}/"):
+        raise ValueError(
+            "No part has test prompts to evaluate on. Raise a part's `test_fraction`, or give `evaluate: prompts`."
+        )
+    yield "prompts", mixed
+    if recipe.respond is not None:
+        yield "responses", respond.run(*recipe.respond, workspace)
+    shape: JsonObject = {}
+    if recipe.plan is not None:
+        planned = plan_draft.run(*recipe.plan, workspace)
+        shape = planned["recommended"]
+        yield "plan", {**planned, "has_passed": shape is not None}
+        if shape is None:
+            return
+    if recipe.init is not None:
+        files, options = recipe.init
+        chosen = {name: value for name, value in shape.items() if name != "name"}
+        yield "initial_draft", init_draft.run(files, replace(options, **chosen), workspace)
+    yield "draft", train.run(recipe.train, workspace)
+    evaluated = evaluate.run(*recipe.evaluate, workspace)
+    yield "evaluation", evaluated
+    if evaluated.get("has_passed", True):
+        yield from run_serving(recipe.serving, workspace).items()

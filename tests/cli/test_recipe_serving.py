@@ -180,6 +180,38 @@ def test_an_engine_that_cannot_use_the_draft_ends_the_run(run, recipe, models, s
     assert "check-serving: error: vllm refuses" in said and not started
 
 
+def test_a_plan_chooses_the_shape_or_ends_the_run(run, recipe, tmp_path):
+    costs = [{"cost_ratio": c, "verify_cost": {"1": 1.1, "4": 1.3}} for c in (0.9, 0.05)]
+    (tmp_path / "shapes.json").write_text(json.dumps(costs))
+    recipe = {name: recipe[name] for name in ("target", "output_dir", "prompts", "respond", "train", "evaluate")}
+    recipe["plan"] = {"costs": "shapes.json", "shapes": ["16x1", "16x2"]}
+    status, result, said = run(recipe)
+    assert status == 0 and result["has_passed"], said
+    assert list(result["steps"])[-4:] == ["plan", *STEPS[:3]] and result["plan"]["recommended"]["name"] == "16x2"
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "run/initial_draft").config
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 16)
+    assert list_done(run(recipe)[1]) == []
+
+    (tmp_path / "shapes.json").write_text(json.dumps(costs[::-1]))
+    status, result, said = run({**recipe, "init": {"seed": 5}})
+    assert status == 0 and list_done(result) == ["plan", *STEPS[:3]], said
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/initial_draft").config.num_hidden_layers == 1
+
+    (tmp_path / "shapes.json").write_text(json.dumps([{**one, "cost_ratio": 3.0} for one in costs]))
+    status, result, said = run(recipe)
+    assert status == 3 and not result["has_passed"] and list(result["steps"])[-1] == "plan"
+    assert "No shape can pay" in said and result["plan"]["recommended"] is None
+
+
+def test_a_plan_is_timed_in_the_llama_cpp_of_the_export(load, llama_cpp, tmp_path):
+    files, options, timing = load({"init": ..., "plan": {}, "observe.server_flags": "-t 1"}).plan
+    assert (options.llama_cpp_dir, options.quantization) == (str(llama_cpp), "f16")
+    assert (timing.server, timing.server_flags) == (f"{llama_cpp}/build/bin/llama-server", "-t 1")
+    assert (files.responses, options.temperature) == (f"{tmp_path}/run/responses/responses.parquet", 0.0)
+    assert load({"init": ..., "plan": {}, "observe": ..., "costs": ...}).plan[2].server == timing.server
+    assert load({"init": ..., "plan": {"costs": "shapes.json"}}).plan[1].llama_cpp_dir is None
+
+
 def test_sections_become_the_arguments_of_commands(load, tmp_path, models, llama_cpp):
     recipe = load({})
     folder, target = str(tmp_path / "run"), str(models / "target")
@@ -216,8 +248,10 @@ def test_servers_that_run_already(load, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"draft": "my-org/draft"}, "`draft` names a draft and `init` makes one"),
-        ({"init": ...}, "`draft` missing. Give one, or let the section `init` make one."),
+        ({"draft": "my-org/draft"}, "`draft` names a draft, and `init` or `plan` makes one"),
+        ({"init": ...}, "`draft` missing. Give one, or let a section `init` or `plan` make one."),
+        ({"plan": {}}, "init: `num_hidden_layers` is chosen by `plan`"),
+        ({"plan": {"shape": "8x1"}}, "plan: there is no option `shape`. Did you mean shapes?"),
         ({"init.num_layers": 1}, "init: there is no option `num_layers`. Did you mean layers?"),
         ({"init.output_dir": "a"}, "init: `output_dir` is set by the recipe"),
         ({"export.report": "a"}, "export: `report` is set by the recipe"),
@@ -246,13 +280,16 @@ def test_what_is_not_there_is_found_before_the_first_step(run, recipe, llama_cpp
     for section, name, value, message in (
         ("init", "donor", "./none", "init: donor: `./none` does not exist"),
         ("init", "responses", "./none.jsonl", "init: responses: `./none.jsonl` does not exist"),
+        ("plan", "costs", "./none.json", "plan: costs: `./none.json` does not exist"),
         ("export", "llama_cpp_dir", "./none", "export: `llama_cpp_dir="),
         ("observe", "server", "./none", "observe: `./none` is no program"),
         ("observe", "costs", "./none.json", "observe: costs: `./none.json` does not exist"),
     ):
         changed = copy.deepcopy(recipe)
+        if section == "plan":
+            changed |= {"init": {}, "plan": {}}
         changed[section][name] = value
-        if name == "costs":
+        if section == "observe" and name == "costs":
             del changed["costs"]
         status, _, said = run(changed, "--only_check")
         assert status == 2 and message in said.replace(f"{tmp_path}/", ""), said
