@@ -12,6 +12,9 @@ import torch
 from spec_kd.counting import DRAFT_SAMPLINGS, PAPER_COUNTING, Counting
 from spec_kd.options import check_choice, check_int, check_number, refuse
 
+LOG_ZERO = -1e30
+"""Stands for log 0: exp() of it is 0 and 0 times it is 0, where -inf would give NaN."""
+
 
 def compute_alpha(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """sum_v min(p, q) = 1 - TV(p, q): the probability that one drafted token is accepted (arXiv 2211.17192, eq. 2).

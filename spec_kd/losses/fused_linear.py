@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from spec_kd._private import is_graph_retained
-from spec_kd.heads import accumulate_product, project, project_back
+from spec_kd.heads import accumulate_product, project
 from spec_kd.losses.divergences import Divergence
 from spec_kd.losses.sparse import SparseTensors
 from spec_kd.losses.tile import TileSettings, choose_compute_tile, choose_tile_tokens
@@ -264,7 +264,7 @@ def _accumulate_gradients(
     with torch.autocast(hidden.device.type, enabled=False):
         if grad_hidden is not None:
             used = head[rows] if head.dtype == grad_products.dtype else weight[rows].to(grad_products.dtype)
-            grad_hidden[chunk] = project_back(grad_products, used)
+            grad_hidden[chunk] = grad_products @ used
         if grad_weight is not None:
             accumulate_product(grad_weight[rows], grad_products.T, hidden[chunk].to(grad_products.dtype))
     if grad_bias is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from spec_kd.acceptance import bound_alpha, compute_alpha, compute_token_acceptance, weigh_
+from spec_kd.acceptance import LOG_ZERO, bound_alpha, compute_alpha, compute_token_acceptance, weigh_
 from spec_kd.losses.divergences import Divergence, TokenDistributions, TokenDivergence
 from spec_kd.losses.sparse import (
     AlphaEstimate,
@@ -15,9 +15,6 @@ from spec_kd.losses.sparse import (
     register_sparse_method,
 )
 from spec_kd.open_types import Array
-
-# Stands for log 0: exp() of it is 0 and 0 times it is 0, where -inf would give NaN.
-LOG_ZERO = -1e30
 
 
 class SampledMethod(SparseMethod):
@@ -88,7 +85,7 @@ class SampledMethod(SparseMethod):
         sampled = divergence.compute_sampled(targets.log_p, log_q)
         assert sampled is not None and targets.weights is not None  # `check_serves` and `build_tensors` see to it
         values, slopes = sampled
-        entropy = log_normalizer.squeeze(-1) - weigh_(z.clone(), q).sum(-1)
+        entropy = log_normalizer.squeeze(-1) - z.clamp(min=LOG_ZERO).mul_(q).sum(-1)
         gradient = None
         if needs_gradient:
             pull = slopes * targets.weights  # d log q_v / dz = e_v - q
@@ -167,7 +164,7 @@ class CoarsenedMethod(SparseMethod):
         d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
         value = divergence.compute_value(d)
 
-        mean_tail = weigh_(z_tail, within_tail).sum(-1)
+        mean_tail = z_tail.clamp_(min=LOG_ZERO).mul_(within_tail).sum(-1)
         entropy = log_normalizer.squeeze(-1) - weigh_(z_head, d.q[:, :-1]).sum(-1) - d.q[:, -1] * mean_tail
         gradient = None
         if needs_gradient:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import is_triton_available
 
-from spec_kd.acceptance import compute_alpha, weigh_
+from spec_kd.acceptance import LOG_ZERO, compute_alpha
 from spec_kd.losses.divergences import Divergence, TokenDistributions, TokenDivergence
 from spec_kd.losses.sparse import SparseTensors
 from spec_kd.open_types import Call
@@ -92,7 +92,9 @@ def compute_tile(
             gradient = gradient.mul_(settings.logit_scale)
         if raw.dtype != torch.float16:  # here, so that a compiler writes that dtype at once
             gradient = gradient.to(raw.dtype)
-    return TileResult(found.value, found.entropy, found.alpha, gradient, loss, z.argmax(-1) == labels)
+    return TileResult(
+        found.value, found.entropy, found.alpha, gradient, loss, z.amax(-1) == z.gather(-1, labels[:, None])[:, 0]
+    )
 
 
 def _transform(
@@ -115,7 +117,7 @@ def _compute_from_logits(z: torch.Tensor, target: torch.Tensor, settings: TileSe
     log_p = torch.log_softmax(target.float() / settings.temperature, dim=-1)
     d = TokenDistributions(p=log_p.exp(), log_p=log_p, q=log_q.exp(), log_q=log_q)
     value = settings.divergence.compute_value(d)
-    entropy = -weigh_(d.log_q.clone(), d.q).sum(-1)
+    entropy = -d.log_q.clamp(min=LOG_ZERO).mul_(d.q).sum(-1)
     gradient = settings.divergence.compute_gradient(d, value) if settings.needs_gradient else None
     return TokenDivergence(value, entropy, compute_alpha(d.p, d.q), gradient)
 
