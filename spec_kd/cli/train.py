@@ -27,6 +27,7 @@ TRAINERS = {
     "black_box": spec_kd.BlackBoxSFTTrainer,
     "online_gkd": spec_kd.OnlineGKDTrainer,
 }
+BUDGETS = ("max_train_tokens", "max_train_minutes")  # a finished run goes on if they are raised
 PRODUCTS = ("checkpoint-*", "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "README.md")
 # Of where and how a run is written and watched, not of what it learns.
 NOT_INPUTS = (
@@ -103,7 +104,7 @@ def run(call: TrainCall, workspace: Workspace) -> JsonObject:
             "last_loss": losses[-1] if losses else None,
         }
 
-    return workspace.do(output_dir, f"train {method}", inputs, PRODUCTS, work)
+    return workspace.do(output_dir, f"train {method}", inputs, PRODUCTS, work, continues=BUDGETS)
 
 
 def check_call(call: TrainCall) -> None:

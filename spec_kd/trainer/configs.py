@@ -38,6 +38,7 @@ BOUNDS: dict[Call[None], dict[str, JsonObject]] = {
         "dataset_num_proc": {"is_optional": True},
         "dataloader_num_workers": {"minimum": 0},
         "target_vocab_size": {"is_optional": True},
+        "max_train_tokens": {"is_optional": True},
         "vllm_server_port": {"maximum": 65535},
         "vllm_group_port": {"maximum": 65535},
         "vllm_tensor_parallel_size": {},
@@ -46,6 +47,7 @@ BOUNDS: dict[Call[None], dict[str, JsonObject]] = {
     check_number: {
         "learning_rate": {"minimum": 0},
         "num_train_epochs": {"above": 0},
+        "max_train_minutes": {"above": 0, "is_optional": True},
         "weight_decay": {"minimum": 0},
         "adam_beta1": {"minimum": 0, "below": 1},
         "adam_beta2": {"minimum": 0, "below": 1},
@@ -93,6 +95,18 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
         default=None,
     )
 
+    max_train_tokens: int | None = option(
+        "Tokens to train on, prompts included and padding left out, in place of `num_train_epochs`. The run ends with "
+        "the step that is nearest, and warm-up and decay of the learning rate follow. A resumed run goes on with what "
+        "is left. No budget by default.",
+        default=None,
+    )
+    max_train_minutes: float | None = option(
+        "Minutes to train for, evaluations and checkpoints included and loading left out, in place of "
+        "`num_train_epochs`. The number of steps, which warm-up and decay of the learning rate follow, is estimated "
+        "after each step from the pace so far. A resumed run goes on with what is left. No budget by default.",
+        default=None,
+    )
     serving_engines: list[str] | None = option(
         "Engines that the draft will be served by. `check_serving` runs for each before training, what it finds is "
         "logged, and the model card shows it. None by default.",
@@ -118,6 +132,13 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
         for check, bounds in BOUNDS.items():
             for name in (name for name in bounds if hasattr(self, name)):
                 check(name, getattr(self, name), **bounds[name])
+        if self.max_train_minutes is not None:
+            for name in ("logging_steps", "eval_steps", "save_steps"):
+                if 0 < (getattr(self, name) or 0) < 1:
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)}` is a share of the steps, whose number `max_train_minutes` "
+                        "leaves open. Give a number of steps."
+                    )
         for engine in self.serving_engines or ():
             find_serving_engine(engine)
         self.output_dir = read_path("output_dir", self.output_dir, is_optional=True)

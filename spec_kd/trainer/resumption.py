@@ -139,6 +139,13 @@ class ResumableTraining(Trainer):
         batches = round(part * max_steps * self.args.gradient_accumulation_steps)
         return int(epochs), 0 if self.args.ignore_data_skip else batches
 
+    def _limit_steps(self, step: int) -> None:
+        """Sets `state.max_steps`, before the first step and after each; it stays as it is by default.
+
+        Args:
+            step (`int`): Steps of the run that are done.
+        """
+
     def _is_at_end(self) -> bool:
         return self._has_ended or self.state.global_step >= self.state.max_steps
 
@@ -160,12 +167,16 @@ class _ResumptionCallback(TrainerCallback):
     ) -> None:
         callbacks = self._trainer.callback_handler.callbacks
         saved: JsonObject = state.stateful_callbacks  # type: ignore[assignment]  # a dictionary when it is read
+        for callback in callbacks:  # `Trainer` saves the states of those alone that the checkpoint has
+            if isinstance(callback, ExportableState):
+                saved.setdefault(type(callback).__name__, callback.state())
         if state.global_step > 0 and not args.restore_callback_states_from_checkpoint:
             for callback in callbacks:  # their counts, while their options stay those of this run
                 known = saved.get(type(callback).__name__)
                 if isinstance(callback, ExportableState) and isinstance(known, dict):
                     for name, value in known.get("attributes", {}).items():
                         setattr(callback, name, value)
+        self._trainer._limit_steps(state.global_step)
         is_out_of_patience = state.global_step > 0 and any(
             callback.early_stopping_patience_counter >= callback.early_stopping_patience
             for callback in callbacks
@@ -175,6 +186,11 @@ class _ResumptionCallback(TrainerCallback):
         if self._trainer._has_ended:
             why = "early stopping ended the run there" if is_out_of_patience else f"the run has {state.max_steps} steps"
             logger.warning(f"The checkpoint is of step {state.global_step}, and {why}: nothing is left to train.")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
+    ) -> None:
+        self._trainer._limit_steps(state.global_step + 1)  # the end of the step decides whether it was the last one
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument

@@ -132,3 +132,15 @@ def test_rows_without_an_answer_are_counted(call, options, tmp_path):
     options[3].write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, _, errors = call("train", "black_box", *options)
     assert status == 2 and "1 of 2 rows have no `completion`" in errors
+
+
+def test_a_raised_budget_continues_the_run(call, options, caplog):
+    at = options.index("--max_steps")
+    options = [*options[:at], *options[at + 2 :]]
+    status, first, errors = call("train", "white_box", *options, "--max_train_tokens", 100)
+    assert status == 0 and first["steps"] > 1, errors
+    assert "Training budget: 100 tokens (0 used)" in caplog.text
+    caplog.clear()
+    status, second, errors = call("train", "white_box", *options, "--max_train_tokens", 200)
+    assert status == 0 and second["steps"] > first["steps"] and "(0 used)" not in caplog.text, errors
+    assert call("train", "white_box", *options, "--max_train_tokens", 200)[1]["is_reused"]

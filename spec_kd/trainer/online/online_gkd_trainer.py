@@ -256,6 +256,9 @@ class OnlineGKDTrainer(GeneratingTrainer):
         if checkpoint is not None and (path := self._find_window_file(checkpoint)).exists():
             self._window = Window.load(path)
 
+    def _count_dataset_tokens(self) -> int | None:
+        return None if self.args.lmbda > 0 else super()._count_dataset_tokens()  # completions are yet to be written
+
     def _join_turns(self, args: OnlineGKDConfig) -> bool:  # type: ignore[override]  # as above, `args`
         return args.lmbda == 0  # one completion is generated for a row, in place of its labels
 
