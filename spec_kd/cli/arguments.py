@@ -25,7 +25,9 @@ class InitArguments:
     """The models and the prompts of a recipe, and where to write it."""
 
     target: str = option("Target: a folder or a name on the Hub.")
-    draft: str = option("Draft: a folder or a name on the Hub.")
+    draft: str | None = option(
+        "Draft: a folder or a name on the Hub. By default the recipe plans a shape and makes one.", default=None
+    )
     prompts: str | None = option(
         "Logs (files, globs or folders), or a dataset of prompts; by default the target writes the prompts.",
         default=None,

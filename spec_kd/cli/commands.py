@@ -69,7 +69,7 @@ class Command:
 COMMANDS = {
     "init": Command(
         "Writes a recipe for `spec-kd run`, with comments, for a target and a draft. It compares their tokenizers and "
-        "configurations where they can be read, and chooses the method by that.",
+        "configurations where they can be read, and chooses the method by that. Without a draft the recipe makes one.",
         ("target", "draft", "prompts", "scenario", "output"),
         lambda: {"recipe": InitArguments},
     ),

@@ -13,6 +13,7 @@ from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.cli.target import check_target, list_inputs, load_target
 from spec_kd.evaluation import load_report
 from spec_kd.evaluation.gates import check_measured, collect_metrics
+from spec_kd.evaluation.report.left_out import WORDS
 from spec_kd.loading import load_tokenizer
 from spec_kd.open_types import JsonObject
 from spec_kd.vocabulary import ProcessingClass
@@ -98,11 +99,18 @@ def run(
         return {
             "draft": report.draft.name,
             "metrics": collect_metrics(report, report.draft),
+            "left_out": {
+                setting.name: {one.kind: one.share for one in setting.left_out} for setting in report.draft.settings
+            },
             "configurations": [] if advice is None else list(map(asdict, advice.configurations)),
             "report": {kind: str(path) for kind, path in paths.items()},
         }
 
     result = workspace.do(files.output_dir, "evaluate", inputs, PRODUCTS, work)
+    for setting, shares in result.get("left_out", {}).items():
+        for kind, share in shares.items():
+            if share:
+                tell(f"evaluate: {setting}: {share:.1%} {WORDS[kind]}; the report also has the metrics without them")
     for one in result.get("configurations", ()):
         tell(f"evaluate: recommended for {one['title']}:\n{one['command']}")
     return {**result, **hold_against(files.gates, files.output_dir)}

@@ -31,14 +31,13 @@ PARTS = {
 """,
 }
 TEMPLATE = """\
-# A recipe of `spec-kd run`: from prompts to an evaluated draft. `spec-kd run --help` describes the format.
+# A recipe of `spec-kd run`: from prompts to a draft that is served. `spec-kd run --help` describes the format.
 #   spec-kd run {path} --only_check   checks all of it, and runs nothing
 #   spec-kd run {path}                runs it; the same command continues where it was stopped
 # Relative paths of inputs are relative to this file. `output_dir` is relative to the working directory.
 
 target: {target}  # the model that you serve; it stays as it is
-draft: {draft}  # the small model that learns to draft for it
-output_dir: {output_dir}
+{draft}output_dir: {output_dir}
 seed: 0
 
 prompts:  # one or several of: historical, curated, synthetic
@@ -48,7 +47,7 @@ respond:  # `spec-kd respond`: the target completes every prompt
   temperature: 1.0  # sampled completions teach a draft the most
 {signal}  # batch_size: 64  # prompts at a time; raise it on a GPU
 
-train:  # `spec-kd train {method}`: all arguments of the trainer, which are TRL's and more
+{plan}train:  # `spec-kd train {method}`: all arguments of the trainer, which are TRL's and more
   method: {method}{reason}
   num_train_epochs: 3
   learning_rate: 2.0e-5
@@ -61,6 +60,22 @@ evaluate:  # `spec-kd evaluate`: the draft before and after training, on held-ou
   serving_engine: {serving_engine}  # where the draft will serve
   max_new_tokens: 512
   # fail_under: {{block_efficiency: 2.5}}  # exit status 3 below it
+
+export:  # `spec-kd export`: the draft as the engine loads it, with the command that serves it
+  serving_engines: [{serving_engine}]
+  # llama_cpp_dir: ~/llama.cpp  # for GGUF files; `observe` then starts llama-server itself
+
+check:  # `spec-kd check-serving`: whether the engine will serve the draft, and draft with it
+
+# observe:  # `spec-kd observe`: what a server with the draft does, beside what is predicted
+#   url: http://localhost:8000
+#   plain_url: http://localhost:8001  # the same target without the draft, for the speed-up
+"""
+GIVEN = "draft: {draft}  # the small model that learns to draft for it\n"
+PLAN = """\
+plan:  # `spec-kd plan-draft`: shapes of a draft are compared by what they cost, and the best one is made
+  run_minutes: 10  # each shape that can pay is trained so long on the responses
+
 """
 SIGNAL = "  teacher_signal: sampled_logprobs  # what training needs of the target, so that it is not loaded again\n"
 ALIGNMENT = "  align_vocabulary: true  # servers want as many vocabulary rows as the target has\n"
@@ -75,13 +90,15 @@ def run(arguments: InitArguments) -> JsonObject:
     output = Path(arguments.output)
     if output.exists():
         raise FileExistsError(f"`{output}` exists already. Choose another `--output`, or delete the file.")
-    method, reason, is_aligned = compare_models(arguments.target, arguments.draft)
+    draft = arguments.draft
+    method, reason, is_aligned = compare_models(arguments.target, draft) if draft else ("white_box", "", False)
     folder, scenario = os.path.dirname(arguments.output), arguments.find_scenario()
     prompts = _quote(relate(arguments.prompts, folder)) if arguments.prompts is not None else ""
     text = TEMPLATE.format(
         path=output,
         target=_quote(relate(arguments.target, folder)),
-        draft=_quote(relate(arguments.draft, folder)),
+        draft=GIVEN.format(draft=_quote(relate(draft, folder))) if draft else "",
+        plan="" if draft else PLAN,
         output_dir=_quote(f"runs/{output.stem}"),
         part=PARTS[scenario].format(prompts=prompts),
         signal=SIGNAL if method == "white_box" else "",

@@ -30,7 +30,7 @@ INTERRUPTED_EXIT_STATUS = 130  # as shells have it for SIGINT
 TRACEBACK_VARIABLE = "SPEC_KD_TRACEBACK"
 
 COMMANDS = {
-    "init": "Write a commented recipe for your target and your draft.",
+    "init": "Write a commented recipe for your target, and your draft if you have one.",
     "run": "Run all steps of a recipe, leaving out what is finished.",
     "prompts": "Make a prompt set from query logs or from a curated dataset, or mix several.",
     "synthesize": "Let the target write a prompt set.",

@@ -25,6 +25,20 @@ def test_a_report_and_its_gates(call, options, tmp_path):
     assert result["gates"][0]["threshold"] == 100 and "lies below 100" in errors
 
 
+def test_prompts_without_the_template_are_told(call, options, prompts, tmp_path):
+    status, result, errors = call(*options)
+    assert status == 0 and result["left_out"]["greedy"] == {"looping": 0.0, "untemplated": 0.0}
+    assert "the metrics without them" not in errors
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps({"prompt": f"{i} plus {i}"}) + "\n" for i in range(4)))
+    options[options.index(prompts)] = plain
+    options[options.index("--output_dir") + 1] = tmp_path / "second"
+    for _ in range(2):  # also where the report is reused
+        status, result, errors = call(*options)
+        assert status == 0 and result["left_out"]["t1"]["untemplated"] == 1.0
+        assert "evaluate: t1: 100.0% prompts without the chat template" in errors
+
+
 def test_costs_of_another_machine(call, options, tmp_path):
     table = {"cost_ratio": 0.1, "verify_cost": {"1": 1.0, "8": 1.2}, "source": "vLLM on a card"}
     costs = tmp_path / "costs.json"

@@ -38,6 +38,17 @@ def test_the_recipe_passes_the_check(call, sources, argv, scenario, output):
     assert train["align_vocabulary"] is True  # the heads have 288 and 261 rows
 
 
+def test_a_target_alone_gets_a_plan(call, sources):
+    status, result, errors = call("init", "--target", "target", "--serving_engine", "llama.cpp")
+    assert status == 0 and (result["scenario"], result["method"]) == ("synthetic", "white_box"), errors
+    recipe = load_recipe("recipe.yaml")
+    assert recipe.plan[1].run_minutes == 10 and recipe.init[0].output_dir == "runs/recipe/initial_draft"
+    assert recipe.serving.check.serving_engine == recipe.serving.export[1].serving_engines == ["llama.cpp"]
+    assert "draft" not in yaml.safe_load((sources / "recipe.yaml").read_text())
+    status, _, errors = call("run", "recipe.yaml", "--only_check")
+    assert status == 0, errors
+
+
 def test_models_of_two_tokenizers_learn_from_text_alone(call, sources):
     status, result, _ = call("init", "--target", "target", "--draft", "stranger")
     recipe = yaml.safe_load((sources / "recipe.yaml").read_text())

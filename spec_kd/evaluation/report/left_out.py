@@ -9,7 +9,7 @@ RATES = ("alpha", "acceptance_rate")  # the other metrics are multiples of one
 WORDS = {
     "looping": "looping completions",
     "untemplated": "prompts without the chat template",
-    "looping_or_untemplated": "either of both",
+    "looping_or_untemplated": "one or the other",
 }
 
 
