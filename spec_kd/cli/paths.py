@@ -10,7 +10,7 @@ from spec_kd.options import read_path
 
 # Options that name a file, a folder or something on the Hub: `~` is the home folder, and empty text is refused.
 PATH_OPTIONS = frozenset(
-    ("accelerator_config", "chat_template_path", "costs", "dataset", "deepspeed", "donor", "draft", "drafts",
+    ("accelerator_config", "chat_template_path", "corpus", "costs", "dataset", "deepspeed", "donor", "draft", "drafts",
      "fsdp_config", "grammar", "json_schema", "llama_cpp_dir", "model_name_or_path", "output", "output_dir", "parts",
      "path", "paths", "prompts", "recipe", "ref_model_name_or_path", "report", "responses", "responses_dir",
      "resume_from_checkpoint", "serving_target", "target", "target_gguf", "teacher_model_name_or_path", "test_sets",

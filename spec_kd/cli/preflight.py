@@ -42,13 +42,14 @@ def check_sources(recipe: Recipe) -> None:
     method, config = recipe.train.method, cast(spec_kd.WhiteBoxDistillConfig, recipe.train.config)
     *_, target = recipe.evaluate
     check_target(target)
-    training = recipe.train
+    first = recipe.train if recipe.pretrain is None else recipe.pretrain.train
+    name = cast(str, first.draft.model_name_or_path)
     if recipe.init is not None:
         with naming("init"):
             check_init(recipe.init[0], recipe.output_dir)
         # the draft that will be made has the target's tokenizer, and modules of the same names
-        training = replace(training, draft=replace(training.draft, model_name_or_path=target.target))
-    name = cast(str, training.draft.model_name_or_path)
+        name = cast(str, target.target)
+    training = replace(recipe.train, draft=replace(recipe.train.draft, model_name_or_path=name))
     processing_class = load_processing_class(target)
     if not getattr(processing_class, "chat_template", None):
         raise ValueError(f"the tokenizer of the target `{target.target}` has no chat template.")
@@ -64,6 +65,10 @@ def check_sources(recipe: Recipe) -> None:
         draft_class = load_tokenizer(name, load_options)
     if method != "black_box":
         check_same_tokenizer(draft_class, processing_class)
+    if recipe.pretrain is not None:
+        with naming("pretrain"):
+            check_same_tokenizer(draft_class, processing_class)
+            recipe.pretrain.check(name)
     with naming("train"):
         train.check_call(training)
         check_teacher(recipe)

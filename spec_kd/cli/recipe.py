@@ -12,6 +12,7 @@ from spec_kd.cli.arguments import InitDraftFiles, MixFiles, PlanDraftFiles, Targ
 from spec_kd.cli.commands import build_parser, check_kind, find_module, list_kinds
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.paths import place_paths, read_paths
+from spec_kd.cli.recipe_pretrain import PRETRAINED, PretrainSteps, build_pretrain
 from spec_kd.cli.recipe_sections import SECTIONS, as_mapping, check_names, is_given, naming, read_section
 from spec_kd.cli.recipe_serving import ServingBuilder, ServingSteps
 from spec_kd.cli.yaml_files import read_yaml, refuse_old_names
@@ -60,6 +61,7 @@ class Recipe:
         respond (`ResponseCall`, *optional*): How the target completes the prompts; `None` if it does not.
         plan (`PlanCall`, *optional*): How the shape of the draft is chosen; `None` if the recipe says it.
         init (`tuple[InitDraftFiles, DraftShapeOptions]`, *optional*): How a draft is made; `None` if one is given.
+        pretrain (`PretrainSteps`, *optional*): How the draft learns from text of others first; `None` if it does not.
         train (`TrainCall`): How the draft learns.
         evaluate (`EvaluationCall`): How the draft is measured.
         serving (`ServingSteps`): How it is brought into an engine.
@@ -72,6 +74,7 @@ class Recipe:
     respond: respond.ResponseCall | None
     plan: PlanCall | None
     init: tuple[InitDraftFiles, spec_kd.DraftShapeOptions] | None
+    pretrain: PretrainSteps | None
     train: train.TrainCall
     evaluate: evaluate.EvaluationCall
     serving: ServingSteps
@@ -117,6 +120,7 @@ def load_recipe(path: str | Path) -> Recipe:
             respond=(responses := builder.build_respond()),
             plan=builder.build_plan(responses, serving),
             init=builder.build_init(responses),
+            pretrain=build_pretrain(values, builder.folder, builder.target, builder.seed, builder.initial_draft),
             train=builder.build_train(),
             evaluate=evaluation,
             serving=serving,
@@ -249,7 +253,9 @@ class _Builder:
                 **section,
                 "output_dir": f"{self.output_dir}/draft",
                 "target": self.target["target"],
-                "model_name_or_path": self.initial_draft,
+                "model_name_or_path": (
+                    f"{self.output_dir}/{PRETRAINED}" if is_given(self.values, "pretrain") else self.initial_draft
+                ),
                 "responses": self.responses or self.find_prompts("train"),
             }
             parser = build_parser(f"train {method}")

@@ -27,6 +27,11 @@ respond:                               # options of `spec-kd respond`; or `false
   max_new_tokens: 512
   teacher_signal: sampled_logprobs     # without it, training loads the target
 
+pretrain:                              # options of `spec-kd train white_box`; may be left out, see below
+  corpus: my-org/medical-articles      # text that the target did not write
+  score: {teacher_signal: top_k_tail}  # options of `spec-kd score`; without it, training loads the target
+  max_train_tokens: 50_000_000
+
 train:                                 # `method`, and the options of `spec-kd train METHOD`
   method: white_box                    # white_box, black_box or online_gkd
   divergence: forward_kl
@@ -50,9 +55,9 @@ observe:                               # options of `spec-kd observe`, for serve
 ```
 
 `target`, `output_dir`, `prompts`, `train` and one of `draft`, `init` and `plan` are required. The steps run in this
-order: prompts, respond, plan, init, train, evaluate, export, check, costs, observe. Those without a section are left
-out, but for `respond` and `evaluate`, which have defaults. If no shape of `plan` can pay, a threshold of `fail_under`
-is not reached, or `check` finds an error, the steps after it do not run, and the exit status is 3.
+order: prompts, respond, plan, init, pretrain, train, evaluate, export, check, costs, observe. Those without a section
+are left out, but for `respond` and `evaluate`, which have defaults. If no shape of `plan` can pay, a threshold of
+`fail_under` is not reached, or `check` finds an error, the steps after it do not run, and the exit status is 3.
 
 **Paths.** A relative path of an input is relative to the folder of the recipe. A name such as `my-org/target` is a path
 if that folder has a file or folder of this name, and otherwise a name on the Hub. `output_dir` is relative to the
@@ -70,6 +75,10 @@ curated datasets with `keep_completions: true`.
 its sample text. A section `plan`, with the options of `spec-kd plan-draft`, chooses the shape: by costs in the
 llama.cpp of `export` if there is one, and with `run_minutes` by short runs on the responses. `init` then says no shape,
 and may be left out.
+
+**Text of others first.** A section `pretrain` trains the draft of `draft`, `init` or `plan` on every token of a corpus,
+and `train` goes on with the result. With `score` the target reads the corpus once, into `corpus` in `output_dir`. Rows
+are packed, and long texts are split, unless the section says otherwise.
 
 **In the engine.** `export` writes the draft and its `serving.json` to `exported`, with the acceptance that the
 evaluation found if it was for the same engine. `observe` asks the first 100 test prompts. With `llama_cpp_dir` in

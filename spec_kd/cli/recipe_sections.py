@@ -10,8 +10,8 @@ from spec_kd.options import refuse, suggest
 
 # In the order of the steps
 SECTIONS = (
-    "target", "draft", "output_dir", "seed", "prompts", "respond", "plan", "init", "train", "evaluate", "export",
-    "check", "costs", "observe",
+    "target", "draft", "output_dir", "seed", "prompts", "respond", "plan", "init", "pretrain", "train", "evaluate",
+    "export", "check", "costs", "observe",
 )  # fmt: skip
 SET_BY_RECIPE = {
     "prompts": ("output_dir", "target"),
@@ -19,6 +19,8 @@ SET_BY_RECIPE = {
     "respond": ("output_dir", "target", "prompts", "split"),
     "plan": ("output_dir", "target"),
     "init": ("output_dir", "target"),
+    "pretrain": ("output_dir", "target", "responses", "model_name_or_path", "method"),
+    "score": ("output_dir", "target", "corpus"),
     "train": ("output_dir", "target", "responses", "split", "model_name_or_path"),
     "evaluate": ("output_dir", "target", "drafts", "responses_dir"),
     "export": ("output_dir", "target", "draft", "report"),

@@ -92,6 +92,8 @@ def _run_steps(recipe: Recipe, workspace: Workspace) -> Iterator[tuple[str, Json
         files, options = recipe.init
         chosen = {name: value for name, value in shape.items() if name != "name"}
         yield "initial_draft", init_draft.run(files, replace(options, **chosen), workspace)
+    if recipe.pretrain is not None:
+        yield from recipe.pretrain.run(workspace)
     yield "draft", train.run(recipe.train, workspace)
     evaluated = evaluate.run(*recipe.evaluate, workspace)
     yield "evaluation", evaluated
