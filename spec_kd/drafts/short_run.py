@@ -6,44 +6,20 @@ from typing import cast
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 
 from spec_kd.drafts.init_draft import init_draft
 from spec_kd.drafts.options import DraftShapeOptions
 from spec_kd.drafts.plan_options import DraftPlanOptions
 from spec_kd.drafts.plan_report import ShortRun
 from spec_kd.evaluation.response_replay import ResponseScores, score_responses
-from spec_kd.open_types import Argument, Arguments
+from spec_kd.open_types import Arguments
 from spec_kd.prompts.splitting import hold_out_rows
 from spec_kd.reports.numbers import Interval
 from spec_kd.trainer import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 from spec_kd.vocabulary import ProcessingClass
 
 WARMUP_STEPS = 20
-ENDLESS = 10**7  # steps: the clock ends the training
-
-
-class TimeLimit(TrainerCallback):
-    """Ends a training after the step in which its time is over.
-
-    Args:
-        seconds (`float`): Time of the training.
-    """
-
-    def __init__(self, seconds: float):
-        self.seconds, self.spent = seconds, 0.0
-        self._start = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument
-    ) -> None:
-        """Starts the clock."""
-        self._start = time.monotonic()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Argument) -> None:
-        """Reads the clock."""
-        self.spent = time.monotonic() - self._start
-        control.should_training_stop = self.spent >= self.seconds
 
 
 def run_briefly(
@@ -89,15 +65,13 @@ def run_briefly(
         return score_responses(found.draft, judge, held_out, **how)
 
     before = score()
-    limit = TimeLimit(60 * cast(float, options.run_minutes))
     with TemporaryDirectory() as folder:
         trainer = WhiteBoxDistillTrainer(
             found.draft,
             WhiteBoxDistillConfig(
                 output_dir=folder,
-                max_steps=ENDLESS,
+                max_train_minutes=options.run_minutes,
                 learning_rate=options.learning_rate,
-                lr_scheduler_type="constant_with_warmup",
                 warmup_steps=WARMUP_STEPS,
                 per_device_train_batch_size=options.per_device_train_batch_size,
                 max_length=options.max_length,
@@ -111,10 +85,10 @@ def run_briefly(
             train_dataset=rows,
             processing_class=processing_class,
             teacher_model=None if "teacher_info" in rows.column_names else target,
-            callbacks=[limit],
         )
+        started = time.perf_counter()
         trainer.train()
-        steps = trainer.state.global_step
+        seconds, steps = time.perf_counter() - started, trainer.state.global_step
     scores = score()
     longest = int(scores.lengths.max())
     replayed = {gamma: scores.replay(gamma, longest) for gamma in gammas}
@@ -123,5 +97,5 @@ def run_briefly(
         alpha_before=float(before.alpha_sum.sum() / before.lengths.sum()),
         block_efficiency={str(gamma): metrics.block_efficiency for gamma, metrics in replayed.items()},
         steps=steps,
-        seconds=limit.spent,
+        seconds=seconds,
     )

@@ -217,7 +217,7 @@ def test_short_runs(make, untied, responses, monkeypatch, capsys):
     trained, untrained = plan.shapes[:2], plan.shapes[2]
     assert untrained.run is None and untrained.predicted_speedup is None  # it cannot pay
     for one in trained:
-        assert one.run.steps >= 3 and 3 <= one.run.seconds < 30
+        assert one.run.steps >= 3 and 2 <= one.run.seconds < 30  # up to the nearest step
         assert one.run.alpha.value > one.run.alpha_before
         speedups = {g: one.run.block_efficiency[str(g)].value / one.round_cost[g] for g in (1, 2, 4)}
         assert one.predicted_speedup.value >= max(speedups.values()) - 1e-9
