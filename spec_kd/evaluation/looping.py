@@ -36,9 +36,8 @@ def find_loop(
     where it may stop within a period, or it is at least `min_share` of the text. With several periods, the shortest
     counts.
 
-    A draft learns a loop from its first repetitions, so loops are accepted almost whole, and a text of them says
-    nothing of the use of a draft. Greedy decoding makes them (Holtzman et al. 2020, arXiv 1904.09751). Judge the text
-    that the target wrote without a draft.
+    Loops are accepted more often than other text, and say nothing of the use of a draft. Greedy decoding makes them
+    (Holtzman et al. 2020, arXiv 1904.09751). Judge the text that the target wrote without a draft.
 
     Args:
         ids (`Sequence[int]`): Ids of the completion `(N,)`, with its EOS if it has one.
