@@ -10,6 +10,7 @@ drafted tokens and threads are chosen on the 50 validation prompts; the test pro
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
 from experiments.smollm2.score_text import load_responses
-from spec_kd import compare_observed, export_gguf, observe_serving, save_observed
+from spec_kd import compare_observed, export_gguf, measure_server_costs, observe_serving, save_observed
 
 MAX_NEW_TOKENS = 128
+CONTEXT_LENGTH = 448  # tokens of the middle prompt
 SPECULATION: dict[str, Sequence[str]] = {
     "draft": (),
     # What followed the last earlier occurrence of the last two tokens
@@ -49,7 +51,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     name = f"{arguments.run}-{arguments.phase}" if kind == "draft" else kind
     name = f"{name}-{arguments.quantization}-{num_draft_tokens}-{arguments.threads}t-{arguments.part}"
     output = folder / "measured" / name
-    options = {"threads": arguments.threads, "cores": arguments.cores}
+    options = {"threads": arguments.threads}
     flags = [flag.format(n=num_draft_tokens) for flag in SPECULATION[kind]]
     with (
         run_llama_server(files[0], output / "plain.log", **options) as plain,
@@ -76,7 +78,16 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     found = {"name": name, "speedup": list(observation.speedup), "requests": len(observation.requests)}
     if kind == "draft":
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-        report = compare_observed(observation, model, None, processing_class=tokenizer)
+        (costs,) = measure_server_costs(
+            files[1],
+            files[0],
+            server=str(find_tools() / "bin" / "llama-server"),
+            server_flags=f"--threads {arguments.threads} --threads-batch {arguments.threads}",
+            context_length=CONTEXT_LENGTH,
+            gammas=[num_draft_tokens],
+            output_dir=output / "costs",
+        )
+        report = compare_observed(observation, model, None, costs=costs, processing_class=tokenizer)
         save_observed(report, output)
         found["metrics"] = {
             one.name: [list(one.observed), one.predicted and list(one.predicted)] for one in report.metrics
@@ -98,6 +109,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", default=[0])
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     arguments = parser.parse_args()
+    os.sched_setaffinity(0, arguments.cores)
     for kind in arguments.kinds:
         for num_draft_tokens in arguments.num_draft_tokens:
             print(json.dumps(measure(arguments, kind, num_draft_tokens)), flush=True)
