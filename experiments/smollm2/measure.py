@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     found = {"name": name, "speedup": list(observation.speedup), "requests": len(observation.requests)}
     if kind == "draft":
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-        (costs,) = measure_server_costs(
+        costs = measure_server_costs(
             files[1],
             files[0],
             server=str(find_tools() / "bin" / "llama-server"),
@@ -89,6 +89,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
         )
         report = compare_observed(observation, model, None, costs=costs, processing_class=tokenizer)
         save_observed(report, output)
+        found["predicted_speedup"] = report.predicted_speedup and list(report.predicted_speedup)
         found["metrics"] = {
             one.name: [list(one.observed), one.predicted and list(one.predicted)] for one in report.metrics
         }
