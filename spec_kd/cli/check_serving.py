@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from spec_kd.cli.arguments import CheckServingArguments
 from spec_kd.cli.model_checks import naming_model
 from spec_kd.cli.paths import check_exists
+from spec_kd.cli.serving_arguments import CheckServingArguments
 from spec_kd.cli.steps import tell
 from spec_kd.open_types import JsonObject
 from spec_kd.serving.check import check_pair

@@ -10,27 +10,29 @@ from types import ModuleType
 import spec_kd
 from spec_kd.cli import recipe_format
 from spec_kd.cli.arguments import (
-    CheckServingArguments,
     ConvertArguments,
     CorpusFiles,
     CuratedFiles,
     DraftArguments,
     EvaluationFiles,
-    ExportFiles,
     InitArguments,
     InitDraftFiles,
     LogFiles,
     MixFiles,
-    ObservationFiles,
     PlanDraftFiles,
     ResponseFiles,
     RunArguments,
-    ServerCostFiles,
     SynthesisFiles,
     TargetArguments,
     TrainArguments,
 )
 from spec_kd.cli.parsing import Parser
+from spec_kd.cli.serving_arguments import (
+    CheckServingArguments,
+    ExportFiles,
+    ObservationFiles,
+    ServerCostFiles,
+)
 from spec_kd.cli.steps import Workspace
 from spec_kd.open_types import Argument, Call, JsonObject
 from spec_kd.options import suggest

@@ -1,7 +1,7 @@
 """`spec-kd export`: saves a draft as servers load it, with `serving.json` and GGUF files where asked."""
 
-from spec_kd.cli.arguments import ExportFiles
 from spec_kd.cli.paths import check_exists
+from spec_kd.cli.serving_arguments import ExportFiles
 from spec_kd.cli.steps import tell
 from spec_kd.evaluation import load_report
 from spec_kd.hub import ExportOptions, ServingFile, export_draft

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import spec_kd
-from spec_kd.cli.arguments import ServerCostFiles
 from spec_kd.cli.paths import check_exists
+from spec_kd.cli.serving_arguments import ServerCostFiles
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.evaluation import write_costs
 from spec_kd.files import write_text

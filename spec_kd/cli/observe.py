@@ -4,11 +4,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import spec_kd
-from spec_kd.cli.arguments import ObservationFiles
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.own_servers import OwnServers
 from spec_kd.cli.paths import check_exists
 from spec_kd.cli.rows import load_rows, take_first
+from spec_kd.cli.serving_arguments import ObservationFiles
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.evaluation import load_report, read_costs
 from spec_kd.loading import load_tokenizer

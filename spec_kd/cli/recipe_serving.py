@@ -5,11 +5,11 @@ from pathlib import Path
 
 import spec_kd
 from spec_kd.cli import check_serving, evaluate, export, measure_costs, observe
-from spec_kd.cli.arguments import CheckServingArguments, ExportFiles, ObservationFiles, ServerCostFiles
 from spec_kd.cli.commands import build_parser
 from spec_kd.cli.own_servers import OwnServerOptions, OwnServers
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.recipe_sections import is_given, naming, read_section
+from spec_kd.cli.serving_arguments import CheckServingArguments, ExportFiles, ObservationFiles, ServerCostFiles
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.files import SERVING_FILE
 from spec_kd.hub.export import find_gguf
