@@ -112,12 +112,12 @@ class ScoreOptions(SignalOptions):
 
     teacher_signal: str | None = option(SIGNAL_HELP, default="sampled_logprobs")
     sampling_temperature: float | None = option(
-        "Temperature that the completions were sampled at, 0 for greedy. `None` means unknown: what depends on it "
-        "(exact replay, the written token as a draw from the target) is then refused later.",
+        "Temperature that the completions were sampled at, 0 for greedy; unknown by default. What depends on it (exact "
+        "replay, the written token as a draw from the target) is then refused later.",
         default=None,
     )
     max_new_tokens: int | None = option(
-        "Limit that the completions were written under, for replay; `None` means unknown.", default=None
+        "Limit that the completions were written under, for replay; unknown by default.", default=None
     )
     seed: int = option("Seed of the signal's draws.", default=0)
 
