@@ -1,10 +1,11 @@
 """Tokens per second of llama-server with a draft and without it, prompt by prompt, beside what replay predicts.
 
-    python -m experiments.smollm2.measure --domain function_calling --run 192x4-seed0 --part validation
+    python -m experiments.smollm2.measure --domain function_calling --run 192x4-seed0 --choose
     python -m experiments.smollm2.measure --domain function_calling --run 192x4-seed0 --part test --num_draft_tokens 3
 
-Two servers share the same cores and answer each prompt in turn, so that other work on the machine slows both. Shape,
-drafted tokens and threads are chosen on the 50 validation prompts; the test prompts are asked once. The answers lie in
+The first command times rounds of the server and replays the draft on the 50 validation responses: it prints the
+predicted speed-up for each number of drafted tokens. The second asks the test prompts, once. Two servers share the same
+cores and answer each prompt in turn, so that other work on the machine slows both. The answers lie in
 `<work_dir>/<domain>/measured`, where a killed run continues.
 """
 
@@ -12,14 +13,24 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
+from experiments.smollm2.conversations import MAX_NEW_TOKENS as MAX_RESPONSE_TOKENS
 from experiments.smollm2.score_text import load_responses
-from spec_kd import compare_observed, export_gguf, measure_server_costs, observe_serving, save_observed
+from spec_kd import (
+    ServingCosts,
+    compare_observed,
+    export_gguf,
+    measure_server_costs,
+    observe_serving,
+    replay,
+    save_observed,
+)
 
 MAX_NEW_TOKENS = 128
 CONTEXT_LENGTH = 448  # tokens of the middle prompt
@@ -31,20 +42,69 @@ SPECULATION: dict[str, Sequence[str]] = {
 """Flags of llama-server for each way to propose tokens; those of a draft come from the engine's record."""
 
 
+def find_models(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """Folders of the target and the draft."""
+    folder = arguments.work_dir / arguments.domain
+    # The general set belongs to the target that nobody moved
+    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
+    return target, folder / arguments.run / arguments.phase
+
+
+def make_gguf(model: Path, quantization: str) -> Path:
+    output = model.with_name(f"{model.name}-{quantization}.gguf")
+    return export_gguf(model, output, llama_cpp_dir=find_tools(), quantization=quantization)
+
+
+def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Path) -> list[ServingCosts]:
+    """Costs of a round in the server, with the cores and threads that it is measured with."""
+    target, draft = (make_gguf(model, arguments.quantization) for model in find_models(arguments))
+    return measure_server_costs(
+        draft,
+        target,
+        server=str(find_tools() / "bin" / "llama-server"),
+        server_flags=f"--threads {arguments.threads} --threads-batch {arguments.threads}",
+        context_length=CONTEXT_LENGTH,
+        gammas=gammas,
+        measure_draft_step=True,
+        output_dir=output,
+    )
+
+
+def choose(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Predicted speed-up on the validation responses for each number of drafted tokens."""
+    folder = arguments.work_dir / arguments.domain
+    output = (
+        folder / "measured" / f"{arguments.run}-{arguments.phase}-{arguments.quantization}-{arguments.threads}t-costs"
+    )
+    (costs,) = time_rounds(arguments, arguments.num_draft_tokens, output)
+    _, draft = find_models(arguments)
+    model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
+    responses = load_responses(folder, "validation")
+    found = {}
+    for gamma in arguments.num_draft_tokens:
+        metrics = replay(
+            model,
+            None,
+            responses,
+            temperature=0.0,
+            max_new_tokens=MAX_RESPONSE_TOKENS,
+            num_assistant_tokens=gamma,
+            serving_engine="llama.cpp",
+        )
+        found[gamma] = {
+            "alpha": metrics.alpha and list(metrics.alpha),
+            "block_efficiency": list(metrics.block_efficiency),
+            "round_cost": costs.find_round_cost(gamma),
+            "predicted_speedup": costs.predict_speedup(metrics.block_efficiency.value, gamma),
+        }
+    return {"costs": asdict(costs), "by_num_draft_tokens": found}
+
+
 def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> dict[str, Any]:
     """Asks both servers all prompts of the part; returns the medians over prompts."""
     folder = arguments.work_dir / arguments.domain
-    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
-    draft = folder / arguments.run / arguments.phase
-    files = [
-        export_gguf(
-            model,
-            model.with_name(f"{model.name}-{arguments.quantization}.gguf"),
-            llama_cpp_dir=find_tools(),
-            quantization=arguments.quantization,
-        )
-        for model in (target, draft)
-    ]
+    target, draft = find_models(arguments)
+    files = [make_gguf(model, arguments.quantization) for model in (target, draft)]
     tokenizer = AutoTokenizer.from_pretrained(target)
     prompts = load_responses(folder, arguments.part).select_columns(["prompt"])
     prompts = prompts.select(range(min(arguments.num_prompts, len(prompts))))
@@ -78,15 +138,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     found = {"name": name, "speedup": list(observation.speedup), "requests": len(observation.requests)}
     if kind == "draft":
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-        costs = measure_server_costs(
-            files[1],
-            files[0],
-            server=str(find_tools() / "bin" / "llama-server"),
-            server_flags=f"--threads {arguments.threads} --threads-batch {arguments.threads}",
-            context_length=CONTEXT_LENGTH,
-            gammas=[num_draft_tokens],
-            output_dir=output / "costs",
-        )
+        costs = time_rounds(arguments, [num_draft_tokens], output / "costs")
         report = compare_observed(observation, model, None, costs=costs, processing_class=tokenizer)
         save_observed(report, output)
         found["predicted_speedup"] = report.predicted_speedup and list(report.predicted_speedup)
@@ -102,7 +154,8 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="Folder of the draft's run, such as 192x4-seed0.")
     parser.add_argument("--phase", default="train", help="Phase after which the draft is measured (default: train).")
     parser.add_argument("--kinds", nargs="+", choices=SPECULATION, default=["draft"])
-    parser.add_argument("--part", choices=("validation", "test"), required=True)
+    parser.add_argument("--choose", action="store_true", help="Predict on the validation responses, and ask nothing.")
+    parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--num_prompts", type=int, default=1000, help="Number of prompts, the first ones.")
     parser.add_argument("--num_draft_tokens", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--quantization", choices=("f16", "Q8_0"), default="f16")
@@ -111,6 +164,9 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     arguments = parser.parse_args()
     os.sched_setaffinity(0, arguments.cores)
+    if arguments.choose:
+        print(json.dumps(choose(arguments), indent=1))
+        return
     for kind in arguments.kinds:
         for num_draft_tokens in arguments.num_draft_tokens:
             print(json.dumps(measure(arguments, kind, num_draft_tokens)), flush=True)
