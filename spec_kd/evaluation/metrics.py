@@ -12,8 +12,7 @@ import numpy as np
 
 from spec_kd.counting import Counting
 from spec_kd.evaluation.report.content import Comparison
-from spec_kd.evaluation.report.left_out import LeftOut
-from spec_kd.evaluation.text_kinds import describe_kinds
+from spec_kd.evaluation.report.left_out import LeftOut, describe_kinds
 from spec_kd.open_types import Argument, Array, Call
 from spec_kd.reports.numbers import Interval
 

@@ -1,14 +1,12 @@
 """Responses that say little of what a draft does in use: looping completions, and prompts without the chat template."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from spec_kd.end_of_turn import find_template_marks
 from spec_kd.evaluation.looping import find_loop
-from spec_kd.evaluation.report.left_out import LeftOut, LeftOutMetric
 from spec_kd.open_types import Array
-from spec_kd.reports.numbers import Interval
 from spec_kd.vocabulary import ProcessingClass, get_tokenizer
 
 LOOPING, UNTEMPLATED, EITHER = "looping", "untemplated", "looping_or_untemplated"
@@ -42,25 +40,3 @@ def find_kinds(
         if all(mask.any() for mask in kinds.values()):
             kinds[EITHER] = kinds[LOOPING] | kinds[UNTEMPLATED]
     return kinds
-
-
-def describe_kinds(
-    kinds: Mapping[str, Array], measure: Callable[[Array], Mapping[str, Interval | None]]
-) -> list[LeftOut]:
-    """The metrics of all responses and those without each kind.
-
-    Args:
-        kinds (`Mapping[str, np.ndarray]`): Which responses are of a kind, from [`find_kinds`].
-        measure (`Callable`): Gives the metrics by name of the responses that a mask `(P,)` chooses, at least one.
-    """
-    described = []
-    for kind, mask in kinds.items():
-        of_all = measure(np.ones_like(mask))
-        without: Mapping[str, Interval | None] = {} if mask.all() else measure(~mask)
-        metrics = [
-            LeftOutMetric(name=name, of_all=value, without=without.get(name))
-            for name, value in of_all.items()
-            if value is not None
-        ]
-        described.append(LeftOut(kind=kind, responses=int(mask.sum()), share=float(mask.mean()), metrics=metrics))
-    return described

@@ -200,8 +200,9 @@ class BudgetedTraining(ResumableTraining):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`, with what is left of the budgets where the loss is logged."""
-        left = self._measure_left(self.state.global_step) if self._has_budget and "loss" in logs else {}
-        super().log({**logs, **left}, start_time)
+        if self._has_budget and "loss" in logs:
+            logs |= self._measure_left(self.state.global_step)
+        super().log(logs, start_time)
 
     def _measure_left(self, step: int) -> dict[str, float]:
         spent, steps_left, left = self._spent, self.state.max_steps - step, {}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from spec_kd.evaluation.metrics import Interval, bootstrap_median, bootstrap_ratio
-from spec_kd.evaluation.report.left_out import LeftOut
-from spec_kd.evaluation.text_kinds import describe_kinds, find_kinds
+from spec_kd.evaluation.report.left_out import LeftOut, describe_kinds
+from spec_kd.evaluation.text_kinds import find_kinds
 from spec_kd.open_types import Array, JsonObject
 from spec_kd.serving.observer import DraftCounts
 from spec_kd.vocabulary import ProcessingClass

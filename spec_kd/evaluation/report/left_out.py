@@ -1,7 +1,11 @@
 """Metrics without responses of one kind, beside those of all: the data and the cells of a table."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from spec_kd.open_types import Array
 from spec_kd.reports.numbers import RATE_DIGITS, TIMES_DIGITS, Interval, format_interval
 
 TITLE = "Without loops, and without prompts that lack the chat template"
@@ -43,6 +47,28 @@ class LeftOut:
     responses: int
     share: float
     metrics: list[LeftOutMetric]
+
+
+def describe_kinds(
+    kinds: Mapping[str, Array], measure: Callable[[Array], Mapping[str, Interval | None]]
+) -> list[LeftOut]:
+    """The metrics of all responses and those without each kind.
+
+    Args:
+        kinds (`Mapping[str, np.ndarray]`): Which responses are of a kind, see `find_kinds`.
+        measure (`Callable`): Gives the metrics by name of the responses that a mask `(P,)` chooses, at least one.
+    """
+    described = []
+    for kind, mask in kinds.items():
+        of_all = measure(np.ones_like(mask))
+        without: Mapping[str, Interval | None] = {} if mask.all() else measure(~mask)
+        metrics = [
+            LeftOutMetric(name=name, of_all=value, without=without.get(name))
+            for name, value in of_all.items()
+            if value is not None
+        ]
+        described.append(LeftOut(kind=kind, responses=int(mask.sum()), share=float(mask.mean()), metrics=metrics))
+    return described
 
 
 def list_header(left_out: list[LeftOut]) -> list[str]:
