@@ -10,6 +10,7 @@ cores and answer each prompt in turn, so that other work on the machine slows bo
 """
 
 import argparse
+import gzip
 import json
 import os
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
+from experiments.smollm2.conversations import KEPT
 from experiments.smollm2.conversations import MAX_NEW_TOKENS as MAX_RESPONSE_TOKENS
 from experiments.smollm2.score_text import load_responses
 from spec_kd import (
+    Observation,
     ServingCosts,
     compare_observed,
     export_gguf,
@@ -31,9 +35,11 @@ from spec_kd import (
     replay,
     save_observed,
 )
+from spec_kd.evaluation.metrics import bootstrap_median
 
 MAX_NEW_TOKENS = 128
 CONTEXT_LENGTH = 448  # tokens of the middle prompt
+METRICS = ["--metrics"]  # without it a server does not tell its rounds
 SPECULATION: dict[str, Sequence[str]] = {
     "draft": (),
     # What followed the last earlier occurrence of the last two tokens
@@ -100,6 +106,23 @@ def choose(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"costs": asdict(costs), "by_num_draft_tokens": found}
 
 
+def list_request_speedups(observation: Observation) -> np.ndarray:
+    """Seconds of a whole request without the draft over those with it, prompt included, for each prompt `(P,)`."""
+    plain = {one.row: one.request_seconds for one in observation.plain_requests}
+    return np.array([plain[one.row] / one.request_seconds for one in observation.requests])
+
+
+def keep(found: dict[str, Any], requests: Path, folder: Path) -> None:
+    """Writes the result and the raw answers where the project keeps them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
+    with (
+        (folder / f"{found['name']}.jsonl.gz").open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+    ):
+        packed.write(requests.read_bytes())
+
+
 def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> dict[str, Any]:
     """Asks both servers all prompts of the part; returns the medians over prompts."""
     folder = arguments.work_dir / arguments.domain
@@ -112,16 +135,12 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     name = f"{name}-{arguments.quantization}-{num_draft_tokens}-{arguments.threads}t-{arguments.part}"
     output = folder / "measured" / name
     options = {"threads": arguments.threads}
+    files_of_draft = {"draft": files[1], "num_draft_tokens": num_draft_tokens} if kind == "draft" else {}
     flags = [flag.format(n=num_draft_tokens) for flag in SPECULATION[kind]]
     with (
-        run_llama_server(files[0], output / "plain.log", **options) as plain,
+        run_llama_server(files[0], output / "plain.log", flags=METRICS, **options) as plain,
         run_llama_server(
-            files[0],
-            output / "draft.log",
-            draft=files[1] if kind == "draft" else None,
-            num_draft_tokens=num_draft_tokens,
-            flags=flags,
-            **options,
+            files[0], output / "draft.log", flags=[*METRICS, *flags], **files_of_draft, **options
         ) as drafting,
     ):
         observation = observe_serving(
@@ -130,12 +149,19 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
             processing_class=tokenizer,
             plain_url=plain.url,
             serving_engine="llama.cpp",
+            model=arguments.domain,
             max_new_tokens=MAX_NEW_TOKENS,
             num_assistant_tokens=num_draft_tokens,
             server_kwargs={"extra_body": {"cache_prompt": False}, "timeout": 600},
             output_dir=output / "requests",
         )
-    found = {"name": name, "speedup": list(observation.speedup), "requests": len(observation.requests)}
+    found = {
+        "name": name,
+        "requests": len(observation.requests),
+        "equal_texts": observation.num_equal_completions,
+        "speedup": list(observation.speedup),
+        "request_speedup": list(bootstrap_median(list_request_speedups(observation))),
+    }
     if kind == "draft":
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
         costs = time_rounds(arguments, [num_draft_tokens], output / "costs")
@@ -145,6 +171,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
         found["metrics"] = {
             one.name: [list(one.observed), one.predicted and list(one.predicted)] for one in report.metrics
         }
+    keep(found, output / "requests" / "requests.jsonl", KEPT / arguments.domain / "measured")
     return found
 
 
