@@ -68,7 +68,7 @@ def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Pa
         draft,
         target,
         server=str(find_tools() / "bin" / "llama-server"),
-        server_flags=f"--threads {arguments.threads} --threads-batch {arguments.threads}",
+        server_flags=f"--threads {arguments.threads} --threads-batch {arguments.threads} {arguments.server_flags}",
         context_length=CONTEXT_LENGTH,
         gammas=gammas,
         measure_draft_step=True,
@@ -136,11 +136,12 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     output = folder / "measured" / name
     options = {"threads": arguments.threads}
     files_of_draft = {"draft": files[1], "num_draft_tokens": num_draft_tokens} if kind == "draft" else {}
+    shared = [*METRICS, *arguments.server_flags.split()]
     flags = [flag.format(n=num_draft_tokens) for flag in SPECULATION[kind]]
     with (
-        run_llama_server(files[0], output / "plain.log", flags=METRICS, **options) as plain,
+        run_llama_server(files[0], output / "plain.log", flags=shared, **options) as plain,
         run_llama_server(
-            files[0], output / "draft.log", flags=[*METRICS, *flags], **files_of_draft, **options
+            files[0], output / "draft.log", flags=[*shared, *flags], **files_of_draft, **options
         ) as drafting,
     ):
         observation = observe_serving(
@@ -185,8 +186,9 @@ def main() -> None:
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--num_prompts", type=int, default=1000, help="Number of prompts, the first ones.")
     parser.add_argument("--num_draft_tokens", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--quantization", choices=("f16", "Q8_0"), default="f16")
+    parser.add_argument("--quantization", choices=("f16", "bf16", "Q8_0"), default="f16")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--server_flags", default="", help="More flags of both servers, such as --no-repack.")
     parser.add_argument("--cores", type=int, nargs="+", default=[0])
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     arguments = parser.parse_args()
