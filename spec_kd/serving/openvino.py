@@ -29,8 +29,9 @@ def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequenc
         "import subprocess\n\n"
         "import openvino_genai\n\n"
         f"{exports}\n"
-        'draft = openvino_genai.draft_model("draft_openvino", "CPU")\n'
-        'pipeline = openvino_genai.LLMPipeline("target_openvino", "CPU", draft_model=draft)\n'
+        'precision = {"INFERENCE_PRECISION_HINT": "f32"}  # in bfloat16, the default of some CPUs, 2026.4 crashes\n'
+        'draft = openvino_genai.draft_model("draft_openvino", "CPU", **precision)\n'
+        'pipeline = openvino_genai.LLMPipeline("target_openvino", "CPU", draft_model=draft, **precision)\n'
         f'print(pipeline.generate("Hello", {options}))'
     )
 
