@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.serving.run_commands import list_places, start, wait_for_server
-from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, load_part
+from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target, load_part
 from spec_kd import ServerEngine, generate_responses
 
 CONCURRENCY = 48
@@ -51,13 +51,18 @@ def restore(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, path: Path) ->
     """The responses to these prompts as they were kept; raises `ValueError` if they are of other prompts."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         kept = [json.loads(line) for line in file]
-    rows = []
-    for row, one in zip(prompts, kept, strict=True):
-        prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        if hash_ids(prompt_ids) != one["prompt"]:
-            raise ValueError(f"{path} holds completions of other prompts. Ask the target again, or get the same data.")
-        rows.append({"prompt": row["prompt"], "prompt_ids": prompt_ids, "completion_ids": one["completion_ids"]})
-    return Dataset.from_list(rows)
+    rows = [
+        {
+            "prompt": prompt,
+            "prompt_ids": tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False),
+        }
+        for prompt in prompts["prompt"]
+    ]
+    if [hash_ids(row["prompt_ids"]) for row in rows] != [one["prompt"] for one in kept]:
+        raise ValueError(f"{path} holds completions of other prompts. Ask the target again, or get the same data.")
+    return Dataset.from_list(
+        [{**row, "completion_ids": one["completion_ids"]} for row, one in zip(rows, kept, strict=True)]
+    )
 
 
 def main() -> None:
@@ -70,8 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     folder = arguments.work_dir / arguments.domain
-    # The general set belongs to the target that nobody moved
-    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
+    target = find_target(arguments.work_dir, arguments.domain)
     tokenizer = AutoTokenizer.from_pretrained(target)
     prompts = {
         part: load_part(arguments.data_dir, arguments.domain, part, tokenizer).remove_columns("completion")

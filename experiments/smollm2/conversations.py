@@ -14,6 +14,11 @@ NUM_PROMPTS = 2_500  # for the draft, at most
 NUM_VALIDATION = 50  # prompts on which shape, drafted tokens and threads are chosen
 
 
+def find_target(work_dir: Path, domain: str) -> Path:
+    """Folder of the target; the general set belongs to the one that nobody moved."""
+    return work_dir / "target" if domain == "general" else work_dir / domain / "target"
+
+
 def read_rows(path: Path) -> list[dict]:
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]

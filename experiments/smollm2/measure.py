@@ -22,7 +22,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
-from experiments.smollm2.conversations import KEPT
+from experiments.smollm2.conversations import KEPT, find_target
 from experiments.smollm2.conversations import MAX_NEW_TOKENS as MAX_RESPONSE_TOKENS
 from experiments.smollm2.score_text import load_responses
 from spec_kd import (
@@ -51,8 +51,7 @@ SPECULATION: dict[str, Sequence[str]] = {
 def find_models(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """Folders of the target and the draft."""
     folder = arguments.work_dir / arguments.domain
-    # The general set belongs to the target that nobody moved
-    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
+    target = find_target(arguments.work_dir, arguments.domain)
     return target, folder / arguments.run / arguments.phase
 
 

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from experiments.smollm2.conversations import MAX_NEW_TOKENS
+from experiments.smollm2.conversations import MAX_NEW_TOKENS, find_target
 from spec_kd import TransformersEngine, score_completions, tokenize_corpus
 
 # Name -> part of the domain, and whether every token is scored, also those that users and tools wrote
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     folder = arguments.work_dir / arguments.domain
-    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
+    target = find_target(arguments.work_dir, arguments.domain)
     tokenizer = AutoTokenizer.from_pretrained(target)
     engine = TransformersEngine(str(target), tokenizer, init_kwargs={"dtype": "bfloat16"})
     for text in arguments.texts:

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
+from experiments.smollm2.conversations import find_target
 from experiments.smollm2.score_text import load_responses
 from experiments.smollm2.tune_target import has_fast_bf16
 from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
@@ -105,7 +106,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     folder = arguments.work_dir / arguments.domain
-    target = arguments.work_dir / "target" if arguments.domain == "general" else folder / "target"
+    target = find_target(arguments.work_dir, arguments.domain)
     run = folder / f"{arguments.shape}-seed{arguments.seed}"
     if not (run / "init").exists():
         make_draft(run / "init", target, load_responses(folder, "draft"), arguments.shape)

@@ -5,14 +5,13 @@ from typing import cast
 import spec_kd
 from spec_kd.cli.arguments import CorpusFiles, TargetArguments
 from spec_kd.cli.paths import check_exists
-from spec_kd.cli.respond import PRODUCTS, share_on_cpu
+from spec_kd.cli.respond import CHANGE_NO_ROW, PRODUCTS, share_on_cpu
 from spec_kd.cli.rows import load_rows, take_first
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.cli.target import check_target, list_inputs, load_target
 from spec_kd.open_types import JsonObject
 
 NOT_INPUTS = ("corpus", "output_dir")  # the first by its content
-CHANGE_NO_ROW = ("on_unidentified_token", "on_unusable_prompt")
 
 ScoreCall = tuple[CorpusFiles, spec_kd.ScoreOptions, TargetArguments]
 

@@ -113,7 +113,7 @@ class DraftPlanOptions:
         """The candidates by their names, which are those of `shapes` where these are text.
 
         Args:
-            config (`PretrainedConfig`): Of the target.
+            config (`PretrainedConfig`): Config of the target.
 
         Raises:
             ValueError: If `shapes` has a shape twice, or is empty.

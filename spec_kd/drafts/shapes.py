@@ -84,7 +84,8 @@ def fit_to_target(draft: PreTrainedModel, config: PretrainedConfig, tokenizer: P
 
     Args:
         draft (`PreTrainedModel`): The draft.
-        config (`PretrainedConfig`), tokenizer (`PreTrainedTokenizerBase`): Of the target.
+        config (`PretrainedConfig`): Config of the target.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the target.
     """
     num_ids = count_real_ids(tokenizer)
     align_vocabulary(draft, max(config.vocab_size, num_ids), num_ids)

@@ -47,7 +47,7 @@ class TileResult(TokenDivergence):
 
     Args:
         loss (`torch.Tensor`): Loss per token, float32 `(n,)`.
-        is_top1 (`torch.Tensor`): Whether the label is the draft's most likely token, bool `(n,)`.
+        is_top1 (`torch.Tensor`): Whether no token is more likely than the label, bool `(n,)`; a tie counts.
     """
 
     loss: torch.Tensor

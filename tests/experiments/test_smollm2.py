@@ -1,0 +1,57 @@
+"""What the experiment keeps: completions that belong to their prompts, and figures that follow from the raw answers."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from experiments.smollm2.complete_prompts import keep, restore
+from experiments.smollm2.conversations import KEPT, find_target
+
+MEASURED = sorted(path.with_suffix("").with_suffix("") for path in KEPT.glob("*/measured/*.jsonl.gz"))
+
+
+def ask(*questions):
+    return [[{"role": "user", "content": question}] for question in questions]
+
+
+def test_kept_completions_come_back_with_their_prompts_alone(tokenizer, tmp_path):
+    prompts = Dataset.from_dict({"prompt": ask("a", "b")})
+    ids = [
+        tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in prompts["prompt"]
+    ]
+    responses = prompts.add_column("prompt_ids", ids).add_column("completion_ids", [[5, 1], [6, 7, 1]])
+    keep(responses, tmp_path / "kept.jsonl.gz")
+    assert restore(prompts, tokenizer, tmp_path / "kept.jsonl.gz").to_list() == responses.to_list()
+    with pytest.raises(ValueError, match="completions of other prompts"):
+        restore(prompts.select([1, 0]), tokenizer, tmp_path / "kept.jsonl.gz")
+    with pytest.raises(ValueError, match="completions of other prompts"):
+        restore(prompts.select([0]), tokenizer, tmp_path / "kept.jsonl.gz")
+
+
+def test_the_general_target_is_the_one_that_nobody_moved():
+    assert find_target(Path("work"), "general") == Path("work/target")
+    assert find_target(Path("work"), "biology") == Path("work/biology/target")
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
+def test_a_committed_result_follows_from_its_raw_answers(path):
+    found = json.loads(path.with_name(f"{path.name}.json").read_text())
+    with gzip.open(f"{path}.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    draft, plain = ({row["row"]: row for row in rows if row["side"] == side} for side in ("draft", "plain"))
+    assert len(draft) == len(plain) == found["requests"] >= 100
+    assert sum(draft[i]["completion_ids"] == plain[i]["completion_ids"] for i in draft) == found["equal_texts"]
+    requests = [plain[i]["request_seconds"] / draft[i]["request_seconds"] for i in draft]
+    assert np.median(requests) == pytest.approx(found["request_speedup"][0])
+    decoding = [plain[i]["decoding_seconds"] / draft[i]["decoding_seconds"] for i in draft]
+    assert np.median(decoding) == pytest.approx(found["speedup"][0], rel=0.01)
+    accepted, drafted = (sum(row["counts"][name] for row in draft.values()) for name in ("accepted", "drafted"))
+    assert accepted / drafted == pytest.approx(found["metrics"]["acceptance rate"][0][0])
+
+
+def test_there_is_a_committed_result():
+    assert MEASURED
