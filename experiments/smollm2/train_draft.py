@@ -24,13 +24,22 @@ from experiments.smollm2.tune_target import has_fast_bf16
 from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
 
 # As `plan_draft` names them: width and layers
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "192x4": {
         "hidden_size": 192,
         "num_hidden_layers": 4,
         "num_attention_heads": 3,
         "num_key_value_heads": 1,
         "intermediate_size": 512,
+    },
+    # Layers are cheap beside the head, and one matrix for embedding and head halves the file
+    "192x8": {
+        "hidden_size": 192,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "intermediate_size": 512,
+        "tie_word_embeddings": True,
     },
     "256x4": {
         "hidden_size": 256,
