@@ -192,7 +192,10 @@ def build_row(record: Mapping[str, Any], prompt: real.Prompt, kind: str) -> dict
     """What replay reads: the tokens, and the grammar or the JSON schema that they were held to."""
     row: dict[str, Any] = {"prompt_ids": list(prompt.ids), "completion_ids": record["completion_ids"]}
     if kind == "schema":
-        schema = {"type": "json_schema", "json_schema": {"schema": real.build_call_schema(real.read_tools(prompt))}}
+        schema = {
+            "type": "json_schema",
+            "json_schema": {"schema": real.build_call_schema(real.read_tools(prompt.messages))},
+        }
         grammar = {"type": "grammar", "grammar": record.get("grammar")}
         row["response_format"] = json.dumps(grammar if "grammar" in record else schema)
     return row

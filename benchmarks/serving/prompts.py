@@ -104,9 +104,9 @@ def find_prompt(data_dir: Path, place: dict[str, Any], tokenizer: PreTrainedToke
     raise ValueError(f"{data_dir / place['domain'] / place['split']}.jsonl has no line {place['line']}.")
 
 
-def read_tools(prompt: Prompt) -> list[dict[str, Any]]:
+def read_tools(messages: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     """The tools that the system message of a function-calling prompt lists, as JSON schemas."""
-    content = prompt.messages[0]["content"]
+    content = messages[0]["content"]
     return json.JSONDecoder().raw_decode(content, content.index("\n[") + 1)[0]
 
 

@@ -107,7 +107,7 @@ def record_setting(
     def record(seed: int, prompt: real.Prompt) -> None:
         body: dict[str, Any] = {**options, "seed": seed}
         if setting.startswith("schema"):
-            body["json_schema"] = real.build_call_schema(real.read_tools(prompt))
+            body["json_schema"] = real.build_call_schema(real.read_tools(prompt.messages))
         slot = slots.get()
         answer = ask(server, prompt, slot, body)
         slots.put(slot)

@@ -92,7 +92,9 @@ def record_setting(
         {
             "ids": list(prompt.ids),
             "seed": seed,
-            "schema": real.build_call_schema(real.read_tools(prompt)) if setting.startswith("schema") else None,
+            "schema": real.build_call_schema(real.read_tools(prompt.messages))
+            if setting.startswith("schema")
+            else None,
         }
         for seed, prompt in missing
     ]

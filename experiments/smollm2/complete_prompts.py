@@ -101,7 +101,7 @@ def main() -> None:
             responses = generate_responses(
                 engine,
                 asked,
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=MAX_NEW_TOKENS[arguments.domain],
                 temperature=0.0,
                 shard_size=5 * CONCURRENCY,
                 output_dir=str(folder / "completions" / part),

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
+from benchmarks.serving.prompts import build_call_schema, read_tools
 from experiments.smollm2.conversations import KEPT, find_target
 from experiments.smollm2.conversations import MAX_NEW_TOKENS as MAX_RESPONSE_TOKENS
 from experiments.smollm2.score_text import load_responses
@@ -60,6 +62,17 @@ def make_gguf(model: Path, quantization: str) -> Path:
     return export_gguf(model, output, llama_cpp_dir=find_tools(), quantization=quantization)
 
 
+def load_prompts(arguments: argparse.Namespace, folder: Path) -> Dataset:
+    """The first prompts of the part, and with `--json_schema` the calls that each allows."""
+    prompts = load_responses(folder, arguments.part).select_columns(["prompt"])
+    prompts = prompts.select(range(min(arguments.num_prompts, len(prompts))))
+    if not arguments.json_schema:
+        return prompts
+    schemas = [build_call_schema(read_tools(messages)) for messages in prompts["prompt"]]
+    formats = [json.dumps({"type": "json_schema", "json_schema": {"schema": schema}}) for schema in schemas]
+    return prompts.add_column("response_format", formats)
+
+
 def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Path) -> list[ServingCosts]:
     """Costs of a round in the server, with the cores and threads that it is measured with."""
     target, draft = (make_gguf(model, arguments.quantization) for model in find_models(arguments))
@@ -92,7 +105,7 @@ def choose(arguments: argparse.Namespace) -> dict[str, Any]:
             None,
             responses,
             temperature=0.0,
-            max_new_tokens=MAX_RESPONSE_TOKENS,
+            max_new_tokens=MAX_RESPONSE_TOKENS[arguments.domain],
             num_assistant_tokens=gamma,
             serving_engine="llama.cpp",
         )
@@ -128,12 +141,12 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     target, draft = find_models(arguments)
     files = [make_gguf(model, arguments.quantization) for model in (target, draft)]
     tokenizer = AutoTokenizer.from_pretrained(target)
-    prompts = load_responses(folder, arguments.part).select_columns(["prompt"])
-    prompts = prompts.select(range(min(arguments.num_prompts, len(prompts))))
     name = f"{arguments.run}-{arguments.phase}" if kind == "draft" else kind
     name = f"{name}-{arguments.quantization}-{num_draft_tokens}-{arguments.threads}t-{arguments.part}"
+    name += "-schema" * arguments.json_schema
+    name += f"-batch{arguments.batch}" * (arguments.batch > 1)
     output = folder / "measured" / name
-    options = {"threads": arguments.threads}
+    options = {"threads": arguments.threads, "parallel": arguments.batch}
     files_of_draft = {"draft": files[1], "num_draft_tokens": num_draft_tokens} if kind == "draft" else {}
     shared = [*METRICS, *arguments.server_flags.split()]
     flags = [flag.format(n=num_draft_tokens) for flag in SPECULATION[kind]]
@@ -145,13 +158,14 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     ):
         observation = observe_serving(
             drafting.url,
-            prompts,
+            load_prompts(arguments, folder),
             processing_class=tokenizer,
             plain_url=plain.url,
             serving_engine="llama.cpp",
             model=arguments.domain,
             max_new_tokens=MAX_NEW_TOKENS,
             num_assistant_tokens=num_draft_tokens,
+            concurrency=arguments.batch,
             server_kwargs={"extra_body": {"cache_prompt": False}, "timeout": 600},
             output_dir=output / "requests",
         )
@@ -188,6 +202,8 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("f16", "bf16", "Q8_0"), default="f16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--server_flags", default="", help="More flags of both servers, such as --no-repack.")
+    parser.add_argument("--batch", type=int, default=1, help="Requests at a time (default: 1).")
+    parser.add_argument("--json_schema", action="store_true", help="Hold completions to calls of the prompt's tools.")
     parser.add_argument("--cores", type=int, nargs="+", default=[0])
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     arguments = parser.parse_args()

@@ -41,7 +41,7 @@ def main() -> None:
     for text in arguments.texts:
         part, is_whole = TEXTS[text]
         rows = load_responses(folder, part)
-        known = {"sampling_temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS}
+        known = {"sampling_temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS[arguments.domain]}
         if is_whole:
             rows, known = tokenize_corpus(rows.select_columns(["prompt_ids", "completion_ids"]), tokenizer), {}
         num_tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)

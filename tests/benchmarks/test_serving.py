@@ -57,7 +57,7 @@ def test_a_recorded_prompt_is_found_again_and_another_one_is_refused(data_dir):
 
 def test_the_schema_of_calls_names_the_tools_of_the_prompt(data_dir):
     prompt = next(read_prompts(data_dir, "function_calling", build_tokenizer()))
-    assert read_tools(prompt) == TOOLS
+    assert read_tools(prompt.messages) == TOOLS
     schema = build_call_schema(TOOLS)
     assert schema["items"]["properties"]["name"] == {"enum": ["add", "sub"]}
     assert schema["items"]["required"] == ["name", "arguments"]
