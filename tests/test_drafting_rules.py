@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spec_kd.acceptance import EarlyEnds, LookedUp, expect_rounds
-from spec_kd.parallel_drafting import expect_parallel_steps
+from spec_kd.pearl import expect_parallel_steps
 
 V, LENGTH, GAMMA = 3, 5, 3
 

@@ -26,7 +26,7 @@ from spec_kd.evaluation.report.recommended import (
 from spec_kd.evaluation.response_replay import ResponseScores
 from spec_kd.evaluation.token_scores import CONFIDENCE
 from spec_kd.open_types import Argument, Arguments, Array
-from spec_kd.parallel_drafting import expect_parallel_steps
+from spec_kd.pearl import expect_parallel_steps
 from spec_kd.serving import ServingEngine
 from spec_kd.serving.configuration import EngineConfiguration
 from spec_kd.serving.engine import EarlyEnd
