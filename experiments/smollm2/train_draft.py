@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.smollm2.conversations import find_target
@@ -60,45 +60,55 @@ def make_draft(folder: Path, target: Path, responses: Dataset, shape: str) -> No
     found.save_pretrained(folder)
 
 
+def build_options(output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of all trainers."""
+    return {
+        "output_dir": str(output_dir),
+        "max_length": 1024,
+        "per_device_train_batch_size": arguments.batch_size,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 50,
+        "weight_decay": 0.01,
+        "eval_strategy": "steps",
+        "eval_steps": 200,
+        "logging_steps": 20,
+        "save_steps": 100,
+        "save_total_limit": 1,
+        "use_cpu": True,
+        "bf16": has_fast_bf16(),
+        "gradient_checkpointing": False,
+        "model_init_kwargs": {"dtype": "float32"},
+        "report_to": "none",
+        "seed": arguments.seed,
+    }
+
+
+def run_trainer(trainer: Trainer, output: Path) -> dict[str, Any]:
+    """Trains, from the last checkpoint where there is one, and saves the draft; returns the log."""
+    checkpoints = trainer.args.output_dir
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if Path(checkpoints).exists() else None)
+    trainer.save_model(str(output))
+    return {"log": trainer.state.log_history}
+
+
 def train(run: Path, phase: str, start: Path, scored: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains the draft in `start` and saves it in `<run>/<phase>`; returns the log."""
     text, learning_rate = PHASES[phase]
-    rows = Dataset.from_parquet(str(scored / text / "responses.parquet"))
     held_out = Dataset.from_parquet(str(scored / "validation" / "responses.parquet"))
-    config = WhiteBoxDistillConfig(
-        output_dir=str(run / f"{phase}-checkpoints"),
-        max_length=1024,
-        per_device_train_batch_size=arguments.batch_size,
-        num_train_epochs=arguments.epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=50,
-        weight_decay=0.01,
-        train_sampling_strategy="group_by_length",
-        eval_strategy="steps",
-        eval_steps=200,
-        logging_steps=20,
-        save_steps=100,
-        save_total_limit=1,
-        use_cpu=True,
-        bf16=has_fast_bf16(),
-        gradient_checkpointing=False,
-        model_init_kwargs={"dtype": "float32"},
-        report_to="none",
-        seed=arguments.seed,
-    )
     trainer = WhiteBoxDistillTrainer(
         model=str(start),
-        args=config,
-        train_dataset=rows,
+        args=WhiteBoxDistillConfig(
+            num_train_epochs=arguments.epochs,
+            learning_rate=learning_rate,
+            train_sampling_strategy="group_by_length",
+            **build_options(run / f"{phase}-checkpoints", arguments),
+        ),
+        train_dataset=Dataset.from_parquet(str(scored / text / "responses.parquet")),
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(start),
         callbacks=[SpeculativeEvalCallback(held_out, temperatures=(0.0,), num_assistant_tokens=3)],
     )
-    checkpoints = Path(config.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(config.output_dir) if checkpoints.exists() else None)
-    trainer.save_model(str(run / phase))
-    return {"log": trainer.state.log_history}
+    return run_trainer(trainer, run / phase)
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""The paper's comparisons with the real target: each method trains the generic draft for equal time.
+
+    python -m experiments.smollm2.compare_methods --minutes 20
+
+White-box, black-box and on-policy training begin with the draft of the general set, which was trained for the target
+that nobody moved. Offline methods read the stored completions; what the target took to write and score them is not in
+their time, and stands beside it in the README. On the test responses each draft's acceptance is replayed, and
+that of the generic draft. (arXiv 2503.07807, sections 4.2 to 4.4)
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target
+from experiments.smollm2.score_text import load_responses
+from experiments.smollm2.train_draft import build_options, run_trainer
+from spec_kd import (
+    BlackBoxSFTConfig,
+    BlackBoxSFTTrainer,
+    OnlineGKDConfig,
+    OnlineGKDTrainer,
+    SpeculativeEvalCallback,
+    WhiteBoxDistillConfig,
+    WhiteBoxDistillTrainer,
+    replay,
+)
+
+NUM_DRAFT_TOKENS = 3
+Options = dict[str, Any]
+
+
+def make_white_box(rows: Dataset, target: Path, options: Options, common: Options) -> Trainer:
+    """Forward KL to the stored signals of the target."""
+    return WhiteBoxDistillTrainer(args=WhiteBoxDistillConfig(**options), train_dataset=rows, **common)
+
+
+def make_black_box(rows: Dataset, target: Path, options: Options, common: Options) -> Trainer:
+    """Cross-entropy on the target's completions."""
+    responses = rows.select_columns(["prompt_ids", "completion_ids"])
+    return BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), train_dataset=responses, **common)
+
+
+def make_on_policy(rows: Dataset, target: Path, options: Options, common: Options) -> Trainer:
+    """The draft writes, and the live target scores what it wrote."""
+    args = OnlineGKDConfig(max_new_tokens=64, teacher_model_init_kwargs={"dtype": "bfloat16"}, **options)
+    prompts = rows.select_columns(["prompt_ids"])
+    return OnlineGKDTrainer(args=args, teacher_model=str(target), train_dataset=prompts, **common)
+
+
+METHODS: dict[str, Callable[[Dataset, Path, Options, Options], Trainer]] = {
+    "white_box": make_white_box,
+    "black_box": make_black_box,
+    "on_policy": make_on_policy,
+}
+
+
+def measure(draft: Path, responses: Dataset) -> dict[str, Any]:
+    """Greedy acceptance on the test responses, as llama-server counts it."""
+    metrics = replay(
+        AutoModelForCausalLM.from_pretrained(draft, dtype="float32"),
+        None,
+        responses,
+        temperature=0.0,
+        max_new_tokens=MAX_NEW_TOKENS["function_calling"],
+        num_assistant_tokens=NUM_DRAFT_TOKENS,
+        serving_engine="llama.cpp",
+    )
+    assert metrics.alpha is not None  # greedy acceptance is exact
+    return {"alpha": list(metrics.alpha), "block_efficiency": list(metrics.block_efficiency)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--start", default="192x8-seed0/train", help="Run and phase of the generic draft.")
+    parser.add_argument("--minutes", type=float, default=20.0, help="Training time of each method (default: 20).")
+    parser.add_argument("--batch_size", type=int, default=8, help="Rows of a step (default: 8).")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    folder = arguments.work_dir / "function_calling"
+    generic = arguments.work_dir / "general" / arguments.start
+    scored = {
+        text: Dataset.from_parquet(str(folder / "scored" / text / "responses.parquet"))
+        for text in ("completions", "validation")
+    }
+    test = load_responses(folder, "test")
+    kept = KEPT / "function_calling" / "compared"
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / "generic.json").write_text(json.dumps(measure(generic, test), indent=1) + "\n")
+    for method in arguments.methods:
+        run = folder / f"compare-seed{arguments.seed}"
+        options = {
+            **build_options(run / f"{method}-checkpoints", arguments),
+            "learning_rate": 1e-3,
+            "max_train_minutes": arguments.minutes,
+        }
+        common = {
+            "model": str(generic),
+            "eval_dataset": scored["validation"],
+            "processing_class": AutoTokenizer.from_pretrained(generic),
+            "callbacks": [SpeculativeEvalCallback(scored["validation"], temperatures=(0.0,), num_assistant_tokens=3)],
+        }
+        target = find_target(arguments.work_dir, "function_calling")
+        found = run_trainer(METHODS[method](scored["completions"], target, options, common), run / method)
+        found |= {"minutes": arguments.minutes, **measure(run / method, test)}
+        (kept / f"{method}-seed{arguments.seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(method, found["alpha"], found["block_efficiency"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
