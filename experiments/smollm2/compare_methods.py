@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target
-from experiments.smollm2.score_text import load_responses
+from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.train_draft import build_options, run_trainer
 from spec_kd import (
     BlackBoxSFTConfig,
@@ -90,10 +90,7 @@ def main() -> None:
 
     folder = arguments.work_dir / "function_calling"
     generic = arguments.work_dir / "general" / arguments.start
-    scored = {
-        text: Dataset.from_parquet(str(folder / "scored" / text / "responses.parquet"))
-        for text in ("completions", "validation")
-    }
+    scored = {text: load_scored(folder, text) for text in ("completions", "validation")}
     test = load_responses(folder, "test")
     kept = KEPT / "function_calling" / "compared"
     kept.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""The target completes its domain's prompts, greedily, in vLLM on the CPU, in bfloat16.
+"""The target completes its domain's prompts in vLLM on the CPU, in bfloat16: greedily, and some once more by chance.
 
     python -m experiments.smollm2.complete_prompts --domain function_calling --data_dir DATA
 
-A killed run continues after its last whole shard. `<work_dir>/<domain>/completions/<part>` holds the responses. The
-project keeps the ids of the completions, without the prompts, in `kept/<domain>/completions`; where a part is there,
-the target is not asked.
+A killed run continues after its last whole shard. `<work_dir>/<domain>/completions/<part>` holds the responses, with
+what the target thought of each token where a draft learns from them. The project keeps the ids of the completions,
+without the prompts, in `kept/<domain>/completions`; where a part is there, the target is not asked.
 """
 
 import argparse
@@ -21,12 +21,13 @@ from benchmarks.serving.run_commands import list_places, start, wait_for_server
 from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target, load_part
 from spec_kd import ServerEngine, generate_responses
 
+PARTS = ["test", "validation", "draft", "sampled"]
 CONCURRENCY = 48
 PORT = 8123
 # Long prompts are nine tenths of the tokens: vLLM reads them in bfloat16 several times faster than llama-server does
 COMMAND = (
-    "taskset -c {cores} vllm serve {target} --served-model-name target --port {port} --dtype bfloat16 --enforce-eager "
-    "--max-model-len 1024 --max-num-seqs {concurrency} --max-num-batched-tokens 4096 --no-enable-prefix-caching "
+    "taskset -c {cores} vllm serve {folder} --served-model-name {target} --port {port} --dtype bfloat16 --enforce-eager "
+    "--max-model-len 1024 --max-num-seqs {concurrency} --max-num-batched-tokens 4096 "
     "--generation-config vllm"
 )
 
@@ -68,7 +69,7 @@ def restore(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, path: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
-    parser.add_argument("--parts", nargs="+", default=["test", "validation", "draft"], help="Parts of the domain.")
+    parser.add_argument("--parts", nargs="+", default=PARTS, help="Parts of the domain.")
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/train.jsonl.")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     parser.add_argument("--cores", default="0", help="Cores of the server, such as 0,1 (default: 0).")
@@ -90,19 +91,20 @@ def main() -> None:
         del prompts[part]
     if not prompts:
         return
-    command = COMMAND.format(target=target.resolve(), cores=arguments.cores, port=PORT, concurrency=CONCURRENCY)
+    command = COMMAND.format(folder=target.resolve(), target=target, cores=arguments.cores, port=PORT, concurrency=CONCURRENCY)
     log = folder / "server.log"
     url = f"http://127.0.0.1:{PORT}"
     with start(command, list_places()["vllm"], folder, log) as process:
         wait_for_server(process, url, log)
-        engine = ServerEngine("target", tokenizer, f"{url}/v1", max_concurrency=CONCURRENCY, timeout=900)
+        engine = ServerEngine(str(target), tokenizer, f"{url}/v1", max_concurrency=CONCURRENCY, timeout=900)
         for part, asked in prompts.items():
             started = time.monotonic()
             responses = generate_responses(
                 engine,
                 asked,
                 max_new_tokens=MAX_NEW_TOKENS[arguments.domain],
-                temperature=0.0,
+                temperature=1.0 if part == "sampled" else 0.0,
+                teacher_signal=None if part == "test" else "top_k_tail",
                 shard_size=5 * CONCURRENCY,
                 output_dir=str(folder / "completions" / part),
             )

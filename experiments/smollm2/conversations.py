@@ -12,6 +12,8 @@ MAX_PROMPT_TOKENS = 640
 # Calls end by themselves; answers in prose are measured on their first 128 tokens
 MAX_NEW_TOKENS = {"function_calling": 256, "biology": 128, "general": 128}
 NUM_PROMPTS = 2_500  # for the draft, at most
+# Completions at temperature 1, beside the greedy ones: a draft learns little new from a text that it reads six times
+NUM_SAMPLED = {"function_calling": 5_000, "biology": 1_500, "general": 2_000}
 NUM_VALIDATION = 50  # prompts on which shape, drafted tokens and threads are chosen
 
 
@@ -38,7 +40,8 @@ def load_part(data_dir: Path, domain: str, part: str, tokenizer: PreTrainedToken
         domain (`str`): Name of the domain.
         part (`str`):
             `"target"` (even rows of the training file: what the target is tuned on), `"draft"` (odd rows: prompts that
-            the target completes), `"validation"` (the first odd rows, which `"draft"` leaves out) or `"test"`.
+            the target completes), `"sampled"` (the same prompts, as often as it takes), `"validation"` (the first odd
+            rows, which `"draft"` leaves out) or `"test"`.
         tokenizer (`PreTrainedTokenizerBase`): The target's.
     """
     rows = read_rows(data_dir / domain / ("test.jsonl" if part == "test" else "train.jsonl"))
@@ -47,6 +50,8 @@ def load_part(data_dir: Path, domain: str, part: str, tokenizer: PreTrainedToken
     rows = [row for row in rows if count_prompt_tokens(row, tokenizer) <= MAX_PROMPT_TOKENS]
     if part == "validation":
         rows = rows[:NUM_VALIDATION]
-    elif part == "draft":
+    elif part in ("draft", "sampled"):
         rows = rows[NUM_VALIDATION : NUM_VALIDATION + NUM_PROMPTS]
+    if part == "sampled":  # equal prompts side by side, so that a server reads them once
+        rows = [rows[i] for i in sorted(number % len(rows) for number in range(NUM_SAMPLED[domain]))]
     return Dataset.from_list(rows)

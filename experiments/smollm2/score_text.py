@@ -17,12 +17,26 @@ from experiments.smollm2.conversations import MAX_NEW_TOKENS, find_target
 from spec_kd import TransformersEngine, score_completions, tokenize_corpus
 
 # Name -> part of the domain, and whether every token is scored, also those that users and tools wrote
-TEXTS = {"validation": ("validation", False), "conversations": ("draft", True), "completions": ("draft", False)}
+TEXTS = {
+    "validation": ("validation", False),
+    "conversations": ("draft", True),
+    "completions": ("draft", False),
+    "sampled": ("sampled", False),
+}
 
 
 def load_responses(folder: Path, part: str) -> Dataset:
     """What the target wrote to the prompts of a part."""
     return Dataset.from_parquet(str(folder / "completions" / part / "responses.parquet"))
+
+
+def load_scored(folder: Path, text: str) -> Dataset:
+    """Rows with the target's signal, from this script or from the engine that wrote them."""
+    scored = folder / "scored" / text / "responses.parquet"
+    rows = Dataset.from_parquet(str(scored)) if scored.exists() else load_responses(folder, TEXTS[text][0])
+    if "teacher_signal" not in rows.column_names:
+        raise ValueError(f"{scored} is missing. Run `python -m experiments.smollm2.score_text --texts {text}`.")
+    return rows
 
 
 def main() -> None:
@@ -41,7 +55,8 @@ def main() -> None:
     for text in arguments.texts:
         part, is_whole = TEXTS[text]
         rows = load_responses(folder, part)
-        known = {"sampling_temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS[arguments.domain]}
+        temperature = 1.0 if text == "sampled" else 0.0
+        known = {"sampling_temperature": temperature, "max_new_tokens": MAX_NEW_TOKENS[arguments.domain]}
         if is_whole:
             rows, known = tokenize_corpus(rows.select_columns(["prompt_ids", "completion_ids"]), tokenizer), {}
         num_tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)

@@ -1,10 +1,11 @@
-"""Makes the draft of a domain and trains it: on conversations that the target read, then on its own completions.
+"""Makes the draft of a domain and trains it: on conversations that the target read, or on its own completions.
 
     python -m experiments.smollm2.train_draft --domain function_calling --phase pretrain
     python -m experiments.smollm2.train_draft --domain function_calling --phase train
 
-Both phases read stored signals, so that the target is not there. A killed run continues from its last checkpoint.
-`<work_dir>/<domain>/<run>/<phase>` is the draft after a phase.
+Both phases read stored signals, so that the target is not there. The second one begins with the draft of the first
+where there is one. A killed run continues from its last checkpoint. `<work_dir>/<domain>/<run>/<phase>` is the draft
+after a phase.
 """
 
 import argparse
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.smollm2.conversations import find_target
-from experiments.smollm2.score_text import load_responses
+from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.tune_target import has_fast_bf16
 from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
 
@@ -49,8 +50,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 704,
     },
 }
-# Phase -> what it reads, and its learning rate
-PHASES: dict[str, tuple[str, float]] = {"pretrain": ("conversations", 2e-3), "train": ("completions", 1e-3)}
+PHASES = {"pretrain": ("conversations",), "train": ("completions", "sampled")}
+"""The texts that each phase reads."""
+COLUMNS = ["prompt_ids", "completion_ids", "teacher_token_logprobs", "teacher_signal", "teacher_info"]
 
 
 def make_draft(folder: Path, target: Path, responses: Dataset, shape: str) -> None:
@@ -91,19 +93,20 @@ def run_trainer(trainer: Trainer, output: Path) -> dict[str, Any]:
     return {"log": trainer.state.log_history}
 
 
-def train(run: Path, phase: str, start: Path, scored: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def train(run: Path, phase: str, start: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains the draft in `start` and saves it in `<run>/<phase>`; returns the log."""
-    text, learning_rate = PHASES[phase]
-    held_out = Dataset.from_parquet(str(scored / "validation" / "responses.parquet"))
+    texts = [load_scored(folder, text) for text in PHASES[phase]]
+    rows = texts[0] if len(texts) == 1 else concatenate_datasets([text.select_columns(COLUMNS) for text in texts])
+    held_out = load_scored(folder, "validation")
     trainer = WhiteBoxDistillTrainer(
         model=str(start),
         args=WhiteBoxDistillConfig(
             num_train_epochs=arguments.epochs,
-            learning_rate=learning_rate,
+            learning_rate=arguments.learning_rate,
             train_sampling_strategy="group_by_length",
             **build_options(run / f"{phase}-checkpoints", arguments),
         ),
-        train_dataset=Dataset.from_parquet(str(scored / text / "responses.parquet")),
+        train_dataset=rows,
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(start),
         callbacks=[SpeculativeEvalCallback(held_out, temperatures=(0.0,), num_assistant_tokens=3)],
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="192x4")
     parser.add_argument("--epochs", type=float, default=3.0, help="Passes over the text (default: 3).")
     parser.add_argument("--batch_size", type=int, default=4, help="Rows of a step (default: 4).")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="At its highest (default: 0.002).")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
@@ -129,10 +133,12 @@ def main() -> None:
     run = folder / f"{arguments.shape}-seed{arguments.seed}"
     if not (run / "init").exists():
         make_draft(run / "init", target, load_responses(folder, "draft"), arguments.shape)
-    start = run / ("init" if arguments.phase == "pretrain" else "pretrain")
+    is_second = arguments.phase == "train" and (run / "pretrain").exists()
+    start = run / ("pretrain" if is_second else "init")
     started = time.monotonic()
-    record = train(run, arguments.phase, start, folder / "scored", arguments)
-    record |= {"seconds_since_last_start": time.monotonic() - started, "epochs": arguments.epochs}
+    record = train(run, arguments.phase, start, folder, arguments)
+    record |= {"seconds_since_last_start": time.monotonic() - started, "start": start.name}
+    record |= {name: getattr(arguments, name) for name in ("epochs", "batch_size", "learning_rate")}
     (run / f"{arguments.phase}.json").write_text(json.dumps(record, indent=1))
     print(f"The draft after {arguments.phase} is in {run / arguments.phase}.")
 
