@@ -26,8 +26,8 @@ CONCURRENCY = 48
 PORT = 8123
 # Long prompts are nine tenths of the tokens: vLLM reads them in bfloat16 several times faster than llama-server does
 COMMAND = (
-    "taskset -c {cores} vllm serve {folder} --served-model-name {target} --port {port} --dtype bfloat16 --enforce-eager "
-    "--max-model-len 1024 --max-num-seqs {concurrency} --max-num-batched-tokens 4096 "
+    "taskset -c {cores} vllm serve {folder} --served-model-name {target} --port {port} --dtype bfloat16 "
+    "--enforce-eager --max-model-len 1024 --max-num-seqs {num_requests} --max-num-batched-tokens 4096 "
     "--generation-config vllm"
 )
 
@@ -91,7 +91,9 @@ def main() -> None:
         del prompts[part]
     if not prompts:
         return
-    command = COMMAND.format(folder=target.resolve(), target=target, cores=arguments.cores, port=PORT, concurrency=CONCURRENCY)
+    command = COMMAND.format(
+        folder=target.resolve(), target=target, cores=arguments.cores, port=PORT, num_requests=CONCURRENCY
+    )
     log = folder / "server.log"
     url = f"http://127.0.0.1:{PORT}"
     with start(command, list_places()["vllm"], folder, log) as process:
