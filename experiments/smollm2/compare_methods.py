@@ -32,6 +32,7 @@ from spec_kd import (
     replay,
 )
 
+DOMAIN = "function_calling"
 NUM_DRAFT_TOKENS = 3
 Options = dict[str, Any]
 
@@ -61,14 +62,14 @@ METHODS: dict[str, Callable[[Dataset, Path, Options, Options], Trainer]] = {
 }
 
 
-def measure(draft: Path, responses: Dataset) -> dict[str, Any]:
-    """Greedy acceptance on the test responses, as llama-server counts it."""
+def measure(draft: Path, responses: Dataset, domain: str) -> dict[str, Any]:
+    """Greedy acceptance on responses of the target, as llama-server counts it."""
     metrics = replay(
         AutoModelForCausalLM.from_pretrained(draft, dtype="float32"),
         None,
         responses,
         temperature=0.0,
-        max_new_tokens=MAX_NEW_TOKENS["function_calling"],
+        max_new_tokens=MAX_NEW_TOKENS[domain],
         num_assistant_tokens=NUM_DRAFT_TOKENS,
         serving_engine="llama.cpp",
     )
@@ -88,13 +89,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    folder = arguments.work_dir / "function_calling"
+    folder = arguments.work_dir / DOMAIN
     generic = arguments.work_dir / "general" / arguments.start
     scored = {text: load_scored(folder, text) for text in ("completions", "validation")}
     test = load_responses(folder, "test")
-    kept = KEPT / "function_calling" / "compared"
+    kept = KEPT / DOMAIN / "compared"
     kept.mkdir(parents=True, exist_ok=True)
-    (kept / "generic.json").write_text(json.dumps(measure(generic, test), indent=1) + "\n")
+    (kept / "generic.json").write_text(json.dumps(measure(generic, test, DOMAIN), indent=1) + "\n")
     for method in arguments.methods:
         run = folder / f"compare-seed{arguments.seed}"
         options = {
@@ -108,9 +109,9 @@ def main() -> None:
             "processing_class": AutoTokenizer.from_pretrained(generic),
             "callbacks": [SpeculativeEvalCallback(scored["validation"], temperatures=(0.0,), num_assistant_tokens=3)],
         }
-        target = find_target(arguments.work_dir, "function_calling")
+        target = find_target(arguments.work_dir, DOMAIN)
         found = run_trainer(METHODS[method](scored["completions"], target, options, common), run / method)
-        found |= {"minutes": arguments.minutes, **measure(run / method, test)}
+        found |= {"minutes": arguments.minutes, **measure(run / method, test, DOMAIN)}
         (kept / f"{method}-seed{arguments.seed}.json").write_text(json.dumps(found, indent=1) + "\n")
         print(method, found["alpha"], found["block_efficiency"], flush=True)
 

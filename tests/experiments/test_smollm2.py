@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from experiments.smollm2.complete_prompts import keep, restore
-from experiments.smollm2.conversations import KEPT, find_target
+from experiments.smollm2.conversations import KEPT, NUM_SAMPLED, find_target, load_part
 
 MEASURED = sorted(path.with_suffix("").with_suffix("") for path in KEPT.glob("*/measured/*.jsonl.gz"))
 
@@ -30,6 +31,21 @@ def test_kept_completions_come_back_with_their_prompts_alone(tokenizer, tmp_path
         restore(prompts.select([1, 0]), tokenizer, tmp_path / "kept.jsonl.gz")
     with pytest.raises(ValueError, match="completions of other prompts"):
         restore(prompts.select([0]), tokenizer, tmp_path / "kept.jsonl.gz")
+
+
+def test_the_parts_of_a_domain_share_no_prompt_but_those_that_are_sampled_again(tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "biology"
+    folder.mkdir()
+    rows = [{"prompt": prompt, "completion": []} for prompt in ask(*(f"question {i}" for i in range(220)))]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setitem(NUM_SAMPLED, "biology", 150)
+    names = ("target", "validation", "draft", "sampled")
+    parts = {name: load_part(tmp_path, "biology", name, tokenizer) for name in names}
+    texts = {name: [messages[0]["content"] for messages in part["prompt"]] for name, part in parts.items()}
+    assert [len(texts[name]) for name in ("target", "validation", "draft")] == [110, 50, 60]
+    assert len({text for name in ("target", "validation", "draft") for text in texts[name]}) == 220
+    together = [(text, len(list(group))) for text, group in groupby(texts["sampled"])]
+    assert together == [(text, 3 if i < 30 else 2) for i, text in enumerate(texts["draft"])]
 
 
 def test_the_general_target_is_the_one_that_nobody_moved():
