@@ -43,6 +43,7 @@ FILE_LIST = ".files.json"
 # What an earlier save may have left: engines that load every weight file of a folder would load these too.
 WEIGHT_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*", ADAPTER_CONFIG)
 SERVING_FILE = "serving.json"
+COSTS_FILE = "costs.json"
 # In a model's folder: what loading it does not read, and what a trainer writes again each time.
 NOT_OF_MODEL = (".md", "training_args.bin", SERVING_FILE)
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

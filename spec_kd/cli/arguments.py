@@ -62,6 +62,9 @@ class RunArguments:
 
     recipe: str = option("Recipe, a YAML file; also as the first argument, without `--recipe`.")
     only_check: bool = option("Check the recipe, its files and its models, and do nothing else.", default=False)
+    quick: bool = option(
+        "Run with the small budgets of the recipe's section `quick`, in a folder of their own.", default=False
+    )
 
 
 @document_options

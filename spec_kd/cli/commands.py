@@ -79,7 +79,7 @@ COMMANDS = {
         "Runs a recipe: prompts, the target's completions, a draft, training, evaluation, export, and what a server "
         "does with the draft. All of it is checked before the first step. A step whose inputs have not changed is not "
         "repeated, and one that was killed continues. `spec-kd init` writes a recipe.",
-        ("recipe", "only_check"),
+        ("recipe", "only_check", "quick"),
         lambda: {"recipe": RunArguments},
         recipe_format.__doc__,
         first="recipe",

@@ -9,10 +9,10 @@ from spec_kd.cli.paths import check_exists
 from spec_kd.cli.serving_arguments import ServerCostFiles
 from spec_kd.cli.steps import Workspace, list_options, tell
 from spec_kd.evaluation import write_costs
-from spec_kd.files import write_text
+from spec_kd.files import COSTS_FILE, write_text
 from spec_kd.open_types import JsonObject
 
-COSTS, SPEED = "costs.json", "speed.json"
+SPEED = "speed.json"
 NOT_INPUTS = ("draft", "target", "output_dir")
 
 
@@ -48,13 +48,13 @@ def run(files: ServerCostFiles, options: spec_kd.ServerTimingOptions, workspace:
                 )
             return {"speeds": [asdict(one) for one in speeds], "path": str(folder / SPEED)}
         costs = spec_kd.measure_server_costs(*pair, options, gammas=files.gammas, output_dir=folder)
-        write_costs(costs, folder / COSTS)
+        write_costs(costs, folder / COSTS_FILE)
         for table in costs:
             for gamma, (low, high) in (table.round_cost_range or {}).items():
                 tell(
                     f"{table.batch_size} at a time, {gamma} drafted: a round takes {table.find_round_cost(gamma):.2f} "
                     f"steps ({low:.2f} to {high:.2f})"
                 )
-        return {"costs": [vars(table) for table in costs], "path": str(folder / COSTS)}
+        return {"costs": [vars(table) for table in costs], "path": str(folder / COSTS_FILE)}
 
-    return workspace.do(files.output_dir, "measure-costs", inputs, (COSTS, SPEED), work, ("repeats",))
+    return workspace.do(files.output_dir, "measure-costs", inputs, (COSTS_FILE, SPEED), work, ("repeats",))

@@ -9,10 +9,11 @@ from spec_kd.cli.paths import check_exists
 from spec_kd.cli.rows import load_rows
 from spec_kd.cli.steps import Workspace, list_options
 from spec_kd.evaluation import read_costs
+from spec_kd.files import COSTS_FILE
 from spec_kd.loading import load_tokenizer
 from spec_kd.open_types import JsonObject
 
-PRODUCTS = ("plan.json", "plan.md", "plan.png", "shapes.jsonl")
+PRODUCTS = ("plan.json", "plan.md", "plan.png", "shapes.jsonl", COSTS_FILE)
 NOT_INPUTS = ("target", "responses", "costs", "output_dir", "target_gguf")  # these by their content
 # What is computed from the measurements, and further ones
 CONTINUES = ("shapes", "wished_speedup", "reachable_alpha", "alphas", "run_minutes", "repeats")

@@ -13,7 +13,15 @@ from spec_kd.cli.commands import build_parser, check_kind, find_module, list_kin
 from spec_kd.cli.parsing import Parser
 from spec_kd.cli.paths import place_paths, read_paths
 from spec_kd.cli.recipe_pretrain import PRETRAINED, PretrainSteps, build_pretrain
-from spec_kd.cli.recipe_sections import SECTIONS, as_mapping, check_names, is_given, naming, read_section
+from spec_kd.cli.recipe_sections import (
+    SECTIONS,
+    as_mapping,
+    check_names,
+    is_given,
+    make_quick,
+    naming,
+    read_section,
+)
 from spec_kd.cli.recipe_serving import ServingBuilder, ServingSteps
 from spec_kd.cli.yaml_files import read_yaml, refuse_old_names
 from spec_kd.drafts.options import WIDTHS
@@ -65,6 +73,7 @@ class Recipe:
         train (`TrainCall`): How the draft learns.
         evaluate (`EvaluationCall`): How the draft is measured.
         serving (`ServingSteps`): How it is brought into an engine.
+        serving_builder (`ServingBuilder`): Builds `serving`, also for another evaluation.
     """
 
     path: str
@@ -78,13 +87,15 @@ class Recipe:
     train: train.TrainCall
     evaluate: evaluate.EvaluationCall
     serving: ServingSteps
+    serving_builder: ServingBuilder
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, is_quick: bool = False) -> Recipe:
     """Reads and checks a recipe; `check_sources` checks the files and models that it names.
 
     Args:
         path (`str` or `Path`): YAML file as `spec_kd.cli.recipe_format` describes it.
+        is_quick (`bool`, *optional*, defaults to `False`): Whether its section `quick` holds.
 
     Raises:
         ValueError: A key is unknown or missing, a value does not fit, options exclude each other, or the teacher
@@ -95,6 +106,10 @@ def load_recipe(path: str | Path) -> Recipe:
     refuse_old_names(path, values)
     with naming(str(path)):
         check_names(values, SECTIONS)
+        with naming("quick"):
+            quick = as_mapping(values.get("quick") or {})
+            check_names(quick, tuple(name for name in SECTIONS if name != "quick"))
+            values = make_quick(values) if is_quick else values
         if missing := [name for name in REQUIRED if values.get(name) is None]:
             raise ValueError(f"{' and '.join(f'`{name}`' for name in missing)} missing.")
         has_init, has_draft = makes_draft(values), values.get("draft") is not None
@@ -111,7 +126,8 @@ def load_recipe(path: str | Path) -> Recipe:
         builder = _Builder(values, os.path.dirname(path))
         evaluation = builder.build_evaluate()
         names = (builder.folder, builder.output_dir, builder.target["target"])
-        serving = ServingBuilder(values, *names, evaluation).build()
+        serving_builder = ServingBuilder(values, *names, evaluation)
+        serving = serving_builder.build()
         recipe = Recipe(
             path=str(path),
             output_dir=builder.output_dir,
@@ -124,6 +140,7 @@ def load_recipe(path: str | Path) -> Recipe:
             train=builder.build_train(),
             evaluate=evaluation,
             serving=serving,
+            serving_builder=serving_builder,
         )
         _check_together(recipe)
     return recipe

@@ -93,12 +93,25 @@ output_dir: runs/medical
 prompts: {synthetic: {num_queries: 5000}}
 plan: {run_minutes: 10}
 train: {method: white_box, learning_rate: 1e-3, num_train_epochs: 5}
-evaluate: {serving_engine: llama.cpp, num_assistant_tokens: 3}
+evaluate: {serving_engine: llama.cpp}
 export: {llama_cpp_dir: ~/llama.cpp, quantization: Q8_0}
 check:
 costs: {context_length: 512}
 observe: {server_flags: "--threads 4"}
 ```
+
+**Drafted tokens.** Unless `evaluate` sets `num_assistant_tokens` and `costs`, it takes them from the plan. Its report
+says which number of drafted tokens is predicted to be the fastest for the temperature and the concurrency of `observe`.
+That number goes on to `export`, `check`, `costs` and `observe`, except to a section that sets its own. If `evaluate`
+sets `num_assistant_tokens`, that one goes on. Without a plan, `evaluate` measures costs in transformers, or takes
+yours. For those of llama.cpp, plan a single shape: `plan: {shapes: [192x4]}`.
+
+**Time.** Before its first step, and again before training, a run prints what is known of the time of each step.
+Budgets, such as `max_train_minutes` and the plan's `run_minutes`, are known in minutes. `--only_check` prints the same.
+
+**A quick run.** With `--quick` the values of a section `quick` replace those of the recipe, such as
+`quick: {train: {max_train_minutes: 5}, observe: {num_prompts: 20}}`. The run has a folder of its own, whose name is
+that of `output_dir` with `-quick` after it.
 
 **Test prompts.** `evaluate` uses the test prompts of all parts unless it sets `prompts`. Synthetic prompts that repeat
 one of them are dropped, unless the part sets its own `test_sets`.

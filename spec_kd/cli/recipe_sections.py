@@ -11,7 +11,7 @@ from spec_kd.options import refuse, suggest
 # In the order of the steps
 SECTIONS = (
     "target", "draft", "output_dir", "seed", "prompts", "respond", "plan", "init", "pretrain", "train", "evaluate",
-    "export", "check", "costs", "observe",
+    "export", "check", "costs", "observe", "quick",
 )  # fmt: skip
 SET_BY_RECIPE = {
     "prompts": ("output_dir", "target"),
@@ -35,6 +35,26 @@ def read_section(section: JsonValue, kind: str, folder: str) -> JsonObject:
     section = place_paths(as_mapping({} if section is None else section), folder)
     refuse(*((name in section, f"`{name}` is set by the recipe. Leave it out.") for name in SET_BY_RECIPE[kind]))
     return section
+
+
+def make_quick(values: Record) -> JsonObject:
+    """A recipe with the values of its section `quick` in place of its own, and another `output_dir`.
+
+    Raises:
+        ValueError: There is no such section, or it is wrong.
+    """
+    quick = values.get("quick")
+    if not isinstance(quick, Mapping):
+        raise ValueError("there is no section `quick` with small budgets. Add one, or run without `--quick`.")
+    folder = {"output_dir": f"{values['output_dir']}-quick"} if isinstance(values.get("output_dir"), str) else {}
+    return _merge({**values, **folder}, quick)
+
+
+def _merge(values: Record, others: Record) -> JsonObject:
+    """`values` with those of `others` in their place, mapping by mapping."""
+    both = {name: value for name, value in others.items() if isinstance(value, Mapping)}
+    both = {name: value for name, value in both.items() if isinstance(values.get(name), Mapping)}
+    return {**values, **others, **{name: _merge(values[name], value) for name, value in both.items()}}
 
 
 def is_given(values: Record, name: str) -> bool:

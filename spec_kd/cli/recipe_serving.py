@@ -1,5 +1,6 @@
 """The steps of a recipe that bring a trained draft into an engine: export, check, costs, observe."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from spec_kd.cli.parsing import Parser
 from spec_kd.cli.recipe_sections import is_given, naming, read_section
 from spec_kd.cli.serving_arguments import CheckServingArguments, ExportFiles, ObservationFiles, ServerCostFiles
 from spec_kd.cli.steps import Workspace, list_options, tell
-from spec_kd.files import SERVING_FILE
+from spec_kd.files import COSTS_FILE, SERVING_FILE
 from spec_kd.hub.export import find_gguf
 from spec_kd.hub.gguf import find_program
-from spec_kd.open_types import Argument, JsonObject
+from spec_kd.open_types import Argument, JsonObject, Record
 from spec_kd.reports.numbers import format_number
 
 NUM_OBSERVED_PROMPTS = 100
@@ -40,6 +41,17 @@ class ServingSteps:
     costs: tuple[ServerCostFiles, spec_kd.ServerTimingOptions] | None = None
     observe: tuple[ObservationFiles, spec_kd.ObservationOptions] | None = None
     servers: OwnServers | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is done with the draft."""
+        return self.export is self.check is self.observe is None
+
+    @property
+    def all_tokens(self) -> set[int | None]:
+        """The numbers of drafted tokens that the steps have."""
+        calls = (self.export and self.export[1], self.check, self.observe and self.observe[1])
+        return {one.num_assistant_tokens for one in calls if one is not None}
 
     def list_timing_options(self) -> JsonObject:
         """How rounds are timed in the llama.cpp that the draft is exported for; empty without one."""
@@ -90,7 +102,7 @@ class ServingBuilder:
         costs = None
         if servers is not None and files.costs is None and self.values.get("costs") is not False:
             costs = self._build_costs(servers)
-            files = replace(files, costs=f"{self._place('costs')}/{measure_costs.COSTS}")
+            files = replace(files, costs=f"{self._place('costs')}/{COSTS_FILE}")
         elif is_given(self.values, "costs"):
             raise ValueError("costs: only servers that `observe` starts are timed. Leave out its `url` and `costs`.")
         return ServingSteps(exported, checked, costs, (files, options), servers)
@@ -100,6 +112,11 @@ class ServingBuilder:
 
     def _read(self, step: str) -> JsonObject:
         return read_section(self.values[step], step, self.folder)
+
+    @property
+    def evaluation_section(self) -> Record:
+        """What the recipe says of the evaluation."""
+        return self.values.get("evaluate") or {}
 
     @property
     def _common(self) -> JsonObject:
@@ -190,33 +207,34 @@ class ServingBuilder:
             return build_parser("measure-costs").parse_values(given)
 
 
-def run_serving(serving: ServingSteps, workspace: Workspace) -> dict[str, JsonObject]:
+def run_serving(serving: ServingSteps, workspace: Workspace) -> Iterator[tuple[str, JsonObject]]:
     """Runs the steps, one after the other, without those that are finished; stops where no engine can use the draft.
 
     Args:
         serving (`ServingSteps`): The steps.
         workspace (`Workspace`): Where the recipe runs.
 
-    Returns:
-        `dict`: The result of each step that was run, by its name.
+    Yields:
+        `tuple[str, dict]`: Name and result of each step.
     """
-    results: dict[str, JsonObject] = {}
     if serving.export is not None:
-        results["export"] = _export(*serving.export, workspace)
-        for name, command in results["export"].get("commands", {}).items():
+        exported = _export(*serving.export, workspace)
+        for name, command in exported.get("commands", {}).items():
             tell(f"run: to serve it with {name}, in {serving.export[0].output_dir}:\n{command}")
+        yield "export", exported
     if serving.check is not None:
-        results["check"] = _check(serving.check, workspace)
-        if not results["check"]["has_passed"]:
-            return results
+        checked = _check(serving.check, workspace)
+        yield "check", checked
+        if not checked["has_passed"]:
+            return
     if serving.costs is not None:
-        results["costs"] = measure_costs.run(*serving.costs, workspace)
+        yield "costs", measure_costs.run(*serving.costs, workspace)
     if serving.observe is not None:
-        results["observation"] = observed = observe.run(*serving.observe, workspace, serving.servers)
+        observed = observe.run(*serving.observe, workspace, serving.servers)
         if observed["speedup"][0] is not None and observed["predicted_speedup"] is not None:
             numbers = (format_number(observed[name][0]) for name in ("predicted_speedup", "speedup"))
             tell("run: predicted {}x, observed {}x".format(*numbers))
-    return results
+        yield "observation", observed
 
 
 def _export(files: ExportFiles, options: spec_kd.ExportOptions, workspace: Workspace) -> JsonObject:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec_kd.drafts.options import DraftShapeOptions
-from spec_kd.evaluation.cost import ServingCosts
+from spec_kd.evaluation.cost import ServingCosts, write_costs
 from spec_kd.evaluation.report.content import to_plain
+from spec_kd.files import COSTS_FILE
 from spec_kd.reports.numbers import DASH, TIMES_DIGITS, Interval, format_interval, format_number
 from spec_kd.reports.plots import finish_axis, new_figure, save_files, set_fonts
 from spec_kd.reports.rendering import Section, Table, render_document
@@ -201,16 +202,24 @@ class DraftPlan:
     def save(self, output_dir: str | os.PathLike[str]) -> dict[str, Path]:
         """Writes `plan.json`, `plan.md` and, with matplotlib, `plan.png`, over those that are there.
 
+        `costs.json` has the costs of the recommended shape, as `spec-kd evaluate --costs` reads them.
+
         Args:
             output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
 
         Returns:
-            `dict[str, Path]`: The files by `"json"`, `"md"` and `"png"`, the last only where it was written.
+            `dict[str, Path]`: The files by `"json"`, `"md"`, `"png"` and `"costs"`, the last two only where they were
+            written.
         """
-        best = self.recommended
+        best, costs = self.recommended, Path(output_dir, COSTS_FILE)
         values = {"headline": self.headline, "recommended": None if best is None else best.name, **to_plain(self)}
         texts = {"json": json.dumps(values, indent=1, ensure_ascii=False) + "\n", "md": self.to_markdown()}
-        return save_files(output_dir, "plan", texts, self.plot)
+        paths = save_files(output_dir, "plan", texts, self.plot)
+        if best is None:
+            costs.unlink(missing_ok=True)  # of another shape, with another wish
+            return paths
+        write_costs([best.costs], costs)
+        return {**paths, "costs": costs}
 
 
 class _Shapes(Section[DraftPlan]):

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spec_kd.cli import own_servers
 from spec_kd.cli.recipe import load_recipe
-from spec_kd.evaluation import load_observed, load_report
+from spec_kd.cli.recipe_choices import follow_evaluation
+from spec_kd.evaluation import load_observed, load_report, read_costs
 from spec_kd.hub import ServingFile
 
 QUESTIONS = [
@@ -201,6 +202,44 @@ def test_a_plan_chooses_the_shape_or_ends_the_run(run, recipe, tmp_path):
     status, result, said = run(recipe)
     assert status == 3 and not result["has_passed"] and list(result["steps"])[-1] == "plan"
     assert "No shape can pay" in said and result["plan"]["recommended"] is None
+
+
+def test_drafted_tokens_are_those_of_the_plan_and_then_of_the_evaluation(run, recipe, load, started, tmp_path):
+    folder, costs = tmp_path / "run", {"cost_ratio": 0.05, "verify_cost": {"1": 1.1, "4": 1.3}, "source": "mine"}
+    (tmp_path / "shapes.json").write_text(json.dumps([costs, {**costs, "cost_ratio": 0.9}]))
+    del recipe["init"]
+    recipe["plan"] = {"costs": "shapes.json", "shapes": ["16x1", "16x2"]}
+    recipe["evaluate"] |= {"gammas": [1, 2, 3]}
+    for name in ("num_assistant_tokens", "costs"):
+        del recipe["evaluate"][name]
+    status, result, said = run(recipe)
+    assert status == 0, said
+    report = load_report(folder / "evaluation")
+    best = report.draft.setting("greedy").best_gamma["1"]
+    assert report.num_assistant_tokens == result["plan"]["num_assistant_tokens"] != best
+    [known] = read_costs(folder / "plan/costs.json")
+    assert (known.cost_ratio, report.draft.costs[0].source) == (0.05, "mine")
+    assert json.loads((folder / "initial_draft/.step.json").read_text())["result"]["cost_ratio"] == 0.05
+
+    serving = ServingFile.read(folder / "exported")
+    assert serving.num_assistant_tokens == best and f"--spec-draft-n-max {best}" in serving.engines["llama.cpp"].command
+    speedup = report.draft.setting("greedy").at_gamma(best).predicted_speedup["1"]
+    assert serving.engines["llama.cpp"].expected["greedy"]["predicted_speedup"]["1"]["value"] == speedup.value
+    assert f"{best} drafted token a round, predicted to give {speedup.value:.2f} [" in said
+    assert started[-1][:2] == ("draft-f16.gguf", best)
+    assert load_observed(folder / "observation").num_assistant_tokens == best
+    assert list(read_costs(folder / "costs/costs.json")[0].round_cost) == [best]
+    assert list_done(run(recipe)[1]) == []
+
+    # what the recipe says is kept
+    changes = {"init": ..., "plan": recipe["plan"], "evaluate": recipe["evaluate"]}
+    assert follow_evaluation(load(changes)).export[1].num_assistant_tokens == best
+    given = follow_evaluation(load({**changes, "export.num_assistant_tokens": 2}))
+    assert given.export[1].num_assistant_tokens == given.servers.num_assistant_tokens == 2
+    given = follow_evaluation(load({**changes, "observe.num_assistant_tokens": 2}))
+    assert (given.export[1].num_assistant_tokens, given.servers.num_assistant_tokens) == (best, 2)
+    given = follow_evaluation(load({**changes, "evaluate": {**recipe["evaluate"], "num_assistant_tokens": 3}}))
+    assert given.export[1].num_assistant_tokens == given.servers.num_assistant_tokens == 3
 
 
 def test_a_plan_is_timed_in_the_llama_cpp_of_the_export(load, llama_cpp, tmp_path):
