@@ -22,10 +22,10 @@ from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target,
 from spec_kd import ServerEngine, generate_responses
 
 PARTS = ["test", "validation", "draft", "sampled"]
-CONCURRENCY = 48
+CONCURRENCY = 96
 PORT = 8123
-# Long prompts are nine tenths of the tokens: vLLM reads them in bfloat16 several times faster than llama-server does. On a
-# CPU its 0.32 stops in requests with a seed whose prompt is read in parts ("CPU Generator does not use offset")
+# Long prompts are nine tenths of the tokens: vLLM reads them in bfloat16 several times faster than llama-server does.
+# On a CPU its 0.32 stops in requests with a seed whose prompt is read in parts ("CPU Generator does not use offset")
 COMMAND = (
     "taskset -c {cores} vllm serve {folder} --served-model-name {target} --port {port} --dtype bfloat16 "
     "--enforce-eager --max-model-len 1024 --max-num-seqs {num_requests} --max-num-batched-tokens 4096 "

@@ -16,11 +16,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
 from benchmarks.serving.prompts import build_call_schema, read_tools
@@ -38,6 +38,10 @@ from spec_kd import (
     save_observed,
 )
 from spec_kd.evaluation.metrics import bootstrap_median
+from spec_kd.evaluation.recommendations import THRESHOLDS, list_thresholds
+from spec_kd.evaluation.response_replay import score_responses
+from spec_kd.serving import find_serving_engine
+from spec_kd.serving.engine import EarlyEnd
 
 MAX_NEW_TOKENS = 128
 CONTEXT_LENGTH = 448  # tokens of the middle prompt
@@ -88,6 +92,30 @@ def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Pa
     )
 
 
+def predict_speedups(
+    draft: PreTrainedModel,
+    responses: Sequence[dict[str, Any]] | Dataset,
+    costs: ServingCosts,
+    gamma: int,
+    max_new_tokens: int,
+    p_mins: Sequence[float],
+) -> dict[float, list[list[float]]]:
+    """Speed-up where the draft ends before a token that it gives less than `p_min`: median over prompts and its bounds.
+
+    Replay does not know how many tokens a draft has after a refused one, so there are two predictions for each `p_min`,
+    at the most and at the least that such drafts can cost.
+    """
+    options = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "serving_engine": "llama.cpp"}
+    scores = score_responses(draft, None, responses, **options)
+    tokens = replay(draft, None, responses, num_assistant_tokens=gamma, **options).tokens
+    early_end = cast(EarlyEnd, find_serving_engine("llama.cpp").early_end)
+    found = {}
+    for way in list_thresholds(scores, gamma, early_end, max_new_tokens, p_mins):
+        speedups = [tokens / cost for cost in reversed(way.price(costs))]
+        found[way.threshold] = [list(bootstrap_median(one[np.isfinite(one)])) for one in speedups]
+    return found
+
+
 def choose(arguments: argparse.Namespace) -> dict[str, Any]:
     """Predicted speed-up on the validation responses for each number of drafted tokens."""
     folder = arguments.work_dir / arguments.domain
@@ -114,6 +142,9 @@ def choose(arguments: argparse.Namespace) -> dict[str, Any]:
             "block_efficiency": list(metrics.block_efficiency),
             "round_cost": costs.find_round_cost(gamma),
             "predicted_speedup": costs.predict_speedup(metrics.block_efficiency.value, gamma),
+            "median_speedup_by_p_min": predict_speedups(
+                model, responses, costs, gamma, MAX_RESPONSE_TOKENS[arguments.domain], [0.0, *THRESHOLDS]
+            ),
         }
     return {"costs": asdict(costs), "by_num_draft_tokens": found}
 
@@ -143,6 +174,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     tokenizer = AutoTokenizer.from_pretrained(target)
     name = f"{arguments.run}-{arguments.phase}" if kind == "draft" else kind
     name = f"{name}-{arguments.quantization}-{num_draft_tokens}-{arguments.threads}t-{arguments.part}"
+    name += f"-pmin{arguments.p_min:g}" if kind == "draft" and arguments.p_min else ""
     name += "-schema" * arguments.json_schema
     name += f"-batch{arguments.batch}" * (arguments.batch > 1)
     output = folder / "measured" / name
@@ -150,6 +182,8 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     files_of_draft = {"draft": files[1], "num_draft_tokens": num_draft_tokens} if kind == "draft" else {}
     shared = [*METRICS, *arguments.server_flags.split()]
     flags = [flag.format(n=num_draft_tokens) for flag in SPECULATION[kind]]
+    if kind == "draft" and arguments.p_min:
+        flags += ["--spec-draft-p-min", f"{arguments.p_min:g}"]
     with (
         run_llama_server(files[0], output / "plain.log", flags=shared, **options) as plain,
         run_llama_server(
@@ -178,13 +212,19 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     }
     if kind == "draft":
         model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-        costs = time_rounds(arguments, [num_draft_tokens], output / "costs")
+        costs = time_rounds(arguments, range(1, num_draft_tokens + 1), output / "costs")
         report = compare_observed(observation, model, None, costs=costs, processing_class=tokenizer)
         save_observed(report, output)
         found["predicted_speedup"] = report.predicted_speedup and list(report.predicted_speedup)
         found["metrics"] = {
             one.name: [list(one.observed), one.predicted and list(one.predicted)] for one in report.metrics
         }
+        if arguments.p_min:  # which the report does not know
+            predicted = predict_speedups(
+                model, observation.list_responses(), costs[0], num_draft_tokens, MAX_NEW_TOKENS, [arguments.p_min]
+            )
+            found["predicted_speedup"] = predicted[arguments.p_min]
+            found["metrics"] = {name: [observed, None] for name, (observed, _) in found["metrics"].items()}
     keep(found, output / "requests" / "requests.jsonl", KEPT / arguments.domain / "measured")
     return found
 
@@ -202,6 +242,9 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("f16", "bf16", "Q8_0"), default="f16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--server_flags", default="", help="More flags of both servers, such as --no-repack.")
+    parser.add_argument(
+        "--p_min", type=float, default=0.0, help="Probability below which a draft ends (default: 0, nowhere)."
+    )
     parser.add_argument("--batch", type=int, default=1, help="Requests at a time (default: 1).")
     parser.add_argument("--json_schema", action="store_true", help="Hold completions to calls of the prompt's tools.")
     parser.add_argument("--cores", type=int, nargs="+", default=[0])
