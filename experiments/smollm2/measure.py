@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
 from benchmarks.serving.prompts import build_call_schema, read_tools
@@ -34,11 +34,10 @@ from spec_kd import (
     export_gguf,
     measure_server_costs,
     observe_serving,
-    replay,
     save_observed,
 )
 from spec_kd.evaluation.metrics import bootstrap_median
-from spec_kd.evaluation.recommendations import THRESHOLDS, list_thresholds
+from spec_kd.evaluation.recommendations import list_thresholds
 from spec_kd.evaluation.response_replay import score_responses
 from spec_kd.serving import find_serving_engine
 from spec_kd.serving.engine import EarlyEnd
@@ -92,32 +91,11 @@ def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Pa
     )
 
 
-def predict_speedups(
-    draft: PreTrainedModel,
-    responses: Sequence[dict[str, Any]] | Dataset,
-    costs: ServingCosts,
-    gamma: int,
-    max_new_tokens: int,
-    p_mins: Sequence[float],
-) -> dict[float, list[list[float]]]:
-    """Speed-up where the draft ends before a token that it gives less than `p_min`: median over prompts and its bounds.
-
-    Replay does not know how many tokens a draft has after a refused one, so there are two predictions for each `p_min`,
-    at the most and at the least that such drafts can cost.
-    """
-    options = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "serving_engine": "llama.cpp"}
-    scores = score_responses(draft, None, responses, **options)
-    tokens = replay(draft, None, responses, num_assistant_tokens=gamma, **options).tokens
-    early_end = cast(EarlyEnd, find_serving_engine("llama.cpp").early_end)
-    found = {}
-    for way in list_thresholds(scores, gamma, early_end, max_new_tokens, p_mins):
-        speedups = [tokens / cost for cost in reversed(way.price(costs))]
-        found[way.threshold] = [list(bootstrap_median(one[np.isfinite(one)])) for one in speedups]
-    return found
-
-
 def choose(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Predicted speed-up on the validation responses for each number of drafted tokens."""
+    """Predicted speed-up on the validation responses, by number of drafted tokens.
+
+    By `p_min` there are two, the lowest and the highest: replay does not know how long a draft is after a refused token.
+    """
     folder = arguments.work_dir / arguments.domain
     output = (
         folder / "measured" / f"{arguments.run}-{arguments.phase}-{arguments.quantization}-{arguments.threads}t-costs"
@@ -125,26 +103,22 @@ def choose(arguments: argparse.Namespace) -> dict[str, Any]:
     (costs,) = time_rounds(arguments, arguments.num_draft_tokens, output)
     _, draft = find_models(arguments)
     model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-    responses = load_responses(folder, "validation")
+    responses, limit = load_responses(folder, "validation"), MAX_RESPONSE_TOKENS[arguments.domain]
+    scores = score_responses(model, None, responses, temperature=0.0, max_new_tokens=limit, serving_engine="llama.cpp")
+    early_end = cast(EarlyEnd, find_serving_engine("llama.cpp").early_end)
     found = {}
     for gamma in arguments.num_draft_tokens:
-        metrics = replay(
-            model,
-            None,
-            responses,
-            temperature=0.0,
-            max_new_tokens=MAX_RESPONSE_TOKENS[arguments.domain],
-            num_assistant_tokens=gamma,
-            serving_engine="llama.cpp",
-        )
+        metrics = scores.replay(gamma, limit)
+        ways = list_thresholds(scores, gamma, early_end, limit)
         found[gamma] = {
             "alpha": metrics.alpha and list(metrics.alpha),
             "block_efficiency": list(metrics.block_efficiency),
             "round_cost": costs.find_round_cost(gamma),
             "predicted_speedup": costs.predict_speedup(metrics.block_efficiency.value, gamma),
-            "median_speedup_by_p_min": predict_speedups(
-                model, responses, costs, gamma, MAX_RESPONSE_TOKENS[arguments.domain], [0.0, *THRESHOLDS]
-            ),
+            "predicted_by_p_min": {
+                way.threshold: [metrics.tokens.sum() / cost.sum() for cost in reversed(way.price(costs))]
+                for way in ways
+            },
         }
     return {"costs": asdict(costs), "by_num_draft_tokens": found}
 
@@ -200,6 +174,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
             max_new_tokens=MAX_NEW_TOKENS,
             num_assistant_tokens=num_draft_tokens,
             concurrency=arguments.batch,
+            assistant_confidence_threshold=arguments.p_min if kind == "draft" else 0.0,
             server_kwargs={"extra_body": {"cache_prompt": False}, "timeout": 600},
             output_dir=output / "requests",
         )
@@ -219,12 +194,6 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
         found["metrics"] = {
             one.name: [list(one.observed), one.predicted and list(one.predicted)] for one in report.metrics
         }
-        if arguments.p_min:  # which the report does not know
-            predicted = predict_speedups(
-                model, observation.list_responses(), costs[0], num_draft_tokens, MAX_NEW_TOKENS, [arguments.p_min]
-            )
-            found["predicted_speedup"] = predicted[arguments.p_min]
-            found["metrics"] = {name: [observed, None] for name, (observed, _) in found["metrics"].items()}
     keep(found, output / "requests" / "requests.jsonl", KEPT / arguments.domain / "measured")
     return found
 

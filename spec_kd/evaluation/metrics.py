@@ -121,6 +121,8 @@ class AcceptanceMetrics:
         num_assistant_tokens (`int`): gamma.
         draft_sampling (`str`): `"stochastic"` or `"greedy"`.
         method (`str`): `"replay"` or `"assisted"`.
+        known_drafts (`np.ndarray`, *optional*), open_drafts (`np.ndarray`, *optional*):
+            As in [`~spec_kd.acceptance.Rounds`], where they were replayed. Of an open draft `drafted` has the least.
         alpha_sum (`np.ndarray`, *optional*): Sum of alpha over the positions of the target's completion `(P,)`.
         alpha_tokens (`np.ndarray`, *optional*): Tokens of these completions `(P,)`.
         kinds (`Mapping[str, np.ndarray]`, *optional*, defaults to `{}`):
@@ -138,6 +140,8 @@ class AcceptanceMetrics:
     num_assistant_tokens: int
     draft_sampling: str
     method: str
+    known_drafts: Array | None = None
+    open_drafts: Array | None = None
     alpha_sum: Array | None = None
     alpha_tokens: Array | None = None
     kinds: Mapping[str, Array] = field(default_factory=dict)
@@ -154,6 +158,8 @@ class AcceptanceMetrics:
             drafted=rounds.drafted.numpy(),
             drafting_rounds=rounds.drafting_rounds.numpy(),
             accepted_by_position=rounds.accepted_by_position.numpy(),
+            known_drafts=rounds.known_drafts.numpy(),
+            open_drafts=rounds.open_drafts.numpy(),
             **facts,
         )
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from spec_kd.acceptance import EarlyEnds, Rounds, expect_rounds
+from spec_kd.acceptance import Rounds, expect_rounds
 from spec_kd.evaluation.cost import ServingCosts
 from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_ratio
 from spec_kd.evaluation.report.recommended import (
@@ -159,18 +158,14 @@ def list_thresholds(
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> list[Way]:
     """Drafts that end where the draft is not sure, at several thresholds."""
-    is_greedy = scores.temperature == 0 or scores.draft_sampling == "greedy"
     count = len(thresholds)
-    limits = torch.tensor(thresholds, dtype=torch.float64)[:, None, None]
     rounds = expect_rounds(  # all thresholds at once: their texts stand below each other
         scores.acceptance.repeat(count, 1),
         gamma,
         max_new_tokens,
         scores.lengths.repeat(count),
         scores.counting,
-        early_ends=EarlyEnds(
-            (scores.values[CONFIDENCE] >= limits).flatten(0, 1), early_end.keeps_token, knows_refused=is_greedy
-        ),
+        early_ends=scores.end_drafts(thresholds, early_end),
     )
     whole = Way.of_rounds(THRESHOLD, gamma, rounds, keeps_token=early_end.keeps_token)
     parts = (np.split(values, count) for values in (whole.calls, whole.known, whole.at_least))

@@ -1,12 +1,13 @@
 """Exact acceptance metrics from one teacher-forced pass over responses of the target; nothing is generated."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 
-from spec_kd.acceptance import expect_rounds
+from spec_kd.acceptance import EarlyEnds, expect_rounds
 from spec_kd.counting import PAPER_COUNTING, Counting
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.off_text import DraftContinuations
@@ -20,6 +21,7 @@ from spec_kd.open_types import Argument, Array
 from spec_kd.options import check_int, resolve_options
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
+from spec_kd.serving.engine import EarlyEnd
 from spec_kd.vocabulary import ProcessingClass
 
 
@@ -44,6 +46,7 @@ class ResponseScores:
         allowed_off_text (`torch.Tensor`, *optional*):
             Number of tokens that a grammar allows in a draft that leaves the text at a token, int64 `(P, N + 1)`, for
             engines that cut the others. `None` counts all of them as drafted.
+        early_ends (`EarlyEnds`, *optional*): Where drafts end early; by default nowhere.
         kinds (`dict[str, np.ndarray]`, *optional*, defaults to `{}`):
             Which responses loop and which prompts lack the chat template, see [`AcceptanceMetrics`].
     """
@@ -56,6 +59,7 @@ class ResponseScores:
     counting: Counting = PAPER_COUNTING
     past_end: torch.Tensor | None = None
     allowed_off_text: torch.Tensor | None = None
+    early_ends: EarlyEnds | None = None
     kinds: dict[str, Array] = field(default_factory=dict)
 
     @property
@@ -76,8 +80,23 @@ class ResponseScores:
         low, high = (self.values[name].sum() / self.lengths.sum() for name in ("alpha_low", "alpha_high"))
         return float(low), float(high)
 
+    def end_drafts(self, thresholds: Sequence[float], early_end: EarlyEnd) -> EarlyEnds:
+        """Where drafts end that stop at a token below a threshold; the texts at each threshold stand below each other.
+
+        Args:
+            thresholds (`Sequence[float]`): C probabilities.
+            early_end (`EarlyEnd`): How the engine ends a draft.
+
+        Returns:
+            [`~spec_kd.acceptance.EarlyEnds`] of C * P texts.
+        """
+        limits = torch.tensor(thresholds, dtype=torch.float64)[:, None, None]
+        is_sure = (self.values[CONFIDENCE] >= limits).flatten(0, 1)  # (C * P, N)
+        is_greedy = self.temperature == 0 or self.draft_sampling == "greedy"
+        return EarlyEnds(is_sure, early_end.keeps_token, knows_refused=is_greedy)
+
     def replay(self, num_assistant_tokens: int, max_new_tokens: int) -> AcceptanceMetrics:
-        """Metrics for one number of drafted tokens.
+        """Metrics for one number of drafted tokens. Of drafts that end early `drafted` is the least there can be.
 
         Args:
             num_assistant_tokens (`int`): Number of tokens drafted in a round (gamma).
@@ -94,6 +113,7 @@ class ResponseScores:
             self.counting,
             self.past_end,
             allowed_off_text=self.allowed_off_text,
+            early_ends=self.early_ends,
         )
         return AcceptanceMetrics.of(
             rounds,
@@ -245,7 +265,7 @@ def score_responses(
             past_end = continuations.score_past_end(cast(PreTrainedModel, target), read, written)
         if counts_refused:
             allowed = continuations.count_allowed(read, scores, written)
-    return ResponseScores(
+    found = ResponseScores(
         values={name: scores[name] for name in (*SCORES, CONFIDENCE) if name in scores},
         lengths=torch.tensor([len(one.completion) for one in read]),
         temperature=float(options.temperature),
@@ -256,3 +276,7 @@ def score_responses(
         allowed_off_text=allowed,
         kinds=find_kinds([one.prompt for one in read], [one.completion for one in read], processing_class),
     )
+    if not options.assistant_confidence_threshold:
+        return found
+    early_end = cast(EarlyEnd, options.engine.early_end)  # the options have looked
+    return replace(found, early_ends=found.end_drafts([options.assistant_confidence_threshold], early_end))

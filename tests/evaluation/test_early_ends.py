@@ -7,7 +7,7 @@ from transformers.generation.candidate_generator import AssistedCandidateGenerat
 
 from spec_kd.acceptance import EarlyEnds, expect_rounds
 from spec_kd.evaluation.recommendations import list_thresholds
-from spec_kd.evaluation.response_replay import score_responses
+from spec_kd.evaluation.response_replay import replay, score_responses
 from spec_kd.serving import find_serving_engine
 
 LIMIT, GAMMA = 14, 4
@@ -55,6 +55,12 @@ def replay_with_threshold(draft, target, rows, engine, threshold, temperature=0.
     rounds = expect_rounds(scores.acceptance, GAMMA, LIMIT, scores.lengths, scores.counting, early_ends=ends)
     (way,) = list_thresholds(scores, GAMMA, early_end, LIMIT, [threshold])
     assert way.calls.tolist() == rounds.target_calls.tolist() and way.threshold == threshold
+    metrics = replay(
+        draft, target, rows, max_new_tokens=LIMIT, num_assistant_tokens=GAMMA, assistant_confidence_threshold=threshold,
+        show_progress=False, **options,
+    )  # fmt: skip
+    for name in ("target_calls", "accepted", "drafted", "drafting_rounds", "known_drafts", "open_drafts"):
+        assert getattr(metrics, name).tolist() == getattr(rounds, name).tolist()
     return rounds, way
 
 
@@ -120,3 +126,11 @@ def test_transformers(sharp_pair, prompts, threshold, temperature, monkeypatch):
             difference = found - expected
             assert abs(difference.mean()) < 4 * difference.std() / len(difference) ** 0.5
         assert 0.97 * least < sum(lengths) < 1.03 * most
+
+
+def test_an_engine_whose_drafts_do_not_end_early(sharp_pair):
+    draft, target = sharp_pair
+    with pytest.raises(ValueError, match=r"vLLM does not end drafts early.*Leave it out"):
+        replay(draft, target, [], temperature=0.0, serving_engine="vllm", assistant_confidence_threshold=0.5)
+    with pytest.raises(ValueError, match="assistant_confidence_threshold"):
+        replay(draft, target, [], temperature=0.0, serving_engine="llama.cpp", assistant_confidence_threshold=1.5)

@@ -12,8 +12,10 @@ from spec_kd.evaluation.cost import ServingCosts
 from spec_kd.evaluation.metrics import AcceptanceMetrics, Interval, bootstrap, bootstrap_median, name_temperature
 from spec_kd.evaluation.observation.records import Observation
 from spec_kd.evaluation.options import ReplayOptions
+from spec_kd.evaluation.recommendations import Way
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.observed import HEADLINE, ObservedMetric, ObservedPrompt, ObservedReport
+from spec_kd.evaluation.report.recommended import THRESHOLD
 from spec_kd.evaluation.response_replay import replay
 from spec_kd.loading import load_model
 from spec_kd.open_types import Array, Record
@@ -106,6 +108,7 @@ def compare_observed(
         max_new_tokens=observation.max_new_tokens,
         serving_engine=observation.serving_engine,
         draft_sampling=draft_sampling,
+        assistant_confidence_threshold=observation.assistant_confidence_threshold,
         batch_size=batch_size,
     )
     models = [cast(PreTrainedModel, load_model(one)) if isinstance(one, str) else one for one in (draft, target)]
@@ -127,7 +130,12 @@ def compare_observed(
         used = [own[request.row] for request in observation.requests]
         earlier = _list_headline(predict(used))
         notes += _describe_texts(observation, used)
-    speedup = None if priced is None else _predict_speedup(predicted, priced)
+    if observation.assistant_confidence_threshold:
+        notes.append(
+            "How many tokens a draft has after a refused one is not known where drafts end early. The predicted number "
+            "of drafted tokens is the least, and the predicted speed-up lies in the middle of what they can cost."
+        )
+    speedup = None if priced is None else _predict_speedup(predicted, priced, observation)
     described = _describe(observation, predicted, earlier, notes, processing_class, gamma)
     return replace(described, predicted_speedup=speedup)
 
@@ -144,16 +152,20 @@ def _find_costs(observation: Observation, costs: Sequence[ServingCosts], gamma: 
     return found[0] if found else None
 
 
-def _predict_speedup(predicted: AcceptanceMetrics, costs: ServingCosts) -> Interval:
+def _predict_speedup(predicted: AcceptanceMetrics, costs: ServingCosts, observation: Observation) -> Interval:
     """Median over prompts, as the observed speed-up; prompts that the first pass completes have none."""
-    tokens, target_calls, drafted = (
-        column[predicted.target_calls > 0] for column in (predicted.tokens, predicted.target_calls, predicted.drafted)
-    )
-    if not len(tokens):
+    predicted = predicted.select(predicted.target_calls > 0)
+    gamma, target_calls = predicted.num_assistant_tokens, predicted.target_calls
+    if not len(target_calls):
         return Interval(NAN, NAN, NAN)
-    return bootstrap_median(
-        tokens / target_calls / costs.price_rounds(drafted, target_calls, predicted.num_assistant_tokens)
-    )
+    early_end = find_serving_engine(observation.serving_engine).early_end
+    if observation.assistant_confidence_threshold and early_end is not None:
+        drafts = cast(Array, predicted.known_drafts), cast(Array, predicted.open_drafts)
+        way = Way(THRESHOLD, gamma, target_calls, *drafts, keeps_token=early_end.keeps_token)
+        price = sum(way.price(costs)) / 2
+    else:
+        price = target_calls * costs.price_rounds(predicted.drafted, target_calls, gamma)
+    return bootstrap_median(predicted.tokens / price)
 
 
 def _find_earlier(
@@ -246,6 +258,8 @@ def _list_metrics(
     names: Mapping[str, str],
 ) -> list[ObservedMetric]:
     replayed = {} if predicted is None else _list_headline(predicted)
+    if observation.assistant_confidence_threshold:
+        replayed.pop(HEADLINE[0], None)  # which divides by the drafted tokens
     engine_names = dict(zip(HEADLINE, ("acceptance_rate", "mean_acceptance_length"), strict=True))
     listed = [
         ObservedMetric(
@@ -289,6 +303,8 @@ def _subtract(metric: _Metric | None, other: _Metric | None) -> Interval | None:
 
 
 def _list_prompts(observation: Observation, predicted: AcceptanceMetrics | None) -> list[ObservedPrompt]:
+    # Of drafts that end early only the least number of drafted tokens is known
+    drafted = None if predicted is None or observation.assistant_confidence_threshold else predicted.drafted
     uses_decoding = observation.has_decoding_seconds
     plain = {one.row: one.count_per_second(uses_decoding) for one in observation.plain_requests}
     is_known = observation.drafted is not None
@@ -299,7 +315,7 @@ def _list_prompts(observation: Observation, predicted: AcceptanceMetrics | None)
             tokens=len(one.completion_ids),
             drafted=getattr(counts, "drafted", None),
             accepted=getattr(counts, "accepted", None),
-            predicted_drafted=None if predicted is None else float(predicted.drafted[i]),
+            predicted_drafted=None if drafted is None else float(drafted[i]),
             predicted_accepted=None if predicted is None else float(predicted.accepted[i]),
             tokens_per_second=_or_none(one.count_per_second(uses_decoding)),
             plain_tokens_per_second=_or_none(plain.get(one.row, NAN)),

@@ -108,6 +108,7 @@ def observe_serving(
         plain_requests=asked[PLAIN],
         counters=total,
         counted_requests=sum(number for _, number in store.counters),
+        assistant_confidence_threshold=float(options.assistant_confidence_threshold),
         unusable=unusable,
     )
 

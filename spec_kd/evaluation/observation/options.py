@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from spec_kd.open_types import Arguments, JsonObject
-from spec_kd.options import check_choice, check_int, check_text, document_options, option, resolve_options
+from spec_kd.options import check_choice, check_int, check_number, check_text, document_options, option, resolve_options
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.sampling.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
 from spec_kd.serving import SERVING_ENGINES, ServingEngine, find_serving_engine
@@ -39,6 +39,11 @@ class ObservationOptions:
         "Number of tokens drafted in a round, as the server was started. By default what the server tells.",
         default=None,
     )
+    assistant_confidence_threshold: float = option(
+        "Probability below which a draft of the server ends, as it was started (`--spec-draft-p-min` of llama.cpp). By "
+        "default 0.0: drafts end nowhere.",
+        default=0.0,
+    )
     server_kwargs: Arguments | str | None = option(
         "Options of `ServerOptions`, such as timeout=600; the defaults of that class by default, and a timeout of 600.",
         default=None,
@@ -52,6 +57,7 @@ class ObservationOptions:
         check_text("model", self.model, is_optional=True)
         check_int("concurrency", self.concurrency)
         check_int("num_assistant_tokens", self.num_assistant_tokens, is_optional=True)
+        check_number("assistant_confidence_threshold", self.assistant_confidence_threshold, 0, 1)
         self.sampling, self.response_format  # noqa: B018  # check their own fields
         if self.server_kwargs and self.server.is_text_only:
             raise ValueError("`is_text_only` gives text without ids, of which nothing can be replayed. Leave it out.")
@@ -87,6 +93,13 @@ class ObservationOptions:
     def list_values(self) -> JsonObject:
         """What the metrics depend on, beside the server and what it is sent, as JSON values."""
         # The engine describes what it sends of the first three, and formats are those of the rows
-        left_out = ("model", "num_assistant_tokens", "server_kwargs", "json_schema", "grammar")
+        left_out = (
+            "model",
+            "num_assistant_tokens",
+            "assistant_confidence_threshold",
+            "server_kwargs",
+            "json_schema",
+            "grammar",
+        )
         values = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {**values, "temperature": float(self.temperature)}

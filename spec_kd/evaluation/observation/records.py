@@ -68,6 +68,8 @@ class Observation:
         plain_requests (`list[ObservedRequest]`): The same without the draft; empty if they were not asked.
         counters (`DraftCounts`, *optional*): What the server's counters grew by; `None` if they were not read.
         counted_requests (`int`): Requests that were asked between two readings of the counters.
+        assistant_confidence_threshold (`float`, *optional*, defaults to `0.0`):
+            Probability below which a draft ends; 0.0 where drafts end nowhere.
         unusable (`dict[int, str]`): Why a prompt has no request, by its number.
     """
 
@@ -82,6 +84,7 @@ class Observation:
     plain_requests: list[ObservedRequest] = field(default_factory=list)
     counters: DraftCounts | None = None
     counted_requests: int = 0
+    assistant_confidence_threshold: float = 0.0
     unusable: dict[int, str] = field(default_factory=dict)
 
     @property

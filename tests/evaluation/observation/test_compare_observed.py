@@ -1,8 +1,10 @@
 """Where a difference comes from, and the files that tell."""
 
+import copy
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from example_report import build_report
@@ -12,8 +14,11 @@ from spec_kd import ServingCosts, compare_observed, describe_observation, replay
 from spec_kd.data.prompt_rendering import render_prompt_ids
 from spec_kd.evaluation import Observation, ObservedRequest, load_observed, load_report
 from spec_kd.evaluation.metrics import Interval
+from spec_kd.evaluation.recommendations import list_thresholds
 from spec_kd.evaluation.report import render_html, render_markdown
 from spec_kd.evaluation.report.observed import tabulate_speed
+from spec_kd.evaluation.response_replay import score_responses
+from spec_kd.serving import find_serving_engine
 from spec_kd.serving.observer import DraftCounts
 
 PROMPTS = [[7, 8, 9], [10, 11], [12, 13, 14, 15]]
@@ -236,3 +241,31 @@ def test_the_speedup_is_predicted_by_costs(observation, pair):
     with pytest.raises(ValueError, match="8 at a time up to 1 drafted tokens, but the server had 1"):
         compare_observed(observation, pair[0], None, costs=costs[:1])
     assert compare_observed(observation, pair[0], None, show_progress=False).predicted_speedup is None
+
+
+def test_drafts_that_end_early(observation, pair):
+    """Passes are those of the threshold; the price lies between the shortest and the longest open drafts."""
+    costs = [ServingCosts(round_cost={1: 1.3, 2: 1.5, 3: 1.8}, cost_ratio=0.1)]
+    draft = copy.deepcopy(pair[0])
+    with torch.no_grad():  # refused more often than the other one
+        draft.lm_head.weight.add_(
+            0.1 * torch.randn(draft.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+        )
+    options = {"temperature": 0.0, "max_new_tokens": 10, "serving_engine": "llama.cpp"}
+    scores = score_responses(draft, None, observation.list_responses(), **options)
+    threshold = float(scores.values["confidence"].median())
+    ended = dataclasses.replace(observation, num_assistant_tokens=3, assistant_confidence_threshold=threshold)
+    report = compare_observed(ended, draft, None, costs=costs, show_progress=False)
+    (way,) = list_thresholds(scores, 3, find_serving_engine("llama.cpp").early_end, 10, [threshold])
+    least, most = way.price(costs[0])
+    assert (least <= most).all() and (least < most).any()  # a refused token leaves a draft open
+    tokens = scores.replay(3, 10).tokens
+    assert report.predicted_speedup.value == pytest.approx(np.median(tokens / ((least + most) / 2)))
+    whole = compare_observed(
+        dataclasses.replace(observation, num_assistant_tokens=3), draft, None, costs=costs, show_progress=False
+    )
+    assert whole.predicted_speedup.value != pytest.approx(report.predicted_speedup.value)
+    rate, length = report.metrics[:2]
+    assert rate.predicted is None and length.predicted is not None and whole.metrics[0].predicted is not None
+    assert all(one.predicted_drafted is None and one.is_equal is None for one in report.prompts)
+    assert any("where drafts end early" in note for note in report.notes)
