@@ -94,7 +94,7 @@ def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Pa
 def choose(arguments: argparse.Namespace) -> dict[str, Any]:
     """Predicted speed-up on the validation responses, by number of drafted tokens.
 
-    By `p_min` there are two, the lowest and the highest: replay does not know how long a draft is after a refused token.
+    By `p_min` there are two, the lowest and the highest: how long a draft is after a refused token is not known.
     """
     folder = arguments.work_dir / arguments.domain
     output = (
