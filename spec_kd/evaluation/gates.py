@@ -2,18 +2,52 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 from spec_kd.evaluation.metrics import Interval
 from spec_kd.evaluation.report.content import DraftReport, EvaluationReport, SettingReport
+from spec_kd.evaluation.report.left_out import WORDS
+from spec_kd.evaluation.text_kinds import EITHER
 
-METRICS: dict[str, Callable[[SettingReport, int], Interval | None]] = {
+Metric: TypeAlias = Callable[[SettingReport, int], Interval | None]
+METRICS: dict[str, Metric] = {
     "alpha": lambda setting, gamma: setting.alpha,
     "block_efficiency": lambda setting, gamma: setting.at_gamma(gamma).block_efficiency,
     "acceptance_rate": lambda setting, gamma: setting.at_gamma(gamma).acceptance_rate,
     "predicted_speedup": lambda setting, gamma: setting.get_speedups("1").get(setting.best_gamma.get("1", 0)),
     "speedup": lambda setting, gamma: setting.assisted.speedup if setting.assisted is not None else None,
 }
+
+
+def _find_without(metric: str, kind: str, setting: SettingReport, gamma: int) -> Interval | None:
+    """A metric without the responses of a kind; NaN if none are left, `None` where the report does not say."""
+    known = {one.kind: one for one in setting.left_out}
+    if kind == EITHER and kind not in known:  # one of the two has no responses, so that the other is both
+        kind = next((name for name, one in known.items() if one.responses), kind)
+    if not known:
+        return None
+    if kind not in known or not known[kind].responses:
+        return METRICS[metric](setting, gamma)
+    if known[kind].share == 1:
+        return Interval(math.nan, math.nan, math.nan)
+    if metric == "alpha":
+        return next((one.without for one in known[kind].metrics if one.name == metric), None)
+    of_gamma = [one.without[kind] for one in setting.by_gamma if kind in one.without]
+    return METRICS[metric](replace(setting, by_gamma=of_gamma), gamma) if of_gamma else None
+
+
+ALL_METRICS: dict[str, Metric] = METRICS | {
+    f"{metric}_without_{kind}": partial(_find_without, metric, kind)
+    for metric in METRICS
+    for kind in WORDS
+    if metric != "speedup"  # assisted generation runs on a few prompts
+}
+
+
+def _needs_setting(metric: str) -> bool:
+    return metric.startswith("alpha")  # it does not depend on gamma, and is never without its setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +89,8 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
     | `speedup[_SETTING]` | measured in assisted generation |
 
     SETTING is the name of a setting: `greedy`, `t1`, ...; the report's first one where it is left out, which alpha
-    does not allow.
+    does not allow. Before it, `_without_looping`, `_without_untemplated` or `_without_looping_or_untemplated` leaves
+    responses out that say little of use: `block_efficiency_without_looping_t1=2`. Only `speedup` does not take it.
 
     Args:
         text (`str`): The gate.
@@ -66,7 +101,8 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
             number.
     """
     name, equals, threshold = (part.strip() for part in text.rpartition("="))
-    metric = next((metric for metric in METRICS if name == metric or name.startswith(f"{metric}_")), None)
+    begins = [metric for metric in ALL_METRICS if name == metric or name.startswith(f"{metric}_")]
+    metric = max(begins, key=len, default=None)
     setting = name.removeprefix(f"{metric}_")
     try:
         number = float(threshold)
@@ -76,7 +112,7 @@ def parse_gate(text: str, settings: Sequence[str] | None = None) -> Gate:
     for problem, is_there in {
         "is not of the form NAME=THRESHOLD, such as 'block_efficiency=2.5'": not equals or not name,
         f"names no metric: {name!r} does not begin with {' or '.join(METRICS)}": metric is None,
-        "names no setting, which alpha needs: alpha_greedy, alpha_t1, ...": name == "alpha",
+        f"names no setting, which alpha needs: {name}_greedy, {name}_t1, ...": name == metric and _needs_setting(name),
         f"names the setting {setting!r}, but there are {', '.join(settings or ())}": not is_known,
         f"has the threshold {threshold!r}, which is no finite number": not math.isfinite(number),
     }.items():
@@ -129,13 +165,14 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
     drafts = {one.name: one for one in report.drafts}
     if draft is not None and draft not in drafts:
         raise ValueError(f"The report has no draft {draft!r}; it has {', '.join(drafts)}.")
-    values = collect_metrics(report, report.draft if draft is None else drafts[draft])
+    values = collect_metrics(report, report.draft if draft is None else drafts[draft], ALL_METRICS)
     parsed = [parse_gate(gate) for gate in gates]
     unknown = [gate.name for gate in parsed if gate.name not in values]
     if unknown:
         raise ValueError(
-            f"The report has no {' and no '.join(unknown)} to compare with a gate; it has {', '.join(values)}. "
-            "A predicted speed-up needs costs at batch size 1, a measured one needs assisted generation."
+            f"The report has no {' and no '.join(unknown)} to compare with a gate; it has "
+            f"{', '.join(collect_metrics(report, report.draft))}. A predicted speed-up needs costs at batch size 1, a "
+            "measured one needs assisted generation. For a metric without loops, evaluate again if the report is older."
         )
     return [
         GateResult(
@@ -149,13 +186,21 @@ def check_gates(report: EvaluationReport, gates: Sequence[str], draft: str | Non
     ]
 
 
-def collect_metrics(report: EvaluationReport, draft: DraftReport) -> dict[str, Interval]:
-    """Every metric that a gate can name, by its name; those of the first setting also without a setting."""
+def collect_metrics(
+    report: EvaluationReport, draft: DraftReport, metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, Interval]:
+    """Metrics by the names that gates have for them; those of the first setting also without a setting.
+
+    Args:
+        report (`EvaluationReport`): The report.
+        draft (`DraftReport`): One of its drafts.
+        metrics (`Mapping[str, Callable]`, *optional*, defaults to `METRICS`): The metrics, `ALL_METRICS` for all.
+    """
     named: dict[str, Interval] = {}
     for setting in draft.settings:
-        for metric, find in METRICS.items():
+        for metric, find in metrics.items():
             value = find(setting, report.num_assistant_tokens)
             if value is not None:
-                is_default = setting is draft.settings[0] and metric != "alpha"
+                is_default = setting is draft.settings[0] and not _needs_setting(metric)
                 named |= ({metric: value} if is_default else {}) | {f"{metric}_{setting.name}": value}
     return named

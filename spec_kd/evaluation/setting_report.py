@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
@@ -128,6 +129,11 @@ def _describe_gamma(gamma: int, metrics: AcceptanceMetrics, costs: Sequence[Serv
             str(cost.batch_size): Interval(*(cost.predict_speedup(value, gamma) for value in efficiency))
             for cost in costs
             if gamma <= cost.max_gamma
+        },
+        without={
+            kind: _describe_gamma(gamma, replace(metrics.select(~mask), kinds={}), costs)
+            for kind, mask in metrics.kinds.items()
+            if mask.any() and not mask.all()
         },
     )
 

@@ -178,7 +178,8 @@ class CardFacts:
                 *(format_interval(read_interval(metrics[name]), RATE_DIGITS) for name in EXPECTED),
             ]
             for engine, settings in self.expected.items()
-            for setting, metrics in settings.items()
+            for name, expected in settings.items()
+            for setting, metrics in {name: expected, **_name_left_out(name, expected)}.items()
         ]
         header = ["engine", "setting", *EXPECTED.values()]
         gguf = ", ".join(map(make_code_span, self.gguf_files))
@@ -279,6 +280,15 @@ def carry_model_card(
         facts = replace(facts, draft_name=path.resolve().parent.name)
         _get_data(card).model_name = facts.draft_name
     _save(card, path, facts)
+
+
+def _name_left_out(setting: str, expected: JsonObject) -> JsonObject:
+    """Expected metrics without some responses, by the setting with the kind and its share."""
+    shares = expected.get("left_out", {})
+    return {
+        f"{setting}, without {kind.replace('_', ' ')} responses ({shares[kind]:.1%})": metrics
+        for kind, metrics in expected.get("without", {}).items()
+    }
 
 
 def read_interval(values: JsonObject) -> Interval:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ import fake_llama_server
 import pytest
 import yaml
 from fake_llama_cpp import read_calls, write_tools
+from hub.test_gguf import build_byte_tokenizer
 from speculating_server import SpeculatingServer
+from tiny import CHAT_TEMPLATE, build_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spec_kd.cli import own_servers
@@ -249,6 +252,36 @@ def test_a_plan_is_timed_in_the_llama_cpp_of_the_export(load, llama_cpp, tmp_pat
     assert (files.responses, options.temperature) == (f"{tmp_path}/run/responses/responses.parquet", 0.0)
     assert load({"init": ..., "plan": {}, "observe": ..., "costs": ...}).plan[2].server == timing.server
     assert load({"init": ..., "plan": {"costs": "shapes.json"}}).plan[1].llama_cpp_dir is None
+
+
+REAL = os.environ.get("SPEC_KD_LLAMA_CPP")
+
+
+@pytest.mark.skipif(REAL is None, reason="SPEC_KD_LLAMA_CPP names no folder of llama.cpp")
+def test_from_a_target_to_the_real_llama_cpp(run, recipe, tmp_path):
+    """Shapes are timed in llama-server, and the draft of one is served there with the number of tokens that is best."""
+    model = build_llama(seed=0, hidden_size=384, layers=8, vocab_size=259)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 2
+    model.save_pretrained(tmp_path / "target")
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template, tokenizer.pad_token = CHAT_TEMPLATE, "<unk>"
+    tokenizer.save_pretrained(tmp_path / "target")
+    few = {"num_rounds": 8, "repeats": 1}
+    del recipe["init"], recipe["evaluate"]["num_assistant_tokens"], recipe["evaluate"]["costs"]
+    recipe["plan"] = {"shapes": ["64x1", "128x2"], "gammas": [1, 3], "reachable_alpha": 1.0, **few}
+    recipe |= {"target": str(tmp_path / "target"), "export": {"llama_cpp_dir": REAL}, "costs": few}
+    recipe["observe"]["server_flags"] = "--threads 1 -fa off"
+    status, result, said = run(recipe)
+    assert status == 0, said
+    folder, name = tmp_path / "run", result["plan"]["recommended"]["name"]
+    assert [one["name"] for one in result["plan"]["shapes"]] == ["64x1", "128x2"] and name in ("64x1", "128x2")
+    report = load_report(folder / "evaluation")
+    assert "rounds of llama-server" in report.draft.costs[0].source
+    best = report.draft.setting("greedy").best_gamma["1"]
+    observed = load_observed(folder / "observation")
+    assert ServingFile.read(folder / "exported").num_assistant_tokens == observed.num_assistant_tokens == best
+    assert observed.num_compared == 4 and observed.speedup.value > 0 and observed.predicted_speedup.value > 0
+    assert said.index("timing takes about") < said.index("run: what is left") < said.index("run: predicted ")
 
 
 def test_sections_become_the_arguments_of_commands(load, tmp_path, models, llama_cpp):

@@ -8,6 +8,7 @@ from spec_kd.cli.main import FAILED_EXIT_STATUS
 from spec_kd.evaluation import save_report
 from spec_kd.evaluation.gates import Gate, check_gates, check_measured, parse_gate
 from spec_kd.evaluation.metrics import Interval
+from spec_kd.evaluation.text_kinds import EITHER
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,8 @@ def report():
         (" alpha_t0.7 = .6 ", Gate(name="alpha_t0.7", threshold=0.6)),
         ("predicted_speedup_t1_greedy_draft=1", Gate(name="predicted_speedup_t1_greedy_draft", threshold=1.0)),
         ("speedup=1e0", Gate(name="speedup", threshold=1.0)),
+        ("alpha_without_looping_t1=0.5", Gate(name="alpha_without_looping_t1", threshold=0.5)),
+        ("alpha_without_looping_or_untemplated_t1=1", Gate(name=f"alpha_without_{EITHER}_t1", threshold=1)),
     ],
 )
 def test_parsing(text, expected):
@@ -36,6 +39,9 @@ def test_parsing(text, expected):
         ("perplexity=2", "'perplexity' does not begin with alpha or block_efficiency or"),
         ("alphabet=2", "names no metric"),
         ("alpha=0.5", "names no setting, which alpha needs"),
+        ("alpha_without_looping=0.5", "needs: alpha_without_looping_greedy"),
+        ("speedup_without_looping=1", "names the setting 'without_looping', but there are greedy, t1"),
+        ("alpha_without_loops_t1=0.5", "names the setting 'without_loops_t1'"),
         ("alpha_t1=high", "threshold 'high', which is no finite number"),
         ("alpha_t1=nan", "no finite number"),
         ("alpha_t1=", "no finite number"),
@@ -90,6 +96,52 @@ def test_figures_that_are_not_there_are_refused_with_what_is(report):
         check_gates(report, ["alpha_t2=0.5", "alpha_t1=0.5", "speedup_greedy=1"])
     with pytest.raises(ValueError, match="needs costs at batch size 1"):
         check_gates(build_small_report(), ["predicted_speedup=1"])
+
+
+def change_settings(report, **changes):
+    settings = [dataclasses.replace(one, **changes) for one in report.draft.settings]
+    return dataclasses.replace(report, drafts=[dataclasses.replace(report.draft, settings=settings)])
+
+
+def test_metrics_without_loops_are_held_against_thresholds(report):
+    setting = report.draft.setting("t1")
+    best = setting.at_gamma(setting.best_gamma["1"])
+    alpha = next(one.without for one in setting.left_out[0].metrics if one.name == "alpha")
+    efficiency = setting.at_gamma(5).without["looping"].block_efficiency
+    assert efficiency.value < setting.at_gamma(5).block_efficiency.value
+    expected = {
+        "alpha_without_looping_t1": alpha,
+        "block_efficiency_without_looping": efficiency,
+        "block_efficiency_without_looping_t1": efficiency,
+        "acceptance_rate_without_looping": setting.at_gamma(5).without["looping"].acceptance_rate,
+        "predicted_speedup_without_looping": best.without["looping"].predicted_speedup["1"],
+        # no prompt lacks the template, so that leaving these out too changes nothing
+        "block_efficiency_without_looping_or_untemplated": efficiency,
+        "block_efficiency_without_untemplated": setting.at_gamma(5).block_efficiency,
+    }
+    results = check_gates(report, [f"{name}={value.value - 1e-6}" for name, value in expected.items()])
+    assert {one.name: one.value for one in results} == expected and all(one.has_passed for one in results)
+    assert not check_gates(report, [f"block_efficiency_without_looping={efficiency.value + 1e-6}"])[0].has_passed
+
+
+def test_without_loops_where_all_or_none_are(report):
+    [loops], by_gamma = report.draft.settings[0].left_out, report.draft.settings[0].by_gamma
+    none = change_settings(report, left_out=[dataclasses.replace(loops, responses=0, share=0.0)])
+    (one,) = check_gates(none, ["block_efficiency_without_looping=1"])
+    assert one.value == by_gamma[4].block_efficiency
+    everything = change_settings(report, left_out=[dataclasses.replace(loops, share=1.0)])
+    for name in ("alpha_without_looping_t1", "block_efficiency_without_looping"):
+        (one,) = check_gates(everything, [f"{name}=0"])
+        assert not one.has_passed and one.value.value != one.value.value
+    # what a report does not say is not taken from all responses
+    for earlier in (
+        change_settings(report, left_out=[]),
+        change_settings(
+            report, by_gamma=[dataclasses.replace(one, without={}) for one in report.draft.settings[0].by_gamma]
+        ),
+    ):
+        with pytest.raises(ValueError, match="has no block_efficiency_without_looping to compare"):
+            check_gates(earlier, ["block_efficiency_without_looping=1"])
 
 
 def test_undefined_figures_do_not_pass():

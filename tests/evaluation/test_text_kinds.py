@@ -8,9 +8,10 @@ import torch
 from chat_templates import FORMS
 from tiny import build_tokenizer
 
-from spec_kd import SpeculativeEvalCallback, evaluate_draft, generate_assisted, replay
+from spec_kd import ServingCosts, SpeculativeEvalCallback, evaluate_draft, generate_assisted, replay
 from spec_kd.data.prompt_rendering import render_prompt_ids
 from spec_kd.end_of_turn import find_template_marks
+from spec_kd.evaluation import response_replay
 from spec_kd.evaluation.lookup_replay import replay_lookup
 from spec_kd.evaluation.report import tables
 from spec_kd.evaluation.text_kinds import EITHER, LOOPING, UNTEMPLATED, find_kinds
@@ -149,6 +150,29 @@ def test_the_report_shows_both(pair, tokenizer):
     assert cells["left out"] == "prompts without the chat template" and cells["share"] == "100.0%"
     assert cells["alpha without them"] == cells["block efficiency without them"] == "–" != cells["alpha"]
     assert type(plain).from_json(plain.to_json()).draft.settings[0].left_out[1] == of_prompts
+
+
+def test_every_number_of_drafted_tokens_is_also_reported_without_them(pair, tokenizer, monkeypatch):
+    """The first of three prompts counts as looping: the others alone give the same."""
+    draft, target = pair
+    prompts = [[{"role": "user", "content": text}] for text in ("Hi", "Ho", "Who?")]
+    costs = [ServingCosts(cost_ratio=0.1, verify_cost={1: 1.2, 3: 1.5})]
+    common = {"processing_class": tokenizer, "temperatures": [0.0], "max_new_tokens": 40, "costs": costs}
+    options = {"gammas": [1, 3], "num_assistant_tokens": 3, "show_progress": False, **common}
+
+    def find(prompts, completions, processing_class=None):
+        return {LOOPING: np.arange(len(prompts)) == 3 - len(prompts)}
+
+    monkeypatch.setattr(response_replay, "find_kinds", find)
+    (whole,) = evaluate_draft(draft, target, prompts, **options).draft.settings
+    monkeypatch.setattr(response_replay, "find_kinds", lambda *_: {LOOPING: np.zeros(2, dtype=bool)})
+    report = evaluate_draft(draft, target, prompts[1:], **options)
+    (others,) = report.draft.settings
+    for gamma in (1, 3):
+        assert repr(whole.at_gamma(gamma).without[LOOPING]) == repr(others.at_gamma(gamma))  # NaN equals NaN in text
+        assert others.at_gamma(gamma).without == {} and "1" in others.at_gamma(gamma).predicted_speedup
+    found = type(report).from_json(report.to_json()).expect(1)["greedy"]
+    assert found["left_out"] == {LOOPING: 0.0} and found["without"] == {}
 
 
 def test_the_callback_tells_loops_and_prompts(pair, tokenizer):

@@ -1,4 +1,4 @@
-"""The recipes for GPUs: all of them load, with the models, scenario and domain that their names say."""
+"""The recipes load: those for GPUs with the models, scenario and domain that their names say, and one for a CPU."""
 
 from pathlib import Path
 
@@ -41,7 +41,27 @@ def test_recipe_loads(domain, scenario):
 
 def test_there_are_no_other_recipes():
     names = {path.name for path in (EXAMPLES / "recipes").iterdir()}
-    assert names == {f"{d}_{s}.yaml" for d in PAIRS for s in ("historical", "curated", "synthetic")} | {"tools.yaml"}
+    of_pairs = {f"{d}_{s}.yaml" for d in PAIRS for s in ("historical", "curated", "synthetic")}
+    assert names == of_pairs | {"tools.yaml", "target_to_server.yaml"}
+
+
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_from_a_target_to_a_server(is_quick):
+    """The server is asked as the plan, the responses and the evaluation are, and chooses its own number of tokens."""
+    path = EXAMPLES / "recipes" / "target_to_server.yaml"
+    recipe = load_recipe(path, is_quick)
+    assert recipe.output_dir == "runs/target_to_server" + ("-quick" if is_quick else "")
+    _, plan, timing = recipe.plan
+    serving = recipe.serving
+    assert "-fa off" in timing.server_flags == serving.servers.options.server_flags == serving.costs[1].server_flags
+    assert plan.llama_cpp_dir == serving.export[1].llama_cpp_dir and plan.quantization == serving.export[1].quantization
+    temperatures = {plan.temperature, recipe.respond[1].temperature, serving.observe[1].temperature}
+    assert temperatures == set(recipe.evaluate[1].temperatures) == {0.0}
+    assert "num_assistant_tokens" not in recipe.serving_builder.evaluation_section
+    limits = [recipe.respond[1].max_new_tokens, recipe.evaluate[1].max_new_tokens, serving.observe[1].max_new_tokens]
+    assert len(set(limits)) == 1
+    assert recipe.train.config.max_train_minutes == (5 if is_quick else 240)
+    assert (plan.run_minutes is None) == is_quick and serving.observe[0].num_prompts == (16 if is_quick else 100)
 
 
 def test_tools_are_a_catalog():

@@ -41,6 +41,11 @@ def test_what_is_written_is_read_back(draft, options, tmp_path):
     for setting in report.draft.settings:
         rate = setting.at_gamma(4).acceptance_rate
         assert expected[setting.name]["acceptance_rate"] == {"value": rate.value, "low": rate.low, "high": rate.high}
+        fewer = setting.at_gamma(4).without["looping"]
+        assert expected[setting.name]["left_out"] == {"looping": 0.125}
+        without = expected[setting.name]["without"]["looping"]
+        assert without["block_efficiency"]["value"] == fewer.block_efficiency.value
+        assert without["predicted_speedup"]["1"]["value"] == fewer.predicted_speedup["1"].value
     assert serving.engines["llama.cpp"].expected == {}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(serving.files)
     assert all(compute_sum(folder / name) == digest for name, digest in serving.files.items())
@@ -57,6 +62,8 @@ def test_the_card_shows_what_is_expected(draft, options, tmp_path):
     setting = report.draft.settings[0]
     assert "### Expected when served\n\nWith 4 drafted tokens a round:" in card
     assert f"| vllm | {setting.name} | {setting.at_gamma(4).acceptance_rate.value:.3f} [" in card
+    fewer = setting.at_gamma(4).without["looping"].acceptance_rate.value
+    assert f"| vllm | {setting.name}, without looping responses (12.5%) | {fewer:.3f} [" in card
     assert '"num_speculative_tokens": 4' in card and "found nothing against this draft in vllm, llama.cpp" in card
     facts = CardFacts.read(card)
     assert facts.target_name == "target" and list(facts.expected) == ["vllm"]

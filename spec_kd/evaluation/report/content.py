@@ -30,12 +30,16 @@ class GammaReport:
         predicted_speedup (`dict[str, Interval]`):
             Predicted speed-up by batch size (as text), where costs are known:
             block_efficiency / (gamma c + v(gamma) + overhead).
+        without (`dict[str, GammaReport]`):
+            The same without `"looping"`, `"untemplated"` or `"looping_or_untemplated"` responses, where there are some
+            and others.
     """
 
     num_assistant_tokens: int
     block_efficiency: Interval
     acceptance_rate: Interval
     predicted_speedup: dict[str, Interval] = field(default_factory=dict)
+    without: dict[str, "GammaReport"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,13 +274,20 @@ class EvaluationReport:
             num_assistant_tokens (`int`): Tokens drafted in a round.
 
         Returns:
-            `dict[str, dict]`: The fields of [`GammaReport`] as JSON values, by the name of the setting.
+            `dict[str, dict]`: The fields of [`GammaReport`] as JSON values, by the name of the setting, and `left_out`:
+            the shares of looping and of untemplated responses.
 
         Raises:
             ValueError: The report has no metrics for that number.
         """
         try:
-            return {one.name: to_plain(one.at_gamma(num_assistant_tokens)) for one in self.draft.settings}
+            return {
+                one.name: {
+                    **to_plain(one.at_gamma(num_assistant_tokens)),
+                    "left_out": {kind.kind: kind.share for kind in one.left_out},
+                }
+                for one in self.draft.settings
+            }
         except KeyError:
             raise ValueError(
                 f"The report has no metrics with {num_assistant_tokens} drafted tokens. Evaluate again with "
