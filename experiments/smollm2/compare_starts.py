@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from experiments.smollm2.compare_methods import measure
-from experiments.smollm2.conversations import KEPT, find_target
+from experiments.smollm2.conversations import DOMAINS, KEPT, find_target
 from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.train_draft import SHAPES, build_options, run_trainer
 from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
@@ -32,7 +32,7 @@ STARTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), default="function_calling")
+    parser.add_argument("--domain", choices=DOMAINS, default="function_calling")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--steps", type=int, default=200, help="Steps of training (default: 200).")
     parser.add_argument("--batch_size", type=int, default=8, help="Rows of a step (default: 8).")

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.serving.run_commands import list_places, start, wait_for_server
-from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target, load_part
+from experiments.smollm2.conversations import DOMAINS, KEPT, MAX_NEW_TOKENS, find_target, load_part
 from spec_kd import ServerEngine, generate_responses
 
 PARTS = ["test", "validation", "draft", "sampled"]
@@ -69,7 +69,7 @@ def restore(prompts: Dataset, tokenizer: PreTrainedTokenizerBase, path: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
+    parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--parts", nargs="+", default=PARTS, help="Parts of the domain.")
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder with <domain>/train.jsonl.")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+DOMAINS = ("function_calling", "biology", "general")
 KEPT = Path(__file__).parent / "kept"
 # Longer prompts take more time on two cores than they teach: six in ten function-calling prompts are shorter.
 MAX_PROMPT_TOKENS = 640

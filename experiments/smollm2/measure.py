@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
 from benchmarks.serving.prompts import build_call_schema, read_tools
-from experiments.smollm2.conversations import KEPT, find_target
+from experiments.smollm2.conversations import DOMAINS, KEPT, find_target
 from experiments.smollm2.conversations import MAX_NEW_TOKENS as MAX_RESPONSE_TOKENS
 from experiments.smollm2.score_text import load_responses
 from spec_kd import (
@@ -43,7 +43,7 @@ from spec_kd.serving import find_serving_engine
 from spec_kd.serving.engine import EarlyEnd
 
 MAX_NEW_TOKENS = 128
-CONTEXT_LENGTH = 448  # tokens of the middle prompt
+CONTEXT_LENGTHS = {"function_calling": 448, "biology": 128, "general": 128}  # tokens of the middle prompt and text
 METRICS = ["--metrics"]  # without it a server does not tell its rounds
 SPECULATION: dict[str, Sequence[str]] = {
     "draft": (),
@@ -54,14 +54,16 @@ SPECULATION: dict[str, Sequence[str]] = {
 
 
 def find_models(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Folders of the target and the draft."""
-    folder = arguments.work_dir / arguments.domain
-    target = find_target(arguments.work_dir, arguments.domain)
-    return target, folder / arguments.run / arguments.phase
+    """Folders of the target and the draft, which is the kept one where nothing was trained here."""
+    draft = arguments.work_dir / arguments.domain / arguments.run / arguments.phase
+    if not draft.exists():
+        draft = KEPT / arguments.domain / "draft"
+    return find_target(arguments.work_dir, arguments.domain), draft
 
 
-def make_gguf(model: Path, quantization: str) -> Path:
-    output = model.with_name(f"{model.name}-{quantization}.gguf")
+def make_gguf(model: Path, folder: Path, quantization: str) -> Path:
+    """Writes a model as llama-server loads it, below the domain's folder."""
+    output = folder / "gguf" / f"{'-'.join(model.parts[-2:])}-{quantization}.gguf"
     return export_gguf(model, output, llama_cpp_dir=find_tools(), quantization=quantization)
 
 
@@ -78,13 +80,14 @@ def load_prompts(arguments: argparse.Namespace, folder: Path) -> Dataset:
 
 def time_rounds(arguments: argparse.Namespace, gammas: Sequence[int], output: Path) -> list[ServingCosts]:
     """Costs of a round in the server, with the cores and threads that it is measured with."""
-    target, draft = (make_gguf(model, arguments.quantization) for model in find_models(arguments))
+    folder = arguments.work_dir / arguments.domain
+    target, draft = (make_gguf(model, folder, arguments.quantization) for model in find_models(arguments))
     return measure_server_costs(
         draft,
         target,
         server=str(find_tools() / "bin" / "llama-server"),
         server_flags=f"--threads {arguments.threads} --threads-batch {arguments.threads} {arguments.server_flags}",
-        context_length=CONTEXT_LENGTH,
+        context_length=CONTEXT_LENGTHS[arguments.domain],
         gammas=gammas,
         measure_draft_step=True,
         output_dir=output,
@@ -144,7 +147,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
     """Asks both servers all prompts of the part; returns the medians over prompts."""
     folder = arguments.work_dir / arguments.domain
     target, draft = find_models(arguments)
-    files = [make_gguf(model, arguments.quantization) for model in (target, draft)]
+    files = [make_gguf(model, folder, arguments.quantization) for model in (target, draft)]
     tokenizer = AutoTokenizer.from_pretrained(target)
     name = f"{arguments.run}-{arguments.phase}" if kind == "draft" else kind
     name = f"{name}-{arguments.quantization}-{num_draft_tokens}-{arguments.threads}t-{arguments.part}"
@@ -200,7 +203,7 @@ def measure(arguments: argparse.Namespace, kind: str, num_draft_tokens: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
+    parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--run", required=True, help="Folder of the draft's run, such as 192x4-seed0.")
     parser.add_argument("--phase", default="train", help="Phase after which the draft is measured (default: train).")
     parser.add_argument("--kinds", nargs="+", choices=SPECULATION, default=["draft"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.run_commands import list_places, start, wait_for_server
-from experiments.smollm2.conversations import KEPT
+from experiments.smollm2.conversations import DOMAINS, KEPT
 from experiments.smollm2.measure import MAX_NEW_TOKENS, find_models, keep
 from experiments.smollm2.score_text import load_responses
 from spec_kd import compare_observed, observe_serving, serving_commands
@@ -28,7 +28,7 @@ FLAGS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
+    parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--run", required=True, help="Folder of the draft's run, such as 192x8-seed0.")
     parser.add_argument("--phase", default="train", help="Phase after which the draft is measured (default: train).")
     parser.add_argument("--num_prompts", type=int, default=100, help="Number of test prompts (default: 100).")

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from experiments.smollm2.conversations import MAX_NEW_TOKENS, find_target
+from experiments.smollm2.conversations import DOMAINS, MAX_NEW_TOKENS, find_target
 from spec_kd import TransformersEngine, score_completions, tokenize_corpus
 
 # Name -> part of the domain, and whether every token is scored, also those that users and tools wrote
@@ -41,7 +41,7 @@ def load_scored(folder: Path, text: str) -> Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
+    parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS))
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")

@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from experiments.smollm2.conversations import find_target
+from experiments.smollm2.conversations import DOMAINS, find_target
 from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.tune_target import has_fast_bf16
 from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
@@ -116,7 +116,7 @@ def train(run: Path, phase: str, start: Path, folder: Path, arguments: argparse.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domain", choices=("function_calling", "biology", "general"), required=True)
+    parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--phase", choices=PHASES, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="192x4")
     parser.add_argument("--epochs", type=float, default=3.0, help="Passes over the text (default: 3).")

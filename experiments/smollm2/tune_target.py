@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from experiments.smollm2.conversations import KEPT, load_part
+from experiments.smollm2.conversations import KEPT, find_target, load_part
 
 
 def has_fast_bf16() -> bool:
@@ -67,6 +67,15 @@ def train_adapter(arguments: argparse.Namespace, folder: Path) -> None:
     (folder / "tuning.json").write_text(json.dumps(record, indent=1))
 
 
+def merge_adapter(work_dir: Path, domain: str, adapter: Path) -> None:
+    """Writes the target of a domain to `<work_dir>/<domain>/target`, where it is not there."""
+    output, base = find_target(work_dir, domain), work_dir / "target"
+    if not output.exists():
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(output)
+        AutoTokenizer.from_pretrained(base).save_pretrained(output)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", choices=("function_calling", "biology"), required=True)
@@ -82,12 +91,8 @@ def main() -> None:
         adapter = folder / "adapter"
         if not adapter.exists():
             train_adapter(arguments, folder)
-    if not (folder / "target").exists():
-        base = AutoModelForCausalLM.from_pretrained(arguments.work_dir / "target", dtype=torch.float32)
-        model = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-        model.save_pretrained(folder / "target")
-        AutoTokenizer.from_pretrained(arguments.work_dir / "target").save_pretrained(folder / "target")
-    print(f"The target of {arguments.domain} is in {folder / 'target'}.")
+    merge_adapter(arguments.work_dir, arguments.domain, adapter)
+    print(f"The target of {arguments.domain} is in {find_target(arguments.work_dir, arguments.domain)}.")
 
 
 if __name__ == "__main__":
