@@ -18,6 +18,7 @@ __all__ = [
     "create_model_from_path",
     "disable_dropout_in_model",
     "gather_head_parameters",
+    "get_attention_implementation",
     "get_config_model_id",
     "is_graph_retained",
     "is_stateful",
@@ -48,6 +49,11 @@ def list_loading_options() -> set[str]:
         names |= set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", source))
         names |= set(re.findall(r"""["'](\w+)["'] in kwargs""", source))
     return {name for name in names if not name.startswith("_")} - {"kwargs", "model_args"}
+
+
+def get_attention_implementation(config: PreTrainedConfig) -> str | None:
+    """Name of the attention that a model was loaded with: `"sdpa"`, `"eager"`, `"flex_attention"` and others."""
+    return config._attn_implementation
 
 
 def is_stateful(config: PreTrainedConfig) -> bool:

@@ -66,3 +66,10 @@ def test_loading_options_are_found():
     known = _private.list_loading_options()
     assert {"dtype", "device_map", "revision", "attn_implementation", "quantization_config", "cache_dir"} <= known
     assert "dtipe" not in known and "kwargs" not in known
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager", "flex_attention"])
+def test_a_model_knows_its_attention(name):
+    model = build_llama(seed=0)
+    model.set_attn_implementation(name)
+    assert _private.get_attention_implementation(model.config) == name

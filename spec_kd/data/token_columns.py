@@ -118,6 +118,18 @@ def check_ids(
     return dataset
 
 
+def find_row_with_id(dataset: Dataset, token_id: int) -> int | None:
+    """Number of the first row whose `input_ids` have an id; `None` if no row has it, or there are no `input_ids`."""
+    if "input_ids" not in dataset.column_names:
+        return None
+    table = dataset.select_columns(["input_ids"]).with_format("arrow")
+    for number, batch in enumerate(table.iter(batch_size=ROWS_AT_A_TIME)):
+        ids = batch["input_ids"].combine_chunks()
+        if token_id in ids.flatten().to_numpy(zero_copy_only=False):
+            return number * ROWS_AT_A_TIME + next(i for i, row in enumerate(ids.to_pylist()) if token_id in row)
+    return None
+
+
 def _check_row(ids: list[int] | None, vocab_size: int, where: str, column: str) -> None:
     values = np.asarray(ids or [], dtype=np.int64)
     bad = np.flatnonzero((values < 0) | (values >= vocab_size))

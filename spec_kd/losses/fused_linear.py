@@ -44,7 +44,7 @@ class DivergenceOutput:
     """Results of `fused_linear_divergence`.
 
     Args:
-        loss (`torch.Tensor`): Sum of the loss over all tokens, float32 scalar, with gradient.
+        loss (`torch.Tensor`): Weighted sum of the loss over all tokens, float32 scalar, with gradient.
         divergence (`torch.Tensor`): Divergence per token, `(N,)`, no gradient, without the cross-entropy mixed in.
         entropy (`torch.Tensor`): Entropy of q per token in nats, `(N,)`, no gradient.
         alpha (`torch.Tensor`):
@@ -73,13 +73,15 @@ def fused_linear_divergence(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     vocab_size: int | None = None,
+    token_weights: torch.Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> DivergenceOutput:
-    """Sum over tokens of (1 - c) D(p, q) + c CE, with q = softmax(transform(hidden @ weight.T + bias) / temperature).
+    """Sum over tokens of w ((1 - c) D(p, q) + c CE).
 
-    The gradients are those of the stated value: dD/dlogits = (1/T) dD/dz, and no T^2 factor is applied. Matrix products
-    run in the autocast dtype, or else in the dtype of `hidden`; everything elementwise, the sums and the stored
-    gradients are float32. Only one backward order is supported (`once_differentiable`).
+    Here q = softmax(transform(hidden @ weight.T + bias) / temperature). The gradients are those of the stated value:
+    dD/dlogits = (1/T) dD/dz, and no T^2 factor is applied. Matrix products run in the autocast dtype, or else in the
+    dtype of `hidden`; everything elementwise, the sums and the stored gradients are float32. Only one backward order is
+    supported (`once_differentiable`).
 
     Args:
         hidden (`torch.Tensor`): Draft hidden states of the tokens of the loss, `(N, H)`. N = 0 gives a zero loss.
@@ -97,6 +99,7 @@ def fused_linear_divergence(
         logit_scale (`float`, *optional*, defaults to `1.0`): Multiplier of the draft's raw logits.
         softcap (`float`, *optional*): Soft cap of the draft's logits, after the scale.
         vocab_size (`int`, *optional*): Number of real ids; rows of `weight` beyond it are padding and take no part.
+        token_weights (`torch.Tensor`, *optional*): Weight w of each token, a constant, float32 `(N,)`; 1 by default.
         chunk_tokens (`int`, *optional*): Maximum number of tokens per chunk; by default a buffer has 80 to 192 MiB on a
             CPU.
 
@@ -122,7 +125,7 @@ def fused_linear_divergence(
     settings = TileSettings(divergence, temperature, logit_scale, softcap, ce_weight, needs_gradient)
     return DivergenceOutput(
         *_FusedLinearDivergence.apply(
-            hidden, weight, bias, teacher, labels, settings, vocab_size, chunk_tokens, compute_dtype
+            hidden, weight, bias, teacher, labels, token_weights, settings, vocab_size, chunk_tokens, compute_dtype
         )
     )
 
@@ -152,6 +155,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
         bias: torch.Tensor | None,
         teacher: Teacher,
         labels: torch.Tensor,
+        token_weights: torch.Tensor | None,
         settings: TileSettings,
         vocab_size: int,
         chunk_tokens: int,
@@ -183,13 +187,15 @@ class _FusedLinearDivergence(torch.autograd.Function):
             measured = [values[chunk] for values in per_token]
             grad_raw = _run_tiles(raw, head_bias, target, labels[chunk], settings, measured)
             if grad_raw is not None:
+                if token_weights is not None:
+                    grad_raw.mul_(token_weights[chunk, None])
                 _accumulate_gradients(_align(grad_raw, products), chunk, hidden, head, weight, gradients)
 
         ctx.save_for_backward(*gradients)
         ctx.input_dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         loss, *metrics = per_token
         ctx.mark_non_differentiable(*metrics)
-        return loss.sum(), *metrics
+        return (loss if token_weights is None else loss * token_weights).sum(), *metrics
 
     @staticmethod
     @once_differentiable
@@ -198,7 +204,7 @@ class _FusedLinearDivergence(torch.autograd.Function):
         scale = torch.Tensor.mul if is_graph_retained() else torch.Tensor.mul_
         saved = zip(ctx.saved_tensors, ctx.input_dtypes, strict=True)
         returned = [None if tensor is None else scale(tensor, grad_loss).to(dtype) for tensor, dtype in saved]
-        return (*returned, *[None] * 6)
+        return (*returned, *[None] * 7)
 
 
 def _ask_teacher(teacher: Teacher, chunk: Chunk, shape: torch.Size) -> torch.Tensor | SparseTensors:

@@ -75,3 +75,24 @@ def dense_divergence(
         f"Unknown divergence {divergence!r}. Choose one of: forward_kl, jsd, lk_hybrid, neg_log_acceptance, "
         "reverse_kl, tvd, tvd_plus_plus."
     )
+
+
+def dense_rejected_length(
+    draft_logits: torch.Tensor, teacher_logits: torch.Tensor, is_scored: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Expected number of tokens of blocks that are not accepted, differentiable by autograd.
+
+    This is the reference of `ExpectedLength`: the sum over blocks and positions k of scale_k (1 - a_1 .. a_k), with
+    a = sum_v min(p, q) at each position.
+
+    Args:
+        draft_logits (`torch.Tensor`): `(S, K, V)`.
+        teacher_logits (`torch.Tensor`): `(S, K, V)`.
+        is_scored (`torch.Tensor`): Positions that are not left out, bool `(S, K)`.
+        scale (`torch.Tensor`): Weight of each position, `(K,)`.
+
+    Returns:
+        `torch.Tensor`: Scalar, in tokens.
+    """
+    acceptance = torch.minimum(draft_logits.softmax(-1), teacher_logits.softmax(-1)).sum(-1)  # (S, K)
+    return ((1 - acceptance.cumprod(-1)) * scale * is_scored).sum()

@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 from spec_kd.acceptance import weigh_
+from spec_kd.losses.block_weighting import BlockWeighting
 from spec_kd.losses.divergences import Divergence, ForwardKL, TokenDistributions
 from spec_kd.losses.fused_linear import DivergenceOutput, fused_linear_divergence
 from spec_kd.losses.sparse import SparseMethod, SparseTensors
@@ -202,16 +203,25 @@ class TokenLoss:
         temperature (`float`, *optional*, defaults to `1.0`): Loss temperature.
         ce_weight (`float`, *optional*, defaults to `0.0`): Weight of the cross-entropy on the written token.
         selection (`TokenSelection`, *optional*): Selection of tokens; all by default.
+        weighting (`BlockWeighting`, *optional*):
+            Weight of each position of a block, for a draft that drafts several tokens in one pass.
     """
 
     divergence: Divergence
     temperature: float = 1.0
     ce_weight: float = 0.0
     selection: TokenSelection | None = None
+    weighting: BlockWeighting | None = None
 
     def check_served_by(self, method: SparseMethod) -> None:
-        """Raises `ValueError` unless `method` serves the divergence, and the score of the selection if there is one."""
+        """Raises `ValueError` unless `method` serves the divergence, and what a selection or a weighting reads."""
         method.check_serves(self.divergence)
+        if self.weighting is not None and self.weighting.score == "acceptance" and method.alpha_metric is None:
+            raise ValueError(
+                f"A teacher kept as {method.name!r} does not say what is accepted, which "
+                f"`parallel_weighting={self.weighting.name!r}` reads. Use 'position' or 'target_confidence', or "
+                "another teacher signal."
+            )
         if self.selection is not None:
             method.check_serves(self.selection.score)
 

@@ -1,8 +1,12 @@
 """Training on what the target wrote, without its distribution."""
 
+import torch
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
+from spec_kd.open_types import Argument, JsonObject
 from spec_kd.probes import check_fused_log_probs
+from spec_kd.trainer.arguments import LossResult
 from spec_kd.trainer.configs import BlackBoxSFTConfig
 from spec_kd.trainer.draft_trainer import DraftTrainer
 
@@ -36,6 +40,39 @@ class BlackBoxSFTTrainer(DraftTrainer):
     _config_class = BlackBoxSFTConfig
     _method = "black-box (sequence-level) distillation"
     _tag_names = (*DraftTrainer._tag_names, "black-box-distillation")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: JsonObject,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> LossResult:
+        """As `SFTTrainer.compute_loss`; of a parallel draft, over all positions of its blocks."""
+        layout = self._build_layout(inputs)
+        if layout is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        def forward(**kwargs: Argument) -> ModelOutput:
+            if not kwargs.get("fused_lm_head"):
+                return model(**kwargs)
+            labels = kwargs.pop("labels")[:, 1:]  # (B, T - 1)
+            is_scored = labels != -100
+            kwargs = self._append_masks(kwargs, layout)
+            shifted = torch.full_like(kwargs["input_ids"], -100).flatten()
+            shifted[layout.slots] = labels[is_scored][layout.scored]
+            outputs = model(**kwargs, shift_labels=shifted.view_as(kwargs["input_ids"]))
+            log_q = outputs.log_probs.flatten()[layout.slots]  # (N,)
+            weights = self._weighting.weigh(layout.blocks, log_q.detach().exp())
+            is_top1 = outputs.is_top1.flatten()[layout.slots].float()
+            self._log_positions("mean_token_accuracy", is_top1, layout, first=2)  # TRL logs that of the first
+            # TRL sums minus `log_probs`, and its metrics are those of the tokens of the text
+            outputs.log_probs, outputs.label_mask = (log_q * weights).sum(), is_scored
+            for name in ("entropy", "is_top1"):
+                setattr(outputs, name, getattr(outputs, name)[:, : labels.shape[1]])
+            return outputs
+
+        return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
 
     def _check_reading(self, model: PreTrainedModel, role: str) -> None:
         super()._check_reading(model, role)

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import torch
 from trl import SFTConfig
 
-from spec_kd.losses import JensenShannon, TokenLoss, build_divergence, build_selection
+from spec_kd.losses import (
+    ExpectedLength,
+    JensenShannon,
+    TargetConfidence,
+    TokenLoss,
+    TotalVariation,
+    build_divergence,
+    build_selection,
+)
 from spec_kd.losses.registry import resolve_divergence_name
 from spec_kd.losses.selection import ALL_TOKENS
 from spec_kd.open_types import Arguments, Call, JsonObject
@@ -18,6 +26,7 @@ from spec_kd.options import (
     read_path,
     refuse,
 )
+from spec_kd.parallel.options import ParallelOptions
 from spec_kd.secrets import strip_secrets
 from spec_kd.serving import find_serving_engine
 
@@ -68,8 +77,8 @@ BOUNDS: dict[Call[None], dict[str, JsonObject]] = {
 
 @document_own_options
 @dataclass
-class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
-    """Options shared by the draft trainers, on top of [`~trl.SFTConfig`].
+class DraftConfig(ParallelOptions, SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
+    """Options shared by the draft trainers, on top of [`~trl.SFTConfig`] and [`ParallelOptions`].
 
     `bf16` defaults to `False` where there is no accelerator (TRL: `True`): most CPUs only emulate it.
     `logging_nan_inf_filter` is always off: it would log other batches' losses in place of a NaN.
@@ -139,6 +148,7 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
                         f"`{name}={getattr(self, name)}` is a share of the steps, whose number `max_train_minutes` "
                         "leaves open. Give a number of steps."
                     )
+        self.check_parallel()
         for engine in self.serving_engines or ():
             find_serving_engine(engine)
         self.output_dir = read_path("output_dir", self.output_dir, is_optional=True)
@@ -161,6 +171,14 @@ class DraftConfig(SFTConfig):  # type: ignore[explicit-any]  # fields of TRL
 @dataclass
 class BlackBoxSFTConfig(DraftConfig):  # type: ignore[explicit-any]  # fields of TRL
     """Configuration of [`BlackBoxSFTTrainer`], which has the options of [`~trl.SFTConfig`] and [`DraftConfig`]."""
+
+    def __post_init__(self) -> None:
+        if self.parallel_weighting in (ExpectedLength.name, TargetConfidence.name):
+            raise ValueError(
+                f"`parallel_weighting={self.parallel_weighting!r}` reads the target's distribution, which black-box "
+                "training does not have. Use 'position' or 'd_pace', or WhiteBoxDistillTrainer."
+            )
+        super().__post_init__()
 
 
 @document_own_options
@@ -233,6 +251,9 @@ class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # field
     )
 
     def __post_init__(self) -> None:
+        is_block_loss = self.parallel_weighting == ExpectedLength.name
+        if is_block_loss and self.divergence is None and self.beta is None:
+            self.divergence = TotalVariation.name
         self.divergence = resolve_divergence_name(self.divergence, self.beta)
         if self.divergence == JensenShannon.name and self.beta is None:
             self.beta = 0.5
@@ -248,6 +269,16 @@ class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # field
                 self.loss_type != "nll",
                 f"`loss_type={self.loss_type!r}` belongs to SFT; the loss here is `divergence={self.divergence!r}`. "
                 "Drop `loss_type`, or use BlackBoxSFTTrainer.",
+            ),
+            (
+                is_block_loss and (self.divergence != TotalVariation.name or self.ce_weight),
+                f"`parallel_weighting={ExpectedLength.name!r}` is a loss with `divergence='tvd'` alone. Leave "
+                f"`divergence={self.divergence!r}` and `ce_weight` out, or use 'd_pace', which weighs any divergence.",
+            ),
+            (
+                self.num_parallel_tokens is not None and self.token_selection != ALL_TOKENS,
+                f"`token_selection={self.token_selection!r}` ranks the tokens of a text, and `num_parallel_tokens` "
+                "scores each of them several times. Leave one of them out.",
             ),
             (
                 self.label_smoothing_factor,
@@ -282,6 +313,7 @@ class WhiteBoxDistillConfig(DraftConfig):  # type: ignore[explicit-any]  # field
             temperature=self.temperature,
             ce_weight=self.ce_weight,
             selection=build_selection(self.token_selection, self.token_selection_fraction),
+            weighting=self.build_weighting(),
         )
 
 

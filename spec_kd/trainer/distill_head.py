@@ -17,9 +17,16 @@ from transformers.utils import ModelOutput
 
 from spec_kd._private import gather_head_parameters
 from spec_kd.heads import LogitTransform, run_up_to_head
-from spec_kd.losses import TokenLoss, fused_linear_divergence, selected_linear_divergence
+from spec_kd.losses import (
+    RepeatedTargets,
+    TokenLoss,
+    block_linear_divergence,
+    fused_linear_divergence,
+    selected_linear_divergence,
+)
 from spec_kd.losses.selection import TokenSelection, TokenTargets
-from spec_kd.open_types import Argument
+from spec_kd.open_types import Argument, Arguments
+from spec_kd.parallel.layout import MaskLayout
 from spec_kd.trainer.teachers.live import LiveTargets, Targets
 
 
@@ -31,10 +38,12 @@ class DistillTargets:
         teacher (`Targets`): The target's distribution.
         reference (`LiveTargets` or `torch.Tensor`, *optional*):
             The reference draft's distribution, or its stored scores: KL(p‖q_ref) per token, float32 `(B, T)`.
+        layout (`MaskLayout`, *optional*): Where the masks of a parallel draft stand in the batch.
     """
 
     teacher: Targets
     reference: LiveTargets | torch.Tensor | None = None
+    layout: MaskLayout | None = None
 
 
 @dataclass
@@ -50,7 +59,8 @@ class DistillOutput(ModelOutput):
         label_mask (`torch.Tensor`): Positions of the loss, bool `(B, T - 1)`.
         entropy (`torch.Tensor`): Entropy of the draft per token of the loss, `(N,)`.
         is_top1 (`torch.Tensor`): Whether the written token is the draft's most likely one, bool `(N,)`.
-        alpha (`torch.Tensor`): sum_v min(p, q) per token of the loss, `(N,)`.
+        alpha (`torch.Tensor`):
+            sum_v min(p, q) per token of the loss, `(N,)`; of a parallel draft per scored token of the layout.
         is_kept (`torch.Tensor`): Whether the token selection kept it, bool `(N,)`.
         aux_loss (`torch.Tensor`, *optional*): Load-balancing loss of a mixture of experts.
     """
@@ -114,14 +124,23 @@ def _compute_output(
 ) -> DistillOutput:
     """The loss of a batch from the draft's hidden states `(B, T, H)` and the labels after them, `(B, T - 1)`."""
     weight, bias = _gather_sharded(head.weight), _gather_sharded(getattr(head, "bias", None))
-    mask = labels != -100  # (B, T - 1)
-    hidden, mask_there = hidden[:, :-1][mask].to(weight.device), mask.to(weight.device)  # (N, H)
+    mask, layout = labels != -100, distilled.layout  # (B, T - 1)
+    hidden = hidden[:, :-1][mask] if layout is None else hidden.flatten(0, 1)[layout.slots]
+    hidden, mask_there = hidden.to(weight.device), mask.to(weight.device)  # (N, H)
     tokens = labels[mask].to(weight.device)  # (N,)
     frozen = list(distilled.teacher.head_parameters)
     if isinstance(distilled.reference, LiveTargets):
         frozen += distilled.reference.head_parameters
     with gather_head_parameters(weight, bias), gather_head_parameters(*frozen):
         targets = distilled.teacher.select(mask_there)
+        options = {
+            "bias": bias,
+            "logit_scale": transform.scale,
+            "softcap": transform.softcap,
+            "vocab_size": vocab_size,
+        }
+        if layout is not None:
+            return _compute_blocks(hidden, weight, targets, tokens, mask, distilled, loss, layout, options)
         result, is_kept = selected_linear_divergence(
             hidden,
             weight,
@@ -130,10 +149,7 @@ def _compute_output(
             loss,
             sequence=_number_sequences(labels, position_ids)[mask].to(weight.device),
             reference=_compute_reference(distilled.reference, mask_there, targets, tokens, loss),
-            bias=bias,
-            logit_scale=transform.scale,
-            softcap=transform.softcap,
-            vocab_size=vocab_size,
+            **options,
         )
     return DistillOutput(
         log_probs=-result.loss,
@@ -142,6 +158,37 @@ def _compute_output(
         is_top1=result.is_top1,
         alpha=result.alpha,
         is_kept=is_kept,
+    )
+
+
+def _compute_blocks(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: TokenTargets,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    distilled: DistillTargets,
+    loss: TokenLoss,
+    layout: MaskLayout,
+    options: Arguments,
+) -> DistillOutput:
+    """The loss of a parallel draft: TRL's metrics are of the first drafted tokens, which are the tokens of the loss."""
+    scored, confidence = layout.scored.to(weight.device), None
+    if loss.weighting is not None and loss.weighting.score == "confidence":
+        log_p = distilled.teacher.compute_token_log_p(mask.to(weight.device), tokens, loss.temperature)
+        confidence = log_p.exp()[scored]
+    result = block_linear_divergence(
+        hidden, weight, RepeatedTargets(targets, scored), tokens[scored], loss, layout.blocks, confidence=confidence,
+        **options,
+    )  # fmt: skip
+    is_first = layout.blocks.position == 0
+    return DistillOutput(
+        log_probs=-result.loss,
+        label_mask=mask,
+        entropy=result.entropy[is_first],
+        is_top1=result.is_top1[is_first],
+        alpha=result.alpha,
+        is_kept=torch.ones_like(tokens, dtype=torch.bool),
     )
 
 

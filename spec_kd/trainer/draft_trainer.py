@@ -22,7 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTTrainer, is_conversational
+from trl import is_conversational
 
 from spec_kd._private import get_config_model_id, suspend_zero3_init
 from spec_kd.data.token_columns import TokenColumnCollator, check_ids, check_token_columns, find_token_columns
@@ -56,13 +56,14 @@ from spec_kd.trainer.budget import BudgetedTraining
 from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
 from spec_kd.trainer.configs import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
+from spec_kd.trainer.parallel_training import ParallelTraining
 from spec_kd.trainer.teachers.stored import find_target_name
 from spec_kd.vocabulary import ProcessingClass, check_alignable, count_real_ids
 
 logger = get_logger(__name__)
 
 
-class DraftTrainer(FiniteGuard, BudgetedTraining, SFTTrainer):
+class DraftTrainer(FiniteGuard, BudgetedTraining, ParallelTraining):
     """[`~trl.SFTTrainer`] for a draft model: the base class of every trainer of this package.
 
     It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, passes itself to
@@ -136,6 +137,7 @@ class DraftTrainer(FiniteGuard, BudgetedTraining, SFTTrainer):
         if self._used_token_columns:
             self.data_collator = TokenColumnCollator(self.data_collator)
         self._check_reading(self.model, "draft")
+        self._prepare_parallel()
         self._check_export()
         self._serving_findings = self._check_serving()
         for callback in self.callback_handler.callbacks:

@@ -126,7 +126,8 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         self._stored_teacher = None
         if info is not None:
             check_stored_run(args, info, self.token_loss, vocabulary.processing_class, eval_dataset)
-            self._stored_teacher = StoredTeacher(info)
+            weighting = self.token_loss.weighting
+            self._stored_teacher = StoredTeacher(info, weighting is not None and weighting.score == "confidence")
         train_dataset, eval_dataset = self._complete_datasets(
             args, train_dataset, eval_dataset, vocabulary.processing_class
         )
@@ -220,6 +221,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             f"{args.divergence} ({listed})" if options else str(args.divergence),
             f"cross-entropy weight {args.ce_weight}" if args.ce_weight else "",
             f"tokens: {args.token_selection}" if self.token_loss.selection else "",
+            f"{args.num_parallel_tokens} tokens a pass, weighted by {args.parallel_weighting}" if self.parallel else "",
             self._teacher.describe_service(self.token_loss.divergence),
         ]
         return ", ".join(filter(None, parts))
@@ -238,19 +240,25 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             teacher = self._teacher.compute_targets(inputs)  # first: it takes its columns out of the inputs
             if self._reference is not None and self.model.training:
                 reference = self._reference.compute_targets(inputs)
-        targets = self._batch_targets = DistillTargets(teacher, reference)
+        layout = self._build_layout(inputs)
+        targets = self._batch_targets = DistillTargets(teacher, reference, layout)
         measured = []
 
         def forward(**kwargs: Argument) -> ModelOutput:
             if not kwargs.get("fused_lm_head"):
                 return model(**kwargs)
-            measured.append(model(**kwargs, distill_targets=targets))
+            measured.append(model(**self._append_masks(kwargs, layout), distill_targets=targets))
             return measured[0]
 
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         self._batch_targets = None
         if teacher.alpha_metric is not None:
-            self._log_token_mean(teacher.alpha_metric, measured[0].alpha)
+            alpha = measured[0].alpha
+            if layout is None:
+                self._log_token_mean(teacher.alpha_metric, alpha)
+            else:
+                self._log_positions(teacher.alpha_metric, alpha, layout)
+                self._log_token_mean("accepted_tokens_on_data", layout.blocks.compute_accepted(alpha))
         if (tail_mass := teacher.compute_tail_mass(inputs["labels"])) is not None:
             self._log_token_mean("teacher_tail_mass", tail_mass)
         if self.token_loss.selection is not None and self.model.training:
@@ -274,12 +282,3 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
             if model is not None and (name := find_nonfinite_parameter(model)) is not None:
                 return describe_bad_weight(role, name)
         return None
-
-    def _log_token_mean(self, name: str, values: torch.Tensor) -> None:
-        """Mean over the tokens of all processes; a step without any is left out."""
-        total, count = (
-            self.accelerator.gather_for_metrics(value).sum()
-            for value in (values.sum(), values.new_tensor(values.numel()))
-        )
-        if count > 0:
-            self._metrics["train" if self.model.training else "eval"][name].append((total / count).item())

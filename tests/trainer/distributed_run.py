@@ -17,8 +17,11 @@ from transformers import TrainerCallback
 from spec_kd.evaluation import SpeculativeEvalCallback
 from spec_kd.trainer import OnlineGKDConfig, OnlineGKDTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
-CASES = ("even", "uneven", "masked", "online", "streaming", "cached")
+CASES = ("even", "uneven", "masked", "parallel", "online", "streaming", "cached")
+MASK = 260
 GREEDY = {"generation_temperature": 0.0, "max_new_tokens": 8}  # the same text in any layout
+# every block, since processes choose at random for themselves; the last id is no token of its rows
+PARALLEL = {"num_parallel_tokens": 3, "parallel_retention": 1.0}
 ONLINE = {
     "online": {"lmbda": 1.0, **GREEDY},
     # every id that there is: a signal of draws would depend on which process served a request
@@ -26,12 +29,12 @@ ONLINE = {
 }
 
 
-def build_rows(case: str) -> list[dict]:
+def build_rows(case: str, vocab_size: int) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     rows = []
     for index in range(16):
         length = 8 if case == "even" else int(torch.randint(3, 20, (1,), generator=generator))
-        ids = torch.randint(5, 261, (length,), generator=generator).tolist()
+        ids = torch.randint(5, vocab_size, (length,), generator=generator).tolist()
         # The first four rows are the first batch of rank 0.
         is_masked = case == "masked" and index < 4
         rows.append(
@@ -56,16 +59,17 @@ def choose_data(case: str, responses: str) -> dict:
     if case == "cached":
         train, held_out = (load_from_disk(os.path.join(responses, name)) for name in ("train", "held_out"))
         return {"train_dataset": train, "eval_dataset": held_out, "callback": SpeculativeEvalCallback(held_out)}
+    vocab_size = MASK if case == "parallel" else 261
     return {
-        "train_dataset": Dataset.from_list(build_rows(case)),
-        "eval_dataset": Dataset.from_list(build_rows("even")[:8]),
+        "train_dataset": Dataset.from_list(build_rows(case, vocab_size)),
+        "eval_dataset": Dataset.from_list(build_rows("even", vocab_size)[:8]),
         "callback": SpeculativeEvalCallback([[{"role": "user", "content": "a"}]] * 3, max_new_tokens=8),
         "teacher_model": build_llama(seed=1, vocab_size=288, hidden_size=48, layers=3),
     }
 
 
 def train(output_dir: str, case: str, batch_size: int, is_sharded: bool, responses: str) -> dict:
-    is_online = case in ONLINE
+    is_online, tokenizer = case in ONLINE, build_tokenizer()
     config_class, trainer_class = (
         (OnlineGKDConfig, OnlineGKDTrainer) if is_online else (WhiteBoxDistillConfig, WhiteBoxDistillTrainer)
     )
@@ -77,10 +81,11 @@ def train(output_dir: str, case: str, batch_size: int, is_sharded: bool, respons
         eval_strategy="steps", eval_steps=2, align_vocabulary=True,
         target_vocab_size=288 if case == "cached" else None,  # else read from the teacher
         **ONLINE.get(case, {}),
+        **({**PARALLEL, "parallel_mask_token": tokenizer.convert_ids_to_tokens(MASK)} if case == "parallel" else {}),
     )  # fmt: skip
     data = choose_data(case, responses)
     trainer = trainer_class(
-        model=build_llama(seed=0), args=args, processing_class=build_tokenizer(),
+        model=build_llama(seed=0), args=args, processing_class=tokenizer,
         callbacks=[CompareRanks(), data.pop("callback")], **data,
     )  # fmt: skip
     trainer.train()

@@ -67,7 +67,7 @@ def single_process(tmp_path_factory, responses):
 
 
 def assert_same(actual: dict, expected: dict) -> None:
-    assert actual.keys() == expected.keys() == {"even", "uneven", "masked", "online", "streaming", "cached"}
+    assert actual.keys() == expected.keys() == {"even", "uneven", "masked", "parallel", "online", "streaming", "cached"}
     for case in expected:
         for name in ("losses", "alphas", "evaluation_losses", "block_efficiencies", "alphas_t1"):
             assert len(expected[case][name]) == 2, name  # two steps; evaluations before training and after

@@ -94,6 +94,11 @@ class OnlineGKDConfig(WhiteBoxDistillConfig, VLLMOptions, StreamingOptions, TRLD
         self.check_streaming(self.generation_temperature, self.per_device_train_batch_size)
         self.check_vllm(self.mode, self.lmbda, self.sample_from)
         self._check_rows()
+        if self.num_parallel_tokens is not None:
+            raise ValueError(
+                f"`num_parallel_tokens={self.num_parallel_tokens}` is for drafts that learn from completions that "
+                "exist. Use WhiteBoxDistillTrainer or BlackBoxSFTTrainer."
+            )
         if self.mode == "streaming":
             self._set_up_streaming()
         super().__post_init__()

@@ -17,6 +17,7 @@ from spec_kd._private import get_config_model_id
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
 from spec_kd.loading import load_model
 from spec_kd.losses import Divergence, TokenLoss
+from spec_kd.losses.fused_linear import choose_chunk_tokens
 from spec_kd.losses.selection import TokenTargets
 from spec_kd.open_types import Argument, Chunk, JsonObject
 from spec_kd.trainer.configs import InitKwargs, to_dict
@@ -48,6 +49,15 @@ class Targets(Protocol):
             labels (`torch.Tensor`): int64 `(B, T)`, -100 outside of the N tokens of the loss.
         """
         return None
+
+    def compute_token_log_p(self, mask: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Log p of the written tokens of the loss at the loss temperature, float32 `(N,)`.
+
+        Args:
+            mask (`torch.Tensor`): As for [`select`].
+            tokens (`torch.Tensor`): Written tokens, int64 `(N,)`.
+            temperature (`float`): Loss temperature.
+        """
 
     def explain_non_finite(self, loss: TokenLoss) -> str | None:
         """Why a loss over these targets is NaN or infinite, as sentences; `None`, the default, if they are no cause."""
@@ -131,6 +141,17 @@ class LiveTargets(Targets):
     def select(self, mask: torch.Tensor) -> LiveLogits:
         """As [`Targets.select`]."""
         return LiveLogits(self.hidden[:, :-1][mask.to(self.hidden.device)], self.head, mask.device)
+
+    @torch.no_grad()
+    def compute_token_log_p(self, mask: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+        """As [`Targets.compute_token_log_p`]."""
+        logits, log_p = self.select(mask), torch.empty(len(tokens), device=mask.device)
+        size = choose_chunk_tokens(len(tokens), self.head.vocab_size, mask.device.type)
+        for start in range(0, len(tokens), size):
+            chunk = slice(start, min(start + size, len(tokens)))
+            of_all = (logits(chunk).float() / temperature).log_softmax(-1)
+            log_p[chunk] = of_all.gather(-1, tokens[chunk, None])[:, 0]
+        return log_p
 
     def explain_non_finite(self, loss: TokenLoss) -> str | None:
         """As [`Targets.explain_non_finite`]: hidden states or logits that overflow, or ids that are ruled out."""

@@ -43,6 +43,10 @@ class StoredTargets(Targets):
         log_p = self.columns.get(SPARSE_TENSORS["log_p"])
         return None if log_p is None else self.info.sparse_method.compute_tail_mass(log_p[labels != -100])
 
+    def compute_token_log_p(self, mask: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+        """As [`Targets.compute_token_log_p`]: the column, which is at the loss temperature."""
+        return self.columns[LOGPROB_COLUMN][:, 1:].to(mask.device)[mask]
+
     def select(self, mask: torch.Tensor) -> SparseTensors:
         """As [`Targets.select`]."""
         columns = {name: tensor[:, 1:].to(mask.device)[mask] for name, tensor in self.columns.items()}
@@ -59,15 +63,18 @@ class StoredTeacher(Teacher):
 
     Args:
         info (`TeacherInfo`): Describes the columns of the training set.
+        reads_confidence (`bool`, *optional*, defaults to `False`):
+            Whether the target's log-probability of the written token is read besides what the signal keeps.
     """
 
     model: PreTrainedModel | None = None
 
-    def __init__(self, info: TeacherInfo):
+    def __init__(self, info: TeacherInfo, reads_confidence: bool = False):
         self.info, self.name = info, info.target_name
         keeps_ids = info.sparse_method.keeps_ids
-        self.columns = (SPARSE_COLUMN,) if keeps_ids else (LOGPROB_COLUMN,)
-        self.tensor_names = tuple(SPARSE_TENSORS.values()) if keeps_ids else (LOGPROB_COLUMN,)
+        logprobs = (LOGPROB_COLUMN,) if reads_confidence or not keeps_ids else ()
+        self.columns = (*((SPARSE_COLUMN,) if keeps_ids else ()), *logprobs)
+        self.tensor_names = (*(SPARSE_TENSORS.values() if keeps_ids else ()), *logprobs)
 
     def compute_targets(self, inputs: JsonObject) -> Targets:
         """Takes the columns out of `inputs`; raises `ValueError` if they are not there."""
