@@ -163,14 +163,17 @@ class RaggedModel:
         """Removes the last tokens of every row, and whole rows.
 
         Args:
-            counts (`torch.Tensor`): Number of tokens to remove from each row, int64 `(B,)`.
+            counts (`torch.Tensor`):
+                Number of tokens to remove from each row, int64 `(B,)`. A row that has fewer gets as many padding tokens
+                on the left of what it reads next as it lacks.
             rows (`list[int]`): Rows to keep, in their new order; the i-th must not be below i.
         """
         padding, lengths, first = self._padding[rows], self._lengths[rows], self._first[rows]
         num_slots, read_from = self._cache.get_seq_length(), self._width + padding
         kept = lengths + num_slots - read_from - counts[rows].to(padding.device)  # (R,)
+        missing, kept = (-kept).clamp(min=0), kept.clamp(min=0)
         width = max(kept.tolist(), default=0)
-        self._settle(torch.zeros_like(kept), kept, width)
+        self._settle(missing, kept, width)
         if self._is_gapless:
             # what lands before a row is masked but must be finite, so any slot will do
             tokens = torch.arange(width, device=kept.device) - self._first[:, None]  # (R, K)

@@ -15,12 +15,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from spec_kd.decoding.acceptance_sampling import verify_greedily, verify_sampled
+from spec_kd.decoding.drafting import Drafter, ParallelDrafter, StepwiseDrafter
 from spec_kd.decoding.options import SpeculationOptions
 from spec_kd.decoding.ragged_model import RaggedModel, check_reversible
 from spec_kd.heads import evaluation_mode, find_input_device
 from spec_kd.open_types import Argument
 from spec_kd.options import resolve_options
-from spec_kd.sampling.generation import NO_IDS, build_warpers, draw_ids
+from spec_kd.parallel import read_parallel_drafting
+from spec_kd.sampling.generation import NO_IDS, build_warpers
 from spec_kd.sampling.prompts import check_prompts, check_room, find_causal_lm, get_max_length, resolve_vocab_size
 
 # more prompts in a pass would not be faster on a CPU, and would need more memory
@@ -137,9 +139,12 @@ def generate_speculatively(
     several tokens and a pass over one token can differ in an argmax. The generation configs that the models ship do not
     count, except for the target's EOS. Train and eval modes and the global random state are restored.
 
+    A parallel draft, which its configuration tells ([`~spec_kd.parallel.read_parallel_drafting`]), drafts all tokens of
+    a round in one pass. Each is sampled from its own distribution, which does not depend on the others of the round.
+
     Args:
         target (`PreTrainedModel` or `PeftModel`): The target.
-        draft (`PreTrainedModel` or `PeftModel`): The draft.
+        draft (`PreTrainedModel` or `PeftModel`): The draft, autoregressive or parallel.
         prompt_ids (`Sequence[Sequence[int]]`): Ids of each prompt.
         options (`SpeculationOptions`, *optional*): Sampling and batches; the defaults of [`SpeculationOptions`] by
             default.
@@ -216,28 +221,36 @@ class _Batch:
         self._warp = build_warpers(options.temperature, options.top_k, options.top_p)
         self._eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
         self._generator = torch.Generator(device).manual_seed(options.seed)
-        # (B, 2), the last two tokens of each row: neither model has read the second, and the draft not the first
-        self._last_ids = torch.zeros(0, 2, dtype=torch.long, device=device)
-        self._target, self._draft = (
-            RaggedModel(model, self._last_ids[:, 0], vocab_size, device) for model in (target, draft)
+        no_rows = torch.zeros(0, dtype=torch.long, device=device)
+        self._target, draft_model = (RaggedModel(model, no_rows, vocab_size, device) for model in (target, draft))
+        parallel = read_parallel_drafting(draft.config)
+        self._drafter: Drafter = (
+            StepwiseDrafter(draft_model, options, self._generator)
+            if parallel is None
+            else ParallelDrafter(draft_model, options, self._generator, parallel)
         )
+        # (B, L), the last tokens of each row: the draft has read none of them, the target all but the very last
+        self._last_ids = no_rows.new_zeros(0, self._drafter.num_last)
 
     def add(self, completions: list[CompletionInProgress], prompts: Sequence[Sequence[int]]) -> None:
         """Adds completions, and reads their prompts up to where the next round begins."""
+        num_last = self._drafter.num_last
+        missing = [max(0, num_last - len(prompt)) for prompt in prompts]
         self.completions = self.completions + completions
         self._target.add_rows([prompt[:-1] for prompt in prompts], [0] * len(prompts))
-        self._draft.add_rows([prompt[:-2] for prompt in prompts], [max(0, 2 - len(prompt)) for prompt in prompts])
-        self._last_ids = torch.cat([self._last_ids, self._last_ids.new_tensor([[0, *p][-2:] for p in prompts])])
+        self._drafter.model.add_rows([prompt[:-num_last] for prompt in prompts], missing)
+        last = [[0] * count + list(prompt[-num_last:]) for count, prompt in zip(missing, prompts, strict=True)]
+        self._last_ids = torch.cat([self._last_ids, self._last_ids.new_tensor(last)])
 
     def write_round(self, observe: Observer | None) -> None:
         """Drafts tokens for each row, verifies them in one pass of the target, and drops complete rows."""
         options = self._options
         num_left = torch.tensor([completion.num_left for completion in self.completions], device=self._device)
         num_drafted = min(options.num_assistant_tokens, int(num_left.max()) - 1)
-        drafted, q = self._propose(num_drafted)  # (B, G), (B, G, V)
+        drafted, q = self._drafter.propose(self._last_ids, num_drafted)  # (B, G), (B, G, V)
         limits = _count_usable(drafted, num_left, self._eos_ids)
-        offered_ids = torch.cat([self._last_ids[:, 1:], drafted], dim=1)  # (B, G + 1)
-        logits = self._target.read(offered_ids, num_drafted + 1)  # (B, G + 1, V)
+        text = torch.cat([self._last_ids, drafted], dim=1)  # (B, L + G)
+        logits = self._target.read(text[:, -num_drafted - 1 :], num_drafted + 1)  # (B, G + 1, V)
         if options.temperature == 0:
             accepted, next_tokens = verify_greedily(logits, drafted, limits)
         else:
@@ -251,26 +264,13 @@ class _Batch:
             observe(self.completions, logits)
         rows = _fill_gaps([not completion.is_complete for completion in self.completions])
         self.completions = [self.completions[i] for i in rows]
-        # If all drafted tokens were accepted, the draft has not read the last one. It always reads the last two tokens
-        # again: this keeps the rows in step, needs no extra pass, and lets both models take back the same number.
-        self._last_ids = torch.cat([offered_ids.gather(1, accepted[:, None]), next_tokens[:, None]], dim=1)[rows]
-        for model in (self._target, self._draft):
-            model.take_back(num_drafted - accepted, rows)
-
-    def _propose(self, num_drafted: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Drafted ids `(B, G)`, and the probabilities `(B, G, V)` that they were sampled from, `None` if greedy."""
-        is_sampled = self._options.temperature > 0 and self._options.draft_sampling == "stochastic"
-        ids = self._last_ids
-        drafted, q = [ids[:, :0]], []
-        for _ in range(num_drafted):
-            logits = self._draft.read(ids)[:, 0]  # (B, V)
-            if is_sampled:
-                q.append(self._warp(NO_IDS, logits).softmax(dim=-1))
-                ids = draw_ids(q[-1], self._generator)[:, None]
-            else:
-                ids = logits.argmax(dim=-1, keepdim=True)
-            drafted.append(ids)
-        return torch.cat(drafted, dim=1), torch.stack(q, dim=1) if q else None
+        # The draft reads its last tokens again in every round, as many in each row: this keeps the rows in step, needs
+        # no extra pass, and lets the models take back what differs between rows by the same number.
+        num_last, ends = self._drafter.num_last, accepted[:, None] + 1  # (B, 1)
+        text = torch.cat([text, text[:, :1]], dim=1).scatter(1, ends + num_last - 1, next_tokens[:, None])
+        self._last_ids = text.gather(1, ends + torch.arange(num_last, device=ends.device))[rows]
+        self._target.take_back(num_drafted - accepted, rows)
+        self._drafter.model.take_back(num_drafted - accepted + num_last - 2, rows)
 
 
 def _fill_gaps(is_kept: Sequence[bool]) -> list[int]:

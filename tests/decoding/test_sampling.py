@@ -9,15 +9,19 @@ from tiny import build_llama
 
 from spec_kd.decoding import acceptance_sampling, generate_speculatively
 from spec_kd.evaluation import replay
+from spec_kd.parallel import ParallelDrafting, write_parallel_drafting
 
 EOS, PROMPT, NUM_TEXTS = 1, [2, 3], 20_000
 OPTIONS = {"temperature": 0.8, "num_assistant_tokens": 2, "max_new_tokens": 3, "eos_token_id": EOS}
 
 
-@pytest.fixture
-def small_pair():
+@pytest.fixture(params=["autoregressive", "parallel"])
+def small_pair(request):
     """(target, draft) over five ids; two models that disagree."""
-    return tuple(build_llama(seed, vocab_size=5, hidden_size=16, initializer_range=0.3) for seed in (6, 7))
+    target, draft = (build_llama(seed, vocab_size=5, hidden_size=16, initializer_range=0.3) for seed in (6, 7))
+    if request.param == "parallel":
+        write_parallel_drafting(draft.config, ParallelDrafting(mask_token_id=4, num_tokens=2))
+    return target, draft
 
 
 def cut(p, top_k, top_p):
