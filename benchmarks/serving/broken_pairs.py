@@ -254,6 +254,14 @@ PAIRS = (
         draft_tokenizer={"eos_token": "<|assistant|>"},
     ),
     BrokenPair("other_template", expect("different_template"), draft_tokenizer={"template": "{{ messages }}"}),
+    BrokenPair(
+        "parallel_draft",
+        expect(
+            "parallel_draft", without=["vllm", "tensorrt-llm"], vllm="longer_round", tensorrt_llm="longer_round"
+        ),
+        {"pard_token": 4, "num_parallel_tokens": 4},
+        options={"num_assistant_tokens": 5},
+    ),
     BrokenPair("short_draft", expect("short_draft"), {"max_position_embeddings": 128}),
     BrokenPair(
         "recurrent_draft",

@@ -14,9 +14,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spec_kd.escaping import escape_markdown, is_hub_id, make_code_block, make_code_span, make_public_name, make_table
 from spec_kd.files import ADAPTER_CONFIG
-from spec_kd.hub.serving_file import ServingFile
-from spec_kd.open_types import Arguments, JsonObject, JsonValue
-from spec_kd.reports.numbers import RATE_DIGITS, Interval, format_interval
+from spec_kd.hub.serving_file import ServingFile, describe_serving, read_interval
+from spec_kd.open_types import JsonObject, JsonValue
+from spec_kd.reports.numbers import RATE_DIGITS, format_interval
 from spec_kd.serving import SERVING_ENGINES, find_serving_engine, serving_commands
 
 TAGS = ("speculative-decoding", "draft-model", "spec_kd")
@@ -99,16 +99,17 @@ class CardFacts:
         try:
             values = json.loads(text.partition(FACTS_BEGIN)[2].partition(FACTS_END)[0])
             facts = cls(**{name: value for name, value in values.items() if name in known})
-            facts.render(is_adapter=False)  # fails for values of other types, because anybody can edit a card
+            facts.render()  # fails for values of other types, because anybody can edit a card
             return facts
         except (ValueError, TypeError, AttributeError, KeyError):
             return None
 
-    def render(self, is_adapter: bool) -> str:
+    def render(self, is_adapter: bool = False, is_parallel: bool = False) -> str:
         """The section of the card, in Markdown.
 
         Args:
-            is_adapter (`bool`): Whether the draft is saved as a LoRA adapter.
+            is_adapter (`bool`, *optional*, defaults to `False`): Whether the draft is saved as a LoRA adapter.
+            is_parallel (`bool`, *optional*, defaults to `False`): Whether it drafts several tokens in one pass.
         """
         at = "" if self.temperature is None else f" at temperature {self.temperature:g}"
         parts = (
@@ -118,9 +119,9 @@ class CardFacts:
             "output.",
             f"The loss is the {make_code_span(self.divergence)} divergence{at}." if self.divergence else "",
             self._tabulate(),
-            self._show_usage(is_adapter),
+            self._show_usage(is_adapter, is_parallel),
             self._show_expected(),
-            self._show_configurations(),
+            self._show_configurations(is_parallel),
             self._show_findings(),
         )
         return "\n\n".join(part for part in parts if part)
@@ -148,8 +149,10 @@ class CardFacts:
         ]
         return "\n".join([f"Measured on {data}.", "", *make_table(header if before else ["metric", "value"], rows)])
 
-    def _show_usage(self, is_adapter: bool) -> str:
-        commands = serving_commands(self.draft_name or "DRAFT", self.target_name or "TARGET", self.num_assistant_tokens)
+    def _show_usage(self, is_adapter: bool, is_parallel: bool) -> str:
+        names = (self.draft_name or "DRAFT", self.target_name or "TARGET")
+        commands = serving_commands(*names, self.num_assistant_tokens, is_parallel=is_parallel)
+        snippet = commands.pop("transformers", None)
         note = (
             "This repository holds a LoRA adapter. Servers need a model without an adapter: merge the adapter with "
             "`spec_kd.export_draft(draft, output_dir)`."
@@ -157,8 +160,7 @@ class CardFacts:
         parts = (
             "### Usage",
             *([note] if is_adapter else []),
-            "With transformers, in assisted generation:",
-            make_code_block(commands.pop("transformers"), "python"),
+            *(["With transformers, in assisted generation:", make_code_block(snippet, "python")] if snippet else []),
             "### Serving",
             "These commands follow the documentation of each engine, and were not run for this card. How many draft "
             "tokens are accepted depends on the sampling settings of the server.",
@@ -191,7 +193,7 @@ class CardFacts:
         shown = [part for part in parts if part]
         return "\n\n".join(["### Expected when served", *shown]) if shown else ""
 
-    def _show_configurations(self) -> str:
+    def _show_configurations(self, is_parallel: bool) -> str:
         if not self.configurations:
             return ""
         parts = [
@@ -201,7 +203,8 @@ class CardFacts:
         for one in self.configurations:
             engine = find_serving_engine(one["serving_engine"])
             names = (self.draft_name or "DRAFT", self.target_name or "TARGET")
-            command = engine.write_command(*names, int(one["num_assistant_tokens"]), list(map(str, one["flags"])))
+            write = engine.find_writer(is_parallel) or engine.write_command
+            command = write(*names, int(one["num_assistant_tokens"]), list(map(str, one["flags"])))
             parts += [
                 f"{engine.title}, {escape_markdown(one['title'])}:",
                 make_code_block(command, engine.command_language),
@@ -291,25 +294,6 @@ def _name_left_out(setting: str, expected: JsonObject) -> JsonObject:
     }
 
 
-def read_interval(values: JsonObject) -> Interval:
-    """An interval of `serving.json`, where an undefined number is null."""
-    return Interval(*(float("nan") if values[name] is None else values[name] for name in Interval._fields))
-
-
-def describe_serving(serving: ServingFile | None) -> Arguments:
-    """The facts of a card that are those of `serving.json`, by name."""
-    if serving is None:
-        return {"serving_engines": (), "findings": (), "expected": {}, "gguf_files": ()}
-    return {
-        "target_name": serving.target,
-        "num_assistant_tokens": serving.num_assistant_tokens,
-        "serving_engines": list(serving.engines),
-        "findings": [found for served in serving.engines.values() for found in served.findings],
-        "expected": {name: served.expected for name, served in serving.engines.items() if served.expected},
-        "gguf_files": [name for name in serving.files if name.endswith(".gguf")],
-    }
-
-
 def is_generated(path: Path) -> bool:
     """Whether a card was written by this package, TRL or PEFT, and not by a person."""
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -344,9 +328,12 @@ def _load(path: Path) -> ModelCard:
 
 
 def _save(card: ModelCard, path: Path, facts: CardFacts) -> None:
+    from spec_kd.parallel import is_parallel_draft
+
     is_adapter = (path.parent / ADAPTER_CONFIG).exists()
     _set_metadata(_get_data(card), facts, is_adapter)
-    section = f"{BEGIN}\n\n{facts.write()}\n\n{facts.render(is_adapter)}\n\n{END}"
+    section = facts.render(is_adapter, is_parallel_draft(path.parent))
+    section = f"{BEGIN}\n\n{facts.write()}\n\n{section}\n\n{END}"
     text = TRL_USAGE.sub("", TRL_OPENING.sub("", card.text))
     title = escape_markdown(_get_data(card).model_name or facts.draft_name or "")
     text = re.sub(r"^# Model Card for [^\n]*$", lambda _: f"# Model Card for {title}", text, count=1, flags=re.M)

@@ -32,6 +32,7 @@ from spec_kd.hub.serving_file import ServingFile, describe_engine
 from spec_kd.loading import find_processing_class, load_model, load_tokenizer
 from spec_kd.open_types import Argument, JsonObject
 from spec_kd.options import read_path, refuse, resolve_options
+from spec_kd.parallel import is_parallel_draft
 from spec_kd.serving import find_serving_engine
 from spec_kd.serving.check import check_saved_form
 from spec_kd.serving.pair import ServingFinding
@@ -205,6 +206,7 @@ def _describe_serving(
     names = {"draft": make_public_name(folder), "target": make_public_name(place or "target")}
     files = {path.name: compute_sum(path) for path in list_model_files(folder)}
     served = dict.fromkeys(dict.fromkeys(options.serving_engines), names)
+    is_parallel = is_parallel_draft(folder)
     if options.llama_cpp_dir is not None:
         gguf = find_gguf(options.quantization)
         for role, model in (("draft", folder), ("target", place)):
@@ -213,18 +215,16 @@ def _describe_serving(
             )
             files[gguf[role]] = compute_sum(folder / gguf[role])
         served["llama.cpp"] = gguf
+    engines = {}
+    for name, paths in served.items():
+        engine = find_serving_engine(name)
+        write = engine.find_writer(is_parallel) or engine.write_command  # a finding says that it drafts one by one
+        command = write(paths["draft"], paths["target"], options.num_assistant_tokens)
+        engines[name] = describe_engine(name, command, findings, expected.get(name))
     return ServingFile(
         **names,
         num_assistant_tokens=options.num_assistant_tokens,
-        engines={
-            name: describe_engine(
-                name,
-                find_serving_engine(name).write_command(paths["draft"], paths["target"], options.num_assistant_tokens),
-                findings,
-                expected.get(name),
-            )
-            for name, paths in served.items()
-        },
+        engines=engines,
         files=files,
         quantization=None if options.llama_cpp_dir is None else options.quantization,
     )

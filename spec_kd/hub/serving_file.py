@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from spec_kd.files import SERVING_FILE, read_json_object, write_text
-from spec_kd.open_types import JsonObject
+from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.reports.numbers import Interval
 from spec_kd.serving import find_serving_engine
 from spec_kd.serving.pair import ServingFinding
 from spec_kd.version import __version__
@@ -101,3 +102,22 @@ def describe_engine(
         findings=[asdict(one) for one in own],
         expected=expected or {},
     )
+
+
+def read_interval(values: JsonObject) -> Interval:
+    """An interval of `serving.json`, where an undefined number is null."""
+    return Interval(*(float("nan") if values[name] is None else values[name] for name in Interval._fields))
+
+
+def describe_serving(serving: ServingFile | None) -> Arguments:
+    """The facts of a card that are those of `serving.json`, by name."""
+    if serving is None:
+        return {"serving_engines": (), "findings": (), "expected": {}, "gguf_files": ()}
+    return {
+        "target_name": serving.target,
+        "num_assistant_tokens": serving.num_assistant_tokens,
+        "serving_engines": list(serving.engines),
+        "findings": [found for served in serving.engines.values() for found in served.findings],
+        "expected": {name: served.expected for name, served in serving.engines.items() if served.expected},
+        "gguf_files": [name for name in serving.files if name.endswith(".gguf")],
+    }

@@ -3,8 +3,15 @@
 from spec_kd.parallel.config import (
     ParallelDrafting,
     find_mask_token,
+    is_parallel_draft,
     read_parallel_drafting,
     write_parallel_drafting,
 )
 
-__all__ = ["ParallelDrafting", "find_mask_token", "read_parallel_drafting", "write_parallel_drafting"]
+__all__ = [
+    "ParallelDrafting",
+    "find_mask_token",
+    "is_parallel_draft",
+    "read_parallel_drafting",
+    "write_parallel_drafting",
+]

@@ -1,8 +1,11 @@
 """What makes a draft a parallel one: its mask token and the tokens that it drafts in a pass, in its configuration."""
 
+import json
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -72,6 +75,12 @@ def read_parallel_drafting(config: PreTrainedConfig) -> ParallelDrafting | None:
             "below that."
         )
     return parallel
+
+
+def is_parallel_draft(folder: str | os.PathLike[str]) -> bool:
+    """Whether the `config.json` of a folder says that a parallel draft is in it; `False` without one."""
+    path = Path(folder, "config.json")
+    return path.is_file() and NUM_TOKENS_KEY in json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_parallel_drafting(config: PreTrainedConfig, parallel: ParallelDrafting) -> None:

@@ -34,7 +34,9 @@ def find_serving_engine(name: str) -> ServingEngine:
     return SERVING_ENGINES[name]
 
 
-def serving_commands(draft_path: str, target_name: str, num_assistant_tokens: int = 5) -> dict[str, str]:
+def serving_commands(
+    draft_path: str, target_name: str, num_assistant_tokens: int = 5, *, is_parallel: bool = False
+) -> dict[str, str]:
     """Commands and snippets that serve `target_name` with the draft.
 
     They are written after the documentation of each engine. The draft must have as many vocabulary rows as the target,
@@ -44,6 +46,8 @@ def serving_commands(draft_path: str, target_name: str, num_assistant_tokens: in
         draft_path (`str`): Folder or Hub id of the draft.
         target_name (`str`): Folder or Hub id of the target.
         num_assistant_tokens (`int`, *optional*, defaults to `5`): Tokens drafted in a round.
+        is_parallel (`bool`, *optional*, defaults to `False`):
+            Whether the draft drafts all of them in one pass. Engines that take no such draft are left out.
 
     Returns:
         `dict[str, str]`: Engine to command (vLLM, SGLang, llama.cpp, MLX-LM: shell; others: Python).
@@ -56,6 +60,7 @@ def serving_commands(draft_path: str, target_name: str, num_assistant_tokens: in
         if "\0" in value:
             raise ValueError(f"`{name}={value!r}` holds a null character, which no command takes.")
     return {
-        name: engine.write_command(draft_path, target_name, num_assistant_tokens)
+        name: write(draft_path, target_name, num_assistant_tokens)
         for name, engine in SERVING_ENGINES.items()
+        if (write := engine.find_writer(is_parallel)) is not None
     }

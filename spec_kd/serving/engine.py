@@ -125,6 +125,8 @@ class ServingEngine:
         default_num_draft_tokens (`int`, *optional*): Tokens drafted in a round by default; `None` if it must be given.
         command_language (`str`): `"bash"` or `"python"`.
         write_command (`CommandWriter`): Writes the command that serves the pair.
+        write_parallel_command (`CommandWriter`, *optional*):
+            Writes the command that serves a parallel draft; `None` where the engine takes none.
         write_synthetic_command (`Callable`, *optional*):
             Writes a command that accepts drafted tokens by chance, from draft, target and acceptance rates, to time the
             engine at these; `None` where it cannot.
@@ -155,6 +157,7 @@ class ServingEngine:
     default_num_draft_tokens: int | None
     command_language: str
     write_command: CommandWriter
+    write_parallel_command: CommandWriter | None = None
     write_synthetic_command: Callable[[str, str, Sequence[float]], str] | None = None
     lookup: Lookup | None = None
     checks: tuple[PairCheck, ...] = ()
@@ -191,6 +194,10 @@ class ServingEngine:
                 f"{self.title} cuts by `top_k` and `top_p` before it masks, which is not modeled under a JSON schema "
                 "or a grammar. Leave them out, and send requests without them."
             )
+
+    def find_writer(self, is_parallel: bool) -> CommandWriter | None:
+        """Writes the command for a draft; `None` for a parallel draft where the engine takes none."""
+        return self.write_parallel_command if is_parallel else self.write_command
 
     def find_rule(self, draft_sampling: str) -> DraftingRule | None:
         """The rule with this sampling; `None` where the engine has no such rule."""

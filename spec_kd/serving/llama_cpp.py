@@ -17,6 +17,7 @@ from spec_kd.serving.pair import Consequence, PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
     COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     SHARE_TOKENIZER,
     find_missing_rows,
     find_recurrent_draft,
@@ -201,6 +202,7 @@ DOES_NOT_DRAFT: tuple[Consequence, str] = (
 )
 CHECKS = (
     *COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     *(
         PairCheck(find, *DOES_NOT_DRAFT)
         for find in (find_other_tokenizer_type, find_other_added_token, find_distant_rows, find_other_token_text)

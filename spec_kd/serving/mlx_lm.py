@@ -8,6 +8,7 @@ from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
     COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     OTHER_SPECIAL_TOKENS,
     OTHER_TEXT,
     SHARE_TOKENIZER,
@@ -39,6 +40,7 @@ def find_other_vocabulary_size(pair: ServedPair) -> Iterator[Problem]:
 
 CHECKS = (
     *COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     PairCheck(
         find_other_vocabulary_size,
         "refuses",

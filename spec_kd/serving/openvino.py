@@ -9,6 +9,7 @@ from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
     COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     OTHER_TEXT,
     SHARE_TOKENIZER,
     find_different_special_tokens,
@@ -48,6 +49,7 @@ def find_longer_sentence(pair: ServedPair) -> Iterator[Problem]:
 
 CHECKS = (
     *COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     # `are_tokenizers_equal` compares these two
     *(
         PairCheck(find, "refuses", 'OpenVINO GenAI stops with "Tokenizers for draft and main models are different!".')

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from spec_kd.parallel import ParallelDrafting
     from spec_kd.vocabulary import ProcessingClass
 
 # Types of layers, as `layer_types` in a configuration names them, whose state cannot be cut back to an earlier token.
 RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "recurrent", "conv", "hybrid", "hybrid_sliding"))
 SCALED_ROPE = ("linear", "dynamic", "yarn")  # `max_position_embeddings` is the length before these are applied
 
-Consequence = Literal["refuses", "corrupts", "does not draft", "drafts less", "slower"]
-ERRORS: tuple[Consequence, ...] = ("refuses", "corrupts", "does not draft")
+Consequence = Literal["refuses", "corrupts", "does not draft", "drafts one by one", "drafts less", "slower"]
+ERRORS: tuple[Consequence, ...] = ("refuses", "corrupts", "does not draft", "drafts one by one")
 """Consequences with which a pair is of no use in an engine."""
 
 
@@ -58,6 +59,13 @@ class ServedModel:
     def read(self, name: str) -> JsonValue:
         """A value of the configuration of the text model; `None` if it has none."""
         return getattr(self.config.get_text_config(), name, None)
+
+    @property
+    def parallel(self) -> "ParallelDrafting | None":
+        """How it drafts in parallel; `None` if it is autoregressive."""
+        from spec_kd.parallel import read_parallel_drafting
+
+        return read_parallel_drafting(self.config)
 
     @property
     def rows(self) -> int:
@@ -154,7 +162,8 @@ class PairCheck:
 
     Args:
         find (`Callable`): Lists what is wrong. Its name, without `find_`, is the name of the check.
-        consequence (`str`): `"refuses"`, `"corrupts"`, `"does not draft"`, `"drafts less"` or `"slower"`.
+        consequence (`str`):
+            `"refuses"`, `"corrupts"`, `"does not draft"`, `"drafts one by one"`, `"drafts less"` or `"slower"`.
         effect (`str`): The same in a sentence, with what the engine prints.
     """
 
@@ -176,7 +185,8 @@ class ServingFinding:
         engine (`str`): The engine.
         check (`str`): Name of the check, such as `"unequal_rows"`.
         what (`str`): What is wrong, in a sentence.
-        consequence (`str`): `"refuses"`, `"corrupts"`, `"does not draft"`, `"drafts less"` or `"slower"`.
+        consequence (`str`):
+            `"refuses"`, `"corrupts"`, `"does not draft"`, `"drafts one by one"`, `"drafts less"` or `"slower"`.
         effect (`str`): The same in a sentence, with what the engine prints.
         fix (`str`): How to mend it.
     """
@@ -190,7 +200,7 @@ class ServingFinding:
 
     @property
     def severity(self) -> Literal["error", "warning"]:
-        """`"error"` if the engine refuses the pair, writes wrong text or never drafts, else `"warning"`."""
+        """`"error"` if the pair is refused, its text is wrong, or it does not draft as it should; else `"warning"`."""
         return "error" if self.consequence in ERRORS else "warning"
 
     def __str__(self) -> str:

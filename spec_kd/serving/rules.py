@@ -174,6 +174,25 @@ def find_wide_draft(pair: ServedPair) -> Iterator[Problem]:
         yield from find_other_precision(pair)
 
 
+def find_parallel_draft(pair: ServedPair) -> Iterator[Problem]:
+    """The draft drafts several tokens in one pass."""
+    if pair.draft.parallel is not None:
+        yield (
+            f"The draft drafts {pair.draft.parallel.num_tokens} tokens in one pass.",
+            "Serve it with an engine that takes parallel drafts, or use an autoregressive draft.",
+        )
+
+
+def find_longer_round(pair: ServedPair) -> Iterator[Problem]:
+    """A round has more tokens than a parallel draft was trained to draft in a pass."""
+    parallel, wanted = pair.draft.parallel, pair.num_assistant_tokens
+    if parallel is not None and wanted is not None and wanted > parallel.num_tokens:
+        yield (
+            f"The draft was trained to draft {parallel.num_tokens} tokens in a pass, and {wanted} are asked for.",
+            f"Draft {parallel.num_tokens} tokens, or measure the acceptance of those beyond.",
+        )
+
+
 def refuse_quantization(known: Sequence[str]) -> Callable[[ServedPair], Iterator[Problem]]:
     """A condition: weights are quantized with none but these methods."""
 
@@ -243,6 +262,14 @@ BEYOND_TRAINING = PairCheck(
     find_short_draft,
     "drafts less",
     "The engine goes on drafting beyond that, at positions that the draft was not trained on.",
+)
+NO_PARALLEL_DRAFT = PairCheck(
+    find_parallel_draft,
+    "drafts one by one",
+    "The engine has no parallel drafting: it runs the draft once for each token, as an autoregressive one.",
+)
+BEYOND_TRAINED_ROUND = PairCheck(
+    find_longer_round, "drafts less", "The draft goes on with masks at places that it was not trained on."
 )
 COMMON_CHECKS = (NO_ADAPTER, DECODER_ONLY, OTHER_TEMPLATE)
 """Conditions of every engine that takes a decoder-only draft as it is stored."""

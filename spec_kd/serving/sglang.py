@@ -11,6 +11,7 @@ from spec_kd.serving.observer import DraftCounts, Observer, find_first
 from spec_kd.serving.pair import PairCheck
 from spec_kd.serving.rules import (
     COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     OTHER_SPECIAL_TOKENS,
     find_different_tokens,
     find_recurrent_draft,
@@ -34,6 +35,7 @@ def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequenc
 
 CHECKS = (
     *COMMON_CHECKS,
+    NO_PARALLEL_DRAFT,
     # `_validate_vocab_compatibility` in speculative/standalone_worker_v2.py
     PairCheck(
         find_unequal_rows,

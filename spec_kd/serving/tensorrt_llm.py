@@ -7,6 +7,7 @@ from spec_kd.escaping import quote_python
 from spec_kd.serving.engine import DraftingRule, ServingEngine, StructuredOutput
 from spec_kd.serving.pair import PairCheck
 from spec_kd.serving.rules import (
+    BEYOND_TRAINED_ROUND,
     BEYOND_TRAINING,
     COMMON_CHECKS,
     OTHER_SPECIAL_TOKENS,
@@ -27,8 +28,20 @@ def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequenc
     )
 
 
+def write_parallel_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
+    """Python code that loads both models, for a parallel draft; its mask token is `pard_token` of its config.json."""
+    draft, target = quote_python(draft), quote_python(target)
+    options = ", ".join([f"max_draft_len={num_draft_tokens}", f"speculative_model={draft}", *flags])
+    return (
+        "from tensorrt_llm import LLM\n"
+        "from tensorrt_llm.llmapi import PARDDecodingConfig\n\n"
+        f"llm = LLM({target}, speculative_config=PARDDecodingConfig({options}))"
+    )
+
+
 CHECKS = (
     *COMMON_CHECKS,
+    BEYOND_TRAINED_ROUND,
     OTHER_TEXT,
     OTHER_SPECIAL_TOKENS,
     BEYOND_TRAINING,
@@ -51,6 +64,7 @@ TENSORRT_LLM = ServingEngine(
     default_num_draft_tokens=None,
     command_language="python",
     write_command=write_command,
+    write_parallel_command=write_parallel_command,
     checks=CHECKS,
     structured_output=StructuredOutput(
         "`_create_draft_request` in _torch/speculative/model_drafter.py of TensorRT-LLM, which gives the draft the "

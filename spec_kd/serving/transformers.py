@@ -10,6 +10,7 @@ from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
     BEYOND_TRAINING,
     DENSE_DRAFT,
+    NO_PARALLEL_DRAFT,
     OTHER_SPECIAL_TOKENS,
     OTHER_TEMPLATE,
     OTHER_TEXT,
@@ -70,6 +71,7 @@ def find_early_end(pair: ServedPair) -> Iterator[Problem]:
 
 CHECKS = (
     OTHER_TEMPLATE,
+    NO_PARALLEL_DRAFT,
     # `_validate_generation_mode` in generation/utils.py
     PairCheck(
         find_unequal_rows, "refuses", '`generate` stops with "The main and assistant models have different tokenizers".'

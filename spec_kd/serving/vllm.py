@@ -13,6 +13,7 @@ from spec_kd.serving.lookup import VLLM_NGRAM
 from spec_kd.serving.observer import DraftCounts, Observer
 from spec_kd.serving.pair import PairCheck, Problem, ServedPair
 from spec_kd.serving.rules import (
+    BEYOND_TRAINED_ROUND,
     COMMON_CHECKS,
     OTHER_SPECIAL_TOKENS,
     OTHER_TEXT,
@@ -32,6 +33,11 @@ def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequenc
     options = {"method": "draft_model", "model": draft, "num_speculative_tokens": num_draft_tokens}
     options |= json.loads(f"{{{', '.join(flags)}}}")
     return f"vllm serve {quote_argument(target)} --speculative-config {shlex.quote(json.dumps(options))}"
+
+
+def write_parallel_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
+    """The command for a parallel draft; vLLM reads its mask token as `pard_token` of its config.json."""
+    return write_command(draft, target, num_draft_tokens, ['"parallel_drafting": true', *flags])
 
 
 def write_synthetic_command(draft: str, target: str, acceptance_rates: Sequence[float]) -> str:
@@ -73,6 +79,7 @@ def find_min_p(pair: ServedPair) -> Iterator[Problem]:
 
 CHECKS = (
     *COMMON_CHECKS,
+    BEYOND_TRAINED_ROUND,
     PairCheck(
         find_unequal_rows,
         "refuses",
@@ -187,6 +194,7 @@ VLLM = ServingEngine(
     default_num_draft_tokens=None,
     command_language="bash",
     write_command=write_command,
+    write_parallel_command=write_parallel_command,
     write_synthetic_command=write_synthetic_command,
     lookup=VLLM_NGRAM,
     checks=CHECKS,

@@ -58,7 +58,7 @@ def test_llama_server_did_with_a_pair_what_its_record_says(findings, pair):
     """`python -m benchmarks.serving.break_llama_cpp` recorded it."""
     observed = RECORD[pair.name]["verdict"]
     found = [one for one in findings[pair.name] if one.engine == "llama.cpp"]
-    errors = {one.consequence for one in found if one.severity == "error"}
+    errors = {one.consequence for one in found if one.severity == "error"} - {"drafts one by one"}
     assert observed in errors if errors else observed == "drafts"
 
 

@@ -50,6 +50,28 @@ def test_every_engine_has_its_command():
         serving_commands("me/draft", "org/target", 0)
 
 
+def test_a_parallel_draft_has_the_commands_of_engines_that_take_one():
+    commands = serving_commands("me/draft", "org/target", 4, is_parallel=True)
+    assert set(commands) == {"vllm", "tensorrt-llm"}
+    words = shlex.split(commands["vllm"])
+    assert json.loads(get_option(words, "--speculative-config")) == {
+        "method": "draft_model",
+        "model": "me/draft",
+        "num_speculative_tokens": 4,
+        "parallel_drafting": True,
+    }
+    flags = ['"draft_sample_method": "probabilistic"']
+    sampled = SERVING_ENGINES["vllm"].write_parallel_command("me/draft", "org/target", 4, flags)
+    config = json.loads(get_option(shlex.split(sampled), "--speculative-config"))
+    assert (config["draft_sample_method"], config["parallel_drafting"]) == ("probabilistic", True)
+    calls = [node for node in ast.walk(ast.parse(commands["tensorrt-llm"])) if isinstance(node, ast.Call)]
+    (made,) = (call for call in calls if call.func.id == "PARDDecodingConfig")
+    assert {one.arg: one.value.value for one in made.keywords} == {"max_draft_len": 4, "speculative_model": "me/draft"}
+    for engine in SERVING_ENGINES.values():
+        takes_none = any(check.name == "parallel_draft" for check in engine.checks)
+        assert takes_none is (engine.write_parallel_command is None)
+
+
 def test_llama_cpp_is_told_to_draft():
     lines = serving_commands("me/draft", "org/target", 4)["llama.cpp"].splitlines()
     draft, target, serve = map(shlex.split, lines)
