@@ -14,7 +14,7 @@ MAX_PROMPT_TOKENS = 640
 MAX_NEW_TOKENS = {"function_calling": 256, "biology": 128, "general": 128}
 NUM_PROMPTS = 2_500  # for the draft, at most
 # Completions at temperature 1, beside the greedy ones: a draft learns little new from a text that it reads six times
-NUM_SAMPLED = {"function_calling": 5_000, "biology": 800, "general": 2_000}
+NUM_SAMPLED = {"function_calling": 5_000, "biology": 4_000, "general": 2_000}
 NUM_VALIDATION = 50  # prompts on which shape, drafted tokens and threads are chosen
 
 
