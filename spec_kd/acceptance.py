@@ -180,34 +180,39 @@ def expect_rounds(
 
     Args:
         acceptance (`torch.Tensor`):
-            a_i of one text `(N,)` or of several `(P, N)`, right padded with anything finite.
+            a_i of one text `(N,)` or of several `(P, N)`, right padded with anything finite. For parallel drafts
+            `(P, N, at least gamma)`: of token i + k in a round that begins at token i, if it reaches that token.
         gamma (`int`): Tokens drafted in a round.
         max_new_tokens (`int`): The limit that the text was written under.
         lengths (`torch.Tensor`, *optional*): Tokens of each text, int64 `(P,)`; N by default.
         counting (`Counting`, *optional*): What the engine counts. By default what the papers do.
         past_end (`torch.Tensor`, *optional*):
             Acceptance of the tokens that a draft proposes after the end of each text, `(P, at least gamma)`; 0 by
-            default. They matter only if `counting.end` is `"passed"`.
+            default. For parallel drafts of the shape of `acceptance`, and read only there. They matter only if
+            `counting.end` is `"passed"`.
         looked_up (`LookedUp`, *optional*): Rounds whose tokens are looked up instead of drafted by a model.
         has_draft (`bool`, *optional*, defaults to `True`): Whether a model drafts where nothing was looked up.
         allowed_off_text (`torch.Tensor`, *optional*):
             Number of tokens that a grammar allows in a draft that leaves the text at a token, from that token on:
-            int64 `(P, N + 1)`, the last place for a draft that reaches the end of the text. It matters only if
+            int64 `(P, N + 1)`, the last place for a draft that reaches the end of the text. For parallel drafts of the
+            shape of `acceptance`, for a draft that begins at token i and leaves the text at i + k. It matters only if
             `counting.cuts_refused`; by default nothing is refused.
         early_ends (`EarlyEnds`, *optional*): Where drafts end early; by default each has gamma tokens.
         block_log_ratio (`torch.Tensor`, *optional*):
-            log q(x) - log p(x) of the text's tokens, `(P, N)`: drafts are verified as blocks, and `acceptance` is not
-            read. By default each token is verified by itself.
+            log q(x) - log p(x) of the text's tokens, of the shape of `acceptance`, which is not read: drafts are
+            verified as blocks. By default each token is verified by itself.
 
     Returns:
         [`Rounds`] of P texts (P = 1 for a single one).
 
     Raises:
-        `ValueError`: gamma < 1, a text that is empty or longer than `max_new_tokens`, an a_i outside [0, 1].
+        `ValueError`: gamma < 1, a text that is empty or longer than `max_new_tokens`, an a_i outside [0, 1], or fewer
+            than gamma tokens of a round.
     """
     check_num_assistant_tokens(gamma)
-    a = acceptance.double().reshape(-1, acceptance.shape[-1])  # (P, N)
-    num_texts, longest = a.shape
+    a = torch.atleast_2d(acceptance.double())
+    is_parallel = a.dim() == 3
+    num_texts, longest = a.shape[:2]
     lengths = torch.full((num_texts,), longest) if lengths is None else lengths.cpu()
     is_text = torch.arange(longest, device=a.device) < lengths.to(a.device)[:, None]
     refuse(
@@ -218,7 +223,11 @@ def expect_rounds(
             "the text was written under.",
         ),
         (
-            not (((a >= 0) & (a <= 1)) | ~is_text).all(),
+            is_parallel and a.shape[-1] < gamma,
+            f"Responses were scored for rounds of {a.shape[-1]} drafted tokens, fewer than {gamma}. Score them again.",
+        ),
+        (
+            not (((a >= 0) & (a <= 1)) | ~(is_text[..., None] if is_parallel else is_text)).all(),
             "An acceptance probability lies outside [0, 1]. Pass `min(1, q / p)` of finite log-probs.",
         ),
         (
@@ -227,23 +236,15 @@ def expect_rounds(
         ),
     )
     lengths = lengths.to(a.device)
-    a = torch.nn.functional.pad(a.masked_fill(~is_text, 0.0), (0, gamma))  # (P, N + gamma)
-    if past_end is not None and counting.end == "passed":
-        a.scatter_(1, lengths[:, None] + torch.arange(gamma, device=a.device), past_end[:, :gamma].to(a))
-
-    first, widest = counting.first_round, gamma
-    if looked_up is not None:
-        widest = max(gamma, int(looked_up.drafted.max()))
-        a = torch.nn.functional.pad(a, (0, widest - gamma))
+    first, widest = counting.first_round, max(gamma, 0 if looked_up is None else int(looked_up.drafted.max()))
+    a = _list_by_start(a, lengths, widest, 0.0, past_end if counting.end == "passed" else None)
     log_ratio = None
     if block_log_ratio is not None:
-        beyond = ~torch.nn.functional.pad(is_text, (0, widest))
-        log_ratio = torch.nn.functional.pad(block_log_ratio.to(a), (0, widest)).masked_fill(beyond, -torch.inf)
+        log_ratio = _list_by_start(block_log_ratio.to(a), lengths, widest, -torch.inf)
     # The number of sure tokens in a row, at every token: a draft that begins there has as many if all are accepted
     run = None
     if early_ends is not None:
-        is_sure = early_ends.is_sure.to(a.device) | ~is_text
-        sure = torch.nn.functional.pad(is_sure.to(a), (0, widest), value=1.0).unfold(1, widest, 1)  # (P, N + 1, widest)
+        sure = _list_by_start(early_ends.is_sure.to(a), lengths, widest, 1.0)  # (P, N + 1, widest)
         run = sure.cumprod(dim=-1).sum(dim=-1).long() + early_ends.keeps_token  # (P, N + 1)
     # u(i), and the mean and the mean square of what was accepted before, times u(i)
     moments = a.new_zeros(3, num_texts, longest + widest + 1)
@@ -257,7 +258,7 @@ def expect_rounds(
         before = moments[:, :, i, None] * (i < lengths)[:, None]  # (3, P, 1)
         u = before[0, :, 0]  # (P,)
         whole = torch.full_like(lengths, gamma * has_draft)[:, None]  # (P, 1): tokens of a draft, the limit aside
-        chances = a[:, i : i + widest]  # (P, widest)
+        chances = a[:, i]  # (P, widest)
         if run is not None:
             whole = torch.minimum(whole, run[:, i, None])
         if looked_up is not None:
@@ -269,7 +270,7 @@ def expect_rounds(
         if log_ratio is None:
             reach = (chances * is_drafted).cumprod(dim=-1)  # (P, widest): token k is accepted in such a round
         else:
-            reach = log_ratio[:, i : i + widest].cumsum(dim=-1).cummin(dim=-1).values.clamp(max=0).exp() * is_drafted
+            reach = log_ratio[:, i].cumsum(dim=-1).cummin(dim=-1).values.clamp(max=0).exp() * is_drafted
         left = (lengths - i)[:, None]  # (P, 1)
         is_counted = torch.ones_like(reach)
         if counting.end == "if_last":  # the end is an EOS: no draft reaches a last token that the limit made
@@ -303,12 +304,33 @@ def expect_rounds(
             unknown.scatter_add_(1, place, refused * ~is_known)
             is_proposed = (reach_before[:, :-1] - uncounted).clamp(min=0.0) * is_drafted * (k < left)
         if allowed_off_text is not None and counting.cuts_refused:
-            is_proposed = is_proposed * _expect_uncut(chances * (k < left), allowed_off_text[:, i : i + widest])
+            allowed = allowed_off_text[:, i] if is_parallel else allowed_off_text[:, i : i + widest]
+            is_proposed = is_proposed * _expect_uncut(chances * (k < left), allowed[:, :widest])
         drafted += u[:, None] * is_proposed
     mean, square = moments[1:].sum(dim=-1)  # (P,) each: every text has ended
     variance = (square - mean**2).clamp(min=0.0)
     sums = (accepted.sum(dim=-1), variance, drafted.sum(dim=-1), drafting_rounds, accepted, drafted)
     return Rounds(calls, *sums, known, unknown)
+
+
+def _list_by_start(
+    values: torch.Tensor, lengths: torch.Tensor, widest: int, fill: float, past_end: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Values of the tokens that a round can draft, by the token at which it begins, `(P, at least N, widest)`.
+
+    `values` are `(P, N)`, or by start already `(P, N, K)`. After the end of a text stand `past_end`, or else `fill`.
+    """
+    place = torch.arange(values.shape[1], device=values.device)
+    after = values.new_tensor(fill) if past_end is None else past_end.to(values)
+    if values.dim() == 3:
+        place = place[:, None] + torch.arange(values.shape[2], device=values.device)
+        values = torch.where(place >= lengths[:, None, None], after, values)
+        return torch.nn.functional.pad(values, (0, widest - values.shape[2]), value=fill)
+    values = torch.nn.functional.pad(values.masked_fill(place >= lengths[:, None], fill), (0, widest), value=fill)
+    if past_end is not None:
+        place = lengths[:, None] + torch.arange(min(widest, after.shape[1]), device=values.device)
+        values = values.scatter(1, place, after[:, : place.shape[1]])
+    return values.unfold(1, widest, 1)
 
 
 def _expect_uncut(chances: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,8 @@ from spec_kd.drafts.plan_options import RUN_OPTIONS, DraftPlanOptions
 from spec_kd.drafts.plan_report import DraftPlan, PlannedShape, ShortRun
 from spec_kd.drafts.shapes import build_untrained, resolve_widths
 from spec_kd.drafts.short_run import run_briefly
-from spec_kd.evaluation.cost import ServingCosts, list_costs, make_costs
+from spec_kd.evaluation.cost import ServingCosts
+from spec_kd.evaluation.cost_files import list_costs, make_costs
 from spec_kd.evaluation.report.content import from_plain, to_plain
 from spec_kd.evaluation.response_replay import ResponseRows
 from spec_kd.evaluation.server_options import ServerTimingOptions

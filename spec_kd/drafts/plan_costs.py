@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from spec_kd.drafts.init_draft import InitialDraft
 from spec_kd.drafts.plan_options import DraftPlanOptions
-from spec_kd.evaluation.cost import ServingCosts, fit_context, list_costs, measure_costs
+from spec_kd.evaluation.cost import ServingCosts, fit_context, measure_costs
+from spec_kd.evaluation.cost_files import list_costs
 from spec_kd.evaluation.server_costs import measure_server_costs
 from spec_kd.evaluation.server_options import ServerTimingOptions
 from spec_kd.evaluation.server_timing import PLAIN_STEPS, time_settings

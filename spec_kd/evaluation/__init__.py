@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from spec_kd.evaluation.assisted import AssistedMetrics, generate_assisted
     from spec_kd.evaluation.assisted_costs import measure_assisted_costs
     from spec_kd.evaluation.callback import SpeculativeEvalCallback
-    from spec_kd.evaluation.cost import ServingCosts, measure_costs, read_costs, write_costs
+    from spec_kd.evaluation.cost import ServingCosts, measure_costs
+    from spec_kd.evaluation.cost_files import read_costs, write_costs
     from spec_kd.evaluation.evaluate import evaluate_draft
     from spec_kd.evaluation.gates import check_gates
     from spec_kd.evaluation.looping import find_loop
@@ -70,7 +71,8 @@ __getattr__, __dir__ = import_lazily(
         "spec_kd.evaluation.assisted": ("AssistedMetrics", "generate_assisted"),
         "spec_kd.evaluation.assisted_costs": ("measure_assisted_costs",),
         "spec_kd.evaluation.callback": ("SpeculativeEvalCallback",),
-        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs", "read_costs", "write_costs"),
+        "spec_kd.evaluation.cost": ("ServingCosts", "measure_costs"),
+        "spec_kd.evaluation.cost_files": ("read_costs", "write_costs"),
         "spec_kd.evaluation.evaluate": ("evaluate_draft",),
         "spec_kd.evaluation.gates": ("check_gates",),
         "spec_kd.evaluation.looping": ("find_loop",),

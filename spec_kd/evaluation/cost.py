@@ -5,14 +5,11 @@ inside transformers' assisted generation (`assisted_costs.py`); and in llama-ser
 """
 
 import copy
-import json
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from inspect import signature
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -25,10 +22,10 @@ from spec_kd.acceptance import (
     expect_block_efficiency,
     predict_speedup,
 )
-from spec_kd.files import write_text
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
-from spec_kd.open_types import Arguments, Array, JsonObject
+from spec_kd.open_types import Arguments, Array
 from spec_kd.options import check_int, check_ints, check_number, refuse
+from spec_kd.parallel import read_parallel_drafting
 from spec_kd.sampling.prompts import find_causal_lm, get_max_length
 
 DEFAULT_GAMMAS = (1, 2, 4, 8, 16)
@@ -61,6 +58,9 @@ class ServingCosts:
             gammas given, and from 1 at gamma 0.
         round_cost_range (`Mapping[int, Sequence[float]]`, *optional*):
             Lowest and highest single measurement of `round_cost`, where it was measured.
+        draft_cost (`Mapping[int, float]`, *optional*):
+            For a parallel draft, in place of `cost_ratio`: the time of the one pass that drafts gamma tokens, by gamma,
+            over that of a target step. It is interpolated as `verify_cost`, from the lowest gamma given on.
 
     Raises:
         ValueError: If a cost is negative or not finite, or not given in exactly one of the two ways.
@@ -74,6 +74,7 @@ class ServingCosts:
     source: str = "given"
     round_cost: Mapping[int, float] | None = None
     round_cost_range: Mapping[int, Sequence[float]] | None = None
+    draft_cost: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         name = "verify_cost" if self.round_cost is None else "round_cost"
@@ -88,11 +89,17 @@ class ServingCosts:
                 + ("{5: 1.1}: a target pass over 6 tokens" if self.round_cost is None else "{5: 1.6}: a round")
                 + " in steps of the target.",
             ),
+            (
+                self.draft_cost is not None and (self.cost_ratio is not None or self.round_cost is not None),
+                "`draft_cost` is the one pass of a parallel draft. Leave `cost_ratio` and `round_cost` out.",
+            ),
         )
-        for gamma, cost in self._by_gamma.items():
-            check_int(f"{name} (gamma)", gamma)
-            check_number(f"{name}[{gamma}]", cost, above=0)
-        check_number("cost_ratio", self.cost_ratio, 0, is_optional=self.round_cost is not None)
+        for table, costs in ((name, self._by_gamma), ("draft_cost", self.draft_cost or {})):
+            for gamma, cost in costs.items():
+                check_int(f"{table} (gamma)", gamma)
+                check_number(f"{table}[{gamma}]", cost, above=0)
+        is_priced = self.round_cost is not None or bool(self.draft_cost)
+        check_number("cost_ratio", self.cost_ratio, 0, is_optional=is_priced)
         check_number("round_overhead", self.round_overhead, 0)
         check_int("batch_size", self.batch_size)
         check_number("target_step_seconds", self.target_step_seconds, above=0, is_optional=True)
@@ -117,9 +124,13 @@ class ServingCosts:
                 f"The cost of verifying {gamma} drafted tokens is not known, only up to {self.max_gamma}. Measure or "
                 "give it."
             )
-        known = {0: 1.0, **self._by_gamma}
-        gammas = sorted(known)
-        return float(np.interp(gamma, gammas, [known[g] for g in gammas]))
+        return _interpolate({0: 1.0, **self._by_gamma}, gamma)
+
+    def draft(self, gamma: int) -> float:
+        """Cost of drafting gamma tokens, in steps of the target; 0 of whole rounds, which have it."""
+        if self.draft_cost is not None:
+            return _interpolate(self.draft_cost, gamma)
+        return gamma * (self.cost_ratio or 0.0) if self.round_cost is None else 0.0
 
     def verify(self, gamma: int) -> float | None:
         """v(gamma), interpolated; of whole rounds what the draft's steps leave, or `None` if these are not known.
@@ -139,18 +150,21 @@ class ServingCosts:
 
         Args:
             num_drafted (`int`): Tokens that are verified.
-            num_draft_steps (`int`): Passes of the draft.
+            num_draft_steps (`int`): Passes of the draft; a parallel draft makes one for all tokens.
         """
         if self.round_cost is not None and self.cost_ratio is None:
             return self._interpolate(num_draft_steps) if num_draft_steps else 1.0
         verify_cost = cast(float, self.verify(num_drafted)) if num_drafted else 1.0
+        if self.draft_cost is not None:
+            drafting = self.draft(num_drafted) if num_drafted else 0.0
+            return compute_round_cost(1, drafting, verify_cost, self.round_overhead)
         return compute_round_cost(num_draft_steps, self.cost_ratio or 0.0, verify_cost, self.round_overhead)
 
     def predict_speedup(self, block_efficiency: float, gamma: int) -> float:
         """[`~spec_kd.acceptance.predict_speedup`] at these costs."""
-        # A whole round is a verification to which nothing is added
-        cost_ratio = (self.cost_ratio or 0.0) if self.round_cost is None else 0.0
-        return predict_speedup(block_efficiency, gamma, cost_ratio, self._interpolate(gamma), self.round_overhead)
+        # A whole round is a verification to which nothing is added, and a parallel draft makes one step of its own cost
+        cost_ratio, verify_cost = self.draft(gamma) / gamma, self._interpolate(gamma)
+        return predict_speedup(block_efficiency, gamma, cost_ratio, verify_cost, self.round_overhead)
 
     def find_round_cost(self, gamma: int) -> float:
         """Time of a whole round over that of a step of plain decoding, interpolated.
@@ -210,62 +224,9 @@ class ServingCosts:
         return self.find_needed_alpha(1.0, max_gamma)
 
 
-KNOWN = tuple(field.name for field in fields(ServingCosts))
-NEEDED = ("cost_ratio", "verify_cost")
-BY_GAMMA = ("verify_cost", "round_cost", "round_cost_range")
-EXAMPLE = '[{"batch_size": 1, "cost_ratio": 0.08, "verify_cost": {"1": 1.0, "5": 1.06}, "source": "my server"}]'
-
-
-def read_costs(path: str | os.PathLike[str]) -> list[ServingCosts]:
-    """[`ServingCosts`] from a JSON file: an object with its arguments, or a list of them, one for each batch size.
-
-    Args:
-        path (`str` or `os.PathLike`): The file. Its gammas are strings, as JSON demands of keys.
-
-    Raises:
-        ValueError: If the file is not such JSON, or a cost is out of its range; the message has an example.
-        FileNotFoundError: If there is no such file.
-    """
-    try:
-        tables = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{path}` is not JSON: {error}. It should be like {EXAMPLE}.") from error
-    tables = tables if isinstance(tables, list) else [tables]
-    if not tables:
-        raise ValueError(f"`{path}` has no costs in it. It should be like {EXAMPLE}.")
-    return [make_costs(path, table) for table in tables]
-
-
-def write_costs(costs: Sequence[ServingCosts], path: str | os.PathLike[str]) -> None:
-    """Writes costs as a JSON file that [`read_costs`] reads.
-
-    Args:
-        costs (`Sequence[ServingCosts]`): The costs, one for each batch size.
-        path (`str` or `os.PathLike`): The file; its folder is there.
-    """
-    write_text(path, json.dumps(list(map(list_costs, costs)), indent=1) + "\n")
-
-
-def list_costs(costs: ServingCosts) -> JsonObject:
-    """The arguments of the costs that are known, of which [`make_costs`] makes them again."""
-    return {name: value for name, value in vars(costs).items() if value is not None}
-
-
-def make_costs(path: str | os.PathLike[str], table: object) -> ServingCosts:
-    """[`ServingCosts`] from the JSON object with its arguments; errors name the file that it stands in."""
-    own = table if isinstance(table, dict) else {}
-    needed = () if "round_cost" in own else NEEDED
-    unknown, missing = sorted(set(own) - set(KNOWN)), [name for name in needed if name not in own]
-    if unknown or missing:
-        raise ValueError(
-            f"`{path}` has costs {table!r}, which lack {missing} and have the unknown {unknown}. Known are "
-            f"{list(KNOWN)}: it should be like {EXAMPLE}."
-        )
-    try:
-        gammas = {name: {int(gamma): value for gamma, value in own[name].items()} for name in BY_GAMMA if own.get(name)}
-        return ServingCosts(**{**own, **gammas})
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"`{path}` has costs that cannot be: {error}. It should be like {EXAMPLE}.") from error
+def _interpolate(known: Mapping[int, float], gamma: int) -> float:
+    gammas = sorted(known)
+    return float(np.interp(gamma, gammas, [known[g] for g in gammas]))
 
 
 def measure_costs(
@@ -279,10 +240,11 @@ def measure_costs(
 ) -> list[ServingCosts]:
     """Times passes of both models over a KV cache on this machine.
 
-    The passes take turns, and the median of the repeats counts, since the pace of a shared machine changes.
+    The passes take turns, and the median of the repeats counts, since the pace of a shared machine changes. The pass of
+    a parallel draft reads 2 gamma ids: gamma + 1 tokens, as many as a round may have added, and gamma - 1 masks.
 
     Args:
-        draft (`PreTrainedModel` or `PeftModel`): The draft.
+        draft (`PreTrainedModel` or `PeftModel`): The draft, autoregressive or parallel.
         target (`PreTrainedModel` or `PeftModel`): The target.
         batch_sizes (`Sequence[int]`, *optional*, defaults to `(1,)`): Batch sizes; there is one result for each.
         gammas (`Sequence[int]`, *optional*, defaults to `(1, 2, 4, 8, 16)`):
@@ -302,25 +264,31 @@ def measure_costs(
     check_int("context_length", context_length)
     check_int("repeats", repeats)
     draft, target = find_causal_lm(draft, "draft"), find_causal_lm(target, "target")
+    # Ids that a pass reads, by the number of tokens that it drafts
+    is_parallel = read_parallel_drafting(draft.config) is not None
+    draft_reads = {gamma: 2 * gamma for gamma in gammas} if is_parallel else {1: 1}
     for role, model in (("draft", draft), ("target", target)):
         limit = get_max_length(model)
-        if limit is not None and context_length + max(gammas) + 1 > limit:
+        count = max(gammas) + 1 if role == "target" else max(max(gammas) + 1, *draft_reads.values())
+        if limit is not None and context_length + count > limit:
             raise ValueError(
-                f"`context_length={context_length}` and {max(gammas) + 1} tokens do not fit the {role}'s {limit} "
+                f"`context_length={context_length}` and {count} tokens do not fit the {role}'s {limit} "
                 "positions. Lower it."
             )
     costs = []
     with evaluation_mode(draft, target):
         for batch_size in batch_sizes:
             counts = (1, *(gamma + 1 for gamma in gammas))
-            passes = {("target", count): _Pass(target, batch_size, context_length, count) for count in counts}
-            passes["draft", 1] = _Pass(draft, batch_size, context_length, 1)
+            passes = {("target", count): _Pass(target, batch_size, context_length, count, count) for count in counts}
+            for gamma, count in draft_reads.items():
+                passes["draft", gamma] = _Pass(draft, batch_size, context_length, count, gamma)
             rounds = [{key: timed.time() for key, timed in passes.items()} for _ in range(repeats + 1)]
             median = {key: statistics.median(seconds[key] for seconds in rounds[1:]) for key in passes}
             step = median["target", 1]
+            drafting = {gamma: median["draft", gamma] / step for gamma in draft_reads}
             costs.append(
                 ServingCosts(
-                    cost_ratio=median["draft", 1] / step,
+                    **({"draft_cost": drafting} if is_parallel else {"cost_ratio": drafting[1]}),
                     verify_cost={gamma: median["target", gamma + 1] / step for gamma in gammas},
                     batch_size=batch_size,
                     target_step_seconds=step,
@@ -337,13 +305,13 @@ def fit_context(draft: PreTrainedModel, target: PreTrainedModel, wanted: int, ma
 
 
 class _Pass:
-    """A pass over `count` new tokens after a cached context.
+    """A pass over `count` new tokens after a cached context, with logits of the last `num_logits` of them.
 
     Each pass reads a copy of the cache, made before it is timed. Cutting the cache back would not do: sliding windows
     have dropped what they would need, and a recurrent state cannot be taken back.
     """
 
-    def __init__(self, model: PreTrainedModel, batch_size: int, context_length: int, count: int):
+    def __init__(self, model: PreTrainedModel, batch_size: int, context_length: int, count: int, num_logits: int):
         device = find_input_device(model)
         rows = count_rows(model.get_input_embeddings())
         generator = torch.Generator().manual_seed(0)
@@ -353,9 +321,11 @@ class _Pass:
         if "position_ids" in parameters:  # M-RoPE would ask the cache, which is not its own
             inputs["position_ids"] = torch.arange(context_length + count, device=device).expand_as(ids)
         context = {name: values[:, :context_length] for name, values in inputs.items()}
-        limit: Arguments = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        limit, own = ({"logits_to_keep": n} if "logits_to_keep" in parameters else {} for n in (1, num_logits))
         self.model = model
-        self.inputs = {name: values[:, context_length:] for name, values in inputs.items()}  # (B, count)
+        self.inputs: Arguments = {
+            name: values[:, context_length:] for name, values in inputs.items()
+        } | own  # (B, count)
         self.cache = getattr(model(**context, **limit, use_cache=True), "past_key_values", None)
         if self.cache is None:
             raise MeasurementError(f"{type(model).__name__} returns no cache, so that a single pass cannot be timed.")

@@ -125,6 +125,9 @@ class AcceptanceMetrics:
             As in [`~spec_kd.acceptance.Rounds`], where they were replayed. Of an open draft `drafted` has the least.
         alpha_sum (`np.ndarray`, *optional*): Sum of alpha over the positions of the target's completion `(P,)`.
         alpha_tokens (`np.ndarray`, *optional*): Tokens of these completions `(P,)`.
+        alpha_sum_by_position (`np.ndarray`, *optional*):
+            For a parallel draft the sum of alpha of drafted token k over all rounds that could begin `(P, gamma)`.
+        alpha_tokens_by_position (`np.ndarray`, *optional*): Numbers of these rounds that have a token k `(P, gamma)`.
         kinds (`Mapping[str, np.ndarray]`, *optional*, defaults to `{}`):
             Which responses loop and which prompts lack the chat template, bool `(P,)` each by
             [`~spec_kd.evaluation.text_kinds.find_kinds`].
@@ -144,6 +147,8 @@ class AcceptanceMetrics:
     open_drafts: Array | None = None
     alpha_sum: Array | None = None
     alpha_tokens: Array | None = None
+    alpha_sum_by_position: Array | None = None
+    alpha_tokens_by_position: Array | None = None
     kinds: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
@@ -186,8 +191,23 @@ class AcceptanceMetrics:
 
     @property
     def alpha(self) -> Interval | None:
-        """Expected acceptance of one drafted token, mean over positions; `None` if it was not measured."""
+        """Expected acceptance of one drafted token, mean over positions; `None` if it was not measured.
+
+        For a parallel draft it is that of the first token of a round.
+        """
         return None if self.alpha_sum is None else bootstrap_ratio(self.alpha_sum, cast(Array, self.alpha_tokens))
+
+    @property
+    def alpha_per_position(self) -> list[Interval]:
+        """Alpha of drafted token k = 1..gamma of a parallel draft, after the k - 1 tokens that the target wrote.
+
+        The mean over all tokens at which a round could begin. Empty for an autoregressive draft, whose alpha does not
+        depend on k.
+        """
+        if self.alpha_sum_by_position is None:
+            return []
+        counts = cast(Array, self.alpha_tokens_by_position)
+        return [bootstrap_ratio(*columns) for columns in zip(self.alpha_sum_by_position.T, counts.T, strict=True)]
 
     @property
     def acceptance_rate(self) -> Interval:
@@ -233,6 +253,8 @@ class AcceptanceMetrics:
         setting = name_temperature(self.temperature)
         if self.alpha is not None:
             metrics = {f"{prefix}_alpha_{setting}": self.alpha.value, **metrics}
+        for k, alpha in enumerate(self.alpha_per_position, start=1):
+            metrics[f"{prefix}_alpha_pos_{k}_{setting}"] = alpha.value
         for one in self.left_out:
             metrics[f"{prefix}_share_{one.kind}{suffix}"] = one.share
             for metric in one.metrics if one.responses else ():

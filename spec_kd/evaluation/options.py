@@ -188,7 +188,7 @@ class EvaluationOptions:
         Raises:
             ValueError: If `costs` is none of what its text says, or the file holds no costs.
         """
-        from spec_kd.evaluation.cost import read_costs
+        from spec_kd.evaluation.cost_files import read_costs
 
         if self.costs is None or self.costs == NONE:
             return []

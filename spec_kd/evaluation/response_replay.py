@@ -12,13 +12,15 @@ from spec_kd.counting import PAPER_COUNTING, Counting
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.off_text import DraftContinuations
 from spec_kd.evaluation.options import ReplayOptions
+from spec_kd.evaluation.parallel_blocks import score_past_end
 from spec_kd.evaluation.response_rows import ResponseRows, make_masks, read_responses
 from spec_kd.evaluation.response_scoring import ResponseScorer
 from spec_kd.evaluation.stored_responses import check_stored_logprobs
 from spec_kd.evaluation.text_kinds import find_kinds
 from spec_kd.evaluation.token_scores import CONFIDENCE, SCORES
 from spec_kd.open_types import Argument, Array
-from spec_kd.options import check_int, resolve_options
+from spec_kd.options import check_int, refuse, resolve_options
+from spec_kd.parallel import read_parallel_drafting
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
 from spec_kd.serving.engine import EarlyEnd
@@ -34,7 +36,8 @@ class ResponseScores:
             Scores of every position by the names of `token_scores.SCORES`, float64 `(P, N)` on the CPU, right padded
             with zeros: `"acceptance"` (a_i) and `"alpha"`; where they are known, also `"alpha_low"` and `"alpha_high"`
             (bounds from a stored top-k), `"target_entropy"` (nats), `"log_ratio"` (log q - log p of the text's token,
-            for stochastic drafts) and `"confidence"` (where the engine can end drafts early).
+            for stochastic drafts) and `"confidence"` (where the engine can end drafts early). For a parallel draft they
+            are those of the first token of a round.
         lengths (`torch.Tensor`): Number of tokens of each completion, int64 `(P,)`.
         temperature (`float`): Temperature that the responses were sampled at.
         draft_sampling (`str`): `"stochastic"`, `"greedy"` or `"matching"`.
@@ -42,13 +45,16 @@ class ResponseScores:
         counting (`Counting`, *optional*): What the serving engine counts. By default what the papers do.
         past_end (`torch.Tensor`, *optional*):
             Acceptance of the tokens that the draft proposes after the end of each response, float64 `(P, gamma)`, for
-            engines that count them. `None` leaves them out of the accepted tokens.
+            engines that count them; for a parallel draft `(P, N, K)`. `None` leaves them out of the accepted tokens.
         allowed_off_text (`torch.Tensor`, *optional*):
             Number of tokens that a grammar allows in a draft that leaves the text at a token, int64 `(P, N + 1)`, for
             engines that cut the others. `None` counts all of them as drafted.
         early_ends (`EarlyEnds`, *optional*): Where drafts end early; by default nowhere.
         kinds (`dict[str, np.ndarray]`, *optional*, defaults to `{}`):
             Which responses loop and which prompts lack the chat template, see [`AcceptanceMetrics`].
+        by_start (`dict[str, torch.Tensor]`, *optional*, defaults to `{}`):
+            For a parallel draft the same `values` of every token of a round, float64 `(P, N, K)`: `[i, k]` is that of
+            token i + k in a round that begins at token i, and 0 after the end of the response.
     """
 
     values: dict[str, torch.Tensor]
@@ -61,11 +67,25 @@ class ResponseScores:
     allowed_off_text: torch.Tensor | None = None
     early_ends: EarlyEnds | None = None
     kinds: dict[str, Array] = field(default_factory=dict)
+    by_start: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the draft drafts a round in one pass, so that acceptance depends on where the round begins."""
+        return bool(self.by_start)
 
     @property
     def acceptance(self) -> torch.Tensor:
         """a_i, float64 `(P, N)`."""
         return self.values["acceptance"]
+
+    def read_drafted(self, name: str) -> torch.Tensor:
+        """A score of drafted tokens as [`~spec_kd.acceptance.expect_rounds`] takes it: `(P, N)`, parallel `(P, N, K)`.
+
+        Args:
+            name (`str`): `"acceptance"` or `"log_ratio"`.
+        """
+        return (self.by_start or self.values)[name]
 
     @property
     def alpha_sum(self) -> torch.Tensor:
@@ -106,7 +126,7 @@ class ResponseScores:
             ValueError: If gamma is below 1, or a completion is longer than `max_new_tokens`.
         """
         rounds = expect_rounds(
-            self.acceptance,
+            self.read_drafted("acceptance"),
             num_assistant_tokens,
             max_new_tokens,
             self.lengths,
@@ -126,7 +146,16 @@ class ResponseScores:
             alpha_sum=self.alpha_sum.numpy(),
             alpha_tokens=self.lengths.numpy(),
             kinds=self.kinds,
+            **self._sum_alpha_by_position(num_assistant_tokens),
         )
+
+    def _sum_alpha_by_position(self, num_assistant_tokens: int) -> dict[str, Array]:
+        """Sums of alpha over the rounds that could begin, and their numbers, `(P, gamma)` each, of a parallel draft."""
+        if not self.is_parallel:
+            return {}
+        counts = (self.lengths[:, None] - torch.arange(num_assistant_tokens)).clamp(min=0)
+        sums = self.by_start["alpha"][..., :num_assistant_tokens].sum(1)
+        return {"alpha_sum_by_position": sums.numpy(), "alpha_tokens_by_position": counts.numpy()}
 
 
 def replay(
@@ -202,7 +231,8 @@ def score_responses(
 ) -> ResponseScores:
     """Runs each model once over the responses and keeps the acceptance at every position of the completions.
 
-    Logits are formed for completion tokens only, a bounded number at a time. Train and eval modes are restored.
+    Logits are formed for completion tokens only, a bounded number at a time. Train and eval modes are restored. A
+    parallel draft reads each response with the masks of all rounds that could begin in it.
 
     Args:
         draft (`PreTrainedModel` or `PeftModel`): The draft.
@@ -216,7 +246,8 @@ def score_responses(
         num_past_end_tokens (`int`, *optional*, defaults to `0`):
             Number of tokens that the draft proposes after the end of each response. They are scored if there is a
             target and the serving engine counts those that it accepts. Under a grammar also those that it proposes
-            where it leaves a response, if the engine counts only what the grammar allows.
+            where it leaves a response, if the engine counts only what the grammar allows. For a parallel draft it is
+            the number of tokens of a round that are scored; 0 scores as many as it was trained to draft.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's, as for [`replay`].
         description (`str`, *optional*): Name of a progress bar; there is none by default.
         given: Fields of [`ReplayOptions`] as keywords, which replace those of `options`.
@@ -243,6 +274,22 @@ def score_responses(
             "Stored log-probabilities do not say how a grammar masks the target's distribution. Pass `target`."
         )
     counts_refused = masks is not None and options.counting.cuts_refused and num_past_end_tokens > 0
+    parallel = read_parallel_drafting(draft.config)
+    if parallel is not None:
+        # One token is a round without a mask; more than the draft was trained to draft is not forbidden
+        parallel = replace(parallel, num_tokens=max(2, num_past_end_tokens or parallel.num_tokens))
+        refuse(
+            (
+                masks is not None,
+                "Parallel drafts are not replayed under a JSON schema or a grammar. Leave out the `response_format` of "
+                "the responses, or use an autoregressive draft.",
+            ),
+            (
+                options.assistant_confidence_threshold,
+                "A parallel draft has drafted all tokens at once, and does not end at one that it is not sure of. Set "
+                "`assistant_confidence_threshold` to 0.",
+            ),
+        )
 
     # Greedy completions carry the target's choice in every token already.
     is_target_read = options.temperature > 0 or measure_entropy
@@ -253,20 +300,24 @@ def score_responses(
         masks,
         options.engine.masked_models,
         counts_refused,
+        parallel,
     )
     with RowProgress(len(read), description or "", description is not None) as progress:
         scores = scorer.score(read, progress)
     past_end = allowed = None
     passes_end = target is not None and num_past_end_tokens > 0 and options.counting.end == "passed"
-    if passes_end or counts_refused:
+    if parallel is not None and passes_end:
+        past_end = score_past_end(draft, cast(PreTrainedModel, target), read, options, vocab_size, parallel)
+    elif passes_end or counts_refused:
         continuations = DraftContinuations(draft, options, vocab_size, masks, num_past_end_tokens)
         written = continuations.write([one.text for one in read], num_past_end_tokens)
         if passes_end:
             past_end = continuations.score_past_end(cast(PreTrainedModel, target), read, written)
         if counts_refused:
             allowed = continuations.count_allowed(read, scores, written)
+    known = {name: scores[name] for name in (*SCORES, CONFIDENCE) if name in scores}
     found = ResponseScores(
-        values={name: scores[name] for name in (*SCORES, CONFIDENCE) if name in scores},
+        values=known if parallel is None else {name: score[..., 0] for name, score in known.items()},
         lengths=torch.tensor([len(one.completion) for one in read]),
         temperature=float(options.temperature),
         draft_sampling=options.sampling,
@@ -275,6 +326,7 @@ def score_responses(
         past_end=past_end,
         allowed_off_text=allowed,
         kinds=find_kinds([one.prompt for one in read], [one.completion for one in read], processing_class),
+        by_start={} if parallel is None else known,
     )
     if not options.assistant_confidence_threshold:
         return found

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from spec_kd.evaluation.options import ReplayOptions
+from spec_kd.evaluation.parallel_blocks import check_blocks, compute_block_states
 from spec_kd.evaluation.response_rows import Response
 from spec_kd.evaluation.stored_responses import read_stored_sparse
 from spec_kd.evaluation.token_scores import (
@@ -20,6 +21,7 @@ from spec_kd.evaluation.token_scores import (
 )
 from spec_kd.finite import check_finite_weights, check_logits
 from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode, find_input_device
+from spec_kd.parallel import ParallelDrafting
 from spec_kd.probes import check_padding
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.generation import seed_generator
@@ -41,6 +43,8 @@ class ResponseScorer:
         masks (`TokenMasks`, *optional*): Masks for responses with a format.
         masked (`tuple[str, ...]`, *optional*, defaults to `()`): Models to which these masks are applied.
         draws_misses (`bool`, *optional*, defaults to `False`): Whether the draft's rejected tokens are wanted too.
+        parallel (`ParallelDrafting`, *optional*):
+            For a parallel draft its mask token, and the number of tokens of a round to score (K).
     """
 
     models: Mapping[str, PreTrainedModel]
@@ -49,31 +53,36 @@ class ResponseScorer:
     masks: TokenMasks | None = None
     masked: tuple[str, ...] = ()
     draws_misses: bool = False
+    parallel: ParallelDrafting | None = None
 
     def score(self, responses: Sequence[Response], progress: RowProgress | None = None) -> dict[str, torch.Tensor]:
         """What is known of every token of P responses by the names of `COLUMNS`, float64 `(P, N)` on the CPU.
 
-        Right padded with zeros; without the columns that are unknown. Train and eval modes are restored.
+        For a parallel draft `(P, N, K)`: of token i + k in a round that begins at token i. Right padded with zeros;
+        without the columns that are unknown. Train and eval modes are restored.
         """
         for role, model in self.models.items():
             check_finite_weights(model, role)
             check_padding(model, role)
+        if self.parallel is not None:
+            check_blocks(self.models["draft"], self.parallel, responses)
         order = sorted(range(len(responses)), key=lambda i: -len(responses[i].text))
         parts = [torch.empty(0)] * len(responses)
         with evaluation_mode(*self.models.values()):
             for start in range(0, len(order), self.options.batch_size):
                 rows = order[start : start + self.options.batch_size]
                 batch = [responses[i] for i in rows]
-                scores = self._score_batch(batch, f"misses {start}")  # (S, N)
-                for i, part in zip(rows, scores.split([len(one.completion) for one in batch], dim=-1), strict=True):
-                    parts[i] = part.T  # (N, S)
+                scores = self._score_batch(batch, f"misses {start}")  # (N, K, S)
+                for i, part in zip(rows, scores.split([len(one.completion) for one in batch]), strict=True):
+                    parts[i] = part
                 if progress is not None:
-                    progress.advance(scores.shape[-1], len(rows))
-        columns = pad_sequence(parts, batch_first=True).unbind(-1)  # (P, N) each
+                    progress.advance(len(scores), len(rows))
+        values = pad_sequence(parts, batch_first=True)  # (P, N, K, S)
+        columns = (values[:, :, 0] if self.parallel is None else values).unbind(-1)
         return {name: one for name, one in zip(COLUMNS, columns, strict=True) if not one.isnan().any()}
 
     def _score_batch(self, batch: Sequence[Response], seed: str) -> torch.Tensor:
-        """The columns of the batch's N completion tokens, response after response, float64 `(S, N)` on the CPU."""
+        """The columns of the batch's N completion tokens, response after response, float64 `(N, K, S)` on the CPU."""
         options = self.options
         ids = pad_sequence([torch.tensor(one.text) for one in batch], batch_first=True)  # (B, T)
         positions = torch.arange(ids.shape[1])
@@ -83,34 +92,49 @@ class ResponseScorer:
         predicts_completion = (positions >= starts - 1) & (positions < ends - 1)  # (B, T)
         tokens = ids.roll(-1, dims=1)[predicts_completion]  # (N,)
 
-        hidden, heads = {}, {}
+        hidden, heads = {}, {role: LogitHead.of(model, self.vocab_size) for role, model in self.models.items()}
         for role, model in self.models.items():
+            if role == "draft" and self.parallel is not None:
+                hidden[role] = torch.cat(
+                    [compute_block_states(model, one, self.parallel) for one in batch]
+                )  # (N, K, H)
+                continue
             device = find_input_device(model)
             states = compute_last_hidden_states(
                 model, model.get_output_embeddings(), input_ids=ids.to(device), attention_mask=mask.to(device)
             )  # (B, T, H)
             hidden[role] = states[predicts_completion.to(states.device)]  # (N, H)
-            heads[role] = LogitHead.of(model, self.vocab_size)
+        # Token `at` of the batch is scored in rounds that begin `depth` tokens before it, for a parallel draft in K
+        size = 1 if self.parallel is None else self.parallel.num_tokens
+        place = torch.cat([torch.arange(len(one.completion)) for one in batch])  # (N,)
+        at, depth = (torch.arange(size) <= place[:, None]).nonzero(as_tuple=True)  # (E,) each, `at` ascending
+        if self.parallel is not None:
+            hidden["draft"] = hidden["draft"][at - depth, depth]  # (E, H)
 
         log_p = sparse = None
         if "target" not in self.models and options.temperature > 0:
             log_p = torch.tensor([value for one in batch for value in one.row["teacher_token_logprobs"]])
             sparse = read_stored_sparse([one.row for one in batch])
         words = None if self.masks is None else torch.cat([_build_words(self.masks, one) for one in batch])
-        scores = []
+        scores = torch.zeros(len(tokens), size, len(COLUMNS), dtype=torch.float64)
         draft_top_k = options.engine.find_draft_top_k(options.sampling)
         generator = seed_generator(seed, find_input_device(self.models["draft"]))
         chunk_size = max(1, MAX_LOGITS // self.vocab_size)
-        for start in range(0, len(tokens), chunk_size):
-            chunk = slice(start, start + chunk_size)
-            logits = {role: head(hidden[role][chunk]) for role, head in heads.items()}  # (n, V) each
+        for start in range(0, len(at), chunk_size):
+            entries = slice(start, start + chunk_size)
+            of = at[entries]  # (n,)
+            logits = {"draft": heads["draft"](hidden["draft"][entries])}  # (n, V)
+            if "target" in heads:
+                once, repeats = of.unique_consecutive(return_inverse=True)
+                values = heads["target"](hidden["target"][once])
+                logits["target"] = values if len(once) == len(of) else values[repeats]
             for role, values in logits.items():
                 check_logits(values, self.models[role], role)
                 if words is not None and role in self.masked:
-                    is_allowed = unpack(words[chunk].to(values.device), self.vocab_size)
+                    is_allowed = unpack(words[of].to(values.device), self.vocab_size)
                     logits[role] = values.masked_fill(~is_allowed, -torch.inf)
             draft_logits = logits["draft"]
-            expected = tokens[chunk].to(draft_logits.device)
+            expected = tokens[of].to(draft_logits.device)
             if log_p is None:
                 part = score_from_target(
                     draft_logits, logits.get("target"), expected, options.temperature, options.sampling,
@@ -119,11 +143,11 @@ class ResponseScorer:
             else:
                 part = score_from_stored(
                     draft_logits,
-                    log_p[chunk].to(expected.device),
+                    log_p[of].to(expected.device),
                     expected,
                     options.temperature,
                     options.sampling,
-                    None if sparse is None else sparse[chunk].to(expected.device),
+                    None if sparse is None else sparse[of].to(expected.device),
                     draft_top_k,
                 )
             confidence, misses = torch.full_like(part[:2], torch.nan).split(1)
@@ -136,8 +160,8 @@ class ResponseScorer:
                 misses[0] = draw_misses(
                     draft_logits, logits.get("target"), options.temperature, options.sampling, generator, draft_top_k
                 )
-            scores.append(torch.cat([part, confidence, misses]).cpu())
-        return torch.cat(scores, dim=-1)
+            scores[of - depth[entries], depth[entries]] = torch.cat([part, confidence, misses]).T.double().cpu()
+        return scores
 
 
 def _build_words(masks: TokenMasks, one: Response) -> torch.Tensor:
