@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from benchmarks.serving.llama_cpp import find_tools
 from experiments.smollm2.get_target import convert, download_gguf
 from spec_kd import export_gguf
+from spec_kd.parallel import ParallelDrafting, write_parallel_drafting
 
 DROPPED_LAYERS = (7, 14, 21)
 
@@ -43,6 +44,27 @@ def make_pair(work_dir: Path) -> tuple[Path, Path]:
     if not draft.exists():
         save_whole(draft, lambda partial: cut_layers(target, partial))
     return target, draft
+
+
+def make_parallel_draft(work_dir: Path) -> Path:
+    """Folder of the cut draft as one that drafts in parallel, with a comma for each token that is not known yet.
+
+    It was not trained for that: what it drafts after a comma is accepted by chance, at every place of a round.
+    """
+    draft, folder = make_pair(work_dir)[1], work_dir / "parallel"
+
+    def build(partial: Path) -> None:
+        for file in draft.iterdir():
+            (partial / file.name).symlink_to(file.resolve())
+        (partial / "config.json").unlink()
+        config = AutoConfig.from_pretrained(draft)
+        comma = AutoTokenizer.from_pretrained(draft).convert_tokens_to_ids(",")
+        write_parallel_drafting(config, ParallelDrafting(comma, num_tokens=4))
+        config.save_pretrained(partial)
+
+    if not folder.exists():
+        save_whole(folder, build)
+    return folder
 
 
 def save_whole(folder: Path, save) -> None:

@@ -75,7 +75,9 @@ class SelectedPrompts:
 
     def get(self, setting: str) -> list[Prompt]:
         """The prompts that are asked in a setting."""
-        return {"schema": self.calls, "probabilistic": self.many}.get(setting.split("-")[0], self.mixed)
+        short = sorted(self.mixed, key=lambda prompt: len(prompt.ids))[: len(self.mixed) // 2]
+        chosen = {"schema": self.calls, "probabilistic": self.many, "parallel": short}
+        return chosen.get(setting.split("-")[0], self.mixed)
 
 
 def select_prompts(data_dir: Path, tokenizer: PreTrainedTokenizerBase) -> SelectedPrompts:

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.serving import prompts as real
-from benchmarks.serving.models import make_pair
+from benchmarks.serving.models import make_pair, make_parallel_draft
 from benchmarks.serving.recordings import Recording, pack, summarize
 from benchmarks.serving.worker import Worker
 
@@ -46,6 +46,7 @@ WORKER = Worker(
 )
 GREEDY = {"temperature": 0.0, "max_tokens": MAX_NEW_TOKENS}
 SAMPLED = {"temperature": 1.0, "max_tokens": MAX_NEW_TOKENS}
+GREEDY_SHORT = {**GREEDY, "max_tokens": 32}
 SHORT = {**SAMPLED, "max_tokens": MAX_MANY_TOKENS}
 # 4 tokens that followed the first occurrence of the last 3, or else 2
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 3}
@@ -59,6 +60,7 @@ SETTINGS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "sampled-4": ({"num_speculative_tokens": 4}, SAMPLED),
     "probabilistic-4": ({"num_speculative_tokens": 4, "draft_sample_method": "probabilistic"}, SHORT),
     "ngram-4": (NGRAM, GREEDY),
+    "parallel-4": ({"num_speculative_tokens": 4, "parallel_drafting": True}, GREEDY_SHORT),
     "schema-0": (None, GREEDY),
     "schema-4": ({"num_speculative_tokens": 4}, GREEDY),
 }
@@ -87,7 +89,8 @@ def record_setting(
     if not missing:
         return
     speculation, sampling = SETTINGS[setting]
-    draft = {"method": "draft_model", "model": str(pair[1].resolve())}
+    folder = make_parallel_draft(pair[1].parent) if setting.startswith("parallel") else pair[1]
+    draft = {"method": "draft_model", "model": str(folder.resolve())}
     asked = [
         {
             "ids": list(prompt.ids),
