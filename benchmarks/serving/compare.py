@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.serving import prompts as real
+from benchmarks.serving.models import make_parallel_draft
 from benchmarks.serving.recordings import FOLDER, read_recording
 from spec_kd.acceptance import expect_rounds
 from spec_kd.counting import Counting
@@ -42,7 +43,7 @@ FILES = {
     "mlx-lm": "mlx.jsonl",
     "openvino": "openvino.jsonl",
 }
-GREEDY = ("greedy", "schema")  # settings at temperature 0
+GREEDY = ("greedy", "schema", "parallel")  # settings at temperature 0
 LIMITS = ("n_predict", "max_tokens", "max_new_tokens")  # names of the token limit in a request
 MAX_DRAFT_TOKENS = 6  # of all settings
 TOLERANCE = 1e-6  # of a count
@@ -227,7 +228,7 @@ def compare_setting(
         scores, counting = pair.score(rows, options), options.counting
         rounds = [
             expect_rounds(
-                one.acceptance, num_tokens, limit, one.lengths, counting, one.past_end,
+                one.read_drafted("acceptance"), num_tokens, limit, one.lengths, counting, one.past_end,
                 allowed_off_text=one.allowed_off_text,
             )
             for one in scores
@@ -247,7 +248,7 @@ def compare_setting(
     for i in different:
         one = {"prompt": records[i]["prompt"], "tokens": len(rows[i]["completion_ids"])}
         one |= {"predicted": predicted[i], "observed": observed[i]}
-        if scores:
+        if scores and not scores[0].is_parallel:  # there acceptance is not one of tokens
             ours, row = scores[i // ROWS_AT_ONCE], i % ROWS_AT_ONCE
             chances = ours.acceptance[row, : one["tokens"]].tolist()
             chances += [] if ours.past_end is None else ours.past_end[row].tolist()
@@ -320,6 +321,13 @@ def main() -> None:
         for name in ("draft", "target")
     ]
     pair = Pair(*models, tokenizer, arguments.work_dir / "scores")
+
+    def find_pair(setting: str) -> Pair:
+        if not setting.startswith("parallel"):
+            return pair
+        draft = AutoModelForCausalLM.from_pretrained(make_parallel_draft(arguments.work_dir), dtype=torch.float32)
+        return replace(pair, draft=draft.eval(), folder=pair.folder / "parallel")
+
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
     for engine in arguments.engines:
         by_setting: dict[str, list[dict[str, Any]]] = {}
@@ -327,7 +335,7 @@ def main() -> None:
             by_setting.setdefault(record["setting"], []).append(record)
         for setting in arguments.settings or by_setting:
             if setting in by_setting and not setting.endswith("-0"):
-                new = compare_setting(engine, setting, by_setting[setting], prompts, pair)
+                new = compare_setting(engine, setting, by_setting[setting], prompts, find_pair(setting))
                 print(json.dumps(new), flush=True)
                 others = [one for one in results if (one["engine"], one["setting"]) != (engine, setting)]
                 results = sorted([*others, new], key=lambda one: (list(FILES).index(one["engine"]), one["setting"]))

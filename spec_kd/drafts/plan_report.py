@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec_kd.drafts.options import DraftShapeOptions
-from spec_kd.evaluation.cost import ServingCosts, write_costs
+from spec_kd.evaluation.cost import ServingCosts
+from spec_kd.evaluation.cost_files import write_costs
 from spec_kd.evaluation.report.content import to_plain
 from spec_kd.files import COSTS_FILE
 from spec_kd.reports.numbers import DASH, TIMES_DIGITS, Interval, format_interval, format_number

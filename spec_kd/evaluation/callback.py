@@ -23,6 +23,7 @@ from spec_kd.evaluation.stored_responses import find_max_new_tokens, split_by_te
 from spec_kd.evaluation.trackers import log_picture, plot_acceptance
 from spec_kd.open_types import Argument, Arguments
 from spec_kd.options import check_choice, check_int, check_numbers
+from spec_kd.parallel import read_parallel_drafting
 from spec_kd.sampling.generation import find_special_ids
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
@@ -39,6 +40,7 @@ class SpeculativeEvalCallback(TrainerCallback):
     `eval_block_efficiency` and `eval_acceptance_rate_pos_1`, ...; for the others the same with a suffix (`_t1`).
     Beside them stand the shares of looping completions (`eval_share_looping`) and of prompts without the chat template
     (`eval_share_untemplated`), and alpha and block efficiency without these (`eval_alpha_without_looping_greedy`, ...).
+    For a parallel draft `eval_alpha_pos_1_greedy`, ... are the alpha of each token of a round.
     `method="assisted"` also logs `eval_tokens_per_second_assisted`, `eval_tokens_per_second_plain` and `eval_speedup`.
     Each of them can be `metric_for_best_model` (with `greater_is_better=True`), and all reach every tracker.
     TensorBoard, W&B and Trackio also get a picture of the acceptance by position if matplotlib is installed.
@@ -247,6 +249,11 @@ class SpeculativeEvalCallback(TrainerCallback):
 
     def _measure(self, draft: PreTrainedModel, target: PreTrainedModel | None, temperature: float) -> AcceptanceMetrics:
         processing_class = self._find_processing_class()
+        if self.method == "assisted" and read_parallel_drafting(draft.config) is not None:
+            raise ValueError(
+                "`method='assisted'` runs transformers' assisted generation, which runs a parallel draft once for each "
+                "token. Use `method='replay'`."
+            )
         if target is None:
             self._responses[temperature] = self._stored[temperature]
         elif temperature not in self._responses:

@@ -8,7 +8,7 @@ import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import cast
 
@@ -94,10 +94,12 @@ class ServingCosts:
                 "`draft_cost` is the one pass of a parallel draft. Leave `cost_ratio` and `round_cost` out.",
             ),
         )
-        for table, costs in ((name, self._by_gamma), ("draft_cost", self.draft_cost or {})):
-            for gamma, cost in costs.items():
-                check_int(f"{table} (gamma)", gamma)
-                check_number(f"{table}[{gamma}]", cost, above=0)
+        for gamma, cost in self._by_gamma.items():
+            check_int(f"{name} (gamma)", gamma)
+            check_number(f"{name}[{gamma}]", cost, above=0)
+        for gamma, cost in (self.draft_cost or {}).items():
+            check_int("draft_cost (gamma)", gamma)
+            check_number(f"draft_cost[{gamma}]", cost, 0)
         is_priced = self.round_cost is not None or bool(self.draft_cost)
         check_number("cost_ratio", self.cost_ratio, 0, is_optional=is_priced)
         check_number("round_overhead", self.round_overhead, 0)
@@ -124,13 +126,30 @@ class ServingCosts:
                 f"The cost of verifying {gamma} drafted tokens is not known, only up to {self.max_gamma}. Measure or "
                 "give it."
             )
-        return _interpolate({0: 1.0, **self._by_gamma}, gamma)
+        return _read_between({0: 1.0, **self._by_gamma}, gamma)
 
     def draft(self, gamma: int) -> float:
         """Cost of drafting gamma tokens, in steps of the target; 0 of whole rounds, which have it."""
         if self.draft_cost is not None:
-            return _interpolate(self.draft_cost, gamma)
+            return _read_between(self.draft_cost, gamma)
         return gamma * (self.cost_ratio or 0.0) if self.round_cost is None else 0.0
+
+    def for_parallel_draft(self) -> "ServingCosts":
+        """The costs of a parallel draft: where its pass was not measured, it is taken for one step of the draft.
+
+        Whole rounds of which the draft's part is not known stay as they are.
+        """
+        if self.cost_ratio is None:
+            return self
+        return replace(
+            self,
+            cost_ratio=None,
+            round_cost=None,
+            round_cost_range=None,
+            verify_cost={gamma: cast(float, self.verify(gamma)) for gamma in self._by_gamma},
+            draft_cost={1: self.cost_ratio},
+            source=f"{self.source}; the pass of a parallel draft is taken for one step",
+        )
 
     def verify(self, gamma: int) -> float | None:
         """v(gamma), interpolated; of whole rounds what the draft's steps leave, or `None` if these are not known.
@@ -224,7 +243,8 @@ class ServingCosts:
         return self.find_needed_alpha(1.0, max_gamma)
 
 
-def _interpolate(known: Mapping[int, float], gamma: int) -> float:
+def _read_between(known: Mapping[int, float], gamma: int) -> float:
+    """A cost between those of known gammas."""
     gammas = sorted(known)
     return float(np.interp(gamma, gammas, [known[g] for g in gammas]))
 
@@ -288,7 +308,8 @@ def measure_costs(
             drafting = {gamma: median["draft", gamma] / step for gamma in draft_reads}
             costs.append(
                 ServingCosts(
-                    **({"draft_cost": drafting} if is_parallel else {"cost_ratio": drafting[1]}),
+                    cost_ratio=None if is_parallel else drafting[1],
+                    draft_cost=drafting if is_parallel else None,
                     verify_cost={gamma: median["target", gamma + 1] / step for gamma in gammas},
                     batch_size=batch_size,
                     target_step_seconds=step,

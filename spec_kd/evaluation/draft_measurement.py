@@ -22,6 +22,7 @@ from spec_kd.evaluation.setting_report import ResponseDescription, describe_sett
 from spec_kd.heads import find_input_device
 from spec_kd.loading import load_model
 from spec_kd.open_types import Arguments, JsonObject
+from spec_kd.parallel import read_parallel_drafting
 from spec_kd.sampling.generation import find_special_ids
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
@@ -99,6 +100,9 @@ class DraftMeter:
                 f"{self.options.engine.title} also counts tokens that are accepted after the end of a response. They "
                 "are left out, since only the target could tell them."
             )
+        is_parallel = read_parallel_drafting(draft.config) is not None
+        if is_parallel:
+            unmeasured += self._say_what_is_not_parallel()
         for setting in self.options.list_settings():
             scores = score_responses(
                 draft,
@@ -123,7 +127,8 @@ class DraftMeter:
             headline = headlines[setting.name] = by_gamma[self.options.num_assistant_tokens]
             assisted = None
             # transformers samples the draft as it samples the target
-            if self.target is not None and self.options.num_assisted_prompts and setting.draft_sampling == "stochastic":
+            is_assisted = self.options.num_assisted_prompts > 0 and setting.draft_sampling == "stochastic"
+            if self.target is not None and is_assisted and not is_parallel:
                 run = partial(self._run_assisted, draft, self.target, setting, headline, unmeasured)
                 assisted = measure_or_say(f"Assisted generation ({setting.name})", run, unmeasured)
             described = self.described[setting.temperature]
@@ -139,9 +144,23 @@ class DraftMeter:
             settings=settings,
             costs=known,
             unmeasured=unmeasured,
-            recommendations=recommend(candidates, self.options.engine, draft_name, self.target_name or "TARGET"),
+            recommendations=recommend(
+                candidates, self.options.engine, draft_name, self.target_name or "TARGET", is_parallel
+            ),
         )
         return MeasuredDraft(report, provenance, headlines)
+
+    def _say_what_is_not_parallel(self) -> list[str]:
+        """Sentences of the report on what is not measured of a parallel draft."""
+        engine, said = self.options.engine, []
+        if engine.write_parallel_command is None:
+            said.append(
+                f"{engine.title} takes no parallel drafts. The metrics are those of `generate_speculatively` with the "
+                "counting of that engine, and no settings are recommended."
+            )
+        if self.options.num_assisted_prompts:
+            said.append("Assisted generation was not run: transformers runs a parallel draft once for each token.")
+        return said
 
     def _run_assisted(
         self,
@@ -218,17 +237,23 @@ def measure_or_say(what: str, measure: Callable[[], Result], unmeasured: list[st
 def find_costs(
     options: EvaluationOptions, draft: PreTrainedModel, target: PreTrainedModel | None, unmeasured: list[str]
 ) -> list[ServingCosts]:
-    """The costs that are given, or those measured if the target is a model in this process.
+    """The costs that are given for a draft of its kind, or those measured if the target is a model in this process.
 
     Args:
         options (`EvaluationOptions`): `costs`, and the batch sizes and gammas to measure.
         draft (`PreTrainedModel`): The draft.
         target (`PreTrainedModel`, *optional*): The target.
-        unmeasured (`list[str]`): Sentences of the report, to which one is added if the measurement fails.
+        unmeasured (`list[str]`): Sentences of the report, to which one is added if costs are not those of this draft.
     """
     given = options.read_costs()
     if given is not None or target is None:
-        return given or []
+        is_parallel = read_parallel_drafting(draft.config) is not None
+        known = [one.for_parallel_draft() if is_parallel else one for one in given or []]
+        known = [one for one in known if (one.draft_cost is not None) is is_parallel]
+        if len(known) < len(given or []):
+            kind, other = ("parallel", "autoregressive") if is_parallel else ("autoregressive", "parallel")
+            unmeasured.append(f"Given costs are those of {other} drafts, and predict no speed-up of this {kind} one.")
+        return known
     most = max(options.all_gammas)
     measure = partial(
         measure_costs,

@@ -69,7 +69,7 @@ def replay_lookup(
             found[:, row, at] = torch.tensor([len(drafted), count_equal(drafted, written[at:])])
     no_draft = torch.zeros(found.shape[1:], dtype=torch.float64)
     rounds = expect_rounds(
-        no_draft if scores is None else scores.acceptance,
+        no_draft if scores is None else scores.read_drafted("acceptance"),
         num_assistant_tokens,
         max_new_tokens,
         lengths,

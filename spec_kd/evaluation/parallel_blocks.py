@@ -54,13 +54,14 @@ def compute_block_states(
         ids = text[:, : num_prompt + stop + size - 1]
         labels = torch.full_like(ids, -100)
         labels[:, num_prompt + start :] = 0
-        layout = build_layout(labels, [1.0] * size)
+        # All rounds are kept, so nothing is left to the chance that a generator stands for
+        layout = build_layout(labels, [1.0] * size, generator=torch.Generator(ids.device))
         states = compute_last_hidden_states(
             draft,
             draft.get_output_embeddings(),
             input_ids=layout.append_masks(ids, parallel.mask_token_id),
             attention_mask=build_attention(layout, draft),
-            position_ids=layout.positions.clamp(max=None if limit is None else limit - 1),
+            position_ids=layout.positions.clamp(0, None if limit is None else limit - 1),
         )[0]  # (T + M, H)
         by_start = states.new_zeros(layout.blocks.num_blocks, size, states.shape[-1])
         blocks = (layout.blocks.block.to(states.device), layout.blocks.position.to(states.device))

@@ -132,20 +132,21 @@ def list_ways(
     for gamma, metrics in by_gamma.items():
         calls, nothing = metrics.target_calls, np.zeros((len(metrics.tokens), gamma))
         ways.append(Way(FIXED, gamma, calls, np.column_stack([nothing, calls]), nothing))
-        first, later = expect_parallel_steps(scores.acceptance, gamma, scores.lengths, scores.counting.first_round)
-        calls = (first + later).numpy()
-        ways.append(Way(PARALLEL, gamma, calls, np.column_stack([nothing, calls]), nothing, first_steps=first.numpy()))
+        if not scores.is_parallel:
+            first, later = expect_parallel_steps(scores.acceptance, gamma, scores.lengths, scores.counting.first_round)
+            calls, whole = (first + later).numpy(), np.column_stack([nothing, (first + later).numpy()])
+            ways.append(Way(PARALLEL, gamma, calls, whole, nothing, first_steps=first.numpy()))
         if engine.block_flags and scores.draft_sampling == "stochastic" and "log_ratio" in scores.values:
             rounds = expect_rounds(
-                scores.acceptance,
+                scores.read_drafted("acceptance"),
                 gamma,
                 max_new_tokens,
                 scores.lengths,
                 scores.counting,
-                block_log_ratio=scores.values["log_ratio"],
+                block_log_ratio=scores.read_drafted("log_ratio"),
             )
             ways.append(Way.of_rounds(BLOCK, gamma, rounds))
-        if engine.early_end is not None and CONFIDENCE in scores.values:
+        if engine.early_end is not None and CONFIDENCE in scores.values and not scores.is_parallel:
             ways += list_thresholds(scores, gamma, engine.early_end, max_new_tokens)
     return ways
 
@@ -216,7 +217,11 @@ def find_candidates(
 
 
 def recommend(
-    candidates: Sequence[Candidate], engine: ServingEngine, draft_name: str, target_name: str
+    candidates: Sequence[Candidate],
+    engine: ServingEngine,
+    draft_name: str,
+    target_name: str,
+    is_parallel: bool = False,
 ) -> Recommendations | None:
     """Chooses a plan for each temperature and batch size, and writes what the engine needs for it.
 
@@ -227,10 +232,14 @@ def recommend(
         candidates (`Sequence[Candidate]`): Candidates of all settings of one draft.
         engine (`ServingEngine`): Engine that will serve it.
         draft_name (`str`), target_name (`str`): Folders or Hub ids, for the command.
+        is_parallel (`bool`, *optional*, defaults to `False`): Whether the draft drafts a round in one pass.
 
     Returns:
-        [`Recommendations`], or `None` without candidates.
+        [`Recommendations`], or `None` without candidates, or for a parallel draft that the engine does not take.
     """
+    write_command = engine.find_writer(is_parallel)
+    if write_command is None:
+        return None
     groups: dict[tuple[float, int], list[Candidate]] = {}
     for one in candidates:
         groups.setdefault((one.plan.temperature, one.plan.batch_size), []).append(one)
@@ -249,7 +258,7 @@ def recommend(
             serving_engine=engine.name,
             num_assistant_tokens=gamma,
             flags=list(flags),
-            command=engine.write_command(draft_name, target_name, gamma, flags),
+            command=write_command(draft_name, target_name, gamma, flags),
             language=engine.command_language,
         )
         for (gamma, flags), titles in collect_settings([plan for plan in plans if plan.is_recommended], engine).items()

@@ -95,6 +95,7 @@ def describe_setting(
     breakdowns = [
         break_down_by_class(scores, responses.classes),
         break_down_by_position(scores),
+        break_down_by_drafted_token(by_gamma[max(by_gamma)]),
         break_down_by_entropy(scores),
         *(break_down_by_column(scores, headline, values, column) for column, values in responses.columns.items()),
     ]
@@ -145,6 +146,25 @@ def break_down_by_position(scores: ResponseScores) -> Breakdown:
     ends = [*POSITION_EDGES[1:], None]
     labels = [_name_range(start, end) for start, end in zip(POSITION_EDGES, ends, strict=True)]
     return Breakdown(title="token of the completion", rows=_make_rows(scores, groups, labels))
+
+
+def break_down_by_drafted_token(metrics: AcceptanceMetrics) -> Breakdown | None:
+    """Alpha of each token of a round of a parallel draft; `None` for another draft."""
+    if metrics.alpha_tokens_by_position is None:
+        return None
+    columns = zip(metrics.alpha_per_position, metrics.alpha_tokens_by_position.T, strict=True)
+    rows = [
+        BreakdownRow(
+            label=str(k),
+            prompts=int((counts > 0).sum()),
+            tokens=int(counts.sum()),
+            alpha=alpha,
+            block_efficiency=None,
+        )
+        for k, (alpha, counts) in enumerate(columns, start=1)
+        if counts.any()
+    ]
+    return Breakdown(title="token of the round", rows=rows)
 
 
 def _name_range(start: int, end: int | None) -> str:

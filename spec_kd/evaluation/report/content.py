@@ -179,7 +179,8 @@ class CostReport:
 
     Args:
         batch_size (`int`): Sequences at a time.
-        cost_ratio (`float`, *optional*): c, a draft step over a target step; `None` where whole rounds were measured.
+        cost_ratio (`float`, *optional*):
+            c, a draft step over a target step; `None` where whole rounds, or passes of a parallel draft, were measured.
         verify_cost (`dict[str, float]`):
             v(gamma) by gamma (as text): the time of a target pass over gamma + 1 tokens over that of one token; empty
             where whole rounds were measured.
