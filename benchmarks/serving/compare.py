@@ -28,6 +28,7 @@ from spec_kd.counting import Counting
 from spec_kd.evaluation.lookup_replay import replay_lookup
 from spec_kd.evaluation.options import ReplayOptions
 from spec_kd.evaluation.response_replay import ResponseScores, score_responses
+from spec_kd.parallel import read_parallel_drafting
 from spec_kd.sampling.generation import generate_batch
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.serving import find_serving_engine
@@ -94,7 +95,8 @@ class Pair:
 
     def score(self, rows: list[dict[str, Any]], options: ReplayOptions) -> list[ResponseScores]:
         """Scores of the rows, some at a time; those of greedy texts are the same for all numbers of drafted tokens."""
-        past_end = MAX_DRAFT_TOKENS if options.temperature == 0 else 0
+        parallel = read_parallel_drafting(self.draft.config)
+        past_end = 0 if options.temperature else MAX_DRAFT_TOKENS if parallel is None else parallel.num_tokens
         return [
             keep(
                 self.folder,

@@ -10,6 +10,7 @@ from tiny import build_llama
 
 from spec_kd.files import compute_sum
 from spec_kd.hub import CardFacts, GGUFError, ServingFile, export_draft
+from spec_kd.parallel import ParallelDrafting, write_parallel_drafting
 from spec_kd.serving import SERVING_ENGINES
 
 
@@ -143,3 +144,18 @@ def test_a_file_of_another_form_is_refused(draft, options, tmp_path, change, exp
     path.unlink()
     with pytest.raises(FileNotFoundError):
         ServingFile.read(path.parent)
+
+
+def test_a_parallel_draft_has_its_commands(draft, options, tmp_path):
+    write_parallel_drafting(draft.config, ParallelDrafting(260, 4))
+    with pytest.raises(ValueError, match=r"llama.cpp drafts one by one: The draft drafts 4 tokens in one pass"):
+        export_draft(draft, tmp_path / "draft", **options, num_assistant_tokens=4)
+    options["serving_engines"] = ["vllm", "tensorrt-llm"]
+    folder = export_draft(draft, tmp_path / "draft", **options, num_assistant_tokens=4)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["pard_token"], config["num_parallel_tokens"]) == (260, 4)
+    commands = {name: served.command for name, served in ServingFile.read(folder).engines.items()}
+    assert '"parallel_drafting": true' in commands["vllm"] and "PARDDecodingConfig" in commands["tensorrt-llm"]
+    card = (folder / "README.md").read_text()
+    assert "parallel_drafting" in card and "PARDDecodingConfig" in card
+    assert "llama-server" not in card and "assistant_model" not in card
