@@ -73,6 +73,7 @@ def follow_evaluation(recipe: Recipe) -> ServingSteps:
         tell(
             f"run: {chosen.value} drafted token{'s' if chosen.value > 1 else ''} a round, predicted to give "
             f"{format_interval(chosen.predicted_speedup)} times plain decoding ({chosen.where})"
+            + ("" if chosen.predicted_speedup.value > 1 else "; the target alone is as fast or faster")
         )
     return serving
 
