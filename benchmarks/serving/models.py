@@ -49,7 +49,7 @@ def make_pair(work_dir: Path) -> tuple[Path, Path]:
 def make_parallel_draft(work_dir: Path) -> Path:
     """Folder of the cut draft as one that drafts in parallel, with a comma for each token that is not known yet.
 
-    It was not trained for that: what it drafts after a comma is accepted by chance, at every place of a round.
+    It was not trained for that: what it drafts after a comma is accepted by chance.
     """
     draft, folder = make_pair(work_dir)[1], work_dir / "parallel"
 
