@@ -91,13 +91,12 @@ def _time_plan(recipe: Recipe) -> StepTime:
 
 def _time_training(step: str, call: TrainCall) -> StepTime:
     config = call.config
-    until = f"after {TIMED_STEPS} steps {ITSELF}"
     if config.max_train_minutes is not None:
         return StepTime(step, config.max_train_minutes, "`max_train_minutes`")
     if config.max_train_tokens is not None:
-        return StepTime(step, None, f"{config.max_train_tokens:,} tokens; {until}")
+        return StepTime(step, None, f"{config.max_train_tokens:,} tokens; after {TIMED_STEPS} steps {ITSELF}")
     steps = f"{config.max_steps:,} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
-    return StepTime(step, None, f"{steps}; {until}")
+    return StepTime(step, None, f"{steps}; once it has begun, {ITSELF}")
 
 
 def _time_evaluation(recipe: Recipe, pace: Pace) -> StepTime:
