@@ -24,14 +24,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.llama_cpp import find_tools, run_llama_server
 from benchmarks.serving.prompts import build_call_schema, read_tools
-from experiments.smollm2.conversations import DOMAINS, KEPT, find_target
+from experiments.smollm2.conversations import DOMAINS, KEPT
 from experiments.smollm2.conversations import MAX_NEW_TOKENS as MAX_RESPONSE_TOKENS
+from experiments.smollm2.keep_draft import find_models, make_gguf
 from experiments.smollm2.score_text import load_responses
 from spec_kd import (
     Observation,
     ServingCosts,
     compare_observed,
-    export_gguf,
     measure_server_costs,
     observe_serving,
     save_observed,
@@ -51,20 +51,6 @@ SPECULATION: dict[str, Sequence[str]] = {
     "ngram": ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "{n}"),
 }
 """Flags of llama-server for each way to propose tokens; those of a draft come from the engine's record."""
-
-
-def find_models(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Folders of the target and the draft, which is the kept one where nothing was trained here."""
-    draft = arguments.work_dir / arguments.domain / arguments.run / arguments.phase
-    if not draft.exists():
-        draft = KEPT / arguments.domain / "draft"
-    return find_target(arguments.work_dir, arguments.domain), draft
-
-
-def make_gguf(model: Path, folder: Path, quantization: str) -> Path:
-    """Writes a model as llama-server loads it, below the domain's folder."""
-    output = folder / "gguf" / f"{'-'.join(model.parts[-2:])}-{quantization}.gguf"
-    return export_gguf(model, output, llama_cpp_dir=find_tools(), quantization=quantization)
 
 
 def load_prompts(arguments: argparse.Namespace, folder: Path) -> Dataset:

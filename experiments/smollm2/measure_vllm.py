@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.run_commands import list_places, start, wait_for_server
 from experiments.smollm2.conversations import DOMAINS, KEPT
-from experiments.smollm2.measure import MAX_NEW_TOKENS, find_models, keep
+from experiments.smollm2.keep_draft import find_models
+from experiments.smollm2.measure import MAX_NEW_TOKENS, keep
 from experiments.smollm2.score_text import load_responses
 from spec_kd import compare_observed, observe_serving, serving_commands
 

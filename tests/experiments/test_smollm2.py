@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from experiments.smollm2.complete_prompts import keep, restore
 from experiments.smollm2.conversations import KEPT, NUM_SAMPLED, find_target, load_part
+from experiments.smollm2.report import RESULTS, read_result, write_table
 
 MEASURED = sorted(path.with_suffix("").with_suffix("") for path in KEPT.glob("*/measured/*.jsonl.gz"))
 
@@ -58,7 +62,7 @@ def test_a_committed_result_follows_from_its_raw_answers(path):
     found = json.loads(path.with_name(f"{path.name}.json").read_text())
     with gzip.open(f"{path}.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
-    draft, plain = ({row["row"]: row for row in rows if row["side"] == side} for side in ("draft", "plain"))
+    draft, plain = ({row["row"]: row for row in rows if row.get("side") == side} for side in ("draft", "plain"))
     assert len(draft) == len(plain) == found["requests"] >= 100
     assert sum(draft[i]["completion_ids"] == plain[i]["completion_ids"] for i in draft) == found["equal_texts"]
     requests = [plain[i]["request_seconds"] / draft[i]["request_seconds"] for i in draft]
@@ -71,3 +75,20 @@ def test_a_committed_result_follows_from_its_raw_answers(path):
 
 def test_there_is_a_committed_result():
     assert MEASURED
+
+
+def test_the_pages_show_the_result_that_follows_from_the_answers():
+    table = write_table([read_result(domain) for domain in RESULTS])
+    folder = KEPT.parent
+    assert (folder / "result.md").read_text() == table
+    for page in (folder / "README.md", folder.parents[1] / "README.md"):
+        assert table.strip() in page.read_text()
+
+
+def test_kept_drafts_are_small_and_have_the_vocabulary_of_their_target():
+    for domain in RESULTS:
+        config = AutoConfig.from_pretrained(KEPT / domain / "draft")
+        weights = load_file(KEPT / domain / "draft" / "model.safetensors")
+        assert config.vocab_size == 49_152
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+        assert sum(tensor.numel() for tensor in weights.values()) < 15_000_000
