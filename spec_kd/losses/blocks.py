@@ -47,7 +47,8 @@ def block_linear_divergence(
     A weighting by acceptance scores all tokens without gradients first (two products each, against four for the loss).
 
     Args:
-        hidden, weight, targets, labels: As for `fused_linear_divergence`.
+        hidden (`torch.Tensor`), weight (`torch.Tensor`), labels (`torch.Tensor`): As for `fused_linear_divergence`.
+        targets (`Callable`): The `teacher` of `fused_linear_divergence`.
         loss (`TokenLoss`): The loss of a token, and how much each position counts; its selection is not read.
         blocks (`Blocks`): The block and the position of each token.
         confidence (`torch.Tensor`, *optional*):
