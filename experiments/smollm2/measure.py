@@ -4,9 +4,9 @@
     python -m experiments.smollm2.measure --domain function_calling --run 192x8-seed0 --part test --num_draft_tokens 3
 
 The first command times rounds of the server and replays the draft on the 50 validation responses: it prints the
-predicted speed-up for each number of drafted tokens and each `--p_min`. The second asks the test prompts, once. Two servers share the same
-cores and answer each prompt in turn, so that other work on the machine slows both. The answers lie in
-`<work_dir>/<domain>/measured`, where a killed run continues.
+predicted speed-up for each number of drafted tokens and each `--p_min`. The second asks the test prompts, once. Two
+servers share the same cores and answer each prompt in turn, so that other work on the machine slows both. The answers
+lie in `<work_dir>/<domain>/measured`, where a killed run continues.
 """
 
 import argparse
