@@ -14,13 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target
 from experiments.smollm2.score_text import load_responses, load_scored
-from experiments.smollm2.train_draft import build_options, run_trainer
+from experiments.smollm2.train_draft import build_options, parse_training, run_trainer
 from spec_kd import (
     BlackBoxSFTConfig,
     BlackBoxSFTTrainer,
@@ -49,7 +48,7 @@ def make_black_box(rows: Dataset, target: Path, options: Options, common: Option
 
 
 def make_on_policy(rows: Dataset, target: Path, options: Options, common: Options) -> Trainer:
-    """The draft writes, and the live target scores what it wrote."""
+    """The loss of the live target, on texts that the draft writes in training."""
     args = OnlineGKDConfig(max_new_tokens=64, teacher_model_init_kwargs={"dtype": "bfloat16"}, **options)
     prompts = rows.select_columns(["prompt_ids"])
     return OnlineGKDTrainer(args=args, teacher_model=str(target), train_dataset=prompts, **common)
@@ -82,12 +81,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--start", default="192x8-seed0/train", help="Run and phase of the generic draft.")
     parser.add_argument("--minutes", type=float, default=20.0, help="Training time of each method (default: 20).")
-    parser.add_argument("--batch_size", type=int, default=8, help="Rows of a step (default: 8).")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_training(parser, batch_size=8)
 
     folder = arguments.work_dir / DOMAIN
     generic = arguments.work_dir / "general" / arguments.start

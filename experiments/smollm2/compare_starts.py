@@ -8,16 +8,14 @@ the validation responses is replayed before training and after it; results are k
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
 from experiments.smollm2.compare_methods import measure
 from experiments.smollm2.conversations import DOMAINS, KEPT, find_target
 from experiments.smollm2.score_text import load_responses, load_scored
-from experiments.smollm2.train_draft import SHAPES, build_options, run_trainer
+from experiments.smollm2.train_draft import SHAPES, build_options, parse_training, run_trainer
 from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
 
 NARROW = SHAPES["192x4"]
@@ -35,12 +33,7 @@ def main() -> None:
     parser.add_argument("--domain", choices=DOMAINS, default="function_calling")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--steps", type=int, default=200, help="Steps of training (default: 200).")
-    parser.add_argument("--batch_size", type=int, default=8, help="Rows of a step (default: 8).")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_training(parser, batch_size=8)
 
     folder = arguments.work_dir / arguments.domain
     target = find_target(arguments.work_dir, arguments.domain)

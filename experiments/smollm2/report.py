@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.smollm2.conversations import KEPT
 from spec_kd.evaluation.looping import find_loop
-from spec_kd.reports.numbers import Interval
+from spec_kd.reports.numbers import Interval, format_interval
 from spec_kd.reports.plots import new_figure
 
 FOLDER = Path(__file__).parent
@@ -72,10 +72,6 @@ def read_result(domain: str) -> Result:
     )
 
 
-def show(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
 def write_table(results: list[Result]) -> str:
     """The results as a table in Markdown."""
     lines = [
@@ -86,8 +82,8 @@ def write_table(results: list[Result]) -> str:
     for one in results:
         without, with_draft = (np.nanmedian(one.rates[side]) for side in ("plain", "draft"))
         lines.append(
-            f"| {TITLES[one.domain]} | {without:.1f}, {with_draft:.1f} | **{show(one.speedup)}** "
-            f"| {show(one.predicted)} | {show(one.request_speedup)} "
+            f"| {TITLES[one.domain]} | {without:.1f}, {with_draft:.1f} | **{format_interval(one.speedup)}** "
+            f"| {format_interval(one.predicted)} | {format_interval(one.request_speedup)} "
             f"| {one.num_equal} of {one.num_prompts} | {one.num_loops} |"
         )
     return "\n".join(lines) + "\n"

@@ -2,7 +2,8 @@
 
     python -m experiments.smollm2.score_text --domain function_calling
 
-A killed run continues after its last whole shard. `<work_dir>/<domain>/scored/<text>` holds the rows.
+Completions that were written here have their signal already; those that were kept get it. A killed run continues after
+its last whole shard. `<work_dir>/<domain>/scored/<text>` holds the rows.
 """
 
 import argparse
@@ -32,9 +33,11 @@ def load_responses(folder: Path, part: str) -> Dataset:
 
 def load_scored(folder: Path, text: str) -> Dataset:
     """Rows with the target's signal, from this script or from the engine that wrote them."""
-    scored = folder / "scored" / text / "responses.parquet"
-    rows = Dataset.from_parquet(str(scored)) if scored.exists() else load_responses(folder, TEXTS[text][0])
-    if "teacher_signal" not in rows.column_names:
+    scored, (part, is_whole) = folder / "scored" / text / "responses.parquet", TEXTS[text]
+    if scored.exists():
+        return Dataset.from_parquet(str(scored))
+    rows = load_responses(folder, part)
+    if is_whole or "teacher_signal" not in rows.column_names:
         raise ValueError(f"{scored} is missing. Run `python -m experiments.smollm2.score_text --texts {text}`.")
     return rows
 
@@ -59,6 +62,9 @@ def main() -> None:
         known = {"sampling_temperature": temperature, "max_new_tokens": MAX_NEW_TOKENS[arguments.domain]}
         if is_whole:
             rows, known = tokenize_corpus(rows.select_columns(["prompt_ids", "completion_ids"]), tokenizer), {}
+        elif "teacher_signal" in rows.column_names:
+            print(f"{arguments.domain} ({text}): the signal came with the completions.", flush=True)
+            continue
         num_tokens = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
         started = time.monotonic()
         output_dir = str(folder / "scored" / text)

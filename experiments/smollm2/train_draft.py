@@ -62,6 +62,17 @@ def make_draft(folder: Path, target: Path, responses: Dataset, shape: str) -> No
     found.save_pretrained(folder)
 
 
+def parse_training(parser: argparse.ArgumentParser, batch_size: int) -> argparse.Namespace:
+    """The arguments of a script that trains, with those that all of them have."""
+    parser.add_argument("--batch_size", type=int, default=batch_size, help="Rows of a step (default: %(default)s).")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
 def build_options(output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Options of all trainers."""
     return {
@@ -120,13 +131,8 @@ def main() -> None:
     parser.add_argument("--phase", choices=PHASES, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="192x4")
     parser.add_argument("--epochs", type=float, default=3.0, help="Passes over the text (default: 3).")
-    parser.add_argument("--batch_size", type=int, default=4, help="Rows of a step (default: 4).")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="At its highest (default: 0.002).")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_training(parser, batch_size=4)
 
     folder = arguments.work_dir / arguments.domain
     target = find_target(arguments.work_dir, arguments.domain)

@@ -11,7 +11,7 @@ import torch
 from spec_kd.decoding.options import SpeculationOptions
 from spec_kd.decoding.ragged_model import RaggedModel
 from spec_kd.parallel import ParallelDrafting
-from spec_kd.sampling.generation import NO_IDS, build_warpers, draw_ids
+from spec_kd.sampling.generation import build_warpers, draw_each
 
 
 class Proposal(NamedTuple):
@@ -53,8 +53,7 @@ class _Sampler:
         """One id for each position of logits `(B, G, V)`, each drawn from its own distribution."""
         if not self._is_sampled:
             return Proposal(logits.argmax(dim=-1), None)
-        q = self._warp(NO_IDS, logits.flatten(0, 1)).softmax(dim=-1)  # (B * G, V)
-        return Proposal(draw_ids(q, self._generator).view(logits.shape[:2]), q.view_as(logits))
+        return Proposal(*draw_each(logits, self._warp, self._generator))
 
 
 class StepwiseDrafter:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from spec_kd.counting import REPLAY_SAMPLINGS, Counting
 from spec_kd.evaluation.metrics import name_temperature
-from spec_kd.options import check_flag, check_int, check_ints, check_number, check_numbers, document_options, option
+from spec_kd.options import check_flag, check_int, check_ints, check_numbers, document_options, option
 from spec_kd.sampling.options import check_truncation
 from spec_kd.sampling.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
-from spec_kd.serving import SERVING_ENGINE_HELP, ServingEngine, find_serving_engine
+from spec_kd.serving import SERVING_ENGINE_HELP, THRESHOLD_HELP, ServingEngine, find_serving_engine
 
 if TYPE_CHECKING:
     from spec_kd.evaluation.cost import ServingCosts
@@ -266,8 +266,7 @@ class ReplayOptions:
         default=1.0,
     )
     assistant_confidence_threshold: float = option(
-        "Probability below which a draft ends, as the engine was told (`--spec-draft-p-min` of llama.cpp). By default "
-        "0.0: drafts end nowhere.",
+        THRESHOLD_HELP,
         default=0.0,
     )
     batch_size: int = option("Number of responses that a model reads at a time.", default=8)
@@ -278,12 +277,7 @@ class ReplayOptions:
         from spec_kd.acceptance import check_sampling
 
         check_sampling(self.temperature, self.sampling, REPLAY_SAMPLINGS)
-        check_number("assistant_confidence_threshold", self.assistant_confidence_threshold, 0, 1)
-        if self.assistant_confidence_threshold and self.engine.early_end is None:
-            raise ValueError(
-                f"{self.engine.title} does not end drafts early, and `assistant_confidence_threshold="
-                f"{self.assistant_confidence_threshold:g}` says that it did. Leave it out."
-            )
+        self.engine.check_threshold(self.assistant_confidence_threshold)
         check_truncation(self.top_k, self.top_p)
         check_int("batch_size", self.batch_size)
         check_int("max_new_tokens", self.max_new_tokens, is_optional=True)

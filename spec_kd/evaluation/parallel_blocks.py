@@ -16,7 +16,7 @@ from spec_kd.heads import LogitHead, compute_last_hidden_states, evaluation_mode
 from spec_kd.parallel import ParallelDrafting
 from spec_kd.parallel.attention import build_attention, check_masks
 from spec_kd.parallel.layout import build_layout
-from spec_kd.sampling.generation import NO_IDS, build_warpers, draw_ids, seed_generator
+from spec_kd.sampling.generation import build_warpers, draw_each, seed_generator
 from spec_kd.sampling.prompts import get_max_length
 
 MAX_MASKS = 2048
@@ -106,8 +106,7 @@ def _choose(logits: torch.Tensor, options: ReplayOptions, seed: str) -> torch.Te
     if options.temperature == 0 or options.sampling == "greedy":
         return logits.argmax(dim=-1)
     warp = build_warpers(options.temperature, options.top_k, options.top_p)
-    q = warp(NO_IDS, logits.flatten(0, 1)).softmax(dim=-1)
-    return draw_ids(q, seed_generator(seed, logits.device)).view(logits.shape[:2])
+    return draw_each(logits, warp, seed_generator(seed, logits.device))[0]
 
 
 def _score_after(

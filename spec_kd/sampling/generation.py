@@ -168,6 +168,18 @@ def draw_ids(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return ids.clamp(max=weights.shape[1] - 1)  # the product may be rounded up to the sum
 
 
+def draw_each(
+    logits: torch.Tensor, warpers: LogitsProcessorList, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws an id at each of G positions of B rows, from logits `(B, G, V)` and none of the others.
+
+    Returns:
+        Ids, int64 `(B, G)`, and the probabilities that they were drawn from, `(B, G, V)`.
+    """
+    q = warpers(NO_IDS, logits.flatten(0, 1)).softmax(dim=-1)  # (B * G, V)
+    return draw_ids(q, generator).view(logits.shape[:2]), q.view_as(logits)
+
+
 def build_warpers(temperature: float, top_k: int = 0, top_p: float = 1.0) -> LogitsProcessorList:
     """The processors that turn logits `(N, V)` into those that are sampled from, in the order of transformers.
 

@@ -22,6 +22,10 @@ __all__ = [
 SERVING_ENGINES: dict[str, ServingEngine] = {
     engine.name: engine for engine in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM, MLX_LM, OPENVINO)
 }
+THRESHOLD_HELP = (
+    "Probability below which a draft ends, as the engine was told (`--spec-draft-p-min` of llama.cpp). By default 0.0: "
+    "drafts end nowhere."
+)
 SERVING_ENGINE_HELP = (
     "Engine that will serve the draft, which decides how the draft is sampled and what is counted: "
     f"{', '.join(SERVING_ENGINES)}."

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from spec_kd.counting import Counting
 from spec_kd.escaping import quote_argument
+from spec_kd.options import check_number
 from spec_kd.serving.lookup import Lookup
 from spec_kd.serving.observer import Observer
 from spec_kd.serving.pair import PairCheck
@@ -193,6 +194,15 @@ class ServingEngine:
             raise ValueError(
                 f"{self.title} cuts by `top_k` and `top_p` before it masks, which is not modeled under a JSON schema "
                 "or a grammar. Leave them out, and send requests without them."
+            )
+
+    def check_threshold(self, threshold: float) -> None:
+        """Raises `ValueError` for a confidence threshold out of [0, 1], or where drafts do not end early."""
+        check_number("assistant_confidence_threshold", threshold, 0, 1)
+        if threshold and self.early_end is None:
+            raise ValueError(
+                f"{self.title} does not end drafts early, and `assistant_confidence_threshold={threshold:g}` says that "
+                "it did. Leave it out."
             )
 
     def find_writer(self, is_parallel: bool) -> CommandWriter | None:

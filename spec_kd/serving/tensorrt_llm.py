@@ -18,24 +18,24 @@ from spec_kd.serving.rules import (
 
 def write_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """Python code that loads both models."""
-    draft, target = quote_python(draft), quote_python(target)
-    options = ", ".join([f"max_draft_len={num_draft_tokens}", f"speculative_model={draft}", *flags])
-    return (
-        "from tensorrt_llm import LLM\n"
-        "from tensorrt_llm.llmapi import DraftTargetDecodingConfig\n\n"
-        f"config = DraftTargetDecodingConfig({options})\n"
-        f"llm = LLM({target}, speculative_config=config, disable_overlap_scheduler=True)"
-    )
+    options = ["disable_overlap_scheduler=True"]
+    return _write_code("DraftTargetDecodingConfig", draft, target, num_draft_tokens, flags, options)
 
 
 def write_parallel_command(draft: str, target: str, num_draft_tokens: int, flags: Sequence[str] = ()) -> str:
     """Python code that loads both models, for a parallel draft; its mask token is `pard_token` of its config.json."""
-    draft, target = quote_python(draft), quote_python(target)
-    options = ", ".join([f"max_draft_len={num_draft_tokens}", f"speculative_model={draft}", *flags])
+    return _write_code("PARDDecodingConfig", draft, target, num_draft_tokens, flags)
+
+
+def _write_code(
+    config: str, draft: str, target: str, num_draft_tokens: int, flags: Sequence[str], options: Sequence[str] = ()
+) -> str:
+    given = ", ".join([f"max_draft_len={num_draft_tokens}", f"speculative_model={quote_python(draft)}", *flags])
     return (
         "from tensorrt_llm import LLM\n"
-        "from tensorrt_llm.llmapi import PARDDecodingConfig\n\n"
-        f"llm = LLM({target}, speculative_config=PARDDecodingConfig({options}))"
+        f"from tensorrt_llm.llmapi import {config}\n\n"
+        f"config = {config}({given})\n"
+        f"llm = LLM({', '.join([quote_python(target), 'speculative_config=config', *options])})"
     )
 
 

@@ -6,6 +6,7 @@ from transformers import set_seed
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
 from spec_kd.acceptance import EarlyEnds, expect_rounds
+from spec_kd.evaluation import ObservationOptions
 from spec_kd.evaluation.recommendations import list_thresholds
 from spec_kd.evaluation.response_replay import replay, score_responses
 from spec_kd.serving import find_serving_engine
@@ -134,3 +135,5 @@ def test_an_engine_whose_drafts_do_not_end_early(sharp_pair):
         replay(draft, target, [], temperature=0.0, serving_engine="vllm", assistant_confidence_threshold=0.5)
     with pytest.raises(ValueError, match="assistant_confidence_threshold"):
         replay(draft, target, [], temperature=0.0, serving_engine="llama.cpp", assistant_confidence_threshold=1.5)
+    with pytest.raises(ValueError, match="vLLM does not end drafts early"):  # before any server is asked
+        ObservationOptions(serving_engine="vllm", assistant_confidence_threshold=0.5)

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from experiments.smollm2.complete_prompts import keep, restore
 from experiments.smollm2.conversations import KEPT, NUM_SAMPLED, find_target, load_part
 from experiments.smollm2.report import RESULTS, read_result, write_table
+from experiments.smollm2.score_text import load_scored
 
 MEASURED = sorted(path.with_suffix("").with_suffix("") for path in KEPT.glob("*/measured/*.jsonl.gz"))
 
@@ -50,6 +51,19 @@ def test_the_parts_of_a_domain_share_no_prompt_but_those_that_are_sampled_again(
     assert len({text for name in ("target", "validation", "draft") for text in texts[name]}) == 220
     together = [(text, len(list(group))) for text, group in groupby(texts["sampled"])]
     assert together == [(text, 3 if i < 30 else 2) for i, text in enumerate(texts["draft"])]
+
+
+def test_signals_of_the_engine_serve_completions_but_not_whole_conversations(tmp_path):
+    folder = tmp_path / "completions" / "draft"
+    folder.mkdir(parents=True)
+    rows = {"prompt_ids": [[1]], "completion_ids": [[2]]}
+    Dataset.from_dict(rows).to_parquet(folder / "responses.parquet")
+    with pytest.raises(ValueError, match="score_text --texts completions"):
+        load_scored(tmp_path, "completions")
+    Dataset.from_dict({**rows, "teacher_signal": [b"1"]}).to_parquet(folder / "responses.parquet")
+    assert load_scored(tmp_path, "completions")["teacher_signal"] == [b"1"]
+    with pytest.raises(ValueError, match="score_text --texts conversations"):
+        load_scored(tmp_path, "conversations")
 
 
 def test_the_general_target_is_the_one_that_nobody_moved():

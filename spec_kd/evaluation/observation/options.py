@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from spec_kd.open_types import Arguments, JsonObject
-from spec_kd.options import check_choice, check_int, check_number, check_text, document_options, option, resolve_options
+from spec_kd.options import check_choice, check_int, check_text, document_options, option, resolve_options
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.sampling.response_format import GRAMMAR_HELP, JSON_SCHEMA_HELP, JsonSchema, ResponseFormat
-from spec_kd.serving import SERVING_ENGINES, ServingEngine, find_serving_engine
+from spec_kd.serving import SERVING_ENGINES, THRESHOLD_HELP, ServingEngine, find_serving_engine
 from spec_kd.serving.observer import Observer
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class ObservationOptions:
         default=None,
     )
     assistant_confidence_threshold: float = option(
-        "Probability below which a draft of the server ends, as it was started (`--spec-draft-p-min` of llama.cpp). By "
-        "default 0.0: drafts end nowhere.",
+        THRESHOLD_HELP,
         default=0.0,
     )
     server_kwargs: Arguments | str | None = option(
@@ -57,7 +56,7 @@ class ObservationOptions:
         check_text("model", self.model, is_optional=True)
         check_int("concurrency", self.concurrency)
         check_int("num_assistant_tokens", self.num_assistant_tokens, is_optional=True)
-        check_number("assistant_confidence_threshold", self.assistant_confidence_threshold, 0, 1)
+        self.engine.check_threshold(self.assistant_confidence_threshold)
         self.sampling, self.response_format  # noqa: B018  # check their own fields
         if self.server_kwargs and self.server.is_text_only:
             raise ValueError("`is_text_only` gives text without ids, of which nothing can be replayed. Leave it out.")
