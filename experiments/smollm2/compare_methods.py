@@ -49,7 +49,7 @@ def make_black_box(rows: Dataset, target: Path, options: Options, common: Option
 
 def make_on_policy(rows: Dataset, target: Path, options: Options, common: Options) -> Trainer:
     """The loss of the live target, on texts that the draft writes in training."""
-    args = OnlineGKDConfig(max_new_tokens=64, teacher_model_init_kwargs={"dtype": "bfloat16"}, **options)
+    args = OnlineGKDConfig(lmbda=1.0, max_new_tokens=64, teacher_model_init_kwargs={"dtype": "bfloat16"}, **options)
     prompts = rows.select_columns(["prompt_ids"])
     return OnlineGKDTrainer(args=args, teacher_model=str(target), train_dataset=prompts, **common)
 
