@@ -9,6 +9,7 @@ from pathlib import Path
 from spec_kd.cli.fingerprints import Fingerprints
 from spec_kd.open_types import Arguments, JsonObject
 from spec_kd.options import check_int, document_options, option
+from spec_kd.serving.llama_cpp import LLAMA_CPP
 from spec_kd.serving.llama_server import run_llama_server
 
 
@@ -40,6 +41,7 @@ class OwnServers:
         draft (`str`), target (`str`): Their GGUF files.
         num_assistant_tokens (`int`): Tokens drafted in a round.
         concurrency (`int`): Requests at a time.
+        threshold (`float`, *optional*, defaults to `0.0`): Probability below which a draft ends.
     """
 
     options: OwnServerOptions
@@ -47,6 +49,7 @@ class OwnServers:
     target: str
     num_assistant_tokens: int
     concurrency: int
+    threshold: float = 0.0
 
     def describe(self, fingerprints: Fingerprints) -> JsonObject:
         """What an observation of these servers depends on."""
@@ -54,6 +57,7 @@ class OwnServers:
             "draft": fingerprints.of_data(self.draft),
             "target": fingerprints.of_data(self.target),
             "num_assistant_tokens": self.num_assistant_tokens,
+            **({"threshold": self.threshold} if self.threshold else {}),
             "server_flags": self.options.server_flags,
         }
 
@@ -67,21 +71,20 @@ class OwnServers:
         Raises:
             LlamaServerError: One did not start.
         """
-        common: Arguments = {
-            "parallel": self.concurrency,
-            "context_length": self.options.context_length,
-            # without it a server does not tell its rounds
-            "flags": ["--metrics", *shlex.split(self.options.server_flags or "")],
-        }
+        common: Arguments = {"parallel": self.concurrency, "context_length": self.options.context_length}
+        # without it a server does not tell its rounds
+        flags = ["--metrics", *shlex.split(self.options.server_flags or "")]
+        early_ends = [word for flag in LLAMA_CPP.list_threshold_flags(self.threshold) for word in shlex.split(flag)]
         program, target = str(self.options.server), Path(self.target)
         with (
-            run_llama_server(program, target, logs / "plain.log", **common) as plain,
+            run_llama_server(program, target, logs / "plain.log", flags=flags, **common) as plain,
             run_llama_server(
                 program,
                 target,
                 logs / "draft.log",
                 draft=Path(self.draft),
                 num_draft_tokens=self.num_assistant_tokens,
+                flags=flags + early_ends,
                 **common,
             ) as drafting,
         ):

@@ -6,6 +6,7 @@ from spec_kd.cli.recipe import Recipe
 from spec_kd.cli.recipe_serving import ServingSteps
 from spec_kd.cli.steps import tell
 from spec_kd.evaluation import load_report
+from spec_kd.evaluation.report.recommended import THRESHOLD
 from spec_kd.files import COSTS_FILE
 from spec_kd.open_types import Argument, JsonObject
 from spec_kd.reports.numbers import Interval, format_interval
@@ -43,12 +44,14 @@ class ChosenTokens:
     """A number of drafted tokens that an evaluation recommends.
 
     Args:
-        value (`int`): The number.
+        value (`int`): The number, the highest one where drafts end early.
+        threshold (`float`): Probability below which a draft ends; 0.0 for none.
         predicted_speedup (`Interval`): What it is predicted to give.
         where (`str`): For which sampling and how many requests at a time, in words.
     """
 
     value: int
+    threshold: float
     predicted_speedup: Interval
     where: str
 
@@ -56,8 +59,9 @@ class ChosenTokens:
 def follow_evaluation(recipe: Recipe) -> ServingSteps:
     """The last steps with the number of drafted tokens that the evaluation recommends, where the recipe says none.
 
-    It is the fastest one for the sampling and the requests at a time of `observe`, at the costs of the report. Without
-    costs it is that of the plan, or the default of `evaluate`.
+    It is the fastest one for the sampling and the requests at a time of `observe`, at the costs of the report, with the
+    probability below which a draft ends, if the evaluation recommends one. Without costs it is that of the plan, or the
+    default of `evaluate`.
 
     Args:
         recipe (`Recipe`): A recipe whose evaluation is finished.
@@ -68,10 +72,12 @@ def follow_evaluation(recipe: Recipe) -> ServingSteps:
     chosen = find_best_tokens(recipe)
     if chosen is not None:
         options = replace(options, num_assistant_tokens=chosen.value)
-    serving = replace(recipe.serving_builder, evaluation=(files, options, target)).build()
+    threshold = 0.0 if chosen is None else chosen.threshold
+    serving = replace(recipe.serving_builder, evaluation=(files, options, target), threshold=threshold).build()
     if chosen is not None and chosen.value in serving.all_tokens:
+        early = f", ended below a probability of {threshold:g}" if threshold else ""
         tell(
-            f"run: {chosen.value} drafted token{'s' if chosen.value > 1 else ''} a round, predicted to give "
+            f"run: {chosen.value} drafted token{'s' if chosen.value > 1 else ''} a round{early}, predicted to give "
             f"{format_interval(chosen.predicted_speedup)} times plain decoding ({chosen.where})"
             + ("" if chosen.predicted_speedup.value > 1 else "; the target alone is as fast or faster")
         )
@@ -92,5 +98,9 @@ def find_best_tokens(recipe: Recipe) -> ChosenTokens | None:
     if not by_size:
         return None
     at = str(size) if str(size) in by_size else min(by_size, key=lambda one: abs(int(one) - size))
-    gamma = by_size[at]
-    return ChosenTokens(gamma, setting.get_speedups(at)[gamma], f"{setting.name}, batch size {at}")
+    where, advice = f"{setting.name}, batch size {at}", report.draft.recommendations
+    for plan in () if advice is None else advice.plans:
+        is_here = (plan.setting, str(plan.batch_size)) == (setting.name, at)
+        if is_here and plan.is_recommended and plan.method == THRESHOLD:
+            return ChosenTokens(plan.num_assistant_tokens, plan.threshold, plan.predicted_speedup, where)
+    return ChosenTokens(by_size[at], 0.0, setting.get_speedups(at)[by_size[at]], where)

@@ -21,6 +21,7 @@ from spec_kd.reports.numbers import format_number
 NUM_OBSERVED_PROMPTS = 100
 UNKNOWN_URL = "http://127.0.0.1"  # of a server that is not started yet
 EXPORTED = ("*.safetensors", "config.json", "tokenizer*", "gguf/*.gguf", SERVING_FILE)
+THRESHOLD = "assistant_confidence_threshold"
 PLACES = {"draft": "draft", "export": "exported", "check": "check", "costs": "costs", "observe": "observation"}
 
 
@@ -76,6 +77,8 @@ class ServingBuilder:
         output_dir (`str`): Folder of the run.
         target (`str`): The target.
         evaluation (`EvaluationCall`): How the draft is measured, from which its engine and more is taken.
+        threshold (`float`, *optional*, defaults to `0.0`):
+            Probability below which a draft ends in the engine that it is measured for.
     """
 
     values: JsonObject
@@ -83,6 +86,7 @@ class ServingBuilder:
     output_dir: str
     target: str
     evaluation: evaluate.EvaluationCall
+    threshold: float = 0.0
 
     def build(self) -> ServingSteps:
         """Reads the sections that the recipe has.
@@ -126,7 +130,10 @@ class ServingBuilder:
     def _build_export(self) -> tuple[ExportFiles, spec_kd.ExportOptions]:
         with naming("export"):
             measured = self.evaluation[1]
-            given = {"serving_engines": [measured.serving_engine], **self._common, **self._read("export")}
+            section = self._read("export")
+            given = {"serving_engines": [measured.serving_engine], **self._common, **section}
+            if measured.serving_engine in given["serving_engines"] and "num_assistant_tokens" not in section:
+                given.setdefault(THRESHOLD, self.threshold)
             given |= {"draft": self._place("draft"), "output_dir": self._place("export"), "target": self.target}
             files, options = build_parser("export").parse_values(given)
             is_known = options.num_assistant_tokens in measured.all_gammas
@@ -150,14 +157,18 @@ class ServingBuilder:
         self, exported: tuple[ExportFiles, spec_kd.ExportOptions] | None
     ) -> tuple[ObservationFiles, spec_kd.ObservationOptions, OwnServerOptions]:
         measured_files, measured, _ = self.evaluation
-        gamma = self._common if exported is None else {"num_assistant_tokens": exported[1].num_assistant_tokens}
+        section = {"url": UNKNOWN_URL, "serving_engine": measured.serving_engine, **self._read("observe")}
+        drafting: JsonObject = (
+            self._common if exported is None else {"num_assistant_tokens": exported[1].num_assistant_tokens}
+        )
+        is_own = section["url"] == UNKNOWN_URL and section["serving_engine"] == "llama.cpp"
+        if is_own and exported is not None and "num_assistant_tokens" not in section:
+            drafting[THRESHOLD] = exported[1].assistant_confidence_threshold
         given = {
-            "url": UNKNOWN_URL,
-            "serving_engine": measured.serving_engine,
             "num_prompts": NUM_OBSERVED_PROMPTS,
             **({} if measured.max_new_tokens is None else {"max_new_tokens": measured.max_new_tokens}),
-            **gamma,
-            **self._read("observe"),
+            **drafting,
+            **section,
             "target": self.target,
             "draft": self._place("draft" if exported is None else "export"),
             "prompts": measured_files.prompts,
@@ -189,16 +200,22 @@ class ServingBuilder:
         files = {role: f"{self._place('export')}/{name}" for role, name in find_gguf(exported[1].quantization).items()}
         gamma = options.num_assistant_tokens or exported[1].num_assistant_tokens
         return OwnServers(
-            replace(own, server=program), **files, num_assistant_tokens=gamma, concurrency=options.concurrency
+            replace(own, server=program),
+            **files,
+            num_assistant_tokens=gamma,
+            concurrency=options.concurrency,
+            threshold=options.assistant_confidence_threshold,
         )
 
     def _build_costs(self, servers: OwnServers) -> tuple[ServerCostFiles, spec_kd.ServerTimingOptions]:
+        most = servers.num_assistant_tokens
         with naming("costs"):
             given = {
                 "server": servers.options.server,
                 "server_flags": servers.options.server_flags,
                 "batch_sizes": [servers.concurrency],
-                "gammas": [servers.num_assistant_tokens],
+                # drafts that end early have any number
+                "gammas": list(range(1 if servers.threshold else most, most + 1)),
                 **(self._read("costs") if is_given(self.values, "costs") else {}),
                 "draft": servers.draft,
                 "target": servers.target,

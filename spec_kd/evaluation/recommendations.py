@@ -291,7 +291,7 @@ def list_flags(plan: DraftingPlan, engine: ServingEngine) -> tuple[str, ...]:
     rule = engine.find_rule(plan.draft_sampling) if plan.temperature > 0 else None  # greedy decoding has one rule
     flags = [
         "" if rule is None else rule.flags,
-        engine.early_end.flags.format(threshold=f"{plan.threshold:g}") if engine.early_end and plan.threshold else "",
+        *engine.list_threshold_flags(plan.threshold),
         engine.block_flags if plan.method == BLOCK else "",
     ]
     return tuple(filter(None, flags))

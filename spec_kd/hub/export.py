@@ -219,11 +219,13 @@ def _describe_serving(
     for name, paths in served.items():
         engine = find_serving_engine(name)
         write = engine.find_writer(is_parallel) or engine.write_command  # a finding says that it drafts one by one
-        command = write(paths["draft"], paths["target"], options.num_assistant_tokens)
+        flags = engine.list_threshold_flags(options.assistant_confidence_threshold)
+        command = write(paths["draft"], paths["target"], options.num_assistant_tokens, flags)
         engines[name] = describe_engine(name, command, findings, expected.get(name))
     return ServingFile(
         **names,
         num_assistant_tokens=options.num_assistant_tokens,
+        assistant_confidence_threshold=options.assistant_confidence_threshold,
         engines=engines,
         files=files,
         quantization=None if options.llama_cpp_dir is None else options.quantization,

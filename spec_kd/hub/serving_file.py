@@ -27,7 +27,8 @@ class ServedDraft:
         passed (`list[str]`): Names of the checks of [`check_serving`] that found nothing.
         findings (`list[dict]`): What the others found, as fields of [`ServingFinding`].
         expected (`dict[str, dict]`, *optional*):
-            What [`EvaluationReport.expect`] says for each way of sampling; empty without a report for this engine.
+            What [`EvaluationReport.expect`] says for each way of sampling, where no draft ends early; empty without a
+            report for this engine.
     """
 
     source: str
@@ -47,6 +48,8 @@ class ServingFile:
         num_assistant_tokens (`int`): Tokens drafted in a round.
         engines (`dict[str, ServedDraft]`): The draft in each engine that it was exported for.
         files (`dict[str, str]`): SHA-256 of the model's files and GGUF files, by their paths in the folder.
+        assistant_confidence_threshold (`float`, *optional*, defaults to `0.0`):
+            Probability below which a draft ends, in the commands of engines that have it.
         quantization (`str`, *optional*): Type of the GGUF files; `None` without any.
         spec_kd (`str`, *optional*): Version of the package that wrote it; this one by default.
     """
@@ -56,6 +59,7 @@ class ServingFile:
     num_assistant_tokens: int
     engines: dict[str, ServedDraft]
     files: dict[str, str]
+    assistant_confidence_threshold: float = 0.0
     quantization: str | None = None
     spec_kd: str = __version__
 

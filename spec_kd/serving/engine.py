@@ -205,6 +205,12 @@ class ServingEngine:
                 "it did. Leave it out."
             )
 
+    def list_threshold_flags(self, threshold: float) -> tuple[str, ...]:
+        """What makes drafts end below this probability, as `flags` of a command; empty for 0 or without early ends."""
+        if not threshold or self.early_end is None:
+            return ()
+        return (self.early_end.flags.format(threshold=f"{threshold:g}"),)
+
     def find_writer(self, is_parallel: bool) -> CommandWriter | None:
         """Writes the command for a draft; `None` for a parallel draft where the engine takes none."""
         return self.write_parallel_command if is_parallel else self.write_command

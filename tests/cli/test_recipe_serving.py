@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import fake_llama_server
@@ -207,7 +208,9 @@ def test_a_plan_chooses_the_shape_or_ends_the_run(run, recipe, tmp_path):
     assert "No shape can pay" in said and result["plan"]["recommended"] is None
 
 
-def test_drafted_tokens_are_those_of_the_plan_and_then_of_the_evaluation(run, recipe, load, started, tmp_path):
+def test_drafted_tokens_are_those_of_the_plan_and_then_of_the_evaluation(
+    run, recipe, load, started, monkeypatch, tmp_path
+):
     folder, costs = tmp_path / "run", {"cost_ratio": 0.05, "verify_cost": {"1": 1.1, "4": 1.3}, "source": "mine"}
     (tmp_path / "shapes.json").write_text(json.dumps([costs, {**costs, "cost_ratio": 0.9}]))
     del recipe["init"]
@@ -243,6 +246,30 @@ def test_drafted_tokens_are_those_of_the_plan_and_then_of_the_evaluation(run, re
     assert (given.export[1].num_assistant_tokens, given.servers.num_assistant_tokens) == (best, 2)
     given = follow_evaluation(load({**changes, "evaluate": {**recipe["evaluate"], "num_assistant_tokens": 3}}))
     assert given.export[1].num_assistant_tokens == given.servers.num_assistant_tokens == 3
+
+    # where it is better to end drafts early, servers are told below which probability
+    early = replace(
+        report.draft.recommendations.plans[0],
+        setting="greedy", batch_size=1, method="threshold", num_assistant_tokens=3, threshold=0.4, is_recommended=True,
+    )  # fmt: skip
+    advice = replace(report.draft.recommendations, plans=[early])
+    report = replace(report, drafts=[replace(report.draft, recommendations=advice)])
+    monkeypatch.setattr("spec_kd.cli.recipe_choices.load_report", lambda _: report)
+    status, result, said = run(recipe)
+    assert status == 0 and list_done(result) == ["export", "check", "costs", "observation"], said
+    assert "3 drafted tokens a round, ended below a probability of 0.4, predicted to give" in said
+    serving = ServingFile.read(folder / "exported")
+    assert "--spec-draft-n-max 3 --spec-draft-p-min 0.4" in serving.engines["llama.cpp"].command
+    assert (serving.num_assistant_tokens, serving.assistant_confidence_threshold) == (3, 0.4)
+    assert [one[2] for one in started[-2:]] == [
+        (1, 2048, "--metrics"),
+        (1, 2048, "--metrics", "--spec-draft-p-min", "0.4"),
+    ]
+    assert list(read_costs(folder / "costs/costs.json")[0].round_cost) == [1, 2, 3]
+    given = follow_evaluation(load({**changes, "export.num_assistant_tokens": 2}))
+    assert given.export[1].assistant_confidence_threshold == given.observe[1].assistant_confidence_threshold == 0
+    given = follow_evaluation(load({**changes, "observe.num_assistant_tokens": 2}))
+    assert (given.export[1].assistant_confidence_threshold, given.servers.threshold) == (0.4, 0)
 
 
 def test_a_plan_is_timed_in_the_llama_cpp_of_the_export(load, llama_cpp, tmp_path):

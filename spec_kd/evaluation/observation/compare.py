@@ -187,6 +187,8 @@ def _find_earlier(
             f"The report has no metrics at the setting {name!r} with {gamma} drafted tokens, which the server had. "
             f"Evaluate again with `temperatures=[{observation.temperature:g}]` and `gammas=[{gamma}]`."
         )
+    if observation.assistant_confidence_threshold:
+        return {}, ["The drafts of the earlier report end nowhere early, so that its acceptance is another one."]
     setting = found[0]
     tokens, prompts = sum(len(one.completion_ids) for one in observation.requests), len(observation.requests)
     note = (
