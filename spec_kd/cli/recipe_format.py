@@ -102,9 +102,10 @@ observe: {server_flags: "--threads 4"}
 
 **Drafted tokens.** Unless `evaluate` sets `num_assistant_tokens` and `costs`, it takes them from the plan. Its report
 says which number of drafted tokens is predicted to be the fastest for the temperature and the concurrency of `observe`.
-That number goes on to `export`, `check`, `costs` and `observe`, except to a section that sets its own. If `evaluate`
-sets `num_assistant_tokens`, that one goes on. Without a plan, `evaluate` measures costs in transformers, or takes
-yours. For those of llama.cpp, plan a single shape: `plan: {shapes: [192x4]}`.
+That number goes on to `export`, `check`, `costs` and `observe`, except to a section that sets its own. If the report
+recommends a probability below which drafts end, that goes on too: to the command of `export` and to the server that
+`observe` starts. If `evaluate` sets `num_assistant_tokens`, that number goes on alone. Without a plan, `evaluate`
+measures costs in transformers, or takes yours. For those of llama.cpp, plan a single shape: `plan: {shapes: [192x4]}`.
 
 **Time.** Before its first step, and again before training, a run prints what is known of the time of each step.
 Budgets, such as `max_train_minutes` and the plan's `run_minutes`, are known in minutes. `--only_check` prints the same.

@@ -159,3 +159,15 @@ def test_a_parallel_draft_has_its_commands(draft, options, tmp_path):
     card = (folder / "README.md").read_text()
     assert "parallel_drafting" in card and "PARDDecodingConfig" in card
     assert "llama-server" not in card and "assistant_model" not in card
+
+
+def test_commands_end_drafts_early_where_the_engine_can(draft, options, tmp_path):
+    serving = ServingFile.read(export_draft(draft, tmp_path / "early", **options, assistant_confidence_threshold=0.5))
+    assert serving.assistant_confidence_threshold == 0.5
+    assert serving.engines["llama.cpp"].command.endswith("--spec-draft-p-min 0.5")
+    assert "0.5" not in serving.engines["vllm"].command
+    with pytest.raises(ValueError, match="no engine of `serving_engines` ends drafts early"):
+        export_draft(
+            draft, tmp_path / "no", **options | {"serving_engines": ["vllm"]}, assistant_confidence_threshold=0.5
+        )
+    assert not (tmp_path / "no").exists()
