@@ -20,6 +20,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from spec_kd.addresses import PART_SUFFIX, name_place, remove_remote, upload
 from spec_kd.open_types import JsonObject
 
 try:
@@ -34,7 +35,6 @@ BUILDERS = {
     ".parquet": "parquet",
     ".txt": "text",
 }  # fmt: skip
-PART_SUFFIX = ".part"
 LOCK_FILE = "lock"
 ADAPTER_CONFIG = "adapter_config.json"
 # Hidden folders in that of a model: files that are being written, and whole ones that are moved to their places.
@@ -63,7 +63,7 @@ class FullDiskError(OSError):
 
 @contextmanager
 def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Iterator[BinaryIO]:
-    """A file that takes its place when the block ends, and is not there if it fails.
+    """A file that takes its place when the block ends, and is not there if it fails; the same at its address.
 
     Args:
         path (`Path`): Its place.
@@ -84,10 +84,10 @@ def replacing(path: Path, sum_path: Path | None = None, kept: str = "") -> Itera
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if is_intact(path, sum_path) and read_sum(sum_path) == digest:
                 return
-            sum_path.unlink(missing_ok=True)
+            remove(sum_path)
         if os.name == "nt":
             file.close()
-        os.replace(file.name, path)
+        move(Path(file.name), path)
     if sum_path is not None:
         with replacing(sum_path, kept=kept) as file:
             file.write(digest.encode())
@@ -103,6 +103,18 @@ def scratch_file(path: Path) -> Iterator[BufferedRandom]:
             yield file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move(source: Path, path: Path) -> None:
+    """Moves a whole file to its place, and to its address if that is in the copy of one."""
+    upload(source, path)
+    os.replace(source, path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there, at its address too."""
+    remove_remote(path)
+    path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -154,11 +166,11 @@ def read_json_object(path: Path, fix: str, names: Sequence[str] = ()) -> JsonObj
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{path}` is damaged ({type(error).__name__}: {error}). {fix}") from error
+        raise ValueError(f"`{name_place(path)}` is damaged ({type(error).__name__}: {error}). {fix}") from error
     missing = [name for name in names if not isinstance(value, dict) or name not in value]
     if missing or not isinstance(value, dict):
         what = f"has no {', '.join(map(repr, missing))}" if isinstance(value, dict) else "holds no JSON object"
-        raise ValueError(f"`{path}` is damaged (it {what}). {fix}")
+        raise ValueError(f"`{name_place(path)}` is damaged (it {what}). {fix}")
     return value
 
 
@@ -187,8 +199,9 @@ def alone_in(folder: Path) -> Iterator[None]:
                     stack.enter_context(FileLock(folder / LOCK_FILE, timeout=0))
         except Timeout:
             raise BlockingIOError(
-                f"Another process is at work in `{folder}`, and the two would write different results into it. Wait "
-                "until it has finished, or choose another folder; `accelerate launch` lets processes share the work."
+                f"Another process is at work in `{name_place(folder)}`, and the two would write different results into "
+                "it. Wait until it has finished, or choose another folder; `accelerate launch` lets processes share "
+                "the work."
             ) from None
         yield
 

@@ -15,7 +15,9 @@ from dataclasses import MISSING, Field, field, fields, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar, overload
+from urllib.request import url2pathname
 
+from spec_kd.addresses import LOCAL, SHORTENED, is_address
 from spec_kd.open_types import Argument, Arguments
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def option(
     *,
     default_factory: Callable[[], object] | None = None,
     aliases: Iterable[str] = (),
+    takes_address: bool = False,
 ) -> Argument:  # as `dataclasses.field`, whose value stands for one of the field's own type
     """A dataclass field with the text that `--help`, the API reference and `help()` show.
 
@@ -41,11 +44,16 @@ def option(
         default (*optional*): Value of the field; a field without one is required.
         default_factory (`Callable`, *optional*): Makes the default of a mutable field.
         aliases (`Iterable[str]`, *optional*, defaults to `()`): Further names on the command line, such as `--draft`.
+        takes_address (`bool`, *optional*, defaults to `False`): Whether a path may be an address; see [`read_path`].
 
     Returns:
         `dataclasses.Field`.
     """
-    metadata = {"help": help} | ({"aliases": list(aliases)} if aliases else {})
+    metadata: dict[str, object] = {"help": help}
+    if aliases:
+        metadata["aliases"] = list(aliases)
+    if takes_address:
+        metadata["takes_address"] = True
     if default_factory is not None:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -206,19 +214,22 @@ def check_text(name: str, value: object, *, is_optional: bool = False) -> None:
 
 
 @overload
-def read_path(name: str, value: object) -> str: ...
+def read_path(name: str, value: object, *, takes_address: bool = False) -> str: ...
 @overload
-def read_path(name: str, value: object, *, is_optional: bool) -> str | None: ...
-def read_path(name: str, value: object, *, is_optional: bool = False) -> str | None:
-    """A path as text, with the home folder in place of a leading `~`.
+def read_path(name: str, value: object, *, is_optional: bool, takes_address: bool = False) -> str | None: ...
+def read_path(name: str, value: object, *, is_optional: bool = False, takes_address: bool = False) -> str | None:
+    """A path as text, with the home folder in place of a leading `~`, and without `file://`.
 
     Args:
         name (`str`): Name of the option, for the message.
         value (`str` or `os.PathLike`): Path of a file or folder, or the name of something on the Hub.
         is_optional (`bool`, *optional*, defaults to `False`): Whether `None` is allowed, which is then returned.
+        takes_address (`bool`, *optional*, defaults to `False`): Whether an address such as `s3://bucket/run` is
+            allowed.
 
     Raises:
-        `ValueError`: For an empty path, which libraries take for the working directory, and for what is no path.
+        `ValueError`: For an empty path, which libraries take for the working directory, for what is no path, and for an
+            address where only a local path works.
     """
     if value is None and is_optional:
         return None
@@ -227,6 +238,15 @@ def read_path(name: str, value: object, *, is_optional: bool = False) -> str | N
         raise ValueError(f"`{name}` is {value!r}, but must be a path{' or None' if is_optional else ''}.")
     if not path.strip() or "\0" in path:
         raise ValueError(f"`{name}` is {path!r}, which names no file or folder. Give a path; `.` is the current one.")
+    if isinstance(value, os.PathLike) and SHORTENED.match(path):
+        raise ValueError(f"`{name}` is {path!r}, an address that has lost a slash. Give it as text, not as a `Path`.")
+    if is_address(path) and not takes_address:
+        raise ValueError(
+            f"`{name}` is {path!r}, an address, but must be a path on this machine. Give such a path, and copy the "
+            "files from or to the address yourself."
+        )
+    if path.startswith(LOCAL):
+        return url2pathname(path.partition("://")[2])
     return os.path.expanduser(path)
 
 

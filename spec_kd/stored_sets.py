@@ -3,6 +3,7 @@
 A disk that loses a bit changes an id or a log-probability, which nothing else would notice.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,18 +11,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from spec_kd.addresses import is_address, name_place
+from spec_kd.copies import SUM_SUFFIX, fetch
 from spec_kd.files import compute_sum, read_sum
 
-SUM_SUFFIX = ".sha256"
 # Of files whose sums were right, for this process: path, size, time of modification, number on the disk.
 _intact: set[tuple[str, int, int, int]] = set()
 
 
 def find_sum(path: Path) -> Path | None:
     """The file with the SHA-256 of a stored set, or `None` where there is none."""
+    return next((place for place in _list_sums(path) if place.is_file()), None)
+
+
+def _list_sums(path: Path) -> tuple[Path, ...]:
     name = f"{path.name}{SUM_SUFFIX}"
-    places = (path.with_name(f".{name}"), path.parent / ".shards" / name, path.with_name(name))
-    return next((place for place in places if place.is_file()), None)
+    return path.with_name(f".{name}"), path.parent / ".shards" / name, path.with_name(name)
+
+
+def fetch_stored(source: str) -> Path:
+    """What [`~spec_kd.copies.fetch`] returns for a set, with the sum of a file that lies beside it."""
+    path = fetch(source)
+    if is_address(source) and path.is_file():
+        for place in _list_sums(path):
+            with contextlib.suppress(FileNotFoundError):
+                fetch(name_place(place))
+    return path
 
 
 def find_own_sum(path: Path) -> Path:
@@ -47,7 +62,8 @@ def check_stored_file(path: str | os.PathLike[str]) -> None:
     if sum_path is not None:
         if read_sum(sum_path) != compute_sum(path):
             raise ValueError(
-                f"`{path}` is not what was written: its SHA-256 is another one than in `{sum_path}`. Repeat the call "
+                f"`{name_place(path)}` is not what was written: its SHA-256 is another one than in "
+                f"`{name_place(sum_path)}`. Repeat the call "
                 "that wrote it, which puts it right; if you changed the file on purpose, delete the file with the sum."
             )
     elif path.suffix == ".parquet":

@@ -29,6 +29,7 @@ class InitArguments:
     prompts: str | None = option(
         "Logs (files, globs or folders), or a dataset of prompts; by default the target writes the prompts.",
         default=None,
+        takes_address=True,
     )
     scenario: str | None = option(
         "Origin of the prompts: 'historical', 'curated' or 'synthetic'; by default 'historical' with `prompts`, "
@@ -81,6 +82,7 @@ class InitDraftFiles:
         "Responses of the target, the sample text that decides which layers, heads and directions are kept; none by "
         "default.",
         default=None,
+        takes_address=True,
     )
     temperature: float = option("Temperature that the responses were sampled at; 0 is greedy.", default=0.0)
     costs: str | None = option(
@@ -100,8 +102,10 @@ class PlanDraftFiles:
     target: str = option("Target: a folder or a name on the Hub.")
     output_dir: str = option("Folder for the plan, where a stopped measurement continues.")
     responses: str | None = option(
-        "Responses of the target, which `run_minutes` needs: a file, a folder or a name on the Hub; none by default.",
+        "Responses of the target, which `run_minutes` needs: a file, a folder, an address or a name on the Hub; none "
+        "by default.",
         default=None,
+        takes_address=True,
     )
     costs: str | None = option(
         "JSON file with the costs of each shape, in the order of the shapes, as `spec-kd measure-costs` writes them; "
@@ -170,8 +174,10 @@ class TargetArguments:
 class LogFiles:
     """What `spec-kd prompts logs` reads and writes."""
 
-    paths: list[str] = option("Logs: files, globs and folders.", aliases=("--logs",))
-    output_dir: str = option("Folder for train.arrow, test.arrow and a report.")
+    paths: list[str] = option(
+        "Logs: files, globs and folders, or addresses of them.", aliases=("--logs",), takes_address=True
+    )
+    output_dir: str = option("Folder or address for train.arrow, test.arrow and a report.", takes_address=True)
     tokenizer: str | None = option(
         "Target, whose chat template must accept every prompt and whose tokens are counted. By default prompts are not "
         "rendered.",
@@ -183,7 +189,7 @@ class LogFiles:
 class PromptSetFiles:
     """The folder of a prompt set, and the share of its test prompts."""
 
-    output_dir: str = option("Folder for train.arrow and test.arrow.")
+    output_dir: str = option("Folder or address for train.arrow and test.arrow.", takes_address=True)
     test_fraction: float = option("Share of the prompts held out for testing, chosen by their text and `seed`.", 0.05)
 
     def __post_init__(self) -> None:
@@ -195,7 +201,7 @@ class PromptSetFiles:
 class CuratedFiles(PromptSetFiles):
     """What `spec-kd prompts curated` reads and writes."""
 
-    dataset: str = option("Dataset: a file, a folder or a name on the Hub.")
+    dataset: str = option("Dataset: a file, a folder, an address or a name on the Hub.", takes_address=True)
     test_split: str | None = option(
         "Split of the dataset for the test prompts; by default `test_fraction` of `split` is held out.", None
     )
@@ -207,7 +213,9 @@ class SynthesisFiles(PromptSetFiles):
     """What `spec-kd synthesize` reads and writes."""
 
     test_sets: list[str] | None = option(
-        "Prompts that must not be written again: files, folders or names on the Hub; none by default.", None
+        "Prompts that must not be written again: files, folders, addresses or names on the Hub; none by default.",
+        None,
+        takes_address=True,
     )
 
 
@@ -216,8 +224,11 @@ class SynthesisFiles(PromptSetFiles):
 class MixFiles:
     """What `spec-kd prompts mix` reads and writes."""
 
-    parts: dict[str, str] = option("Prompt sets, each a folder of another command for prompts, with a name.")
-    output_dir: str = option("Folder for train.arrow, test.arrow and a report of them.")
+    parts: dict[str, str] = option(
+        "Prompt sets, each the folder or address that another command for prompts wrote to, with a name.",
+        takes_address=True,
+    )
+    output_dir: str = option("Folder or address for train.arrow, test.arrow and a report of them.", takes_address=True)
     tokenizer: str | None = option(
         "Target, whose tokens the report counts. By default the report has no numbers of tokens.", None
     )
@@ -228,8 +239,10 @@ class MixFiles:
 class ResponseFiles:
     """What `spec-kd respond` reads and writes."""
 
-    prompts: str = option("Prompt set: a file, a folder or a name on the Hub, with the column `prompt`.")
-    output_dir: str = option("Folder for the responses, where a stopped job continues.")
+    prompts: str = option(
+        "Prompt set: a file, a folder, an address or a name on the Hub, with the column `prompt`.", takes_address=True
+    )
+    output_dir: str = option("Folder or address for the responses, where a stopped job continues.", takes_address=True)
     split: str = option("Split of the prompts, for a folder or a name on the Hub.", "train")
     num_prompts: int | None = option("Number of prompts to complete, the first ones; all by default.", None)
 
@@ -244,9 +257,12 @@ class CorpusFiles:
 
     corpus: str = option(
         "Text that the target did not write: rows of text, conversations, or prompts with completions. A file, a "
-        "folder or a name on the Hub."
+        "folder, an address or a name on the Hub.",
+        takes_address=True,
     )
-    output_dir: str = option("Folder for the scored rows, where a stopped job continues.")
+    output_dir: str = option(
+        "Folder or address for the scored rows, where a stopped job continues.", takes_address=True
+    )
     split: str = option("Split of the corpus, for a folder or a name on the Hub.", "train")
     num_rows: int | None = option("Number of rows of the corpus to read, the first ones; all by default.", None)
     max_length: int | None = option("Maximum number of tokens of a scored row; longer text becomes several.", 1024)
@@ -265,7 +281,8 @@ class TrainArguments:
 
     responses: str = option(
         "Rows to learn from: what `spec-kd respond` wrote, or any of TRL's formats with the target's completions; for "
-        "online_gkd with lmbda=1 prompts alone. A file, a folder or a name on the Hub."
+        "online_gkd with lmbda=1 prompts alone. A file, a folder, an address or a name on the Hub.",
+        takes_address=True,
     )
     target: str | None = option(
         "Target, whose tokenizer the draft reads when it serves. Its weights are loaded if the responses have no "
@@ -303,14 +320,17 @@ class EvaluationFiles:
         "Drafts as NAME=PATH, or as PATH, whose last folder is then the name. The first of several is the baseline.",
         aliases=("--draft",),
     )
-    prompts: str = option("Test prompts: a file, a folder or a name on the Hub, with the column `prompt`.")
-    output_dir: str = option("Folder for the report.")
+    prompts: str = option(
+        "Test prompts: a file, a folder, an address or a name on the Hub, with the column `prompt`.", takes_address=True
+    )
+    output_dir: str = option("Folder or address for the report.", takes_address=True)
     split: str = option("Split of the prompts, for a folder or a name on the Hub.", "test")
     num_prompts: int | None = option("Number of prompts to measure on, the first ones; all by default.", None)
     responses_dir: str | None = option(
-        "Folder for the target's responses, which evaluations of other drafts can share; by default "
+        "Folder or address for the target's responses, which evaluations of other drafts can share; by default "
         "`output_dir/responses`.",
         None,
+        takes_address=True,
     )
     fail_under: dict[str, float] | None = option(
         "Thresholds such as block_efficiency=2.5 alpha_t1=0.6. The exit status is 3 if a metric of the last draft lies "

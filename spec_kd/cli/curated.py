@@ -3,6 +3,7 @@
 import os
 
 import spec_kd
+from spec_kd.addresses import is_address
 from spec_kd.cli.arguments import CuratedFiles
 from spec_kd.cli.paths import check_exists
 from spec_kd.cli.rows import PROMPT_FILES, leave_out_leaks, load_rows, save_prompts
@@ -19,7 +20,7 @@ def check(files: CuratedFiles, options: spec_kd.CuratedOptions) -> None:
         OSError: The dataset does not exist.
     """
     check_exists("dataset", files.dataset)
-    if os.path.exists(files.dataset):
+    if is_address(files.dataset) or os.path.exists(files.dataset):
         options.find_columns(load_rows(files.dataset, options.split).column_names)
 
 

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 
 import spec_kd
+from spec_kd.addresses import name_place
 from spec_kd.cli.arguments import EvaluationFiles, TargetArguments
 from spec_kd.cli.model_checks import check_model, naming_model
 from spec_kd.cli.paths import check_exists
@@ -82,7 +82,7 @@ def run(
             with naming_model("tokenizer of the draft", draft):
                 processing_class: ProcessingClass = load_tokenizer(draft)
         else:
-            responses_dir = files.responses_dir or str(Path(files.output_dir, "responses"))
+            responses_dir = files.responses_dir or f"{files.output_dir}/responses"
             of_responses = {name: value for name, value in chosen.items() if name in OF_RESPONSES}
             workspace.open(responses_dir, {**common, "options": of_responses}, ("texts_*",))
             model, processing_class = load_target(target)
@@ -103,7 +103,7 @@ def run(
                 setting.name: {one.kind: one.share for one in setting.left_out} for setting in report.draft.settings
             },
             "configurations": [] if advice is None else list(map(asdict, advice.configurations)),
-            "report": {kind: str(path) for kind, path in paths.items()},
+            "report": {kind: name_place(path) for kind, path in paths.items()},
         }
 
     result = workspace.do(files.output_dir, "evaluate", inputs, PRODUCTS, work)

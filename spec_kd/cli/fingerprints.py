@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from spec_kd.addresses import RemoteFile
 from spec_kd.cli.paths import list_files
 from spec_kd.files import compute_sum, list_model_files, read_json_object, write_text
 from spec_kd.open_types import JsonObject, Record
+from spec_kd.stored_sets import fetch_stored
 
 
 class Fingerprints:
@@ -30,15 +32,20 @@ class Fingerprints:
                 self._known = read_json_object(memory, "")
 
     def of_data(self, source: str) -> str:
-        """The hash of a file, or of all files of a folder with their names in it; a name on the Hub as it is."""
-        path = Path(source)
+        """The hash of a file, or of all files of a folder with their names in it; a name on the Hub as it is.
+
+        What is at an address is copied here first, and counts as the same files in a local folder.
+        """
+        path = fetch_stored(source)
         if path.is_file():
             return self._of_file(path)
         return self._of_folder(path, list_files(path)) if path.is_dir() else source
 
-    def of_files(self, paths: Iterable[Path]) -> dict[str, str]:
-        """The hashes of files by their paths."""
-        return {str(path): self._of_file(path) for path in paths}
+    def of_files(self, paths: Iterable[Path | RemoteFile]) -> dict[str, str]:
+        """The hashes of files by their paths; of one at an address what its store says of its version."""
+        return {
+            str(path): self._of_file(path) if isinstance(path, Path) else f"{path.size} {path.tag}" for path in paths
+        }
 
     def of_model(self, source: str | None) -> str | None:
         """The hash of the files directly in a model's folder; a name on the Hub as it is."""

@@ -1,12 +1,11 @@
 """`spec-kd prompts logs`: a prompt set of what users asked the target."""
 
-from pathlib import Path
-
 import spec_kd
 from spec_kd.cli.arguments import LogFiles
 from spec_kd.cli.paths import check_exists
 from spec_kd.cli.rows import PROMPT_FILES, describe_saved
 from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.copies import open_folder
 from spec_kd.loading import load_tokenizer
 from spec_kd.open_types import JsonObject
 from spec_kd.prompts.logs.files import find_files
@@ -23,13 +22,13 @@ def check(files: LogFiles, options: spec_kd.LogOptions) -> None:
     """
     options.check_tokenizer(files.tokenizer)
     check_exists("tokenizer", files.tokenizer)
-    find_files(files.paths, Path(files.output_dir))
+    find_files(files.paths, open_folder(files.output_dir))
 
 
 def run(files: LogFiles, options: spec_kd.LogOptions, workspace: Workspace) -> JsonObject:
     """Writes the prompts of logs to `output_dir`; raises as [`check`], and for logs without any prompt."""
     check(files, options)
-    paths, _ = find_files(files.paths, Path(files.output_dir))
+    paths, _ = find_files(files.paths, open_folder(files.output_dir))
     inputs = {
         "logs": workspace.fingerprints.of_files(paths),
         "tokenizer": workspace.fingerprints.of_model(files.tokenizer),

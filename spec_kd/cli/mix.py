@@ -4,13 +4,13 @@ import itertools
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import spec_kd
 from spec_kd.cli.arguments import MixFiles
 from spec_kd.cli.paths import check_exists
 from spec_kd.cli.rows import PROMPT_FILES, SPLITS, leave_out_leaks, load_prompts, save_prompts
 from spec_kd.cli.steps import Workspace, list_options
+from spec_kd.copies import open_folder
 from spec_kd.files import write_text
 from spec_kd.loading import load_tokenizer
 from spec_kd.open_types import JsonObject
@@ -68,7 +68,7 @@ def run(files: MixFiles, options: spec_kd.MixOptions, workspace: Workspace) -> J
         report = spec_kd.describe_prompts(mixed.dataset, tokenizer, other=test_rows if test else None)
         report.save(files.output_dir)
         shares: JsonObject = {"train": mixed.report.to_dict(), "test": held_out and held_out.report.to_dict()}
-        write_text(Path(files.output_dir, REPORT[-1]), json.dumps(shares, indent=2) + "\n")
+        write_text(open_folder(files.output_dir) / REPORT[-1], json.dumps(shares, indent=2) + "\n")
         described: JsonObject = report.to_dict()
         return {
             **saved,

@@ -63,6 +63,9 @@ class Parser(TrlParser):
         self.add_argument("--config", metavar="FILE")
         self._groups, self._common = dict(groups), tuple(common)
         self._ours, self._pairs = set(), set()
+        self._takes_address = {
+            field.name for kind in groups.values() for field in fields(kind) if field.metadata.get("takes_address")
+        }
         for kind in groups.values():
             self._ours |= {field.name for field in fields(kind) if is_ours(kind, field.name)}
             pairs = {name for name, hint in get_type_hints(kind).items() if _holds_pairs(hint)}
@@ -77,6 +80,11 @@ class Parser(TrlParser):
                 action.metavar = "PATH" if name in PATH_OPTIONS else metavar
         self._defaults = {name: action.default for name, action in self._first_actions.items()}
         self.chosen: JsonObject = {}
+
+    def add_argument(self, *names: Argument, **options: Argument) -> argparse.Action:
+        """As argparse's, without what else the metadata of a field says."""
+        options.pop("takes_address", None)
+        return super().add_argument(*names, **options)
 
     @property
     def _first_actions(self) -> dict[str, argparse.Action]:
@@ -128,7 +136,8 @@ class Parser(TrlParser):
         for name in values.keys() & {*self._pairs, *PATH_OPTIONS}:
             if values[name] is not None and values[name] != self._defaults.get(name):
                 value = read_pairs(values[name], name) if name in self._pairs else values[name]
-                values[name] = read_paths(name, value) if name in PATH_OPTIONS else value
+                is_path, takes_address = name in PATH_OPTIONS, name in self._takes_address
+                values[name] = read_paths(name, value, takes_address) if is_path else value
         self.chosen = {name: value for name, value in values.items() if value != self._defaults.get(name)}
         return parsed, unused
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from spec_kd.addresses import exists, is_address
 from spec_kd.files import BUILDERS
 from spec_kd.open_types import Argument, JsonObject, Record
 from spec_kd.options import read_path
@@ -19,17 +20,19 @@ PATH_OPTIONS = frozenset(
 FILES_ONLY = ("paths", "tool_catalog", "deepspeed")  # never a name on the Hub
 
 
-def read_paths(name: str, value: Argument) -> Argument:
+def read_paths(name: str, value: Argument, takes_address: bool = False) -> Argument:
     """The value of a path option, also in a list or in pairs, with the home folder in place of `~`.
 
     Raises:
-        ValueError: A path is empty or no text.
+        ValueError: A path is empty, no text, or an address where the option takes none.
     """
     if isinstance(value, list):
-        return [read_paths(name, item) for item in value]
+        return [read_paths(name, item, takes_address) for item in value]
     if isinstance(value, Mapping):
-        return {key: read_paths(name, item) for key, item in value.items()}
-    return value if isinstance(value, bool) else read_path(name, value)  # `resume_from_checkpoint: true`
+        return {key: read_paths(name, item, takes_address) for key, item in value.items()}
+    if isinstance(value, bool):  # `resume_from_checkpoint: true`
+        return value
+    return read_path(name, value, takes_address=takes_address)
 
 
 def place_paths(values: Record, folder: str) -> JsonObject:
@@ -45,7 +48,7 @@ def place_paths(values: Record, folder: str) -> JsonObject:
     def place(name: str, value: Argument) -> Argument:
         if isinstance(value, list):
             return [place(name, item) for item in value]
-        if not isinstance(value, str) or os.path.isabs(os.path.expanduser(value)) or not value.strip():
+        if not isinstance(value, str) or _is_placed(value) or not value.strip():
             return value
         path = os.path.join(folder, value)
         return path if name in FILES_ONLY or looks_like_path(value) or os.path.exists(path) else value
@@ -56,10 +59,14 @@ def place_paths(values: Record, folder: str) -> JsonObject:
 def relate(path: str, folder: str) -> str:
     """A path that is relative to the working directory as one that is relative to a folder; other names as they are."""
     path = os.path.expanduser(path)
-    if os.path.isabs(path) or not (looks_like_path(path) or os.path.exists(path) or "*" in path):
+    if _is_placed(path) or not (looks_like_path(path) or os.path.exists(path) or "*" in path):
         return path
     related = os.path.relpath(path, folder or ".")
     return related if looks_like_path(related) or os.path.exists(path) else os.path.join(".", related)
+
+
+def _is_placed(path: str) -> bool:
+    return is_address(path) or os.path.isabs(os.path.expanduser(path))
 
 
 def looks_like_path(source: str) -> bool:
@@ -68,8 +75,15 @@ def looks_like_path(source: str) -> bool:
 
 
 def check_exists(option: str, source: str | None) -> None:
-    """Raises `FileNotFoundError` for a path to nothing; a name that may be one on the Hub, and `None`, are accepted."""
-    if source is not None and looks_like_path(source) and not os.path.exists(source):
+    """Raises `FileNotFoundError` for a path to nothing; a name that may be one on the Hub, and `None`, are accepted.
+
+    Raises:
+        OSError: An address cannot be reached.
+        ImportError: The package of its store is not installed.
+    """
+    if source is None or not looks_like_path(source):
+        return
+    if not (exists(source) if is_address(source) else os.path.exists(source)):
         raise FileNotFoundError(f"{option}: `{source}` does not exist.")
 
 

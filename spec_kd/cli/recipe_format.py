@@ -61,7 +61,8 @@ are left out, but for `respond` and `evaluate`, which have defaults. If no shape
 
 **Paths.** A relative path of an input is relative to the folder of the recipe. A name such as `my-org/target` is a path
 if that folder has a file or folder of this name, and otherwise a name on the Hub. `output_dir` is relative to the
-working directory, as it is for every command. `~` is the home folder.
+working directory, as it is for every command. `~` is the home folder. Logs, datasets and a corpus may lie at addresses
+such as `s3://my-bucket/logs`; `output_dir` is a folder of this machine.
 
 **Target.** As a mapping, `target` has a `name` and the engine that runs it for synthesis, responses and evaluation:
 `{name: my-org/target, engine: server, base_url: "http://localhost:8000/v1"}`. `spec-kd respond --help` lists its other

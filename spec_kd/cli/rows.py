@@ -5,22 +5,24 @@ memory-mapped when they are read.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from spec_kd.addresses import exists, is_address
 from spec_kd.cli.paths import check_exists, list_files
+from spec_kd.copies import open_folder
 from spec_kd.files import BUILDERS, replacing
 from spec_kd.open_types import JsonObject
 from spec_kd.options import read_path, refuse
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.splitting import find_leaks
-from spec_kd.stored_sets import check_stored_file, find_own_sum
+from spec_kd.stored_sets import check_stored_file, fetch_stored, find_own_sum
 
 COMPRESSIONS = (".gz", ".zst")
 SPLITS = ("train", "test")
@@ -36,7 +38,8 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
     Args:
         source (`str`):
             A file (Arrow stream, Parquet, JSON lines, CSV or text); a folder that `Dataset.save_to_disk` wrote, or with
-            a file per split (`train.jsonl`, `test.parquet`, ...); otherwise a name on the Hub.
+            a file per split (`train.jsonl`, `test.parquet`, ...); the address of either, which is copied here;
+            otherwise a name on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of a folder or a dataset on the Hub.
         option (`str`, *optional*, defaults to `"dataset"`): Name of the option that names the dataset, for messages.
         allow_empty (`bool`, *optional*, defaults to `False`): Whether a dataset without rows is accepted.
@@ -47,7 +50,7 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
         OSError: The source does not exist or cannot be reached.
     """
     check_exists(option, source)
-    path = Path(read_path(option, source))
+    path = fetch_stored(read_path(option, source, takes_address=True))
     is_saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
     with naming_source(option, source):
         for file in list_files(path) if path.exists() else ():
@@ -65,7 +68,7 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
         elif is_file:
             data = load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
         else:
-            data = load_from_disk(str(path)) if is_saved else load_dataset(source)
+            data = load_from_disk(str(path)) if is_saved else load_dataset(str(path) if is_address(source) else source)
         if isinstance(data, DatasetDict):
             if split not in data:
                 raise ValueError(f"`{source}` has the splits {', '.join(data)}, but not {split!r}. Set `split`.")
@@ -109,7 +112,7 @@ def take_first(rows: Dataset, count: int | None) -> Dataset:
 def save_prompts(folder: str, train: Dataset, test: Dataset) -> JsonObject:
     """Writes both splits; returns the folder and their numbers of rows."""
     for name, rows in zip(PROMPT_FILES, (train, test), strict=True):
-        path, schema = Path(folder, name), rows.features.arrow_schema
+        path, schema = open_folder(folder) / name, rows.features.arrow_schema
         with replacing(path, find_own_sum(path)) as file, pa.ipc.new_stream(file, schema) as writer:
             for batch in rows.with_format("arrow").iter(ROWS_AT_A_TIME):
                 writer.write_table(batch.cast(schema))
@@ -123,8 +126,9 @@ def describe_saved(folder: str, train: Dataset, test: Dataset) -> JsonObject:
 
 def load_prompts(source: str, split: str) -> Dataset:
     """Loads a split of what `save_prompts` wrote, or of any other source with splits."""
-    path = Path(source, f"{split}.arrow")
-    return load_rows(str(path) if path.is_file() else source, split, option="parts", allow_empty=True)
+    path = f"{source}/{split}.arrow"
+    is_there = exists(path) if is_address(path) else os.path.isfile(path)
+    return load_rows(path if is_there else source, split, option="parts", allow_empty=True)
 
 
 def leave_out_leaks(train: Dataset, test: Dataset, name: str = "train") -> Dataset:

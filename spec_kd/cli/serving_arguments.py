@@ -48,6 +48,7 @@ class ExportFiles:
         "Report of `spec-kd evaluate` for one of the engines, whose acceptance `serving.json` then states; none by "
         "default.",
         None,
+        takes_address=True,
     )
 
     def __post_init__(self) -> None:
@@ -83,7 +84,9 @@ class ObservationFiles:
 
     url: str = option("Address of the server with the draft, such as http://localhost:8000.")
     target: str = option("Target: a folder or a name on the Hub. Its tokenizer is read from there.")
-    prompts: str = option("Test prompts: a file, a folder or a name on the Hub, with the column `prompt`.")
+    prompts: str = option(
+        "Test prompts: a file, a folder, an address or a name on the Hub, with the column `prompt`.", takes_address=True
+    )
     output_dir: str = option("Folder for the answers and the report; one for each server.")
     plain_url: str | None = option(
         "Address of a server with the same target and no draft, for the speed-up; none by default.", None
@@ -92,10 +95,13 @@ class ObservationFiles:
         "Draft that the server has: a folder or a name on the Hub, for what replay predicts; no prediction by default.",
         None,
     )
-    report: str | None = option("Report of `spec-kd evaluate` to add the observation to; none by default.", None)
+    report: str | None = option(
+        "Report of `spec-kd evaluate` to add the observation to; none by default.", None, takes_address=True
+    )
     responses: str | None = option(
         "Own responses to the same prompts, for how much of a difference comes from other tokens; none by default.",
         None,
+        takes_address=True,
     )
     costs: str | None = option(
         "Costs of a round in this engine for the predicted speed-up, such as costs.json of `spec-kd measure-costs`; "

@@ -18,7 +18,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import cast
 
+from spec_kd.addresses import is_address
 from spec_kd.cli.fingerprints import Fingerprints, hash_json
+from spec_kd.copies import open_folder
 from spec_kd.files import compute_sum, explain_full_disk, read_json_object, sweep, write_text
 from spec_kd.open_types import Argument, JsonObject, JsonValue
 from spec_kd.secrets import strip_secrets
@@ -62,7 +64,7 @@ class Workspace:
         """Returns the result of a step: what its folder has if it is finished, otherwise what `work` returns.
 
         Args:
-            folder (`str`): Folder of the step.
+            folder (`str`): Folder of the step, or its address.
             command (`str`): Name of the command, for messages.
             inputs (`dict`): Everything that the result depends on, with the options under `options`.
             products (`Sequence[str]`): Files or patterns that `work` writes in the folder.
@@ -85,8 +87,9 @@ class Workspace:
         tell(f"{command}: {folder}")
         with explain_full_disk(folder, "what is finished is kept"):
             result = to_json(work())
-        written = sorted({path for pattern in products for path in Path(folder).glob(pattern) if path.is_file()})
-        sums = {str(path.relative_to(folder)): compute_sum(path) for path in written}
+        place = open_folder(folder)
+        written = sorted({path for pattern in products for path in place.glob(pattern) if path.is_file()})
+        sums = {str(path.relative_to(place)): compute_sum(path) for path in written}
         _write_note(folder, inputs, result=result, files=sums)
         return {**result, "is_reused": False}
 
@@ -95,7 +98,8 @@ class Workspace:
         inputs, note = strip_secrets(inputs, None), _read_note(folder)
         if note is None or note["result"] is None or note["hash"] != hash_json(inputs):
             return False
-        changed = [name for name, digest in note["files"].items() if not _is_as_written(Path(folder, name), digest)]
+        place = open_folder(folder, *note["files"])
+        changed = [name for name, digest in note["files"].items() if not _is_as_written(place / name, digest)]
         if changed:
             tell(f"{folder}: {', '.join(changed)} has changed since it was written, so the step runs again")
         return not changed
@@ -104,13 +108,14 @@ class Workspace:
         """Begins or continues the step with these inputs; arguments and errors are those of `do`."""
         inputs = strip_secrets(inputs, replacement=None)
         note: JsonValue = _read_note(folder)
-        found = [path.name for pattern in products for path in Path(folder).glob(pattern)]
+        place = open_folder(folder, *products)
+        found = [path.name for pattern in products for path in place.glob(pattern)]
         is_other = note is not None and _hash_without(note["inputs"], continues) != _hash_without(inputs, continues)
-        if is_other and self.output_dir is not None:
-            place = self._move_aside(folder)
+        if is_other and self.output_dir is not None and not is_address(folder):
+            old = self._move_aside(folder)
             tell(
                 f"{folder}: begun again ({_describe_changes(note['inputs'], inputs)})"
-                + (f"; the old results are in {place}: delete them if you do not need them" if place else "")
+                + (f"; the old results are in {old}: delete them if you do not need them" if old else "")
             )
         elif is_other and found:  # a folder without products is of a command that failed early
             raise ValueError(
@@ -119,7 +124,7 @@ class Workspace:
             )
         elif note is None and found:
             raise ValueError(f"`{folder}` has a {found[0]} that this command did not write. Choose another folder.")
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         _write_note(folder, inputs)
 
     def _move_aside(self, folder: str) -> Path | None:
@@ -174,7 +179,7 @@ def list_notes(folder: Path) -> list[Path]:
 
 
 def _read_note(folder: str, converted: str | None = None) -> JsonObject | None:
-    path = Path(folder, STEP_FILE)
+    path = open_folder(folder, STEP_FILE) / STEP_FILE
     if not path.exists():
         return None
     fix = f"So it is not known what `{folder}` was made from: restore the file, or move the folder away and run again."
@@ -193,7 +198,7 @@ def _read_note(folder: str, converted: str | None = None) -> JsonObject | None:
         and all(isinstance(noted, str | int) for noted in (note["files"] or {}).values())
     )
     if not is_whole:
-        raise ValueError(f"`{path}` is damaged. {fix}")
+        raise ValueError(f"`{folder}/{STEP_FILE}` is damaged. {fix}")
     return note
 
 
@@ -215,8 +220,9 @@ def _write_note(
     if not is_main_process():
         return
     note = {"format": FORMAT, "hash": hash_json(inputs), "inputs": inputs, "result": result, "files": files}
-    sweep(Path(folder))
-    write_text(Path(folder, STEP_FILE), json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n")
+    place = open_folder(folder)
+    sweep(place)
+    write_text(place / STEP_FILE, json.dumps(note, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _describe_changes(old: JsonObject, new: JsonObject) -> str:

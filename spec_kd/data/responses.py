@@ -73,7 +73,8 @@ def generate_responses(
         options (`ResponseOptions`, *optional*): How to sample, what to keep, and how to deal with what goes wrong.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. Loaded from where the target came from by default.
-        output_dir (`str`, *optional*): Folder for the shards and the finished set; by default nothing is written.
+        output_dir (`str`, *optional*):
+            Folder or address (`s3://...`) for the shards and the finished set; by default nothing is written.
         show_progress (`bool` or [`RowProgress`], *optional*, defaults to `True`):
             Whether to show a progress bar of rows, with tokens per second; or the bar of the work that this is part of.
         given: The fields of [`ResponseOptions`] as keywords, such as `max_new_tokens`, `temperature`,
@@ -101,7 +102,7 @@ def generate_responses(
     """
     options = resolve_options(ResponseOptions, options, given)
     check_target(target)
-    output_dir = read_path("output_dir", output_dir, is_optional=True)
+    output_dir = read_path("output_dir", output_dir, is_optional=True, takes_address=True)
     dataset, rows = prepare_prompts(prompts)
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
@@ -149,7 +150,7 @@ def score_completions(
     signal = cast(SignalSpec, options.signal)  # `ScoreOptions` refuses None
     check_target(target)
     check_dataset("dataset", dataset)
-    output_dir = read_path("output_dir", output_dir, is_optional=True)
+    output_dir = read_path("output_dir", output_dir, is_optional=True, takes_address=True)
     if not {"prompt_ids", "completion_ids"} <= set(dataset.column_names):
         raise ValueError(
             f"The dataset has the columns {dataset.column_names}; log-probabilities belong to ids, which are "

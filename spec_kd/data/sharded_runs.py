@@ -119,7 +119,7 @@ def run_plan(
     """
     state = accelerate.PartialState()
     rank, world = (state.process_index, state.num_processes) if store is not None else (0, 1)
-    folder = None if store is None else store.output_dir
+    folder = None if store is None else store.name
     num_rows = sum(len(rows) for shard in plan for _, rows in shard)
     tables = _read_tables(store, len(plan))
     unidentified = _find_left_out(tables, "unmapped_tokens")
@@ -159,6 +159,7 @@ def run_plan(
                     raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, None)
         if store is not None and world > 1:
             state.wait_for_everyone()
+            store.refresh()
             tables = [table if table is not None else store.read(number) for number, table in enumerate(tables)]
     if missing := [number for number, table in enumerate(tables) if table is None]:
         raise RuntimeError(

@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spec_kd.addresses import HERE_ONLY, check_writable, name_place
+from spec_kd.copies import open_folder
 from spec_kd.files import is_intact, read_json_object, replacing, sweep
 from spec_kd.options import read_path
 
 WORK_FOLDER = ".shards"  # hidden, so that `load_dataset(output_dir)` finds the finished dataset only
 MANIFEST = "manifest.json"
 FINISHED = "responses.parquet"
-MAPPED = ".arrow/responses.arrow"
+MAPPED = f"{HERE_ONLY}/responses.arrow"
 KEPT = "finished shards are kept"
 FORMAT = 1  # of manifests and shards; those without the number have this one
 
@@ -71,25 +73,31 @@ class ShardStore:
     from the set, may be deleted; the next call with the settings of the run creates it again.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Folder of the run, created if needed.
+        output_dir (`str` or `os.PathLike`): Folder or address of the run, created if needed. At an address every file
+            but those in `.arrow` is uploaded when it is whole.
 
     Attributes:
+        name (`str`): The folder or address, for messages.
+        output_dir (`Path`): The folder; of an address its copy on this machine.
         folder (`Path`): Folder of the shards.
         mapped (`Path`): The finished dataset as an Arrow file, which can be memory-mapped.
 
     Raises:
         `ValueError`: The name is empty.
         `OSError`: Nothing can be written there.
+        `ImportError`: The package for the address is not installed.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str]):
-        self.output_dir = Path(read_path("output_dir", output_dir))
+        self.output_dir = open_folder(read_path("output_dir", output_dir, takes_address=True), "*")
+        self.name = name_place(self.output_dir)
         self.folder, self.mapped = self.output_dir / WORK_FOLDER, self.output_dir / MAPPED
         try:
             for folder in (self.folder, self.mapped.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"x")
+            check_writable(self.output_dir)
         except OSError as error:
             raise OSError(
                 f"`output_dir={str(output_dir)!r}` cannot be written to ({error}). Choose another folder."
@@ -111,7 +119,7 @@ class ShardStore:
         if not path.exists():
             if (self.output_dir / FINISHED).exists():
                 raise ValueError(
-                    f"`{self.output_dir}` has a {FINISHED} that no run of this kind started. Choose another folder."
+                    f"`{self.name}` has a {FINISHED} that no run of this kind started. Choose another folder."
                 )
             with replacing(path, kept=KEPT) as file:
                 manifest = {"format": FORMAT, "fingerprint": fingerprint, "about": about}
@@ -125,9 +133,13 @@ class ShardStore:
                 if found.get(name) != fingerprint.get(name)
             )
             raise ValueError(
-                f"`{self.output_dir}` holds responses of another run ({listed}). Choose another folder, delete "
+                f"`{self.name}` holds responses of another run ({listed}). Choose another folder, delete "
                 "this one, or repeat the call with the settings of the folder to continue it."
             )
+
+    def refresh(self) -> None:
+        """Fetches what other machines have written to the address of the run; does nothing for a local folder."""
+        open_folder(self.name, "*")
 
     def read(self, shard: int) -> pa.Table | None:
         """The shard, memory-mapped; `None` if it is absent or damaged."""
@@ -171,18 +183,18 @@ class ShardStore:
 def read_manifest(path: Path) -> dict[str, object]:
     """The fingerprint in a manifest; raises `ValueError` if the manifest is damaged or has another format."""
     fix = (
-        f"It says which settings the shards in `{path.parent}` were made with. Restore the file, or delete that folder "
-        "and what lies beside it to begin again."
+        f"It says which settings the shards in `{name_place(path.parent)}` were made with. Restore the file, or delete "
+        "that folder and what lies beside it to begin again."
     )
     manifest = read_json_object(path, fix, ("fingerprint",))
     if manifest.get("format", 1) != FORMAT:
         raise ValueError(
-            f"`{path.parent}` has the format {manifest['format']!r}, and this version of spec_kd reads {FORMAT}. "
-            "Upgrade spec_kd, or choose another folder."
+            f"`{name_place(path.parent)}` has the format {manifest['format']!r}, and this version of spec_kd reads "
+            f"{FORMAT}. Upgrade spec_kd, or choose another folder."
         )
     fingerprint = manifest["fingerprint"]
     if not isinstance(fingerprint, dict):
-        raise ValueError(f"`{path}` is damaged (its fingerprint is {fingerprint!r}). {fix}")
+        raise ValueError(f"`{name_place(path)}` is damaged (its fingerprint is {fingerprint!r}). {fix}")
     return fingerprint
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spec_kd.copies import open_folder
 from spec_kd.drafts.options import DraftShapeOptions
 from spec_kd.evaluation.cost import ServingCosts
 from spec_kd.evaluation.cost_files import write_costs
 from spec_kd.evaluation.report.content import to_plain
-from spec_kd.files import COSTS_FILE
+from spec_kd.files import COSTS_FILE, remove
+from spec_kd.options import read_path
 from spec_kd.reports.numbers import DASH, TIMES_DIGITS, Interval, format_interval, format_number
 from spec_kd.reports.plots import finish_axis, new_figure, save_files, set_fonts
 from spec_kd.reports.rendering import Section, Table, render_document
@@ -206,18 +208,19 @@ class DraftPlan:
         `costs.json` has the costs of the recommended shape, as `spec-kd evaluate --costs` reads them.
 
         Args:
-            output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
+            output_dir (`str` or `os.PathLike`): Folder or address for the files; created if needed.
 
         Returns:
             `dict[str, Path]`: The files by `"json"`, `"md"`, `"png"` and `"costs"`, the last two only where they were
             written.
         """
-        best, costs = self.recommended, Path(output_dir, COSTS_FILE)
+        folder = open_folder(read_path("output_dir", output_dir, takes_address=True))
+        best, costs = self.recommended, folder / COSTS_FILE
         values = {"headline": self.headline, "recommended": None if best is None else best.name, **to_plain(self)}
         texts = {"json": json.dumps(values, indent=1, ensure_ascii=False) + "\n", "md": self.to_markdown()}
         paths = save_files(output_dir, "plan", texts, self.plot)
         if best is None:
-            costs.unlink(missing_ok=True)  # of another shape, with another wish
+            remove(costs)  # of another shape, with another wish
             return paths
         write_costs([best.costs], costs)
         return {**paths, "costs": costs}

@@ -59,7 +59,7 @@ def evaluate_draft(
         draft_init_kwargs (`dict`, *optional*):
             Arguments of `from_pretrained` for drafts given by name, such as `trust_remote_code`; `dtype` defaults to
             the checkpoint's own. For a target given by name, pass a `TransformersEngine(name, init_kwargs=...)`.
-        output_dir (`str`, *optional*): Folder for the target's responses, with which a killed run continues.
+        output_dir (`str`, *optional*): Folder or address for the target's responses, with which a killed run continues.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
         given: Fields of [`EvaluationOptions`] as keywords, which replace those of `options`.
 
@@ -70,7 +70,7 @@ def evaluate_draft(
         ValueError: If an option is out of its range or does not fit the others, before any model runs.
     """
     options = resolve_options(EvaluationOptions, options, given)
-    output_dir = read_path("output_dir", output_dir, is_optional=True)
+    output_dir = read_path("output_dir", output_dir, is_optional=True, takes_address=True)
     named = _name_drafts(drafts)
     dataset = prepare_prompts(prompts)[0]
     options.check_columns(dataset.column_names)
@@ -162,7 +162,7 @@ def _write_responses(
             teacher_signal=None if is_here else "token_only",
             batch_size=options.batch_size if is_here else None,
             seed=options.seed,
-            output_dir=output_dir and str(Path(output_dir, f"texts_{options.name_sampling(temperature)}")),
+            output_dir=output_dir and f"{output_dir}/texts_{options.name_sampling(temperature)}",
             show_progress=show_progress,
         )
         for temperature in options.temperatures or ()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spec_kd.addresses import name_place
+from spec_kd.copies import open_folder
 from spec_kd.escaping import escape_label
-from spec_kd.files import write_text
+from spec_kd.files import remove, replacing, write_text
 from spec_kd.options import read_path
 from spec_kd.reports.numbers import Interval
 
@@ -74,16 +76,16 @@ def save_files(
     """Writes `STEM.KIND` for each kind of text and, with matplotlib, `STEM.png`, over those that are there.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
+        output_dir (`str` or `os.PathLike`): Folder or address for the files; created if needed.
         stem (`str`): Name of the files.
         texts (`Mapping[str, str]`): Texts by kind, such as `"json"`.
         plot (`Callable`, *optional*):
             Makes the picture, or raises `ImportError` without matplotlib; by default there is none.
 
     Returns:
-        `dict[str, Path]`: The files by kind, with `"png"` only if it was written.
+        `dict[str, Path]`: The files by kind, with `"png"` only if it was written; at an address their copies here.
     """
-    folder = Path(read_path("output_dir", output_dir))
+    folder = open_folder(read_path("output_dir", output_dir, takes_address=True))
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{stem}.{kind}" for kind in texts}
     for kind, text in texts.items():
@@ -91,11 +93,12 @@ def save_files(
     if plot is None:
         return paths
     picture = folder / f"{stem}.png"
-    picture.unlink(missing_ok=True)  # the picture of an older report would mislead
+    remove(picture)  # the picture of an older report would mislead
     try:
         figure = plot()
     except ImportError as error:
-        logger.warning(f"`{picture}` is not written. {error}")
+        logger.warning(f"`{name_place(picture)}` is not written. {error}")
         return paths
-    figure.savefig(picture, dpi=PICTURE_DPI)
+    with replacing(picture) as file:
+        figure.savefig(file, format="png", dpi=PICTURE_DPI)
     return {**paths, "png": picture}

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from spec_kd.addresses import name_place
+from spec_kd.copies import find_file
 from spec_kd.evaluation.report.content import from_plain, to_plain
 from spec_kd.evaluation.report.observed import ObservedReport, list_observed_tables
 from spec_kd.evaluation.report.rendering import INTERVALS
@@ -18,7 +20,7 @@ def save_observed(report: ObservedReport, output_dir: str | os.PathLike[str]) ->
 
     Args:
         report (`ObservedReport`): What [`~spec_kd.compare_observed`] or [`~spec_kd.describe_observation`] returned.
-        output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
+        output_dir (`str` or `os.PathLike`): Folder or address for the files; created if needed.
 
     Returns:
         `dict[str, Path]`: The files by `"json"`, `"md"` and `"html"`.
@@ -32,22 +34,23 @@ def save_observed(report: ObservedReport, output_dir: str | os.PathLike[str]) ->
 
 
 def load_observed(path: str | os.PathLike[str]) -> ObservedReport:
-    """Reads an `observed.json`, given itself or its folder.
+    """Reads an `observed.json`, given itself, its folder or the address of either.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: The file is none of this version.
     """
-    path = Path(path)
-    path = path / "observed.json" if path.is_dir() else path
+    path = find_file(path, "observed.json")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         number = values.pop("format")
         report = from_plain(ObservedReport, values) if number == FORMAT else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"`{path}` is no observation ({error!r}). Observe again.") from error
+        raise ValueError(f"`{name_place(path)}` is no observation ({error!r}). Observe again.") from error
     if report is None:
-        raise ValueError(f"`{path}` has format {number!r}, but this version reads {FORMAT}. Update spec_kd.")
+        raise ValueError(
+            f"`{name_place(path)}` has format {number!r}, but this version reads {FORMAT}. Update spec_kd."
+        )
     return report
 
 

@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+from spec_kd.addresses import name_place
+from spec_kd.copies import find_file
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.plots import plot_report
 from spec_kd.evaluation.report.sections import SECTIONS
-from spec_kd.options import read_path
 from spec_kd.reports.numbers import format_bounds, format_interval, format_number, is_apart_from_zero
 from spec_kd.reports.plots import save_files
 from spec_kd.reports.rendering import render_document, render_page
@@ -87,15 +88,15 @@ def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) ->
 
     Args:
         report (`EvaluationReport`): Report to save.
-        output_dir (`str` or `os.PathLike`): Folder for the files; created if needed.
+        output_dir (`str` or `os.PathLike`): Folder or address for the files; created if needed.
 
     Returns:
-        `dict[str, Path]`: The files by `"json"`, `"md"`, `"html"` and `"png"`, the last only where it was written.
+        `dict[str, Path]`: The files by `"json"`, `"md"`, `"html"` and `"png"`, the last only where it was written; at
+        an address their copies on this machine.
 
     Raises:
         ValueError: If the report holds a value that JSON cannot hold.
     """
-    output_dir = read_path("output_dir", output_dir)
     data = report.to_json()
     # Renders what `load_report` reads: JSON turns tuples into lists, and numbers without a value into null.
     report = EvaluationReport.from_json(data)
@@ -107,19 +108,18 @@ def load_report(path: str | os.PathLike[str]) -> EvaluationReport:
     """Reads a `report.json`, given itself or its folder.
 
     Args:
-        path (`str` or `os.PathLike`): File or folder that [`save_report`] wrote.
+        path (`str` or `os.PathLike`): File, folder or address that [`save_report`] wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no report, or a report of a later version.
     """
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
+    path = find_file(path, "report.json")
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no report at `{path}`. Pass a `report.json` of `save_report`, or its folder."
+            f"There is no report at `{name_place(path)}`. Pass a `report.json` of `save_report`, or its folder."
         )
     try:
         return EvaluationReport.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{path}` cannot be read: {error}") from error
+        raise ValueError(f"`{name_place(path)}` cannot be read: {error}") from error

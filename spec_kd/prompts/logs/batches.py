@@ -8,6 +8,7 @@ from pathlib import Path
 
 from spec_kd.open_types import JsonValue, Record
 from spec_kd.prompts.logs.files import read_records
+from spec_kd.prompts.logs.text_decoding import LogPath
 
 NUM_LOOKED_AT = 5
 REQUEST_KEYS, RESPONSE_KEYS = ("body", "params"), ("response", "result")
@@ -47,7 +48,7 @@ class BatchOutputs:
         )
 
     @classmethod
-    def collect(cls, files: Iterable[Path], path: Path) -> "BatchOutputs | None":
+    def collect(cls, files: Iterable[LogPath], path: Path) -> "BatchOutputs | None":
         """Reads the batches among files; `None` if there are none.
 
         Args:

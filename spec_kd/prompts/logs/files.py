@@ -8,16 +8,17 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spec_kd.addresses import AddressError, RemoteFile, is_address, is_pattern, list_remote, name_place
 from spec_kd.open_types import JsonValue
 from spec_kd.options import read_path
 from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
-from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, is_whole_text, open_text, read_lines
+from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, LogPath, is_whole_text, open_text, read_lines
 from spec_kd.prompts.logs.vllm import is_request_line
 
 KINDS = (".jsonl", ".ndjson", ".log", ".json", ".txt", ".csv", ".tsv", ".parquet")
@@ -35,51 +36,61 @@ RECORD_KEYS = {"messages", "conversations", "request", "body", "choices"}
 Paths = str | Path | Sequence[str | Path]
 
 
-def find_files(paths: Paths, output_dir: Path) -> tuple[list[Path], list[Path]]:
+def find_files(paths: Paths, output_dir: Path) -> tuple[list[LogPath], list[LogPath]]:
     """The files that `paths` stand for, each once.
 
     Args:
         paths (`str`, `Path` or a list of them): Files, glob patterns (`**` for all levels), and folders, whose
-            subfolders are included.
+            subfolders are included; each may be an address.
         output_dir (`Path`): Folder of the result, whose files are not logs.
 
     Returns:
-        `tuple[list[Path], list[Path]]`: The files, in the order given and sorted within a pattern or folder, and the
-        files of folders that are left out: hidden ones, and those whose name has none of the endings [`KINDS`] (before
-        the number of a rotated log and the ending of a compression). Files in hidden folders are in neither list.
+        `tuple[list[LogPath], list[LogPath]]`: The files, in the order given and sorted within a pattern or folder, and
+        the files of folders that are left out: hidden ones, and those whose name has none of the endings [`KINDS`]
+        (before the number of a rotated log and the ending of a compression). Files in hidden folders are in neither
+        list.
 
     Raises:
         FileNotFoundError: No log file is found for a path or pattern; names it.
         ValueError: There is no path, or one is empty, which would mean the working directory.
+        OSError: An address cannot be reached.
     """
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
     if not isinstance(listed, Sequence) or not len(listed):
         raise ValueError(f"`paths` must be a path or a list of them, got {paths!r}.")
-    files: dict[Path, None] = {}
-    ignored: dict[Path, None] = {}
-    for path in [read_path("paths", path) for path in listed]:
-        if Path(path).is_dir():
-            inside = sorted(p for p in Path(path).rglob("*") if p.is_file())
-            inside = [p for p in inside if not p.resolve().is_relative_to(output_dir.resolve())]
+    files: dict[LogPath, None] = {}
+    ignored: dict[LogPath, None] = {}
+    for path in [read_path("paths", path, takes_address=True) for path in listed]:
+        found: list[LogPath] = list(list_remote(path)) if is_address(path) else []
+        is_remote_folder = any(str(file) != path for file in found) and not is_pattern(path)
+        if is_remote_folder or Path(path).is_dir():
+            local = [] if found else [p for p in sorted(Path(path).rglob("*")) if p.is_file()]
+            inside = [p for p in [*found, *local] if not _is_inside(p, output_dir)]
             inside = [p for p in inside if not _is_hidden(p.relative_to(path).parent)]
             found = [p for p in inside if find_kind(p) in KINDS and not _is_hidden(p.relative_to(path))]
             ignored |= dict.fromkeys(inside)
         elif Path(path).is_file():
             found = [Path(path)]
-        else:
-            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        elif not is_address(path):
+            found = [*sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())]
         if not found:
             raise FileNotFoundError(
                 f"`{path}` is no file, and no folder or pattern with a file that ends in {', '.join(KINDS)} (each also "
                 f"with {', '.join(COMPRESSIONS)}, and numbered)."
             )
         files |= dict.fromkeys(found)
-    by_place = {path.resolve(): path for path in reversed(files)}
-    found = list(reversed(by_place.values()))
-    return found, [path for path in ignored if path.resolve() not in by_place]
+    by_place = {_resolve(path): path for path in reversed(files)}
+    return list(reversed(by_place.values())), [path for path in ignored if _resolve(path) not in by_place]
 
 
-def find_kind(path: Path) -> str:
+def describe_version(path: LogPath) -> list[JsonValue]:
+    """What changes when a file does: its size, and its time of modification or what its store says."""
+    if isinstance(path, RemoteFile):
+        return [path.size, path.tag]
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def find_kind(path: LogPath) -> str:
     """The ending of a file's name before those of compressions and rotations; empty if there is none."""
     name = path.name.lower()
     while True:
@@ -90,7 +101,7 @@ def find_kind(path: Path) -> str:
         name = short
 
 
-def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, JsonValue]]:
+def read_records(path: LogPath, keep_text: bool = False) -> Iterator[tuple[int, JsonValue]]:
     """The records of a file with their line numbers (row of Parquet, item of a JSON array), from 1.
 
     A record that cannot be read is replaced by an exception, such as for a compressed file that was cut; after that one
@@ -102,6 +113,9 @@ def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, Jso
             values one after the other, where the items of arrays are records; JSON lines otherwise.
         keep_text (`bool`, *optional*, defaults to `False`): Whether a line that is no JSON is a record as text, and not
             an error.
+
+    Raises:
+        AddressError: The store of a remote file gives no more of it; the rest of the file is unknown.
     """
     kind, number = find_kind(path), 0
     try:
@@ -119,15 +133,28 @@ def read_records(path: Path, keep_text: bool = False) -> Iterator[tuple[int, Jso
                 yield number, record
     except (OSError, ValueError, pa.ArrowException) as error:
         yield number + 1, error
+    except AddressError:
+        raise
     except Exception as error:  # whatever a decompressor or a decoder may raise
         yield number + 1, ValueError(f"the file cannot be read from here on ({type(error).__name__}: {error})")
 
 
-def _is_hidden(path: Path) -> bool:
+def _is_hidden(path: PurePath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _holds_values(path: Path, kind: str, start: bytes) -> bool:
+def _is_inside(path: LogPath, folder: Path) -> bool:
+    if isinstance(path, RemoteFile):
+        return path.address.startswith(f"{name_place(folder)}/")
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _resolve(path: LogPath) -> Path | str:
+    """Where a file lies, the same for two names of it."""
+    return path.resolve() if isinstance(path, Path) else path.address
+
+
+def _holds_values(path: LogPath, kind: str, start: bytes) -> bool:
     """Whether a file is JSON but not JSON lines: an array, or objects over several lines."""
     start = start.lstrip(b" \t\r\n" + BOM)
     if not start.startswith((b"[", b"{")):
@@ -270,7 +297,7 @@ class _Lines:
         return line.decode(errors="surrogateescape")
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, JsonValue]]:
+def _read_parquet(path: LogPath) -> Iterator[tuple[int, JsonValue]]:
     """The rows without the `None` that Arrow adds; a `ValueError` in place of the first row that cannot be read."""
     from datasets import Features
 
@@ -278,10 +305,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, JsonValue]]:
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path if isinstance(path, Path) else path.open()) as file:
             features = Features.from_arrow_schema(file.schema_arrow)
             rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
                 yield number, remove_row_padding(row, features)
+    except AddressError:
+        raise
     except Exception as error:
         yield number + 1, ValueError(f"the Parquet file cannot be read from here on ({error})")

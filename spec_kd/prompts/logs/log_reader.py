@@ -17,6 +17,7 @@ from spec_kd.prompts.logs.options import LogOptions
 from spec_kd.prompts.logs.prompt_filter import REASONS, LoggedPrompt, PromptFilter, number_conversation
 from spec_kd.prompts.logs.redaction import redact_messages, redact_text
 from spec_kd.prompts.logs.report import LEFT_OUT, MALFORMED, READ, LogLedger, QueryLogsReport, count_note
+from spec_kd.prompts.logs.text_decoding import LogPath
 from spec_kd.prompts.logs.tracing import LeftOutError, expand_record
 from spec_kd.prompts.logs.vllm import VLLMLogReader
 
@@ -42,7 +43,7 @@ class LogReader:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[LogPath],
         options: LogOptions,
         processing_class: "ProcessingClass | None",
         show_progress: bool,
@@ -84,7 +85,7 @@ class LogReader:
         if batches is not None:
             batches.close()
 
-    def _read_one(self, record: JsonValue, path: Path, number: int) -> Iterator[LoggedPrompt]:
+    def _read_one(self, record: JsonValue, path: LogPath, number: int) -> Iterator[LoggedPrompt]:
         try:
             if isinstance(record, Exception):
                 raise ValueError(str(record) or type(record).__name__) from record

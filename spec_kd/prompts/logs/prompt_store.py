@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
-from spec_kd.files import compute_sum, explain_full_disk, is_intact, sweep, write_text
+from spec_kd.addresses import check_writable, name_place
+from spec_kd.copies import open_folder
+from spec_kd.files import compute_sum, explain_full_disk, is_intact, move, remove, sweep, write_text
 from spec_kd.open_types import Array, JsonObject
 from spec_kd.prompts.logs.conversations import ConversationLinks
 from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
@@ -43,23 +45,26 @@ class PromptStore:
     """`train.arrow`, `test.arrow` and `report.json` in a folder; unfinished files are in `.partial` there.
 
     Args:
-        output_dir (`Path`): The folder; created when something is written.
+        output_dir (`str`): The folder or its address; created when something is written.
 
     Attributes:
+        output_dir (`Path`): The folder; of an address its copy on this machine.
         batches_path (`Path`): Place for the responses of batches while prompts are written.
         links (`ConversationLinks`): The conversations of the prompts written.
         timestamps (`array` of `"d"`): Times of the prompts written, in seconds since 1970; NaN if unknown.
         num_completions (`int`): Number of prompts written with a completion.
     """
 
-    def __init__(self, output_dir: Path):
-        self.output_dir, self._partial = output_dir, output_dir / PARTIAL_FOLDER
+    def __init__(self, output_dir: str):
+        self.output_dir = open_folder(output_dir, *SPLIT_FILES, ".*", REPORT)
+        self._partial = self.output_dir / PARTIAL_FOLDER
         self.batches_path = self._partial / "batches.sqlite"
         self.links, self.timestamps = ConversationLinks(), array("d")
         self.num_completions = self._num_tools = 0
 
     def check_place(self) -> None:
-        """Raises `ValueError` if a file that this class did not write is in the way."""
+        """Raises `ValueError` if a file of something else is in the way, `OSError` if its address takes no files."""
+        check_writable(self.output_dir)
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"`output_dir` is `{self.output_dir}`, which is a file. Give a folder.")
         # If a run was killed while it moved its files to their place, its report is still in `.partial`.
@@ -69,7 +74,7 @@ class PromptStore:
             path = self.output_dir / name
             if path.exists() and not find_own_sum(path).exists():
                 raise ValueError(
-                    f"`{path}` is there already, and `load_query_logs` did not write it. Give another "
+                    f"`{name_place(path)}` is there already, and `load_query_logs` did not write it. Give another "
                     "`output_dir`, or move the file away."
                 )
 
@@ -80,7 +85,8 @@ class PromptStore:
             return None
         paths = [self.output_dir / name for name in SPLIT_FILES]
         if any(find_own_sum(path).exists() and not is_intact(path, find_own_sum(path)) for path in paths):
-            logger.warning("The prompts in `%s` are not as they were written; they are read again.", self.output_dir)
+            name = name_place(self.output_dir)
+            logger.warning("The prompts in `%s` are not as they were written; they are read again.", name)
             return None
         shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed between its last two steps
         return manifest["report"]
@@ -159,12 +165,13 @@ class PromptStore:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sums = {name: compute_sum(self._partial / name) for name in SPLIT_FILES}
-        (self.output_dir / REPORT).unlink(missing_ok=True)
+        # From here on the files are this class's, and not complete, also for a machine without `.partial`.
+        write_text(self.output_dir / REPORT, json.dumps({"fingerprint": None, "report": None}))
         for name, digest in sums.items():
-            find_own_sum(self.output_dir / name).unlink(missing_ok=True)
-            os.replace(self._partial / name, self.output_dir / name)
+            remove(find_own_sum(self.output_dir / name))
+            move(self._partial / name, self.output_dir / name)
             write_text(find_own_sum(self.output_dir / name), digest)
-        os.replace(self._partial / REPORT, self.output_dir / REPORT)
+        move(self._partial / REPORT, self.output_dir / REPORT)
         shutil.rmtree(self._partial)
 
 

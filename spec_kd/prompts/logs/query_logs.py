@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 
 from spec_kd.open_types import Argument
 from spec_kd.options import read_path, resolve_options
-from spec_kd.prompts.logs.files import Paths, find_files
+from spec_kd.prompts.logs.files import Paths, describe_version, find_files
 from spec_kd.prompts.logs.log_reader import LogReader
 from spec_kd.prompts.logs.options import LogOptions
 from spec_kd.prompts.logs.prompt_store import PromptStore
@@ -63,10 +63,10 @@ def load_query_logs(
 
     Args:
         paths (`str`, `Path` or a list of them):
-            Files, glob patterns and folders: JSON lines, JSON arrays, CSV, TSV, Parquet, or plain text with one prompt
-            per line. Files may be numbered by log rotation (`.jsonl.1`). All but Parquet may be compressed (`.gz`,
-            `.zst`, `.bz2`, `.xz`, `.lz4`), and in UTF-8, UTF-16 or UTF-32.
-        output_dir (`str` or `Path`): Folder of the result; created if it does not exist.
+            Files, glob patterns and folders, here or at addresses (`s3://...`): JSON lines, JSON arrays, CSV, TSV,
+            Parquet, or plain text with one prompt per line. Files may be numbered by log rotation (`.jsonl.1`). All but
+            Parquet may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`, `.lz4`), and in UTF-8, UTF-16 or UTF-32.
+        output_dir (`str` or `Path`): Folder or address of the result; created if it does not exist.
         options (`LogOptions`, *optional*): Options of the reading; the defaults of [`LogOptions`] by default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. With it every prompt is rendered, and a prompt that its chat template refuses is malformed.
@@ -82,6 +82,8 @@ def load_query_logs(
 
     Raises:
         FileNotFoundError: No log is found for a path.
+        OSError: An address cannot be reached or written to.
+        AddressError: A log at an address cannot be read to its end.
         ValueError: An option is out of its range; a limit of tokens is given without `processing_class`; a file of
             something else lies where the result goes; with `on_error="raise"`, a record is malformed (names its file
             and line); no prompt is kept (names the reasons).
@@ -89,13 +91,13 @@ def load_query_logs(
     start = time.monotonic()
     options = resolve_options(LogOptions, options, given)
     options.check_tokenizer(processing_class)
-    store = PromptStore(Path(read_path("output_dir", output_dir)))
+    store = PromptStore(read_path("output_dir", output_dir, takes_address=True))
     store.check_place()
     files, ignored = find_files(paths, store.output_dir)
     fingerprint = {
         **options.describe(),
         "version": VERSION,
-        "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "files": [[str(path), *describe_version(path)] for path in files],
         "processing_class": None if processing_class is None else _describe_processing_class(processing_class),
     }
     if (finished := store.read_finished(fingerprint)) is not None:

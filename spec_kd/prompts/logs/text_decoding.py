@@ -16,7 +16,10 @@ from typing import IO
 
 import pyarrow as pa
 
+from spec_kd.addresses import RemoteFile
 from spec_kd.open_types import Argument, JsonValue
+
+LogPath = Path | RemoteFile
 
 BUFFER = 2**16
 LONGEST = 2**24  # bytes of a line, characters of an item or a cell; a longer one is malformed
@@ -50,7 +53,7 @@ NOT_TEXT = {
 ESCAPED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
 
 
-def open_text(path: Path) -> io.BufferedReader:
+def open_text(path: LogPath) -> io.BufferedReader:
     """The bytes of a text file as UTF-8, decompressed by its first bytes, without a byte order mark.
 
     UTF-16 and UTF-32 are recognized by their marks, and UTF-16 also by the zero bytes of ASCII characters. Nothing else
@@ -76,7 +79,7 @@ def open_text(path: Path) -> io.BufferedReader:
     return io.BufferedReader(_Pieces(text, (piece.encode() for piece in iter(lambda: text.read(BUFFER), ""))), BUFFER)
 
 
-def open_decompressed(path: Path) -> io.BufferedReader:
+def open_decompressed(path: LogPath) -> io.BufferedReader:
     """The bytes of a file, decompressed by its first bytes (gzip, bzip2, xz, zstd, LZ4) and not by its name.
 
     Reading raises `OSError` for a file that was cut or damaged, and for other data after the compressed data.
@@ -85,8 +88,9 @@ def open_decompressed(path: Path) -> io.BufferedReader:
     kind = find_compression(file.peek(LONGEST_MAGIC))
     if kind in DECOMPRESSORS:
         return io.BufferedReader(_Pieces(file, _decompress(file, kind)), BUFFER)
-    file.close()
-    return io.BufferedReader(pa.input_stream(str(path), compression=kind), BUFFER)
+    if isinstance(path, Path):
+        file.close()
+    return io.BufferedReader(pa.input_stream(str(path) if isinstance(path, Path) else file, compression=kind), BUFFER)
 
 
 def find_compression(start: bytes) -> str | None:

@@ -1,7 +1,6 @@
 """Lets the target write both sides of conversations, turn by turn, many conversations at a time."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from datasets import Dataset
 
@@ -31,7 +30,7 @@ class ConversationWriter:
         options (`SynthesisOptions`): Options of the synthesis.
         text_filter (`TextFilter`): Conditions that a user's turn must meet.
         test_texts (`NearDuplicateIndex`): Normalized user turns that must not be written again.
-        folder (`Path`, *optional*): Folder of the engine's work; `None` to keep none.
+        folder (`str`, *optional*): Folder or address of the engine's work; `None` to keep none.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class ConversationWriter:
         options: SynthesisOptions,
         text_filter: TextFilter,
         test_texts: NearDuplicateIndex,
-        folder: Path | None,
+        folder: str | None,
     ):
         self._engine, self._options, self._folder = engine, options, folder
         self._processing_class, self._tokenizer = processing_class, get_tokenizer(processing_class)
@@ -123,7 +122,7 @@ class ConversationWriter:
             seed=sampling.seed,
             on_unidentified_token="drop",
             on_unusable_prompt="skip",
-            output_dir=None if self._folder is None else str(self._folder / name),
+            output_dir=None if self._folder is None else f"{self._folder}/{name}",
             shard_size=BATCHES_PER_SHARD * self._batch_size if self._batch_size else len(pairs),
             show_progress=self._progress,
         )

@@ -137,7 +137,7 @@ def synthesize_queries(
             Prompts, as for [`generate_responses`], that must not be written again: every user's turn is compared. No
             comparison by default.
         output_dir (`str`, *optional*):
-            Folder of the work and of the finished set (`queries.parquet`). By default nothing is written to disk.
+            Folder or address of the work and of the finished set (`queries.parquet`). By default nothing is written.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         given: The fields of [`SynthesisOptions`] as keywords.
 
@@ -153,7 +153,7 @@ def synthesize_queries(
     """
     options = resolve_options(SynthesisOptions, options, given)
     check_target(target)
-    output_dir = read_path("output_dir", output_dir, is_optional=True)
+    output_dir = read_path("output_dir", output_dir, is_optional=True, takes_address=True)
     text_filter = TextFilter() if text_filter is None else text_filter
     test_texts, test_hash = _index_test_set(test_set, options.near_duplicate_threshold)
     engine, processing_class = as_engine(target, processing_class)
@@ -175,16 +175,17 @@ def synthesize_queries(
         **engine.describe(),
     }
     settings = json.loads(json.dumps(settings))  # as they are read from the folder
-    if output_dir is not None:
+    store = ShardStore(output_dir) if output_dir is not None else None
+    if store is not None:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        ShardStore(output_dir).open_run(settings, {"target_name": engine.target_name, **versions})
-    folder = None if output_dir is None else Path(output_dir) / WORK_FOLDER
+        store.open_run(settings, {"target_name": engine.target_name, **versions})
+    folder = None if store is None else f"{store.name}/{WORK_FOLDER}"
     writer = ConversationWriter(engine, processing_class, options, text_filter, test_texts, folder)
     kept, report = _write_conversations(writer, options, show_progress)
     source, prefix = engine.target_name or engine.name, f"synthetic-{_hash(settings)[:8]}"
     dataset = _build_dataset(kept, source, prefix, options.chat_template_kwargs)
-    if output_dir is not None:
-        _save(dataset, Path(output_dir) / FINISHED)
+    if store is not None:
+        _save(dataset, store.output_dir / FINISHED)
     return SyntheticQueries(dataset, report)
 
 
