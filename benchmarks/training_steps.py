@@ -41,6 +41,7 @@ from spec_kd.data.responses import score_completions
 RESULTS = Path(__file__).parent / "results"
 SHARPER = 3.0  # logits have this standard deviation, and the distribution an entropy of some nats less than ln V
 WARM_UPS = 4  # compiling is in them
+PARALLEL = 4  # tokens that one pass of a parallel draft drafts
 
 
 def describe_qwen(
@@ -181,7 +182,7 @@ def main() -> None:
         common = {
             "output_dir": folder, "per_device_train_batch_size": batch, "max_steps": WARM_UPS + steps,
             "logging_steps": WARM_UPS, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
-            "learning_rate": 1e-5, "bf16": True,
+            "learning_rate": 1e-5, "bf16": True, "use_cpu": not torch.cuda.is_available(),
         }  # fmt: skip
         offline = {**common, "max_length": length}
         online = {**common, "max_steps": 1 + online_steps, "logging_steps": 1}
@@ -212,6 +213,10 @@ def main() -> None:
         ))  # fmt: skip
         keep("steps", "WhiteBoxDistillTrainer, cached (50 draws)", run(
             WhiteBoxDistillTrainer, WhiteBoxDistillConfig(**offline), draft_shape, cached, tokenizer
+        ))  # fmt: skip
+        parallel = WhiteBoxDistillConfig(**offline, num_parallel_tokens=PARALLEL, parallel_mask_token="w2")
+        keep("steps", f"WhiteBoxDistillTrainer, cached (50 draws), {PARALLEL} tokens in one pass", run(
+            WhiteBoxDistillTrainer, parallel, draft_shape, cached, tokenizer
         ))  # fmt: skip
         keep("steps", "WhiteBoxDistillTrainer, live", run(
             WhiteBoxDistillTrainer, WhiteBoxDistillConfig(**offline), draft_shape, rows, tokenizer, **teacher

@@ -95,6 +95,7 @@ def main() -> None:
     command = COMMAND.format(
         folder=target.resolve(), target=target, cores=arguments.cores, port=PORT, num_requests=CONCURRENCY
     )
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
     url = f"http://127.0.0.1:{PORT}"
     with start(command, list_places()["vllm"], folder, log) as process:

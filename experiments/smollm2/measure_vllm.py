@@ -62,7 +62,9 @@ def main() -> None:
             output_dir=output / "requests",
         )
     model = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-    report = compare_observed(observation, model, None, processing_class=tokenizer)
+    # vLLM counts tokens past the end of a text, which only the target knows
+    whole = AutoModelForCausalLM.from_pretrained(target, dtype="float32")
+    report = compare_observed(observation, model, whole, processing_class=tokenizer)
     found = {
         "name": name,
         "requests": len(observation.requests),
