@@ -48,7 +48,7 @@ class RemoteFile:
 
     Args:
         address (`str`): Its address.
-        size (`int`): Bytes.
+        size (`int`): Bytes; -1 if the store does not say.
         tag (`str`): Changes when the file does; empty if the store does not say.
     """
 
@@ -210,12 +210,14 @@ def list_remote(address: str) -> list[RemoteFile]:
             found = store.glob(place, detail=True) if is_pattern(address) else store.find(place, detail=True)
         except FileNotFoundError:
             found = {}
+        if not any(found.values()) and store.isfile(place):  # of a web server, which lists links alone
+            found = {place: store.info(place)}
         files = []
         for name, info in sorted(found.items()):
             # some stores mark folders by a slash
             if info.get("type") == "file" and not name.endswith(("/", PART_SUFFIX)):
                 matched = f"{address.partition('://')[0]}://{name.lstrip('/')}"
-                below = address.rstrip("/") + name.removeprefix(place)
+                below = address.rstrip("/") + name.removeprefix(place.rstrip("/"))
                 files.append(RemoteFile(matched if is_pattern(address) else below, *_read_state(info)))
         return files
 
@@ -225,7 +227,7 @@ def download(file: RemoteFile, target: Path) -> None:
     with reaching(file.address):
         store, place = connect(file.address)
         store.get_file(place, str(target))
-    if target.stat().st_size != file.size:
+    if file.size not in (-1, target.stat().st_size):
         raise OSError(
             f"`{file.address}` has {file.size} bytes, but {target.stat().st_size} were read. Repeat the call."
         )
@@ -329,4 +331,4 @@ def _describe_copy(file: RemoteFile, copy: Path) -> JsonObject:
 def _read_state(info: JsonObject) -> tuple[int, str]:
     """Size and tag of what a store says of a file."""
     tag = next((str(info[key]) for key in TAG_KEYS if info.get(key)), "")
-    return int(info.get("size") or 0), tag
+    return -1 if info.get("size") is None else int(info["size"]), tag

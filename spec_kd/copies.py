@@ -16,6 +16,7 @@ from spec_kd.addresses import (
     is_copied,
     list_copies,
     list_remote,
+    name_place,
     note_copy,
 )
 from spec_kd.files import scratch_file
@@ -25,6 +26,8 @@ SUM_SUFFIX = ".sha256"
 
 def fetch(path: str | os.PathLike[str]) -> Path:
     """The path itself; of an address the copy of what is there now, without hidden files such as shards.
+
+    Sums that lie beside a file come with it.
 
     Raises:
         `FileNotFoundError`: There is nothing at the address, or no such bucket.
@@ -36,7 +39,16 @@ def fetch(path: str | os.PathLike[str]) -> Path:
     copy = find_copy(str(path))
     if not _update(str(path), copy, lambda name: not _is_hidden(name) or name.endswith(SUM_SUFFIX)):
         raise FileNotFoundError(f"There is nothing at `{path}`.")
+    if copy.is_file():
+        for place in list_sums(copy):
+            _update(name_place(place), place, lambda _: True)
     return copy
+
+
+def list_sums(path: Path) -> tuple[Path, ...]:
+    """Where the file with the SHA-256 of another one may be."""
+    name = f"{path.name}{SUM_SUFFIX}"
+    return path.with_name(f".{name}"), path.parent / ".shards" / name, path.with_name(name)
 
 
 def open_folder(path: str | os.PathLike[str], *names: str) -> Path:

@@ -15,7 +15,6 @@ from dataclasses import MISSING, Field, field, fields, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar, overload
-from urllib.request import url2pathname
 
 from spec_kd.addresses import LOCAL, SHORTENED, is_address
 from spec_kd.open_types import Argument, Arguments
@@ -246,6 +245,8 @@ def read_path(name: str, value: object, *, is_optional: bool = False, takes_addr
             "files from or to the address yourself."
         )
     if path.startswith(LOCAL):
+        from urllib.request import url2pathname  # imports a web client
+
         return url2pathname(path.partition("://")[2])
     return os.path.expanduser(path)
 

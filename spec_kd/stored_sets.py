@@ -3,7 +3,6 @@
 A disk that loses a bit changes an id or a log-probability, which nothing else would notice.
 """
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from spec_kd.addresses import is_address, name_place
-from spec_kd.copies import SUM_SUFFIX, fetch
+from spec_kd.addresses import name_place
+from spec_kd.copies import SUM_SUFFIX, list_sums
 from spec_kd.files import compute_sum, read_sum
 
 # Of files whose sums were right, for this process: path, size, time of modification, number on the disk.
@@ -21,22 +20,7 @@ _intact: set[tuple[str, int, int, int]] = set()
 
 def find_sum(path: Path) -> Path | None:
     """The file with the SHA-256 of a stored set, or `None` where there is none."""
-    return next((place for place in _list_sums(path) if place.is_file()), None)
-
-
-def _list_sums(path: Path) -> tuple[Path, ...]:
-    name = f"{path.name}{SUM_SUFFIX}"
-    return path.with_name(f".{name}"), path.parent / ".shards" / name, path.with_name(name)
-
-
-def fetch_stored(source: str) -> Path:
-    """What [`~spec_kd.copies.fetch`] returns for a set, with the sum of a file that lies beside it."""
-    path = fetch(source)
-    if is_address(source) and path.is_file():
-        for place in _list_sums(path):
-            with contextlib.suppress(FileNotFoundError):
-                fetch(name_place(place))
-    return path
+    return next((place for place in list_sums(path) if place.is_file()), None)
 
 
 def find_own_sum(path: Path) -> Path:

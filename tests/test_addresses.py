@@ -275,13 +275,21 @@ def test_a_copy_follows_its_address(bucket, machine):
     store.pipe_file(f"{bucket}/run/changed", b"by another machine")
     store.rm_file(f"{bucket}/run/removed")
     (folder / "spoiled").write_text("here")
-    state = (folder / "same").stat()
+    number = (folder / "same").stat().st_ino
     assert fetch(f"{bucket}/run") == folder
     texts = {path.name: path.read_text() for path in folder.iterdir()}
     assert texts == {"same": "same", "changed": "by another machine", "spoiled": "spoiled", "own": "was never there"}
-    assert (folder / "same").stat() == state  # not copied again
+    assert (folder / "same").stat().st_ino == number  # not copied again
     files.remove(folder / "same")
     assert set(read_store(f"{bucket}/run")) == {"/changed", "/spoiled"}
+
+
+def test_a_web_server_is_read_too(bucket):
+    write_logs(f"{bucket}/logs")
+    fsspec.filesystem("s3").chmod(f"{bucket}/logs/a.jsonl", "public-read")
+    address = f"{os.environ['AWS_ENDPOINT_URL']}/{bucket.removeprefix('s3://')}/logs/a.jsonl"
+    assert fetch(address).read_bytes() == fetch(f"{bucket}/logs/a.jsonl").read_bytes() != b""
+    assert len(list(read_records(find_files(address, Path("out"))[0][0]))) == 40
 
 
 def test_a_run_sees_the_shards_of_other_machines(bucket, machine, target, tokenizer):

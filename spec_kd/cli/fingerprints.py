@@ -8,9 +8,9 @@ from pathlib import Path
 
 from spec_kd.addresses import RemoteFile
 from spec_kd.cli.paths import list_files
+from spec_kd.copies import fetch
 from spec_kd.files import compute_sum, list_model_files, read_json_object, write_text
 from spec_kd.open_types import JsonObject, Record
-from spec_kd.stored_sets import fetch_stored
 
 
 class Fingerprints:
@@ -36,7 +36,7 @@ class Fingerprints:
 
         What is at an address is copied here first, and counts as the same files in a local folder.
         """
-        path = fetch_stored(source)
+        path = fetch(source)
         if path.is_file():
             return self._of_file(path)
         return self._of_folder(path, list_files(path)) if path.is_dir() else source

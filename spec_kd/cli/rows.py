@@ -16,13 +16,13 @@ from datasets.exceptions import DatasetsError
 
 from spec_kd.addresses import exists, is_address
 from spec_kd.cli.paths import check_exists, list_files
-from spec_kd.copies import open_folder
+from spec_kd.copies import fetch, open_folder
 from spec_kd.files import BUILDERS, replacing
 from spec_kd.open_types import JsonObject
 from spec_kd.options import read_path, refuse
 from spec_kd.prompts.curated_files import load_file
 from spec_kd.prompts.splitting import find_leaks
-from spec_kd.stored_sets import check_stored_file, fetch_stored, find_own_sum
+from spec_kd.stored_sets import check_stored_file, find_own_sum
 
 COMPRESSIONS = (".gz", ".zst")
 SPLITS = ("train", "test")
@@ -50,7 +50,7 @@ def load_rows(source: str, split: str = "train", *, option: str = "dataset", all
         OSError: The source does not exist or cannot be reached.
     """
     check_exists(option, source)
-    path = fetch_stored(read_path(option, source, takes_address=True))
+    path = fetch(read_path(option, source, takes_address=True))
     is_saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
     with naming_source(option, source):
         for file in list_files(path) if path.exists() else ():

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 
 from spec_kd.addresses import is_address
+from spec_kd.copies import fetch
 from spec_kd.data.arrow_padding import remove_row_padding
 from spec_kd.open_types import Argument, JsonValue, Record
 from spec_kd.options import check_choice, check_int, document_options, option, resolve_options
@@ -20,7 +21,6 @@ from spec_kd.prompts.logs.prompt_filter import LoggedPrompt
 from spec_kd.prompts.logs.prompt_store import FEATURES
 from spec_kd.prompts.question_templates import fill_template, find_fields
 from spec_kd.prompts.tool_catalog import read_tools
-from spec_kd.stored_sets import fetch_stored
 
 CONVERSATION_COLUMNS = ("prompt", "messages", "conversations")
 TURNS = ("first", "last", "all")
@@ -210,7 +210,7 @@ def _open(dataset: Dataset | DatasetDict | str, options: CuratedOptions) -> tupl
     """Opens the dataset; returns it and a name for it."""
     source = dataset if isinstance(dataset, str) else "dataset"
     if isinstance(dataset, str):
-        path = str(fetch_stored(dataset)) if is_address(dataset) else dataset
+        path = str(fetch(dataset)) if is_address(dataset) else dataset
         dataset = (
             load_file(path, options.split)
             if Path(path).is_file()
