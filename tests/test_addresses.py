@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import example_report
+import fake_hub
 import fsspec
 import pytest
 from datasets import Dataset, load_dataset
@@ -282,6 +283,23 @@ def test_a_copy_follows_its_address(bucket, machine):
     assert (folder / "same").stat().st_ino == number  # not copied again
     files.remove(folder / "same")
     assert set(read_store(f"{bucket}/run")) == {"/changed", "/spoiled"}
+
+
+def test_a_run_lies_in_a_repository_of_the_hub(machine, target, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with fake_hub.run_hub() as hub:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.url, "token": "hf_of_nobody"})
+        rows = respond(target, tokenizer, "hf://datasets/me/set/run")
+        respond(target, tokenizer, str(tmp_path / "run"))
+        assert hub.files["run/responses.parquet"] == (tmp_path / "run/responses.parquet").read_bytes()
+        assert hub.num_commits == len(hub.files) + 2 == 9  # each file, and a probe that comes and goes
+        machine("second machine")
+        del hub.files["run/.shards/00001.arrow"]
+        assert respond(target, tokenizer, "hf://datasets/me/set/run").to_list() == rows.to_list()
+        machine("third machine")
+        assert load_rows("hf://datasets/me/set/run/responses.parquet").to_list() == rows.to_list()
+        with pytest.raises(OSError, match=r"`hf://datasets/me/none/run.*repository"):
+            respond(target, tokenizer, "hf://datasets/me/none/run")
 
 
 def test_a_web_server_is_read_too(bucket):
