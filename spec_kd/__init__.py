@@ -13,7 +13,14 @@ _ROOMS = {
     "spec_kd.data.reference_scores": ("add_reference_scores",),
     "spec_kd.data.response_options": ("ResponseOptions", "ScoreOptions"),
     "spec_kd.data.responses": ("generate_responses", "score_completions"),
-    "spec_kd.engines": ("ServerEngine", "ServerOptions", "TransformersEngine", "VLLMEngine"),
+    "spec_kd.engines": (
+        "RayEngine",
+        "RayOptions",
+        "ServerEngine",
+        "ServerOptions",
+        "TransformersEngine",
+        "VLLMEngine",
+    ),
     "spec_kd.decoding": ("SpeculationOptions", "generate_speculatively"),
     "spec_kd.drafts": (
         "DraftPlan",
@@ -98,7 +105,7 @@ if TYPE_CHECKING:
         init_draft,
         plan_draft,
     )
-    from spec_kd.engines import ServerEngine, ServerOptions, TransformersEngine, VLLMEngine
+    from spec_kd.engines import RayEngine, RayOptions, ServerEngine, ServerOptions, TransformersEngine, VLLMEngine
     from spec_kd.evaluation import (
         AcceptanceMetrics,
         EvaluationOptions,
@@ -178,6 +185,8 @@ __all__ = [
     "OnlineGKDConfig",
     "OnlineGKDTrainer",
     "PlannedShape",
+    "RayEngine",
+    "RayOptions",
     "ReplayOptions",
     "ResponseOptions",
     "ScoreOptions",

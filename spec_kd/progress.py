@@ -19,17 +19,25 @@ class RowProgress:
     """A bar that is shown unless the bars of `datasets` or `transformers` are switched off.
 
     Args:
-        total (`int`): Rows of the whole work.
+        total (`int`, *optional*): Rows of the whole work; `None` if unknown.
         description (`str`): Before the bar.
         is_shown (`bool`, *optional*, defaults to `True`): Whether this process shows it.
         num_done (`int`, *optional*, defaults to `0`): Rows that were done before; they count as no speed.
         unit (`str`, *optional*, defaults to `"rows"`): What is counted.
+
+    Attributes:
+        is_shown (`bool`): The argument.
+        num_tokens (`int`): Tokens that it was told of.
+        num_rows (`int`): Rows that it was told of.
     """
 
-    def __init__(self, total: int, description: str, is_shown: bool = True, num_done: int = 0, unit: str = "rows"):
+    def __init__(
+        self, total: int | None, description: str, is_shown: bool = True, num_done: int = 0, unit: str = "rows"
+    ):
         is_disabled = not is_shown or are_progress_bars_disabled() or not is_progress_bar_enabled()
         self._bar = tqdm(total=total, desc=description, unit=f" {unit}", initial=num_done, disable=is_disabled)
-        self._start, self._num_tokens, self._num_rows, self._num_parts = time.monotonic(), 0, 0, 0
+        self.is_shown, self.num_tokens, self.num_rows = is_shown, 0, 0
+        self._start, self._num_parts = time.monotonic(), 0
 
     def __enter__(self) -> "RowProgress":
         return self
@@ -37,16 +45,20 @@ class RowProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar, which stays on the screen."""
         self._bar.close()
 
     def advance(self, num_tokens: int = 0, num_rows: int = 1) -> None:
         """Counts tokens that were written, and rows that are done; drawn at most ten times a second."""
-        self._num_rows += num_rows
-        self._num_tokens += num_tokens
-        if self._num_tokens:
+        self.num_rows += num_rows
+        self.num_tokens += num_tokens
+        if self.num_tokens:
             seconds = max(time.monotonic() - self._start, 1e-9)
             parts = f"{self._num_parts} completions, " if self._num_parts else ""
-            self._bar.set_postfix_str(f"{parts}{self._num_tokens / seconds:.3g} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"{parts}{self.num_tokens / seconds:.3g} tokens/s", refresh=False)
         self._bar.update(num_rows)
 
     @contextmanager
@@ -55,9 +67,9 @@ class RowProgress:
 
         Those that it was not told of count at the end, for work that is only known as a whole.
         """
-        before = self._num_rows
+        before = self.num_rows
         yield self.advance
-        if rest := num_rows - (self._num_rows - before):
+        if rest := num_rows - (self.num_rows - before):
             self.advance(num_rows=rest)
 
 
@@ -74,7 +86,7 @@ class PartProgress(RowProgress):
 
     def advance(self, num_tokens: int = 0, num_rows: int = 1) -> None:
         """Counts completions of the part."""
-        self._num_rows += num_rows
+        self.num_rows += num_rows
         self._whole._num_parts += num_rows
         self._whole.advance(num_tokens, 0)
 

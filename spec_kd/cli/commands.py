@@ -113,16 +113,27 @@ COMMANDS = {
     "respond": Command(
         "Lets the target complete every prompt. With --teacher_signal it stores what distillation needs of the "
         "target's distribution, so that drafts train without the target. A stopped job continues after its last whole "
-        "shard. `accelerate launch -m spec_kd.cli respond ...` shares the shards between processes.",
+        "shard. `accelerate launch -m spec_kd.cli respond ...` shares the shards between processes, and --num_workers "
+        "between workers of a Ray cluster.",
         ("target", "prompts", "output_dir", "teacher_signal", "max_new_tokens", "temperature", "engine"),
-        lambda: {"files": ResponseFiles, "responses": spec_kd.ResponseOptions, "target": TargetArguments},
+        lambda: {
+            "files": ResponseFiles,
+            "responses": spec_kd.ResponseOptions,
+            "workers": spec_kd.RayOptions,
+            "target": TargetArguments,
+        },
     ),
     "score": Command(
         "Lets the target read text that it did not write, and stores what distillation needs of its distribution at "
         "every token. `spec-kd train white_box` trains a draft on it without the target. A stopped job continues after "
-        "its last whole shard, and `accelerate launch` shares the shards, as with `respond`.",
+        "its last whole shard, and `accelerate launch` or --num_workers shares the shards, as with `respond`.",
         ("target", "corpus", "output_dir", "teacher_signal", "max_length", "num_rows", "engine"),
-        lambda: {"files": CorpusFiles, "scores": spec_kd.ScoreOptions, "target": TargetArguments},
+        lambda: {
+            "files": CorpusFiles,
+            "scores": spec_kd.ScoreOptions,
+            "workers": spec_kd.RayOptions,
+            "target": TargetArguments,
+        },
     ),
     "plan-draft": Command(
         "Compares shapes of a draft before one is trained: what a round costs, which acceptance it needs to break even "

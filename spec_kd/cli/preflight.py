@@ -55,7 +55,7 @@ def check_sources(recipe: Recipe) -> None:
         raise ValueError(f"the tokenizer of the target `{target.target}` has no chat template.")
     if recipe.respond is not None:
         with naming("respond"):
-            check_target(recipe.respond[-1])
+            check_target(recipe.respond[-1], recipe.respond[-2])
     for part_name, part in recipe.parts.items():
         with naming(f"prompts: {part_name}"):
             part.module.check(*part.call)
@@ -148,7 +148,7 @@ def check_evaluation_prompts(recipe: Recipe) -> None:
 
 def describe_signal(call: ResponseCall, processing_class: ProcessingClass) -> TeacherInfo | None:
     """The description of the teacher signal that the responses will have, or `None` if they will have none."""
-    _, options, target = call
+    _, options, _, target = call
     if options.signal is None:
         return None
     mode = target.init_kwargs.get("logprobs_mode")

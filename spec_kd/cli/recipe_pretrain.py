@@ -44,7 +44,7 @@ class PretrainSteps:
             check_model("teacher", str(call.arguments.target))
         else:
             check_exists("corpus", self.score[0].corpus)
-            check_target(self.score[-1])
+            check_target(self.score[-1], self.score[-2])
         train.check_call(replace(call, draft=replace(call.draft, model_name_or_path=source)))
 
     def run(self, workspace: Workspace) -> Iterator[tuple[str, JsonObject]]:

@@ -61,7 +61,7 @@ def list_times(recipe: Recipe, pace: Pace | None = None) -> list[StepTime]:
             why = f"the target writes {part.call[1].num_queries:,} prompts; once it has begun, {ITSELF}"
             times.append(StepTime(f"parts/{name}", None, why))
     if recipe.respond is not None:
-        files, sampling, _ = recipe.respond
+        files, sampling, _, _ = recipe.respond
         most = [number for number in (files.num_prompts, recipe.mix[1].num_prompts) if number is not None]
         prompts = f"{min(most):,} prompts" if most else "all training prompts"
         why = f"the target writes up to {sampling.max_new_tokens} tokens to {prompts}; once it has begun, {ITSELF}"

@@ -10,18 +10,22 @@ from spec_kd.cli.arguments import ResponseFiles, TargetArguments
 from spec_kd.cli.paths import check_exists
 from spec_kd.cli.rows import load_rows, take_first
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.target import check_target, list_inputs, load_target
+from spec_kd.cli.target import check_target, list_inputs, loaded_target
 from spec_kd.open_types import JsonObject
 
 PRODUCTS = ("responses.parquet",)
 NOT_INPUTS = ("prompts", "output_dir")  # the first by its content
 CHANGE_NO_ROW = ("on_unidentified_token", "on_unusable_prompt")
 
-ResponseCall = tuple[ResponseFiles, spec_kd.ResponseOptions, TargetArguments]
+ResponseCall = tuple[ResponseFiles, spec_kd.ResponseOptions, spec_kd.RayOptions, TargetArguments]
 
 
 def run(
-    files: ResponseFiles, options: spec_kd.ResponseOptions, target: TargetArguments, workspace: Workspace
+    files: ResponseFiles,
+    options: spec_kd.ResponseOptions,
+    workers: spec_kd.RayOptions,
+    target: TargetArguments,
+    workspace: Workspace,
 ) -> JsonObject:
     """Writes the target's responses to `output_dir/responses.parquet`.
 
@@ -30,7 +34,7 @@ def run(
         OSError: The target or the prompts do not exist.
         ImportError: The engine is not installed.
     """
-    check_target(target)
+    check_target(target, workers)
     check_exists("prompts", files.prompts)
     inputs = {
         "target": list_inputs(target, workspace.fingerprints),
@@ -41,10 +45,10 @@ def run(
     def work() -> JsonObject:
         share_on_cpu()
         prompts = take_first(load_rows(files.prompts, files.split, option="prompts"), files.num_prompts)
-        model, processing_class = load_target(target)
-        rows = spec_kd.generate_responses(
-            model, prompts, options, processing_class=processing_class, output_dir=files.output_dir
-        )
+        with loaded_target(target, workers) as (engine, processing_class):
+            rows = spec_kd.generate_responses(
+                engine, prompts, options, processing_class=processing_class, output_dir=files.output_dir
+            )
         return {
             "path": f"{files.output_dir}/{PRODUCTS[0]}",
             "num_prompts": len(prompts),

@@ -8,15 +8,21 @@ from spec_kd.cli.paths import check_exists
 from spec_kd.cli.respond import CHANGE_NO_ROW, PRODUCTS, share_on_cpu
 from spec_kd.cli.rows import load_rows, take_first
 from spec_kd.cli.steps import Workspace, list_options
-from spec_kd.cli.target import check_target, list_inputs, load_target
+from spec_kd.cli.target import check_target, list_inputs, loaded_target
 from spec_kd.open_types import JsonObject
 
 NOT_INPUTS = ("corpus", "output_dir")  # the first by its content
 
-ScoreCall = tuple[CorpusFiles, spec_kd.ScoreOptions, TargetArguments]
+ScoreCall = tuple[CorpusFiles, spec_kd.ScoreOptions, spec_kd.RayOptions, TargetArguments]
 
 
-def run(files: CorpusFiles, options: spec_kd.ScoreOptions, target: TargetArguments, workspace: Workspace) -> JsonObject:
+def run(
+    files: CorpusFiles,
+    options: spec_kd.ScoreOptions,
+    workers: spec_kd.RayOptions,
+    target: TargetArguments,
+    workspace: Workspace,
+) -> JsonObject:
     """Writes the corpus with its teacher signal to `output_dir/responses.parquet`.
 
     Raises:
@@ -24,7 +30,7 @@ def run(files: CorpusFiles, options: spec_kd.ScoreOptions, target: TargetArgumen
         OSError: The target or the corpus does not exist.
         ImportError: The engine is not installed.
     """
-    check_target(target)
+    check_target(target, workers)
     check_exists("corpus", files.corpus)
     inputs = {
         "target": list_inputs(target, workspace.fingerprints),
@@ -35,13 +41,13 @@ def run(files: CorpusFiles, options: spec_kd.ScoreOptions, target: TargetArgumen
     def work() -> JsonObject:
         share_on_cpu()
         corpus = take_first(load_rows(files.corpus, files.split, option="corpus"), files.num_rows)
-        model, processing_class = load_target(target)
-        rows = spec_kd.tokenize_corpus(
-            corpus, processing_class, max_length=files.max_length, text_field=files.text_field
-        )
-        scored = spec_kd.score_completions(
-            model, rows, options, processing_class=processing_class, output_dir=files.output_dir
-        )
+        with loaded_target(target, workers) as (engine, processing_class):
+            rows = spec_kd.tokenize_corpus(
+                corpus, processing_class, max_length=files.max_length, text_field=files.text_field
+            )
+            scored = spec_kd.score_completions(
+                engine, rows, options, processing_class=processing_class, output_dir=files.output_dir
+            )
         return {
             "path": f"{files.output_dir}/{PRODUCTS[0]}",
             "num_texts": len(corpus),

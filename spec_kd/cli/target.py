@@ -1,5 +1,8 @@
 """The target, with the engine that runs it: checked without weights, identified, loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 from spec_kd import engines
@@ -7,19 +10,25 @@ from spec_kd.cli.arguments import TargetArguments
 from spec_kd.cli.fingerprints import Fingerprints
 from spec_kd.cli.model_checks import check_engine_package, check_loading_options, check_model, naming_model
 from spec_kd.cli.paths import check_exists
+from spec_kd.engines.ray.engine import import_ray
 from spec_kd.loading import load_tokenizer
 from spec_kd.open_types import JsonObject
 from spec_kd.vocabulary import ProcessingClass
 
 
-def check_target(target: TargetArguments) -> None:
-    """Checks the target and the engine without weights.
+def check_target(target: TargetArguments, workers: engines.RayOptions | None = None) -> None:
+    """Checks the target, the engine and the workers that run it without weights.
 
     Raises:
-        ValueError: The target is missing, its files are damaged, or the engine does not know an option.
+        ValueError: The target is missing, its files are damaged, the engine does not know an option, or it is a server,
+            which needs no workers.
         FileNotFoundError: The target's folder does not exist.
-        ImportError: The engine is not installed.
+        ImportError: The engine, or Ray, is not installed.
     """
+    if workers is not None and workers.num_workers:
+        if target.engine == "server":
+            raise ValueError("`num_workers` is for targets that run here, but `engine` is a server. Leave it out.")
+        import_ray()
     if target.target is None:
         raise ValueError("`target` is missing: a folder, or a name on the Hub.")
     check_exists("target", target.target)
@@ -47,6 +56,22 @@ def load_processing_class(target: TargetArguments) -> ProcessingClass:
     name = cast(str, target.target)
     with naming_model("tokenizer of the target", name):
         return load_tokenizer(name, target.init_kwargs if target.engine != "server" else {})
+
+
+@contextmanager
+def loaded_target(
+    target: TargetArguments, workers: engines.RayOptions
+) -> Iterator[tuple[engines.Engine, ProcessingClass]]:
+    """The target as `load_target` gives it, or in the workers of a Ray cluster, which end with the block."""
+    if not workers.num_workers:
+        yield load_target(target)
+        return
+    with engines.RayEngine(partial(_load_engine, target), workers) as engine:
+        yield engine, load_processing_class(target)
+
+
+def _load_engine(target: TargetArguments) -> engines.Engine:
+    return load_target(target)[0]
 
 
 def load_target(target: TargetArguments) -> tuple[engines.Engine, ProcessingClass]:

@@ -2,35 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import cast
 
+import pyarrow as pa
 import torch
 import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from spec_kd.data.assembly import add_responses, add_signal
-from spec_kd.data.outcomes import Outcome, complete_batch, find_unusable, report_outcomes
+from spec_kd.data.outcomes import find_unusable, report_outcomes
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts, render_prompt_ids
 from spec_kd.data.response_options import ResponseOptions, ScoreOptions
-from spec_kd.data.sharded_runs import RunResult, Tell, plan_batches, run_plan
+from spec_kd.data.shard_tasks import Batch, ShardTask
+from spec_kd.data.sharded_runs import RunResult, plan_batches, run_plan
 from spec_kd.data.shards import IdLists, ShardStore
 from spec_kd.data.teacher_signal import TeacherInfo
-from spec_kd.engines.base import Completion, Engine
+from spec_kd.engines.base import Engine
 from spec_kd.engines.transformers import TransformersEngine
 from spec_kd.losses import SignalSpec
 from spec_kd.open_types import Argument
 from spec_kd.options import check_dataset, check_text, read_path, resolve_options
 from spec_kd.progress import RowProgress
-from spec_kd.sampling.prompts import PromptBatch
 from spec_kd.stored_sets import check_stored_set
 from spec_kd.vocabulary import ProcessingClass, count_real_ids, fingerprint_tokenizer
-
-RunEngine = Callable[[list[int], str, Tell], list[Completion]]
-"""Completes or scores some rows, with the seed of their batch, and tells of progress."""
 
 
 def generate_responses(
@@ -65,7 +62,7 @@ def generate_responses(
     Args:
         target (`PreTrainedModel`, `str` or `Engine`):
             The model, or a path or Hub id to load it from (in its own dtype); modes are restored afterwards. Or an
-            engine that runs it elsewhere ([`ServerEngine`], [`VLLMEngine`]).
+            engine that runs it elsewhere ([`ServerEngine`], [`VLLMEngine`], [`RayEngine`] on many machines).
         prompts (`list[str]`, `list` of conversations, or `Dataset`):
             A dataset has `prompt` (text or messages, with `tools` as list or JSON text, and `chat_template_kwargs`
             where wanted) or `prompt_ids`. Its other columns are kept; `completion`, `completion_ids`, `finish_reason`
@@ -107,11 +104,7 @@ def generate_responses(
     store = ShardStore(output_dir) if output_dir is not None else None
     engine, processing_class = as_engine(target, processing_class)
     ids = IdLists(render_prompt_ids(rows, processing_class), store.folder if store is not None else None)
-
-    def generate(rows: list[int], seed: str, tell: Tell) -> list[Completion]:
-        return engine.generate(PromptBatch(map(ids.__getitem__, rows), rows, tell), options, options.signal, seed)
-
-    result, info = _run(generate, engine, processing_class, ids, store, options, show_progress)
+    result, info = _run(engine, processing_class, ids, None, store, options, show_progress)
     return add_responses(dataset, ids, result, processing_class, info, store)
 
 
@@ -147,7 +140,6 @@ def score_completions(
             this function has as well.
     """
     options = resolve_options(ScoreOptions, options, given)
-    signal = cast(SignalSpec, options.signal)  # `ScoreOptions` refuses None
     check_target(target)
     check_dataset("dataset", dataset)
     output_dir = read_path("output_dir", output_dir, is_optional=True, takes_address=True)
@@ -161,14 +153,7 @@ def score_completions(
     starts: list[int] = []
     ids = IdLists(_join_ids(dataset, starts), store.folder if store is not None else None)
     engine, processing_class = as_engine(target, processing_class)
-
-    def score(rows: list[int], seed: str, tell: Tell) -> list[Completion]:
-        prompts = PromptBatch([ids[row][: starts[row]] for row in rows], rows, tell)
-        return engine.score(prompts, [ids[row][starts[row] :] for row in rows], signal, seed)
-
-    result, info = _run(
-        score, engine, processing_class, ids, store, options, show_progress, prompt_lengths=_hash(starts)
-    )
+    result, info = _run(engine, processing_class, ids, starts, store, options, show_progress)
     return add_signal(dataset, result, cast(TeacherInfo, info), store)
 
 
@@ -207,26 +192,24 @@ def check_target(target: PreTrainedModel | str | Engine) -> None:
 
 
 def _run(
-    run_engine: RunEngine,
     engine: Engine,
     processing_class: ProcessingClass,
     ids: IdLists,
+    starts: Sequence[int] | None,
     store: ShardStore | None,
     options: ResponseOptions | ScoreOptions,
     show_progress: bool | RowProgress,
-    **settings: object,
 ) -> tuple[RunResult, TeacherInfo | None]:
     """Runs an engine over all rows of a dataset: what generating and scoring have in common.
 
     Args:
-        run_engine (`Callable`): Completes or scores some rows.
         engine (`Engine`): Runs the target.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`): The target's.
         ids (`IdLists`): What the engine reads of every row.
+        starts (`Sequence[int]`, *optional*): Where the completion of every row begins, if completions are scored.
         store (`ShardStore`, *optional*): Where the run is kept.
         options (`ResponseOptions` or `ScoreOptions`): Options of the run.
         show_progress (`bool` or `RowProgress`): As for [`generate_responses`].
-        settings: What the rows depend on besides the options and the engine.
 
     Returns:
         The outcomes of all rows, and what their teacher columns are of, if there is a signal.
@@ -238,7 +221,7 @@ def _run(
     if store is not None:
         fingerprint = {
             **options.list_settings(),
-            **settings,
+            **({} if starts is None else {"prompt_lengths": _hash(starts)}),
             "batch_size": batch_size,
             "signal": options.signal and asdict(options.signal),
             "engine": engine.name,
@@ -250,15 +233,24 @@ def _run(
         store.open_run(fingerprint, {"target_name": engine.target_name, **versions})
     vocab_size = count_real_ids(processing_class)
 
-    def complete(batch: list[int], index: int, tell: Tell) -> list[Outcome]:
-        usable = [row for row in batch if row not in unusable]
-        run = partial(run_engine, usable, f"{options.seed}:{index}", tell)
-        outcomes = iter(complete_batch(run, usable, vocab_size, options.on_unidentified_token) if usable else ())
-        return [unusable[row] if row in unusable else next(outcomes) for row in batch]
+    def make_task(number: int, batches: list[Batch], found: pa.Table | None) -> ShardTask:
+        rows = [row for _, batch in batches for row in batch]
+        ends = {row: None if starts is None else starts[row] for row in rows}
+        return ShardTask(
+            number,
+            batches,
+            {row: ids[row][:end] for row, end in ends.items()},
+            {row: ids[row][end:] for row, end in ends.items() if end is not None},
+            options,
+            vocab_size,
+            info,
+            {row: unusable[row] for row in rows if row in unusable},
+            found,
+        )
 
     plan = plan_batches(ids.lengths.tolist(), batch_size, options.shard_size)
     description = "Teacher scores" if options.is_scored else "Target responses"
-    result = run_plan(plan, complete, store, info, options, description, engine.is_reproducible, show_progress)
+    result = run_plan(plan, engine, make_task, store, options, description, show_progress)
     report_outcomes(result.unusable, result.unidentified, result.num_rows)
     return result, info
 

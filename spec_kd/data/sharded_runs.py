@@ -1,7 +1,10 @@
-"""Runs an engine over many rows so that nothing is lost: planned batches, shards on disk, several processes."""
+"""Runs an engine over many rows so that nothing is lost: planned batches, shards on disk, several processes.
+
+Only this process writes the shards that it asks an engine for, wherever the engine computes them.
+"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import accelerate
@@ -9,30 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spec_kd.data.outcomes import Outcome, describe_unidentified, raise_unusable
+from spec_kd.data.outcomes import describe_unidentified, raise_unusable
 from spec_kd.data.response_options import SignalOptions
+from spec_kd.data.shard_tasks import Batch, ShardTask, complete_shard
 from spec_kd.data.shards import ShardStore
-from spec_kd.data.teacher_signal import TeacherInfo, pack_sparse
-from spec_kd.engines.base import Completion
+from spec_kd.engines.base import Engine
 from spec_kd.files import alone_in
-from spec_kd.open_types import JsonObject, JsonValue
+from spec_kd.open_types import JsonValue
 from spec_kd.progress import PartProgress, RowProgress
 
-SHARD_SCHEMA = pa.schema(
-    {
-        "row": pa.int64(),
-        "completion_ids": pa.list_(pa.int32()),
-        "finish_reason": pa.string(),
-        "teacher_token_logprobs": pa.list_(pa.float32()),
-        "teacher_signal": pa.binary(),
-        # A row without a completion has one of these two, and nulls in the columns above.
-        "unmapped_tokens": pa.list_(pa.string()),
-        "unusable_prompt": pa.string(),
-    }
-)
-Plan = list[list[tuple[int, list[int]]]]
-Tell = Callable[[int, int], None]
-"""Told of finished tokens and completions, as `on_progress` of `PromptBatch`."""
+Plan = list[list[Batch]]
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, shard_size: int) -> Plan:
@@ -83,12 +72,11 @@ def _find_left_out(tables: Sequence[pa.Table | None], column: str) -> dict[int, 
 
 def run_plan(
     plan: Plan,
-    complete: Callable[[list[int], int, Tell], list[Outcome]],
+    engine: Engine,
+    make_task: Callable[[int, list[Batch], pa.Table | None], ShardTask],
     store: ShardStore | None,
-    info: TeacherInfo | None,
     options: SignalOptions,
     description: str,
-    is_reproducible: bool,
     show_progress: bool | RowProgress,
 ) -> RunResult:
     """The completions of every row of a plan; those of finished shards are read from disk.
@@ -99,16 +87,14 @@ def run_plan(
 
     Args:
         plan (`Plan`): From [`plan_batches`].
-        complete (`Callable`): From the rows of a batch, its number and a function to tell of progress, to an outcome of
-            each row.
+        engine (`Engine`): Runs the target. If two processes would not write the same with it, only one may work in the
+            store.
+        make_task (`Callable`): From the number of a shard, its batches and what was found of it to the shard's task.
         store (`ShardStore`, *optional*): An opened run.
-        info (`TeacherInfo`, *optional*): How the signal is packed, if there is one.
         options (`ResponseOptions` or `ScoreOptions`):
             Say whether rows without a completion that are found on disk are an error, and whether rows whose prompt
             the target did not take are left out, or asked again and then an error.
         description (`str`): Text of the progress bar.
-        is_reproducible (`bool`):
-            Whether two processes would write the same; if not, only one may work in the store.
         show_progress (`bool` or `RowProgress`): Whether to show a bar; or the bar of the work that this is part of.
 
     Raises:
@@ -132,12 +118,12 @@ def run_plan(
     ask_again = options.on_unusable_prompt == "raise"
     if all(not _is_open(table, ask_again) for table in tables):
         return RunResult(tables)
-    if store is not None and not is_reproducible and world < int(os.environ.get("WORLD_SIZE", "1")):
+    if store is not None and not engine.is_reproducible and world < int(os.environ.get("WORLD_SIZE", "1")):
         raise ValueError(
             "These processes were launched together and do not know of each other, so each would do all the work, with "
             "other results. Call `accelerate.PartialState(cpu=True)` first, or start one process."
         )
-    with nullcontext() if store is None or is_reproducible else alone_in(store.folder):
+    with nullcontext() if store is None or engine.is_reproducible else alone_in(store.folder):
         tables = _read_tables(store, len(plan))  # another process may have finished in between
         num_done = sum(_count_done(table, ask_again) for table in tables)
         with (
@@ -145,16 +131,21 @@ def run_plan(
             if isinstance(show_progress, RowProgress)
             else RowProgress(num_rows, description, show_progress and rank == 0, num_done)
         ) as progress:
-            for number, shard in enumerate(plan):
-                if not _is_open(tables[number], ask_again):
-                    continue
-                if number % world != rank:
-                    progress.advance(num_rows=sum(len(rows) for _, rows in shard))
-                    continue
-                tables[number] = _to_table(_complete_shard(shard, tables[number], complete, progress), info)
+
+            def list_tasks() -> Iterator[ShardTask]:
+                for number, shard in enumerate(plan):
+                    if not _is_open(tables[number], ask_again):
+                        continue
+                    if number % world == rank:
+                        yield make_task(number, shard, tables[number])
+                    else:
+                        progress.advance(num_rows=sum(len(rows) for _, rows in shard))
+
+            for task, table in engine.run_tasks(complete_shard, list_tasks(), progress):
+                tables[task.number] = table
                 if store is not None:
-                    store.write(number, tables[number])
-                    tables[number] = store.read(number)  # memory-mapped
+                    store.write(task.number, table)
+                    tables[task.number] = store.read(task.number)  # memory-mapped
                 elif ask_again:
                     raise_unusable(_find_left_out(tables, "unusable_prompt"), num_rows, None)
         if store is not None and world > 1:
@@ -185,39 +176,3 @@ def _count_done(table: pa.Table | None, ask_again: bool) -> int:
 def _is_open(table: pa.Table | None, ask_again: bool) -> bool:
     """Whether a shard has rows left to complete."""
     return table is None or _count_done(table, ask_again) < len(table)
-
-
-def _complete_shard(
-    shard: list[tuple[int, list[int]]],
-    table: pa.Table | None,
-    complete: Callable[[list[int], int, Tell], list[Outcome]],
-    progress: RowProgress,
-) -> list[tuple[int, Outcome | JsonObject]]:
-    """The rows of a shard with their outcomes; rows that its table has already are taken from there."""
-    rows_of_table = [] if table is None else table.to_pylist()
-    found: dict[int, Outcome | JsonObject] = {
-        row["row"]: row for row in rows_of_table if row["unusable_prompt"] is None
-    }
-    written = list(found.items())
-    for index, rows in shard:
-        if open_rows := [row for row in rows if row not in found]:
-            with progress.batch(len(open_rows)) as tell:
-                written += zip(open_rows, complete(open_rows, index, tell), strict=True)
-    return written
-
-
-def _to_table(written: list[tuple[int, Outcome | JsonObject]], info: TeacherInfo | None) -> pa.Table:
-    found = [outcome for _, outcome in written if isinstance(outcome, dict)]
-    rows, outcomes = zip(*(pair for pair in written if not isinstance(pair[1], dict)), strict=True)
-    completions = [outcome if isinstance(outcome, Completion) else None for outcome in outcomes]
-    columns = [
-        rows,
-        [c and c.ids for c in completions],
-        [c and c.finish_reason for c in completions],
-        [c and c.token_logprobs for c in completions],
-        [c and c.sparse and info and pack_sparse(c.sparse, info) for c in completions],
-        [outcome if isinstance(outcome, list) else None for outcome in outcomes],
-        [outcome if isinstance(outcome, str) else None for outcome in outcomes],
-    ]
-    table = pa.Table.from_pydict(dict(zip(SHARD_SCHEMA.names, columns, strict=True)), schema=SHARD_SCHEMA)
-    return pa.concat_tables([pa.Table.from_pylist(found, SHARD_SCHEMA), table]) if found else table

@@ -7,6 +7,8 @@ from spec_kd.lazy_imports import import_lazily
 from spec_kd.sampling.prompts import UnusablePromptError
 
 _MODULES = {
+    "spec_kd.engines.ray.engine": ("RayEngine",),
+    "spec_kd.engines.ray.options": ("RayOptions",),
     "spec_kd.engines.server.client": ("ServerRequestError",),
     "spec_kd.engines.server.connection": ("ServerOptions",),
     "spec_kd.engines.server.engine": ("ServerEngine",),
@@ -16,6 +18,8 @@ _MODULES = {
 }
 
 if TYPE_CHECKING:
+    from spec_kd.engines.ray.engine import RayEngine
+    from spec_kd.engines.ray.options import RayOptions
     from spec_kd.engines.server.client import ServerRequestError
     from spec_kd.engines.server.connection import ServerOptions
     from spec_kd.engines.server.engine import ServerEngine
@@ -27,6 +31,8 @@ __all__ = [
     "Completion",
     "Engine",
     "MissingCompletionsError",
+    "RayEngine",
+    "RayOptions",
     "ServerEngine",
     "ServerOptions",
     "ServerRequestError",

@@ -4,16 +4,20 @@ A new engine is a subclass of [`Engine`].
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from spec_kd.losses import SignalSpec, SparseDistribution
+from spec_kd.progress import RowProgress
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.sampling.prompts import UnusablePromptError
 
 if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 class UnsupportedByEngineError(ValueError):
@@ -41,6 +45,9 @@ class MissingCompletionsError(UnusablePromptError):
     ):
         super().__init__(message, fault="refused")
         self.reasons, self.completions, self.unidentified = dict(reasons), list(completions), list(unidentified)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return MissingCompletionsError, (self.args[0], self.reasons, self.completions, self.unidentified)
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,23 @@ class Engine(ABC):
             UnsupportedByEngineError: The engine cannot score, or not by this method.
         """
         raise UnsupportedByEngineError(f"The engine {self.name!r} cannot score completions. Use another engine.")
+
+    def run_tasks(
+        self, function: Callable[["Engine", Task, RowProgress], Result], tasks: Iterator[Task], progress: RowProgress
+    ) -> Iterator[tuple[Task, Result]]:
+        """Runs a function on each task with this engine, one after the other; [`RayEngine`] shares them out.
+
+        Args:
+            function (`Callable`): From an engine, a task and the bar to a result. It can be pickled, and so can tasks
+                and results.
+            tasks (`Iterator`): Tasks, each read when its turn comes.
+            progress (`RowProgress`): Bar that the function tells of tokens and rows.
+
+        Yields:
+            Every task with its result, in any order.
+        """
+        for task in tasks:
+            yield task, function(self, task, progress)
 
 
 def check_untruncated(options: SamplingOptions | None, engine: str) -> None:

@@ -21,6 +21,9 @@ class UnusablePromptError(ValueError):
         super().__init__(message)
         self.fault = fault
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.fault)
+
 
 class PromptBatch(list[list[int]]):
     """Ids of prompts, with their rows of the dataset and a function that is told of progress.

@@ -60,7 +60,7 @@ def test_sections_become_the_arguments_of_commands(load, tmp_path):
     assert synthesis.temperature == [0.8, 1.2] and target.target == "my-org/target"
     assert synthetic.test_sets == ["runs/test/parts/historical/test.arrow", "runs/test/parts/leaflets/test.arrow"]
     assert recipe.mix[0].parts["leaflets"] == "runs/test/parts/leaflets"
-    respond, options, target = recipe.respond
+    respond, options, _, target = recipe.respond
     assert (respond.prompts, options.seed, target.engine) == ("runs/test/prompts/train.arrow", 7, "transformers")
     arguments, config, draft = recipe.train.arguments, recipe.train.config, recipe.train.draft
     assert recipe.train.method == "white_box" and config.learning_rate == 2e-5 and config.seed == 7

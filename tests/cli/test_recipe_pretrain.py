@@ -95,7 +95,7 @@ def test_a_live_target_and_a_draft_that_the_recipe_makes(call, recipe, write, tm
 
 def test_sections_become_the_arguments_of_commands(recipe, write, tmp_path):
     found = load_recipe(write(recipe))
-    files, options, target = found.pretrain.score
+    files, options, _, target = found.pretrain.score
     assert files.corpus == str(tmp_path / "texts.jsonl") and files.output_dir == f"{tmp_path}/run/corpus"
     assert options.seed == 3 and target.target == recipe["target"]
     call = found.pretrain.train

@@ -30,7 +30,7 @@ def test_answers_are_those_of_the_function(call, options, models, prompts, tmp_p
 
 def test_the_same_call_again_runs_no_target(call, options, monkeypatch):
     _, first, _ = call(*options)
-    monkeypatch.setattr("spec_kd.cli.respond.load_target", None)
+    monkeypatch.setattr("spec_kd.cli.respond.loaded_target", None)
     status, second, _ = call(*options)
     assert status == 0 and second == {**first, "is_reused": True}
 

@@ -62,6 +62,9 @@ class UnidentifiedTokensError(ValueError):
             "or take those in `error.completions` that are not `None`."
         )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.names, self.completions)
+
 
 def list_examples(names: Iterable[Sequence[str]]) -> list[str]:
     """A few different names out of those of all completions."""
