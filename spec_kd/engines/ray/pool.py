@@ -125,11 +125,12 @@ class WorkerPool:
                 for member in self._members:
                     if member.answer is None and waiting:
                         self._give(member, function, waiting.popleft(), progress)
-                for attempt, result in self._wait(progress):
+                if (ended := self._wait(progress)) is not None:
+                    attempt, result = ended
                     if result is None:
                         waiting.appendleft(attempt)
                     else:
-                        yield attempt.task, cast(tuple[Result], result)[0]
+                        yield attempt.task, cast(Result, result[0])
                 self._ask_counts(progress)
         finally:  # also after an error, here or in the caller's block
             for member in [member for member in self._members if member.attempt is not None]:
@@ -162,32 +163,30 @@ class WorkerPool:
         member.attempt, member.rows_before = attempt, member.count[1]
         member.answer = member.actor.run.remote(function, attempt.task)
 
-    def _wait(self, progress: RowProgress | None) -> list[tuple[_Attempt[Argument], tuple[object] | None]]:
-        """Waits for answers; returns the finished tasks with their results, and the lost ones with `None`."""
+    def _wait(self, progress: RowProgress | None) -> tuple[_Attempt[Argument], tuple[object] | None] | None:
+        """Waits for a worker; returns its task with the result, or with `None` if the worker is lost."""
         asked = {member.answer: member for member in self._members if member.answer is not None}
         ready, _ = self.ray.wait(list(asked), num_returns=1, timeout=POLL_SECONDS)
-        finished: list[tuple[_Attempt[Argument], tuple[object] | None]] = []
-        for member in map(asked.__getitem__, ready):
-            attempt, answer = member.attempt, member.answer
-            try:
-                found = self.ray.get(answer)
-            except self.ray.exceptions.RayTaskError as error:  # our code raised it, as it would in any worker
-                member.answer = member.attempt = None
-                if member.host is None:
-                    self._remove(member)
-                raise error.cause from error
-            except self.ray.exceptions.RayError as error:
-                self._lose(member, error, progress)
-                if attempt is not None:
-                    finished.append((attempt, None))
-                continue
+        if not ready:
+            return None
+        member = asked[ready[0]]
+        attempt = member.attempt
+        try:
+            found = self.ray.get(member.answer)
+        except self.ray.exceptions.RayTaskError as error:  # our code raised it, as it would in any worker
             member.answer = member.attempt = None
-            if attempt is None:
-                self._welcome(member, found)
-            else:
-                self._count(member, found[1:], cast(RowProgress, progress))
-                finished.append((attempt, found[:1]))
-        return finished
+            if member.host is None:
+                self._remove(member)
+            raise error.cause from error
+        except self.ray.exceptions.RayError as error:
+            self._lose(member, error, progress)
+            return None if attempt is None else (attempt, None)
+        member.answer = member.attempt = None
+        if attempt is None:
+            self._welcome(member, found)
+            return None
+        self._count(member, found[1:], cast(RowProgress, progress))
+        return attempt, found[:1]
 
     def _welcome(self, member: _Member, facts: WorkerFacts) -> None:
         """Takes a worker that has started; refuses one that would write other completions than the first."""
