@@ -1,15 +1,11 @@
-"""Which worker gets which task, and what becomes of the tasks of lost workers, on a stand-in for Ray.
-
-The stand-in does everything in this process, one call after the other, and pickles what Ray would pickle.
-"""
+"""Which worker gets which task, and what becomes of the tasks of lost workers, on a stand-in for Ray."""
 
 import pickle
-import random
 import sys
-from types import SimpleNamespace
 
 import forked
 import pytest
+from ray_stand_in import StandIn
 
 from spec_kd import RayEngine, RayOptions
 from spec_kd.engines import MissingCompletionsError, UnusablePromptError
@@ -17,71 +13,6 @@ from spec_kd.engines.base import Completion, Engine
 from spec_kd.engines.server.logprobs import UnidentifiedTokensError
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.options import SamplingOptions
-
-
-class RayError(Exception):
-    pass
-
-
-class RayTaskError(RayError):
-    def __init__(self, cause):
-        self.cause = cause
-
-
-class Answer:
-    def __init__(self, value):
-        self.value = value
-
-
-class StandIn:
-    """What the pool calls of `ray`; `lost` says which calls lose their worker, by the worker's number and method."""
-
-    def __init__(self, lost=lambda number, method, arguments: False):
-        self.lost, self.num_workers, self.killed, self.calls = lost, 0, [], []
-        self.random = random.Random(0)
-        self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
-        self.util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1")
-
-    def remote(self, kind):
-        def make():
-            worker, number = kind(), self.num_workers
-            self.num_workers += 1
-            methods = {name: self.make_method(worker, number, name) for name in ("start", "run", "count")}
-            return SimpleNamespace(number=number, **methods)
-
-        return SimpleNamespace(options=lambda **resources: SimpleNamespace(remote=make))
-
-    def make_method(self, worker, number, name):
-        def call(*arguments):
-            if name == "run":
-                self.calls.append((number, arguments[1]))
-            if number in self.killed or self.lost(number, name, arguments):
-                return Answer(RayError("the node is gone"))
-            try:
-                answer = getattr(worker, name)(*pickle.loads(pickle.dumps(arguments)))
-                return Answer(pickle.loads(pickle.dumps(answer)))
-            except Exception as error:
-                return Answer(RayTaskError(pickle.loads(pickle.dumps(error))))
-
-        return SimpleNamespace(remote=call)
-
-    def wait(self, answers, num_returns=1, timeout=None):
-        chosen = self.random.choice(answers)
-        return [chosen], [answer for answer in answers if answer is not chosen]
-
-    def get(self, answer):
-        if isinstance(answer.value, Exception):
-            raise answer.value
-        return answer.value
-
-    def kill(self, actor):
-        self.killed.append(actor.number)
-
-    def cluster_resources(self):
-        return {"CPU": 4.0}
-
-    def is_initialized(self):
-        return True
 
 
 class Echo(Engine):
@@ -130,8 +61,7 @@ def double(engine, task, progress):
 def make_engine(monkeypatch):
     def make(build=Echo, lost=lambda *call: False, **options):
         ray = StandIn(lost)
-        monkeypatch.setitem(sys.modules, "ray", ray)
-        monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
+        ray.install(monkeypatch)
         return RayEngine(build, **{"num_workers": 3, **options}), ray
 
     return make

@@ -1,7 +1,6 @@
-"""Completions and scores by workers on two nodes of a Ray cluster, all of them on this machine.
+"""Completions and scores by workers: on two nodes of a Ray cluster on this machine, and on a stand-in for Ray.
 
-A run loses its driver, then a worker, then a node, and ends with the bytes of a run in this process. Every worker has
-to import torch, so few of them are started.
+Every real worker has to import torch, so one test starts four of them.
 """
 
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 import forked
 import pytest
 from datasets import Dataset
+from ray_stand_in import StandIn
 from recorded_vllm import LLM, OTHER, PLAIN, STOPPED, build_module
 from tiny import build_llama, build_tokenizer
 
@@ -22,9 +22,6 @@ from spec_kd import RayEngine, generate_responses, score_completions
 from spec_kd.cli.main import main
 from spec_kd.data.shards import ShardStore
 from spec_kd.engines import TransformersEngine, VLLMEngine
-
-ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.distributed
 
 TEXTS = [f"{word} {i}" for i in range(8) for word in ("a", "hello there", "the quick brown fox")]
 NUM_SHARDS = 12
@@ -72,6 +69,7 @@ def build_vllm():
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of a head, where nothing is computed, and two nodes with one core each."""
+    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -109,30 +107,35 @@ def read_all(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_vllm_in_workers_gives_the_same_rows(cluster, tmp_path):
+def test_vllm_in_workers_gives_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # put back at the end
     prompts = Dataset.from_dict({"prompt_ids": [PLAIN, STOPPED, OTHER]})
     options = {
         "max_new_tokens": 4, "temperature": 0.7, "teacher_signal": "top_k_tail", "signal_top_k": 2, "shard_size": 1,
         "processing_class": build_tokenizer(), "show_progress": False,
     }  # fmt: skip
     expected = generate_responses(build_vllm(), prompts, **options)
-    with RayEngine(build_vllm, num_workers=1) as engine:
+    StandIn().install(monkeypatch)
+    with RayEngine(build_vllm, num_workers=2) as engine:
         assert (engine.name, engine.is_reproducible, engine.default_batch_size) == ("vllm", False, None)
         found = generate_responses(engine, prompts, output_dir=str(tmp_path), **options)
     assert found.to_list() == expected.to_list()
 
 
-def test_the_command_writes_the_same_bytes_with_workers(cluster, target, tmp_path, capsys):
+def test_the_command_writes_the_same_bytes_with_workers(target, tmp_path, capsys, monkeypatch):
+    StandIn().install(monkeypatch)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     options = ["respond", "--target", target, "--prompts", str(prompts), "--max_new_tokens", "6", "--shard_size", "8"]
-    for name, more in {"alone": [], "workers": ["--num_workers", "1", "--cpus_per_worker", "0.5"]}.items():
+    for name, more in {"alone": [], "workers": ["--num_workers", "2"]}.items():
         assert main([*options, "--output_dir", str(tmp_path / name), *more]) == 0, capsys.readouterr().err
     found = {name: read_all(tmp_path / name) for name in ("alone", "workers")}
     assert len(found["alone"]) > 4 and found["workers"].keys() == found["alone"].keys()
     assert [name for name in found["alone"] if found["alone"][name] != found["workers"][name]] == [".step.json"]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_run_that_loses_its_driver_a_worker_and_a_node_ends_with_the_same_bytes(
     cluster, target, whole, tmp_path, monkeypatch, caplog
 ):
