@@ -84,6 +84,15 @@ def test_every_task_is_done_once_by_no_more_workers_than_there_are_tasks(make_en
     assert sorted(ray.killed) == [0, 1, 2]
 
 
+def test_every_worker_has_a_bar_below_that_of_all(make_engine, capsys):
+    engine, _ = make_engine(num_workers=2)
+    with RowProgress(10, "Target responses") as progress:
+        assert len(list(engine.run_tasks(double, iter([1, 2, 3, 4]), progress))) == 4
+    shown = capsys.readouterr().err
+    assert "Target responses: 100%" in shown and "10/10" in shown
+    assert all(f"worker {number} (10.0.0.1): " in shown for number in (0, 1))
+
+
 def test_a_lost_worker_is_replaced_and_its_task_goes_to_another(make_engine, caplog):
     fates = {0: 2, 2: 4}  # the number of calls after which a worker is lost
     counts = dict.fromkeys(range(9), 0)
