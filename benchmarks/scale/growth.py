@@ -1,0 +1,238 @@
+"""How time and memory grow with lines of log, rows of completions, and tokens of training data.
+
+    python -m benchmarks.scale.growth                                    # about 10 minutes on a busy core
+    python -m benchmarks.scale.growth --lines 1000000 3000000 10000000   # more sizes, hours
+
+Data is made, and the models are tiny, so that the package's own work is what is measured. Every size runs in a process
+of its own; memory is the kernel's VmHWM, less what the process had before. A size that is in `growth.json` is not run
+again. Writes growth.{json,md,png} to benchmarks/results/scale.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import describe_machine
+from benchmarks.query_logs import LogWriter
+from spec_kd.escaping import make_table
+from spec_kd.reports.plots import PICTURE_DPI, new_figure
+
+FOLDER = Path(__file__).parents[1] / "results" / "scale"
+SIZES = {
+    "lines": [30_000, 100_000, 300_000],
+    "rows": [3_000, 10_000, 30_000, 100_000, 300_000],
+    "tokens": [30_000, 100_000, 300_000, 1_000_000],
+}
+TITLES = {
+    "lines": "`load_query_logs`, lines of log",
+    "rows": "`generate_responses`, rows (an engine that answers at once)",
+    "tokens": "`WhiteBoxDistillTrainer`, tokens of one pass (tiny models)",
+}
+PROMPT_TOKENS, COMPLETION_TOKENS, VOCABULARY = 60, 40, 512
+
+
+def read_peak() -> int:
+    """The highest resident set of this process so far, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def make_log(size: int, folder: Path) -> None:
+    writer = LogWriter(folder, seed=0)
+    for number in range(size):
+        writer.write_line(number)
+    writer.close()
+
+
+def read_log(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict]) -> dict:
+    """Reads, filters, deduplicates and splits a log, with the default options."""
+    from spec_kd.prompts.logs.query_logs import load_query_logs
+
+    # Made by another process, which does not count
+    code = f"from benchmarks.scale.growth import make_log, Path; make_log({size}, Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with tempfile.TemporaryDirectory() as output:
+        return measure(lambda: load_query_logs(str(folder), output, show_progress=False))
+
+
+def make_rows(size: int):
+    """Prompts as ids, all different."""
+    from datasets import Dataset
+
+    def list_rows():
+        generator = np.random.default_rng(0)
+        for _ in range(size):
+            yield {"prompt_ids": generator.integers(3, VOCABULARY, PROMPT_TOKENS).tolist()}
+
+    return Dataset.from_generator(list_rows, keep_in_memory=False)
+
+
+def write_rows(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict]) -> dict:
+    """Writes completions with a signal, shard by shard."""
+    from spec_kd import generate_responses
+    from spec_kd.engines.base import Completion, Engine
+    from spec_kd.losses import SparseDistribution
+
+    class InstantEngine(Engine):
+        """Answers at once, with eight likely ids for each token."""
+
+        name = target_name = "instant"
+
+        def describe(self):
+            return {"model": self.name}
+
+        def check(self, prompts, options, signal):
+            pass
+
+        def generate(self, prompts, options, signal=None, seed=""):
+            ids, log_p = np.arange(3, 11, dtype=np.int32), np.full(8, np.log(0.1), np.float32)
+            sparse = SparseDistribution([ids] * COMPLETION_TOKENS, [log_p] * COMPLETION_TOKENS)
+            return [
+                Completion(prompt[:COMPLETION_TOKENS], "length", [-2.3] * COMPLETION_TOKENS, sparse)
+                for prompt in prompts
+            ]
+
+    prompts = make_rows(size)
+    return measure(
+        lambda: generate_responses(
+            InstantEngine(),
+            prompts,
+            processing_class=build_tokenizer(),
+            max_new_tokens=COMPLETION_TOKENS,
+            teacher_signal="top_k_tail",
+            signal_top_k=8,
+            output_dir=str(folder / "responses"),
+            show_progress=False,
+        )
+    )
+
+
+def train(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict]) -> dict:
+    """Prepares rows of so many tokens and trains on them once, with a live target."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    draft, target = (
+        LlamaForCausalLM(LlamaConfig(**shape, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=1)) for _ in range(2)
+    )
+    torch.set_num_threads(1)
+    rows = make_rows(size // (PROMPT_TOKENS + COMPLETION_TOKENS))
+    rows = rows.add_column("completion_ids", [row[:COMPLETION_TOKENS] for row in rows["prompt_ids"]])
+
+    def run() -> None:
+        args = WhiteBoxDistillConfig(
+            output_dir=str(folder / "draft"), per_device_train_batch_size=32, use_cpu=True, report_to="none",
+            save_strategy="no", disable_tqdm=True, logging_steps=1000, num_train_epochs=1,
+        )  # fmt: skip
+        WhiteBoxDistillTrainer(
+            model=draft, teacher_model=target, args=args, train_dataset=rows, processing_class=build_tokenizer()
+        ).train()
+
+    return measure(run)
+
+
+def build_tokenizer():
+    """A word for each id."""
+    from benchmarks.training_steps import build_tokenizer
+
+    return build_tokenizer(VOCABULARY)
+
+
+KINDS = {"lines": read_log, "rows": write_rows, "tokens": train}
+
+
+def run_size(kind: str, size: int) -> dict:
+    """Seconds, and bytes above what the process had before, of one size."""
+
+    def measure(work: Callable[[], Any]) -> dict:
+        before, started, computed = read_peak(), time.monotonic(), time.process_time()
+        work()
+        return {
+            "seconds": time.monotonic() - started,
+            "processor_seconds": time.process_time() - computed,
+            "bytes": read_peak() - before,
+        }
+
+    with tempfile.TemporaryDirectory() as folder:
+        return KINDS[kind](size, Path(folder), measure)
+
+
+def find_slope(found: dict[str, dict], name: str) -> float:
+    """Slope of the logarithm over that of the size, on the upper half of the sizes."""
+    sizes = sorted(map(int, found))[-3:]
+    values = [max(found[str(size)][name], 1e-9) for size in sizes]
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) if len(sizes) > 1 else float("nan")
+
+
+def write_report(record: dict, folder: Path) -> None:
+    """growth.md and growth.png."""
+    kinds = [kind for kind in KINDS if record["found"].get(kind)]
+    parts = [
+        "# Growth with size",
+        f"`python -m benchmarks.scale.growth` on {record['machine']['cpu']}, one core. Processor time, and memory "
+        "above what the process had before. The slope is that of the logarithms over the last three sizes: 1 is linear "
+        "growth, 0 none.",
+    ]
+    figure = new_figure(4.0 * len(kinds), 3.4)
+    for i, kind in enumerate(kinds):
+        found = record["found"][kind]
+        sizes = sorted(map(int, found))
+        slopes = {name: find_slope(found, name) for name in ("processor_seconds", "bytes")}
+        rows = [
+            [f"{size:,}", f"{one['processor_seconds']:.1f}", f"{one['seconds']:.1f}", f"{one['bytes'] / 2**20:.0f}"]
+            for size in sizes
+            for one in [found[str(size)]]
+        ]
+        rows.append(["slope", f"{slopes['processor_seconds']:.2f}", "", f"{slopes['bytes']:.2f}"])
+        header = [kind, "processor seconds", "seconds", "MiB"]
+        parts += [f"## {TITLES[kind]}", "\n".join(make_table(header, rows))]
+        axes = figure.add_subplot(1, len(kinds), i + 1)
+        seconds = [found[str(size)]["processor_seconds"] for size in sizes]
+        axes.loglog(sizes, seconds, "o-", label=f"processor seconds (slope {slopes['processor_seconds']:.2f})")
+        memory = [max(found[str(size)]["bytes"] / 2**20, 1) for size in sizes]
+        axes.loglog(sizes, memory, "s--", label=f"MiB (slope {slopes['bytes']:.2f})")
+        axes.set_xlabel(kind)
+        axes.xaxis.set_minor_formatter("")
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    (folder / "growth.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    figure.savefig(folder / "growth.png", dpi=PICTURE_DPI)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for kind, sizes in SIZES.items():
+        parser.add_argument(f"--{kind}", type=int, nargs="*", default=sizes, help=TITLES[kind])
+    parser.add_argument("--results", type=Path, default=FOLDER)
+    parser.add_argument("--one", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_size(arguments.one[0], int(arguments.one[1]))))
+        return
+    path = arguments.results / "growth.json"
+    record = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine(), "found": {}}
+    for kind in KINDS:
+        for size in getattr(arguments, kind):
+            if str(size) in record["found"].setdefault(kind, {}):
+                continue
+            command = [sys.executable, "-m", "benchmarks.scale.growth", "--one", kind, str(size)]
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            record["found"][kind][str(size)] = json.loads(answer.splitlines()[-1])
+            print(kind, size, record["found"][kind][str(size)], flush=True)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+    write_report(record, arguments.results)
+
+
+if __name__ == "__main__":
+    main()
