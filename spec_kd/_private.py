@@ -7,12 +7,18 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
+from torch import nn
 from torch._C._autograd import _get_current_graph_task_keep_graph as is_graph_retained
+from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gather_head_parameters
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 __all__ = [
     "create_model_from_path",
@@ -22,6 +28,7 @@ __all__ = [
     "get_config_model_id",
     "is_graph_retained",
     "is_stateful",
+    "list_fsdp_groups",
     "list_loading_options",
     "suspend_zero3_init",
 ]
@@ -38,6 +45,14 @@ def suspend_zero3_init() -> Iterator[None]:
     finally:
         if config is not None:
             hf_deepspeed.set_hf_deepspeed_config(config)
+
+
+def list_fsdp_groups(model: nn.Module) -> "list[FSDPParamGroup]":
+    """The groups of parameters that FSDP2 gathers together; `model` is their root, also if no pass has been made."""
+    cast(FSDPModule, model)._get_fsdp_state()._lazy_init()
+    states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+    groups = [state._fsdp_param_group for state in dict.fromkeys(states)]  # modules of a group share its state
+    return [group for group in groups if group is not None]
 
 
 def list_loading_options() -> set[str]:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from spec_kd.open_types import Argument, Call
@@ -111,8 +112,11 @@ def find_input_device(model: PreTrainedModel) -> torch.device:
 
 
 def is_whole(model: nn.Module) -> bool:
-    """Whether all parameters are here: none partitioned by ZeRO-3, none a meta tensor of FSDP."""
-    return not any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters())
+    """Whether all parameters are here: none partitioned by ZeRO-3 or FSDP2, none a meta tensor of FSDP2."""
+    return not any(
+        hasattr(parameter, "ds_id") or parameter.is_meta or isinstance(parameter, DTensor)
+        for parameter in model.parameters()
+    )
 
 
 def are_equal_logits(logits: torch.Tensor, expected: torch.Tensor, is_exact: bool) -> bool:
@@ -146,7 +150,8 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 
 def is_plain_matrix(head: nn.Module, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
     """Whether `head` is a matrix of that dtype alone: quantized weights can sit inside a plain `nn.Linear` as well."""
-    is_linear = type(head) is nn.Linear and type(head.weight) in (torch.Tensor, nn.Parameter)
+    # FSDP2 makes a class of its own of each module's
+    is_linear = type(head).forward is nn.Linear.forward and type(head.weight) in (torch.Tensor, nn.Parameter)
     return is_linear and head.weight.dtype == dtype
 
 

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from spec_kd._private import suspend_zero3_init
 from spec_kd.finite import NonFiniteError, find_nonfinite_parameter
 from spec_kd.heads import (
     LogitHead,
@@ -95,7 +96,8 @@ def check_fused_log_probs(model: PreTrainedModel, role: str) -> None:
 
     def find_difference(model: PreTrainedModel, texts: list[torch.Tensor], alone: list[torch.Tensor]) -> float | None:
         try:
-            fused = [model(input_ids=text, labels=text, fused_lm_head=True).log_probs for text in texts]
+            with suspend_zero3_init():  # TRL would gather a head that is whole
+                fused = [model(input_ids=text, labels=text, fused_lm_head=True).log_probs for text in texts]
         except (AttributeError, IndexError, RuntimeError, TypeError):
             return float("inf")
         own = [
@@ -284,6 +286,7 @@ def _generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids) if mask is None else mask,
             generation_config=config,
+            synced_gpus=False,  # the parameters are whole, and other processes may have nothing to ask
         )
     finally:
         model.generation_config = shipped

@@ -10,7 +10,6 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.models import unwrap_model_for_generation
 
 from spec_kd.acceptance import check_num_assistant_tokens
 from spec_kd.data.prompt_rendering import Prompts, prepare_prompts
@@ -26,6 +25,7 @@ from spec_kd.options import check_choice, check_int, check_numbers
 from spec_kd.parallel import read_parallel_drafting
 from spec_kd.sampling.generation import find_special_ids
 from spec_kd.sampling.options import SamplingOptions
+from spec_kd.sharding import check_fsdp, whole_model
 from spec_kd.vocabulary import ProcessingClass, count_real_ids
 
 METHODS = ("replay", "assisted")
@@ -77,7 +77,7 @@ class SpeculativeEvalCallback(TrainerCallback):
 
     Raises:
         ValueError: If there are no prompts or an option is out of its range; when training begins, if the run never
-            evaluates, has no target or tokenizer, or shards its models by FSDP.
+            evaluates, has no target or tokenizer, or shards its models by FSDP1.
     """
 
     def __init__(
@@ -148,11 +148,7 @@ class SpeculativeEvalCallback(TrainerCallback):
             self._find_target()
         self._find_processing_class()
         if self.trainer is not None:
-            if self.trainer.is_fsdp_enabled:
-                raise ValueError(
-                    "SpeculativeEvalCallback cannot read models sharded by FSDP. Train with DDP or DeepSpeed, or "
-                    "evaluate the saved draft with `spec_kd.evaluate_draft`."
-                )
+            check_fsdp(self.trainer.accelerator)
             # `EarlyStoppingCallback` stops counting if it runs before the metric is there
             handler = self.trainer.callback_handler
             handler.callbacks = sorted(handler.callbacks, key=lambda callback: callback is not self)
@@ -229,18 +225,18 @@ class SpeculativeEvalCallback(TrainerCallback):
     def _whole_models(
         self, args: TrainingArguments, model: nn.Module | None
     ) -> Iterator[tuple[PreTrainedModel, PreTrainedModel | None]]:
-        """Draft and target (if one is needed) with all their parameters, gathered where DeepSpeed shards them."""
+        """Draft and target (if one is needed) with all their parameters, gathered where they are sharded."""
         target = None if self._has_all_responses else self._find_target()
         if target is not None and target is self.target and target.device.type == "cpu" and args.device.type != "cpu":
             target.to(args.device)  # type: ignore[arg-type]  # a decorator hides the method
         draft = model if self.trainer is None else self.trainer.model
         with ExitStack() as stack:
-            if self.trainer is not None and self.trainer.is_deepspeed_enabled:
+            if self.trainer is not None and (self.trainer.is_deepspeed_enabled or self.trainer.is_fsdp_enabled):
                 options: Arguments = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
                 draft, target = (
                     None
                     if wrapped is None
-                    else stack.enter_context(unwrap_model_for_generation(wrapped, self.trainer.accelerator, **options))
+                    else stack.enter_context(whole_model(wrapped, self.trainer.accelerator, **options))
                     for wrapped in (self.trainer.model_wrapped, target)
                 )
             elif self.trainer is not None and target is not None:

@@ -24,7 +24,7 @@ from spec_kd.files import (
     replace_model,
 )
 from spec_kd.finite import check_finite_weights
-from spec_kd.heads import unwrap_peft
+from spec_kd.heads import is_whole, unwrap_peft
 from spec_kd.hub.card import carry_model_card
 from spec_kd.hub.export_options import ExportOptions
 from spec_kd.hub.gguf import export_gguf, find_tools
@@ -97,7 +97,7 @@ def export_draft(
     Raises:
         ValueError: Before anything is written: there is no processing class to align by, an adapter is to be aligned
             but not merged, the base model of an adapter that is not merged is in `output_dir`, an adapter is to be
-            merged into a quantized base model, the weights are partitioned by ZeRO-3, tokens of the processing class
+            merged into a quantized base model, the weights are sharded (ZeRO-3, FSDP2), tokens of the processing class
             have ids beyond the target's rows, an engine cannot serve the draft, the report is of another engine or
             number of drafted tokens, or `llama_cpp_dir` lacks a tool.
         GGUFError: A tool of llama.cpp failed; the draft is saved without `serving.json`.
@@ -129,8 +129,8 @@ def export_draft(
     is_adapter_kept = adapter is not None and not options.merge_adapter
     refuse(
         (
-            any(hasattr(parameter, "ds_id") for parameter in draft.parameters()),
-            "The draft's weights are partitioned by ZeRO-3. Save it with the trainer, then export it from that path.",
+            not is_whole(draft),
+            "The draft's weights are sharded (ZeRO-3, FSDP2). Save it with the trainer, then export it from that path.",
         ),
         (
             target_vocab_size is not None and processing_class is None,

@@ -40,7 +40,7 @@ def generate_batch(
     eos_ids: Collection[int],
     pad_id: int,
     vocab_size: int,
-    seed: str,
+    seed: str | Sequence[str],
     on_logits: Iterable[LogitsProcessor] = (),
     on_scores: Iterable[LogitsProcessor] = (),
 ) -> torch.Tensor:
@@ -56,7 +56,9 @@ def generate_batch(
         eos_ids (`Collection[int]`): Ids that end a completion.
         pad_id (`int`): Id that fills up shorter rows.
         vocab_size (`int`): Number of real ids; ids beyond are never written.
-        seed (`str`): All that is drawn follows from it.
+        seed (`str` or `Sequence[str]`):
+            All that is drawn follows from it. With one for each prompt, what a prompt draws does not depend on the
+            others of its batch.
         on_logits (`Iterable[LogitsProcessor]`, *optional*, defaults to `()`):
             Processors of the logits of the real ids, before temperature, top-k and top-p.
         on_scores (`Iterable[LogitsProcessor]`, *optional*, defaults to `()`):
@@ -75,7 +77,7 @@ def generate_batch(
     if isinstance(prompts, PromptBatch):
         processors.append(watch)
     if options.temperature > 0:
-        processors.append(DrawnToken(seed_generator(seed, device)))
+        processors.append(DrawnToken(seed_generator(seed, device) if isinstance(seed, str) else RowGenerators(seed)))
     config = GenerationConfig(
         do_sample=False,  # temperature and draw are processors, which in a config would come after all others
         max_new_tokens=options.max_new_tokens,
@@ -151,19 +153,38 @@ def seed_generator(text: str, device: torch.device | str = "cpu") -> torch.Gener
     return torch.Generator(device).manual_seed(derive_seed(text))
 
 
-def draw_ids(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+class RowGenerators:
+    """A generator for each row of a batch, on the CPU.
+
+    Args:
+        seeds (`Sequence[str]`): Seed of each row.
+    """
+
+    def __init__(self, seeds: Sequence[str]):
+        self._generators = [seed_generator(seed) for seed in seeds]
+
+    def draw(self, device: torch.device) -> torch.Tensor:
+        """One number from [0, 1) for each row, float64 `(B, 1)`."""
+        draws = [torch.rand(1, generator=generator, dtype=torch.double) for generator in self._generators]
+        return torch.stack(draws).to(device)
+
+
+def draw_ids(weights: torch.Tensor, generator: torch.Generator | RowGenerators) -> torch.Tensor:
     """Draws one id for each row.
 
     Args:
         weights (`torch.Tensor`): Weights of the ids, `(B, V)`, 0 or above. They need not sum to one.
-        generator (`torch.Generator`): Generator on the device of the weights.
+        generator (`torch.Generator` or `RowGenerators`): Generator on the device of the weights, or one for each row.
 
     Returns:
         `torch.Tensor`: int64 `(B,)`.
     """
     # `torch.multinomial` draws a number for every id. On a CPU that takes longer than the head of a small model.
     cumulated = weights.double().cumsum(dim=-1)
-    draws = torch.rand(len(weights), 1, generator=generator, dtype=torch.double, device=weights.device)
+    if isinstance(generator, RowGenerators):
+        draws = generator.draw(weights.device)
+    else:
+        draws = torch.rand(len(weights), 1, generator=generator, dtype=torch.double, device=weights.device)
     ids = torch.searchsorted(cumulated, draws * cumulated[:, -1:], right=True).squeeze(1)
     return ids.clamp(max=weights.shape[1] - 1)  # the product may be rounded up to the sum
 
@@ -222,10 +243,10 @@ class DrawnToken(LogitsProcessor):
     must be the last processor.
 
     Args:
-        generator (`torch.Generator`): Generator on the device of the scores.
+        generator (`torch.Generator` or `RowGenerators`): Generator on the device of the scores, or one for each row.
     """
 
-    def __init__(self, generator: torch.Generator):
+    def __init__(self, generator: torch.Generator | RowGenerators):
         self._generator = generator
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -123,7 +123,12 @@ def _compute_output(
     vocab_size: int,
 ) -> DistillOutput:
     """The loss of a batch from the draft's hidden states `(B, T, H)` and the labels after them, `(B, T - 1)`."""
-    weight, bias = _gather_sharded(head.weight), _gather_sharded(getattr(head, "bias", None))
+    weight, bias = cast(torch.nn.Parameter, head.weight), cast(torch.nn.Parameter, getattr(head, "bias", None))
+    if isinstance(weight, DTensor):
+        raise ValueError(
+            "The draft's head is sharded while its loss is computed. Let accelerate shard the draft (FSDP2), and not "
+            "`fully_shard` or `tp_plan` before the trainer gets it."
+        )
     mask, layout = labels != -100, distilled.layout  # (B, T - 1)
     hidden = hidden[:, :-1][mask] if layout is None else hidden.flatten(0, 1)[layout.slots]
     hidden, mask_there = hidden.to(weight.device), mask.to(weight.device)  # (N, H)
@@ -190,11 +195,6 @@ def _compute_blocks(
         alpha=result.alpha,
         is_kept=torch.ones_like(tokens, dtype=torch.bool),
     )
-
-
-def _gather_sharded(parameter: Argument) -> Argument:
-    """The whole of a parameter that FSDP2 shards as a `DTensor`; any other is returned as it is."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _number_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:

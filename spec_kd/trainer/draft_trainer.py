@@ -57,13 +57,14 @@ from spec_kd.trainer.checkpoint_sums import is_checkpoint_name
 from spec_kd.trainer.configs import DraftConfig
 from spec_kd.trainer.finite_guard import FiniteGuard
 from spec_kd.trainer.parallel_training import ParallelTraining
+from spec_kd.trainer.sharded_training import ShardedTraining
 from spec_kd.trainer.teachers.stored import find_target_name
 from spec_kd.vocabulary import ProcessingClass, check_alignable, count_real_ids
 
 logger = get_logger(__name__)
 
 
-class DraftTrainer(FiniteGuard, BudgetedTraining, ParallelTraining):
+class DraftTrainer(FiniteGuard, BudgetedTraining, ParallelTraining, ShardedTraining):
     """[`~trl.SFTTrainer`] for a draft model: the base class of every trainer of this package.
 
     It takes `prompt_ids` + `completion_ids` besides TRL's formats, counts what `max_length` cuts, passes itself to

@@ -187,7 +187,7 @@ class WhiteBoxDistillTrainer(TimedSteps, DraftTrainer):
         model = load_teacher(
             model,
             init_kwargs,
-            is_distributed=self.args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"),
+            is_distributed=self.args.world_size > 1,
             trust_remote_code=self.args.trust_remote_code,
             dtype="auto",
         )

@@ -42,6 +42,7 @@ from spec_kd.trainer.online.rows import (
     draw_rows,
     find_prompt,
     is_prompts_only,
+    number_rows,
     read_rows,
 )
 from spec_kd.trainer.online.vllm_writer import VLLMWriter, check_vllm
@@ -69,7 +70,9 @@ class OnlineGKDTrainer(GeneratingTrainer):
     the target is reduced to the `served_signal`, so the target makes no pass besides those of serving. Resuming skips
     the requests that were served; for a stream that cannot be read again, set `ignore_data_skip=True`.
 
-    What is drawn and sampled follows from the seed, the step and the process. Evaluation uses the completions of the
+    What is drawn and sampled for an example follows from the seed, the step and its number among the examples of the
+    step, so another number of processes changes nothing; with vLLM, continuous batching and in streaming from the
+    examples of its process as well. Evaluation uses the completions of the
     evaluation dataset, or generates them as in training if it has prompts only.
 
     Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (share of the examples),
@@ -217,10 +220,6 @@ class OnlineGKDTrainer(GeneratingTrainer):
         return writer
 
     def _check_generation(self) -> None:
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                f"`lmbda={self.args.lmbda}` generates with the models, which FSDP shards. Train with DDP or DeepSpeed."
-            )
         is_streaming = self.args.mode == "streaming"
         if is_streaming or self.args.sample_from == "mixed":
             check_reversible(unwrap_peft(self._readers["target"]), "target")
@@ -286,13 +285,14 @@ class OnlineGKDTrainer(GeneratingTrainer):
         start, step = time.perf_counter(), self.state.global_step
         self.check_weights(with_frozen=self._first_step is None)  # a model with a NaN writes nothing of use
         rows = [read_rows(batch) for batch in batches]
-        seed = f"{self.args.seed}:{step}:{self.args.process_index}"
-        is_drawn = draw_rows(sum(map(len, rows)), self.args.lmbda, f"{seed}:draw")
+        seed, args = f"{self.args.seed}:{step}", self.args
+        numbers = number_rows(list(map(len, rows)), args.train_batch_size, args.process_index, args.world_size)
+        is_drawn = draw_rows(numbers, args.lmbda, seed)
         drawn = list(compress(chain(*rows), is_drawn))
         if not isinstance(self.train_dataset, Dataset):
             self._check_room(drawn, f"step {step}")
         prompts = [find_prompt(row, f"Row {i} of step {step}") for i, row in enumerate(drawn)]
-        completions = self._write(prompts, seed)
+        completions = self._write(prompts, seed, list(compress(numbers, is_drawn)))
         collate = TokenColumnCollator(self.data_collator)
         flags, generated = iter(is_drawn), map(self._writer.make_row, prompts, completions)
         rebuilt = []

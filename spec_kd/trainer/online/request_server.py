@@ -61,11 +61,16 @@ class RequestServer(CompletionWriter):
     roles = ("draft", "target")
 
     def write(
-        self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str
+        self,
+        models: Mapping[str, PreTrainedModel],
+        prompts: Sequence[list[int]],
+        seed: str,
+        numbers: Sequence[int] | None = None,
     ) -> list[ServedCompletion]:
         """As [`CompletionWriter.write`], with the target's signal of every token."""
         if not prompts:
             return []
+        seed = f"{seed}:{numbers}"
         recorder = SparseRecorder(self.info.signal, self.info.vocab_size, derive_seed(f"{seed}:slots"))
         keeper = _SignalKeeper(len(prompts), recorder, self.info.logprobs_temperature)
         eos_ids, _ = find_special_ids(models["target"], self.processing_class)

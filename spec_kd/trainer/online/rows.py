@@ -1,6 +1,6 @@
 """Rows of an online run: datasets of prompts alone, rows that get a new completion, and those of an optimizer step."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -83,15 +83,27 @@ def complete_evaluation_prompts(
     return (prepared if isinstance(eval_dataset, Mapping) else prepared["evaluation"]), True
 
 
-def draw_rows(count: int, lmbda: float, seed: str) -> list[bool]:
-    """Draws whether each of `count` examples gets a new completion: true with probability `lmbda`.
+def number_rows(counts: Sequence[int], batch_size: int, process_index: int, num_processes: int) -> list[int]:
+    """The number of each row of this process among the rows of all processes, in the order of the dataset.
 
     Args:
-        count (`int`): Number of examples.
-        lmbda (`float`): Probability of a new completion.
-        seed (`str`): The same seed draws the same examples.
+        counts (`Sequence[int]`): Number of rows in each batch of this process.
+        batch_size (`int`): Rows of a batch that is complete.
+        process_index (`int`), num_processes (`int`): Which process this is, of how many; they take turns.
     """
-    return (torch.rand(count, generator=seed_generator(seed)) < lmbda).tolist()
+    starts = [(i * num_processes + process_index) * batch_size for i in range(len(counts))]
+    return [start + row for start, count in zip(starts, counts, strict=True) for row in range(count)]
+
+
+def draw_rows(numbers: Sequence[int], lmbda: float, seed: str) -> list[bool]:
+    """Draws whether each example gets a new completion: true with probability `lmbda`.
+
+    Args:
+        numbers (`Sequence[int]`): Numbers of the examples.
+        lmbda (`float`): Probability of a new completion.
+        seed (`str`): What is drawn for an example follows from the seed and its number.
+    """
+    return [torch.rand((), generator=seed_generator(f"{seed}:{number}:draw")).item() < lmbda for number in numbers]
 
 
 def read_rows(batch: dict[str, torch.Tensor]) -> list[dict[str, list[int]]]:

@@ -96,8 +96,14 @@ class VLLMWriter(CompletionWriter):
         if args.vllm_mode == "server" and accelerator.is_main_process:  # which alone has a client
             _send_copies(self._vllm.vllm_client)
 
-    def write(self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
-        """As [`CompletionWriter.write`], once an optimizer step.
+    def write(
+        self,
+        models: Mapping[str, PreTrainedModel],
+        prompts: Sequence[list[int]],
+        seed: str,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """As [`CompletionWriter.write`], once an optimizer step; vLLM samples all prompts from one generator.
 
         vLLM is given the weights each time. (TRL compares the step's number with the last one's, which a second
         `train()` sets back to 0.)
@@ -111,8 +117,9 @@ class VLLMWriter(CompletionWriter):
             return []
         # TRL distributes the completions as if every process had sent the same number of prompts
         asked = [*prompts, *[self._eos_ids[:1]] * (most - len(prompts))]
+        own_seed = seed if numbers is None else f"{seed}:{numbers}"
         # processes that share a copy of the draft must draw the same tokens
-        shared_seed = gather_object([seed])[index - index % self._group_size]
+        shared_seed = gather_object([own_seed])[index - index % self._group_size]
         with seeded(shared_seed, device):
             self._vllm.sync_weights()
             _, written, _, _ = self._vllm.generate(prompts=asked, images=None, num_generations=1)

@@ -14,7 +14,7 @@ from spec_kd.engines.base import Completion
 from spec_kd.heads import count_rows, evaluation_mode, find_input_device
 from spec_kd.open_types import JsonObject
 from spec_kd.probes import group_for_generation
-from spec_kd.sampling.generation import cut_after_eos, derive_seed, find_special_ids, generate_batch, seed_generator
+from spec_kd.sampling.generation import RowGenerators, cut_after_eos, derive_seed, find_special_ids, generate_batch
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.trainer.online.rows import join_row
 from spec_kd.vocabulary import ProcessingClass, VocabularyMismatchError, count_real_ids
@@ -30,7 +30,11 @@ class CompletionWriter(Protocol):
         """The models that `write` needs: `"draft"`, `"target"`, both, or none."""
 
     def write(
-        self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str
+        self,
+        models: Mapping[str, PreTrainedModel],
+        prompts: Sequence[list[int]],
+        seed: str,
+        numbers: Sequence[int] | None = None,
     ) -> Sequence[Completion]:
         """Writes one completion for each prompt, in the order of the prompts.
 
@@ -40,7 +44,10 @@ class CompletionWriter(Protocol):
         Args:
             models (`Mapping[str, PreTrainedModel]`): The models of `roles`, not wrapped.
             prompts (`Sequence[list[int]]`): Ids of each prompt, at least one id each; there may be no prompts.
-            seed (`str`): Sampling seed; all random numbers follow from it and from the batches.
+            seed (`str`): Sampling seed, the same on all processes.
+            numbers (`Sequence[int]`, *optional*):
+                Number of each prompt among those of all processes; its index by default. All random numbers follow
+                from the seed and the numbers.
         """
 
     def make_row(self, prompt: list[int], completion: Completion) -> JsonObject:
@@ -97,8 +104,15 @@ class ModelWriter(CompletionWriter):
         """As [`CompletionWriter.roles`]."""
         return ("draft", "target") if self.sample_from == "mixed" else (self.sample_from,)
 
-    def write(self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
-        """As [`CompletionWriter.write`]."""
+    def write(
+        self,
+        models: Mapping[str, PreTrainedModel],
+        prompts: Sequence[list[int]],
+        seed: str,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """As [`CompletionWriter.write`]; what a prompt draws does not depend on the others."""
+        seeds = [f"{seed}:{number}" for number in numbers or range(len(prompts))]
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         size = self.batch_size or len(prompts) or 1
         written: dict[int, Completion] = {}
@@ -106,12 +120,12 @@ class ModelWriter(CompletionWriter):
             batch = order[first : first + size]
             for group in group_for_generation(models[self.roles[0]], [prompts[i] for i in batch]):
                 rows = [batch[i] for i in group]
-                completions = self._write_batch(models, [prompts[i] for i in rows], f"{seed}:{first + group[0]}")
+                completions = self._write_batch(models, [prompts[i] for i in rows], [seeds[i] for i in rows])
                 written |= dict(zip(rows, completions, strict=True))
         return [written[i] for i in range(len(prompts))]
 
     def _write_batch(
-        self, models: Mapping[str, PreTrainedModel], prompts: list[list[int]], seed: str
+        self, models: Mapping[str, PreTrainedModel], prompts: list[list[int]], seeds: list[str]
     ) -> list[Completion]:
         writers = [models[name] for name in self.roles]
         special = [find_special_ids(writer, self.processing_class) for writer in writers]
@@ -122,7 +136,7 @@ class ModelWriter(CompletionWriter):
             device, longest = find_input_device(writers[0]), max(map(len, prompts))
             padding = torch.tensor([longest - len(ids) for ids in prompts], device=device)  # (B,)
             other = RaggedModel(writers[1], padding, vocab_size, device)
-            mixing = [_MixedScores(other, self.mix, seed_generator(f"{seed}:mix", device))]
+            mixing = [_MixedScores(other, self.mix, RowGenerators([f"{seed}:mix" for seed in seeds]))]
         with evaluation_mode(*writers):
             written = generate_batch(
                 writers[0],
@@ -131,7 +145,7 @@ class ModelWriter(CompletionWriter):
                 eos_ids=eos_ids,
                 pad_id=pad_id,
                 vocab_size=vocab_size,
-                seed=seed,
+                seed=seeds,
                 on_logits=mixing,
             )  # (B, T)
         return [Completion(*cut_after_eos(ids, eos_ids)) for ids in written.tolist()]
@@ -140,15 +154,15 @@ class ModelWriter(CompletionWriter):
 class _MixedScores(LogitsProcessor):
     """Replaces the scores of one model by another's in random rows, so that each token is drawn from one of the two."""
 
-    def __init__(self, other: RaggedModel, mix: float, generator: torch.Generator):
-        self._other, self._mix, self._generator = other, mix, generator
+    def __init__(self, other: RaggedModel, mix: float, generators: RowGenerators):
+        self._other, self._mix, self._generators = other, mix, generators
         self._has_read_prompts = False
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         other = self._other.read(input_ids[:, -1:] if self._has_read_prompts else input_ids)[:, 0]  # (B, real ids)
         self._has_read_prompts = True
-        draws = torch.rand(len(scores), 1, generator=self._generator, device=scores.device)
-        scores[:, : other.shape[1]] = torch.where(draws < self._mix, scores[:, : other.shape[1]], other)  # (B, V)
+        is_own = self._generators.draw(scores.device) < self._mix  # (B, 1)
+        scores[:, : other.shape[1]] = torch.where(is_own, scores[:, : other.shape[1]], other)  # (B, V)
         return scores
 
 
@@ -171,8 +185,14 @@ class ContinuousBatchingWriter(ModelWriter):
                 "batching cannot rule the rest out. Set `use_transformers_continuous_batching=False`."
             )
 
-    def write(self, models: Mapping[str, PreTrainedModel], prompts: Sequence[list[int]], seed: str) -> list[Completion]:
-        """As [`ModelWriter.write`].
+    def write(
+        self,
+        models: Mapping[str, PreTrainedModel],
+        prompts: Sequence[list[int]],
+        seed: str,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """As [`CompletionWriter.write`]; transformers samples all prompts from one generator.
 
         Raises:
             RuntimeError: If transformers returns fewer completions than prompts.
@@ -189,7 +209,7 @@ class ContinuousBatchingWriter(ModelWriter):
             eos_token_id=eos_ids,
             pad_token_id=pad_id,
         )
-        with evaluation_mode(writer), seeded(seed, find_input_device(writer)):
+        with evaluation_mode(writer), seeded(f"{seed}:{numbers}", find_input_device(writer)):
             outputs = writer.generate_batch(  # type: ignore[operator]  # declared as a tensor
                 [list(ids) for ids in prompts],
                 generation_config=generation_config,

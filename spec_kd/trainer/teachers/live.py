@@ -11,7 +11,6 @@ from typing import Protocol, cast
 import torch
 from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
-from trl.models import prepare_deepspeed, prepare_fsdp
 
 from spec_kd._private import get_config_model_id
 from spec_kd.heads import LogitHead, compute_last_hidden_states, count_rows
@@ -20,6 +19,7 @@ from spec_kd.losses import Divergence, TokenLoss
 from spec_kd.losses.fused_linear import choose_chunk_tokens
 from spec_kd.losses.selection import TokenTargets
 from spec_kd.open_types import Argument, Chunk, JsonObject
+from spec_kd.sharding import check_placement, prepare_frozen
 from spec_kd.trainer.configs import InitKwargs, to_dict
 
 
@@ -181,7 +181,7 @@ class LiveTeacher(Teacher):
 
     Args:
         model (`PreTrainedModel`): The model, which is put in eval mode and frozen for good.
-        accelerator (`Accelerator`): Prepares it with TRL's rules for teachers (ZeRO, FSDP, device, precision).
+        accelerator (`Accelerator`): Prepares it (device, precision), and shards it in a run with ZeRO-3 or FSDP2.
         vocab_size (`int`): Number of real ids.
         name (`str`, *optional*): Its path or Hub id; read from its config by default.
     """
@@ -194,15 +194,12 @@ class LiveTeacher(Teacher):
         self._head = LogitHead.of(model, vocab_size)
         # float16 weights do not mix with bfloat16: norms on a CPU refuse, and rounding once is enough
         self._has_own_precision = False
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self.model = prepare_deepspeed(model, accelerator)
-        elif accelerator.distributed_type == DistributedType.FSDP:
-            self.model = prepare_fsdp(model, accelerator)
-        elif model.dtype == torch.float16 and accelerator.mixed_precision == "bf16":
+        is_sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        if not is_sharded and model.dtype == torch.float16 and accelerator.mixed_precision == "bf16":
             self._has_own_precision = True
             self.model = model.to(accelerator.device)
         else:
-            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+            self.model = prepare_frozen(model, accelerator)
 
     @torch.no_grad()
     def compute_targets(self, inputs: JsonObject) -> LiveTargets:
@@ -222,12 +219,14 @@ def load_teacher(
     Args:
         teacher_model (`str` or `PreTrainedModel`): The model, its path or its Hub id.
         init_kwargs (`dict`, *optional*): Arguments of `from_pretrained` (`teacher_model_init_kwargs`).
-        is_distributed (`bool`): Whether several processes train; `device_map` must then be `None`.
+        is_distributed (`bool`): Whether several processes train; each then loads it on its own device.
         defaults: Arguments of `from_pretrained` that `init_kwargs` may replace.
 
     Raises:
-        ValueError: If `init_kwargs` come with a model that is already loaded.
+        ValueError: If `init_kwargs` come with a model that is already loaded, and as
+            [`~spec_kd.sharding.check_placement`].
     """
+    check_placement(None if isinstance(teacher_model, str) else teacher_model, to_dict(init_kwargs), is_distributed)
     if not isinstance(teacher_model, str):
         if init_kwargs:
             raise ValueError(

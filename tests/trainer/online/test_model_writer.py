@@ -20,6 +20,7 @@ from spec_kd.trainer.online.rows import (
     find_prompt,
     is_prompts_only,
     join_row,
+    number_rows,
     read_rows,
 )
 from spec_kd.trainer.online.writers import ModelWriter
@@ -146,10 +147,24 @@ def test_no_prompts_are_no_work(models, tokenizer):
 
 
 def test_rows_are_drawn_with_probability_lmbda():
-    assert draw_rows(50, 1.0, "a") == [True] * 50 and draw_rows(50, 0.0, "a") == [False] * 50
-    drawn = draw_rows(4000, 0.3, "a")
+    numbers = range(4000)
+    assert all(draw_rows(numbers, 1.0, "a")) and not any(draw_rows(numbers, 0.0, "a"))
+    drawn = draw_rows(numbers, 0.3, "a")
     assert sum(drawn) / 4000 == pytest.approx(0.3, abs=0.03)
-    assert drawn == draw_rows(4000, 0.3, "a") != draw_rows(4000, 0.3, "b")
+    assert drawn == draw_rows(numbers, 0.3, "a") != draw_rows(numbers, 0.3, "b")
+
+
+@pytest.mark.parametrize("sample_from", ["draft", "mixed"])
+def test_two_processes_write_what_one_does(models, tokenizer, sample_from):
+    """Two batches of two rows on each of two processes are two batches of four."""
+    own = [number_rows([2, 2], 2, process, 2) for process in (0, 1)]
+    assert own == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    writer, prompts = build_writer(tokenizer, 1.0, sample_from=sample_from), [*PROMPTS, [50, 51, 52], [60], [20]]
+    together = writer.write(models, prompts, "s")
+    for numbers in own:
+        assert writer.write(models, [prompts[i] for i in numbers], "s", numbers) == [together[i] for i in numbers]
+    assert together != writer.write(models, prompts, "t")
+    assert together[4] != together[5] and together[1] != together[7]  # the same prompt, other numbers
 
 
 def test_rows_survive_the_collator():

@@ -28,8 +28,8 @@ class Keeper(OnlineGKDTrainer):
         state = copy.deepcopy(weights(self.model))
         write, kept = RequestServer.write, []
 
-        def keep(source, models, prompts, seed):
-            kept.append((prompts, write(source, models, prompts, seed)))
+        def keep(source, models, prompts, seed, numbers):
+            kept.append((prompts, write(source, models, prompts, seed, numbers)))
             return kept[0][1]
 
         with pytest.MonkeyPatch.context() as patch:
