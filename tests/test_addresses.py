@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import example_report
-import fake_hub
 import fsspec
+import hub_api
 import pytest
 from datasets import Dataset, load_dataset
 from fsspec.implementations.memory import MemoryFileSystem
@@ -287,7 +287,7 @@ def test_a_copy_follows_its_address(bucket, machine):
 
 def test_a_run_lies_in_a_repository_of_the_hub(machine, target, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with fake_hub.run_hub() as hub:
+    with hub_api.run_hub() as hub:
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.url, "token": "hf_of_nobody"})
         rows = respond(target, tokenizer, "hf://datasets/me/set/run")
         respond(target, tokenizer, str(tmp_path / "run"))

@@ -8,6 +8,7 @@ from spec_kd.copies import find_file
 from spec_kd.evaluation.report.content import EvaluationReport
 from spec_kd.evaluation.report.plots import plot_report
 from spec_kd.evaluation.report.sections import SECTIONS
+from spec_kd.options import read_path
 from spec_kd.reports.numbers import format_bounds, format_interval, format_number, is_apart_from_zero
 from spec_kd.reports.plots import save_files
 from spec_kd.reports.rendering import render_document, render_page
@@ -95,8 +96,9 @@ def save_report(report: EvaluationReport, output_dir: str | os.PathLike[str]) ->
         an address their copies on this machine.
 
     Raises:
-        ValueError: If the report holds a value that JSON cannot hold.
+        ValueError: If `output_dir` is no path, or the report holds a value that JSON cannot hold.
     """
+    output_dir = read_path("output_dir", output_dir, takes_address=True)
     data = report.to_json()
     # Renders what `load_report` reads: JSON turns tuples into lists, and numbers without a value into null.
     report = EvaluationReport.from_json(data)
