@@ -77,6 +77,7 @@ def make_rows(size: int):
 
 def write_rows(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict]) -> dict:
     """Writes completions with a signal, shard by shard."""
+    from benchmarks.training_steps import build_tokenizer
     from spec_kd import generate_responses
     from spec_kd.engines.base import Completion, Engine
     from spec_kd.losses import SparseDistribution
@@ -105,7 +106,7 @@ def write_rows(size: int, folder: Path, measure: Callable[[Callable[[], Any]], d
         lambda: generate_responses(
             InstantEngine(),
             prompts,
-            processing_class=build_tokenizer(),
+            processing_class=build_tokenizer(VOCABULARY),
             max_new_tokens=COMPLETION_TOKENS,
             teacher_signal="top_k_tail",
             signal_top_k=8,
@@ -120,6 +121,7 @@ def train(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict])
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from benchmarks.training_steps import build_tokenizer
     from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -136,17 +138,14 @@ def train(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict])
             save_strategy="no", disable_tqdm=True, logging_steps=1000, num_train_epochs=1,
         )  # fmt: skip
         WhiteBoxDistillTrainer(
-            model=draft, teacher_model=target, args=args, train_dataset=rows, processing_class=build_tokenizer()
+            model=draft,
+            teacher_model=target,
+            args=args,
+            train_dataset=rows,
+            processing_class=build_tokenizer(VOCABULARY),
         ).train()
 
     return measure(run)
-
-
-def build_tokenizer():
-    """A word for each id."""
-    from benchmarks.training_steps import build_tokenizer
-
-    return build_tokenizer(VOCABULARY)
 
 
 KINDS = {"lines": read_log, "rows": write_rows, "tokens": train}

@@ -19,14 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from experiments.smollm2.conversations import DOMAINS, KEPT, MAX_NEW_TOKENS
 from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.train_draft import build_options, parse_training, run_trainer
-from spec_kd import BlackBoxSFTConfig, BlackBoxSFTTrainer, WhiteBoxDistillConfig, WhiteBoxDistillTrainer
+from spec_kd import WhiteBoxDistillConfig, WhiteBoxDistillTrainer
 from spec_kd.evaluation.response_replay import score_responses
 
-# The options of each method, beside those of all; "sft" is PARD's loss (arXiv 2504.18583), "pard_2" that of 2605.08632
+# The options of each method, beside those of all. "pard_2" is the loss of arXiv 2605.08632, and "sft" that of PARD
+# (arXiv 2504.18583): cross-entropy, but for a thousandth, so that all losses have one head. TRL's, which
+# `BlackBoxSFTTrainer` has, scores every position on a CPU
 METHODS: dict[str, dict[str, Any]] = {
     "autoregressive": {},
     "white_box": {},
-    "sft": {},
+    "sft": {"ce_weight": 0.999},
     "pard_2": {"parallel_weighting": "target_confidence", "ce_weight": 0.1 / 1.1},
     "expected_length": {"parallel_weighting": "expected_length", "divergence": "tvd"},
     "d_pace": {"parallel_weighting": "d_pace"},
@@ -53,12 +55,12 @@ def train(method: str, start: Path, run: Path, rows: Dataset, arguments: argpars
     }
     if method != "autoregressive":
         options["num_parallel_tokens"] = arguments.num_parallel_tokens
-    common = {"model": str(start), "processing_class": AutoTokenizer.from_pretrained(start)}
-    if method == "sft":
-        rows = rows.select_columns(["prompt_ids", "completion_ids"])
-        trainer = BlackBoxSFTTrainer(args=BlackBoxSFTConfig(**options), train_dataset=rows, **common)
-    else:
-        trainer = WhiteBoxDistillTrainer(args=WhiteBoxDistillConfig(**options), train_dataset=rows, **common)
+    trainer = WhiteBoxDistillTrainer(
+        model=str(start),
+        args=WhiteBoxDistillConfig(**options),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(start),
+    )
     started = time.monotonic()
     found = run_trainer(trainer, run / "trained")
     return {"steps": trainer.state.global_step, "seconds_since_last_start": time.monotonic() - started, **found}

@@ -21,7 +21,7 @@ from spec_kd.reports.numbers import format_number
 NUM_OBSERVED_PROMPTS = 100
 UNKNOWN_URL = "http://127.0.0.1"  # of a server that is not started yet
 EXPORTED = ("*.safetensors", "config.json", "tokenizer*", "gguf/*.gguf", SERVING_FILE)
-THRESHOLD = "assistant_confidence_threshold"
+THRESHOLD_OPTION = "assistant_confidence_threshold"
 PLACES = {"draft": "draft", "export": "exported", "check": "check", "costs": "costs", "observe": "observation"}
 
 
@@ -133,7 +133,7 @@ class ServingBuilder:
             section = self._read("export")
             given = {"serving_engines": [measured.serving_engine], **self._common, **section}
             if measured.serving_engine in given["serving_engines"] and "num_assistant_tokens" not in section:
-                given.setdefault(THRESHOLD, self.threshold)
+                given.setdefault(THRESHOLD_OPTION, self.threshold)
             given |= {"draft": self._place("draft"), "output_dir": self._place("export"), "target": self.target}
             files, options = build_parser("export").parse_values(given)
             is_known = options.num_assistant_tokens in measured.all_gammas
@@ -163,7 +163,7 @@ class ServingBuilder:
         )
         is_own = section["url"] == UNKNOWN_URL and section["serving_engine"] == "llama.cpp"
         if is_own and exported is not None and "num_assistant_tokens" not in section:
-            drafting[THRESHOLD] = exported[1].assistant_confidence_threshold
+            drafting[THRESHOLD_OPTION] = exported[1].assistant_confidence_threshold
         given = {
             "num_prompts": NUM_OBSERVED_PROMPTS,
             **({} if measured.max_new_tokens is None else {"max_new_tokens": measured.max_new_tokens}),

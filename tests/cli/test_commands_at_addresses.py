@@ -1,4 +1,4 @@
-"""Commands whose data lies at addresses; `tests/test_addresses.py` has the S3 server."""
+"""Commands whose data lies at addresses; `tests/addresses` has an S3 server."""
 
 import fsspec
 import pytest

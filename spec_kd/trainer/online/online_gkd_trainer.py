@@ -71,9 +71,9 @@ class OnlineGKDTrainer(GeneratingTrainer):
     the requests that were served; for a stream that cannot be read again, set `ignore_data_skip=True`.
 
     What is drawn and sampled for an example follows from the seed, the step and its number among the examples of the
-    step, so another number of processes changes nothing; with vLLM, continuous batching and in streaming from the
-    examples of its process as well. Evaluation uses the completions of the
-    evaluation dataset, or generates them as in training if it has prompts only.
+    step, so another number of processes changes nothing. With vLLM, with continuous batching and in streaming it also
+    depends on the other examples of its process. Evaluation uses the completions of the evaluation dataset, or
+    generates them as in training if it has prompts only.
 
     Logged besides the metrics of [`WhiteBoxDistillTrainer`]: `on_policy_share` (share of the examples),
     `generated_tokens_per_second`, `time/generation_share` (share of a step's time), `completions/mean_length` (tokens)

@@ -1,7 +1,5 @@
-"""Data at addresses: a local S3 server, stores that fail, and runs that are killed between any two uploads."""
+"""Runs whose data lies at addresses: from logs to a report, killed between any two uploads, and shared by machines."""
 
-import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -14,125 +12,17 @@ import example_report
 import fsspec
 import hub_api
 import pytest
-from datasets import Dataset, load_dataset
-from fsspec.implementations.memory import MemoryFileSystem
+from address_stores import KilledError, read_store, respond, write_logs
 
 import spec_kd
 from spec_kd import addresses, files
-from spec_kd.addresses import AddressError, find_copy, is_address, list_remote, name_place
+from spec_kd.addresses import find_copy
 from spec_kd.cli.main import main
 from spec_kd.cli.rows import load_rows
-from spec_kd.copies import fetch, open_folder
 from spec_kd.data.shards import ShardStore
 from spec_kd.evaluation import load_report, save_report
-from spec_kd.options import read_path
-from spec_kd.prompts.logs.files import find_files, read_records
 
-ROOT = Path(__file__).parents[1]
-TEXTS = ["a", "hello there", "the quick brown fox", "the lazy dog"]
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-class KilledError(BaseException):
-    """As a kill, this is no `Exception`."""
-
-
-class HaltingStore(MemoryFileSystem):
-    """Files appear while they are written, as on a file server, and only the first half gets there."""
-
-    protocol = "halting"
-
-    def put_file(self, lpath, rpath, **options):
-        self.pipe_file(rpath, Path(lpath).read_bytes()[:2])
-        raise ConnectionError("the line is down")
-
-
-class FlakyStore(MemoryFileSystem):
-    """Files can be listed, and read up to their middle."""
-
-    protocol = "flaky"
-
-    def _open(self, path, mode="rb", **options):
-        file = super()._open(path, mode=mode, **options)
-        if mode == "rb":
-            size, read = file.size // 2, file.read
-
-            def read_half(length=-1):
-                if file.tell() >= size:
-                    raise ConnectionError("the line is down")
-                return read(min(length, size - file.tell()) if length >= 0 else size)
-
-            file.read, file.readinto = read_half, lambda buffer: _read_into(buffer, read_half)
-        return file
-
-
-def _read_into(buffer, read):
-    data = read(len(buffer))
-    buffer[: len(data)] = data
-    return len(data)
-
-
-for store in (HaltingStore, FlakyStore):
-    fsspec.register_implementation(store.protocol, store, clobber=True)
-
-
-@pytest.fixture(scope="module")
-def server():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-            patch.setenv(name, value)
-        yield
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server, machine, request):
-    """The address of an empty bucket."""
-    name = f"bucket-{hashlib.md5(request.node.name.encode()).hexdigest()[:12]}"
-    fsspec.filesystem("s3").mkdir(name)
-    return f"s3://{name}"
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Starts on another machine: one that has no copies."""
-
-    def enter(name):
-        monkeypatch.setattr(addresses, "COPIES", tmp_path / name)
-        (tmp_path / name).mkdir(exist_ok=True)
-
-    enter("first machine")
-    return enter
-
-
-def read_store(address):
-    """The content of all files at an address, by their path below it."""
-    store, place = addresses.connect(address)
-    return {name.removeprefix(place): store.cat_file(name) for name in store.find(place)}
-
-
-def write_logs(address):
-    store, place = addresses.connect(address)
-    records = [{"messages": [{"role": "user", "content": f"Question {n} about {n * n} things"}]} for n in range(40)]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    store.pipe_file(f"{place}/a.jsonl", lines.encode())
-    store.pipe_file(f"{place}/day/b.jsonl.1.gz", gzip.compress(lines.replace("Question", "Why").encode()))
-    store.pipe_file(f"{place}/.hidden/c.jsonl", lines.encode())
-    with store.open(f"{place}/d.parquet", "wb") as file:
-        Dataset.from_dict({"prompt": [[{"role": "user", "content": "From Parquet"}]]}).to_parquet(file)
-    store.pipe_file(f"{place}/notes.xyz", b"no log")
-
-
-def respond(target, tokenizer, output_dir, **options):
-    options = {"max_new_tokens": 6, "batch_size": 2, "shard_size": 2, "teacher_signal": "sampled_logprobs"} | options
-    return spec_kd.generate_responses(
-        target, TEXTS, processing_class=tokenizer, output_dir=output_dir, show_progress=False, **options
-    )
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_way_from_logs_to_a_report_is_the_same_as_on_one_machine(bucket, machine, tmp_path, target, tokenizer):
@@ -172,16 +62,6 @@ def test_the_way_from_logs_to_a_report_is_the_same_as_on_one_machine(bucket, mac
     machine("fourth machine")
     loaded = load_report(f"{bucket}/report")
     assert loaded.to_json() == load_report(f"{bucket}/report/report.json").to_json() == report.to_json()
-
-
-def test_datasets_reads_a_finished_set_at_its_address(bucket, target, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
-    rows = respond(target, tokenizer, f"{bucket}/run")
-    read = load_dataset(
-        "parquet", data_files=f"{bucket}/run/responses.parquet", split="train", cache_dir=str(tmp_path / "cache")
-    )
-    assert read.to_list() == rows.to_list()
 
 
 def test_a_run_that_is_killed_at_any_upload_continues_on_another_machine(
@@ -259,32 +139,6 @@ def test_a_reading_of_logs_that_is_killed_leaves_no_half_set(bucket, machine, tm
     assert len(logs.train) + len(logs.test) == 81
 
 
-def test_a_log_that_has_changed_at_its_address_is_read_again(bucket):
-    write_logs(f"{bucket}/logs")
-    call = (f"{bucket}/logs/*.jsonl", f"{bucket}/prompts")
-    assert spec_kd.load_query_logs(*call, show_progress=False).report.kept == 40
-    line = b'{"messages": [{"role": "user", "content": "Another"}]}\n'
-    fsspec.filesystem("s3").pipe_file(f"{bucket}/logs/a.jsonl", line)
-    assert spec_kd.load_query_logs(*call, show_progress=False).report.kept == 1
-
-
-def test_a_copy_follows_its_address(bucket, machine):
-    store, folder = fsspec.filesystem("s3"), open_folder(f"{bucket}/run")
-    for name in ("same", "changed", "removed", "spoiled"):
-        files.write_text(folder / name, name)
-    (folder / "own").write_text("was never there")
-    store.pipe_file(f"{bucket}/run/changed", b"by another machine")
-    store.rm_file(f"{bucket}/run/removed")
-    (folder / "spoiled").write_text("here")
-    number = (folder / "same").stat().st_ino
-    assert fetch(f"{bucket}/run") == folder
-    texts = {path.name: path.read_text() for path in folder.iterdir()}
-    assert texts == {"same": "same", "changed": "by another machine", "spoiled": "spoiled", "own": "was never there"}
-    assert (folder / "same").stat().st_ino == number  # not copied again
-    files.remove(folder / "same")
-    assert set(read_store(f"{bucket}/run")) == {"/changed", "/spoiled"}
-
-
 def test_a_run_lies_in_a_repository_of_the_hub(machine, target, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub_api.run_hub() as hub:
@@ -300,14 +154,6 @@ def test_a_run_lies_in_a_repository_of_the_hub(machine, target, tokenizer, tmp_p
         assert load_rows("hf://datasets/me/set/run/responses.parquet").to_list() == rows.to_list()
         with pytest.raises(OSError, match=r"`hf://datasets/me/none/run.*repository"):
             respond(target, tokenizer, "hf://datasets/me/none/run")
-
-
-def test_a_web_server_is_read_too(bucket):
-    write_logs(f"{bucket}/logs")
-    fsspec.filesystem("s3").chmod(f"{bucket}/logs/a.jsonl", "public-read")
-    address = f"{os.environ['AWS_ENDPOINT_URL']}/{bucket.removeprefix('s3://')}/logs/a.jsonl"
-    assert fetch(address).read_bytes() == fetch(f"{bucket}/logs/a.jsonl").read_bytes() != b""
-    assert len(list(read_records(find_files(address, Path("out"))[0][0]))) == 40
 
 
 def test_a_run_sees_the_shards_of_other_machines(bucket, machine, target, tokenizer):
@@ -336,81 +182,6 @@ def test_another_run_at_an_address_is_refused_by_its_name(bucket, target, tokeni
     respond(target, tokenizer, f"{bucket}/run")
     with pytest.raises(ValueError, match=rf"`{bucket}/run` holds responses of another run \(max_new_tokens: 6 in"):
         respond(target, tokenizer, f"{bucket}/run", max_new_tokens=7)
-
-
-def test_a_missing_bucket_is_an_error_before_any_work(server, machine, tokenizer):
-    with pytest.raises(OSError, match=r"`s3://no-such-bucket/run` cannot be reached.*bucket does not exist"):
-        respond("no such target", tokenizer, "s3://no-such-bucket/run")
-    with pytest.raises(OSError, match="`s3://no-such-bucket/prompts` cannot be reached"):
-        spec_kd.load_query_logs(str(ROOT / "README.md"), "s3://no-such-bucket/prompts")
-    with pytest.raises(FileNotFoundError, match="`s3://no-such-bucket/logs` is no file"):
-        spec_kd.load_query_logs("s3://no-such-bucket/logs", "prompts")
-    with pytest.raises(FileNotFoundError, match="There is nothing at `s3://no-such-bucket/report`"):
-        load_report("s3://no-such-bucket/report")
-
-
-def test_a_store_whose_package_is_missing_is_named(machine):
-    fsspec.register_implementation("absent", "no_such_package.Store", clobber=True, errtxt="Install no_such_package")
-    for call in (lambda: open_folder("absent://a/b", "*"), lambda: find_files("absent://a/b", Path("out"))):
-        with pytest.raises(ImportError, match="`absent://a/b` cannot be reached: Install no_such_package"):
-            call()
-    with pytest.raises(ValueError, match=r"`nothing://a/b` is no address that fsspec knows"):
-        open_folder("nothing://a/b", "*")
-
-
-def test_half_an_upload_leaves_nothing_at_a_file_server(machine):
-    folder = open_folder("halting://run")
-    with pytest.raises(OSError, match=r"`halting://run/a.txt` cannot be reached \(ConnectionError: the line is down"):
-        files.write_text(folder / "a.txt", "whole")
-    assert read_store("halting://run") == {} and not (folder / "a.txt").exists()
-
-
-def test_half_a_download_is_no_file(machine, monkeypatch):
-    store, place = addresses.connect("memory://half/a.txt")
-    store.pipe_file(place, b"whole")
-    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda self, rpath, lpath: Path(lpath).write_bytes(b"wh"))
-    with pytest.raises(OSError, match=r"`memory://half/a.txt` has 5 bytes, but 2 were read"):
-        fetch("memory://half/a.txt")
-    assert [path for path in find_copy("memory://half").rglob("*.txt*") if path.suffix != ".lock"] == []
-
-
-def test_a_log_that_breaks_off_on_its_way_is_no_malformed_record(tmp_path, machine):
-    store, place = addresses.connect("flaky://logs")
-    store.pipe_file(f"{place}/a.jsonl", b'{"messages": [{"role": "user", "content": "Hi"}]}\n' * 100)
-    with pytest.raises(AddressError, match=r"`flaky://logs/a.jsonl` cannot be read \(ConnectionError"):
-        spec_kd.load_query_logs("flaky://logs", tmp_path / "prompts", show_progress=False)
-    assert not (tmp_path / "prompts/report.json").exists()
-    with pytest.raises(AddressError):
-        list(read_records(list_remote("flaky://logs")[0]))
-
-
-@pytest.mark.parametrize("address", ["s3://b/run", "memory://run/x", "hf://datasets/me/set/run"])
-def test_a_copy_knows_its_address(address, machine):
-    assert is_address(address) and name_place(find_copy(address)) == address
-    assert find_copy(f"{address}/") == find_copy(address)
-
-
-@pytest.mark.parametrize("address", ["s3://b//run", "s3://b/../run", "s3://"])
-def test_an_address_with_an_empty_part_has_no_copy(address):
-    with pytest.raises(ValueError, match="empty part"):
-        find_copy(address)
-
-
-def test_only_options_for_data_take_addresses(capsys, tmp_path):
-    refusal = r"`output_dir` is 's3://b/run', an address, but must be a path on this machine\. Give such a path"
-    with pytest.raises(ValueError, match=refusal):
-        spec_kd.WhiteBoxDistillConfig(output_dir="s3://b/run")
-    with pytest.raises(ValueError, match=refusal):
-        spec_kd.export_draft("draft", "s3://b/run")
-    with pytest.raises(ValueError, match=r"`output_dir` is PosixPath.*lost a slash|lost a slash"):
-        read_path("output_dir", Path("s3://b/run"), takes_address=True)
-    assert read_path("output_dir", f"file://{tmp_path}/a%20b") == f"{tmp_path}/a b"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("target: t\noutput_dir: s3://b/run\ndraft: d\nprompts: {historical: {paths: [x]}}\ntrain: {}\n")
-    train = ["train", "white_box", "--responses", "r", "--draft", "d", "--output_dir", "s3://b/run"]
-    for command in (train, ["run", str(recipe)]):
-        assert main(command) == 2
-        assert "`output_dir` is 's3://b/run', an address" in capsys.readouterr().err
 
 
 def test_commands_read_and_write_at_addresses(bucket, machine, capsys, tmp_path):
