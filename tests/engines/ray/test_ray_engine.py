@@ -3,6 +3,7 @@
 Every real worker has to import torch, so one test starts four of them.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import forked
+import psutil
 import pytest
 from datasets import Dataset
 from ray_stand_in import StandIn
@@ -53,6 +55,16 @@ def build_dying(folder, notes):
 
     engine.generate = kill_the_first
     return engine
+
+
+def list_living(notes):
+    """The processes of `build_dying` that live."""
+    found = []
+    for path in notes.glob("*.started"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(int(path.stem)).status() != psutil.STATUS_ZOMBIE:
+                found.append(path.stem)
+    return found
 
 
 def drive(address, target, folder):
@@ -154,7 +166,12 @@ def test_a_run_that_loses_its_driver_a_worker_and_a_node_ends_with_the_same_byte
         write(store, shard, table)
         written.append(shard)
         if len(written) == 1:
+            living = list_living(tmp_path)
+            assert len(living) == 2  # one on each node
             cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+            deadline = time.monotonic() + 120
+            while list_living(tmp_path) == living and time.monotonic() < deadline:
+                time.sleep(0.05)  # a worker outlives its node for some moments, and could do all that is left
 
     with RayEngine(partial(build_dying, target, tmp_path), num_workers=2) as engine:
         with monkeypatch.context() as patch:
