@@ -73,6 +73,7 @@ _ROOMS = {
     "spec_kd.prompts.description": ("describe_prompts",),
     "spec_kd.prompts.logs.options": ("LogOptions",),
     "spec_kd.prompts.logs.query_logs": ("load_query_logs",),
+    "spec_kd.prompts.logs.scale.options": ("ScaleOptions",),
     "spec_kd.prompts.synthesis.options": ("SynthesisOptions",),
     "spec_kd.prompts.synthesis.synthesis": ("synthesize_queries",),
     "spec_kd.serving": ("serving_commands",),
@@ -146,6 +147,7 @@ if TYPE_CHECKING:
     from spec_kd.prompts.logs.completion_ids import add_completion_ids
     from spec_kd.prompts.logs.options import LogOptions
     from spec_kd.prompts.logs.query_logs import load_query_logs
+    from spec_kd.prompts.logs.scale.options import ScaleOptions
     from spec_kd.prompts.mixing import MixOptions, mix_prompts
     from spec_kd.prompts.synthesis.options import SynthesisOptions
     from spec_kd.prompts.synthesis.synthesis import synthesize_queries
@@ -189,6 +191,7 @@ __all__ = [
     "RayOptions",
     "ReplayOptions",
     "ResponseOptions",
+    "ScaleOptions",
     "ScoreOptions",
     "ServerEngine",
     "ServerOptions",

@@ -87,7 +87,7 @@ COMMANDS = {
     "prompts logs": Command(
         "Makes a prompt set of what users asked the target, from its logs.",
         ("paths", "output_dir", "tokenizer", "redact", "test_fraction"),
-        lambda: {"files": LogFiles, "logs": spec_kd.LogOptions},
+        lambda: {"files": LogFiles, "logs": spec_kd.LogOptions, "scale": spec_kd.ScaleOptions},
     ),
     "prompts curated": Command(
         "Makes a prompt set of the questions of a dataset, without its completions.",

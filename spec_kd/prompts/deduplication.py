@@ -244,6 +244,26 @@ def _compare(first: Array, second: Array) -> Array:
 
 def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Array]:
     """Low bytes of the signatures, (N, H), and the scopes, (N,)."""
+    signatures = compute_signatures(*hash_windows(texts)).astype(np.uint8)
+    return signatures, np.zeros(len(texts), np.uint64) if scopes is None else np.asarray(scopes, dtype=np.uint64)
+
+
+def compute_signatures(windows: Array, offsets: Array) -> Array:
+    """MinHash signatures of the texts whose windows [`hash_windows`] returned, `(N, NUM_HASHES)`, uint32."""
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(windows, offsets, NUM_HASHES, 0)
+    return np.array(matrix.to_rows(), dtype=np.uint32)
+
+
+def hash_windows(texts: Sequence[str]) -> tuple[Array, Array]:
+    """Hashes of the windows of texts: as many as the text has characters, the last ones padded.
+
+    Args:
+        texts (`Sequence[str]`): Texts.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: The hashes of all texts one after the other, uint64, and where each text begins
+        and the last one ends, `(N + 1,)`, uint64.
+    """
     # The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
     joined = "".join(text + "\0" * (WINDOW - 1) for text in texts).encode("utf-32-le", "surrogatepass")
     characters = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64)
@@ -257,8 +277,4 @@ def _sign(texts: Sequence[str], scopes: Sequence[int] | None) -> tuple[Array, Ar
     ends = np.cumsum(lengths + WINDOW - 1)
     is_padding = np.zeros(len(characters), dtype=bool)
     is_padding[ends[:, None] - np.arange(1, WINDOW)] = True
-    windows = windows[~is_padding[:num_windows]]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(windows, offsets, NUM_HASHES, 0)
-    signatures = np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint8)
-    return signatures, np.zeros(len(texts), np.uint64) if scopes is None else np.asarray(scopes, dtype=np.uint64)
+    return windows[~is_padding[:num_windows]], np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)

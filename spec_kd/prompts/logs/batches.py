@@ -24,6 +24,12 @@ def is_batch_output(record: JsonValue) -> bool:
     return (_has(record, RESPONSE_KEYS) or _has(record, ("error",))) and not _has(record, REQUEST_KEYS)
 
 
+def holds_batch(file: LogPath) -> bool:
+    """Whether a file is of a batch, by its first records."""
+    first = [record for _, record in islice(read_records(file), NUM_LOOKED_AT)]
+    return any(is_batch_output(record) or is_batch_request(record) for record in first)
+
+
 def _has(record: JsonValue, keys: Iterable[str]) -> bool:
     return isinstance(record, dict) and "custom_id" in record and any(record.get(key) for key in keys)
 
@@ -57,8 +63,7 @@ class BatchOutputs:
         """
         batches = None
         for file in files:
-            first = [record for _, record in islice(read_records(file), NUM_LOOKED_AT)]
-            if not any(is_batch_output(record) or is_batch_request(record) for record in first):
+            if not holds_batch(file):
                 continue
             batches = batches or cls(path)
             for _, record in read_records(file):

@@ -100,14 +100,31 @@ class ConversationLinks:
     def _find_links(self) -> Array:
         """Pairs of a prompt and an earlier prompt of its conversation under another name, `(M, 2)`."""
         wholes, beginnings = (np.array(values, dtype=np.uint64) for values in (self._wholes, self._beginnings))
-        rows = np.array(self._rows, dtype=np.int64)
-        if not len(wholes) or not len(rows):
-            return np.zeros((0, 2), dtype=np.int64)
-        order = np.argsort(wholes, kind="stable")
-        places = np.minimum(np.searchsorted(wholes, beginnings, sorter=order), len(wholes) - 1)
-        is_wanted = wholes[order[places]] == beginnings
-        is_wanted &= ~np.isin(_pair(beginnings, self.numbers[rows]), _pair(wholes, self.numbers))
-        return np.stack([rows[is_wanted], order[places[is_wanted]]], axis=1)
+        rows, numbers = np.array(self._rows, dtype=np.int64), self.numbers
+        is_wanted, places = find_continued(wholes, numbers, beginnings, numbers[rows])
+        return np.stack([rows[is_wanted], places[is_wanted]], axis=1)
+
+
+def find_continued(wholes: Array, numbers: Array, beginnings: Array, beginning_numbers: Array) -> tuple[Array, Array]:
+    """For each beginning of a prompt, whether and where there is a prompt with these turns under another name.
+
+    Args:
+        wholes (`np.ndarray`), numbers (`np.ndarray`):
+            Hashes of all turns of each prompt, and the numbers of their conversations, uint64, `(N,)`.
+        beginnings (`np.ndarray`), beginning_numbers (`np.ndarray`):
+            Hashes of beginnings, and the numbers of the conversations of their prompts, uint64, `(M,)`.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: bool and int64, `(M,)`: whether there is one, and the first prompt with these
+        turns. There is none if a prompt of the same conversation has these turns.
+    """
+    if not len(wholes) or not len(beginnings):
+        return np.zeros(len(beginnings), dtype=bool), np.zeros(len(beginnings), dtype=np.int64)
+    order = np.argsort(wholes, kind="stable")
+    places = np.minimum(np.searchsorted(wholes, beginnings, sorter=order), len(wholes) - 1)
+    is_wanted = wholes[order[places]] == beginnings
+    is_wanted &= ~np.isin(_pair(beginnings, beginning_numbers), _pair(wholes, numbers))
+    return is_wanted, order[places]
 
 
 def _pair(one: Array, other: Array) -> Array:

@@ -1,5 +1,6 @@
 """Files of logs: finds them, and reads their records one at a time."""
 
+import codecs
 import csv
 import glob
 import io
@@ -18,7 +19,15 @@ from spec_kd.addresses import AddressError, RemoteFile, is_address, is_pattern, 
 from spec_kd.open_types import JsonValue
 from spec_kd.options import read_path
 from spec_kd.prompts.logs.streams import EVENT_FIELDS, StreamLine, attach_streams
-from spec_kd.prompts.logs.text_decoding import BOM, LONGEST, LogPath, is_whole_text, open_text, read_lines
+from spec_kd.prompts.logs.text_decoding import (
+    BOM,
+    LONGEST,
+    LogPath,
+    find_compression,
+    is_whole_text,
+    open_text,
+    read_lines,
+)
 from spec_kd.prompts.logs.vllm import is_request_line
 
 KINDS = (".jsonl", ".ndjson", ".log", ".json", ".txt", ".csv", ".tsv", ".parquet")
@@ -137,6 +146,23 @@ def read_records(path: LogPath, keep_text: bool = False) -> Iterator[tuple[int, 
         raise
     except Exception as error:  # whatever a decompressor or a decoder may raise
         yield number + 1, ValueError(f"the file cannot be read from here on ({type(error).__name__}: {error})")
+
+
+def can_be_cut(path: LogPath) -> bool:
+    """Whether a file can be read from the start of any line: text in lines on this machine, UTF-8, not compressed."""
+    kind = find_kind(path)
+    if not isinstance(path, Path) or kind in (".parquet", ".csv", ".tsv"):
+        return False
+    with path.open("rb") as file:
+        start = file.peek(512)[:512]
+    if find_compression(start) or b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    return kind == ".txt" or not _holds_values(path, kind, start)
+
+
+def is_event_line(line: bytes) -> bool:
+    """Whether a line is empty or of a stream of events, and so belongs to the record before it."""
+    return not line.strip() or line.strip().startswith(EVENT_STARTS)
 
 
 def _is_hidden(path: PurePath) -> bool:

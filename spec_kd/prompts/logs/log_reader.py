@@ -1,7 +1,7 @@
 """Reads the records of log files one by one into prompts, and counts what became of each record."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
 
 NUM_NOTES = 100
+OTHER_NOTES = "records with other notes"
 
 
 class LogReader:
@@ -54,7 +55,7 @@ class LogReader:
         self._progress = tqdm(desc="Query logs", unit=" records", disable=not show_progress)
         self._num_prompts = self._num_redacted = 0
         self._notes: Counter[str] = Counter()
-        self._renamed: dict[str | None, int] = {}
+        self._renamed: dict[str, int] = {}
         self.filter = PromptFilter(options, processing_class)
         self.ledger = LogLedger()
 
@@ -67,8 +68,7 @@ class LogReader:
         Raises:
             ValueError: With `on_error="raise"` the first malformed record; names its file and line.
         """
-        # Responses of batches are joined with the requests as they are logged, not as a function returns them.
-        batches = None if callable(self._options.format) else BatchOutputs.collect(self._files, batches_path)
+        batches = self._collect_batches(batches_path)
         with self._progress:
             for path in self._files:
                 self.ledger.start_file(redact_text(str(path), self._redact))
@@ -85,6 +85,10 @@ class LogReader:
         if batches is not None:
             batches.close()
 
+    def _collect_batches(self, path: Path) -> BatchOutputs | None:
+        # Responses of batches are joined with the requests as they are logged, not as a function returns them.
+        return None if callable(self._options.format) else BatchOutputs.collect(self._files, path)
+
     def _read_one(self, record: JsonValue, path: LogPath, number: int) -> Iterator[LoggedPrompt]:
         try:
             if isinstance(record, Exception):
@@ -98,9 +102,14 @@ class LogReader:
         except ValueError as error:
             if self._options.on_error == "raise":
                 raise ValueError(
-                    f'{path}:{number}: {error}. Pass `on_error="skip"` to count such records and go on.'
+                    f'{path}:{self._find_line(path, number)}: {error}. Pass `on_error="skip"` to count such records '
+                    "and go on."
                 ) from error
             self._note(number, MALFORMED, str(error))
+
+    def _find_line(self, path: LogPath, number: int) -> int:
+        """The line of the file with this number of what is read of it."""
+        return number
 
     def _encode(self, record: JsonValue, source: str) -> list[LoggedPrompt]:
         try:
@@ -124,7 +133,7 @@ class LogReader:
 
     def _count_notes(self, notes: Sequence[str]) -> None:
         for note in notes:
-            count_note(self._notes, redact_text(note, self._redact), NUM_NOTES, "records with other notes")
+            count_note(self._notes, redact_text(note, self._redact), NUM_NOTES, OTHER_NOTES)
 
     def _redact_call(self, call: LoggedCall) -> LoggedCall:
         """The call with all that is stored of it redacted; replaced names get numbers, so that they stay different."""
@@ -136,9 +145,12 @@ class LogReader:
             return call
         self._num_redacted += 1
         if (name := redacted["conversation_id"]) != call.conversation_id:
-            number = self._renamed.setdefault(call.conversation_id, len(self._renamed) + 1)
-            redacted["conversation_id"] = f"{name}-{number}"
+            redacted["conversation_id"] = self._rename(str(call.conversation_id), name)
         return replace(call, **redacted)
+
+    def _rename(self, name: str, redacted: str) -> str:
+        """The redacted name of a conversation, with the number that tells it from others."""
+        return number_name(redacted, self._renamed.setdefault(name, len(self._renamed) + 1))
 
     def _note(self, number: int, outcome: str, reason: str | None = None) -> None:
         self._progress.update()
@@ -154,21 +166,52 @@ class LogReader:
         Raises:
             RuntimeError: The counts do not add up, so prompts were lost.
         """
-        dropped = {reason: self.filter.dropped[reason] for reason in REASONS if self.filter.dropped[reason]}
-        if self._num_prompts != kept + sum(dropped.values()):
-            raise RuntimeError(f"{self._num_prompts} prompts were read, but {kept} are kept and {dropped} dropped.")
-        return QueryLogsReport(
+        return build_report(
+            self.ledger,
+            self._notes,
             files=len(self._files),
-            malformed_examples=tuple(self.ledger.malformed_examples),
             prompts=self._num_prompts,
-            dropped=dropped,
+            dropped=self.filter.dropped,
             kept=kept,
             redacted=self._num_redacted,
-            reasons=self.ledger.count_reasons(),
-            notes=dict(self._notes),
-            per_file=tuple({**file, "reasons": dict(file["reasons"])} for file in self.ledger.files),
-            outcomes=tuple(self.ledger.runs),
-            num_unlisted_outcomes=self.ledger.num_unlisted,
-            **self.ledger.count_outcomes(),
             **counts,
         )
+
+
+def number_name(redacted: str, number: int) -> str:
+    """The redacted name of the conversation whose name was the so-manieth that had to be redacted."""
+    return f"{redacted}-{number}"
+
+
+def build_report(
+    ledger: LogLedger, notes: Mapping[str, int], prompts: int, dropped: Mapping[str, int], kept: int, **counts: Argument
+) -> QueryLogsReport:
+    """The report of a reading.
+
+    Args:
+        ledger (`LogLedger`): What became of each record.
+        notes (`Mapping[str, int]`): Further counts of records that were read.
+        prompts (`int`): Number of prompts that were read.
+        dropped (`Mapping[str, int]`): How many of them were dropped, by reason, one of [`REASONS`].
+        kept (`int`): Number of prompts that were written.
+        counts: The other fields of [`QueryLogsReport`].
+
+    Raises:
+        RuntimeError: The counts do not add up, so prompts were lost.
+    """
+    dropped = {reason: dropped[reason] for reason in REASONS if dropped.get(reason)}
+    if prompts != kept + sum(dropped.values()):
+        raise RuntimeError(f"{prompts} prompts were read, but {kept} are kept and {dropped} dropped.")
+    return QueryLogsReport(
+        malformed_examples=tuple(ledger.malformed_examples),
+        prompts=prompts,
+        dropped=dropped,
+        kept=kept,
+        reasons=ledger.count_reasons(),
+        notes=dict(notes),
+        per_file=tuple({**file, "reasons": dict(file["reasons"])} for file in ledger.files),
+        outcomes=tuple(ledger.runs),
+        num_unlisted_outcomes=ledger.num_unlisted,
+        **ledger.count_outcomes(),
+        **counts,
+    )

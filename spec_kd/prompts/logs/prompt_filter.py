@@ -118,7 +118,7 @@ class PromptFilter:
             ValueError: The chat template refuses the prompt, or the user or time that a limit needs is missing.
         """
         self._list_limited(prompt.call)
-        identity = hash_text("\n".join([*prompt.messages, prompt.tools or ""]))
+        identity = hash_prompt(prompt)
         reason = "exact_duplicate" if identity in self._seen else self._check_length(prompt.call)
         self._seen.add(identity)
         if reason is not None:
@@ -177,16 +177,26 @@ class PromptFilter:
         return "too_long" if len(ids) > self._max_tokens else None
 
     def _find_scope(self, prompt: LoggedPrompt) -> int:
-        messages = prompt.call.prompt
-        num_turns = sum(message["role"] in ("user", "tool") for message in messages)
-        texts = [message["content"] for message in messages if message["role"] in ("system", "developer")]
-        context = "\n".join([*texts, prompt.tools or ""])
+        context, num_turns = describe_context(prompt)
         identity = hash_text(context)
         if identity not in self._context_numbers:
             context = normalize_text(context)
             number = self._contexts.find(context)
             self._context_numbers[identity] = self._contexts.add(context) if number is None else number
-        return self._context_numbers[identity] << 16 | min(num_turns, 2**16 - 1)
+        return self._context_numbers[identity] << 16 | num_turns
+
+
+def hash_prompt(prompt: LoggedPrompt) -> int:
+    """The hash by which exact duplicates are found."""
+    return hash_text("\n".join([*prompt.messages, prompt.tools or ""]))
+
+
+def describe_context(prompt: LoggedPrompt) -> tuple[str, int]:
+    """The system prompts with the tools, and the number of turns of the user and of tools, at most 65,535."""
+    messages = prompt.call.prompt
+    num_turns = sum(message["role"] in ("user", "tool") for message in messages)
+    texts = [message["content"] for message in messages if message["role"] in ("system", "developer")]
+    return "\n".join([*texts, prompt.tools or ""]), min(num_turns, 2**16 - 1)
 
 
 def number_conversation(call: LoggedCall) -> int:

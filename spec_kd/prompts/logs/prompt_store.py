@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -103,19 +103,23 @@ class PromptStore:
             return None
         return manifest if isinstance(manifest, dict) and {"fingerprint", "report"} <= set(manifest) else None
 
-    def write(self, prompts: Iterator[LoggedPrompt]) -> None:
-        """Writes all prompts to one file, and removes what a killed run left. Without a prompt nothing is left."""
+    def clear(self) -> None:
+        """Removes what a killed run left, and makes a place for unfinished files."""
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         sweep(self.output_dir)
-        with _open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
+
+    def write(self, prompts: Iterator[LoggedPrompt]) -> None:
+        """Writes all prompts to one file, and removes what a killed run left. Without a prompt nothing is left."""
+        self.clear()
+        with open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
             while rows := list(islice(prompts, ROWS_AT_A_TIME)):
                 for row in rows:
                     self.links.add(row.conversation, row.call.prompt)
                 self.timestamps.extend(np.nan if row.call.timestamp is None else row.call.timestamp for row in rows)
                 self.num_completions += sum(row.completion is not None for row in rows)
                 self._num_tools += sum(row.tools is not None for row in rows)
-                writer.write_batch(_to_batch(rows))
+                writer.write_batch(to_batch(rows))
 
         if not self.timestamps:
             shutil.rmtree(self._partial)
@@ -129,33 +133,44 @@ class PromptStore:
             is_test (`np.ndarray`): bool, `(N,)`, whether each prompt is for testing.
             joined (`np.ndarray`): int64, `(N,)`, for each prompt the first one of its conversation.
         """
-        has = {"tools": self._num_tools, "completion": self.num_completions}
+        # Not memory-mapped: the pages of the whole file would count as memory of this process.
+        with pa.OSFile(str(self._partial / KEPT)) as file:
+            self.write_splits(pa.ipc.open_stream(file), is_test, joined, self.links.numbers, self._num_tools > 0)
+        (self._partial / KEPT).unlink()
+
+    def write_splits(
+        self, batches: Iterable[pa.RecordBatch], is_test: Array, joined: Array, numbers: Array, has_tools: bool
+    ) -> None:
+        """Writes batches of prompts as [`split`] does.
+
+        Args:
+            batches (`Iterable[pa.RecordBatch]`): All prompts, in order.
+            is_test (`np.ndarray`), joined (`np.ndarray`): As for [`split`].
+            numbers (`np.ndarray`): uint64, `(N,)`, the numbers of their conversations before these were joined.
+            has_tools (`bool`): Whether any prompt has tools.
+        """
+        has = {"tools": has_tools, "completion": self.num_completions}
         columns = [name for name in FEATURES if has.get(name, True)]
         schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
         train_path, test_path = (self._partial / name for name in SPLIT_FILES)
-        numbers = self.links.numbers
         names: dict[int, str] = {}
-        is_joined = np.isin(joined, joined[numbers != numbers[joined]])
+        is_first_of_several = np.zeros(len(joined), dtype=bool)
+        is_first_of_several[joined[numbers != numbers[joined]]] = True
         start = 0
-        with (
-            # Not memory-mapped: the pages of the whole file would count as memory of this process.
-            pa.OSFile(str(self._partial / KEPT)) as file,
-            _open_writer(train_path, schema) as train,
-            _open_writer(test_path, schema) as test,
-        ):
-            for batch in pa.ipc.open_stream(file):
-                chosen = is_test[start : start + len(batch)]
+        with open_writer(train_path, schema) as train, open_writer(test_path, schema) as test:
+            for batch in batches:
+                end = start + len(batch)
+                chosen = is_test[start:end]
                 values = {name: batch.column(name) for name in columns}
                 ids = values["conversation_id"].to_pylist()
-                for row in np.flatnonzero(is_joined[start : start + len(batch)]):
+                for row in np.flatnonzero(is_first_of_several[joined[start:end]]):
                     ids[row] = names.setdefault(int(joined[start + row]), ids[row])
                 values["conversation_id"] = pa.array(ids, pa.string())
-                start += len(batch)
+                start = end
                 batch = pa.RecordBatch.from_arrays(list(values.values()), schema=schema)
                 for writer, mask in ((train, ~chosen), (test, chosen)):
                     if mask.any():
                         writer.write_batch(batch.filter(pa.array(mask)))
-        (self._partial / KEPT).unlink()
 
     def finish(self, fingerprint: JsonObject, report: JsonObject) -> None:
         """Moves the files to their place; the report comes last and shows that the others are complete."""
@@ -175,7 +190,8 @@ class PromptStore:
         shutil.rmtree(self._partial)
 
 
-def _to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:
+def to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:
+    """Prompts with all columns, also those that no prompt has."""
     columns = {
         "prompt": _to_json_lists([row.messages for row in rows]),
         "tools": pa.array([row.tools for row in rows], pa.string()),
@@ -195,10 +211,11 @@ def _to_json_lists(texts: list[list[str] | None]) -> pa.Array:
 
 
 @contextmanager
-def _open_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
+def open_writer(path: Path, schema: pa.Schema, compression: str | None = None) -> Iterator[pa.RecordBatchStreamWriter]:
+    """A new Arrow stream in a file."""
     with (
         explain_full_disk(path),
         pa.OSFile(str(path), "wb") as file,
-        pa.ipc.new_stream(file, schema) as writer,
+        pa.ipc.new_stream(file, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer,
     ):
         yield writer

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from spec_kd.open_types import Argument
+from spec_kd.open_types import Argument, JsonObject
 from spec_kd.options import read_path, resolve_options
 from spec_kd.prompts.logs.files import Paths, describe_version, find_files
 from spec_kd.prompts.logs.log_reader import LogReader
@@ -18,6 +18,8 @@ from spec_kd.prompts.logs.options import LogOptions
 from spec_kd.prompts.logs.prompt_store import PromptStore
 from spec_kd.prompts.logs.redaction import redact_text
 from spec_kd.prompts.logs.report import QueryLogsReport, describe_nothing
+from spec_kd.prompts.logs.scale.options import ScaleOptions
+from spec_kd.prompts.logs.text_decoding import LogPath
 from spec_kd.prompts.splitting import choose_test_rows, warn_of_empty_side
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def load_query_logs(
     options: LogOptions | None = None,
     *,
     processing_class: "ProcessingClass | None" = None,
+    scale: ScaleOptions | None = None,
     show_progress: bool = True,
     **given: Argument,
 ) -> QueryLogs:
@@ -70,6 +73,9 @@ def load_query_logs(
         options (`LogOptions`, *optional*): Options of the reading; the defaults of [`LogOptions`] by default.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*):
             The target's. With it every prompt is rendered, and a prompt that its chat template refuses is malformed.
+        scale (`ScaleOptions`, *optional*):
+            How datatrove shares out the reading of a log that is too large for one process; by default this process
+            reads it.
         show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         given: The fields of [`LogOptions`] as keywords.
 
@@ -91,6 +97,8 @@ def load_query_logs(
     start = time.monotonic()
     options = resolve_options(LogOptions, options, given)
     options.check_tokenizer(processing_class)
+    scale = scale or ScaleOptions()
+    scale.check(options)
     store = PromptStore(read_path("output_dir", output_dir, takes_address=True))
     store.check_place()
     files, ignored = find_files(paths, store.output_dir)
@@ -100,8 +108,12 @@ def load_query_logs(
         "files": [[str(path), *describe_version(path)] for path in files],
         "processing_class": None if processing_class is None else _describe_processing_class(processing_class),
     }
+    if scale.executor is not None:
+        fingerprint["compared"] = "exactly"  # near-duplicates, which one process estimates
     if (finished := store.read_finished(fingerprint)) is not None:
         return QueryLogs(*store.open_splits(), QueryLogsReport.from_dict(finished))
+    if scale.executor is not None:
+        return _load_large_log(files, ignored, store, options, scale, processing_class, fingerprint, show_progress)
     reader = LogReader(files, options, processing_class, show_progress)
     store.write(reader.read_prompts(store.batches_path))
     if not store.timestamps:
@@ -125,10 +137,38 @@ def load_query_logs(
         with_completion=store.num_completions,
         seconds=time.monotonic() - start,
     )
-    for warning in report.list_warnings():
-        logger.warning(warning)
+    _warn(report)
     store.finish(fingerprint, report.to_dict())
     return QueryLogs(*store.open_splits(), report)
+
+
+def _load_large_log(
+    files: list[LogPath],
+    ignored: list[LogPath],
+    store: PromptStore,
+    options: LogOptions,
+    scale: ScaleOptions,
+    processing_class: "ProcessingClass | None",
+    fingerprint: JsonObject,
+    show_progress: bool,
+) -> QueryLogs:
+    try:
+        from spec_kd.prompts.logs.scale.pipeline import write_large_log
+    except ImportError as error:
+        raise ImportError(f"`executor` needs datatrove ({error}). Install it: pip install spec_kd[scale]") from error
+    names = [redact_text(str(path), options.redact) for path in ignored]
+    write_large_log(files, names, store.output_dir, options, scale, processing_class, fingerprint, show_progress)
+    finished = store.read_finished(fingerprint)
+    if finished is None:
+        raise RuntimeError(f"`{store.output_dir}` was changed by someone else while it was written. Repeat the call.")
+    report = QueryLogsReport.from_dict(finished)
+    _warn(report)
+    return QueryLogs(*store.open_splits(), report)
+
+
+def _warn(report: QueryLogsReport) -> None:
+    for warning in report.list_warnings():
+        logger.warning(warning)
 
 
 def _describe_processing_class(processing_class: "ProcessingClass") -> list[str]:

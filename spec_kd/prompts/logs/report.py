@@ -10,6 +10,7 @@ from spec_kd.open_types import JsonObject
 
 READ, LEFT_OUT, MALFORMED = "read", "left_out", "malformed"
 NUM_REASONS = 30  # counted separately in one file
+OTHER_REASONS = "other reasons"
 NUM_EXAMPLES = 100
 NUM_RUNS = 20_000  # listed; a log of a million lines has some thousands that are malformed
 # Where the details on one record begin in a reason.
@@ -55,7 +56,7 @@ class LogLedger:
         if reason is None:
             self._run = None
             return
-        count_note(file["reasons"], DETAILS.split(reason, maxsplit=1)[0][:200], NUM_REASONS, "other reasons")
+        count_note(file["reasons"], DETAILS.split(reason, maxsplit=1)[0][:200], NUM_REASONS, OTHER_REASONS)
         if outcome == MALFORMED and len(self.malformed_examples) < NUM_EXAMPLES:
             self.malformed_examples.append(f"{file['path']}:{number}: {reason}")
         if self._run is not None and (self._run["outcome"], self._run["reason"]) == (outcome, reason):
