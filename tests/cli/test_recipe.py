@@ -51,7 +51,7 @@ def load(tmp_path):
 
 def test_sections_become_the_arguments_of_commands(load, tmp_path):
     recipe = load()
-    (logs, log_options), (leaflets, options), (synthetic, synthesis, _, target) = (
+    (logs, log_options, _), (leaflets, options), (synthetic, synthesis, _, target) = (
         part.call for part in recipe.parts.values()
     )
     assert logs.paths == [f"{tmp_path}/logs/*.jsonl"] and logs.tokenizer == "my-org/target"
