@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_target
+from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_fast_dtype, find_target
 from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.train_draft import build_options, parse_training, run_trainer
 from spec_kd import (
@@ -49,7 +49,9 @@ def make_black_box(rows: Dataset, target: Path, options: Options, common: Option
 
 def make_on_policy(rows: Dataset, target: Path, options: Options, common: Options) -> Trainer:
     """The loss of the live target, on texts that the draft writes in training."""
-    args = OnlineGKDConfig(lmbda=1.0, max_new_tokens=64, teacher_model_init_kwargs={"dtype": "bfloat16"}, **options)
+    args = OnlineGKDConfig(
+        lmbda=1.0, max_new_tokens=64, teacher_model_init_kwargs={"dtype": find_fast_dtype()}, **options
+    )
     prompts = rows.select_columns(["prompt_ids"])
     return OnlineGKDTrainer(args=args, teacher_model=str(target), train_dataset=prompts, **common)
 

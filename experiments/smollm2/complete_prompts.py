@@ -1,4 +1,4 @@
-"""The target completes its domain's prompts in vLLM on the CPU, in bfloat16: greedily, and some once more by chance.
+"""The target completes its domain's prompts in vLLM on the CPU: greedily, and some once more by chance.
 
     python -m experiments.smollm2.complete_prompts --domain function_calling --data_dir DATA
 
@@ -18,16 +18,16 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.serving.run_commands import list_places, start, wait_for_server
-from experiments.smollm2.conversations import DOMAINS, KEPT, MAX_NEW_TOKENS, find_target, load_part
+from experiments.smollm2.conversations import DOMAINS, KEPT, MAX_NEW_TOKENS, find_fast_dtype, find_target, load_part
 from spec_kd import ServerEngine, generate_responses
 
 PARTS = ["test", "validation", "draft", "sampled"]
 CONCURRENCY = 96
 PORT = 8123
-# Long prompts are nine tenths of the tokens: vLLM reads them in bfloat16 several times faster than llama-server does.
+# Long prompts are nine tenths of the tokens: vLLM reads them several times faster than llama-server does.
 # On a CPU its 0.32 stops in requests with a seed whose prompt is read in parts ("CPU Generator does not use offset")
 COMMAND = (
-    "taskset -c {cores} vllm serve {folder} --served-model-name {target} --port {port} --dtype bfloat16 "
+    "taskset -c {cores} vllm serve {folder} --served-model-name {target} --port {port} --dtype {dtype} "
     "--enforce-eager --max-model-len 1024 --max-num-seqs {num_requests} --max-num-batched-tokens 4096 "
     "--no-enable-chunked-prefill --generation-config vllm"
 )
@@ -93,7 +93,12 @@ def main() -> None:
     if not prompts:
         return
     command = COMMAND.format(
-        folder=target.resolve(), target=target, cores=arguments.cores, port=PORT, num_requests=CONCURRENCY
+        folder=target.resolve(),
+        target=target,
+        cores=arguments.cores,
+        port=PORT,
+        dtype=find_fast_dtype(),
+        num_requests=CONCURRENCY,
     )
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"

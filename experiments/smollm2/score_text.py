@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from experiments.smollm2.conversations import DOMAINS, MAX_NEW_TOKENS, find_target
+from experiments.smollm2.conversations import DOMAINS, MAX_NEW_TOKENS, find_fast_dtype, find_target
 from spec_kd import TransformersEngine, score_completions, tokenize_corpus
 
 # Name -> part of the domain, and whether every token is scored, also those that users and tools wrote
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS))
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/smollm2"))
+    parser.add_argument("--num_rows", type=int, help="Score only the first rows of each text (default: all).")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1).")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -54,10 +55,11 @@ def main() -> None:
     folder = arguments.work_dir / arguments.domain
     target = find_target(arguments.work_dir, arguments.domain)
     tokenizer = AutoTokenizer.from_pretrained(target)
-    engine = TransformersEngine(str(target), tokenizer, init_kwargs={"dtype": "bfloat16"})
+    engine = TransformersEngine(str(target), tokenizer, init_kwargs={"dtype": find_fast_dtype()})
     for text in arguments.texts:
         part, is_whole = TEXTS[text]
         rows = load_responses(folder, part)
+        rows = rows.select(range(min(arguments.num_rows or len(rows), len(rows))))
         temperature = 1.0 if text == "sampled" else 0.0
         known = {"sampling_temperature": temperature, "max_new_tokens": MAX_NEW_TOKENS[arguments.domain]}
         if is_whole:

@@ -19,9 +19,8 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from experiments.smollm2.conversations import DOMAINS, find_target
+from experiments.smollm2.conversations import DOMAINS, find_fast_dtype, find_target
 from experiments.smollm2.score_text import load_responses, load_scored
-from experiments.smollm2.tune_target import has_fast_bf16
 from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
 
 # As `plan_draft` names them: width and layers
@@ -88,7 +87,7 @@ def build_options(output_dir: Path, arguments: argparse.Namespace) -> dict[str, 
         "save_steps": 100,
         "save_total_limit": 1,
         "use_cpu": True,
-        "bf16": has_fast_bf16(),
+        "bf16": find_fast_dtype() == "bfloat16",
         "gradient_checkpointing": False,
         "model_init_kwargs": {"dtype": "float32"},
         "report_to": "none",

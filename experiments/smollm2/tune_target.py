@@ -17,13 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from experiments.smollm2.conversations import KEPT, find_target, load_part
-
-
-def has_fast_bf16() -> bool:
-    """Whether the processor multiplies bf16 matrices faster than float32 ones (AMX)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text()
+from experiments.smollm2.conversations import KEPT, find_fast_dtype, find_target, load_part
 
 
 def train_adapter(arguments: argparse.Namespace, folder: Path) -> None:
@@ -45,7 +39,7 @@ def train_adapter(arguments: argparse.Namespace, folder: Path) -> None:
         save_steps=5,
         save_total_limit=2,
         use_cpu=True,
-        bf16=has_fast_bf16(),
+        bf16=find_fast_dtype() == "bfloat16",
         gradient_checkpointing=False,
         model_init_kwargs={"dtype": "float32"},
         report_to="none",

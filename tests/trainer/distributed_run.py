@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import DistributedType, PartialState
 from datasets import Dataset, load_from_disk
@@ -145,6 +146,9 @@ def train(output_dir: Path, case: str, batch_size: int, layout: str, folder: Pat
         build_trainer(*arguments, **options).train()
         checkpoint = str(output_dir / f"checkpoint-{SAVED_STEP}")
     trainer = build_trainer(*arguments)
+    if layout == "fsdp2" and case == "even":
+        with pytest.raises(ValueError, match="Set `eval_on_start=True`"):
+            trainer.evaluate()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     history = trainer.state.log_history
