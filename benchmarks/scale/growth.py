@@ -1,15 +1,17 @@
-"""How time and memory grow with lines of log, rows of completions, and tokens of training data.
+"""How time and memory grow with lines of log, rows of completions, tokens of training data, and processes.
 
     python -m benchmarks.scale.growth                                    # about 10 minutes on a busy core
     python -m benchmarks.scale.growth --lines 1000000 3000000 10000000   # more sizes, hours
 
 Data is made, and the models are tiny, so that the package's own work is what is measured. Every size runs in a process
-of its own; memory is the kernel's VmHWM, less what the process had before. A size that is in `growth.json` is not run
-again. Writes growth.{json,md,png} to benchmarks/results/scale.
+of its own, or in several that train together; memory is the kernel's VmHWM, less what the process had before. A size
+that is in `growth.json` is not run again. Writes growth.{json,md,png} to benchmarks/results/scale.
 """
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,12 +32,15 @@ SIZES = {
     "lines": [30_000, 100_000, 300_000],
     "rows": [3_000, 10_000, 30_000, 100_000, 300_000],
     "tokens": [30_000, 100_000, 300_000, 1_000_000],
+    "processes": [1, 2],
 }
 TITLES = {
     "lines": "`load_query_logs`, lines of log",
     "rows": "`generate_responses`, rows (an engine that answers at once)",
     "tokens": "`WhiteBoxDistillTrainer`, tokens of one pass (tiny models)",
+    "processes": "`WhiteBoxDistillTrainer`, 300,000 tokens shared by processes (DDP, a core each)",
 }
+SHARED_TOKENS = 300_000
 PROMPT_TOKENS, COMPLETION_TOKENS, VOCABULARY = 60, 40, 512
 
 
@@ -134,7 +139,8 @@ def train(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict])
 
     def run() -> None:
         args = WhiteBoxDistillConfig(
-            output_dir=str(folder / "draft"), per_device_train_batch_size=32, use_cpu=True, report_to="none",
+            output_dir=str(folder / "draft"), use_cpu=True, report_to="none",
+            per_device_train_batch_size=32 // int(os.environ.get("WORLD_SIZE", 1)),
             save_strategy="no", disable_tqdm=True, logging_steps=1000, num_train_epochs=1,
         )  # fmt: skip
         WhiteBoxDistillTrainer(
@@ -148,7 +154,20 @@ def train(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict])
     return measure(run)
 
 
-KINDS = {"lines": read_log, "rows": write_rows, "tokens": train}
+def train_together(size: int, folder: Path, measure: Callable[[Callable[[], Any]], dict]) -> dict:
+    """Trains on the same tokens in so many processes; processor time is that of all, memory that of the largest."""
+    command = ["accelerate", "launch", "--cpu", "--num_processes", str(size), "--num_machines", "1"]
+    command += ["--module", "benchmarks.scale.growth", "--one", "tokens", str(SHARED_TOKENS)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = [json.loads(text) for text in re.findall(r'\{"seconds".*?\}', answer)]
+    return {
+        "seconds": max(one["seconds"] for one in found),
+        "processor_seconds": sum(one["processor_seconds"] for one in found),
+        "bytes": max(one["bytes"] for one in found),
+    }
+
+
+KINDS = {"lines": read_log, "rows": write_rows, "tokens": train, "processes": train_together}
 
 
 def run_size(kind: str, size: int) -> dict:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.smollm2.conversations import DOMAINS, find_fast_dtype, find_target
-from experiments.smollm2.score_text import load_responses, load_scored
+from experiments.smollm2.score_text import TEXTS, load_responses, load_scored
 from spec_kd import SpeculativeEvalCallback, WhiteBoxDistillConfig, WhiteBoxDistillTrainer, init_draft
 
 # As `plan_draft` names them: width and layers
@@ -50,7 +50,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PHASES = {"pretrain": ("conversations",), "train": ("completions", "sampled")}
-"""The texts that each phase reads."""
+"""The texts that each phase reads, where `--texts` names no others."""
 COLUMNS = ["prompt_ids", "completion_ids", "teacher_token_logprobs", "teacher_signal", "teacher_info"]
 
 
@@ -105,7 +105,7 @@ def run_trainer(trainer: Trainer, output: Path) -> dict[str, Any]:
 
 def train(run: Path, phase: str, start: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains the draft in `start` and saves it in `<run>/<phase>`; returns the log."""
-    texts = [load_scored(folder, text) for text in PHASES[phase]]
+    texts = [load_scored(folder, text) for text in arguments.texts or PHASES[phase]]
     rows = texts[0] if len(texts) == 1 else concatenate_datasets([text.select_columns(COLUMNS) for text in texts])
     held_out = load_scored(folder, "validation")
     trainer = WhiteBoxDistillTrainer(
@@ -128,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", choices=DOMAINS, required=True)
     parser.add_argument("--phase", choices=PHASES, required=True)
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, help="What the phase reads (default: all of its texts).")
     parser.add_argument("--shape", choices=SHAPES, default="192x4")
     parser.add_argument("--epochs", type=float, default=3.0, help="Passes over the text (default: 3).")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="At its highest (default: 0.002).")
