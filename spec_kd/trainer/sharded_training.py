@@ -23,9 +23,9 @@ class ShardedTraining(Trainer):
         super().create_accelerator_and_postprocess()
         check_fsdp(self.accelerator)
 
-    def evaluation_loop(self, *args: Argument, **kwargs: Argument) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Argument, **kwargs: Argument) -> EvalLoopOutput:  # type: ignore[explicit-any]  # its fields
         """As `Trainer.evaluation_loop`; raises `ValueError` under FSDP2 before training has sharded the model."""
-        if self.is_fsdp_enabled and is_whole(self.model):
+        if self.is_fsdp_enabled and self.model is not None and is_whole(self.model):
             raise ValueError(
                 "Accelerate shards a model together with its optimizer, which `train` makes, so FSDP2 cannot evaluate "
                 "before it. Set `eval_on_start=True` to evaluate before the first step, or evaluate in a run without "
