@@ -25,14 +25,14 @@ from ray.cluster_utils import Cluster
 from benchmarks.harness import describe_machine
 from benchmarks.scale.ray_kills import NODE, build_target, count_shards, has_shards, list_workers, wait_for
 from benchmarks.serving.record_vllm import WORKER as VLLM
-from spec_kd import Engine, RayEngine, VLLMEngine, generate_responses
+from spec_kd import RayEngine, VLLMEngine, generate_responses
 
 OUTPUT = Path("benchmarks/results/scale/ray_vllm.json")
 NUM_PROMPTS, SHARD_SIZE = 32, 4
 KILLED_AFTER = 2  # shards
 
 
-def make_engine(target: str) -> Engine:
+def make_engine(target: str) -> VLLMEngine:
     return VLLMEngine(target, dtype="float32", enforce_eager=True, max_model_len=128)
 
 
