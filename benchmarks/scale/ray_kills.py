@@ -39,7 +39,7 @@ NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 PATIENCE_SECONDS, POLL_SECONDS = 900.0, 0.02
 
 
-def build_target(folder: Path) -> None:
+def build_target(folder: Path, num_heads: int = 4) -> None:
     """A tiny target with random weights and a tokenizer of bytes."""
     alphabet = ["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={text: id for id, text in enumerate(alphabet)}, merges=[]))
@@ -47,8 +47,9 @@ def build_target(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(alphabet), hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=256, initializer_range=0.1, bos_token_id=None, eos_token_id=0,
+        vocab_size=len(alphabet), hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=num_heads, max_position_embeddings=256, initializer_range=0.1, bos_token_id=None,
+        eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 

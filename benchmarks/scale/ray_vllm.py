@@ -11,8 +11,9 @@ import argparse
 import json
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 import vllm
 from datasets import Dataset
 from ray.cluster_utils import Cluster
+from transformers import AutoTokenizer
 
 from benchmarks.harness import describe_machine
 from benchmarks.scale.ray_kills import NODE, build_target, count_shards, has_shards, list_workers, wait_for
@@ -40,9 +42,16 @@ def complete(target: str, folder: str, address: str | None = None) -> None:
     """Completes the prompts greedily with vLLM, in this process or on a cluster."""
     prompts = [f"Question {number}: {'why ' * (number % 7)}" for number in range(NUM_PROMPTS)]
     run = partial(
-        generate_responses, prompts=prompts, max_new_tokens=32, teacher_signal="top_k_tail", signal_top_k=8,
-        output_dir=folder, shard_size=SHARD_SIZE, show_progress=False,
-    )  # fmt: skip
+        generate_responses,
+        prompts=prompts,
+        processing_class=AutoTokenizer.from_pretrained(target),
+        max_new_tokens=32,
+        teacher_signal="top_k_tail",
+        signal_top_k=8,
+        output_dir=folder,
+        shard_size=SHARD_SIZE,
+        show_progress=False,
+    )
     if address is None:
         run(make_engine(target))
         return
@@ -50,11 +59,9 @@ def complete(target: str, folder: str, address: str | None = None) -> None:
         run(engine)
 
 
-def start(*arguments: str) -> Any:
-    """A process that completes the prompts."""
-    process = get_context("spawn").Process(target=complete, args=arguments)
-    process.start()
-    return process
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """A process of its own that completes the prompts, so that vLLM's processes end with it."""
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.scale.ray_vllm", "--complete", *arguments])
 
 
 def compare(first: Dataset, second: Dataset) -> dict[str, Any]:
@@ -66,15 +73,23 @@ def compare(first: Dataset, second: Dataset) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the runs; they continue there.")
-    work_dir = parser.parse_args().work_dir.resolve()
+    parser.add_argument(
+        "--work_dir", type=Path, required="--complete" not in sys.argv, help="Folder of the runs; they continue there."
+    )
+    parser.add_argument("--complete", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.complete:
+        complete(*arguments.complete)
+        return
+    work_dir = arguments.work_dir.resolve()
     target, whole, shared = work_dir / "target", work_dir / "whole", work_dir / "shared"
     work_dir.mkdir(parents=True, exist_ok=True)
     if not (target / "config.json").exists():
-        build_target(target)
+        build_target(target, num_heads=1)  # vLLM's attention on CPUs begins at 32 values a head
     # Workers import this checkout and run vLLM as the benchmarks of servers do
     os.environ |= {"PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0", **VLLM.environment}
-    start(str(target), str(whole)).join()
+    if start(str(target), str(whole)).wait():
+        raise RuntimeError("vLLM alone failed; its messages are above.")
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
     for _ in range(2):
         cluster.add_node(**NODE, num_cpus=1)
@@ -82,7 +97,8 @@ def main() -> None:
     wait_for(partial(has_shards, shared, KILLED_AFTER), "A shard")
     list_workers()[0].send_signal(signal.SIGKILL)
     killed_after = count_shards(shared)
-    driver.join()
+    if driver.wait():
+        raise RuntimeError("The run on Ray failed; its messages are above.")
     cluster.shutdown()
     rows = [Dataset.from_parquet(str(folder / "responses.parquet")) for folder in (whole, shared)]
     record = {
