@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from experiments.smollm2.conversations import KEPT, MAX_NEW_TOKENS, find_fast_dtype, find_target
+from experiments.smollm2.keep_draft import restore_draft
 from experiments.smollm2.score_text import load_responses, load_scored
 from experiments.smollm2.train_draft import build_options, parse_training, run_trainer
 from spec_kd import (
@@ -81,12 +82,16 @@ def measure(draft: Path, responses: Dataset, domain: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--start", default="192x8-seed0/train", help="Run and phase of the generic draft.")
+    parser.add_argument(
+        "--start", default="192x8-seed0/train", help="Run and phase of the generic draft; else the kept one."
+    )
     parser.add_argument("--minutes", type=float, default=20.0, help="Training time of each method (default: 20).")
     arguments = parse_training(parser, batch_size=8)
 
     folder = arguments.work_dir / DOMAIN
     generic = arguments.work_dir / "general" / arguments.start
+    if not generic.exists():
+        generic = restore_draft(arguments.work_dir, "general")
     scored = {text: load_scored(folder, text) for text in ("completions", "validation")}
     test = load_responses(folder, "test")
     kept = KEPT / DOMAIN / "compared"
