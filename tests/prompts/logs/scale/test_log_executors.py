@@ -58,7 +58,9 @@ def test_ray(log, tmp_path, monkeypatch):
         stages.run()
     finally:
         ray.shutdown()
-    assert [work.load_json("ledgers", part)["prompts"] for part in work.list_parts("ledgers")] == [200, 200]
+    counts = [work.load_json("ledgers", part)["prompts"] for part in work.list_parts("ledgers")]
+    assert sum(counts) == 400
+    assert max(counts) - min(counts) < 10  # cut at half of the bytes, between lines
 
 
 def write_command(folder, name: str, script: str) -> None:
