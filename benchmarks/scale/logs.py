@@ -51,6 +51,7 @@ def run_here(path: str, log: Path, output: Path, **options: Any) -> dict[str, An
         "seconds": time.monotonic() - started,
         "processor_seconds": count_processor_seconds() - computed,
         "bytes": max(read_peak(), children) - before,
+        "cpu": describe_machine()["cpu"],
         "kept": result.report.kept,
         "dropped": result.report.dropped,
     }

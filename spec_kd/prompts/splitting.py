@@ -215,6 +215,9 @@ def choose_test_rows(conversations: Array, timestamps: Array, test_fraction: flo
 def _mix(values: Array) -> Array:
     """The finalizer of SplitMix64 (Steele et al., 2014): uniform bits from any numbers."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    # In place, because there are as many values as prompts of a log.
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values ^= values >> np.uint64(shift)
+        values *= np.uint64(factor)
+    values ^= values >> np.uint64(31)
+    return values

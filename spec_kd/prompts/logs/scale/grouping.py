@@ -9,7 +9,7 @@ from spec_kd.prompts.logs.conversations import find_continued
 from spec_kd.prompts.logs.scale.exact_duplicates import find_candidates
 from spec_kd.prompts.logs.scale.reading import load_rows
 from spec_kd.prompts.logs.scale.step import LogStep
-from spec_kd.prompts.logs.scale.work_folder import WorkFolder, mark_repeats, split_orders
+from spec_kd.prompts.logs.scale.work_folder import MOST_AT_ONCE, WorkFolder, mark_repeats, split_orders
 
 
 class SortKept(LogStep):
@@ -79,7 +79,7 @@ def _link_repeats(hashes: Array, orders: Array) -> Array:
 
 
 class Groups:
-    """Groups of rows that are linked, with 8 bytes of memory for each row.
+    """Groups of rows that are linked, with 4 bytes of memory for each row, or 8 from 4 billion rows on.
 
     Args:
         work (`WorkFolder`): Folder of the run.
@@ -89,11 +89,14 @@ class Groups:
     def __init__(self, work: WorkFolder, counts: list[int]):
         self._work = work
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._parents = array("Q", bytes(0))
-        self._parents.frombytes(np.arange(self._starts[-1], dtype=np.uint64).tobytes())
+        num_rows = int(self._starts[-1])
+        self._parents = array("I" if num_rows < 2**32 else "Q")
+        for start in range(0, num_rows, MOST_AT_ONCE):
+            rows = np.arange(start, min(start + MOST_AT_ONCE, num_rows))
+            self._parents.frombytes(rows.astype(self._parents.typecode).tobytes())
 
     def link(self, name: str) -> Array:
-        """Adds the links that tasks saved; returns for each row the first one of its group, int64, `(N,)`."""
+        """Adds the links that tasks saved; returns for each row the first one of its group, `(N,)`, unsigned."""
         parents = self._parents
 
         def find(row: int) -> int:
@@ -107,7 +110,7 @@ class Groups:
             for row, other in zip(rows, others, strict=True):
                 early, late = sorted((find(row), find(other)))
                 parents[late] = early
-        firsts = np.array(parents, dtype=np.int64)
+        firsts = np.array(parents)
         while True:  # parents are never later, so each pass halves the ways
             further = firsts[firsts]
             if np.array_equal(further, firsts):

@@ -17,7 +17,7 @@ from spec_kd.prompts.logs.prompt_store import ROWS_AT_A_TIME, PromptStore
 from spec_kd.prompts.logs.report import LogLedger, QueryLogsReport, describe_nothing
 from spec_kd.prompts.logs.scale.grouping import Groups
 from spec_kd.prompts.logs.scale.ledgers import merge_ledgers
-from spec_kd.prompts.logs.scale.reading import load_rows
+from spec_kd.prompts.logs.scale.reading import ROW, load_rows
 from spec_kd.prompts.logs.scale.step import LogStep
 from spec_kd.prompts.logs.scale.work_folder import WorkFolder
 from spec_kd.prompts.splitting import choose_test_rows, warn_of_empty_side
@@ -60,13 +60,12 @@ class WriteResult(LogStep):
         joined = groups.link("links")
         firsts = groups.link("text_links")
         del groups
-        facts = [self._load_kept(part) for part in parts]
-        numbers = np.concatenate([kept["conversation"] for kept in facts])
-        timestamps = np.concatenate([kept["timestamp"] for kept in facts])
-        store.num_completions = sum(int(kept["has_completion"].sum()) for kept in facts)
-        has_tools = any(bool(kept["has_tools"].any()) for kept in facts)
-        del facts
         options = self.options
+        # Only what is needed at a time: these arrays have as many values as prompts stay in the whole log.
+        numbers = self._load_column("conversation", counts)
+        timestamps = self._load_column("timestamp", counts) if options.split_by == "time" else np.zeros(0)
+        store.num_completions = self._count_kept("has_completion")
+        has_tools = self._count_kept("has_tools") > 0
         is_test = choose_test_rows(numbers[firsts], timestamps, options.test_fraction, options.split_by, options.seed)
         warn_of_empty_side(is_test, firsts, options.test_fraction)
         del firsts, timestamps
@@ -110,8 +109,18 @@ class WriteResult(LogStep):
                 dropped[reason] = number
         return dropped
 
-    def _load_kept(self, part: int) -> Array:
-        return load_rows(self.work, part)[self.work.load("kept", part)]
+    def _load_kept(self, part: int, column: str) -> Array:
+        return load_rows(self.work, part)[column][self.work.load("kept", part)]
+
+    def _load_column(self, column: str, counts: list[int]) -> Array:
+        """What is known of all prompts that stay, `(N,)`; `counts` says how many they are in each share."""
+        values = np.empty(sum(counts), dtype=ROW[column])
+        for part, end in enumerate(np.cumsum(counts).tolist()):
+            values[end - counts[part] : end] = self._load_kept(part, column)
+        return values
+
+    def _count_kept(self, column: str) -> int:
+        return sum(int(self._load_kept(part, column).sum()) for part in range(self.work.num_shares))
 
     def _read_prompts(self) -> Iterator[pa.RecordBatch]:
         """The prompts that stay, in order and in batches as of one process."""
