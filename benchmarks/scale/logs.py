@@ -117,7 +117,8 @@ def find_kept(rows: list[Any]) -> list[int]:
     the first `n - ceil(t n) + 1` elements of each, in the order of their frequency, have an element in common. So
     nothing is missed, and few sets are compared.
     """
-    from spec_kd.prompts.deduplication import END, LONG, hash_windows, normalize_text
+    from spec_kd.prompts.deduplication import normalize_text
+    from spec_kd.prompts.similarity import END, LONG, hash_windows
 
     texts = [normalize_text(prompt) for prompt, _ in rows]
     contexts = [
@@ -169,7 +170,13 @@ def write_report(record: dict[str, Any], folder: Path) -> None:
         "without it. Default options unless said otherwise. Memory is what a process had above the imports.",
     ]
     rows = [
-        [path, f"{int(lines):,}", len(runs), *(f"{statistics.median(r[n] for r in runs):,.0f}" for n in names), size]
+        [
+            path,
+            f"{int(lines):,}",
+            str(len(runs)),
+            *(f"{statistics.median(r[n] for r in runs):,.0f}" for n in names),
+            size,
+        ]
         for names in [("processor_seconds", "seconds")]
         for path, found in record.get("runs", {}).items()
         for lines, runs in sorted(found.items(), key=lambda item: int(item[0]))

@@ -1,32 +1,31 @@
-"""Finds texts that are nearly the same by MinHash, with about 300 bytes of memory for each text.
+"""Finds texts that are nearly the same, with about 300 bytes of memory for each text.
 
-Two texts are compared by the Jaccard similarity of their sets of character windows. It needs no word boundaries, so it
-is the same measure for English, Chinese and code. Signatures are computed by rensa (MinHash, Broder 1997), and compared
-if one of their bands is equal (locality-sensitive hashing, Indyk and Motwani 1998). rensa has an index as well, but
-that takes 1,400 bytes a text (measured on 100,000 texts), so a million prompts would not fit into 1 GiB.
+Signatures are computed by rensa (MinHash, Broder 1997). Two texts are compared exactly if one band of their signatures
+is equal (locality-sensitive hashing, Indyk and Motwani 1998), and their signatures are not too different. rensa has an
+index as well, but that takes 1,400 bytes a text (measured on 100,000 texts), so a million prompts would not fit into
+1 GiB.
 """
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import compress, islice
+from pathlib import Path
 
 import numpy as np
 from rensa import RMinHash
 
 from spec_kd.open_types import Array
 from spec_kd.options import check_number
+from spec_kd.prompts.similarity import END, LONG, MULTIPLIER, ComparedText, RecentTexts, TextList, hash_windows
 
-WINDOW = 5  # characters
 NUM_HASHES = 128
 BATCH_SIZE = 256
 LOWEST_THRESHOLD = 0.5
 EMPTY = np.uint32(2**32 - 1)
-# Windows are polynomials of their characters modulo 2**64; an odd multiplier loses none of them.
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# Texts longer than this are compared at their ends as well, where the question about a document stands.
-LONG = 150  # characters
-END = 100
 END_HASHES = 64
+# Texts are compared exactly from this much below the threshold: more than three standard deviations of the estimate
+# from all hashes and from those of an end.
+MARGIN, END_MARGIN = 0.12, 0.17
 # Bounds the search among texts that share a band without being duplicates, such as those with a boilerplate opening.
 MAX_STEPS = 64
 
@@ -74,30 +73,34 @@ def check_threshold(threshold: float | None, name: str = "threshold", is_optiona
 class NearDuplicateIndex:
     """Remembers texts, and finds out whether a new one is nearly the same as one of them.
 
-    "Nearly the same" means that the Jaccard similarity of the sets of windows of 5 characters, estimated from 128
-    hashes, is at least `threshold`. The estimate has a standard deviation of 0.035 at 0.8 and of at most 0.044, so it
-    can be wrong only near the threshold. In addition, the bands miss 5 % of the pairs at 0.8 and one in 8,000 at 0.9
-    (with a threshold below 0.75: 13 % at 0.5, 1 % at 0.6).
+    "Nearly the same" means that the Jaccard similarity of the sets of windows of 5 characters is at least `threshold`.
+    Texts are compared exactly, so that no other ones are found. Pairs to compare are chosen by 128 hashes, whose bands
+    miss 5 % of the pairs at 0.8 and one in 8,000 at 0.9 (with a threshold below 0.75: 13 % at 0.5, 1 % at 0.6).
 
-    A text takes 136 bytes and its place in the tables: 4 bytes in each of 16 bands (32 for thresholds below 0.75),
-    which are at most 70 % full. This makes 230 to 320 bytes.
+    A text takes 144 bytes and its place in the tables: 4 bytes in each of 16 bands (32 for thresholds below 0.75),
+    which are at most 70 % full. This makes 240 to 330 bytes. The texts themselves are in a file without a name, which
+    ends with the index.
 
     With `compare_ends`, long texts (over 150 characters) must also be nearly the same in their first and in their last
-    100 characters, each estimated from 64 hashes (a standard deviation of 0.05 at 0.8). A question before or after a
-    long document is a small part of the whole, and different questions about one document are no duplicates. A
-    difference only in the middle of a long text is not found. A text takes 155 bytes more.
+    100 characters. A question before or after a long document is a small part of the whole, and different questions
+    about one document are no duplicates. A difference only in the middle of a long text is not found. A text takes 155
+    bytes more.
 
     Args:
         threshold (`float`, *optional*, defaults to `0.8`): Similarity of duplicates, from 0.5 to 1.
         compare_ends (`bool`, *optional*, defaults to `False`): Whether the ends of long texts are compared as well.
+        folder (`Path`, *optional*):
+            Folder of the file, which is made with the first text; by default the system's for temporary files.
 
     Raises:
         ValueError: The threshold is out of its range.
     """
 
-    def __init__(self, threshold: float = 0.8, *, compare_ends: bool = False):
+    def __init__(self, threshold: float = 0.8, *, compare_ends: bool = False, folder: Path | None = None):
         check_threshold(threshold)
-        self.threshold = threshold
+        self.threshold, self._compare_ends = threshold, compare_ends
+        self._texts = TextList(folder)
+        self._recent = RecentTexts(lambda row: ComparedText(self._texts[row], compare_ends))
         self._band_type = np.dtype(np.uint64 if threshold >= 0.75 else np.uint32)  # one byte for each hash of the band
         self._num_bands = NUM_HASHES // self._band_type.itemsize
         # Each band has its own salt, otherwise equal bands would land on the same places.
@@ -118,12 +121,12 @@ class NearDuplicateIndex:
 
     def find(self, text: str) -> int | None:
         """The number of an earlier text that is nearly the same, in the order of adding; `None` if there is none."""
-        row = int(self._find(*_sign([text], None), self._sign_ends([text]))[0])
+        row = int(self._find([text], *_sign([text], None), self._sign_ends([text]))[0])
         return None if row < 0 else row
 
     def add(self, text: str) -> int:
         """Adds a text, even if one is nearly the same, and returns its number."""
-        self._append(*_sign([text], None), self._sign_ends([text]))
+        self._append([text], *_sign([text], None), self._sign_ends([text]))
         return self._size - 1
 
     def find_and_add(
@@ -147,16 +150,19 @@ class NearDuplicateIndex:
         """
         signatures, keys = _sign(texts, scopes)
         ends = self._sign_ends(texts)
-        flags = self._find(signatures, keys, ends) >= 0
+        flags = self._find(texts, signatures, keys, ends) >= 0
         # (N, N): pairs within the batch
-        alike = (keys[:, None] == keys) & (_compare(signatures[:, None], signatures[None]) >= self.threshold)
-        rows, others = np.nonzero(alike)
-        alike[rows, others] = self._are_ends_alike(ends[rows], ends[others])
+        may_be_alike = (keys[:, None] == keys) & self._may_be_alike(signatures[:, None], signatures[None])
+        rows, others = np.nonzero(may_be_alike)
+        may_be_alike[rows, others] = self._may_ends_be_alike(ends[rows], ends[others])
+        compared = RecentTexts(lambda position: ComparedText(texts[position], self._compare_ends))
         added = np.zeros(len(texts), dtype=bool)
         for position in range(len(texts)):
-            flags[position] |= bool((alike[position] & added).any())
+            if not flags[position]:
+                near = np.flatnonzero(may_be_alike[position] & added).tolist()
+                flags[position] = any(compared[position].is_like(compared[other], self.threshold) for other in near)
             added[position] = not flags[position] and admit(position)
-        self._append(signatures[added], keys[added], ends[added])
+        self._append(list(compress(texts, added)), signatures[added], keys[added], ends[added])
         return flags
 
     def _sign_ends(self, texts: Sequence[str]) -> Array:
@@ -170,17 +176,24 @@ class NearDuplicateIndex:
             signed[rows] = np.concatenate([heads, tails, np.ones((len(rows), 1), np.uint8)], axis=1)
         return signed
 
-    def _are_ends_alike(self, first: Array, second: Array) -> Array:
-        """Whether two texts are not both long, or have like ends: (..., E), (..., E) -> (...)."""
+    def _may_be_alike(self, first: Array, second: Array) -> Array:
+        """Whether texts with these signatures must be compared: (..., H), (..., H) -> (...)."""
+        return _compare(first, second) >= self.threshold - MARGIN
+
+    def _may_ends_be_alike(self, first: Array, second: Array) -> Array:
+        """Whether two texts are not both long, or may have like ends: (..., E), (..., E) -> (...)."""
         if not self._ends.shape[1]:
             return np.ones(np.broadcast_shapes(first.shape, second.shape)[:-1], dtype=bool)
         halves = (slice(0, END_HASHES), slice(END_HASHES, 2 * END_HASHES))
-        heads, tails = (_compare(first[..., half], second[..., half]) >= self.threshold for half in halves)
+        lowest = self.threshold - END_MARGIN
+        heads, tails = (_compare(first[..., half], second[..., half]) >= lowest for half in halves)
         return (heads & tails) | ((first[..., -1] & second[..., -1]) == 0)
 
-    def _find(self, signatures: Array, scopes: Array, ends: Array) -> Array:
-        """Rows that are nearly the same, -1 where there is none: (N, H), (N,), (N, E) -> (N,)."""
+    def _find(self, texts: Sequence[str], signatures: Array, scopes: Array, ends: Array) -> Array:
+        """Rows that are nearly the same, -1 where there is none: (N,), (N, H), (N,), (N, E) -> (N,)."""
         found = np.full(len(signatures), -1, dtype=np.int64)
+        compared = RecentTexts(lambda query: ComparedText(texts[query], self._compare_ends))
+        is_compared: set[tuple[int, int]] = set()
         bands = signatures.view(self._band_type)  # (N, num_bands)
         slots = self._place(bands, scopes)
         queries, numbers = np.nonzero(np.ones_like(slots, dtype=bool))
@@ -194,13 +207,20 @@ class NearDuplicateIndex:
                 break
             is_candidate = (stored[rows, numbers] == bands[queries, numbers]) & (self._scopes[rows] == scopes[queries])
             candidates, asking = rows[is_candidate], queries[is_candidate]
-            is_match = _compare(self._signatures[candidates], signatures[asking]) >= self.threshold
-            is_match &= self._are_ends_alike(self._ends[candidates], ends[asking])
-            found[asking[is_match]] = candidates[is_match]
+            is_chosen = self._may_be_alike(self._signatures[candidates], signatures[asking])
+            is_chosen &= self._may_ends_be_alike(self._ends[candidates], ends[asking])
+            for pair in zip(asking[is_chosen].tolist(), candidates[is_chosen].tolist(), strict=True):
+                query, row = pair
+                if found[query] < 0 and pair not in is_compared:
+                    is_compared.add(pair)
+                    if compared[query].is_like(self._recent[row], self.threshold):
+                        found[query] = row
             slots = (slots + 1) & (self._tables.shape[1] - 1)
         return found
 
-    def _append(self, signatures: Array, scopes: Array, ends: Array) -> None:
+    def _append(self, texts: Sequence[str], signatures: Array, scopes: Array, ends: Array) -> None:
+        for text in texts:
+            self._texts.append(text)
         start, self._size = self._size, self._size + len(signatures)
         for stored, added in ((self._signatures, signatures), (self._scopes, scopes), (self._ends, ends)):
             if self._size > len(stored):
@@ -252,29 +272,3 @@ def compute_signatures(windows: Array, offsets: Array) -> Array:
     """MinHash signatures of the texts whose windows [`hash_windows`] returned, `(N, NUM_HASHES)`, uint32."""
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(windows, offsets, NUM_HASHES, 0)
     return np.array(matrix.to_rows(), dtype=np.uint32)
-
-
-def hash_windows(texts: Sequence[str]) -> tuple[Array, Array]:
-    """Hashes of the windows of texts: as many as the text has characters, the last ones padded.
-
-    Args:
-        texts (`Sequence[str]`): Texts.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: The hashes of all texts one after the other, uint64, and where each text begins
-        and the last one ends, `(N + 1,)`, uint64.
-    """
-    # The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
-    joined = "".join(text + "\0" * (WINDOW - 1) for text in texts).encode("utf-32-le", "surrogatepass")
-    characters = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64)
-    num_windows = len(characters) - WINDOW + 1
-    windows = np.zeros(num_windows, dtype=np.uint64)
-    for shift in range(WINDOW):
-        windows *= MULTIPLIER
-        windows += characters[shift : shift + num_windows]
-    windows ^= windows >> np.uint64(32)  # high bits depend on all characters, low ones on few
-    lengths = np.array([len(text) for text in texts])
-    ends = np.cumsum(lengths + WINDOW - 1)
-    is_padding = np.zeros(len(characters), dtype=bool)
-    is_padding[ends[:, None] - np.arange(1, WINDOW)] = True
-    return windows[~is_padding[:num_windows]], np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)

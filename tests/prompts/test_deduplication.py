@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from spec_kd.prompts.deduplication import (
     NUM_HASHES,
-    WINDOW,
     NearDuplicateIndex,
     _compare,
     _sign,
     find_near_duplicates,
     normalize_text,
 )
+from spec_kd.prompts.similarity import WINDOW
 
 WORDS = (
     "alpha",
@@ -85,15 +85,17 @@ def test_finds_what_brute_force_finds(threshold):
     found = find_near_duplicates(texts, threshold)
     windows = [list_windows(text) for text in texts]
     kept: list[int] = []
+    missed = 0
     for number, is_duplicate in enumerate(found):
         best = max((len(windows[number] & windows[k]) / len(windows[number] | windows[k]) for k in kept), default=0.0)
+        assert best >= threshold or not is_duplicate, (best, texts[number])
+        missed += best >= threshold and not is_duplicate
         if best > threshold + 0.12:
             assert is_duplicate, (best, texts[number])
-        if best < threshold - 0.12:
-            assert not is_duplicate, (best, texts[number])
         if not is_duplicate:
             kept.append(number)
     assert 50 < found.sum() < len(texts) - 60  # both kinds were there
+    assert missed <= 0.05 * found.sum()
 
 
 def test_batches_and_single_texts_agree():
@@ -124,6 +126,18 @@ def test_find_returns_the_number_of_the_text():
     assert index.find(texts[0]) is None
     assert [index.add(text) for text in texts] == list(range(20))
     assert [index.find(edit(rng, text, 1)) for text in texts] == list(range(20))
+
+
+def test_texts_of_an_index_go_to_a_folder(tmp_path):
+    index = NearDuplicateIndex(folder=tmp_path / "later")  # made before the first text is added
+    assert not index.contains("some text")
+    with pytest.raises(FileNotFoundError):
+        index.add("some text")
+    (tmp_path / "later").mkdir()
+    index = NearDuplicateIndex(folder=tmp_path / "later")
+    index.add("some text")
+    assert index.contains("some text")
+    assert not list((tmp_path / "later").iterdir())  # a file without a name, of which a killed run leaves nothing
 
 
 def test_scopes_keep_texts_apart():

@@ -41,31 +41,31 @@ class BatchOutputs:
     requests get no response.
 
     Args:
-        path (`Path`): Place for the database, which is removed at the end.
+        folder (`Path`): Folder for the database, which is removed at the end.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
-        path.unlink(missing_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None)
+    def __init__(self, folder: Path):
+        self._path = folder / "batches.sqlite"
+        self._path.unlink(missing_ok=True)
+        self._database = sqlite3.connect(self._path, isolation_level=None)
         self._database.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; CREATE TABLE responses "
             "(id TEXT PRIMARY KEY, text TEXT, responses INTEGER, requests INTEGER) WITHOUT ROWID; BEGIN"
         )
 
     @classmethod
-    def collect(cls, files: Iterable[LogPath], path: Path) -> "BatchOutputs | None":
+    def collect(cls, files: Iterable[LogPath], folder: Path) -> "BatchOutputs | None":
         """Reads the batches among files; `None` if there are none.
 
         Args:
             files (`Iterable[Path]`): Files of a log; the first records of each decide whether it is of a batch.
-            path (`Path`): Place for the database.
+            folder (`Path`): Folder for the database.
         """
         batches = None
         for file in files:
             if not holds_batch(file):
                 continue
-            batches = batches or cls(path)
+            batches = batches or cls(folder)
             for _, record in read_records(file):
                 if is_batch_output(record) or is_batch_request(record):
                     batches._add(record)

@@ -36,6 +36,7 @@ class LogReader:
         options (`LogOptions`): Options of the reading.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): The target's.
         show_progress (`bool`): Whether to show a progress bar.
+        folder (`Path`): Folder for what waits on disk meanwhile; it must exist when the reading begins.
 
     Attributes:
         filter (`PromptFilter`): Decides which prompts are kept, and counts the others.
@@ -48,27 +49,25 @@ class LogReader:
         options: LogOptions,
         processing_class: "ProcessingClass | None",
         show_progress: bool,
+        folder: Path,
     ):
-        self._files, self._options, self._redact = files, options, options.redact
+        self._files, self._options, self._redact, self._folder = files, options, options.redact, folder
         self._is_vllm = options.format == "vllm"
         self._read = VLLMLogReader(processing_class) if self._is_vllm else options.format
         self._progress = tqdm(desc="Query logs", unit=" records", disable=not show_progress)
         self._num_prompts = self._num_redacted = 0
         self._notes: Counter[str] = Counter()
         self._renamed: dict[str, int] = {}
-        self.filter = PromptFilter(options, processing_class)
+        self.filter = PromptFilter(options, processing_class, folder)
         self.ledger = LogLedger()
 
-    def read_prompts(self, batches_path: Path) -> Iterator[LoggedPrompt]:
+    def read_prompts(self) -> Iterator[LoggedPrompt]:
         """The prompts that are kept, in order.
-
-        Args:
-            batches_path (`Path`): Place for the responses of batches until everything is read.
 
         Raises:
             ValueError: With `on_error="raise"` the first malformed record; names its file and line.
         """
-        batches = self._collect_batches(batches_path)
+        batches = self._collect_batches()
         with self._progress:
             for path in self._files:
                 self.ledger.start_file(redact_text(str(path), self._redact))
@@ -85,9 +84,9 @@ class LogReader:
         if batches is not None:
             batches.close()
 
-    def _collect_batches(self, path: Path) -> BatchOutputs | None:
+    def _collect_batches(self) -> BatchOutputs | None:
         # Responses of batches are joined with the requests as they are logged, not as a function returns them.
-        return None if callable(self._options.format) else BatchOutputs.collect(self._files, path)
+        return None if callable(self._options.format) else BatchOutputs.collect(self._files, self._folder)
 
     def _read_one(self, record: JsonValue, path: LogPath, number: int) -> Iterator[LoggedPrompt]:
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -92,12 +93,16 @@ class PromptFilter:
     Args:
         options (`LogOptions`): The threshold of near-duplicates, and the limits.
         processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`, *optional*): Renders prompts to count tokens.
+        folder (`Path`, *optional*):
+            Folder for the texts by which near-duplicates are found; by default the system's for temporary files.
 
     Attributes:
         dropped (`Counter`): Number of dropped prompts by reason, one of [`REASONS`].
     """
 
-    def __init__(self, options: LogOptions, processing_class: "ProcessingClass | None" = None):
+    def __init__(
+        self, options: LogOptions, processing_class: "ProcessingClass | None" = None, folder: Path | None = None
+    ):
         self.dropped: Counter[str] = Counter()
         self._processing_class = processing_class
         self._min_tokens, self._max_tokens = options.min_tokens or 0, options.max_tokens or float("inf")
@@ -106,8 +111,8 @@ class PromptFilter:
         self._counts: Counter[tuple[str, object]] = Counter()
         self._seen: set[int] = set()
         threshold = options.near_duplicate_threshold
-        self._index = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True)
-        self._contexts = NearDuplicateIndex(threshold or 1.0)
+        self._index = None if threshold is None else NearDuplicateIndex(threshold, compare_ends=True, folder=folder)
+        self._contexts = NearDuplicateIndex(threshold or 1.0, folder=folder)
         self._context_numbers: dict[int, int] = {}
         self._waiting: list[LoggedPrompt] = []
 

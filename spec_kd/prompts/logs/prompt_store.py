@@ -49,7 +49,7 @@ class PromptStore:
 
     Attributes:
         output_dir (`Path`): The folder; of an address its copy on this machine.
-        batches_path (`Path`): Place for the responses of batches while prompts are written.
+        partial (`Path`): Folder for unfinished files.
         links (`ConversationLinks`): The conversations of the prompts written.
         timestamps (`array` of `"d"`): Times of the prompts written, in seconds since 1970; NaN if unknown.
         num_completions (`int`): Number of prompts written with a completion.
@@ -57,8 +57,7 @@ class PromptStore:
 
     def __init__(self, output_dir: str):
         self.output_dir = open_folder(output_dir, *SPLIT_FILES, ".*", REPORT)
-        self._partial = self.output_dir / PARTIAL_FOLDER
-        self.batches_path = self._partial / "batches.sqlite"
+        self.partial = self.output_dir / PARTIAL_FOLDER
         self.links, self.timestamps = ConversationLinks(), array("d")
         self.num_completions = self._num_tools = 0
 
@@ -68,7 +67,7 @@ class PromptStore:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"`output_dir` is `{self.output_dir}`, which is a file. Give a folder.")
         # If a run was killed while it moved its files to their place, its report is still in `.partial`.
-        if self._read_manifest() is not None or (self._partial / REPORT).exists():
+        if self._read_manifest() is not None or (self.partial / REPORT).exists():
             return
         for name in (*SPLIT_FILES, REPORT):
             path = self.output_dir / name
@@ -88,7 +87,7 @@ class PromptStore:
             name = name_place(self.output_dir)
             logger.warning("The prompts in `%s` are not as they were written; they are read again.", name)
             return None
-        shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed between its last two steps
+        shutil.rmtree(self.partial, ignore_errors=True)  # left by a run that was killed between its last two steps
         return manifest["report"]
 
     def open_splits(self) -> tuple[Dataset, Dataset]:
@@ -105,14 +104,14 @@ class PromptStore:
 
     def clear(self) -> None:
         """Removes what a killed run left, and makes a place for unfinished files."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
         sweep(self.output_dir)
 
     def write(self, prompts: Iterator[LoggedPrompt]) -> None:
         """Writes all prompts to one file, and removes what a killed run left. Without a prompt nothing is left."""
         self.clear()
-        with open_writer(self._partial / KEPT, FEATURES.arrow_schema) as writer:
+        with open_writer(self.partial / KEPT, FEATURES.arrow_schema) as writer:
             while rows := list(islice(prompts, ROWS_AT_A_TIME)):
                 for row in rows:
                     self.links.add(row.conversation, row.call.prompt)
@@ -122,7 +121,7 @@ class PromptStore:
                 writer.write_batch(to_batch(rows))
 
         if not self.timestamps:
-            shutil.rmtree(self._partial)
+            shutil.rmtree(self.partial)
 
     def split(self, is_test: Array, joined: Array) -> None:
         """Writes the prompts to the two files of the split. Optional columns that no prompt has are left out.
@@ -134,9 +133,9 @@ class PromptStore:
             joined (`np.ndarray`): int64, `(N,)`, for each prompt the first one of its conversation.
         """
         # Not memory-mapped: the pages of the whole file would count as memory of this process.
-        with pa.OSFile(str(self._partial / KEPT)) as file:
+        with pa.OSFile(str(self.partial / KEPT)) as file:
             self.write_splits(pa.ipc.open_stream(file), is_test, joined, self.links.numbers, self._num_tools > 0)
-        (self._partial / KEPT).unlink()
+        (self.partial / KEPT).unlink()
 
     def write_splits(
         self, batches: Iterable[pa.RecordBatch], is_test: Array, joined: Array, numbers: Array, has_tools: bool
@@ -152,7 +151,7 @@ class PromptStore:
         has = {"tools": has_tools, "completion": self.num_completions}
         columns = [name for name in FEATURES if has.get(name, True)]
         schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
-        train_path, test_path = (self._partial / name for name in SPLIT_FILES)
+        train_path, test_path = (self.partial / name for name in SPLIT_FILES)
         names: dict[int, str] = {}
         is_first_of_several = np.zeros(len(joined), dtype=bool)
         is_first_of_several[joined[numbers != numbers[joined]]] = True
@@ -175,19 +174,19 @@ class PromptStore:
     def finish(self, fingerprint: JsonObject, report: JsonObject) -> None:
         """Moves the files to their place; the report comes last and shows that the others are complete."""
         manifest = json.dumps({"fingerprint": fingerprint, "report": report}, indent=2, ensure_ascii=False)
-        (self._partial / REPORT).write_text(manifest, encoding="utf-8")
-        for path in self._partial.iterdir():
+        (self.partial / REPORT).write_text(manifest, encoding="utf-8")
+        for path in self.partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        sums = {name: compute_sum(self._partial / name) for name in SPLIT_FILES}
+        sums = {name: compute_sum(self.partial / name) for name in SPLIT_FILES}
         # From here on the files are this class's, and not complete, also for a machine without `.partial`.
         write_text(self.output_dir / REPORT, json.dumps({"fingerprint": None, "report": None}))
         for name, digest in sums.items():
             remove(find_own_sum(self.output_dir / name))
-            move(self._partial / name, self.output_dir / name)
+            move(self.partial / name, self.output_dir / name)
             write_text(find_own_sum(self.output_dir / name), digest)
-        move(self._partial / REPORT, self.output_dir / REPORT)
-        shutil.rmtree(self._partial)
+        move(self.partial / REPORT, self.output_dir / REPORT)
+        shutil.rmtree(self.partial)
 
 
 def to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:

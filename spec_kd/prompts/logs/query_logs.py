@@ -25,7 +25,7 @@ from spec_kd.prompts.splitting import choose_test_rows, warn_of_empty_side
 if TYPE_CHECKING:
     from spec_kd.vocabulary import ProcessingClass
 
-VERSION = 3  # raised when the same logs and options make other prompts; a folder with another one is read again
+VERSION = 3  # raised when earlier results are no longer good enough; a folder with another one is read again
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +109,13 @@ def load_query_logs(
         "processing_class": None if processing_class is None else _describe_processing_class(processing_class),
     }
     if scale.executor is not None:
-        fingerprint["compared"] = "exactly"  # near-duplicates, which one process estimates
+        fingerprint["paired"] = "by datatrove"  # near-duplicates, of which it misses others than one process
     if (finished := store.read_finished(fingerprint)) is not None:
         return QueryLogs(*store.open_splits(), QueryLogsReport.from_dict(finished))
     if scale.executor is not None:
         return _load_large_log(files, ignored, store, options, scale, processing_class, fingerprint, show_progress)
-    reader = LogReader(files, options, processing_class, show_progress)
-    store.write(reader.read_prompts(store.batches_path))
+    reader = LogReader(files, options, processing_class, show_progress, store.partial)
+    store.write(reader.read_prompts())
     if not store.timestamps:
         raise ValueError(describe_nothing(reader.ledger, reader.filter.dropped))
     joined, groups = store.links.join(), store.links.group()

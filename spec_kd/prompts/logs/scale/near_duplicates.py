@@ -6,8 +6,8 @@ duplicates do not meet. Prompts with an equal band are compared by the exact Jac
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from itertools import islice
 
 import numpy as np
@@ -17,26 +17,18 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from spec_kd.open_types import Array
-from spec_kd.prompts.deduplication import (
-    BATCH_SIZE,
-    END,
-    LONG,
-    MULTIPLIER,
-    NUM_HASHES,
-    compute_signatures,
-    hash_windows,
-)
+from spec_kd.prompts.deduplication import BATCH_SIZE, NUM_HASHES, compute_signatures
 from spec_kd.prompts.logs.scale.exact_duplicates import find_candidates
 from spec_kd.prompts.logs.scale.reading import PLACE
 from spec_kd.prompts.logs.scale.step import LogStep
 from spec_kd.prompts.logs.scale.work_folder import (
     MOST_AT_ONCE,
-    TextReader,
     WorkFolder,
     make_orders,
     mark_repeats,
     split_orders,
 )
+from spec_kd.prompts.similarity import MULTIPLIER, ComparedText, RecentTexts, TextFile, hash_windows
 
 NUM_BANDS = 16
 BAND_BITS = 60  # datatrove takes hashes below 2**61 - 1
@@ -46,7 +38,7 @@ BAND_WEIGHTS = np.cumprod(np.full(NUM_HASHES // NUM_BANDS, MULTIPLIER))
 # duplicates if all equals were duplicates; others may stand between them.
 NUM_BEFORE = 4
 SIGNATURE = np.dtype([("band", "<u8"), ("candidate", "<u4")])  # datatrove's file for one hash in a band
-NUM_REMEMBERED = 1024  # texts
+NUM_REMEMBERED = 1024  # contexts
 
 
 class _NoWords(WordTokenizer):
@@ -75,7 +67,7 @@ class ReadTexts(PipelineStep):
         """The documents of a share."""
         candidates, _ = find_candidates(self.work, rank)
         self.work.save("candidates", rank, candidates.astype(np.uint32))
-        texts, contexts = (TextReader(self.work.place(name, rank)) for name in ("texts", "contexts"))
+        texts, contexts = (TextFile(self.work.place(name, rank).open("rb")) for name in ("texts", "contexts"))
         places = np.memmap(self.work.place("places", rank), PLACE, "r") if len(candidates) else np.zeros(0, PLACE)
         for row in candidates:
             start, size, context, context_size, identity, turns = places[row].item()
@@ -221,8 +213,8 @@ class ComparePairs(LogStep):
         pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
         if len(pairs):  # each once
             pairs = pairs[np.concatenate([[True], (pairs[1:] != pairs[:-1]).any(axis=1)])]
-        reader = _PromptReader(self.work)
-        is_near = [are_near(reader.read(one), reader.read(other), self.threshold) for one, other in pairs.tolist()]
+        prompts = RecentTexts(_PromptReader(self.work).read)
+        is_near = [prompts[one].is_like(prompts[other], self.threshold) for one, other in pairs.tolist()]
         self.work.save("near", task, pairs[np.array(is_near, dtype=bool)])
 
 
@@ -258,61 +250,52 @@ class DropNearDuplicates(LogStep):
             self.work.save("dropped", part, np.flatnonzero(flags).astype(np.uint32))
 
 
-class _Prompt:
-    """What of a prompt is compared; windows are computed once."""
+class _Prompt(ComparedText):
+    """What of a prompt is compared.
 
-    def __init__(self, text: str, context: str, turns: int):
-        self.text, self.context, self.turns = text, context, turns
-        self.windows = np.unique(hash_text_windows(text))
-        self.ends = _list_ends(text)
+    Args:
+        text (`str`): The text of the user's turns.
+        turns (`int`): Number of these turns.
+        context_hash (`int`): Hash of the system prompts with the tools.
+        read_context (`Callable`): Reads these.
+    """
+
+    def __init__(self, text: str, turns: int, context_hash: int, read_context: Callable[[], str]):
+        super().__init__(text, compare_ends=True)
+        self.turns, self._context_hash, self._read_context = turns, context_hash, read_context
+
+    def is_like(self, other: ComparedText, threshold: float) -> bool:
+        """Whether two prompts are near-duplicates, see [`PromptFilter`]."""
+        assert isinstance(other, _Prompt)
+        if self.turns != other.turns or not super().is_like(other, threshold):
+            return False
+        if self._context_hash == other._context_hash:
+            return True
+        contexts = (ComparedText(prompt._read_context(), compare_ends=False) for prompt in (self, other))
+        return next(contexts).is_like(next(contexts), threshold)
 
 
 class _PromptReader:
-    """Reads candidates of any share."""
+    """Reads candidates of any share.
+
+    Args:
+        work (`WorkFolder`): Folder of the run.
+    """
 
     def __init__(self, work: WorkFolder):
         self._work = work
         self._open = lru_cache(maxsize=64)(self._load_share)
-        self.read = lru_cache(maxsize=NUM_REMEMBERED)(self._read)
 
-    def _load_share(self, part: int) -> tuple[Array, Array, TextReader, TextReader]:
-        texts, contexts = (TextReader(self._work.place(name, part)) for name in ("texts", "contexts"))
+    def _load_share(self, part: int) -> tuple[Array, Array, TextFile, TextFile]:
+        texts, contexts = (TextFile(self._work.place(name, part).open("rb")) for name in ("texts", "contexts"))
         places = np.memmap(self._work.place("places", part), PLACE, "r")
         return self._work.load("candidates", part, mapped=True), places, texts, contexts
 
-    def _read(self, order: int) -> _Prompt:
+    def read(self, order: int) -> _Prompt:
+        """The candidate at this place in the log."""
         candidates, places, texts, contexts = self._open(order >> 32)
-        start, size, context, context_size, _, turns = places[candidates[order & (2**32 - 1)]].item()
-        return _Prompt(texts.read(start, size), contexts.read(context, context_size), turns)
-
-
-def are_near(one: _Prompt, other: _Prompt, threshold: float) -> bool:
-    """Whether two prompts are near-duplicates, see [`PromptFilter`], by the exact Jaccard similarity."""
-    if one.turns != other.turns or compute_jaccard(one.windows, other.windows) < threshold:
-        return False
-    if one.context != other.context:
-        contexts = (np.unique(hash_text_windows(text)) for text in (one.context, other.context))
-        if compute_jaccard(*contexts) < threshold:
-            return False
-    ends = zip(one.ends, other.ends, strict=False)  # none of a text that is not long
-    return all(compute_jaccard(*pair) >= threshold for pair in ends)
-
-
-def compute_jaccard(one: Array, other: Array) -> float:
-    """Jaccard similarity of two sets, arrays in which no number is twice."""
-    num_common = len(np.intersect1d(one, other, assume_unique=True))
-    return num_common / (len(one) + len(other) - num_common)
-
-
-def hash_text_windows(text: str) -> Array:
-    """Hashes of the windows of a text, uint64; a single one for an empty text, so that empty texts are equal."""
-    return hash_windows([text])[0] if text else np.zeros(1, dtype=np.uint64)
-
-
-def _list_ends(text: str) -> tuple[Array, ...]:
-    if len(text) <= LONG:
-        return ()
-    return tuple(np.unique(hash_text_windows(end)) for end in (text[:END], text[-END:]))
+        start, size, context, context_size, context_hash, turns = places[candidates[order & (2**32 - 1)]].item()
+        return _Prompt(texts.read(start, size), turns, context_hash, partial(contexts.read, context, context_size))
 
 
 def _mix(one: Array, other: Array) -> Array:

@@ -17,8 +17,9 @@ from spec_kd.prompts.logs.prompt_filter import REASONS, LoggedPrompt, PromptFilt
 from spec_kd.prompts.logs.prompt_store import FEATURES, ROWS_AT_A_TIME, open_writer, to_batch
 from spec_kd.prompts.logs.scale.shares import FilePart
 from spec_kd.prompts.logs.scale.step import LogStep
-from spec_kd.prompts.logs.scale.work_folder import TextWriter, WorkFolder
+from spec_kd.prompts.logs.scale.work_folder import WorkFolder
 from spec_kd.prompts.logs.text_decoding import LogPath
+from spec_kd.prompts.similarity import TextFile
 from spec_kd.prompts.splitting import hash_text
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class ShareReader(LogReader):
     def __init__(
         self, parts: Sequence[FilePart], options: LogOptions, processing_class: "ProcessingClass | None"
     ) -> None:
-        super().__init__(cast(Sequence[LogPath], parts), options, processing_class, show_progress=False)
+        files = cast(Sequence[LogPath], parts)
+        super().__init__(files, options, processing_class, show_progress=False, folder=Path())
         self.filter = LengthFilter(options, processing_class)
         self._ends: list[tuple[bool, bool]] = []  # of each part, whether its first and its last record were not read
 
@@ -99,7 +101,7 @@ class ShareReader(LogReader):
         """Hashes of the names that were redacted, in the order in which they appeared."""
         return [hash_text(name) for name in self._renamed]
 
-    def _collect_batches(self, path: Path) -> BatchOutputs | None:
+    def _collect_batches(self) -> BatchOutputs | None:
         return None
 
     def _find_line(self, path: LogPath, number: int) -> int:
@@ -145,7 +147,7 @@ class ReadShares(LogStep):
         reader = ShareReader(self.shares[task], self.options, self.processing_class)
         writer = _RowWriter(self.work, task, has_texts=self.options.near_duplicate_threshold is not None)
         with writer:
-            for prompt in reader.read_prompts(Path()):
+            for prompt in reader.read_prompts():
                 writer.add(prompt, reader.filter.reason)
         writer.sort()
         self.work.save("renamed", task, np.array(reader.list_renamed(), dtype=np.uint64))
@@ -170,7 +172,7 @@ class _RowWriter:
         self._row_file = self._work.place("rows", self._part).open("wb")
         if self._has_texts:
             self._texts, self._context_texts = (
-                TextWriter(self._work.place(name, self._part)) for name in ("texts", "contexts")
+                TextFile(self._work.place(name, self._part).open("wb")) for name in ("texts", "contexts")
             )
             self._place_file = self._work.place("places", self._part).open("wb")
         return self

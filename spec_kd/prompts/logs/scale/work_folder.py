@@ -4,7 +4,6 @@ A prompt is known by its share and its row in the share. Both make one number, i
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -116,45 +115,3 @@ def split_orders(orders: Array) -> tuple[Array, Array]:
 def mark_repeats(ascending: Array) -> Array:
     """Whether each value is equal to the one before it."""
     return np.concatenate([[False], ascending[1:] == ascending[:-1]]) if len(ascending) else np.zeros(0, dtype=bool)
-
-
-class TextWriter:
-    """Writes texts one after the other to a file, from which [`TextReader`] reads single ones.
-
-    Args:
-        path (`Path`): The file.
-    """
-
-    def __init__(self, path: Path):
-        self._file, self._end = path.open("wb"), 0
-
-    def write(self, text: str) -> tuple[int, int]:
-        """Writes a text, and returns where it begins and its bytes."""
-        data = text.encode("utf-8", "surrogatepass")
-        self._file.write(data)
-        place = self._end, len(data)
-        self._end += len(data)
-        return place
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-class TextReader:
-    """Reads single texts of a file of [`TextWriter`].
-
-    Args:
-        path (`Path`): The file.
-    """
-
-    def __init__(self, path: Path):
-        self._file = os.open(path, os.O_RDONLY)
-
-    def read(self, start: int, size: int) -> str:
-        """The text that begins there."""
-        return os.pread(self._file, size, start).decode("utf-8", "surrogatepass")
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._file)

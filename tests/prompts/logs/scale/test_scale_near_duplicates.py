@@ -1,4 +1,4 @@
-"""Near-duplicates that datatrove's stages find, against all pairs compared exactly."""
+"""Near-duplicates of a log that both ways of reading it find, against all pairs compared exactly."""
 
 import json
 import random
@@ -7,9 +7,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from spec_kd.prompts.deduplication import END, LONG, WINDOW, normalize_text
+from spec_kd.prompts.deduplication import normalize_text
 from spec_kd.prompts.logs.query_logs import load_query_logs
 from spec_kd.prompts.logs.scale.options import ScaleOptions
+from spec_kd.prompts.similarity import END, LONG, WINDOW
 
 THRESHOLD = 0.8
 SYSTEMS = ["You are a kind assistant who answers in a sentence.", "Translate the text into French, please."]
@@ -66,7 +67,8 @@ def make_prompts(num_prompts: int) -> list[list[dict]]:
     return list(unique.values())
 
 
-def test_nearly_all_are_found_and_no_others(tmp_path):
+@pytest.mark.parametrize("scale", [None, ScaleOptions(executor="local", num_tasks=5)], ids=["one", "shared"])
+def test_nearly_all_are_found_and_no_others(tmp_path, scale):
     prompts = make_prompts(600)
     kept: list[list[dict]] = []
     for messages in prompts:
@@ -74,9 +76,8 @@ def test_nearly_all_are_found_and_no_others(tmp_path):
             kept.append(messages)
     (tmp_path / "log.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in prompts))
     result = load_query_logs(
-        tmp_path / "log.jsonl", tmp_path / "out", scale=ScaleOptions(executor="local", num_tasks=5),
-        test_fraction=0, show_progress=False,
-    )  # fmt: skip
+        tmp_path / "log.jsonl", tmp_path / "out", scale=scale, test_fraction=0, show_progress=False
+    )
     wanted = {json.dumps(messages) for messages in prompts} - {json.dumps(messages) for messages in kept}
     found = {json.dumps(messages) for messages in prompts} - {json.dumps(row) for row in result.train["prompt"]}
     assert len(wanted) > 80
