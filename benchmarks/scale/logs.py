@@ -35,7 +35,7 @@ JUDGED, EQUAL = 100_000, 1_000_000
 THRESHOLD = 0.8
 
 
-def run_here(path: str, log: Path, output: Path, **options: Any) -> dict[str, Any]:
+def run_here(path: str, log: str, output: str, **options: Any) -> dict[str, Any]:
     """Reads a log by one of the paths: `one` process, or `shared`."""
     from spec_kd.prompts.logs.query_logs import load_query_logs
     from spec_kd.prompts.logs.scale import pipeline
@@ -45,7 +45,7 @@ def run_here(path: str, log: Path, output: Path, **options: Any) -> dict[str, An
     scale = ScaleOptions(executor="local", num_tasks=num_shares) if path == "shared" else None
     assert pipeline, "imported, so that it counts as before the run"
     before, computed, started = read_peak(), count_processor_seconds(), time.monotonic()
-    result = load_query_logs(str(log), str(output), scale=scale, show_progress=False, **options)
+    result = load_query_logs(log, output, scale=scale, show_progress=False, **options)
     children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "seconds": time.monotonic() - started,
@@ -63,7 +63,7 @@ def count_processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
-def run_apart(path: str, lines: int, log: Path, output: Path, **options: Any) -> dict[str, Any]:
+def run_apart(path: str, lines: int, log: Path | str, output: Path | str, **options: Any) -> dict[str, Any]:
     """The same in a process of its own."""
     arguments = json.dumps({"path": path, "lines": lines, "log": str(log), "output": str(output), **options})
     command = [sys.executable, "-m", "benchmarks.scale.logs", "--one", arguments]
@@ -222,7 +222,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         given = json.loads(arguments.one)
-        print(json.dumps(run_here(given.pop("path"), Path(given.pop("log")), Path(given.pop("output")), **given)))
+        print(json.dumps(run_here(**given)))
         return
     path = arguments.results / "logs.json"
     record = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine()}

@@ -9,6 +9,7 @@ import tempfile
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,8 @@ import numpy as np
 from spec_kd.open_types import Array
 
 WINDOW = 5  # characters
+# The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
+PADDING = "\0" * (WINDOW - 1)
 # Windows are polynomials of their characters modulo 2**64; an odd multiplier loses none of them.
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 # Texts longer than this are compared at their ends as well, where the question about a document stands.
@@ -33,22 +36,28 @@ class ComparedText:
         compare_ends (`bool`): Whether a long text must be nearly the same in its first and last 100 characters as well.
 
     Attributes:
-        num_windows (`int`): Number of windows that this object holds.
+        num_windows (`int`): Most windows that this object holds.
     """
 
     def __init__(self, text: str, compare_ends: bool):
-        ends = (text[:END], text[-END:]) if compare_ends and len(text) > LONG else ()
-        self._parts = [_list_windows(part) for part in (text, *ends)]
-        self.num_windows = sum(map(len, self._parts))
+        self._text = text
+        self._ends = (text[:END], text[-END:]) if compare_ends and len(text) > LONG else ()
+        self.num_windows = len(text) + sum(map(len, self._ends))
+
+    @cached_property
+    def _parts(self) -> list[Array]:
+        return [_list_windows(part) for part in (self._text, *self._ends)]
 
     def is_like(self, other: "ComparedText", threshold: float) -> bool:
         """Whether the similarity is at least `threshold`, and that of the ends as well if both texts are long."""
+        if self._text == other._text:
+            return True
         return all(compute_jaccard(*pair) >= threshold for pair in zip(self._parts, other._parts, strict=False))
 
 
 def _list_windows(text: str) -> Array:
-    """Hashes of the windows of a text, each once, uint64; a single one for an empty text, so that these are equal."""
-    return np.unique(hash_windows([text])[0]) if text else np.zeros(1, dtype=np.uint64)
+    """Hashes of the windows of a text, each once, uint64; a single one for an empty text."""
+    return np.unique(_hash_padded(text + PADDING)) if text else np.zeros(1, dtype=np.uint64)
 
 
 def compute_jaccard(one: Array, other: Array) -> float:
@@ -67,20 +76,24 @@ def hash_windows(texts: Sequence[str]) -> tuple[Array, Array]:
         `tuple[np.ndarray, np.ndarray]`: The hashes of all texts one after the other, uint64, and where each text begins
         and the last one ends, `(N + 1,)`, uint64.
     """
-    # The end of a text is padded, so that short texts have windows too and no window reaches into the next text.
-    joined = "".join(text + "\0" * (WINDOW - 1) for text in texts).encode("utf-32-le", "surrogatepass")
-    characters = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64)
-    num_windows = len(characters) - WINDOW + 1
+    windows = _hash_padded("".join(text + PADDING for text in texts))
+    lengths = np.array([len(text) for text in texts])
+    ends = np.cumsum(lengths + len(PADDING))
+    is_padding = np.zeros(len(windows) + len(PADDING), dtype=bool)
+    is_padding[ends[:, None] - np.arange(1, WINDOW)] = True
+    return windows[~is_padding[: len(windows)]], np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
+
+
+def _hash_padded(text: str) -> Array:
+    """Hashes of the windows that begin at each character but the last ones, uint64."""
+    characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    num_windows = len(characters) - len(PADDING)
     windows = np.zeros(num_windows, dtype=np.uint64)
     for shift in range(WINDOW):
         windows *= MULTIPLIER
         windows += characters[shift : shift + num_windows]
     windows ^= windows >> np.uint64(32)  # high bits depend on all characters, low ones on few
-    lengths = np.array([len(text) for text in texts])
-    ends = np.cumsum(lengths + WINDOW - 1)
-    is_padding = np.zeros(len(characters), dtype=bool)
-    is_padding[ends[:, None] - np.arange(1, WINDOW)] = True
-    return windows[~is_padding[:num_windows]], np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
+    return windows
 
 
 class TextFile:
