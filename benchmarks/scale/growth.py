@@ -4,8 +4,9 @@
     python -m benchmarks.scale.growth --lines 1000000 3000000 10000000   # more sizes, hours
 
 Data is made, and the models are tiny, so that the package's own work is what is measured. Every size runs in a process
-of its own, or in several that train together; memory is the kernel's VmHWM, less what the process had before. A size
-that is in `growth.json` is not run again. Writes growth.{json,md,png} to benchmarks/results/scale.
+of its own, or in several that train together. Memory is what the process had at most at 50 looks a second, less what it
+had before; pages of mapped files, which the kernel takes back when it needs them, are counted apart. A size that is in
+`growth.json` is not run again. Writes growth.{json,md,png} to benchmarks/results/scale.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +46,37 @@ SHARED_TOKENS = 300_000
 PROMPT_TOKENS, COMPLETION_TOKENS, VOCABULARY = 60, 40, 512
 
 
+class MemoryWatch:
+    """The most memory that this process had at one time and that belongs to no file, in bytes."""
+
+    def __init__(self) -> None:
+        self.most, self._is_done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.most = max(self.most, read_status("RssAnon"))
+            if self._is_done.wait(0.02):
+                return
+
+
+def read_status(name: str) -> int:
+    """A size that the kernel knows of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
 def read_peak() -> int:
     """The highest resident set of this process so far, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return read_status("VmHWM")
 
 
 def make_log(size: int, folder: Path) -> None:
@@ -163,7 +192,7 @@ def train_together(size: int, folder: Path, measure: Callable[[Callable[[], Any]
     return {
         "seconds": max(one["seconds"] for one in found),
         "processor_seconds": sum(one["processor_seconds"] for one in found),
-        "bytes": max(one["bytes"] for one in found),
+        **{name: max(one[name] for one in found) for name in ("bytes", "bytes_with_files")},
     }
 
 
@@ -174,12 +203,15 @@ def run_size(kind: str, size: int) -> dict:
     """Seconds, and bytes above what the process had before, of one size."""
 
     def measure(work: Callable[[], Any]) -> dict:
-        before, started, computed = read_peak(), time.monotonic(), time.process_time()
-        work()
+        before, mapped_before = read_status("RssAnon"), read_peak()
+        started, computed = time.monotonic(), time.process_time()
+        with MemoryWatch() as memory:
+            work()
         return {
             "seconds": time.monotonic() - started,
             "processor_seconds": time.process_time() - computed,
-            "bytes": read_peak() - before,
+            "bytes": memory.most - before,
+            "bytes_with_files": read_peak() - mapped_before,
         }
 
     with tempfile.TemporaryDirectory() as folder:
@@ -199,8 +231,8 @@ def write_report(record: dict, folder: Path) -> None:
     parts = [
         "# Growth with size",
         f"`python -m benchmarks.scale.growth` on {record['machine']['cpu']}, one core. Processor time, and memory "
-        "above what the process had before. The slope is that of the logarithms over the last three sizes: 1 is linear "
-        "growth, 0 none.",
+        "above what the process had before, without and with pages of mapped files. The slope is that of the "
+        "logarithms over the last three sizes: 1 is linear growth, 0 none.",
     ]
     figure = new_figure(4.0 * len(kinds), 3.4)
     for i, kind in enumerate(kinds):
@@ -208,12 +240,16 @@ def write_report(record: dict, folder: Path) -> None:
         sizes = sorted(map(int, found))
         slopes = {name: find_slope(found, name) for name in ("processor_seconds", "bytes")}
         rows = [
-            [f"{size:,}", f"{one['processor_seconds']:.1f}", f"{one['seconds']:.1f}", f"{one['bytes'] / 2**20:.0f}"]
+            [
+                f"{size:,}",
+                *(f"{one[name]:.1f}" for name in ("processor_seconds", "seconds")),
+                *(f"{one[name] / 2**20:.0f}" for name in ("bytes", "bytes_with_files")),
+            ]
             for size in sizes
             for one in [found[str(size)]]
         ]
-        rows.append(["slope", f"{slopes['processor_seconds']:.2f}", "", f"{slopes['bytes']:.2f}"])
-        header = [kind, "processor seconds", "seconds", "MiB"]
+        rows.append(["slope", f"{slopes['processor_seconds']:.2f}", "", f"{slopes['bytes']:.2f}", ""])
+        header = [kind, "processor seconds", "seconds", "MiB", "MiB with mapped files"]
         parts += [f"## {TITLES[kind]}", "\n".join(make_table(header, rows))]
         axes = figure.add_subplot(1, len(kinds), i + 1)
         seconds = [found[str(size)]["processor_seconds"] for size in sizes]

@@ -26,8 +26,10 @@ END_HASHES = 64
 # Texts are compared exactly from this much below the threshold: more than three standard deviations of the estimate
 # from all hashes and from those of an end.
 MARGIN, END_MARGIN = 0.12, 0.17
-# Bounds the search among texts that share a band without being duplicates, such as those with a boilerplate opening.
+# Bound the search among texts that share a band without being duplicates, such as those of one template. The most alike
+# ones, by the estimate, are compared.
 MAX_STEPS = 64
+MAX_COMPARED = 16
 
 
 def normalize_text(messages_or_text: str | Sequence[Mapping[str, object]]) -> str:
@@ -152,15 +154,17 @@ class NearDuplicateIndex:
         ends = self._sign_ends(texts)
         flags = self._find(texts, signatures, keys, ends) >= 0
         # (N, N): pairs within the batch
-        may_be_alike = (keys[:, None] == keys) & self._may_be_alike(signatures[:, None], signatures[None])
+        similarity = _compare(signatures[:, None], signatures[None])
+        may_be_alike = (keys[:, None] == keys) & (similarity >= self.threshold - MARGIN)
         rows, others = np.nonzero(may_be_alike)
         may_be_alike[rows, others] = self._may_ends_be_alike(ends[rows], ends[others])
         compared = RecentTexts(lambda position: ComparedText(texts[position], self._compare_ends))
         added = np.zeros(len(texts), dtype=bool)
         for position in range(len(texts)):
             if not flags[position]:
-                near = np.flatnonzero(may_be_alike[position] & added).tolist()
-                flags[position] = any(compared[position].is_like(compared[other], self.threshold) for other in near)
+                near = np.flatnonzero(may_be_alike[position] & added)
+                nearest = near[np.argsort(-similarity[position, near], kind="stable")][:MAX_COMPARED].tolist()
+                flags[position] = any(compared[position].is_like(compared[other], self.threshold) for other in nearest)
             added[position] = not flags[position] and admit(position)
         self._append(list(compress(texts, added)), signatures[added], keys[added], ends[added])
         return flags
@@ -176,10 +180,6 @@ class NearDuplicateIndex:
             signed[rows] = np.concatenate([heads, tails, np.ones((len(rows), 1), np.uint8)], axis=1)
         return signed
 
-    def _may_be_alike(self, first: Array, second: Array) -> Array:
-        """Whether texts with these signatures must be compared: (..., H), (..., H) -> (...)."""
-        return _compare(first, second) >= self.threshold - MARGIN
-
     def _may_ends_be_alike(self, first: Array, second: Array) -> Array:
         """Whether two texts are not both long, or may have like ends: (..., E), (..., E) -> (...)."""
         if not self._ends.shape[1]:
@@ -193,7 +193,7 @@ class NearDuplicateIndex:
         """Rows that are nearly the same, -1 where there is none: (N,), (N, H), (N,), (N, E) -> (N,)."""
         found = np.full(len(signatures), -1, dtype=np.int64)
         compared = RecentTexts(lambda query: ComparedText(texts[query], self._compare_ends))
-        is_compared: set[tuple[int, int]] = set()
+        tried: list[set[int]] = [set() for _ in texts]
         bands = signatures.view(self._band_type)  # (N, num_bands)
         slots = self._place(bands, scopes)
         queries, numbers = np.nonzero(np.ones_like(slots, dtype=bool))
@@ -207,12 +207,14 @@ class NearDuplicateIndex:
                 break
             is_candidate = (stored[rows, numbers] == bands[queries, numbers]) & (self._scopes[rows] == scopes[queries])
             candidates, asking = rows[is_candidate], queries[is_candidate]
-            is_chosen = self._may_be_alike(self._signatures[candidates], signatures[asking])
+            similarity = _compare(self._signatures[candidates], signatures[asking])
+            is_chosen = similarity >= self.threshold - MARGIN
             is_chosen &= self._may_ends_be_alike(self._ends[candidates], ends[asking])
-            for pair in zip(asking[is_chosen].tolist(), candidates[is_chosen].tolist(), strict=True):
-                query, row = pair
-                if found[query] < 0 and pair not in is_compared:
-                    is_compared.add(pair)
+            chosen = np.flatnonzero(is_chosen)
+            chosen = chosen[np.argsort(-similarity[chosen], kind="stable")]
+            for query, row in zip(asking[chosen].tolist(), candidates[chosen].tolist(), strict=True):
+                if found[query] < 0 and row not in tried[query] and len(tried[query]) < MAX_COMPARED:
+                    tried[query].add(row)
                     if compared[query].is_like(self._recent[row], self.threshold):
                         found[query] = row
             slots = (slots + 1) & (self._tables.shape[1] - 1)

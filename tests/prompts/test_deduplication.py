@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spec_kd.prompts.deduplication import (
+    MAX_COMPARED,
     NUM_HASHES,
     NearDuplicateIndex,
     _compare,
@@ -16,7 +17,7 @@ from spec_kd.prompts.deduplication import (
     find_near_duplicates,
     normalize_text,
 )
-from spec_kd.prompts.similarity import WINDOW
+from spec_kd.prompts.similarity import WINDOW, ComparedText
 
 WORDS = (
     "alpha",
@@ -177,6 +178,19 @@ def test_boilerplate_openings_do_not_slow_it_down_or_match():
     opening = write_text(rng, 30)
     texts = [f"{opening} {write_text(rng, 30)}" for _ in range(3000)]
     assert not find_near_duplicates(texts, 0.8).any()
+
+
+def test_texts_of_one_template_are_compared_a_bounded_number_of_times(monkeypatch):
+    rng = random.Random(10)
+    template = write_text(rng, 60)
+    texts = [f"{template} {write_text(rng, 11)}" for _ in range(1200)]
+    similarity = [compute_jaccard(texts[0], text) for text in texts[1:50]]
+    assert min(similarity) > 0.7 and max(similarity) < 0.8  # pairs that the estimate cannot tell from duplicates
+    calls = []
+    is_like = ComparedText.is_like
+    monkeypatch.setattr(ComparedText, "is_like", lambda *given: calls.append(given) or is_like(*given))
+    assert not find_near_duplicates(texts, 0.8).any()
+    assert len(texts) < len(calls) <= 2 * MAX_COMPARED * len(texts)
 
 
 def test_memory_per_text():
