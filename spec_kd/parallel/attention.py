@@ -55,6 +55,11 @@ def check_masks(model: PreTrainedModel, mask_token_id: int, max_length: int | No
             f"The draft ({name}) has the attention {implementation!r}, which takes no mask for parallel drafting. Load "
             f'it with `model_init_kwargs={{"attn_implementation": "sdpa"}}`.'
         )
+    if implementation == "flex_attention" and model.device.type == "cpu":
+        raise ValueError(
+            f"The draft ({name}) has the attention 'flex_attention' and is on the CPU, where PyTorch has no backward "
+            'pass of it. Load it with `model_init_kwargs={"attn_implementation": "sdpa"}`.'
+        )
     windows = {key: getattr(text_config, key, None) for key in ("sliding_window", "attention_chunk_size")}
     is_windowed = getattr(text_config, "use_sliding_window", True) is not False
     for key, window in windows.items():

@@ -172,6 +172,9 @@ def test_drafts_that_mix_blocks_are_refused():
     check_masks(mistral, MASK, 16)
     with pytest.raises(ValueError, match=r"see 16 tokens.*`max_length=17`"):
         check_masks(mistral, MASK, 17)
+    flex = build_llama(seed=0, vocab_size=262, attn_implementation="flex_attention")
+    with pytest.raises(ValueError, match=r"'flex_attention' and is on the CPU.*no backward"):
+        check_masks(flex, MASK, None)
     flash = build_llama(seed=0, vocab_size=262)
     flash.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="'flash_attention_2', which takes no mask"):
