@@ -33,7 +33,14 @@ def draft_tokens(draft, ids, count):
     return drafted
 
 
-def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick, allow=None):
+def draft_in_parallel(mask, draft, ids, count):
+    """The most likely ids of one pass over the text and masks."""
+    with torch.no_grad():
+        logits = draft(input_ids=torch.tensor([[*ids, *[mask] * (count - 1)]])).logits[0, len(ids) - 1 :, :261]
+    return logits.argmax(-1).tolist()
+
+
+def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick, allow=None, propose=draft_tokens):
     """Decoding by the loop of an engine, with greedy drafts: the text, and (drafted, accepted) of each round.
 
     `allow` tells which ids may follow a text, as a mask of the ids or `None` for a text that is over or not allowed.
@@ -49,7 +56,7 @@ def serve(engine, draft, target, prompt, gamma, eos, limit, choose=pick, allow=N
     while len(text) < limit and (not text or text[-1] != eos):
         left = limit - len(text)
         count = {"mlx-lm": min(gamma, left), "vllm": gamma, "sglang": gamma}.get(engine, min(gamma, left - 1))
-        drafted = draft_tokens(draft, prompt + text, count)
+        drafted = propose(draft, prompt + text, count)
         if engine == "openvino" and eos in drafted:
             drafted = drafted[: drafted.index(eos) + 1]
             count = len(drafted)

@@ -124,15 +124,14 @@ class DraftContinuations:
         """Fills in how many tokens of each draft are allowed, by its row and the token at which it begins."""
         for row, own in drafts.items():
             one = responses[row]
-            numbers = cast(TokenMasks, self.masks).count_allowed(cast(ResponseFormat, one.format), one.completion, own)
-            for i, number in numbers.items():
-                allowed[row, i] = number
+            masks, wanted = cast(TokenMasks, self.masks), cast(ResponseFormat, one.format)
+            allowed[row, list(own)] = torch.tensor(masks.count_allowed(wanted, one.completion, list(own.items())))
 
     def _count_past_end(self, rows: Sequence[Response]) -> torch.Tensor:
         numbers = [
             self.num_tokens
             if one.format is None or self.masks is None
-            else self.masks.count_allowed(one.format, one.written, {len(one.written): one.completion})[len(one.written)]
+            else self.masks.count_allowed(one.format, one.written, [(len(one.written), one.completion)])[0]
             for one in rows
         ]
         return torch.tensor(numbers)

@@ -4,6 +4,7 @@ Its tokens do not depend on each other, but on the place where the round begins:
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -18,6 +19,8 @@ from spec_kd.parallel.attention import build_attention, check_masks
 from spec_kd.parallel.layout import build_layout
 from spec_kd.sampling.generation import build_warpers, draw_each, seed_generator
 from spec_kd.sampling.prompts import get_max_length
+from spec_kd.sampling.response_format import ResponseFormat
+from spec_kd.sampling.token_masks import TokenMasks, unpack
 
 MAX_MASKS = 2048
 """Masks of one pass: its attention mask has as many rows and columns as there are tokens and masks."""
@@ -77,10 +80,12 @@ def score_past_end(
     options: ReplayOptions,
     vocab_size: int,
     parallel: ParallelDrafting,
+    masks: TokenMasks | None = None,
 ) -> torch.Tensor:
     """Acceptance of what rounds propose after the end of each of P responses, float64 `(P, N, K)` on the CPU.
 
-    It depends on the place where a round begins. A sampled draft is sampled once.
+    It depends on the place where a round begins. A sampled draft is sampled once. `masks` are of the target, for
+    responses with a format.
     """
     longest, size = max(len(one.completion) for one in responses), parallel.num_tokens
     past_end = torch.zeros(len(responses), longest, size, dtype=torch.float64)
@@ -95,10 +100,70 @@ def score_past_end(
                 pad_sequence([part[count:] for part, count in zip(values, inside, strict=True)], batch_first=True)
                 for values in (ids, logits)
             )  # (R, K - 1), (R, K - 1, V)
-            chances = _score_after(target, one.text, after, q, options, vocab_size)
+            words = None
+            if masks is not None and one.format is not None:
+                words = torch.stack([masks.build(one.format, one.completion, tokens) for tokens in after.tolist()])
+            chances = _score_after(target, one.text, after, q, options, vocab_size, words)
+            if masks is not None and one.format is not None:
+                numbers = _count_after(masks, one, after.tolist())
+                chances *= torch.arange(after.shape[1]) < torch.tensor(numbers)[:, None]
             for start, (count, own) in enumerate(zip(inside, chances, strict=True), start=first):
                 past_end[row, start, count:] = own[: size - count]
     return past_end
+
+
+def count_allowed(
+    draft: PreTrainedModel,
+    responses: Sequence[Response],
+    scores: dict[str, torch.Tensor],
+    options: ReplayOptions,
+    vocab_size: int,
+    parallel: ParallelDrafting,
+    masks: TokenMasks,
+) -> torch.Tensor:
+    """Number of tokens that a grammar allows in a draft that leaves its response, by where it begins and leaves.
+
+    Args:
+        draft (`PreTrainedModel`): The draft.
+        responses (`Sequence[Response]`): P responses.
+        scores (`dict[str, torch.Tensor]`): Their scores by [`ResponseScorer`], with misses.
+        options (`ReplayOptions`): How the responses were sampled, and how a draft is. A sampled one is sampled once.
+        vocab_size (`int`): Number of real ids.
+        parallel (`ParallelDrafting`): The draft's mask token, and the tokens of a round (K).
+        masks (`TokenMasks`): Masks for responses with a format.
+
+    Returns:
+        `torch.Tensor`: int64 `(P, N, K)`, see [`~spec_kd.acceptance.expect_rounds`]; K where nothing is refused.
+    """
+    size, first = parallel.num_tokens, options.counting.first_round
+    allowed = torch.full(scores["acceptance"].shape, size)
+    with evaluation_mode(draft):
+        for row, one in enumerate(responses):
+            num_tokens = len(one.completion)
+            if one.format is None or first >= num_tokens:
+                continue
+            states = compute_block_states(draft, one, parallel, first)  # (N - S, K, H)
+            head, drafts, places = LogitHead.of(draft, vocab_size), [], []
+            for start, own in enumerate(states, start=first):
+                ids = _choose(head(own[None]), options, f"round {row} {start}")[0].tolist()  # (K,)
+                for k in range(min(size, num_tokens - start + 1)):
+                    leaves = start + k < num_tokens and scores["acceptance"][row, start, k] < 1
+                    if leaves:
+                        drafts.append((start + k, [int(scores["miss"][row, start, k]), *ids[k + 1 :]]))
+                    elif start + k == num_tokens:
+                        drafts.append((num_tokens, ids[k:]))
+                    if leaves or start + k == num_tokens:
+                        places.append((start, k))
+            numbers = masks.count_allowed(one.format, one.completion, drafts)
+            for (start, k), number in zip(places, numbers, strict=True):
+                allowed[row, start, k] = number
+    return allowed
+
+
+def _count_after(masks: TokenMasks, one: Response, after: Sequence[Sequence[int]]) -> list[int]:
+    """Number of tokens that are allowed of each continuation of a response with a format."""
+    end = len(one.completion)
+    return masks.count_allowed(cast(ResponseFormat, one.format), one.completion, [(end, ids) for ids in after])
 
 
 def _choose(logits: torch.Tensor, options: ReplayOptions, seed: str) -> torch.Tensor:
@@ -116,8 +181,12 @@ def _score_after(
     draft_logits: torch.Tensor,
     options: ReplayOptions,
     vocab_size: int,
+    words: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Acceptance of R continuations of a text, float64 `(R, K - 1)`, by one pass over the text and one over these."""
+    """Acceptance of R continuations of a text, float64 `(R, K - 1)`, by one pass over the text and one over these.
+
+    `words` are the masks of the target, `(R, K - 1, words)`, see [`~spec_kd.sampling.token_masks.unpack`].
+    """
     device = find_input_device(target)
     after = after.to(device)
     output = target(input_ids=torch.tensor([text], device=device), use_cache=True, logits_to_keep=1)
@@ -129,8 +198,11 @@ def _score_after(
         logits = torch.cat([logits, rest], dim=1)  # (R, K - 1, V)
     # The target accepts these ids, and the draft wrote them: their roles are exchanged. A most likely token is accepted
     # with the probability that the target's own sample is the same
+    own = logits[..., :vocab_size].flatten(0, 1).float()  # (R * (K - 1), V)
+    if words is not None:
+        own = own.masked_fill(~unpack(words.flatten(0, 1).to(device), vocab_size), -torch.inf)
     scores = score_from_target(
-        logits[..., :vocab_size].flatten(0, 1).float(),
+        own,
         draft_logits.flatten(0, 1).to(device),
         after.flatten(),
         options.temperature,

@@ -12,7 +12,7 @@ from spec_kd.counting import PAPER_COUNTING, Counting
 from spec_kd.evaluation.metrics import AcceptanceMetrics
 from spec_kd.evaluation.off_text import DraftContinuations
 from spec_kd.evaluation.options import ReplayOptions
-from spec_kd.evaluation.parallel_blocks import score_past_end
+from spec_kd.evaluation.parallel_blocks import count_allowed, score_past_end
 from spec_kd.evaluation.response_rows import ResponseRows, make_masks, read_responses
 from spec_kd.evaluation.response_scoring import ResponseScorer
 from spec_kd.evaluation.stored_responses import check_stored_logprobs
@@ -23,6 +23,7 @@ from spec_kd.options import check_int, refuse, resolve_options
 from spec_kd.parallel import read_parallel_drafting
 from spec_kd.progress import RowProgress
 from spec_kd.sampling.prompts import find_causal_lm, resolve_vocab_size
+from spec_kd.sampling.token_masks import TokenMasks
 from spec_kd.serving.engine import EarlyEnd
 from spec_kd.vocabulary import ProcessingClass
 
@@ -280,9 +281,10 @@ def score_responses(
         parallel = replace(parallel, num_tokens=max(2, num_past_end_tokens or parallel.num_tokens))
         refuse(
             (
-                masks is not None,
-                "Parallel drafts are not replayed under a JSON schema or a grammar. Leave out the `response_format` of "
-                "the responses, or use an autoregressive draft.",
+                masks is not None and "draft" in options.engine.masked_models,
+                f"What {options.engine.title} does with a parallel draft under a JSON schema or a grammar is not "
+                'known. Pass `serving_engine="vllm"`, leave out the `response_format` of the responses, or use an '
+                "autoregressive draft.",
             ),
             (
                 options.assistant_confidence_threshold,
@@ -306,8 +308,11 @@ def score_responses(
         scores = scorer.score(read, progress)
     past_end = allowed = None
     passes_end = target is not None and num_past_end_tokens > 0 and options.counting.end == "passed"
-    if parallel is not None and passes_end:
-        past_end = score_past_end(draft, cast(PreTrainedModel, target), read, options, vocab_size, parallel)
+    if parallel is not None:
+        if passes_end:
+            past_end = score_past_end(draft, cast(PreTrainedModel, target), read, options, vocab_size, parallel, masks)
+        if counts_refused:
+            allowed = count_allowed(draft, read, scores, options, vocab_size, parallel, cast(TokenMasks, masks))
     elif passes_end or counts_refused:
         continuations = DraftContinuations(draft, options, vocab_size, masks, num_past_end_tokens)
         written = continuations.write([one.text for one in read], num_past_end_tokens)

@@ -1,7 +1,7 @@
 """Which tokens a JSON schema or a grammar allows at each position of a completion; XGrammar knows, as in vLLM."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -48,7 +48,7 @@ class TokenMasks:
             self._match(wanted)
         except RuntimeError as error:
             raise ValueError(f"The {wanted.kind} of {name} cannot be read by XGrammar: {error}") from error
-        num_allowed = self.count_allowed(wanted, completion, {0: completion})[0]
+        num_allowed = self.count_allowed(wanted, completion, [(0, completion)])[0]
         if num_allowed < len(completion):
             raise ValueError(
                 f"Token {num_allowed} of the completion of {name} (id {completion[num_allowed]}) does not fit its "
@@ -57,22 +57,23 @@ class TokenMasks:
             )
 
     def count_allowed(
-        self, wanted: ResponseFormat, completion: Sequence[int], drafts: Mapping[int, Sequence[int]]
-    ) -> dict[int, int]:
+        self, wanted: ResponseFormat, completion: Sequence[int], drafts: Sequence[tuple[int, Sequence[int]]]
+    ) -> list[int]:
         """Number of tokens of each draft before the first one that is not allowed.
 
         Args:
             wanted (`ResponseFormat`): The format.
             completion (`Sequence[int]`): Ids that are allowed.
-            drafts (`Mapping[int, Sequence[int]]`): Drafts by the token of the completion at which they begin.
+            drafts (`Sequence[tuple[int, Sequence[int]]]`): Drafts, each with the token of the completion at which it
+                begins.
         """
-        matcher, numbers = self._match(wanted), {}
-        for at in range(max(drafts, default=-1) + 1):
-            if at in drafts:
-                numbers[at] = self._accept(matcher, drafts[at])
-                matcher.rollback(numbers[at])
-            if at < len(completion):
-                self._accept(matcher, completion[at : at + 1])
+        matcher, numbers, num_read = self._match(wanted), [0] * len(drafts), 0
+        for number in sorted(range(len(drafts)), key=lambda number: drafts[number][0]):
+            at, draft = drafts[number]
+            self._accept(matcher, completion[num_read:at])
+            num_read = at
+            numbers[number] = self._accept(matcher, draft)
+            matcher.rollback(numbers[number])
         return numbers
 
     def _accept(self, matcher: Argument, tokens: Sequence[int]) -> int:

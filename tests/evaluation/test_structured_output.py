@@ -1,11 +1,13 @@
 """Replay under a grammar: against brute force over the whole vocabulary, and loops that decode as engines do."""
 
+import copy
 import json
+from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
-from engine_loops import pick, sample, serve
+from engine_loops import draft_in_parallel, pick, sample, serve
 from tiny import build_llama
 from toy_grammar import EOS, GRAMMAR, NUM_IDS, make_allow, write_under
 
@@ -14,6 +16,7 @@ from spec_kd.data.responses import generate_responses
 from spec_kd.engines import ServerEngine, TransformersEngine
 from spec_kd.evaluation.assisted import RecordedRun, _neutral_pair
 from spec_kd.evaluation.response_replay import replay, score_responses
+from spec_kd.parallel import ParallelDrafting, write_parallel_drafting
 from spec_kd.sampling.options import SamplingOptions
 from spec_kd.sampling.response_format import ResponseFormat
 from spec_kd.sampling.token_masks import TokenMasks, fill_empty_alternatives, unpack
@@ -130,10 +133,40 @@ def test_counts_are_those_of_the_engine(pair, prompts, tokenizer, allow, engine,
         assert metrics.drafted.sum() < sum(len(one) for one in rounds) * gamma
 
 
-def test_a_sampled_draft_is_cut_as_often_as_in_many_runs(pair, prompts, tokenizer, allow):
+@pytest.mark.parametrize("choose", [pick, sample])
+@pytest.mark.parametrize("gamma", [2, 4])
+def test_counts_of_a_parallel_draft_are_those_of_vllm(pair, prompts, tokenizer, allow, gamma, choose):
+    target, draft = pair[1], copy.deepcopy(pair[0])
+    mask = tokenizer("m").input_ids[0]  # an id that the grammar takes, so that untrained masks are accepted by chance
+    write_parallel_drafting(draft.config, ParallelDrafting(mask, gamma))
+    propose = partial(draft_in_parallel, mask)
+    served = [serve("vllm", draft, target, prompt, gamma, EOS, LIMIT, choose, allow, propose) for prompt in prompts]
+    rows = [{"prompt_ids": p, "completion_ids": text} for p, (text, _) in zip(prompts, served, strict=True)]
+    options = {
+        "temperature": 0.0 if choose is pick else 1.0, "num_past_end_tokens": gamma, "grammar": GRAMMAR,
+        "processing_class": tokenizer,
+    }  # fmt: skip
+    metrics = score_responses(draft, target, rows, serving_engine="vllm", **options).replay(gamma, LIMIT)
+    rounds, ends = [one for _, one in served], [text[-1] == EOS for text, _ in served]
+    assert any(ends) and not all(ends)
+    # At temperature 1 tokens after the limit are known in expectation only
+    exact = [i for i in range(len(rows)) if choose is pick or ends[i]]
+    assert [metrics.accepted[i] for i in exact] == [sum(accepted for _, accepted in rounds[i]) for i in exact]
+    assert metrics.target_calls.tolist() == list(map(len, rounds))
+    assert metrics.drafted.tolist() == [sum(count for count, _ in one) for one in rounds]
+    assert 0 < metrics.accepted.sum() < metrics.drafted.sum() < sum(map(len, rounds)) * gamma
+    with pytest.raises(ValueError, match="What transformers does with a parallel draft under a JSON schema"):
+        score_responses(draft, target, rows, **options)
+
+
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_a_sampled_draft_is_cut_as_often_as_in_many_runs(pair, prompts, tokenizer, allow, is_parallel):
     """vLLM's probabilistic drafts on one text: what replay expects, against rounds that are drawn."""
-    draft, target = pair
+    draft, target = copy.deepcopy(pair[0]), pair[1]
     gamma, prompt = 2, prompts[0]
+    mask = tokenizer("m").input_ids
+    if is_parallel:
+        write_parallel_drafting(draft.config, ParallelDrafting(mask[0], gamma))
     text = write_under(target, prompt, LIMIT, 1.0, allow, seed=5)
     row = {"prompt_ids": prompt, "completion_ids": text}
     with torch.no_grad():
@@ -141,7 +174,8 @@ def test_a_sampled_draft_is_cut_as_often_as_in_many_runs(pair, prompts, tokenize
     p = [one.masked_fill(~allow(text[:i]), -torch.inf).softmax(-1) for i, one in enumerate(logits)]
     random, cache, runs, drafted_in_all = torch.Generator().manual_seed(0), {}, 150, 0
 
-    def propose(ids):
+    def propose(at, drafted):
+        ids = prompt + text[:at] + (mask * len(drafted) if is_parallel else drafted)
         if tuple(ids) not in cache:
             with torch.no_grad():
                 cache[tuple(ids)] = draft(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
@@ -153,14 +187,14 @@ def test_a_sampled_draft_is_cut_as_often_as_in_many_runs(pair, prompts, tokenize
             # A draft that keeps to the text as long as its tokens are accepted there, as in a run that wrote this text
             drafted, accepted = [], 0
             while len(drafted) < gamma and at + accepted < len(text) and accepted == len(drafted):
-                q, i = propose(prompt + text[: at + accepted]), at + accepted
+                q, i = propose(at, drafted), at + accepted
                 if torch.rand(1, generator=random) < min(1.0, (q[text[i]] / p[i][text[i]]).item()):
                     drafted.append(text[i])
                     accepted += 1
                 else:
                     drafted.append(int(torch.multinomial((q - p[i]).clamp(min=0), 1, generator=random)))
             while len(drafted) < gamma:
-                drafted.append(int(torch.multinomial(propose(prompt + text[:at] + drafted), 1, generator=random)))
+                drafted.append(int(torch.multinomial(propose(at, drafted), 1, generator=random)))
             for k, token in enumerate(drafted):
                 is_allowed = allow(text[:at] + drafted[:k])
                 if is_allowed is None or not is_allowed[token]:
@@ -181,8 +215,8 @@ def test_masks_are_those_of_the_grammar(tokenizer, allow):
         allowed = unpack(masks.build(FORMAT, (), ids), NUM_IDS)
         assert allowed.tolist() == torch.stack([allow(ids[:i]) for i in range(len(ids))]).tolist()
         assert masks.build(FORMAT, ids[:3], ids[3:]).equal(masks.build(FORMAT, (), ids)[3:])
-        drafts = {0: ids, 2: [EOS], len(ids): [EOS]}
-        assert masks.count_allowed(FORMAT, ids, drafts) == {0: len(ids), 2: 0, len(ids): 0}
+        drafts = [(len(ids), [EOS]), (0, ids), (2, [EOS]), (0, [*ids[:2], EOS])]
+        assert masks.count_allowed(FORMAT, ids, drafts) == [0, len(ids), 0, 2]
 
 
 def test_a_json_schema_masks_its_keys_and_rows_have_formats_of_their_own(pair, tokenizer):
