@@ -1,4 +1,4 @@
-"""What has to be run on a GPU, in one go of ten minutes or less: tests, losses, trainers.
+"""What has to be run on a GPU, in one go of ten minutes or less: tests, losses, trainers, FSDP2 on one card.
 
     python -m benchmarks.gpu_session            # a GPU with 80 GB
     python -m benchmarks.gpu_session --small    # the same parts at small sizes, on any machine; writes no result
@@ -18,14 +18,15 @@ PARTS: dict[str, tuple[str, str, int]] = {
     "tests": (
         "-m pytest -q -m gpu tests",
         "-m pytest -q -m gpu tests",  # skipped without a GPU, which shows that they are found and import
-        180,
+        150,
     ),
     "losses": (
         "-m benchmarks.losses --device cuda",
         "-m benchmarks.losses --tokens 512 --vocab 32768 --hidden 64:128 --repeats 1 --output {output}/losses.csv",
-        180,
+        150,
     ),
-    "trainers": ("-m benchmarks.training_steps", "-m benchmarks.training_steps --pair tiny", 270),
+    "trainers": ("-m benchmarks.training_steps", "-m benchmarks.training_steps --pair tiny", 240),
+    "shared_card": ("-m benchmarks.shared_card", "-m benchmarks.shared_card --device cpu", 60),
 }
 
 
