@@ -39,6 +39,14 @@ NAMED_KEY = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])", re.ASCII)
+# Without one of these a text has no key, which is found out ten times as fast.
+KEY_MARKS = (
+    "sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "hf_", "xox", "AKIA",
+    "ASIA", "AIza", "ya29.", "npm_", "pypi-", "SG.", "eyJ", "-----BEGIN ",
+)  # fmt: skip
+NAMED_KEY_MARKS = ("bearer ", "key", "token", "secret", "password")  # in lower case
+DIGIT = re.compile(r"\d", re.ASCII)
+SHORTEST_KEY = 15  # characters
 KEPT_KEYS = {"role", "type"}  # of messages and schemas; their values are words of the format
 ID_KEYS = {"id", "tool_call_id"}  # of calls; their values are random, so digits in them are no telephone numbers
 CARD_STARTS = "23456"  # first digits of all issuers; a number that begins with 1 is more likely a time
@@ -51,12 +59,29 @@ def is_card_number(text: str) -> bool:
     return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
+def redact_keys(text: str) -> str:
+    """Replaces keys of known forms, and values that are named as secrets."""
+    if len(text) < SHORTEST_KEY:
+        return text
+    if any(mark in text for mark in KEY_MARKS):
+        text = KEY.sub("[KEY]", text)
+    lowered = text.lower()
+    return NAMED_KEY.sub(r"\1[KEY]", text) if any(mark in lowered for mark in NAMED_KEY_MARKS) else text
+
+
+def redact_cards(text: str) -> str:
+    """Replaces numbers of payment cards."""
+    if not DIGIT.search(text):
+        return text
+    return CARD.sub(lambda match: "[CARD]" if is_card_number(match[0]) else match[0], text)
+
+
 # The order matters: a key may contain what looks like a number, and a card number looks like a telephone number.
 REDACTIONS: dict[str, Callable[[str], str]] = {
-    "key": lambda text: NAMED_KEY.sub(r"\1[KEY]", KEY.sub("[KEY]", text)),
-    "email": lambda text: EMAIL.sub("[EMAIL]", text),
-    "card": lambda text: CARD.sub(lambda match: "[CARD]" if is_card_number(match[0]) else match[0], text),
-    "phone": lambda text: PHONE.sub("[PHONE]", text),
+    "key": redact_keys,
+    "email": lambda text: EMAIL.sub("[EMAIL]", text) if "@" in text else text,
+    "card": redact_cards,
+    "phone": lambda text: PHONE.sub("[PHONE]", text) if DIGIT.search(text) else text,
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spec_kd.prompts.logs import redaction
 from spec_kd.prompts.logs.redaction import REDACTIONS, check_redactions, is_card_number, redact_messages, redact_text
 
 # Test numbers that payment providers publish.
@@ -167,3 +168,17 @@ def test_no_text_makes_it_slow(kind):
         redact_text(text, [kind])
         # a pattern that is not linear takes 5 s and more
         assert time.process_time() - start < 2, text[:60]
+
+
+MARKS = [*redaction.KEY_MARKS, *redaction.NAMED_KEY_MARKS, "Bearer ", "API-Key", "PASSWORD", *"_-.:= @"]
+PIECES = st.one_of(st.sampled_from(MARKS), st.text("aZ0+/= -._\n", max_size=40), st.text(max_size=8))
+
+
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_marks_leave_out_no_text_that_a_pattern_finds(text):
+    replaced = redaction.NAMED_KEY.sub(r"\1[KEY]", redaction.KEY.sub("[KEY]", text))
+    assert REDACTIONS["key"](text) == replaced
+    assert REDACTIONS["email"](text) == redaction.EMAIL.sub("[EMAIL]", text)
+    assert REDACTIONS["phone"](text) == redaction.PHONE.sub("[PHONE]", text)
+    cards = redaction.CARD.sub(lambda match: "[CARD]" if is_card_number(match[0]) else match[0], text)
+    assert REDACTIONS["card"](text) == cards
