@@ -57,7 +57,8 @@ def load_query_logs(
     """Reads the prompts that users sent to a target from its logs.
 
     Logs are streamed. Memory holds what is needed to recognize a kept prompt again, and not its text: 800 bytes a
-    prompt, 300 without near-duplicates. The order of the logs is kept, and so is the first one of several duplicates.
+    prompt, 300 without near-duplicates, whose texts wait on disk. The order of the logs is kept, and so is the first
+    one of several duplicates.
 
     The result lies in `output_dir` as `train.arrow`, `test.arrow` and `report.json`; `load_dataset(output_dir)` opens
     it too. The same call on the same files (by name, size and time of change) returns it without reading them again; a
