@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,8 @@ FEATURES = Features(
     }
 )
 ROWS_AT_A_TIME = 1024
+# Of a batch in a file of the result. Each batch that is mapped takes a hundred kilobytes, so there must not be many.
+ROWS_OF_BATCH, BYTES_OF_BATCH = 16 * ROWS_AT_A_TIME, 2**25
 PARTIAL_FOLDER = ".partial"
 KEPT, REPORT = "kept.arrow", "report.json"
 SPLIT_FILES = ("train.arrow", "test.arrow")
@@ -156,7 +159,7 @@ class PromptStore:
         is_first_of_several = np.zeros(len(joined), dtype=bool)
         is_first_of_several[joined[numbers != numbers[joined]]] = True
         start = 0
-        with open_writer(train_path, schema) as train, open_writer(test_path, schema) as test:
+        with _SplitWriter(train_path, schema) as train, _SplitWriter(test_path, schema) as test:
             for batch in batches:
                 end = start + len(batch)
                 chosen = is_test[start:end]
@@ -167,9 +170,8 @@ class PromptStore:
                 values["conversation_id"] = pa.array(ids, pa.string())
                 start = end
                 batch = pa.RecordBatch.from_arrays(list(values.values()), schema=schema)
-                for writer, mask in ((train, ~chosen), (test, chosen)):
-                    if mask.any():
-                        writer.write_batch(batch.filter(pa.array(mask)))
+                train.write(batch.filter(pa.array(~chosen)))
+                test.write(batch.filter(pa.array(chosen)))
 
     def finish(self, fingerprint: JsonObject, report: JsonObject) -> None:
         """Moves the files to their place; the report comes last and shows that the others are complete."""
@@ -187,6 +189,42 @@ class PromptStore:
             write_text(find_own_sum(self.output_dir / name), digest)
         move(self.partial / REPORT, self.output_dir / REPORT)
         shutil.rmtree(self.partial)
+
+
+class _SplitWriter:
+    """Writes a file of the result in large batches.
+
+    Args:
+        path (`Path`): The file.
+        schema (`pa.Schema`): Schema of all batches.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._path, self._schema = path, schema
+        self._waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> "_SplitWriter":
+        self._stream = open_writer(self._path, self._schema)
+        self._writer = self._stream.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:  # type: ignore[explicit-any]  # Python's
+        if kind is None:
+            self._flush()
+        self._stream.__exit__(kind, error, trace)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Takes a batch, which may be empty."""
+        self._waiting += [batch] if len(batch) else []
+        rows, size = sum(map(len, self._waiting)), sum(one.nbytes for one in self._waiting)
+        if rows >= ROWS_OF_BATCH or size >= BYTES_OF_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            table = pa.Table.from_batches(self._waiting).combine_chunks()
+            self._writer.write_table(table)
+        self._waiting = []
 
 
 def to_batch(rows: list[LoggedPrompt]) -> pa.RecordBatch:
