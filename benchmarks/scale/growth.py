@@ -38,6 +38,7 @@ SIZES = {
 }
 TITLES = {
     "lines": "`load_query_logs`, lines of log",
+    "shared lines": "`load_query_logs` with `ScaleOptions`, lines of log (`benchmarks.scale.logs`; memory with files)",
     "rows": "`generate_responses`, rows (an engine that answers at once)",
     "tokens": "`WhiteBoxDistillTrainer`, tokens of one pass (tiny models)",
     "processes": "`WhiteBoxDistillTrainer`, 300,000 tokens shared by processes (DDP, a core each)",
@@ -225,18 +226,34 @@ def find_slope(found: dict[str, dict], name: str) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) if len(sizes) > 1 else float("nan")
 
 
+def read_shared_logs(folder: Path) -> dict[str, dict]:
+    """What `benchmarks.scale.logs` measured of shared reading, by the number of lines: medians, and the most memory."""
+    path = folder / "logs.json"
+    runs = json.loads(path.read_text()).get("runs", {}).get("shared", {}) if path.exists() else {}
+    return {
+        lines: {
+            **{name: float(np.median([run[name] for run in own])) for name in ("processor_seconds", "seconds")},
+            **dict.fromkeys(("bytes", "bytes_with_files"), max(run["bytes"] for run in own)),
+        }
+        for lines, own in runs.items()
+    }
+
+
 def write_report(record: dict, folder: Path) -> None:
     """growth.md and growth.png."""
-    kinds = [kind for kind in KINDS if record["found"].get(kind)]
+    measured = {**record["found"], "shared lines": read_shared_logs(folder)}
+    kinds = [kind for kind in TITLES if measured.get(kind)]
     parts = [
         "# Growth with size",
         f"`python -m benchmarks.scale.growth` on {record['machine']['cpu']}, one core. Processor time, and memory "
         "above what the process had before, without and with pages of mapped files. The slope is that of the "
         "logarithms over the last three sizes: 1 is linear growth, 0 none.",
     ]
-    figure = new_figure(4.0 * len(kinds), 3.4)
+    num_columns = min(3, len(kinds))
+    num_rows = -(-len(kinds) // num_columns)
+    figure = new_figure(4.0 * num_columns, 3.4 * num_rows)
     for i, kind in enumerate(kinds):
-        found = record["found"][kind]
+        found = measured[kind]
         sizes = sorted(map(int, found))
         slopes = {name: find_slope(found, name) for name in ("processor_seconds", "bytes")}
         rows = [
@@ -251,7 +268,7 @@ def write_report(record: dict, folder: Path) -> None:
         rows.append(["slope", f"{slopes['processor_seconds']:.2f}", "", f"{slopes['bytes']:.2f}", ""])
         header = [kind, "processor seconds", "seconds", "MiB", "MiB with mapped files"]
         parts += [f"## {TITLES[kind]}", "\n".join(make_table(header, rows))]
-        axes = figure.add_subplot(1, len(kinds), i + 1)
+        axes = figure.add_subplot(num_rows, num_columns, i + 1)
         seconds = [found[str(size)]["processor_seconds"] for size in sizes]
         axes.loglog(sizes, seconds, "o-", label=f"processor seconds (slope {slopes['processor_seconds']:.2f})")
         memory = [max(found[str(size)]["bytes"] / 2**20, 1) for size in sizes]
@@ -266,7 +283,7 @@ def write_report(record: dict, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind, sizes in SIZES.items():
+    for kind, sizes in SIZES.items():  # "shared lines" are run by `benchmarks.scale.logs`
         parser.add_argument(f"--{kind}", type=int, nargs="*", default=sizes, help=TITLES[kind])
     parser.add_argument("--results", type=Path, default=FOLDER)
     parser.add_argument("--one", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
