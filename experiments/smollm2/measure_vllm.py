@@ -29,8 +29,9 @@ PORT, PLAIN_PORT = 8124, 8125
 # In float32, where the texts and the counts have to be those of replay
 FLAGS = (
     "--served-model-name target --port {port} --dtype float32 --enforce-eager --max-model-len 1024 --max-num-seqs 8 "
-    "--no-enable-prefix-caching --generation-config vllm --per-request-spec-decode-metrics detailed"
+    "--no-enable-prefix-caching --generation-config vllm"
 )
+COUNTS = "--per-request-spec-decode-metrics detailed"  # refused without a draft
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def main() -> None:
     names = str(draft.resolve()), str(target.resolve())
     command = serving_commands(*names, arguments.num_draft_tokens, is_parallel=is_parallel)["vllm"]
     plain = serve(f"vllm serve {names[1]}", PLAIN_PORT, arguments.cores, output) if arguments.plain else nullcontext()
-    with plain as plain_url, serve(command, PORT, arguments.cores, output) as url:
+    with plain as plain_url, serve(f"{command} {COUNTS}", PORT, arguments.cores, output) as url:
         observation = observe_serving(
             url,
             prompts,
