@@ -4,8 +4,9 @@ import json
 
 from benchmarks.scale.logs import THRESHOLD, find_kept
 from benchmarks.scale.made_logs import LogMaker, make_log
-from spec_kd.prompts.deduplication import END, LONG, WINDOW, normalize_text
+from spec_kd.prompts.deduplication import normalize_text
 from spec_kd.prompts.logs.files import find_files, read_records
+from spec_kd.prompts.similarity import END, LONG, WINDOW
 
 
 def list_windows(text: str) -> set[str]:

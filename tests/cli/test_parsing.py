@@ -64,7 +64,7 @@ def test_a_home_is_expanded_on_a_command_line_and_in_yaml(home, tmp_path):
     from_yaml = parse("prompts", "logs", "--config", "~/logs.yaml")
     argv = ["logs", "--paths", "~/a.jsonl", "b.jsonl", "--output_dir=~/out", "--tokenizer", "~/target"]
     assert from_yaml == parse("prompts", *argv)
-    files, _ = from_yaml
+    files, *_ = from_yaml
     assert files.paths == [f"{home}/a.jsonl", "b.jsonl"] and files.output_dir == f"{home}/out"
     parts = parse("prompts", "mix", "--parts", "a=~/a", "b=b", "--output_dir", "x")[0].parts
     assert parts == {"a": f"{home}/a", "b": "b"}

@@ -208,7 +208,7 @@ class _SplitWriter:
         self._writer = self._stream.__enter__()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:  # type: ignore[explicit-any]  # Python's
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:  # type: ignore[explicit-any]  # Python calls it
         if kind is None:
             self._flush()
         self._stream.__exit__(kind, error, trace)

@@ -177,7 +177,7 @@ class _RowWriter:
             self._place_file = self._work.place("places", self._part).open("wb")
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:  # type: ignore[explicit-any]  # Python's
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:  # type: ignore[explicit-any]  # Python calls it
         if kind is None:
             self._flush()
         self._stream.__exit__(kind, error, trace)
