@@ -134,6 +134,13 @@ def are_equal_logits(logits: torch.Tensor, expected: torch.Tensor, is_exact: boo
     return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6)
 
 
+def has_float32_values(logits: torch.Tensor) -> bool:
+    """Whether logits were computed in float32: those that mixed precision made are values of a shorter type."""
+    return logits.dtype == torch.float32 and not any(
+        torch.equal(logits, logits.to(short).float()) for short in (torch.bfloat16, torch.float16)
+    )
+
+
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; every submodule's own mode is restored, whatever happens."""
