@@ -134,10 +134,16 @@ def are_equal_logits(logits: torch.Tensor, expected: torch.Tensor, is_exact: boo
     return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-6)
 
 
-def has_float32_values(logits: torch.Tensor) -> bool:
-    """Whether logits were computed in float32: those that mixed precision made are values of a shorter type."""
-    return logits.dtype == torch.float32 and not any(
-        torch.equal(logits, logits.to(short).float()) for short in (torch.bfloat16, torch.float16)
+def are_exact_logits(model: PreTrainedModel, logits: torch.Tensor) -> bool:
+    """Whether a model computed these logits in float32, and not in mixed precision.
+
+    accelerate turns logits of mixed precision into float32; their values are those of the shorter type.
+    """
+    is_float32 = model.dtype == logits.dtype == torch.float32
+    return (
+        is_float32
+        and not torch.is_autocast_enabled(model.device.type)
+        and not any(torch.equal(logits, logits.to(short).float()) for short in (torch.bfloat16, torch.float16))
     )
 
 

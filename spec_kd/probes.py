@@ -20,6 +20,7 @@ from spec_kd.heads import (
     LogitHead,
     LogitTransform,
     are_equal_logits,
+    are_exact_logits,
     compute_last_hidden_states,
     count_rows,
     evaluation_mode,
@@ -190,7 +191,8 @@ def check_logits_are_known(model: PreTrainedModel, role: str) -> None:
         where = f"its weight `{name}` has a NaN or an infinity" if name else f"its numbers overflow in {hidden.dtype}"
         raise NonFiniteError(f"The logits of the {role} are not finite: {where}. Load it again, in another dtype.")
     expected, logits = expected[is_finite], logits[is_finite]  # a logit of -inf is a mask
-    if not are_equal_logits(logits, expected, is_exact=model.dtype == hidden.dtype == torch.float32):
+    is_exact = hidden.dtype == torch.float32 and are_exact_logits(model, expected)
+    if not are_equal_logits(logits, expected, is_exact):
         raise ValueError(
             f"{type(model).__name__} ({role}) computes its logits in a way that is not known here: they differ by up "
             f"to {(logits - expected).abs().max().item():.3g} from head and hidden states with "
@@ -294,7 +296,7 @@ def _generate(
 
 
 def _compare(model: PreTrainedModel, logits: list[torch.Tensor], expected: list[torch.Tensor]) -> float | None:
-    is_exact = model.dtype == expected[0].dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    is_exact = are_exact_logits(model, expected[0])
     differences = [
         (ours.float() - theirs.float().to(ours.device)).abs().nan_to_num().max().item()
         for ours, theirs in zip(logits, expected, strict=True)

@@ -6,7 +6,7 @@ import transformers
 from tiny import build_llama
 
 from spec_kd import heads
-from spec_kd.heads import LogitHead, LogitTransform, compute_last_hidden_states
+from spec_kd.heads import LogitHead, LogitTransform, are_exact_logits, compute_last_hidden_states
 from spec_kd.probes import check_logits_are_known
 
 SMALL = {
@@ -115,3 +115,15 @@ def test_accumulated_products():
     heads.accumulate_product(total, many[0].T, many[1])
     exact = many[0].double().T @ many[1].double()
     assert (total.double() - 1e3 - exact).norm() < 2**-8 * exact.norm()  # the sum is float32 at any number of tokens
+
+
+def test_logits_of_mixed_precision_are_told_by_their_values():
+    model = build_llama(seed=0)
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        assert are_exact_logits(model, model(input_ids=ids).logits)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = model(input_ids=ids).logits
+    assert not are_exact_logits(model, mixed)
+    assert not are_exact_logits(model, mixed.float())  # as accelerate returns them
+    assert not are_exact_logits(build_llama(seed=0).bfloat16(), mixed)

@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
-from spec_kd.heads import are_equal_logits, count_rows, evaluation_mode, find_input_device, has_float32_values, is_whole
+from spec_kd.heads import are_equal_logits, are_exact_logits, count_rows, evaluation_mode, find_input_device, is_whole
 from spec_kd.open_types import Argument
 from spec_kd.probes import make_texts
 from spec_kd.sampling.prompts import get_max_length
@@ -269,8 +269,7 @@ def _reads_as_alone(model: PreTrainedModel, is_gapless: bool) -> bool:
             for i, count in enumerate(counts):
                 texts[i] = texts[i][: len(texts[i]) - count] + new[i].tolist()
                 alone = model(input_ids=torch.tensor([texts[i]], device=device), use_cache=False).logits[0, -2:]
-                is_exact = model.dtype == torch.float32 and has_float32_values(alone)
-                if not are_equal_logits(logits[i], alone, is_exact):
+                if not are_equal_logits(logits[i], alone, are_exact_logits(model, alone)):
                     return False
     return True
 

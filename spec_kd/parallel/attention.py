@@ -5,7 +5,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from spec_kd._private import get_attention_implementation
-from spec_kd.heads import are_equal_logits, evaluation_mode, is_whole, unwrap_peft
+from spec_kd.heads import are_equal_logits, are_exact_logits, evaluation_mode, is_whole, unwrap_peft
 from spec_kd.parallel.layout import MaskLayout, build_layout
 from spec_kd.probes import make_texts
 
@@ -98,4 +98,4 @@ def _reads_masks(model: PreTrainedModel, mask_token_id: int) -> bool:
             logits = model(input_ids=ids, use_cache=False).logits[0, block:]  # (K, V)
             is_own = blocks.block == block
             alone[is_own] = logits[blocks.position[is_own]]
-    return are_equal_logits(together, alone, is_exact=model.dtype == together.dtype == torch.float32)
+    return are_equal_logits(together, alone, are_exact_logits(model, alone))
